@@ -1,0 +1,83 @@
+"""The settings: one frozen object, its keys as they stand in flags and in --additional-config.
+
+Owns names, defaults, bounds and the errors about them. Knows no argument parser and no host.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from holdfast.core.errors import BadConfiguration
+
+FaultPolicy = Literal["auto", "external"]
+Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+Seconds = Annotated[float, msgspec.Meta(gt=0, le=86400)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=1_000_000)]
+
+_RENAMED = {
+    "engine_recovery_timeout_s": "engine_recovery_timeout",
+    "retry_window_s": "retry_window",
+    "drain_timeout_s": "drain_timeout",
+    "containment_timeout_s": "containment_timeout",
+}
+
+
+class HoldfastConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename=_RENAMED):
+    """All settings. A key is the flag's name with underscores."""
+
+    enable_fault_tolerance: bool = True
+    fault_policy: FaultPolicy = "auto"
+    engine_recovery_timeout_s: Seconds = 120.0
+    max_retries: Count = 10
+    retry_window_s: Seconds = 60.0
+    drain_timeout_s: Seconds = 10.0
+    containment_timeout_s: Seconds = 30.0
+    external_fault_notify_host: str = "127.0.0.1"
+    external_fault_notify_port: Port = 22867
+    max_held_requests: Count = 1024
+    enable_fault_injection: bool = False
+    allow_unknown_host: bool = False
+    # Only with fault injection: leave what a failed step was to write in the prefix cache.
+    # It makes answers wrong; it exists so that a test can show that eviction is needed.
+    unsafe_keep_suspect_blocks: bool = False
+    # Set by the front end for the processes it starts; never by an operator.
+    runtime_dir: str = ""
+
+    def __post_init__(self) -> None:
+        if self.unsafe_keep_suspect_blocks and not self.enable_fault_injection:
+            raise BadConfiguration(
+                "unsafe_keep_suspect_blocks makes answers wrong and is for tests only",
+                hint="it needs enable_fault_injection",
+            )
+
+
+def known_keys() -> tuple[str, ...]:
+    """The keys an operator may use, in the order of the settings."""
+    fields = msgspec.structs.fields(HoldfastConfig)
+    return tuple(f.encode_name for f in fields if f.name != "runtime_dir")
+
+
+def parse_config(settings: Mapping[str, Any]) -> HoldfastConfig:
+    """Settings from a mapping. Raises `BadConfiguration` that names the nearest known key."""
+    for key in settings:
+        if key not in known_keys() and key != "runtime_dir":
+            raise BadConfiguration(f"unknown setting {key!r}", hint=_nearest(key))
+    try:
+        return msgspec.convert(dict(settings), HoldfastConfig)
+    except msgspec.ValidationError as error:
+        raise BadConfiguration(f"holdfast settings: {error}") from None
+
+
+def dump_config(config: HoldfastConfig) -> dict[str, Any]:
+    """Plain mapping of a configuration, as `parse_config` reads it."""
+    built: dict[str, Any] = msgspec.to_builtins(config)
+    return built
+
+
+def _nearest(key: str) -> str:
+    near = difflib.get_close_matches(key.replace("-", "_"), known_keys(), n=1, cutoff=0.4)
+    return f"did you mean {near[0]!r}?" if near else "known: " + ", ".join(known_keys())

@@ -1,0 +1,76 @@
+"""The one stream of events; status, history, PUB, log and metrics are views of it.
+
+An event is a fact in the past tense, frozen, without prompt text or tokens.
+"""
+
+from __future__ import annotations
+
+import enum
+
+import msgspec
+
+from holdfast.core.faults import Fault
+from holdfast.core.messages import RecoveryReport
+from holdfast.core.states import EngineState
+
+
+class EventKind(enum.StrEnum):
+    ENGINE_ATTACHED = "engine-attached"
+    FAULT_REPORTED = "fault-reported"
+    ENGINE_PAUSED = "engine-paused"
+    DECISION_MADE = "decision-made"
+    RECOVERY_STARTED = "recovery-started"
+    ENGINE_RECOVERED = "engine-recovered"
+    RECOVERY_FAILED = "recovery-failed"
+    FAULT_ARMED = "fault-armed"
+    INSTANCE_DEFEATED = "instance-defeated"
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One event. `at` is wall-clock seconds since the epoch; `sequence` counts from 1 without gaps."""
+
+    sequence: int
+    at: float
+    kind: EventKind
+    engine_id: int
+    state: EngineState
+    epoch: int = 0
+    command_id: str | None = None
+    fault: Fault | None = None
+    reason: str | None = None
+    report: RecoveryReport | None = None
+    interruption_s: float | None = None
+
+
+class EngineView(msgspec.Struct, frozen=True, kw_only=True):
+    """One engine as status shows it."""
+
+    engine_id: int
+    state: EngineState
+    epoch: int
+    pid: int | None = None
+    ranks: int = 0
+    hooks: tuple[str, ...] = ()
+    fault: Fault | None = None
+    reason: str | None = None
+    last_command_id: str | None = None
+    last_error: str | None = None
+    recoveries: int = 0
+    faults: int = 0
+
+
+class InstanceView(msgspec.Struct, frozen=True, kw_only=True):
+    """The instance as status shows it; a new one is made at every change."""
+
+    engines: tuple[EngineView, ...]
+    fault_policy: str
+    sequence: int = 0
+    notify_address: str = ""
+    defeat: str | None = None
+
+    @property
+    def ready(self) -> bool:
+        return self.defeat is None and all(e.state.makes_progress for e in self.engines)
+
+    def engine(self, engine_id: int) -> EngineView | None:
+        return next((e for e in self.engines if e.engine_id == engine_id), None)

@@ -1,0 +1,86 @@
+"""What a fault is: its class, its cause in words, and where a step it can happen.
+
+Owns the closed lists of phases and fault classes. Must never hold prompt text or tokens.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+
+import msgspec
+
+MAX_CAUSE_CHARS = 2000
+
+
+class Phase(enum.StrEnum):
+    """Where in a step something happens, in the order of a step. Faults are injected only here."""
+
+    SCHEDULE_START = "schedule-start"  # engine core: before the scheduler runs
+    SCHEDULE_END = "schedule-end"  # engine core: scheduled, not yet executed
+    STEP_START = "step-start"  # worker: before the model runner touches the batch
+    FORWARD = "forward"  # worker: inside the model's forward pass
+    STEP_END = "step-end"  # worker: after the forward pass, before sampling
+    SAMPLE_START = "sample-start"  # worker: before sampling
+    SAMPLE_END = "sample-end"  # worker: tokens are sampled, the reply is not sent
+    OUTPUT_START = "output-start"  # engine core: reply here, not yet processed
+    OUTPUT_REQUEST = "output-request"  # engine core: in the middle of a batch's outputs
+    OUTPUT_END = "output-end"  # engine core: processed, not yet sent to the front end
+    RECOVERY = "recovery"  # engine core: inside a recovery, before requests are rewound
+
+    @property
+    def in_worker(self) -> bool:
+        return self in _WORKER_PHASES
+
+
+_WORKER_PHASES = frozenset(
+    {Phase.STEP_START, Phase.FORWARD, Phase.STEP_END, Phase.SAMPLE_START, Phase.SAMPLE_END}
+)
+
+
+class FaultClass(enum.StrEnum):
+    """How deep a fault goes; decides the first rung that can help."""
+
+    TRANSIENT = "transient"  # an exception; the processes and their memory are intact
+    DEVICE = "device"  # a sticky device error: nothing in this process works again
+    WORKER_LOST = "worker-lost"  # a worker process is gone
+    UNRESPONSIVE = "unresponsive"  # a rank did not answer within its bound
+
+
+class Fault(msgspec.Struct, frozen=True, kw_only=True):
+    """One fault, as it travels and as people read it."""
+
+    fault_class: FaultClass
+    error_type: str
+    message: str
+    engine_id: int
+    rank: int | None = None
+    phase: str | None = None
+    step: int | None = None
+
+    def summary(self) -> str:
+        where = f"engine {self.engine_id}" + ("" if self.rank is None else f", rank {self.rank}")
+        phase = f" at {self.phase}" if self.phase else ""
+        return f"{self.error_type} in {where}{phase}: {self.message}"
+
+
+# Messages of errors after which a CUDA context is unusable (CUDA's "sticky" errors).
+_STICKY_DEVICE_ERROR = re.compile(
+    r"illegal memory access|device-side assert|unspecified launch failure|"
+    r"uncorrectable ECC|misaligned address|hardware stack error|illegal instruction|"
+    r"device is (lost|in an unrecoverable state)|GPU has fallen off the bus",
+    re.IGNORECASE,
+)
+
+
+def classify_error(error_type: str, message: str) -> FaultClass:
+    """Class of an exception known only by its type's name and its message."""
+    if _STICKY_DEVICE_ERROR.search(message):
+        return FaultClass.DEVICE
+    return FaultClass.TRANSIENT
+
+
+def describe_error(error: BaseException) -> tuple[str, str]:
+    """Name and bounded one-line message of an exception."""
+    text = " ".join(str(error).split()) or "no message"
+    return type(error).__name__, text[:MAX_CAUSE_CHARS]

@@ -1,0 +1,56 @@
+"""Faults to inject: where, when and how often. The closed list is `Phase`; the kind is `raise`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+
+from holdfast.core.faults import Phase
+
+MAX_TIMES = 1000
+
+
+class InjectionSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Raise at `phase`, `after_steps` matching passages from now, `times` passages in a row.
+
+    `engine_id` and `rank` say where (a worker phase needs a rank, an engine-core phase has none);
+    `request_index` says before which request of the batch an `output-request` fault raises;
+    `message` is what the exception says.
+    """
+
+    phase: Phase
+    kind: Literal["raise"] = "raise"
+    engine_id: int = 0
+    rank: int = 0
+    after_steps: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 0
+    times: Annotated[int, msgspec.Meta(ge=1, le=MAX_TIMES)] = 1
+    request_index: Annotated[int, msgspec.Meta(ge=0, le=100_000)] = 1
+    message: Annotated[str, msgspec.Meta(max_length=200)] = "injected fault"
+
+
+class Trap:
+    """Counts passages of one armed fault. Call `passes` at its phase; raises when it is time."""
+
+    def __init__(self, spec: InjectionSpec) -> None:
+        self.spec = spec
+        self._to_skip = spec.after_steps
+        self._left = spec.times
+
+    @property
+    def spent(self) -> bool:
+        return self._left == 0
+
+    def passes(self) -> bool:
+        """One passage; true when the fault is to be raised now."""
+        if self.spent:
+            return False
+        if self._to_skip > 0:
+            self._to_skip -= 1
+            return False
+        self._left -= 1
+        return True
+
+
+class InjectedFault(RuntimeError):
+    """The exception that an armed trap raises."""

@@ -1,0 +1,190 @@
+"""What the sentinels say to each other: tagged unions, one decoder per link.
+
+Messages evolve by fields with defaults only. Nothing here names a method to call.
+Every command carries an id that is the same from the HTTP call to the last worker and back;
+every report carries the epoch of the sender, so that a late one changes nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import msgspec
+
+from holdfast.core.faults import Fault
+from holdfast.core.injection import InjectionSpec
+
+MAX_MESSAGE_BYTES = 1 << 20
+
+
+class _Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    pass
+
+
+# ---- worker -> engine core
+
+
+class WorkerAttached(_Message, tag="worker-attached"):
+    rank: int
+    pid: int
+    hooks: tuple[str, ...]
+
+
+class RankFaulted(_Message, tag="rank-faulted"):
+    """A rank fenced itself. `epoch` is the epoch in which it worked."""
+
+    rank: int
+    epoch: int
+    fault: Fault
+
+
+class WorkerAnswered(_Message, tag="worker-answered"):
+    rank: int
+    command_id: str
+    refused: str | None = None
+
+
+FromWorker = WorkerAttached | RankFaulted | WorkerAnswered
+
+
+# ---- engine core -> worker
+
+
+class ArmWorkerFault(_Message, tag="arm-worker-fault"):
+    command_id: str
+    spec: InjectionSpec
+
+
+ToWorker = ArmWorkerFault
+
+
+# ---- engine core -> client
+
+
+class EngineAttached(_Message, tag="engine-attached"):
+    engine_id: int
+    pid: int
+    hooks: tuple[str, ...]
+    workers: tuple[WorkerAttached, ...]
+
+
+class EngineFaulted(_Message, tag="engine-faulted"):
+    engine_id: int
+    epoch: int
+    fault: Fault
+
+
+class EngineHeld(_Message, tag="engine-held"):
+    """The busy loop stands still and waits for a command."""
+
+    engine_id: int
+    epoch: int
+    fault: Fault
+    unfinished_requests: int
+
+
+class RecoveryReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What a recovery did, in numbers. Seconds are of the engine core's monotonic clock."""
+
+    requests: int = 0
+    kept_blocks: int = 0
+    evicted_blocks: int = 0
+    tokens_to_recompute: int = 0
+    stale_replies: int = 0
+    salvaged_outputs: int = 0
+    failed_requests: int = 0
+    held_s: float = 0.0
+    drain_s: float = 0.0
+    rewind_s: float = 0.0
+    restore_s: float = 0.0
+
+
+class EngineRecovered(_Message, tag="engine-recovered"):
+    engine_id: int
+    command_id: str
+    epoch: int
+    report: RecoveryReport
+
+
+class RecoveryAborted(_Message, tag="recovery-aborted"):
+    """A recovery raised; the engine stands held again."""
+
+    engine_id: int
+    command_id: str
+    epoch: int
+    fault: Fault
+
+
+class EngineAnswered(_Message, tag="engine-answered"):
+    engine_id: int
+    command_id: str
+    refused: str | None = None
+
+
+FromEngine = EngineAttached | EngineFaulted | EngineHeld | EngineRecovered | RecoveryAborted | EngineAnswered
+
+
+# ---- client -> engine core
+
+
+class RetryEngine(_Message, tag="retry-engine"):
+    """Rewind the requests, let the ranks back in under `epoch`, go on."""
+
+    command_id: str
+    epoch: int
+
+
+class EndEngine(_Message, tag="end-engine"):
+    command_id: str
+    reason: str
+
+
+class ArmFault(_Message, tag="arm-fault"):
+    command_id: str
+    spec: InjectionSpec
+
+
+ToEngine = RetryEngine | EndEngine | ArmFault
+
+
+M = TypeVar("M")
+
+
+class Undecodable(Exception):
+    """Bytes that are not one of our messages."""
+
+
+_encoder = msgspec.msgpack.Encoder()
+_from_worker = msgspec.msgpack.Decoder(FromWorker)
+_to_worker = msgspec.msgpack.Decoder(ToWorker)
+_from_engine = msgspec.msgpack.Decoder(FromEngine)
+_to_engine = msgspec.msgpack.Decoder(ToEngine)
+
+
+def encode(message: FromWorker | ToWorker | FromEngine | ToEngine) -> bytes:
+    return _encoder.encode(message)
+
+
+def _decode(decoder: msgspec.msgpack.Decoder[M], data: bytes) -> M:
+    if len(data) > MAX_MESSAGE_BYTES:
+        raise Undecodable(f"{len(data)} bytes are more than {MAX_MESSAGE_BYTES}")
+    try:
+        return decoder.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise Undecodable(str(error)) from None
+
+
+def decode_from_worker(data: bytes) -> FromWorker:
+    return _decode(_from_worker, data)
+
+
+def decode_to_worker(data: bytes) -> ToWorker:
+    return _decode(_to_worker, data)
+
+
+def decode_from_engine(data: bytes) -> FromEngine:
+    return _decode(_from_engine, data)
+
+
+def decode_to_engine(data: bytes) -> ToEngine:
+    return _decode(_to_engine, data)

@@ -1,0 +1,78 @@
+"""What the sentinels need of a host and of the world, as small protocols.
+
+vLLM and the fake host implement the host ports; ZeroMQ and an in-memory twin implement `Wire`.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from typing import Protocol
+
+from holdfast.core.config import HoldfastConfig
+from holdfast.core.events import Event, InstanceView
+from holdfast.core.faults import Fault
+from holdfast.core.injection import InjectionSpec
+from holdfast.core.messages import RecoveryReport
+
+
+class EngineHost(Protocol):
+    """An engine core, seen from its sentinel. Everything but `arm` runs on the busy loop's thread."""
+
+    @property
+    def engine_id(self) -> int: ...
+
+    def unfinished_requests(self) -> int:
+        """How many requests wait for this engine to go on."""
+        ...
+
+    def recover(self, error: Exception, epoch: int) -> RecoveryReport:
+        """Drain stale replies, rewind every request, let the ranks back in under `epoch`.
+
+        Raises: anything; a recovery that raises is a fault like any other.
+        """
+        ...
+
+    def arm(self, spec: InjectionSpec) -> None:
+        """Arm a fault at an engine-core phase. Any thread."""
+        ...
+
+
+class FrontEndHost(Protocol):
+    """The process that owns the engine cores, seen from the ClientSentinel. Any thread."""
+
+    def end_instance(self, reason: str) -> None:
+        """End the server: no new work, open requests answered with an error, non-zero exit."""
+        ...
+
+
+class WorkerHost(Protocol):
+    """A worker, seen from its sentinel. Any thread."""
+
+    def arm(self, spec: InjectionSpec) -> None: ...
+
+
+class FaultReporter(Protocol):
+    """Where a worker's main thread leaves its own fault, without waiting."""
+
+    def report(self, fault: Fault, epoch: int) -> None: ...
+
+
+class ControlPlane(Protocol):
+    """What HTTP and the command line may ask of the ClientSentinel. Any thread.
+
+    The futures fail with an `OperatorError` for an instruction that cannot be followed, and with
+    `RecoveryFailed` for one that was followed and did not work.
+    """
+
+    @property
+    def config(self) -> HoldfastConfig: ...
+
+    def view(self) -> InstanceView: ...
+
+    def history(self, after: int = 0) -> tuple[Event, ...]:
+        """Events with a sequence greater than `after`, oldest first; bounded."""
+        ...
+
+    def retry(self, command_id: str, engine_id: int | None) -> Future[None]: ...
+
+    def arm(self, command_id: str, spec: InjectionSpec) -> Future[None]: ...
