@@ -1,0 +1,65 @@
+"""The log: one line per event, for people who read the server's output."""
+
+from __future__ import annotations
+
+import logging
+
+from holdfast.core.events import Event, EventKind, InstanceView
+from holdfast.core.messages import RecoveryReport
+
+logger = logging.getLogger("holdfast")
+
+
+def log_event(event: Event, view: InstanceView) -> None:
+    """A sink that logs an event."""
+    logger.log(_level(event), describe_event(event))
+
+
+def describe_event(event: Event) -> str:
+    """One line that says what happened."""
+    engine = f"engine {event.engine_id}"
+    cause = event.fault.summary() if event.fault else "no cause given"
+    match event.kind:
+        case EventKind.ENGINE_ATTACHED:
+            return f"{engine} is protected"
+        case EventKind.FAULT_REPORTED:
+            return f"{engine} faulted: {cause}"
+        case EventKind.ENGINE_PAUSED:
+            return f"{engine} is paused"
+        case EventKind.DECISION_MADE:
+            return f"{engine}: {event.reason}"
+        case EventKind.RECOVERY_STARTED:
+            return f"{engine} recovering, epoch {event.epoch} (command {event.command_id})"
+        case EventKind.ENGINE_RECOVERED:
+            return f"{engine} recovered after {event.interruption_s or 0.0:.3f} s: {_describe_report(event.report)}"
+        case EventKind.RECOVERY_FAILED:
+            return f"{engine} did not recover: {cause}"
+        case EventKind.FAULT_ARMED:
+            return f"{engine} has a fault armed (command {event.command_id})"
+        case EventKind.INSTANCE_DEFEATED:
+            return f"giving up: {event.reason}"
+
+
+def _describe_report(report: RecoveryReport | None) -> str:
+    if report is None:
+        return "no report"
+    parts = [
+        f"{report.requests} requests rewound",
+        f"{report.kept_blocks} blocks kept",
+        f"{report.evicted_blocks} evicted",
+        f"{report.tokens_to_recompute} tokens to compute again",
+    ]
+    if report.salvaged_outputs:
+        parts.append(f"{report.salvaged_outputs} outputs salvaged")
+    if report.failed_requests:
+        parts.append(f"{report.failed_requests} requests failed")
+    return ", ".join(parts)
+
+
+def _level(event: Event) -> int:
+    match event.kind:
+        case EventKind.INSTANCE_DEFEATED | EventKind.RECOVERY_FAILED:
+            return logging.ERROR
+        case EventKind.FAULT_REPORTED | EventKind.ENGINE_PAUSED | EventKind.FAULT_ARMED:
+            return logging.WARNING
+    return logging.INFO

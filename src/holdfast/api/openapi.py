@@ -1,0 +1,83 @@
+"""How the control endpoints describe themselves in the server's OpenAPI document."""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import msgspec
+
+from holdfast.api.formats import AcceptedRequest, AwaitedRequest, Instruction
+from holdfast.core.injection import InjectionSpec
+
+Schema: TypeAlias = dict[str, Any]
+
+_ANSWERS = {
+    "GET": {"200": "Done", "401": "A token is needed", "403": "Refused"},
+    "POST": {
+        "200": "Done",
+        "202": "Accepted",
+        "400": "Not understood",
+        "401": "A token is needed",
+        "403": "Refused",
+        "404": "No such engine, or fault injection is off",
+        "408": "The body did not arrive in time",
+        "409": "Makes no sense in the present state",
+        "413": "Body too large",
+        "415": "Body is not JSON",
+        "500": "It was tried and did not work",
+    },
+}
+_AFTER = {
+    "name": "after",
+    "in": "query",
+    "required": False,
+    "description": "only events with a greater sequence number",
+    "schema": {"type": "integer", "minimum": 0, "maximum": 10**15 - 1},
+}
+
+
+def _schema(kind: type[msgspec.Struct]) -> Schema:
+    document = msgspec.json.schema(kind)
+    resolved: Schema = _resolve(document, document.get("$defs", {}))
+    return resolved
+
+
+def _resolve(node: Any, definitions: Schema) -> Any:
+    # A reference into a part of the document would not be found from the whole one's root.
+    match node:
+        case {"$ref": str(reference)}:
+            return _resolve(definitions[reference.rpartition("/")[2]], definitions)
+        case dict():
+            return {key: _resolve(value, definitions) for key, value in node.items() if key != "$defs"}
+        case list():
+            return [_resolve(value, definitions) for value in node]
+    return node
+
+
+def _with_known_instructions(schema: Schema, key: str) -> Schema:
+    known = {"type": "string", "enum": [i.value for i in Instruction]}
+    return {**schema, "properties": {**schema["properties"], key: known}}
+
+
+APPLY_BODY: Schema = {
+    "oneOf": [
+        _with_known_instructions(_schema(AcceptedRequest), "instruction"),
+        _with_known_instructions(_schema(AwaitedRequest), "fault_tolerance_instruction"),
+    ]
+}
+INJECT_BODY: Schema = _schema(InjectionSpec)
+
+
+def describe(body: Schema | None, *, takes_after: bool = False) -> Schema:
+    """What FastAPI cannot see in a handler: its body, its query and its answers."""
+    answers = dict(_ANSWERS["GET" if body is None else "POST"])
+    if takes_after:
+        answers["400"] = "Not a sequence number"
+    if body is None:
+        answers["503"] = "The instance makes no progress (ready only)"
+    described: Schema = {"responses": {code: {"description": text} for code, text in answers.items()}}
+    if body is not None:
+        described["requestBody"] = {"required": True, "content": {"application/json": {"schema": body}}}
+    if takes_after:
+        described["parameters"] = [_AFTER]
+    return described

@@ -1,0 +1,270 @@
+"""The control endpoints: one table of routes, the same under both prefixes.
+
+A handler reads one request and asks the control plane; who may call and how errors look is decided in
+one place around all of them. No handler ever shows a stack.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import msgspec
+from fastapi import FastAPI
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from holdfast.api import formats, openapi
+from holdfast.api.access import Access, Caller, Purpose, Refusal, decide_access
+from holdfast.api.source import ControlSource, control_getter
+from holdfast.core.errors import (
+    BadInstruction,
+    HoldfastError,
+    InstructionConflict,
+    OperatorError,
+    RecoveryFailed,
+    UnknownEngine,
+)
+from holdfast.core.events import InstanceView
+from holdfast.core.injection import InjectionSpec
+from holdfast.core.ports import ControlPlane
+
+PREFIXES = ("/fault_tolerance", "/v1/fault_tolerance")
+
+_BODY_TIMEOUT_S = 30.0
+# A refusal comes back from the sentinel's thread within milliseconds; a recovery may take longer than this.
+_REFUSAL_WAIT_S = 0.5
+_ARM_MARGIN_S = 5.0
+_PROXY_HEADERS = ("forwarded", "x-forwarded-for", "x-real-ip")
+
+logger = logging.getLogger("holdfast")
+
+Handler = Callable[[Request, ControlPlane], Awaitable[Response]]
+
+
+class _Rejected(Exception):
+    """A request that is answered with an error before anything is asked of the control plane."""
+
+    def __init__(self, status: int, message: str, hint: str = "", headers: dict[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.response = _problem(status, formats.Problem(message=message, hint=hint), headers)
+
+
+@dataclass(frozen=True)
+class _Route:
+    method: Literal["GET", "POST"]
+    path: str
+    purpose: Purpose
+    handler: Handler
+    body: openapi.Schema | None = None
+
+
+def install(app: FastAPI, control: ControlSource, access: Access) -> None:
+    """Register the control endpoints on `app`, under both prefixes."""
+    get_control = control_getter(control)
+    for prefix in PREFIXES:
+        for route in _ROUTES:
+            app.add_api_route(
+                prefix + route.path,
+                _guarded(route, get_control, access),
+                methods=[route.method],
+                tags=["fault tolerance"],
+                summary=route.handler.__doc__,
+                operation_id=f"{prefix}{route.path}".strip("/").replace("/", "_"),
+                response_class=Response,
+                openapi_extra=openapi.describe(route.body, takes_after=route.handler is _events),
+            )
+
+
+def _guarded(route: _Route, get_control: Callable[[], ControlPlane], access: Access) -> Callable[..., Any]:
+    async def endpoint(request: Request) -> Response:
+        try:
+            _check_access(route.purpose, request, access)
+            return await route.handler(request, get_control())
+        except _Rejected as rejected:
+            return rejected.response
+        except HoldfastError as error:
+            return _problem(_status_of(error), formats.describe_problem(error))
+        except Exception:
+            logger.exception("%s %s failed", route.method, route.path)
+            return _problem(500, formats.Problem(message="internal error", hint="the server's log says more"))
+
+    return endpoint
+
+
+# ---- handlers
+
+
+async def _status(request: Request, control: ControlPlane) -> Response:
+    """The state of every engine."""
+    return _json(formats.render_status(control.view()))
+
+
+async def _ready(request: Request, control: ControlPlane) -> Response:
+    """200 while the instance makes progress, else 503."""
+    readiness = formats.render_readiness(control.view())
+    if readiness.ready:
+        return _json(readiness)
+    return _json(readiness, 503, {"Retry-After": "1"})
+
+
+async def _events(request: Request, control: ControlPlane) -> Response:
+    """Events after a sequence number, oldest first."""
+    after = formats.parse_after(request.query_params.get("after"))
+    events = control.history(after)
+    # A number beyond the last event is from an earlier life of this server: `next` leads back.
+    following = events[-1].sequence if events else min(after, control.view().sequence)
+    return _json(formats.EventsPage(events=events, next=following))
+
+
+async def _apply(request: Request, control: ControlPlane) -> Response:
+    """Carry out an instruction, in either request format."""
+    command = formats.parse_apply(await _read_body(request))
+    command_id = uuid.uuid4().hex
+    outcome = _watch(_order(control, command, command_id))
+    if command.timeout_s is None:
+        return await _accept(outcome, command_id)
+    return await _execute(outcome, command.timeout_s)
+
+
+async def _inject(request: Request, control: ControlPlane) -> Response:
+    """Arm a fault; only on a server that was started with fault injection."""
+    if not control.config.enable_fault_injection:
+        raise _Rejected(404, "fault injection is off", "start the server with --enable-fault-injection")
+    spec = formats.parse_injection(await _read_body(request))
+    _check_rank(spec, control.view())
+    command_id = uuid.uuid4().hex
+    outcome = _watch(control.arm(command_id, spec))
+    await _wait_ended(outcome, control.config.drain_timeout_s + _ARM_MARGIN_S)
+    return _json(formats.Accepted(message="Fault armed.", request_id=command_id))
+
+
+_ROUTES = (
+    _Route("GET", "/status", Purpose.READ, _status),
+    _Route("GET", "/events", Purpose.READ, _events),
+    _Route("GET", "/ready", Purpose.PROBE, _ready),
+    _Route("POST", "/apply", Purpose.COMMAND, _apply, openapi.APPLY_BODY),
+    _Route("POST", "/inject", Purpose.COMMAND, _inject, openapi.INJECT_BODY),
+)
+
+
+# ---- commands
+
+
+def _order(control: ControlPlane, command: formats.ApplyCommand, command_id: str) -> Future[None]:
+    match command.instruction:
+        case formats.Instruction.RETRY:
+            return control.retry(command_id, command.engine_id)
+
+
+def _watch(command: Future[None]) -> asyncio.Future[None]:
+    outcome = asyncio.wrap_future(command)
+    # Nobody may be waiting any more when it fails; asyncio would log that as an error of ours.
+    outcome.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+    return outcome
+
+
+async def _accept(outcome: asyncio.Future[None], command_id: str) -> Response:
+    try:
+        await _wait_ended(outcome, _REFUSAL_WAIT_S)
+    except OperatorError:
+        raise
+    except HoldfastError:
+        pass  # it was accepted: how it ends is for those who poll the status
+    return _json(formats.Accepted(request_id=command_id), 202)
+
+
+async def _execute(outcome: asyncio.Future[None], timeout_s: float) -> Response:
+    try:
+        await _wait_ended(outcome, timeout_s)
+    except OperatorError:
+        raise
+    except HoldfastError as error:
+        failed = formats.Problem(message=formats.FAILED_MESSAGE, detail=error.message, hint=error.hint)
+        return _problem(500, failed)
+    return _json(formats.Executed())
+
+
+async def _wait_ended(outcome: asyncio.Future[None], timeout_s: float) -> None:
+    """Wait for a command's end; it goes on when the wait is over. Raises its error, or `RecoveryFailed`."""
+    ended, _ = await asyncio.wait({outcome}, timeout=timeout_s)
+    if not ended:
+        raise RecoveryFailed(f"not finished within {timeout_s:g} s", hint="poll /fault_tolerance/status")
+    if outcome.cancelled():
+        raise RecoveryFailed("the instance is ending")
+    outcome.result()
+
+
+def _check_rank(spec: InjectionSpec, view: InstanceView) -> None:
+    engine = view.engine(spec.engine_id)
+    if engine is None or not engine.ranks or not spec.phase.in_worker:
+        return
+    if not 0 <= spec.rank < engine.ranks:
+        raise BadInstruction(f"engine {spec.engine_id} has no rank {spec.rank}", hint=f"0 to {engine.ranks - 1}")
+
+
+# ---- requests and responses
+
+
+def _check_access(purpose: Purpose, request: Request, access: Access) -> None:
+    headers = request.headers
+    caller = Caller(
+        authorization=headers.get("authorization"),
+        host=request.client.host if request.client else None,
+        forwarded=any(name in headers for name in _PROXY_HEADERS),
+        origin=headers.get("origin"),
+    )
+    match decide_access(purpose, caller, access):
+        case Refusal(status, message, hint, challenge):
+            raise _Rejected(status, message, hint, {"WWW-Authenticate": "Bearer"} if challenge else None)
+
+
+async def _read_body(request: Request) -> bytes:
+    if not formats.is_json(request.headers.get("content-type")):
+        raise _Rejected(415, "the body must be JSON", "send 'Content-Type: application/json'")
+    try:
+        async with asyncio.timeout(_BODY_TIMEOUT_S):
+            return await _read_bounded(request)
+    except TimeoutError:
+        raise _Rejected(408, f"the body did not arrive within {_BODY_TIMEOUT_S:g} s") from None
+    except ClientDisconnect:
+        raise _Rejected(400, "the client left before its body arrived") from None
+
+
+async def _read_bounded(request: Request) -> bytes:
+    announced = request.headers.get("content-length", "")
+    body = bytearray()
+    too_large = announced.isdigit() and int(announced[:20]) > formats.MAX_BODY_BYTES
+    if not too_large:
+        # Counted as it arrives: a chunked body announces nothing, and an announced size may be a lie.
+        async for chunk in request.stream():
+            body += chunk
+            if too_large := len(body) > formats.MAX_BODY_BYTES:
+                break
+    if too_large:
+        raise _Rejected(413, f"the body is larger than {formats.MAX_BODY_BYTES} bytes")
+    return bytes(body)
+
+
+def _status_of(error: HoldfastError) -> int:
+    match error:
+        case BadInstruction():
+            return 400
+        case UnknownEngine():
+            return 404
+        case InstructionConflict():
+            return 409
+    return 500
+
+
+def _problem(status: int, problem: formats.Problem, headers: dict[str, str] | None = None) -> Response:
+    return _json(formats.ProblemBody(error=problem), status, headers)
+
+
+def _json(content: msgspec.Struct, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(msgspec.json.encode(content), status, headers, media_type="application/json")

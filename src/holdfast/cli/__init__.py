@@ -1,0 +1,1 @@
+"""The command line: composition, one file per command."""

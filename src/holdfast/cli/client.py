@@ -1,0 +1,129 @@
+"""A tiny client of the control endpoints; the only place that knows how HTTP fails.
+
+Exit codes: 1 when the server refused or failed, 2 when it was not reached or not asked properly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import httpx
+import msgspec
+import typer
+
+from holdfast.api.access import API_KEY_VARIABLE, is_local_host
+from holdfast.api.formats import Problem, ProblemBody
+
+REFUSED, UNREACHABLE = 1, 2
+DEFAULT_TIMEOUT_S = 10.0
+
+T = TypeVar("T")
+
+
+class ClientFailure(Exception):
+    """A call that did not work: one line for people, the exit code, and whether trying again may help."""
+
+    def __init__(self, message: str, exit_code: int, *, passing: bool = False) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+        self.passing = passing
+
+
+class ControlClient:
+    """Calls one server's control endpoints. Raises `ClientFailure` and nothing else."""
+
+    def __init__(self, url: str, api_key: str = "") -> None:
+        self._url = url.rstrip("/")
+        self._host = _host_of(url)
+        self._token = api_key.strip()
+
+    def get(self, path: str, kind: type[T], **params: int) -> T:
+        """What the endpoint answers, decoded as `kind`."""
+        return self._call("GET", path, kind, DEFAULT_TIMEOUT_S, params=params)
+
+    def post(self, path: str, body: msgspec.Struct, kind: type[T], timeout_s: float = DEFAULT_TIMEOUT_S) -> T:
+        """What the endpoint answers to `body`, decoded as `kind`; waits for it up to `timeout_s`."""
+        return self._call("POST", path, kind, timeout_s, content=msgspec.json.encode(body))
+
+    def _call(self, method: str, path: str, kind: type[T], timeout_s: float, **request: Any) -> T:
+        # A proxy from the environment is never the way to this machine itself.
+        trust_env = not (self._host == "localhost" or is_local_host(self._host))
+        with _translated(self._url, timeout_s), httpx.Client(timeout=timeout_s, trust_env=trust_env) as http:
+            answer = http.request(method, f"{self._url}/fault_tolerance/{path}", headers=self._headers(), **request)
+        if not answer.is_success:
+            raise _failure_of(answer, self._url)
+        try:
+            return msgspec.json.decode(answer.content, type=kind)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            raise ClientFailure(f"{self._url} does not answer like a holdfast server", UNREACHABLE) from None
+
+    def _headers(self) -> dict[bytes, bytes]:
+        headers = {b"Content-Type": b"application/json"}
+        if self._token:
+            headers[b"Authorization"] = b"Bearer " + self._token.encode()
+        return headers
+
+
+@contextmanager
+def reporting() -> Iterator[None]:
+    """Turn a `ClientFailure` into one line on stderr and its exit code."""
+    try:
+        yield
+    except ClientFailure as failure:
+        typer.echo(f"holdfast: {printable(str(failure))}", err=True)
+        raise typer.Exit(failure.exit_code) from None
+
+
+def printable(text: str) -> str:
+    """Text from a server, without what would steer a terminal."""
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
+def _host_of(url: str) -> str:
+    try:
+        parts = httpx.URL(url)
+    except (httpx.InvalidURL, UnicodeError):
+        parts = httpx.URL()
+    if parts.scheme not in ("http", "https") or not parts.host:
+        raise ClientFailure(f"{url!r} is not a URL like http://127.0.0.1:8000", UNREACHABLE)
+    return parts.host
+
+
+@contextmanager
+def _translated(url: str, timeout_s: float) -> Iterator[None]:
+    try:
+        yield
+    except httpx.TimeoutException:
+        raise ClientFailure(f"{url} did not answer within {timeout_s:g} s", UNREACHABLE, passing=True) from None
+    except (httpx.HTTPError, OSError) as error:
+        reason = str(error) or type(error).__name__
+        raise ClientFailure(f"cannot reach {url}: {reason}", UNREACHABLE, passing=True) from None
+
+
+def _failure_of(answer: httpx.Response, url: str) -> ClientFailure:
+    try:
+        problem = msgspec.json.decode(answer.content, type=ProblemBody).error
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return _foreign_failure(answer, url)
+    match answer.status_code:
+        case 401:
+            return ClientFailure(f"the server wants a token: set {API_KEY_VARIABLE} or --api-key", REFUSED)
+        case 400:
+            return ClientFailure(_in_words(problem), UNREACHABLE)
+    return ClientFailure(_in_words(problem), REFUSED)
+
+
+def _foreign_failure(answer: httpx.Response, url: str) -> ClientFailure:
+    if answer.status_code == 404:
+        return ClientFailure(f"{url} has no control endpoints: was it started with holdfast?", UNREACHABLE)
+    passing = answer.status_code >= 500
+    return ClientFailure(f"{url} answered {answer.status_code} {answer.reason_phrase}", REFUSED, passing=passing)
+
+
+def _in_words(problem: Problem) -> str:
+    text = problem.message
+    if problem.detail:
+        text += f" {problem.detail}"
+    return f"{text} ({problem.hint})" if problem.hint else text

@@ -1,0 +1,82 @@
+"""`holdfast events`: what happened on a running server, and what goes on happening."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from typing import Annotated
+
+import msgspec
+import typer
+
+from holdfast.api.formats import EventsPage
+from holdfast.api.log import describe_event
+from holdfast.cli.client import ClientFailure, ControlClient, printable, reporting
+from holdfast.cli.options import DEFAULT_URL, ApiKey, AsJson, Url
+from holdfast.core.events import Event
+
+POLL_INTERVAL_S = 0.5
+MAX_PAUSE_S = 10.0
+
+Fetch = Callable[[int], EventsPage]
+
+
+def events(
+    after: Annotated[int, typer.Option(min=0, help="Only events with a greater sequence number.")] = 0,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until interrupted.")] = False,
+    url: Url = DEFAULT_URL,
+    api_key: ApiKey = "",
+    as_json: AsJson = False,
+) -> None:
+    """Show what happened on a running server, one line per event (with --json one object per line)."""
+    show = _show_json if as_json else _show_line
+    with reporting(), contextlib.suppress(KeyboardInterrupt):
+        client = ControlClient(url, api_key)
+
+        def fetch(sequence: int) -> EventsPage:
+            return client.get("events", EventsPage, after=sequence)
+
+        found = follow_events(fetch, after, time.sleep, _say_lost) if follow else fetch(after).events
+        for event in found:
+            show(event)
+
+
+def follow_events(
+    fetch: Fetch, after: int, pause: Callable[[float], None], say_lost: Callable[[ClientFailure], None]
+) -> Iterator[Event]:
+    """All events after a sequence number, as they come; a lost server is tried again ever more slowly.
+
+    Raises `ClientFailure` when trying again cannot help, or when the server was never there.
+    """
+    page = fetch(after)
+    pause_s = POLL_INTERVAL_S
+    while True:
+        yield from page.events
+        # `next` behind what was seen: the server is a new one and counts from 1.
+        after = page.next if page.next >= after else 0
+        pause(pause_s)
+        try:
+            page = fetch(after)
+            pause_s = POLL_INTERVAL_S
+        except ClientFailure as failure:
+            if not failure.passing:
+                raise
+            if pause_s == POLL_INTERVAL_S:
+                say_lost(failure)
+            page = EventsPage(events=(), next=after)
+            pause_s = min(pause_s * 2, MAX_PAUSE_S)
+
+
+def _show_json(event: Event) -> None:
+    typer.echo(msgspec.json.encode(event))
+
+
+def _show_line(event: Event) -> None:
+    at = datetime.fromtimestamp(event.at).strftime("%H:%M:%S.%f")[:-3]
+    typer.echo(f"{event.sequence:>5}  {at}  {printable(describe_event(event))}")
+
+
+def _say_lost(failure: ClientFailure) -> None:
+    typer.echo(f"holdfast: {printable(str(failure))}; trying again", err=True)

@@ -1,0 +1,42 @@
+"""`holdfast inject`: hurt a server that was started for it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from holdfast.api.formats import Accepted
+from holdfast.cli.client import ControlClient, reporting
+from holdfast.cli.options import DEFAULT_URL, ApiKey, Url
+from holdfast.core.faults import Phase
+from holdfast.core.injection import InjectionSpec
+
+# The server waits for the rank to confirm before it answers.
+_CONFIRM_TIMEOUT_S = 30.0
+
+
+def inject(  # noqa: PLR0913, PLR0917 - one parameter per option
+    phase: Annotated[Phase, typer.Option(help="Where in a step to raise.")],
+    engine: Annotated[int, typer.Option(help="Engine to hurt.")] = 0,
+    rank: Annotated[int, typer.Option(help="Rank to hurt, for phases in a worker.")] = 0,
+    after_steps: Annotated[int, typer.Option(help="Steps to let pass first.")] = 0,
+    times: Annotated[int, typer.Option(help="How many passages in a row raise.")] = 1,
+    request_index: Annotated[int, typer.Option(help="For output-request: before which request of the batch.")] = 1,
+    message: Annotated[str, typer.Option(help="What the exception says.")] = "injected fault",
+    url: Url = DEFAULT_URL,
+    api_key: ApiKey = "",
+) -> None:
+    """Inject a fault into a server that was started with --enable-fault-injection."""
+    spec = InjectionSpec(
+        phase=phase,
+        engine_id=engine,
+        rank=rank,
+        after_steps=after_steps,
+        times=times,
+        request_index=request_index,
+        message=message,
+    )
+    with reporting():
+        answer = ControlClient(url, api_key).post("inject", spec, Accepted, _CONFIRM_TIMEOUT_S)
+    typer.echo(f"{answer.message} ({answer.request_id})")

@@ -1,0 +1,106 @@
+"""The `holdfast` command: a table of subcommands, each loaded when it is used.
+
+`holdfast --help` imports none of them, so it never waits for the host.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import typer
+
+import holdfast
+
+
+@dataclass(frozen=True)
+class _Command:
+    """A subcommand: `module` has a Typer app or a function called `attribute`, else one called `app`."""
+
+    name: str
+    help: str
+    raw: bool = False  # the function takes all arguments as they stand, as a list
+
+    @property
+    def module(self) -> str:
+        return f"holdfast.cli.{self.name}"
+
+
+_COMMANDS = (
+    _Command("serve", "Serve a model with vLLM, protected: takes every flag of `vllm serve`.", raw=True),
+    _Command("status", "Show the state of a running server's engines."),
+    _Command("apply", "Give a running server an instruction."),
+    _Command("events", "Show what happened on a running server."),
+    _Command("inject", "Inject a fault into a server that was started with --enable-fault-injection."),
+    _Command("doctor", "Say what was found: host, hooks, ports, traps in the environment."),
+    _Command("demo", "Watch a real server get hurt and carry on."),
+    _Command("bench", "Measure recovery and overhead."),
+)
+
+# Everything after the subcommand's name, --help included, is for the subcommand itself.
+_PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}
+
+app = typer.Typer(
+    name="holdfast",
+    help="Keeps a vLLM server serving through faults.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def main() -> None:
+    """Entry point of the `holdfast` command."""
+    app()
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"holdfast {holdfast.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(
+        False, "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
+    ),
+) -> None:
+    pass
+
+
+def _register(command: _Command) -> None:
+    @app.command(command.name, help=command.help, add_help_option=False, context_settings=_PASS_ON)
+    def run(context: typer.Context) -> None:
+        _run(command, context.args)
+
+
+def _run(command: _Command, arguments: list[str]) -> None:
+    target = _load(command)
+    if command.raw:
+        sys.exit(target(arguments))
+    typer.main.get_command(_as_app(target))(args=arguments, prog_name=f"holdfast {command.name}")
+
+
+def _load(command: _Command) -> Any:
+    try:
+        module = importlib.import_module(command.module)
+    except ModuleNotFoundError as error:
+        typer.echo(f"holdfast {command.name} cannot run: there is no module {error.name!r} here", err=True)
+        raise typer.Exit(2) from None
+    return getattr(module, command.name, None) or module.app
+
+
+def _as_app(target: typer.Typer | Callable[..., Any]) -> typer.Typer:
+    if isinstance(target, typer.Typer):
+        return target
+    single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    single.command()(target)
+    return single
+
+
+for _command in _COMMANDS:
+    _register(_command)
