@@ -51,6 +51,7 @@ class EngineView(msgspec.Struct, frozen=True, kw_only=True):
     pid: int | None = None
     ranks: int = 0
     hooks: tuple[str, ...] = ()
+    worker_hooks: tuple[str, ...] = ()  # those that every rank reported
     fault: Fault | None = None
     reason: str | None = None
     last_command_id: str | None = None

@@ -64,10 +64,20 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True):
         return f"{self.error_type} in {where}{phase}: {self.message}"
 
 
+def deeper(known: Fault | None, other: Fault) -> Fault:
+    """The one of two faults of one incident that decides: `other` only if it is of a deeper class."""
+    if known is None:
+        return other
+    return other if _DEPTH.index(other.fault_class) > _DEPTH.index(known.fault_class) else known
+
+
+_DEPTH = (FaultClass.TRANSIENT, FaultClass.UNRESPONSIVE, FaultClass.DEVICE, FaultClass.WORKER_LOST)
+
 # Messages of errors after which a CUDA context is unusable (CUDA's "sticky" errors).
 _STICKY_DEVICE_ERROR = re.compile(
     r"illegal memory access|device-side assert|unspecified launch failure|"
     r"uncorrectable ECC|misaligned address|hardware stack error|illegal instruction|"
+    r"invalid program counter|global/shared address space|launch timed out|uncorrectable NVLink error|"
     r"device is (lost|in an unrecoverable state)|GPU has fallen off the bus",
     re.IGNORECASE,
 )
@@ -81,6 +91,10 @@ def classify_error(error_type: str, message: str) -> FaultClass:
 
 
 def describe_error(error: BaseException) -> tuple[str, str]:
-    """Name and bounded one-line message of an exception."""
-    text = " ".join(str(error).split()) or "no message"
-    return type(error).__name__, text[:MAX_CAUSE_CHARS]
+    """Name and bounded one-line message of an exception. Never raises, and what it returns can be sent."""
+    try:
+        text = " ".join(str(error).split()) or "no message"
+    except Exception as broken:
+        text = f"no message: its text raises {type(broken).__name__}"
+    sendable = text[:MAX_CAUSE_CHARS].encode("utf-8", "replace").decode("utf-8")
+    return type(error).__name__, sendable

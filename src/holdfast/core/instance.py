@@ -13,7 +13,7 @@ from holdfast.core import messages as m
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.errors import InstructionConflict, UnknownEngine
 from holdfast.core.events import EngineView, Event, EventKind, InstanceView
-from holdfast.core.faults import Fault, FaultClass
+from holdfast.core.faults import Fault, FaultClass, deeper
 from holdfast.core.injection import InjectionSpec
 from holdfast.core.policy import Action, Decision, Incident, decide_repair, decide_wait, recent
 from holdfast.core.states import EngineState, Trigger, next_state
@@ -61,7 +61,9 @@ class _Engine:
     pid: int | None = None
     ranks: int = 0
     hooks: tuple[str, ...] = ()
+    worker_hooks: tuple[str, ...] = ()
     fault: Fault | None = None
+    fault_in_recovery: Fault | None = None
     reason: str | None = None
     began_at: float = 0.0
     command_id: str | None = None
@@ -84,6 +86,7 @@ class _Engine:
             pid=self.pid,
             ranks=self.ranks,
             hooks=self.hooks,
+            worker_hooks=self.worker_hooks,
             fault=self.fault,
             reason=self.reason,
             last_command_id=self.last_command_id,
@@ -127,9 +130,12 @@ class Instance:
     # ---- facts from engine cores
 
     def observe(self, fact: m.FromEngine, now: float) -> list[Effect]:
-        """Take one report. One from an unknown engine or an older epoch changes nothing."""
+        """Take one report. One from an unknown engine or another epoch changes nothing.
+
+        Never raises: reports may be late, lost, repeated or out of order.
+        """
         engine = self._engines.get(fact.engine_id)
-        if engine is None or engine.state is EngineState.DEAD:
+        if engine is None or self._defeat is not None:
             return []
         match fact:
             case m.EngineAttached():
@@ -146,69 +152,103 @@ class Instance:
                 return self._answered(engine, fact)
 
     def lost(self, engine_id: int, why: str, now: float) -> list[Effect]:
-        """An engine core's process is gone."""
+        """An engine core's process is gone. Once the instance has ended, they all go: that is no news."""
         engine = self._engines.get(engine_id)
-        if engine is None or engine.state is EngineState.DEAD:
+        if engine is None or self._defeat is not None:
             return []
         return self._end(engine, f"engine core {engine_id} is gone: {why}")
 
     def _attached(self, engine: _Engine, fact: m.EngineAttached) -> list[Effect]:
-        if engine.state is not EngineState.STARTING:
+        if engine.pid is not None:
             return []
-        engine.move(Trigger.ATTACHED)
+        if engine.state is EngineState.STARTING:  # else a fault was faster: only the details are news
+            engine.move(Trigger.ATTACHED)
         engine.pid, engine.hooks, engine.ranks = fact.pid, fact.hooks, len(fact.workers)
+        common = set.intersection(*(set(w.hooks) for w in fact.workers)) if fact.workers else set()
+        engine.worker_hooks = tuple(sorted(common))
         return [self._publish(EventKind.ENGINE_ATTACHED, engine)]
 
     def _faulted(self, engine: _Engine, fact: m.EngineFaulted, now: float) -> list[Effect]:
         if fact.epoch != engine.epoch:
             return []
-        first = engine.state in (EngineState.STARTING, EngineState.HEALTHY, EngineState.PAUSING)
+        was = engine.state
         engine.move(Trigger.FAULT)
-        if not first:
-            return []
-        engine.fault, engine.began_at, engine.reason = fact.fault, now, None
+        match was:
+            case EngineState.RECOVERING:
+                # It may have overtaken the report that the recovery worked: kept for that one.
+                engine.fault_in_recovery = fact.fault
+                return []
+            case EngineState.FAULTED | EngineState.PAUSED:
+                return self._also_faulted(engine, fact.fault, now)
+            case _:
+                return [self._open_incident(engine, fact.fault, now)]
+
+    def _open_incident(self, engine: _Engine, fault: Fault, now: float) -> Publish:
+        engine.fault, engine.began_at, engine.reason = fault, now, None
         engine.faults += 1
-        return [self._publish(EventKind.FAULT_REPORTED, engine, fault=fact.fault)]
+        return self._publish(EventKind.FAULT_REPORTED, engine, fault=fault)
+
+    def _also_faulted(self, engine: _Engine, fault: Fault, now: float) -> list[Effect]:
+        """A further fault of an open incident is news only if it goes deeper than what is known."""
+        if deeper(engine.fault, fault) is engine.fault:
+            return []
+        engine.fault = fault
+        effects: list[Effect] = [self._publish(EventKind.FAULT_REPORTED, engine, fault=fault)]
+        if engine.state is EngineState.PAUSED:
+            effects += self._decide(engine, decide_repair, now)
+        return effects
 
     def _held(self, engine: _Engine, fact: m.EngineHeld, now: float) -> list[Effect]:
         if fact.epoch != engine.epoch or engine.state is EngineState.PAUSED:
             return []
+        if engine.state is EngineState.RECOVERING:
+            # In this epoch it was let back in and stands again; how the command ended was never heard.
+            return self._recovery_failed(engine, fact.fault, now)
         effects: list[Effect] = []
         if engine.state is not EngineState.FAULTED:
-            faulted = m.EngineFaulted(engine_id=engine.engine_id, epoch=fact.epoch, fault=fact.fault)
-            effects += self._faulted(engine, faulted, now)
+            engine.move(Trigger.FAULT)
+            effects.append(self._open_incident(engine, fact.fault, now))
         engine.move(Trigger.HELD)
-        engine.fault = fact.fault
-        effects.append(self._publish(EventKind.ENGINE_PAUSED, engine, fault=fact.fault))
+        engine.fault = deeper(engine.fault, fact.fault)
+        effects.append(self._publish(EventKind.ENGINE_PAUSED, engine, fault=engine.fault))
         return effects + self._decide(engine, decide_repair, now)
 
     def _recovered(self, engine: _Engine, fact: m.EngineRecovered, now: float) -> list[Effect]:
-        if fact.command_id != engine.command_id:
+        if not _answers(fact, engine):
             return []
         engine.move(Trigger.RECOVERED)
-        engine.fault, engine.reason, engine.command_id, engine.last_error = None, None, None, None
+        interruption_s, overtook = now - engine.began_at, engine.fault_in_recovery
+        engine.fault, engine.fault_in_recovery, engine.reason = None, None, None
+        engine.command_id, engine.last_error = None, None
         engine.recoveries += 1
-        event = self._publish(
-            EventKind.ENGINE_RECOVERED,
-            engine,
-            command_id=fact.command_id,
-            report=fact.report,
-            interruption_s=now - engine.began_at,
-        )
-        return [event, Settle(fact.command_id)]
+        effects: list[Effect] = [
+            self._publish(
+                EventKind.ENGINE_RECOVERED,
+                engine,
+                command_id=fact.command_id,
+                report=fact.report,
+                interruption_s=interruption_s,
+            ),
+            Settle(fact.command_id),
+        ]
+        if overtook is not None:
+            engine.move(Trigger.FAULT)
+            effects.append(self._open_incident(engine, overtook, now))
+        return effects
 
     def _aborted(self, engine: _Engine, fact: m.RecoveryAborted, now: float) -> list[Effect]:
-        if fact.command_id != engine.command_id:
-            return []
+        return self._recovery_failed(engine, fact.fault, now) if _answers(fact, engine) else []
+
+    def _recovery_failed(self, engine: _Engine, fault: Fault, now: float) -> list[Effect]:
+        assert engine.command_id is not None
+        command_id, fault = engine.command_id, deeper(engine.fault_in_recovery, fault)
         engine.move(Trigger.RECOVERY_FAILED)
-        engine.command_id, engine.fault = None, fact.fault
-        engine.last_error = fact.fault.summary()
+        engine.command_id, engine.fault, engine.fault_in_recovery = None, fault, None
+        engine.last_error = fault.summary()
         engine.faults += 1
-        event = self._publish(
-            EventKind.RECOVERY_FAILED, engine, command_id=fact.command_id, fault=fact.fault
-        )
-        settled = Settle(fact.command_id, error=engine.last_error)
-        return [event, settled, *self._decide(engine, decide_repair, now)]
+        failed = self._publish(EventKind.RECOVERY_FAILED, engine, command_id=command_id, fault=fault)
+        settled = Settle(command_id, error=engine.last_error)
+        return [failed, settled, *self._decide(engine, decide_repair, now)]
 
     def _answered(self, engine: _Engine, fact: m.EngineAnswered) -> list[Effect]:
         if engine.armed.pop(fact.command_id, None) is None:
@@ -228,6 +268,7 @@ class Instance:
             InstructionConflict: it is not paused, or a command is already under way.
         """
         engine = self._choose(engine_id)
+        self._refuse_if_ended_or_repeated(engine, command_id)
         if engine.command_id is not None:
             raise InstructionConflict(
                 f"command {engine.command_id} is already under way on engine {engine.engine_id}",
@@ -243,10 +284,21 @@ class Instance:
         return self._order_retry(engine, command_id, now)
 
     def arm(self, command_id: str, spec: InjectionSpec, now: float) -> list[Effect]:
-        """Arm a fault. Raises `UnknownEngine`."""
+        """Arm a fault. Raises `UnknownEngine`, or `InstructionConflict` where nothing can be armed."""
         engine = self._choose(spec.engine_id)
+        self._refuse_if_ended_or_repeated(engine, command_id)
         engine.armed[command_id] = now
         return [Send(engine.engine_id, m.ArmFault(command_id=command_id, spec=spec))]
+
+    def _refuse_if_ended_or_repeated(self, engine: _Engine, command_id: str) -> None:
+        if self._defeat is not None:
+            raise InstructionConflict(f"the instance has ended: {self._defeat}", state=EngineState.DEAD)
+        if any(command_id == e.command_id or command_id in e.armed for e in self._engines.values()):
+            raise InstructionConflict(
+                f"a command with the id {command_id} is already under way",
+                state=engine.state,
+                hint="every command needs an id of its own",
+            )
 
     def _choose(self, engine_id: int | None) -> _Engine:
         if engine_id is None:
@@ -263,7 +315,8 @@ class Instance:
         """Everything that happens because time has passed. Call a few times a second."""
         effects: list[Effect] = []
         for engine in self._engines.values():
-            effects += self._tick_engine(engine, now)
+            if self._defeat is None:
+                effects += self._tick_engine(engine, now)
         return effects
 
     def _tick_engine(self, engine: _Engine, now: float) -> list[Effect]:
@@ -322,12 +375,19 @@ class Instance:
     def _end(self, engine: _Engine, reason: str) -> list[Effect]:
         engine.move(Trigger.DEFEATED)
         engine.reason = self._defeat = reason
-        effects: list[Effect] = [Settle(c, error=reason) for c in (engine.command_id, *engine.armed) if c]
-        engine.command_id = None
-        engine.armed.clear()
+        effects = self._settle_everything(reason)
         ended = self._publish(EventKind.INSTANCE_DEFEATED, engine, fault=engine.fault, reason=reason)
         stop = m.EndEngine(command_id=self._new_command_id(), reason=reason)
         return [*effects, ended, Send(engine.engine_id, stop), End(reason)]
+
+    def _settle_everything(self, error: str) -> list[Effect]:
+        """The whole instance ends, and with it every command on any of its engines."""
+        effects: list[Effect] = []
+        for engine in self._engines.values():
+            effects += [Settle(c, error=error) for c in (engine.command_id, *engine.armed) if c is not None]
+            engine.command_id = None
+            engine.armed.clear()
+        return effects
 
     def _publish(self, kind: EventKind, engine: _Engine, **about: object) -> Publish:
         self._sequence += 1
@@ -341,6 +401,10 @@ class Instance:
             **about,  # type: ignore[arg-type]
         )
         return Publish(event, self.view())
+
+
+def _answers(fact: m.EngineRecovered | m.RecoveryAborted, engine: _Engine) -> bool:
+    return fact.command_id == engine.command_id and fact.epoch == engine.epoch
 
 
 def unresponsive(engine_id: int, what: str) -> Fault:

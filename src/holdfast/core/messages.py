@@ -170,7 +170,7 @@ def _decode(decoder: msgspec.msgpack.Decoder[M], data: bytes) -> M:
         raise Undecodable(f"{len(data)} bytes are more than {MAX_MESSAGE_BYTES}")
     try:
         return decoder.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Undecodable(str(error)) from None
 
 

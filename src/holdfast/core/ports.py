@@ -25,6 +25,14 @@ class EngineHost(Protocol):
         """How many requests wait for this engine to go on."""
         ...
 
+    def is_workers_reply(self, error: Exception) -> bool:
+        """Whether an error is only the text of what a worker raised."""
+        ...
+
+    def lost_a_worker(self) -> bool:
+        """Whether a worker process of this engine core is gone."""
+        ...
+
     def recover(self, error: Exception, epoch: int) -> RecoveryReport:
         """Drain stale replies, rewind every request, let the ranks back in under `epoch`.
 

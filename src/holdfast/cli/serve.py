@@ -1,0 +1,79 @@
+"""`holdfast serve MODEL`: every flag of `vllm serve`, and Holdfast's own."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from holdfast.core.errors import BadConfiguration, HoldfastError, OperatorError
+
+EXIT_USAGE = 2
+EXIT_CANNOT_START = 3
+
+_EPILOG = "All other flags are those of `vllm serve`; `holdfast serve MODEL --help=all` lists them."
+
+
+def serve(arguments: Sequence[str]) -> int:
+    """Serve, protected. The exit code of a server that did not start, or was defeated, is not 0."""
+    if list(arguments) in ([], ["--help"], ["-h"]):
+        flag_parser().print_help()
+        return 0
+    try:
+        settings, rest = split_flags(arguments)
+        from holdfast.hosts.vllm.serving import known_flags, serve as serve_with_host
+
+        refuse_misspelt(rest, known_flags())
+        serve_with_host(rest, settings)
+    except HoldfastError as error:
+        print(f"holdfast: cannot start: {error}", file=sys.stderr)
+        return EXIT_USAGE if isinstance(error, OperatorError) else EXIT_CANNOT_START
+    return 0
+
+
+def split_flags(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """Holdfast's settings that were given as flags, and everything else."""
+    parsed, rest = flag_parser().parse_known_args(list(arguments))
+    return vars(parsed), rest
+
+
+def refuse_misspelt(rest: Sequence[str], host_flags: frozenset[str]) -> None:
+    """Raises `BadConfiguration` for a flag that is nobody's and close to one of ours."""
+    ours = [o for a in flag_parser()._actions for o in a.option_strings]
+    for argument in rest:
+        name = argument.split("=", 1)[0].split(".", 1)[0].replace("_", "-")
+        if not name.startswith("--") or name in host_flags:
+            continue
+        if near := difflib.get_close_matches(name, ours, n=1, cutoff=0.75):
+            raise BadConfiguration(f"unknown flag {name}", hint=f"did you mean {near[0]}?")
+
+
+def flag_parser() -> argparse.ArgumentParser:
+    """Holdfast's own flags; a flag that is not given leaves no trace, so defaults stand in one place."""
+    parser = argparse.ArgumentParser(
+        prog="holdfast serve",
+        usage="holdfast serve MODEL [any `vllm serve` flag] [holdfast flags]",
+        description="Serve a model with vLLM so that it goes on through faults.",
+        epilog=_EPILOG,
+        add_help=False,
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )
+    switch = argparse.BooleanOptionalAction
+    add = parser.add_argument
+    add("--enable-fault-tolerance", action=switch, help="protect the server (default: on)")
+    add("--fault-policy", choices=["auto", "external"], help="who decides on a repair (default: auto)")
+    add("--max-retries", type=int, metavar="N", help="retries within --retry-window, then the end (default: 10)")
+    add("--retry-window", type=float, metavar="S", help="seconds (default: 60)")
+    add("--engine-recovery-timeout", type=float, metavar="S", help="wait for an instruction, seconds (default: 120)")
+    add("--containment-timeout", type=float, metavar="S", help="until a faulty engine stands still (default: 30)")
+    add("--drain-timeout", type=float, metavar="S", help="until a rank answers in a recovery (default: 10)")
+    add("--external-fault-notify-host", metavar="HOST", help="of the PUB socket (default: 127.0.0.1)")
+    add("--external-fault-notify-port", type=int, metavar="PORT", help="0: any free one (default: 22867)")
+    add("--max-held-requests", type=int, metavar="N", help="new requests held in a recovery (default: 1024)")
+    add("--enable-fault-injection", action=switch, help="let `holdfast inject` hurt this server (default: off)")
+    add("--allow-unknown-host", action=switch, help="start with a vLLM that was never tested (default: off)")
+    add("--unsafe-keep-suspect-blocks", action=switch, help=argparse.SUPPRESS)
+    return parser

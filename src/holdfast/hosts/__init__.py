@@ -1,0 +1,1 @@
+"""The engines that Holdfast can live in."""

@@ -1,0 +1,181 @@
+"""An engine core under Holdfast: its sentinel, its busy loop, its recovery."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from vllm.v1.engine import EngineCoreRequestType
+from vllm.v1.request import RequestStatus
+
+from holdfast.core.config import HoldfastConfig
+from holdfast.core.errors import RecoveryFailed
+from holdfast.core.faults import Phase
+from holdfast.core.injection import InjectionSpec
+from holdfast.core.messages import RecoveryReport
+from holdfast.hosts.vllm import rewind as rewinding
+from holdfast.hosts.vllm.injection import Traps, arm_engine
+from holdfast.hosts.vllm.register import BUSY_LOOP, ENGINE_INIT, attach, attached
+from holdfast.hosts.vllm.restore import RequestHistory, RestoreOrder, RestoreReply
+from holdfast.hosts.vllm.salvage import in_flight_requests, request_being_added, salvage
+from holdfast.hosts.vllm.settings import inherited_settings
+from holdfast.sentinel import EngineCoreSentinel
+from holdfast.sentinel.addresses import client_address, engine_address
+from holdfast.wire import ZmqStation
+
+logger = logging.getLogger("holdfast")
+
+ATTACH_TIMEOUT_S = 30.0
+
+
+def attach_engine_hooks() -> None:
+    attach(ENGINE_INIT, _protect_engine)
+    attach(BUSY_LOOP, _run_protected)
+
+
+def _protect_engine(original: Callable[..., None], engine: Any, *args: Any, **kwargs: Any) -> None:
+    config = inherited_settings()
+    if config is None or not config.enable_fault_tolerance:
+        original(engine, *args, **kwargs)
+        return
+    engine_id = kwargs.get("engine_index", 0)
+    folder = config.runtime_dir
+    sentinel = EngineCoreSentinel(
+        engine_id, config, ZmqStation(), client_address(folder), engine_address(folder, engine_id)
+    )
+    original(engine, *args, **kwargs)
+    host = VllmEngine(engine, config)
+    workers = sentinel.await_workers(engine.model_executor.world_size, ATTACH_TIMEOUT_S)
+    engine.holdfast = sentinel
+    sentinel.announce(host, attached(), workers)
+
+
+def _run_protected(original: Callable[..., None], engine: Any) -> None:
+    sentinel = getattr(engine, "holdfast", None)
+    if sentinel is None:
+        original(engine)
+        return
+    try:
+        sentinel.run(lambda: original(engine), engine.is_running)
+    finally:
+        sentinel.close()
+
+
+class VllmEngine:
+    """Implements `EngineHost` on the host's engine core."""
+
+    def __init__(self, engine: Any, config: HoldfastConfig) -> None:
+        self._engine = engine
+        self._config = config
+        self._traps = Traps()
+        self._salvaged: Exception | None = None
+        if config.enable_fault_injection:
+            arm_engine(self._traps, engine)
+
+    @property
+    def engine_id(self) -> int:
+        index: int = self._engine.engine_index
+        return index
+
+    def unfinished_requests(self) -> int:
+        return len(self._engine.scheduler.requests)
+
+    def is_workers_reply(self, error: Exception) -> bool:
+        return isinstance(error, RuntimeError) and str(error).startswith("Worker failed with error")
+
+    def lost_a_worker(self) -> bool:
+        return bool(self._engine.model_executor.is_failed)
+
+    def arm(self, spec: InjectionSpec) -> None:
+        self._traps.arm(spec)
+
+    def recover(self, error: Exception, epoch: int) -> RecoveryReport:
+        """Salvage, rewind, restore. May be called again after it raised: every step is idempotent."""
+        if self.lost_a_worker():
+            raise RecoveryFailed("a worker process is gone")
+        started = time.monotonic()
+        left_in_flight = self._left_in_flight(error)
+        salvaged, failed = self._salvage_once(error)
+        self._traps.passes(Phase.RECOVERY)
+        rewound = rewinding.rewind(
+            self._engine.scheduler,
+            left_in_flight=left_in_flight,
+            keep_suspect_blocks=self._config.unsafe_keep_suspect_blocks,
+        )
+        rewound_at = time.monotonic()
+        stale, lost = self._restore_workers(epoch)
+        return RecoveryReport(
+            requests=rewound.requests,
+            kept_blocks=rewound.kept_blocks,
+            evicted_blocks=rewound.evicted_blocks,
+            tokens_to_recompute=rewound.tokens_to_recompute,
+            stale_replies=stale,
+            salvaged_outputs=salvaged,
+            failed_requests=failed + lost,
+            rewind_s=rewound_at - started,
+            restore_s=time.monotonic() - rewound_at,
+        )
+
+    def _left_in_flight(self, error: Exception) -> bool:
+        gone = in_flight_requests(self._engine, error) - self._engine.scheduler.requests.keys()
+        if self._engine.batch_queue is not None:
+            self._engine.batch_queue.clear()
+        return bool(gone)
+
+    def _salvage_once(self, error: Exception) -> tuple[int, int]:
+        """Outputs sent, requests failed alone. Once per error: a recovery may be tried again."""
+        if error is self._salvaged:
+            return 0, 0
+        sent = salvage(self._engine, error)
+        failed = self._fail_unadmitted(request_being_added(error))
+        self._salvaged = error
+        return sent, failed
+
+    def _fail_unadmitted(self, request: Any | None) -> int:
+        if request is None or request.request_id in self._engine.scheduler.requests:
+            return 0
+        self._engine._send_error_outputs_to_client([request.request_id], request.client_index)
+        return 1
+
+    def _restore_workers(self, epoch: int) -> tuple[int, int]:
+        """Stale replies dropped, and requests failed because no worker could restore them."""
+        order = RestoreOrder(nonce=uuid.uuid4().hex, epoch=epoch, requests=self._histories())
+        replies, stale = self._engine.model_executor.restore_workers(order, self._config.drain_timeout_s)
+        if errors := [r.error for r in replies if r.error]:
+            raise RecoveryFailed(f"restoring a worker failed: {errors[0]}")
+        self._salvaged = None
+        self._forget_executor_failure()
+        return stale, self._fail_unknown(replies)
+
+    def _histories(self) -> tuple[RequestHistory, ...]:
+        """Requests that the workers are to keep. V2 is sent each of them whole."""
+        scheduler = self._engine.scheduler
+        if scheduler.use_v2_model_runner:
+            return ()
+        return tuple(
+            RequestHistory(r.request_id, r.num_output_tokens)
+            for r in scheduler.requests.values()
+            if r.num_output_tokens and not r.is_finished()
+        )
+
+    def _fail_unknown(self, replies: Sequence[RestoreReply]) -> int:
+        """A request that a worker never saw cannot go on; it ends alone, with an error."""
+        unknown = {request_id for reply in replies for request_id in reply.unknown}
+        if unknown:
+            logger.error("engine %d (pid %d): cannot restore %d request(s)", self.engine_id, os.getpid(), len(unknown))
+            ended = self._engine.scheduler.finish_requests(unknown, RequestStatus.FINISHED_ERROR)
+            for request in ended:
+                self._engine._send_error_outputs_to_client([request.request_id], request.client_index)
+        return len(unknown)
+
+    def _forget_executor_failure(self) -> None:
+        """A stale failure notice would be a second fault right after the recovery."""
+        notices = self._engine.input_queue
+        with notices.mutex:
+            kept = [n for n in notices.queue if n[0] != EngineCoreRequestType.EXECUTOR_FAILED]
+            notices.queue.clear()
+            notices.queue.extend(kept)

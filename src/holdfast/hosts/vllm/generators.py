@@ -1,0 +1,60 @@
+"""Where a seeded request's random generator stands after so many tokens, on model runner V1.
+
+The host draws from it once per token; what a draw is depends on the sampler. On the CPU a generator
+has no position that could be set, so the draws are repeated; on a GPU its offset is set.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+def stand_after(generator: torch.Generator, seed: int, tokens: int, runner: Any) -> None:
+    """Put `generator` where the host's sampler has it after `tokens` tokens of a request seeded `seed`."""
+    generator.manual_seed(seed)
+    if tokens == 0:
+        return
+    if generator.device.type == "cpu":
+        _repeat_draws(generator, tokens, runner)
+    else:
+        generator.set_offset(tokens * _offset_of_one_draw(seed, runner))
+
+
+def _repeat_draws(generator: torch.Generator, tokens: int, runner: Any) -> None:
+    if not _draws_exponential(runner):
+        # One call draws what as many calls of one would: the CPU's generator is a plain sequence.
+        torch.randint(0, 2**31, (tokens,), generator=generator, dtype=torch.long)
+        return
+    noise = torch.empty(_vocab_size(runner), dtype=_noise_dtype(runner))
+    for _ in range(tokens):
+        noise.exponential_(generator=generator)
+
+
+def _offset_of_one_draw(seed: int, runner: Any) -> int:
+    scratch = torch.Generator(device=runner.device)
+    scratch.manual_seed(seed)
+    torch.empty(_vocab_size(runner), device=runner.device, dtype=_noise_dtype(runner)).exponential_(
+        generator=scratch
+    )
+    return scratch.get_offset()
+
+
+def _sampler(runner: Any) -> Any:
+    return runner.sampler.topk_topp_sampler
+
+
+def _draws_exponential(runner: Any) -> bool:
+    sampler = _sampler(runner)
+    uses_cpu_kernel = getattr(sampler.forward, "__name__", "") == "forward_cpu"
+    return not uses_cpu_kernel or bool(getattr(sampler, "use_fp64_gumbel", False))
+
+
+def _noise_dtype(runner: Any) -> torch.dtype:
+    return torch.float64 if getattr(_sampler(runner), "use_fp64_gumbel", False) else torch.float32
+
+
+def _vocab_size(runner: Any) -> int:
+    size: int = runner.model_config.get_vocab_size()
+    return size

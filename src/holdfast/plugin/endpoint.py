@@ -1,0 +1,46 @@
+"""The `vllm.endpoint_plugins` entry point: Holdfast's routes on the host's own API server."""
+
+from __future__ import annotations
+
+import os
+from argparse import Namespace
+from typing import Any
+
+from fastapi import FastAPI
+
+from holdfast.api.access import Access
+from holdfast.api.gate import install_gate
+from holdfast.api.routes import install
+from holdfast.hosts.vllm.ending import attach_exit_hook
+from holdfast.hosts.vllm.front_end import current_front_end
+
+
+class HoldfastEndpoint:
+    """Attached by the host in two phases: routes first, state once the engine client is there."""
+
+    name = "holdfast"
+    required_tasks = None
+
+    def __init__(self) -> None:
+        self._app: FastAPI | None = None
+
+    def attach_router(self, app: FastAPI) -> None:
+        """Routes of a protected instance; a plain server stays as it is."""
+        front_end = current_front_end()
+        if front_end is None:
+            return
+        self._app = app
+        install(app, front_end.sentinel, Access.from_settings(_api_keys(app.state.args), os.environ))
+
+    async def init_state(self, engine_client: Any, state: Any, args: Namespace) -> None:
+        front_end = current_front_end()
+        if self._app is None or front_end is None:
+            return
+        # Added last, so it is outermost: the host's own guard on /v1 must not ask for a second token.
+        install_gate(self._app, front_end.sentinel)
+        attach_exit_hook()
+
+
+def _api_keys(args: Namespace) -> list[str]:
+    keys = getattr(args, "api_key", None) or os.environ.get("VLLM_API_KEY") or []
+    return [keys] if isinstance(keys, str) else list(keys)

@@ -1,0 +1,36 @@
+"""The `vllm.general_plugins` entry point: attaches what this process needs, and nothing without settings.
+
+The host loads it in every process and only logs one that does not import. That is why every process
+reports its hooks, and why the front end refuses to serve when a report is missing.
+"""
+
+from __future__ import annotations
+
+import os
+
+from holdfast.hosts.vllm.settings import ENVIRONMENT
+from holdfast.hosts.vllm.versions import OVERRIDE, host_version, is_supported, refuse_unknown_host
+
+
+def register() -> None:
+    """Called by the host; may be called more than once."""
+    if _is_bystander():
+        return
+    refuse_unknown_host()
+    if ENVIRONMENT in os.environ:
+        from holdfast.hosts.vllm.worker import attach_worker_hooks
+
+        attach_worker_hooks()
+    else:
+        from holdfast.hosts.vllm.front_end import attach_front_end_hooks
+        from holdfast.plugin.outlets import Outlets
+
+        attach_front_end_hooks(Outlets)
+
+
+def _is_bystander() -> bool:
+    """Installed beside an unknown host and not asked for: stay out of the way."""
+    version = host_version()
+    asked_for = "holdfast" in os.environ.get("VLLM_PLUGINS", "").split(",") or ENVIRONMENT in os.environ
+    known = version is not None and (is_supported(version) or os.environ.get(OVERRIDE) == "1")
+    return not known and not asked_for

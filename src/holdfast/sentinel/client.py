@@ -1,0 +1,174 @@
+"""The ClientSentinel: one per instance, in the process that owns the engine cores.
+
+A shell: its thread feeds reports, instructions and time to the pure `Instance` and carries out the
+effects. Everything that others read (`view`, `history`) is immutable and replaced as a whole.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+
+from holdfast.core import messages as m
+from holdfast.core.config import HoldfastConfig
+from holdfast.core.errors import HookNotAttached, OperatorError, RecoveryFailed
+from holdfast.core.events import Event, InstanceView
+from holdfast.core.injection import InjectionSpec
+from holdfast.core.instance import Effect, End, Instance, Publish, Send, Settle
+from holdfast.core.ports import FrontEndHost
+from holdfast.core.states import EngineState
+from holdfast.sentinel.addresses import engine_identity
+from holdfast.sentinel.thread import SentinelThread
+from holdfast.wire import Delivery, Hub, Station
+
+logger = logging.getLogger("holdfast")
+
+MAX_HISTORY = 1000
+
+Sink = Callable[[Event, InstanceView], None]
+
+
+class ClientSentinel:
+    """Implements `ControlPlane`. Bind first (`__init__`), then start the engines, then `start`."""
+
+    def __init__(
+        self,
+        engine_ids: Sequence[int],
+        config: HoldfastConfig,
+        host: FrontEndHost,
+        station: Station,
+        address: str,
+        *,
+        sinks: Sequence[Sink] = (),
+        notify_address: str = "",
+    ) -> None:
+        self._config = config
+        self._host = host
+        self._hub: Hub = station.bind(address)
+        self._instance = Instance(
+            engine_ids,
+            config,
+            wall_clock=time.time,
+            new_command_id=lambda: uuid.uuid4().hex,
+            notify_address=notify_address,
+        )
+        self._view = self._instance.view()
+        self._history: deque[Event] = deque(maxlen=MAX_HISTORY)
+        self._sinks = tuple(sinks)
+        self._waiting: dict[str, Future[None]] = {}
+        self._changed = threading.Condition()
+        self._thread = SentinelThread("ClientSentinel", station, self._deliver, self._tick)
+
+    # ---- life
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def await_attached(self, timeout_s: float) -> InstanceView:
+        """Wait until every engine core is protected. Raises `HookNotAttached` naming who is not."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._starting(), timeout_s)
+            missing = self._starting()
+        if missing:
+            raise HookNotAttached(
+                f"engine core(s) {missing} did not report their hooks within {timeout_s:g} s",
+                hint="the plugin did not load there; see the engine core's log",
+            )
+        return self._view
+
+    def close(self) -> None:
+        self._thread.close()
+
+    def engine_lost(self, engine_id: int, why: str) -> None:
+        """An engine core's process is gone. Any thread."""
+        self._thread.post(lambda: self._perform(self._instance.lost(engine_id, why, time.monotonic())))
+
+    def _starting(self) -> list[int]:
+        return [e.engine_id for e in self._view.engines if e.state is EngineState.STARTING]
+
+    # ---- ControlPlane, any thread
+
+    @property
+    def config(self) -> HoldfastConfig:
+        return self._config
+
+    def view(self) -> InstanceView:
+        return self._view
+
+    def history(self, after: int = 0) -> tuple[Event, ...]:
+        return tuple(e for e in tuple(self._history) if e.sequence > after)
+
+    def retry(self, command_id: str, engine_id: int | None) -> Future[None]:
+        return self._instruct(command_id, lambda: self._instance.retry(command_id, engine_id, time.monotonic()))
+
+    def arm(self, command_id: str, spec: InjectionSpec) -> Future[None]:
+        return self._instruct(command_id, lambda: self._instance.arm(command_id, spec, time.monotonic()))
+
+    def _instruct(self, command_id: str, order: Callable[[], list[Effect]]) -> Future[None]:
+        ended: Future[None] = Future()
+        self._thread.post(lambda: self._follow(command_id, order, ended))
+        return ended
+
+    # ---- the sentinel's thread
+
+    def _follow(self, command_id: str, order: Callable[[], list[Effect]], ended: Future[None]) -> None:
+        try:
+            effects = order()
+        except OperatorError as error:
+            ended.set_exception(error)
+            return
+        self._waiting[command_id] = ended
+        self._perform(effects)
+
+    def _deliver(self, delivery: Delivery) -> None:
+        try:
+            report = m.decode_from_engine(delivery.data)
+        except m.Undecodable as error:
+            logger.warning("ClientSentinel: dropped a message: %s", error)
+            return
+        self._perform(self._instance.observe(report, time.monotonic()))
+
+    def _tick(self) -> None:
+        self._perform(self._instance.tick(time.monotonic()))
+
+    def _perform(self, effects: Sequence[Effect]) -> None:
+        for effect in effects:
+            match effect:
+                case Send():
+                    self._send(effect)
+                case Publish():
+                    self._publish(effect)
+                case Settle():
+                    self._settle(effect)
+                case End():
+                    self._host.end_instance(effect.reason)
+
+    def _send(self, effect: Send) -> None:
+        if not self._hub.send(engine_identity(effect.engine_id), m.encode(effect.message)):
+            # Bounded elsewhere: a command that does not arrive ends in its deadline.
+            logger.error("ClientSentinel: engine core %d takes no commands", effect.engine_id)
+
+    def _publish(self, effect: Publish) -> None:
+        self._history.append(effect.event)
+        with self._changed:
+            self._view = effect.view
+            self._changed.notify_all()
+        for sink in self._sinks:
+            try:
+                sink(effect.event, effect.view)
+            except Exception:
+                logger.exception("ClientSentinel: a sink failed")
+
+    def _settle(self, effect: Settle) -> None:
+        ended = self._waiting.pop(effect.command_id, None)
+        if ended is None or ended.done():
+            return
+        if effect.error is None:
+            ended.set_result(None)
+        else:
+            ended.set_exception(RecoveryFailed(effect.error))

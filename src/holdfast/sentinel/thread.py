@@ -1,0 +1,74 @@
+"""A sentinel's own thread: it owns its station, and never waits for the thread that it watches."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from queue import Empty, SimpleQueue
+
+from holdfast.wire import Delivery, Station
+
+logger = logging.getLogger("holdfast")
+
+TICK_S = 0.1
+
+
+class SentinelThread:
+    """Runs deliveries, posted calls and ticks, one after the other, on one daemon thread."""
+
+    def __init__(
+        self,
+        name: str,
+        station: Station,
+        on_delivery: Callable[[Delivery], None],
+        on_tick: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._station = station
+        self._on_delivery = on_delivery
+        self._on_tick = on_tick
+        self._posted: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def post(self, call: Callable[[], None]) -> None:
+        """Have `call` run on the sentinel's thread. Never waits; any thread."""
+        self._posted.put(call)
+        self._station.wake()
+
+    def close(self, timeout_s: float = 2.0) -> None:
+        self._stop.set()
+        self._station.wake()
+        if self._thread.is_alive():
+            self._thread.join(timeout_s)
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            self._guarded(self._turn)
+        self._run_posted()
+        self._station.close()
+
+    def _turn(self) -> None:
+        self._run_posted()
+        delivery = self._station.receive(TICK_S)
+        if delivery is not None:
+            self._on_delivery(delivery)
+        self._on_tick()
+
+    def _run_posted(self) -> None:
+        while True:
+            try:
+                call = self._posted.get_nowait()
+            except Empty:
+                return
+            self._guarded(call)
+
+    def _guarded(self, call: Callable[[], None]) -> None:
+        # A sentinel outlives its own mistakes: what it watches depends on it.
+        try:
+            call()
+        except Exception:
+            logger.exception("%s: unexpected error", self._thread.name)
