@@ -1,0 +1,113 @@
+"""How deep a fault goes, and how an exception is described."""
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from holdfast.core import messages as m
+from holdfast.core.faults import (
+    MAX_CAUSE_CHARS,
+    Fault,
+    FaultClass,
+    Phase,
+    classify_error,
+    deeper,
+    describe_error,
+)
+
+
+def fault(fault_class=FaultClass.TRANSIENT, **about):
+    return Fault(fault_class=fault_class, error_type="E", message="m", engine_id=0, **about)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "CUDA error: an illegal memory access was encountered",
+        "CUDA error: device-side assert triggered",
+        "CUDA error: unspecified launch failure",
+        "CUDA error: uncorrectable ECC error encountered",
+        "CUDA error: misaligned address",
+        "CUDA error: hardware stack error",
+        "CUDA error: an illegal instruction was encountered",
+        "CUDA error: invalid program counter",
+        "CUDA error: operation not supported on global/shared address space",
+        "CUDA error: the launch timed out and was terminated",
+        "GPU has fallen off the bus",
+        "the DEVICE IS LOST",
+    ],
+)
+def test_an_error_after_which_the_device_is_unusable_is_a_device_fault(message):
+    assert classify_error("AcceleratorError", message) is FaultClass.DEVICE
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "CUDA out of memory. Tried to allocate 2.00 GiB",
+        "injected fault",
+        "Connection closed by peer",
+        "index 3 is out of bounds for dimension 0 with size 3",
+        "",
+    ],
+)
+def test_any_other_error_is_transient(message):
+    assert classify_error("RuntimeError", message) is FaultClass.TRANSIENT
+
+
+def test_a_message_is_described_on_one_line():
+    assert describe_error(ValueError("a\n  b\tc")) == ("ValueError", "a b c")
+
+
+def test_an_error_without_text_is_described_as_such():
+    assert describe_error(ValueError()) == ("ValueError", "no message")
+
+
+def test_an_error_whose_text_raises_is_described_all_the_same():
+    class Broken(Exception):
+        def __str__(self):
+            raise RuntimeError
+
+    assert describe_error(Broken()) == ("Broken", "no message: its text raises RuntimeError")
+
+
+@given(st.text(alphabet=st.characters(codec=None), max_size=3000))
+def test_whatever_an_error_says_can_be_sent(text):
+    error_type, message = describe_error(RuntimeError(text))
+    sent = Fault(fault_class=FaultClass.TRANSIENT, error_type=error_type, message=message, engine_id=0)
+    m.encode(m.EngineFaulted(engine_id=0, epoch=0, fault=sent))
+    assert 0 < len(message) <= MAX_CAUSE_CHARS
+
+
+@pytest.mark.parametrize(
+    ("about", "summary"),
+    [
+        ({}, "E in engine 0: m"),
+        ({"rank": 0}, "E in engine 0, rank 0: m"),
+        ({"rank": 1, "phase": "forward"}, "E in engine 0, rank 1 at forward: m"),
+    ],
+)
+def test_a_summary_says_what_where_and_why(about, summary):
+    assert fault(**about).summary() == summary
+
+
+def test_of_two_faults_the_first_decides_unless_the_other_goes_deeper():
+    for first, second in itertools.product(FaultClass, FaultClass):
+        known, other = fault(first), fault(second)
+        chosen = deeper(known, other)
+        assert chosen is known or first is FaultClass.TRANSIENT or second is not FaultClass.TRANSIENT
+        assert first is not second or chosen is known
+    assert deeper(None, other) is other
+
+
+def test_a_transient_fault_never_hides_one_that_a_retry_cannot_repair():
+    for other in FaultClass:
+        assert deeper(fault(other), fault(FaultClass.TRANSIENT)).fault_class is other
+        assert deeper(fault(FaultClass.TRANSIENT), fault(other)).fault_class is other
+
+
+def test_a_phase_belongs_to_the_worker_or_to_the_engine_core():
+    in_worker = [p for p in Phase if p.in_worker]
+    assert in_worker == [Phase.STEP_START, Phase.FORWARD, Phase.STEP_END, Phase.SAMPLE_START, Phase.SAMPLE_END]

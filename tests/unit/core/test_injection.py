@@ -1,0 +1,35 @@
+"""A trap counts passages and goes off when it is time."""
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from holdfast.core.faults import Phase
+from holdfast.core.injection import MAX_TIMES, InjectionSpec, Trap
+
+
+@given(after=st.integers(0, 20), times=st.integers(1, 20), passages=st.integers(0, 60))
+def test_a_trap_skips_its_steps_then_goes_off_so_many_times_in_a_row(after, times, passages):
+    trap = Trap(InjectionSpec(phase=Phase.FORWARD, after_steps=after, times=times))
+    went_off = [trap.passes() for _ in range(passages)]
+    assert went_off == [after <= i < after + times for i in range(passages)]
+    assert trap.spent == (passages >= after + times)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"phase": "lunch"},
+        {"phase": "forward", "kind": "kill"},
+        {"phase": "forward", "times": 0},
+        {"phase": "forward", "times": MAX_TIMES + 1},
+        {"phase": "forward", "after_steps": -1},
+        {"phase": "forward", "message": "x" * 201},
+        {"phase": "forward", "unknown": 1},
+        {},
+    ],
+)
+def test_a_specification_is_from_a_closed_list_and_bounded(wrong):
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.convert(wrong, InjectionSpec)

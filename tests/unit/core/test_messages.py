@@ -1,0 +1,123 @@
+"""What is said arrives as it was said; anything else is `Undecodable`, and nothing worse."""
+
+from typing import get_args
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from holdfast.core import messages as m
+from holdfast.core.faults import Fault, FaultClass, Phase
+from holdfast.core.injection import InjectionSpec
+
+LINKS = {
+    "from_worker": (m.FromWorker, m.decode_from_worker),
+    "to_worker": (m.ToWorker, m.decode_to_worker),
+    "from_engine": (m.FromEngine, m.decode_from_engine),
+    "to_engine": (m.ToEngine, m.decode_to_engine),
+}
+DECODERS = [decode for _, decode in LINKS.values()]
+
+numbers = st.integers(-(2**63), 2**63 - 1)
+seconds = st.floats(allow_nan=False)
+faults = st.builds(Fault, fault_class=st.sampled_from(FaultClass), error_type=st.text(), message=st.text(),
+                   engine_id=numbers, rank=st.none() | numbers, phase=st.none() | st.text(),
+                   step=st.none() | numbers)  # fmt: skip
+specs = st.builds(InjectionSpec, phase=st.sampled_from(Phase), engine_id=numbers, rank=numbers,
+                  after_steps=st.integers(0, 10**6), times=st.integers(1, 1000),
+                  request_index=st.integers(0, 10**5), message=st.text(max_size=200))  # fmt: skip
+reports = st.builds(m.RecoveryReport, requests=numbers, evicted_blocks=numbers, held_s=seconds, drain_s=seconds)
+FIELDS = {
+    int: numbers,
+    str: st.text(),
+    str | None: st.none() | st.text(),
+    tuple[str, ...]: st.lists(st.text()).map(tuple),
+    Fault: faults,
+    InjectionSpec: specs,
+    m.RecoveryReport: reports,
+}
+
+
+def build(message_type):
+    resolve = FIELDS | {tuple[m.WorkerAttached, ...]: st.lists(build(m.WorkerAttached)).map(tuple)} \
+        if message_type is m.EngineAttached else FIELDS  # fmt: skip
+    fields = {f.name: resolve[f.type] for f in msgspec.structs.fields(message_type)}
+    return st.builds(message_type, **fields)
+
+
+def members(union):
+    return get_args(union) or (union,)
+
+
+EVERY = [(t, decode) for union, decode in LINKS.values() for t in members(union)]
+
+
+@pytest.mark.parametrize(("message_type", "decode"), EVERY)
+@given(data=st.data())
+def test_every_message_arrives_as_it_was_sent(message_type, decode, data):
+    message = data.draw(build(message_type))
+    assert decode(m.encode(message)) == message
+
+
+@pytest.mark.parametrize(("message_type", "decode"), EVERY)
+@given(data=st.data())
+def test_a_message_that_was_cut_or_changed_is_a_message_or_undecodable(message_type, decode, data):
+    sent = bytearray(m.encode(data.draw(build(message_type))))
+    for _ in range(data.draw(st.integers(1, 3))):
+        sent[data.draw(st.integers(0, len(sent) - 1))] = data.draw(st.integers(0, 255))
+    cut = bytes(sent[: data.draw(st.integers(0, len(sent)))])
+    for received in (bytes(sent), cut):
+        try:
+            assert isinstance(decode(received), msgspec.Struct)
+        except m.Undecodable:
+            pass
+
+
+@pytest.mark.parametrize("decode", DECODERS)
+@given(garbage=st.binary(max_size=200))
+def test_garbage_raises_nothing_but_undecodable(decode, garbage):
+    with pytest.raises(m.Undecodable):
+        decode(garbage)
+
+
+def text(value):
+    return bytes([0xA0 | len(value)]) + value.encode()
+
+
+@pytest.mark.parametrize("decode", DECODERS)
+@pytest.mark.parametrize("tag", ["engine-faulted", "worker-attached", "retry-engine", "arm-worker-fault"])
+@pytest.mark.parametrize("hostile", [b"\x91" * 100_000, b"\xdd\xff\xff\xff\xff", b"\xdf\xff\xff\xff\xff", b"\xc1"])
+def test_hostile_nesting_and_sizes_are_undecodable(decode, tag, hostile):
+    for field in (text("hooks") + hostile, text("fault") + b"\x81" + text("later") + hostile):
+        with pytest.raises(m.Undecodable):
+            decode(b"\x82" + text("type") + text(tag) + field)
+
+
+@pytest.mark.parametrize("decode", DECODERS)
+def test_more_bytes_than_the_bound_are_not_even_looked_at(decode):
+    with pytest.raises(m.Undecodable, match="bytes are more than"):
+        decode(bytes(m.MAX_MESSAGE_BYTES + 1))
+
+
+@pytest.mark.parametrize("link", LINKS)
+def test_a_link_refuses_the_messages_of_the_others(link):
+    union, decode = LINKS[link]
+    for other, _ in EVERY:
+        if other not in members(union):
+            sent = m.encode(msgspec.convert(_plain(other), other))
+            with pytest.raises(m.Undecodable):
+                decode(sent)
+
+
+def _plain(message_type):
+    fault = {"fault_class": "transient", "error_type": "E", "message": "m", "engine_id": 0}
+    values = {int: 0, str: "x", Fault: fault, InjectionSpec: {"phase": "forward"}, m.RecoveryReport: {}}
+    needed = [f for f in msgspec.structs.fields(message_type) if f.required]
+    tag = message_type.__struct_config__.tag
+    return {"type": tag} | {f.name: values.get(f.type, ()) for f in needed}
+
+
+def test_every_message_has_a_tag_of_its_own():
+    tags = [t.__struct_config__.tag for t, _ in EVERY]
+    assert len(set(tags)) == len(tags)
