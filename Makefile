@@ -1,0 +1,59 @@
+# Every target sets up what it needs from a fresh clone and costs little when there is nothing to do.
+#
+#   make setup HOLDFAST_HOST=path/to/wheel   puts another CPU build of the host in the default one's place
+#   make test PYTEST_ARGS="-k name"          passes arguments to pytest
+#   make demo DEMO_ARGS="--help"             passes arguments to the demo
+
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.PHONY: help setup demo test check contract-wheels bench constraints clean
+
+BIN := .venv/bin
+export HOLDFAST_HOST
+
+# A name on the path may be a shim without a Python behind it, so each is tried.
+ifndef PYTHON
+PYTHON := $(shell for p in python3.11 python3; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+endif
+
+FAST_TESTS := tests/unit tests/contract tests/simulation
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | column -t -s '|'
+
+setup: ## make .venv with the host's CPU build and everything pinned
+	@[ -n "$(PYTHON)" ] || { echo "setup: Python 3.11 or newer is needed; set PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) scripts/setup
+
+demo: setup ## hurt a real server in the middle of eight answers and watch it carry on
+	@$(BIN)/holdfast demo $(DEMO_ARGS)
+
+test: setup ## the whole suite, with real servers
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: setup ## ruff, mypy, import-linter, unit, contract and simulation tests: under a minute
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/python -m pytest -q $(FAST_TESTS) $(PYTEST_ARGS)
+
+contract-wheels: setup ## check every hook against the sources of each supported release of the host
+	$(BIN)/python scripts/host-sources
+	$(BIN)/python -m pytest -q tests/contract/test_touchpoints_wheels.py $(PYTEST_ARGS)
+
+bench: setup ## measure recovery and overhead into docs/benchmarks
+	@mkdir -p docs/benchmarks .cache
+	for bench in recovery overhead; do \
+		$(BIN)/holdfast bench $$bench --json > .cache/$$bench.json; \
+		mv .cache/$$bench.json docs/benchmarks/$$bench.json; done
+
+constraints: setup ## pin what is installed now
+	$(BIN)/python -m pip freeze --exclude-editable | grep -vE '^(torch|vllm)|@' > constraints.txt
+
+clean: ## remove everything that was made, the environment too
+	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist
+	find . -name __pycache__ -prune -exec rm -rf {} +
+	rm -rf src/*.egg-info

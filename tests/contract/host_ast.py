@@ -1,0 +1,134 @@
+"""Finds classes, functions and attributes in the host's sources without importing them.
+
+Follows names that a module imports from the host, and base classes across modules.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from holdfast.hosts.vllm.inspection import attributes_of, parameters_problem
+from holdfast.hosts.vllm.register import Touchpoint
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+class Definition(NamedTuple):
+    """A class or function and the module that defines it."""
+
+    module: str
+    node: ast.ClassDef | Function
+
+
+class HostSources:
+    """The sources of one release of the host: a folder that holds the package `vllm`."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._tree = functools.cache(self._parse)
+
+    def problem(self, touchpoint: Touchpoint) -> str | None:
+        """What is wrong with a touchpoint, in one line, or none where it holds."""
+        if self._tree(touchpoint.module) is None:
+            return f"there is no module {touchpoint.module}"
+        if touchpoint.kind == "attribute":
+            return self._attribute_problem(touchpoint)
+        found = self.find(touchpoint.module, touchpoint.name)
+        if found is None:
+            return f"there is no {touchpoint.name} in {touchpoint.module}"
+        if touchpoint.kind == "class":
+            return None if isinstance(found.node, ast.ClassDef) else "is not a class"
+        if isinstance(found.node, ast.ClassDef):
+            return "is a class, not a function"
+        return parameters_problem(touchpoint.parameters, parameter_names(found.node))
+
+    def find(self, module: str, qualname: str) -> Definition | None:
+        """The definition behind a dotted name, wherever the host defines it."""
+        first, *rest = qualname.split(".")
+        found = self._in_module(module, first)
+        for name in rest:
+            found = self._member(found, name) if found else None
+        return found
+
+    def lineage(self, found: Definition) -> Iterator[Definition]:
+        """A class and its bases within the host, depth first."""
+        yield found
+        if isinstance(found.node, ast.ClassDef):
+            for base in found.node.bases:
+                if parent := self.find(found.module, base_name(base)):
+                    yield from self.lineage(parent)
+
+    def _attribute_problem(self, touchpoint: Touchpoint) -> str | None:
+        class_name, _, attribute = touchpoint.name.rpartition(".")
+        found = self.find(touchpoint.module, class_name)
+        if found is None or not isinstance(found.node, ast.ClassDef):
+            return f"there is no class {class_name} in {touchpoint.module}"
+        nodes = [d.node for d in self.lineage(found) if isinstance(d.node, ast.ClassDef)]
+        if any(attribute in attributes_of(node) for node in nodes):
+            return None
+        return f"nothing assigns {attribute!r} in {class_name} or its bases"
+
+    def _in_module(self, module: str, name: str) -> Definition | None:
+        tree = self._tree(module)
+        if tree is None:
+            return None
+        for statement in statements(tree.body):
+            if isinstance(statement, ast.ClassDef | Function) and statement.name == name:
+                return Definition(module, statement)
+            if isinstance(statement, ast.ImportFrom) and (source := self._imported(module, statement, name)):
+                return self._in_module(*source)
+        return None
+
+    def _imported(self, module: str, statement: ast.ImportFrom, name: str) -> tuple[str, str] | None:
+        for alias in statement.names:
+            if name == (alias.asname or alias.name):
+                return self._absolute(module, statement), alias.name
+        return None
+
+    def _absolute(self, module: str, statement: ast.ImportFrom) -> str:
+        if not statement.level:
+            return statement.module or ""
+        keep = module.split(".")
+        above = statement.level - 1 if self._file(module).name == "__init__.py" else statement.level
+        package = keep[: len(keep) - above]
+        return ".".join([*package, statement.module] if statement.module else package)
+
+    def _member(self, found: Definition, name: str) -> Definition | None:
+        for definition in self.lineage(found):
+            for statement in statements(definition.node.body):
+                if isinstance(statement, ast.ClassDef | Function) and statement.name == name:
+                    return Definition(definition.module, statement)
+        return None
+
+    def _file(self, module: str) -> Path:
+        path = self._root.joinpath(*module.split("."))
+        return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+    def _parse(self, module: str) -> ast.Module | None:
+        file = self._file(module)
+        return ast.parse(file.read_bytes()) if file.is_file() else None
+
+
+def statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
+    """The statements of a body, those under `if` and `try` too."""
+    for statement in body:
+        yield statement
+        if isinstance(statement, ast.If | ast.Try):
+            handlers = [s for handler in getattr(statement, "handlers", []) for s in handler.body]
+            yield from statements([*statement.body, *statement.orelse, *handlers])
+
+
+def base_name(base: ast.expr) -> str:
+    """The dotted name of a base class, without its type arguments."""
+    return ast.unparse(base.value if isinstance(base, ast.Subscript) else base)
+
+
+def parameter_names(function: Function) -> list[str]:
+    """Names of a function's parameters, in the order of `inspect.signature`, without `self` and `cls`."""
+    a = function.args
+    ordered = [*a.posonlyargs, *a.args, *filter(None, [a.vararg]), *a.kwonlyargs, *filter(None, [a.kwarg])]
+    return [argument.arg for argument in ordered if argument.arg not in ("self", "cls")]

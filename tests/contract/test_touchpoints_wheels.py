@@ -1,0 +1,28 @@
+"""Every touchpoint of the register holds in the sources of each supported release (`make contract-wheels`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from contract.host_ast import HostSources
+
+from holdfast.hosts.vllm.register import TOUCHPOINTS, Touchpoint
+from holdfast.hosts.vllm.versions import SUPPORTED
+
+CACHED_SOURCES = Path(__file__).resolve().parents[2] / ".cache" / "host-sources"
+
+
+@pytest.fixture(scope="module", params=[f"{series}.0" for series in SUPPORTED])
+def release(request: pytest.FixtureRequest) -> HostSources:
+    """One supported release's sources."""
+    folder = CACHED_SOURCES / request.param
+    if not folder.is_dir():
+        pytest.skip(f"the sources of vLLM {request.param} are not cached; `make contract-wheels` downloads them")
+    return HostSources(folder)
+
+
+@pytest.mark.parametrize("touchpoint", TOUCHPOINTS, ids=lambda t: t.label)
+def test_stands_in_the_release(release: HostSources, touchpoint: Touchpoint) -> None:
+    """What the register lists is defined in every release that is said to be supported."""
+    assert release.problem(touchpoint) is None
