@@ -20,8 +20,12 @@ _CONTROL_PREFIX = "/fault_tolerance/"
 
 
 def install_gate(app: Starlette, control: ControlSource) -> None:
-    """Put the gate around `app`. Call it after every other middleware was added: the last one is outermost."""
-    app.add_middleware(ControlGate, control=control)
+    """Put the gate around `app`, outside of every other middleware.
+
+    The host has built its stack by the time its plugins get their state, and a built stack takes no more
+    middleware: so the gate goes around the stack itself.
+    """
+    app.middleware_stack = ControlGate(app.middleware_stack or app.build_middleware_stack(), control)
 
 
 class ControlGate:
