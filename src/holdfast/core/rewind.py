@@ -8,6 +8,7 @@ partly filled block, is kept.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -45,33 +46,53 @@ class RewindPlan:
 def plan_rewind(requests: Iterable[HeldRequest], block_size: int) -> RewindPlan:
     """Plan for all requests of one engine core whose KV cache is one group of full attention."""
     held = list(requests)
-    good = {r.request_id: _own_good_tokens(r) for r in held}
-    suspect: set[int] = set()
-    changed = True
-    while changed:  # ends: good tokens only shrink
-        changed = False
-        for r in held:
-            suspect.update(r.blocks[good[r.request_id] // block_size :])
-        for r in held:
-            reachable = _good_behind_shared(r, good[r.request_id], suspect, block_size)
-            if reachable < good[r.request_id]:
-                good[r.request_id] = reachable
-                changed = True
-    return RewindPlan(good, frozenset(suspect), block_size)
+    written = {r.request_id: _own_written_tokens(r) for r in held}
+    trusted = _trusted_tokens(held, written, block_size)
+    while cut := _cut_at_suspects(held, written, trusted, block_size):  # ends: written tokens only shrink
+        written |= cut
+    good = {r.request_id: written[r.request_id] if r.keepable else 0 for r in held}
+    return RewindPlan(_one_writer_per_block(held, good, block_size), frozenset(trusted), block_size)
 
 
-def _own_good_tokens(r: HeldRequest) -> int:
-    if not r.keepable:
-        return 0
+def _own_written_tokens(r: HeldRequest) -> int:
     # At least one token is computed anew: the last one, whose logits the next token needs.
     return max(0, min(r.computed - r.in_flight, r.total - 1))
 
 
-def _good_behind_shared(r: HeldRequest, good: int, suspect: set[int], block_size: int) -> int:
-    for index, block in enumerate(r.blocks[: good // block_size]):
-        if block in suspect:
-            return index * block_size
-    return good
+def _trusted_tokens(held: Sequence[HeldRequest], written: Mapping[str, int], block_size: int) -> dict[int, int]:
+    """Of every suspect block how many of its first tokens even its least written holder vouches for."""
+    trusted: dict[int, int] = {}
+    for r in held:
+        first = written[r.request_id] // block_size
+        for index, block in enumerate(r.blocks[first:], first):
+            vouched = max(0, written[r.request_id] - index * block_size)
+            trusted[block] = min(vouched, trusted.get(block, vouched))
+    return trusted
+
+
+def _cut_at_suspects(
+    held: Sequence[HeldRequest], written: Mapping[str, int], trusted: dict[int, int], block_size: int
+) -> dict[str, int]:
+    """Who counts tokens in a block for which somebody else vouches less, and where that block begins.
+
+    Everything such a request holds behind that block was computed from it: it is not trusted either.
+    """
+    cut: dict[str, int] = {}
+    for r in held:
+        counted = written[r.request_id]
+        for index, block in enumerate(r.blocks[: -(-counted // block_size)]):
+            if trusted.get(block, block_size) < min(block_size, counted - index * block_size):
+                cut[r.request_id] = index * block_size
+                trusted.update(dict.fromkeys(r.blocks[index + 1 :], 0))
+                break
+    return cut
+
+
+def _one_writer_per_block(held: Sequence[HeldRequest], good: Mapping[str, int], block_size: int) -> dict[str, int]:
+    """A partly filled block goes on being written by its holder: with two of them, neither keeps it."""
+    partial = {r.request_id: r.blocks[good[r.request_id] // block_size] for r in held if good[r.request_id] % block_size}
+    writers = Counter(partial.values())
+    return {i: n // block_size * block_size if writers[partial.get(i, -1)] > 1 else n for i, n in good.items()}
 
 
 def release_until_rest_fits(
@@ -87,13 +108,22 @@ def release_until_rest_fits(
         step_tokens: most tokens that one step may compute.
     """
     good = dict(plan.good_tokens)
+    keepers = Counter(b for r in requests for b in r.blocks[: plan.kept_blocks(r.request_id)])
     free = free_blocks
     for r in reversed(requests):
         if _needed_blocks(good, requests, plan.block_size, step_tokens) <= free:
             break
-        free += -(-good[r.request_id] // plan.block_size)
+        kept = r.blocks[: plan.kept_blocks(r.request_id)]
+        keepers.subtract(kept)
+        free += sum(keepers[block] == 0 for block in kept)
         good[r.request_id] = 0
     return RewindPlan(good, plan.suspect_blocks, plan.block_size)
+
+
+def given_up_blocks(plan: RewindPlan, requests: Sequence[HeldRequest]) -> int:
+    """How many blocks become free when the plan is carried out: those that nobody keeps."""
+    kept = {b for r in requests for b in r.blocks[: plan.kept_blocks(r.request_id)]}
+    return len({b for r in requests for b in r.blocks} - kept)
 
 
 def _needed_blocks(
