@@ -1,0 +1,57 @@
+"""The loads that benchmarks and the demo put on a server: eight short prompts, or eight long ones.
+
+Pure data. Each run gets a cache salt of its own, so that no run is served from the prefix cache of an earlier one.
+"""
+
+from __future__ import annotations
+
+import enum
+import itertools
+import os
+
+from holdfast.chaos.streams import StreamSpec
+
+PROMPTS = (
+    "The keeper",
+    "A storm crosses",
+    "What holds a boat in a storm? ",
+    "Tell me of the river",
+    "Every word at dawn",
+    "Once more, the signal",
+    "Count the bells: ",
+    "The crew",
+)
+LONG_PROMPT_SENTENCES = 60
+# Small enough that a long prompt takes several steps, large enough for every stream to decode in one.
+STEP_TOKENS = 256
+SERVER_ARGUMENTS = (
+    *("--max-model-len", "2048"),
+    *("--max-num-batched-tokens", str(STEP_TOKENS)),
+    *("--max-num-seqs", "32"),
+)
+_runs = itertools.count(1)
+
+
+class LoadKind(enum.StrEnum):
+    """What the streams ask for."""
+
+    SHORT_PROMPTS = "short-prompts"  # decoding nearly from the start
+    LONG_PROMPTS = "long-prompts"  # prompts that are read in several chunks
+
+
+def make_load(kind: LoadKind, *, streams: int, tokens: int) -> list[StreamSpec]:
+    """Greedy requests with a fresh cache salt; the same arguments give the same answers."""
+    salt = f"{os.getpid()}-{next(_runs)}"
+    return [
+        StreamSpec(f"answer {number + 1}", _prompt(kind, number), max_tokens=tokens, cache_salt=salt)
+        for number in range(streams)
+    ]
+
+
+def _prompt(kind: LoadKind, number: int) -> str:
+    opening = PROMPTS[number % len(PROMPTS)]
+    if number >= len(PROMPTS):  # more streams than prompts: still no two alike
+        opening = f"{opening} ({number})"
+    if kind is LoadKind.SHORT_PROMPTS:
+        return opening
+    return opening + " the old keeper holds the small boat at dawn." * LONG_PROMPT_SENTENCES

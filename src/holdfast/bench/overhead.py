@@ -1,0 +1,191 @@
+"""Measures what holdfast costs while nothing fails: the same load on a plain host and on a protected one.
+
+Both servers run for the whole measurement, one idle while the other works, and bursts alternate as A B B A: what the
+machine does beside (other tenants, clock speed, temperature) hits both alike, and each pair is compared by itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from holdfast.bench.loads import SERVER_ARGUMENTS, LoadKind, make_load
+from holdfast.bench.machine import Machine, describe_machine
+from holdfast.chaos.checker import RunVerdict, compare_runs, spread_of
+from holdfast.chaos.history import History
+from holdfast.chaos.processes import session_usage
+from holdfast.chaos.server import Server, ServerSpec
+from holdfast.chaos.streams import Load
+
+PROTECTION_ARGUMENTS = ("--external-fault-notify-port", "0")
+WARM_UP_BURSTS = 3
+METRICS = ("tokens_per_s", "inter_token_p50_ms", "inter_token_p99_ms", "server_cpu_ms_per_token")
+
+
+class Burst(msgspec.Struct, frozen=True, kw_only=True):
+    """One load on one server. The processor time is that of all the server's processes."""
+
+    tokens_per_s: float
+    inter_token_p50_ms: float
+    inter_token_p99_ms: float
+    server_cpu_ms_per_token: float
+
+
+class Pair(msgspec.Struct, frozen=True, kw_only=True):
+    """Two bursts next to each other in time."""
+
+    first: str
+    off: Burst
+    on: Burst
+
+
+class Ratio(msgspec.Struct, frozen=True, kw_only=True):
+    """On divided by off, over the pairs."""
+
+    metric: str
+    median: float
+    minimum: float
+    maximum: float
+    quartile_low: float
+    quartile_high: float
+    off_median: float
+    on_median: float
+
+
+class OverheadDocument(msgspec.Struct, frozen=True, kw_only=True):
+    """What `bench overhead --json` writes."""
+
+    benchmark: str
+    version: int
+    machine: Machine
+    streams: int
+    tokens_per_stream: int
+    server_arguments: tuple[str, ...]
+    pairs: tuple[Pair, ...]
+    ratios: tuple[Ratio, ...]
+    problems: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class OverheadSettings:
+    """What to run. `say` is told progress in words."""
+
+    model: Path
+    logs: Path
+    pairs: int = 15
+    streams: int = 8
+    tokens: int = 200
+    say: Callable[[str], None] = print
+
+
+def measure_overhead(settings: OverheadSettings) -> OverheadDocument:
+    """Start both servers, alternate bursts between them, and compare pair by pair."""
+    machine = describe_machine()
+    off = Server(_spec(settings, holdfast=False))
+    on = Server(_spec(settings, holdfast=True))
+    try:
+        for name, server in (("plain", off), ("protected", on)):
+            settings.say(f"starting the {name} server")
+            server.start()
+        pairs, verdict = asyncio.run(_run_pairs(off, on, settings))
+    finally:
+        off.stop()
+        on.stop()
+    return OverheadDocument(
+        benchmark="overhead",
+        version=1,
+        machine=machine,
+        streams=settings.streams,
+        tokens_per_stream=settings.tokens,
+        server_arguments=SERVER_ARGUMENTS,
+        pairs=tuple(pairs),
+        ratios=tuple(ratio_of(metric, pairs) for metric in METRICS),
+        problems=verdict.reasons,
+    )
+
+
+def _spec(settings: OverheadSettings, *, holdfast: bool) -> ServerSpec:
+    arguments = (*SERVER_ARGUMENTS, *PROTECTION_ARGUMENTS) if holdfast else SERVER_ARGUMENTS
+    log = settings.logs / ("overhead-on.log" if holdfast else "overhead-off.log")
+    return ServerSpec(model=settings.model, log=log, holdfast=holdfast, arguments=arguments)
+
+
+async def _run_pairs(off: Server, on: Server, settings: OverheadSettings) -> tuple[list[Pair], RunVerdict]:
+    """The pairs, and whether the protected server said the same as the plain one."""
+    for _ in range(WARM_UP_BURSTS):
+        plain = await _load(off, settings).run()
+        protected = await _load(on, settings).run()
+    verdict = compare_runs(plain, protected)
+    gc.collect()
+    gc.freeze()  # a collection in this process would look like a slow server
+    pairs = []
+    for number in range(settings.pairs):
+        pairs.append(await _run_pair(off, on, settings, on_first=number % 2 == 1))
+        ratio = pairs[-1].on.tokens_per_s / pairs[-1].off.tokens_per_s
+        settings.say(f"pair {number + 1} of {settings.pairs}: {ratio:.3f} of the plain server's tokens/s")
+    return pairs, verdict
+
+
+async def _run_pair(off: Server, on: Server, settings: OverheadSettings, *, on_first: bool) -> Pair:
+    if on_first:
+        protected = await _run_burst(on, settings)
+        return Pair(first="on", off=await _run_burst(off, settings), on=protected)
+    plain = await _run_burst(off, settings)
+    return Pair(first="off", off=plain, on=await _run_burst(on, settings))
+
+
+def _load(server: Server, settings: OverheadSettings) -> Load:
+    return Load(server.url, make_load(LoadKind.SHORT_PROMPTS, streams=settings.streams, tokens=settings.tokens))
+
+
+async def _run_burst(server: Server, settings: OverheadSettings) -> Burst:
+    before = session_usage(server.pid)
+    histories = await _load(server, settings).run()
+    after = session_usage(server.pid)
+    for history in histories:
+        if history.error is not None:
+            raise server.failure(f"{history.name} failed without any fault: {history.error}")
+    return burst_of(histories, cpu_s=after.cpu_s - before.cpu_s)
+
+
+def burst_of(histories: Sequence[History], *, cpu_s: float) -> Burst:
+    """Figures of one finished load."""
+    tokens = sum(len(history.token_ids) for history in histories)
+    begin_s = min(history.sent_s for history in histories)
+    end_s = max(history.arrivals_s[-1] for history in histories)
+    gaps_ms = sorted(1000 * gap for history in histories for gap in history.gaps_s())
+    return Burst(
+        tokens_per_s=tokens / (end_s - begin_s),
+        inter_token_p50_ms=percentile(gaps_ms, 0.50),
+        inter_token_p99_ms=percentile(gaps_ms, 0.99),
+        server_cpu_ms_per_token=1000 * cpu_s / tokens,
+    )
+
+
+def percentile(ordered: Sequence[float], share: float) -> float:
+    """The smallest value that at least `share` of the ordered values do not exceed."""
+    rank = max(0, -int(-share * len(ordered) // 1) - 1)
+    return ordered[min(rank, len(ordered) - 1)]
+
+
+def ratio_of(metric: str, pairs: Sequence[Pair]) -> Ratio:
+    """On divided by off for one metric, pair by pair."""
+    off = [float(getattr(pair.off, metric)) for pair in pairs]
+    on = [float(getattr(pair.on, metric)) for pair in pairs]
+    spread = spread_of([later / earlier if earlier else float("nan") for later, earlier in zip(on, off, strict=True)])
+    return Ratio(
+        metric=metric,
+        median=spread.median,
+        minimum=spread.minimum,
+        maximum=spread.maximum,
+        quartile_low=spread.quartile_low,
+        quartile_high=spread.quartile_high,
+        off_median=statistics.median(off),
+        on_median=statistics.median(on),
+    )

@@ -1,0 +1,227 @@
+"""Measures recovery: what an exception at each phase of a step costs the clients, beside a full restart.
+
+Owns the table of scenarios and the document. Every scenario has its own fault-free run on the same server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from holdfast.bench.loads import SERVER_ARGUMENTS, LoadKind, make_load
+from holdfast.bench.machine import Machine, describe_machine
+from holdfast.bench.restart import Restart, measure_restart
+from holdfast.bench.trial import Outcome, run_faulted
+from holdfast.chaos.checker import spread_of
+from holdfast.chaos.control import Control
+from holdfast.chaos.server import Server, ServerSpec
+from holdfast.chaos.streams import Load
+from holdfast.core.faults import Phase
+from holdfast.core.injection import InjectionSpec
+
+# A benchmark breaks the server more often than its defaults allow within their window.
+FAULT_ARGUMENTS = (
+    "--enable-fault-injection",
+    *("--max-retries", "1000"),
+    *("--external-fault-notify-port", "0"),
+)
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """Where an exception is raised, under which load, and when: `fraction` of the answers' length, 0 for before."""
+
+    name: str
+    phase: Phase
+    load: LoadKind = LoadKind.SHORT_PROMPTS
+    fraction: float = 0.4
+    after_steps: int = 0
+
+
+SCENARIOS = (
+    Scenario("start of a step", Phase.STEP_START),
+    Scenario("forward pass", Phase.FORWARD),
+    Scenario("after the forward pass", Phase.STEP_END),
+    Scenario("before sampling", Phase.SAMPLE_START),
+    Scenario("after sampling", Phase.SAMPLE_END),
+    Scenario("before scheduling", Phase.SCHEDULE_START),
+    Scenario("after scheduling", Phase.SCHEDULE_END),
+    Scenario("before output processing", Phase.OUTPUT_START),
+    Scenario("inside output processing", Phase.OUTPUT_REQUEST),
+    Scenario("after output processing", Phase.OUTPUT_END),
+    Scenario("first prefill step", Phase.FORWARD, fraction=0),
+    Scenario("chunked prefill", Phase.FORWARD, LoadKind.LONG_PROMPTS, fraction=0, after_steps=4),
+)
+
+
+class Trial(msgspec.Struct, frozen=True, kw_only=True):
+    """One faulted run of a scenario; seconds, over its streams."""
+
+    scenario: str
+    phase: str
+    load: str
+    interruption_median_s: float | None
+    interruption_max_s: float | None
+    fault_free_longest_gap_s: float
+    interrupted_streams: int
+    streams: int
+    lost_tokens: int
+    repeated_tokens: int
+    changed_tokens: int
+    recovery_report: dict[str, float | int] | None
+    problems: tuple[str, ...]
+
+
+class RecoveryDocument(msgspec.Struct, frozen=True, kw_only=True):
+    """What `bench recovery --json` writes."""
+
+    benchmark: str
+    version: int
+    machine: Machine
+    streams: int
+    tokens_per_stream: int
+    server_arguments: tuple[str, ...]
+    trials: tuple[Trial, ...]
+    restart: Restart
+    restart_total_s: float
+    interruption_median_s: float | None
+    interruption_max_s: float | None
+    lost_tokens: int
+    repeated_tokens: int
+    changed_tokens: int
+    restart_to_median_interruption: float | None
+    restart_to_max_interruption: float | None
+    lawful: bool
+
+
+@dataclass(frozen=True)
+class RecoverySettings:
+    """What to run. `say` is told progress in words."""
+
+    model: Path
+    log: Path
+    scenarios: Sequence[Scenario] = SCENARIOS
+    repeat: int = 1
+    streams: int = 8
+    tokens: int = 200
+    say: Callable[[str], None] = print
+
+
+def choose_scenarios(wanted: Sequence[str]) -> tuple[Scenario, ...]:
+    """Scenarios whose name or phase contains one of the words; all for none. Raises ValueError for a word in vain."""
+    for word in wanted:
+        if not any(_matches(scenario, word) for scenario in SCENARIOS):
+            names = ", ".join(scenario.name for scenario in SCENARIOS)
+            raise ValueError(f"no scenario matches {word!r}; there are: {names}")
+    return tuple(one for one in SCENARIOS if not wanted or any(_matches(one, word) for word in wanted))
+
+
+def _matches(scenario: Scenario, word: str) -> bool:
+    return word.lower() in scenario.name or word.lower() == scenario.phase
+
+
+def measure_recovery(settings: RecoverySettings) -> RecoveryDocument:
+    """Start a server, break it once per scenario and repetition, restart it, and put the figures together."""
+    machine = describe_machine()
+    arguments = (*SERVER_ARGUMENTS, *FAULT_ARGUMENTS)
+    settings.say("starting the server")
+    server = Server(ServerSpec(model=settings.model, log=settings.log, arguments=arguments)).start()
+    try:
+        settings.say(f"ready after {server.start_s:.1f} s")
+        trials = asyncio.run(_run_trials(server, settings))
+        settings.say("restarting the server, for comparison")
+        server, restart = measure_restart(server)
+    finally:
+        server.stop()
+    return _document(machine, settings, arguments, trials, restart)
+
+
+async def _run_trials(server: Server, settings: RecoverySettings) -> list[Trial]:
+    await Load(server.url, make_load(LoadKind.LONG_PROMPTS, streams=settings.streams, tokens=8)).run()  # warm-up
+    gc.collect()
+    gc.freeze()  # a collection in this process would look like an interruption
+    trials = []
+    async with Control(server.url) as control:
+        for _ in range(settings.repeat):
+            for scenario in settings.scenarios:
+                if server.exit_code is not None:
+                    raise server.failure(f"the server ended with exit code {server.exit_code}")
+                trial = _trial(scenario, await _run_scenario(server, control, scenario, settings))
+                settings.say(_in_words(trial))
+                trials.append(trial)
+    return trials
+
+
+async def _run_scenario(server: Server, control: Control, scenario: Scenario, settings: RecoverySettings) -> Outcome:
+    def load() -> Load:
+        return Load(server.url, make_load(scenario.load, streams=settings.streams, tokens=settings.tokens))
+
+    reference = await load().run()
+    injection = InjectionSpec(phase=scenario.phase, after_steps=scenario.after_steps)
+    after_tokens = int(settings.tokens * scenario.fraction)
+    return await run_faulted(load(), control, reference, injection, after_tokens=after_tokens)
+
+
+def _trial(scenario: Scenario, outcome: Outcome) -> Trial:
+    waits = outcome.waits_s()
+    spread = spread_of(waits) if waits else None
+    reports = [event["report"] for event in outcome.events if event.get("report")]
+    return Trial(
+        scenario=scenario.name,
+        phase=scenario.phase,
+        load=scenario.load,
+        interruption_median_s=spread.median if spread else None,
+        interruption_max_s=spread.maximum if spread else None,
+        fault_free_longest_gap_s=outcome.reference_gap_s,
+        interrupted_streams=len(waits),
+        streams=len(outcome.interruptions_s),
+        lost_tokens=outcome.verdict.lost,
+        repeated_tokens=outcome.verdict.repeated,
+        changed_tokens=outcome.verdict.changed,
+        recovery_report=reports[-1] if reports else None,
+        problems=outcome.problems,
+    )
+
+
+def _in_words(trial: Trial) -> str:
+    if trial.interruption_max_s is None or trial.interruption_median_s is None:
+        return f"{trial.scenario}: {'; '.join(trial.problems[:3]) or 'no stream was interrupted'}"
+    told = f"median {trial.interruption_median_s * 1000:.0f} ms, max {trial.interruption_max_s * 1000:.0f} ms"
+    return f"{trial.scenario}: {told}, {'; '.join(trial.problems[:3]) or 'exact'}"
+
+
+def _document(
+    machine: Machine,
+    settings: RecoverySettings,
+    arguments: tuple[str, ...],
+    trials: Sequence[Trial],
+    restart: Restart,
+) -> RecoveryDocument:
+    medians = [trial.interruption_median_s for trial in trials if trial.interruption_median_s is not None]
+    longest = [trial.interruption_max_s for trial in trials if trial.interruption_max_s is not None]
+    median_s = spread_of(medians).median if medians else None
+    max_s = max(longest, default=None)
+    return RecoveryDocument(
+        benchmark="recovery",
+        version=1,
+        machine=machine,
+        streams=settings.streams,
+        tokens_per_stream=settings.tokens,
+        server_arguments=arguments,
+        trials=tuple(trials),
+        restart=restart,
+        restart_total_s=restart.total_s,
+        interruption_median_s=median_s,
+        interruption_max_s=max_s,
+        lost_tokens=sum(trial.lost_tokens for trial in trials),
+        repeated_tokens=sum(trial.repeated_tokens for trial in trials),
+        changed_tokens=sum(trial.changed_tokens for trial in trials),
+        restart_to_median_interruption=restart.total_s / median_s if median_s else None,
+        restart_to_max_interruption=restart.total_s / max_s if max_s else None,
+        lawful=bool(trials) and not any(trial.problems for trial in trials),
+    )

@@ -1,0 +1,187 @@
+"""Decides whether a faulted run kept the law of exactly once, by comparing it with a fault-free run token by token.
+
+Pure: no clock, no I/O. A history that differs anywhere is never called equal, however the difference is counted.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+
+from holdfast.chaos.history import History
+
+# Reading a prompt again in one piece rounds differently from having read it token by token.
+LOGPROB_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class StreamVerdict:
+    """One answer against its reference: tokens lost, repeated and changed, and every reason to call it wrong."""
+
+    name: str
+    tokens: int
+    expected: int
+    lost: int = 0
+    repeated: int = 0
+    changed: int = 0
+    reasons: tuple[str, ...] = ()
+
+    @property
+    def exact(self) -> bool:
+        return not self.reasons
+
+
+@dataclass(frozen=True)
+class RunVerdict:
+    """All answers of a run against the fault-free run."""
+
+    streams: tuple[StreamVerdict, ...]
+
+    @property
+    def exact(self) -> bool:
+        return bool(self.streams) and all(stream.exact for stream in self.streams)
+
+    @property
+    def lost(self) -> int:
+        return sum(stream.lost for stream in self.streams)
+
+    @property
+    def repeated(self) -> int:
+        return sum(stream.repeated for stream in self.streams)
+
+    @property
+    def changed(self) -> int:
+        return sum(stream.changed for stream in self.streams)
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        said = tuple(f"{stream.name}: {reason}" for stream in self.streams for reason in stream.reasons)
+        return said if self.streams else ("nothing was compared",)
+
+
+def compare_runs(reference: Sequence[History], observed: Sequence[History]) -> RunVerdict:
+    """Compare two runs by name; an answer that only one of them has is wrong."""
+    seen = {history.name: history for history in observed}
+    known = {history.name for history in reference}
+    verdicts = [compare_histories(one, seen.get(one.name)) for one in reference]
+    verdicts += [_unexpected(history) for history in observed if history.name not in known]
+    return RunVerdict(tuple(verdicts))
+
+
+def compare_histories(reference: History, observed: History | None) -> StreamVerdict:
+    """Compare one answer with its fault-free twin."""
+    expected = len(reference.token_ids)
+    if observed is None:
+        return StreamVerdict(reference.name, 0, expected, lost=expected, reasons=("the answer is missing",))
+    lost, repeated, changed = count_differences(reference.token_ids, observed.token_ids)
+    return StreamVerdict(
+        reference.name,
+        tokens=len(observed.token_ids),
+        expected=expected,
+        lost=lost,
+        repeated=repeated,
+        changed=changed,
+        reasons=tuple(_reasons(reference, observed, lost, repeated, changed)),
+    )
+
+
+def count_differences(expected: Sequence[int], seen: Sequence[int]) -> tuple[int, int, int]:
+    """Tokens lost, repeated and changed; a token that is extra without being a repetition counts as changed."""
+    if expected == seen:
+        return 0, 0, 0
+    lost = repeated = changed = 0
+    matcher = SequenceMatcher(None, expected, seen, autojunk=False)
+    for kind, start, end, seen_start, seen_end in matcher.get_opcodes():
+        missing, extra = end - start, seen_end - seen_start
+        if kind == "insert" and _repeats(seen, seen_start, seen_end):
+            repeated += extra
+        elif kind != "equal":
+            changed += min(missing, extra) + max(extra - missing, 0)
+            lost += max(missing - extra, 0)
+    return lost, repeated, changed
+
+
+def _repeats(seen: Sequence[int], start: int, end: int) -> bool:
+    """Whether an extra piece says again what stands right before or right after it."""
+    size, piece = end - start, seen[start:end]
+    return piece == seen[start - size : start] or piece == seen[end : end + size]
+
+
+def _reasons(reference: History, observed: History, lost: int, repeated: int, changed: int) -> list[str]:
+    reasons = [f"{count} tokens {word}" for count, word in ((lost, "lost"), (repeated, "repeated")) if count]
+    if changed:
+        reasons.append(f"{changed} tokens changed, the first at {_first_difference(reference, observed)}")
+    if reference.error is not None:
+        reasons.append(f"the fault-free run failed: {reference.error}")
+    if observed.error is not None:
+        reasons.append(f"ended with an error: {observed.error}")
+    if observed.text != reference.text:
+        reasons.append("its text differs")
+    if observed.finish_reason != reference.finish_reason:
+        reasons.append(f"finished with {observed.finish_reason!r} instead of {reference.finish_reason!r}")
+    if not _same_logprobs(reference.logprobs, observed.logprobs):
+        reasons.append("its logprobs differ")
+    return reasons
+
+
+def _first_difference(reference: History, observed: History) -> int:
+    pairs = enumerate(zip(reference.token_ids, observed.token_ids, strict=False))
+    shorter = min(len(reference.token_ids), len(observed.token_ids))
+    return next((position for position, (one, other) in pairs if one != other), shorter)
+
+
+def _same_logprobs(one: Sequence[float], other: Sequence[float]) -> bool:
+    if len(one) != len(other):
+        return False
+    return all(abs(a - b) <= LOGPROB_TOLERANCE for a, b in zip(one, other, strict=True))
+
+
+def _unexpected(history: History) -> StreamVerdict:
+    tokens = len(history.token_ids)
+    return StreamVerdict(history.name, tokens, 0, changed=tokens, reasons=("the fault-free run has no such answer",))
+
+
+# ---- how long a client waited
+
+
+def interruption_s(history: History, fault_s: float, recovered_s: float) -> float | None:
+    """Longest wait of one answer that touches the time from fault to recovery; None when it had ended before.
+
+    It is "last token before the fault to first token after". Tokens that were on their way when the fault came would
+    make that too short, so every wait that ends after the fault and begins before the end of the recovery counts, and
+    the longest is taken. Before an answer's first token the wait begins with the fault or the request, what is later.
+    """
+    begun = [max(history.sent_s, fault_s), *history.arrivals_s]
+    waits = zip(begun, history.arrivals_s, strict=False)
+    touching = [end - start for start, end in waits if end > fault_s and start <= max(recovered_s, fault_s)]
+    return max(touching, default=None)
+
+
+def longest_gap_s(history: History) -> float:
+    """Longest wait between two successive tokens of one answer."""
+    return max(history.gaps_s(), default=0.0)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median and bounds of some measurements."""
+
+    median: float
+    minimum: float
+    maximum: float
+    quartile_low: float
+    quartile_high: float
+
+    @property
+    def interquartile_range(self) -> float:
+        return self.quartile_high - self.quartile_low
+
+
+def spread_of(values: Sequence[float]) -> Spread:
+    """Median, bounds and quartiles of at least one value."""
+    if len(values) == 1:
+        return Spread(*[values[0]] * 5)
+    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+    return Spread(median, min(values), max(values), low, high)

@@ -1,0 +1,147 @@
+"""Plays clients: many concurrent streaming requests through the `openai` client, every token recorded as it arrives.
+
+Every wait is bounded, and nothing is retried: a request that the server lost is to be seen as lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from holdfast.chaos.history import History
+
+MODEL_NAME = "holdfast-small"
+
+
+@dataclass(frozen=True)
+class StreamSpec:
+    """One request. `cache_salt` separates its prefix-cache entries from those of other runs."""
+
+    name: str
+    prompt: str
+    max_tokens: int = 200
+    temperature: float = 0.0
+    seed: int | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    min_tokens: int = 0
+    n: int = 1
+    logprobs: int | None = None
+    stop: tuple[str, ...] = ()
+    json_schema: Mapping[str, Any] | None = None
+    ignore_eos: bool = True
+    cache_salt: str | None = None
+
+    def request(self, model: str) -> dict[str, Any]:
+        """Arguments for the client's `completions.create`."""
+        return {
+            "model": model,
+            "prompt": self.prompt,
+            "stream": True,
+            "max_tokens": self.max_tokens,
+            "temperature": self.temperature,
+            "seed": self.seed,
+            "presence_penalty": self.presence_penalty,
+            "frequency_penalty": self.frequency_penalty,
+            "n": self.n,
+            "logprobs": self.logprobs,
+            "stop": list(self.stop) or None,
+            "extra_body": self._host_fields(),
+        }
+
+    def _host_fields(self) -> dict[str, Any]:
+        """Fields that the host understands beside OpenAI's."""
+        fields: dict[str, Any] = {
+            "return_token_ids": True,
+            "ignore_eos": self.ignore_eos,
+            "min_tokens": self.min_tokens,
+            "repetition_penalty": self.repetition_penalty,
+        }
+        if self.cache_salt:
+            fields["cache_salt"] = self.cache_salt
+        if self.json_schema is not None:
+            schema = {"name": "answer", "schema": dict(self.json_schema)}
+            fields["response_format"] = {"type": "json_schema", "json_schema": schema}
+        return fields
+
+    def history_names(self) -> list[str]:
+        return [self.name] if self.n == 1 else [f"{self.name}#{index}" for index in range(self.n)]
+
+
+class Load:
+    """A batch of concurrent streams; `histories` may be read while it runs."""
+
+    def __init__(
+        self, url: str, specs: Sequence[StreamSpec], *, model: str = MODEL_NAME, timeout_s: float = 180.0
+    ) -> None:
+        self._url, self._model, self._timeout_s = url, model, timeout_s
+        self._specs = tuple(specs)
+        now_s = time.monotonic()
+        self._by_spec = [[History(name, now_s) for name in spec.history_names()] for spec in self._specs]
+
+    @property
+    def histories(self) -> list[History]:
+        return [history for group in self._by_spec for history in group]
+
+    async def run(self) -> list[History]:
+        """Send everything at once and wait until each answer has ended or its time is over."""
+        from openai import AsyncOpenAI
+
+        async with AsyncOpenAI(
+            base_url=f"{self._url}/v1", api_key="unused", max_retries=0, timeout=self._timeout_s
+        ) as client:
+            pairs = zip(self._specs, self._by_spec, strict=True)
+            await asyncio.gather(*(self._bounded(client, spec, group) for spec, group in pairs))
+        return self.histories
+
+    async def wait_for_tokens(self, count: int) -> None:
+        """Return when every open answer has `count` tokens."""
+        while any(len(one.token_ids) < count and not one.finished for one in self.histories):
+            await asyncio.sleep(0.005)
+
+    async def _bounded(self, client: Any, spec: StreamSpec, group: list[History]) -> None:
+        """One request; whatever goes wrong is written into its histories, never raised."""
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await self._stream(client, spec, group)
+        except TimeoutError:
+            _fail(group, f"no end within {self._timeout_s:.0f} s")
+        except Exception as error:  # the client's errors are many; each is a lost answer here
+            _fail(group, f"{type(error).__name__}: {error}")
+        else:
+            _fail(group, "the stream ended without a finish reason")
+
+    async def _stream(self, client: Any, spec: StreamSpec, group: list[History]) -> None:
+        for history in group:
+            history.sent_s = time.monotonic()
+        async for chunk in await client.completions.create(**spec.request(self._model)):
+            now_s = time.monotonic()
+            for choice in chunk.choices:
+                _record(group[choice.index], choice, now_s)
+
+
+def _record(history: History, choice: Any, now_s: float) -> None:
+    history.add(list(getattr(choice, "token_ids", None) or ()), choice.text, now_s)
+    if choice.logprobs is not None:
+        history.logprobs.extend(value for value in choice.logprobs.token_logprobs or () if value is not None)
+    if choice.finish_reason is not None:
+        history.finish_reason = choice.finish_reason
+
+
+def _fail(group: Iterable[History], error: str) -> None:
+    for history in group:
+        if not history.finished:
+            history.error = error
+
+
+async def first_token_s(url: str, *, model: str = MODEL_NAME, timeout_s: float = 60.0) -> float:
+    """Send one request and return when its first token came (monotonic seconds); raises RuntimeError without one."""
+    spec = StreamSpec("first-token", "The first word", max_tokens=1)
+    [history] = await Load(url, [spec], model=model, timeout_s=timeout_s).run()
+    if not history.arrivals_s:
+        raise RuntimeError(f"the server answered without a token: {history.error}")
+    return history.arrivals_s[0]
