@@ -24,7 +24,7 @@ help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | column -t -s '|'
 
 setup: ## make .venv with the host's CPU build and everything pinned
-	@[ -n "$(PYTHON)" ] || { echo "setup: Python 3.11 or newer is needed; set PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@command -v "$(PYTHON)" >/dev/null || { echo "setup: no Python 3.11 or newer was found; set PYTHON=/its/path" >&2; exit 1; }
 	@$(PYTHON) scripts/setup
 
 demo: setup ## hurt a real server in the middle of eight answers and watch it carry on

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from contract.host_ast import HostSources
 
+from contract.host_ast import HostSources
 from holdfast.hosts.vllm.register import Kind, Touchpoint
 
 SOURCES = {
@@ -67,7 +67,10 @@ def touchpoint(module: str, name: str, kind: Kind, parameters: tuple[str, ...] |
         ("vllm.engine.core", "fallback", "call", None),
         ("vllm.engine.core", "serve", "wrap", ("app",)),
         ("vllm.engine", "Core.step", "call", ("output",)),
-        *(("vllm.engine.core", f"Core.{n}", "attribute", None) for n in "own inherited second declared size".split()),
+        *(
+            ("vllm.engine.core", f"Core.{n}", "attribute", None)
+            for n in ["own", "inherited", "second", "declared", "size"]
+        ),
     ],
 )
 def test_finds_what_is_there(

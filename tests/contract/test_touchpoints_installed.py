@@ -6,8 +6,8 @@ import importlib.util
 from pathlib import Path
 
 import pytest
-from contract.host_ast import HostSources
 
+from contract.host_ast import HostSources
 from holdfast.hosts.vllm.inspection import inspect_touchpoint
 from holdfast.hosts.vllm.register import TOUCHPOINTS, Touchpoint
 
@@ -18,8 +18,8 @@ pytestmark = [pytest.mark.host, pytest.mark.skipif(_SPEC is None, reason="vLLM i
 
 @pytest.fixture(scope="module")
 def installed() -> HostSources:
-    assert _SPEC is not None and _SPEC.origin is not None
-    return HostSources(Path(_SPEC.origin).parent.parent)
+    assert _SPEC is not None
+    return HostSources(Path(str(_SPEC.origin)).parent.parent)
 
 
 @pytest.mark.parametrize("touchpoint", TOUCHPOINTS, ids=lambda t: t.label)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from contract.host_ast import HostSources
 
+from contract.host_ast import HostSources
 from holdfast.hosts.vllm.register import TOUCHPOINTS, Touchpoint
 from holdfast.hosts.vllm.versions import SUPPORTED
 

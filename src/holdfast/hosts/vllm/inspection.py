@@ -7,7 +7,7 @@ import importlib
 import inspect
 import textwrap
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeGuard
 
 from holdfast.hosts.vllm.register import TOUCHPOINTS, Touchpoint
 
@@ -37,7 +37,7 @@ def parameters_problem(expected: tuple[str, ...] | None, found: list[str]) -> st
 
 def attributes_of(node: ast.ClassDef) -> set[str]:
     """Names that a class gives its instances: fields and methods of its body, and what is assigned on `self`."""
-    return {name for child in ast.walk(node) for name in _names_given(child)} | _names_in_body(node)
+    return _names_in_body(node) | {child.attr for child in ast.walk(node) if _is_stored_on_self(child)}
 
 
 def _names_in_body(node: ast.ClassDef) -> set[str]:
@@ -46,10 +46,10 @@ def _names_in_body(node: ast.ClassDef) -> set[str]:
     return functions | {target.id for target in targets if isinstance(target, ast.Name)}
 
 
-def _names_given(node: ast.AST) -> Iterator[str]:
-    stored = isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
-    if stored and isinstance(node.value, ast.Name) and node.value.id == "self":
-        yield node.attr
+def _is_stored_on_self(node: ast.AST) -> TypeGuard[ast.Attribute]:
+    if not isinstance(node, ast.Attribute) or not isinstance(node.ctx, ast.Store):
+        return False
+    return isinstance(node.value, ast.Name) and node.value.id == "self"
 
 
 def _assigned(statement: ast.stmt) -> list[ast.expr]:
