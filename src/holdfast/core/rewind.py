@@ -90,9 +90,10 @@ def _cut_at_suspects(
 
 def _one_writer_per_block(held: Sequence[HeldRequest], good: Mapping[str, int], block_size: int) -> dict[str, int]:
     """A partly filled block goes on being written by its holder: with two of them, neither keeps it."""
-    partial = {r.request_id: r.blocks[good[r.request_id] // block_size] for r in held if good[r.request_id] % block_size}
-    writers = Counter(partial.values())
-    return {i: n // block_size * block_size if writers[partial.get(i, -1)] > 1 else n for i, n in good.items()}
+    writes = {r.request_id: r.blocks[n // block_size] for r in held if (n := good[r.request_id]) % block_size}
+    writers = Counter(writes.values())
+    contested = {request_id for request_id, block in writes.items() if writers[block] > 1}
+    return {i: n // block_size * block_size if i in contested else n for i, n in good.items()}
 
 
 def release_until_rest_fits(

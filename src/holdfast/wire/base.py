@@ -44,7 +44,7 @@ class Station(Protocol):
     """One thread's endpoints."""
 
     def bind(self, address: str) -> Hub:
-        """Bind a hub. Raises `PortInUse` when the address belongs to somebody else."""
+        """Bind a hub. Raises `PortInUse` when the address belongs to somebody else, else `WorldError`."""
         ...
 
     def connect(self, address: str, identity: bytes) -> Spoke: ...

@@ -24,7 +24,8 @@ class MemoryNetwork:
         self._hubs[hub.address] = hub
 
     def remove(self, hub: MemoryHub) -> None:
-        self._hubs.pop(hub.address, None)
+        if self._hubs.get(hub.address) is hub:
+            del self._hubs[hub.address]
 
     def hub(self, address: str) -> MemoryHub | None:
         return self._hubs.get(address)

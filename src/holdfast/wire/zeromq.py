@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import math
 import os
+import socket as sockets
+import threading
 from typing import TypeVar
 
 import zmq
 
-from holdfast.core.errors import PortInUse
+from holdfast.core.errors import PortInUse, WorldError
 from holdfast.wire.base import MAX_FRAME_BYTES, MAX_QUEUED_MESSAGES, Delivery
 
 _LINGER_MS = 1000
@@ -25,6 +29,8 @@ class _Socket:
         self.socket.setsockopt(zmq.RCVHWM, MAX_QUEUED_MESSAGES)
 
     def _send(self, frames: list[bytes]) -> bool:
+        if len(frames[-1]) > MAX_FRAME_BYTES:  # the other end would drop the link over it
+            return False
         try:
             self.socket.send_multipart(frames, flags=zmq.DONTWAIT)
         except zmq.ZMQError:
@@ -38,14 +44,27 @@ class ZmqHub(_Socket):
         self.socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self.socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
         try:
+            _refuse_if_somebody_listens(address)
             self.socket.bind(address)
         except zmq.ZMQError as error:
             self.socket.close(0)
-            raise PortInUse(f"cannot bind {address}: {error.strerror}") from None
+            kind = PortInUse if error.errno == errno.EADDRINUSE else WorldError
+            raise kind(f"cannot bind {address}: {error.strerror}") from None
         self.address = self.socket.getsockopt_string(zmq.LAST_ENDPOINT)
 
     def send(self, peer: bytes, data: bytes) -> bool:
         return self._send([peer, data])
+
+
+def _refuse_if_somebody_listens(address: str) -> None:
+    """ZeroMQ takes an ipc path away from its owner without a word; a path nobody listens at is a leftover."""
+    scheme, _, path = address.partition("://")
+    if scheme != "ipc":
+        return
+    with sockets.socket(sockets.AF_UNIX) as probe, contextlib.suppress(OSError):
+        probe.setblocking(False)
+        probe.connect(path)
+        raise zmq.ZMQError(errno.EADDRINUSE)
 
 
 class ZmqSpoke(_Socket):
@@ -67,6 +86,8 @@ class ZmqStation:
         self._endpoints: dict[zmq.Socket[bytes], ZmqHub | ZmqSpoke] = {}
         self._wake_r, self._wake_w = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._poller.register(self._wake_r, zmq.POLLIN)
+        self._open = True
+        self._closing = threading.Lock()  # a pipe's number may be somebody else's file once it is closed
 
     def bind(self, address: str) -> ZmqHub:
         return self._keep(ZmqHub(self._context, address))
@@ -75,21 +96,27 @@ class ZmqStation:
         return self._keep(ZmqSpoke(self._context, address, identity))
 
     def receive(self, timeout_s: float) -> Delivery | None:
-        ready = dict(self._poller.poll(max(0, int(timeout_s * 1000))))
+        ready = dict(self._poller.poll(max(0, math.ceil(timeout_s * 1000))))
         if self._wake_r in ready:
             with contextlib.suppress(BlockingIOError):
                 os.read(self._wake_r, 4096)
         for socket, endpoint in self._endpoints.items():
             if socket in ready:
+                # Behind the others from now on: a busy endpoint must not starve a quiet one.
+                self._endpoints[socket] = self._endpoints.pop(socket)
                 return self._read(socket, endpoint)
         return None
 
     def wake(self) -> None:
-        # A full pipe already wakes; a closed one has nobody to wake.
-        with contextlib.suppress(BlockingIOError, OSError):
-            os.write(self._wake_w, b"w")
+        with self._closing, contextlib.suppress(BlockingIOError):  # a full pipe wakes already
+            if self._open:
+                os.write(self._wake_w, b"w")
 
     def close(self) -> None:
+        with self._closing:
+            was_open, self._open = self._open, False
+        if not was_open:
+            return
         for socket in self._endpoints:
             socket.close()
         self._endpoints.clear()
