@@ -35,6 +35,7 @@ CPU_ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
 }
 # bfloat16 dies on virtual CPUs without usable AMX; compiling the small model would take longer than serving it.
+_HOLDFAST = "from holdfast.cli.main import main; main()"  # the command of this interpreter, whatever the PATH says
 CPU_ARGUMENTS = ("--enforce-eager", "--dtype", "float32")
 
 
@@ -58,7 +59,7 @@ class ServerSpec:
     def command(self, port: int) -> list[str]:
         common = ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", MODEL_NAME, *CPU_ARGUMENTS]
         if self.holdfast:
-            front = [sys.executable, "-m", "holdfast.cli.main", "serve", str(self.model)]
+            front = [sys.executable, "-c", _HOLDFAST, "serve", str(self.model)]
         else:
             front = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(self.model)]
         return [*front, *common, *self.arguments]

@@ -1,0 +1,121 @@
+"""The demo's pictures: streams as they grow, events in order, results. Pure: data in, rich renderables out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from holdfast.bench.restart import Restart
+from holdfast.bench.trial import Outcome, Window
+from holdfast.chaos.checker import interruption_s, spread_of
+from holdfast.chaos.control import FAULT
+from holdfast.chaos.history import History
+
+LAST_WORDS_CHARS = 36
+RATE_WINDOW_S = 1.0
+_STYLES = {
+    "waiting": "dim",
+    "flowing": "green",
+    "INTERRUPTED": "bold red",
+    "resumed": "bold cyan",
+    "failed": "bold red",
+}
+
+
+def screen(histories: Sequence[History], events: Sequence[Mapping[str, Any]], window: Window | None) -> RenderableType:
+    """One picture of a running load: a line per stream, then what happened."""
+    table = Table.grid(padding=(0, 2))
+    now_s = time.monotonic()
+    longest = max(len(one.token_ids) for one in histories)
+    for history in histories:
+        state = _state(history, window)
+        style = _STYLES.get(state.split()[0], "")
+        bar = ProgressBar(total=max(longest, 1), completed=len(history.token_ids), width=18)
+        rate = f"{_tokens_per_s(history, now_s):.0f} tok/s"
+        words = Text(_last_words(history), style="italic")
+        table.add_row(history.name, bar, str(len(history.token_ids)), rate, Text(state, style=style), words)
+    return Group(table, *(Text(line) for line in event_lines(events)))
+
+
+def _state(history: History, window: Window | None) -> str:
+    if history.error is not None:
+        return "failed"
+    if window is not None and (wait_s := interruption_s(history, window.fault_s, window.recovered_s)) is not None:
+        resumed = bool(history.arrivals_s) and history.arrivals_s[-1] > window.recovered_s
+        return f"resumed after {wait_s * 1000:.0f} ms" if resumed else "INTERRUPTED"
+    if window is not None and not history.finished:
+        return "INTERRUPTED"
+    return "waiting" if not history.token_ids else "done" if history.finished else "flowing"
+
+
+def _tokens_per_s(history: History, now_s: float) -> float:
+    """Rate over the last second; of a finished answer, over all of it."""
+    if not history.arrivals_s:
+        return 0.0
+    if history.finished:
+        return len(history.token_ids) / max(history.arrivals_s[-1] - history.sent_s, 1e-6)
+    return sum(arrival > now_s - RATE_WINDOW_S for arrival in reversed(history.arrivals_s)) / RATE_WINDOW_S
+
+
+def _last_words(history: History) -> str:
+    text = "".join(sign if sign.isprintable() else " " for sign in history.text[-2 * LAST_WORDS_CHARS :])
+    return "…" + " ".join(text.split())[-LAST_WORDS_CHARS:] if text else ""
+
+
+def event_lines(events: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Events as people read them, with milliseconds since the fault's report."""
+    begin = next((event["at"] for event in events if event["kind"] == FAULT), None)
+    return [_event_line(event, begin) for event in events]
+
+
+def _event_line(event: Mapping[str, Any], begin: float | None) -> str:
+    offset = "" if begin is None else f"{(event['at'] - begin) * 1000:+8.1f} ms"
+    return f"{offset:>12}  {event['kind'].replace('-', ' '):<18}  {_event_detail(event)}".rstrip()
+
+
+def _event_detail(event: Mapping[str, Any]) -> str:
+    if report := event.get("report"):
+        return (
+            f"{report.get('requests', 0)} requests rewound, {report.get('kept_blocks', 0)} KV blocks kept, "
+            f"{report.get('evicted_blocks', 0)} evicted, {report.get('tokens_to_recompute', 0)} tokens to compute again"
+        )
+    if fault := event.get("fault"):
+        phase = f" at {fault['phase']}" if fault.get("phase") else ""
+        return f"{fault['error_type']}{phase}: {fault['message']}"
+    return str(event.get("reason") or "")
+
+
+def stream_results(outcome: Outcome) -> Table:
+    """What each client felt, and whether its answer is right."""
+    table = Table(title="Each answer against the fault-free run", title_justify="left")
+    for heading in ("answer", "interruption", "tokens", "equal", "lost", "repeated", "changed"):
+        table.add_column(heading, justify="left" if heading == "answer" else "right")
+    for stream in outcome.verdict.streams:
+        wait_s = outcome.interruptions_s.get(stream.name)
+        wait = "–" if wait_s is None else f"{wait_s * 1000:.0f} ms"
+        equal = "yes" if stream.exact else "NO"
+        counts = (str(stream.lost), str(stream.repeated), str(stream.changed))
+        table.add_row(stream.name, wait, f"{stream.tokens} of {stream.expected}", equal, *counts)
+    return table
+
+
+def comparison(outcome: Outcome, restart: Restart) -> Table:
+    """The interruption beside the full restart of the same server."""
+    table = Table(title="What the fault cost", title_justify="left", show_header=False)
+    if waits := outcome.waits_s():
+        spread = spread_of(waits)
+        felt = f"{spread.median * 1000:.0f} ms in the median, {spread.maximum * 1000:.0f} ms at most; no answer lost"
+        times = f"{restart.total_s / spread.median:.0f} times shorter ({restart.total_s / spread.maximum:.0f} at least)"
+        table.add_row("with holdfast", felt if outcome.lawful else felt.partition(";")[0])
+    else:
+        times = "no answer was interrupted"
+    parts = f"stop {restart.stop_s:.1f} s, start {restart.start_s:.1f} s, first token {restart.first_token_s:.2f} s"
+    table.add_row("full restart, same server", f"{restart.total_s:.1f} s ({parts}); every answer lost")
+    table.add_row("ratio", times)
+    return table

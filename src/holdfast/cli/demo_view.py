@@ -1,0 +1,117 @@
+"""What the demo shows: a redrawn screen on a terminal, plain lines elsewhere.
+
+Draws what it is given and decides nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.live import Live
+
+from holdfast.bench.restart import Restart
+from holdfast.bench.trial import Outcome, Window, window_of
+from holdfast.chaos.control import Control
+from holdfast.chaos.history import History
+from holdfast.chaos.streams import Load
+from holdfast.cli.demo_tables import comparison, event_lines, screen, stream_results
+
+REDRAW_S = 0.12
+
+
+class View(Protocol):
+    """What the demo needs of a screen."""
+
+    def say(self, text: str) -> None: ...
+
+    def waiting(self, what: str) -> Any:
+        """Context manager around something that takes time; gives a function that is told the seconds waited."""
+
+    async def watch(self, load: Load, control: Control) -> None:
+        """Show a load until cancelled."""
+
+    def aftermath(self, histories: Sequence[History], outcome: Outcome) -> None: ...
+
+    def results(self, outcome: Outcome, restart: Restart) -> None: ...
+
+    def verdict(self, problems: Sequence[str], streams: int) -> None: ...
+
+
+def make_view() -> View:
+    """The view that fits standard output."""
+    console = Console(highlight=False)
+    return TerminalView(console) if console.is_terminal else PlainView(console)
+
+
+class PlainView:
+    """One line per fact; nothing is drawn twice."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+
+    def say(self, text: str) -> None:
+        self.console.print(text, markup=False, soft_wrap=True)
+
+    @contextmanager
+    def waiting(self, what: str) -> Iterator[Callable[[float], None]]:
+        begin_s = time.monotonic()
+        self.say(f"{what} …")
+        yield lambda _waited_s: None
+        self.say(f"  done in {time.monotonic() - begin_s:.1f} s")
+
+    async def watch(self, load: Load, control: Control) -> None:
+        """Nothing to redraw: `aftermath` tells it all."""
+
+    def aftermath(self, histories: Sequence[History], outcome: Outcome) -> None:
+        for line in event_lines(outcome.events):
+            self.say(line)
+
+    def results(self, outcome: Outcome, restart: Restart) -> None:
+        self.console.print(stream_results(outcome))
+        self.console.print(comparison(outcome, restart))
+
+    def verdict(self, problems: Sequence[str], streams: int) -> None:
+        if problems:
+            self.say("FAILED: " + "; ".join(problems))
+        else:
+            self.say(
+                f"HELD FAST: {streams} of {streams} answers went through the fault and equal the fault-free run; "
+                "no token lost, repeated or changed."
+            )
+
+
+class TerminalView(PlainView):
+    """A line per stream, redrawn as tokens come."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console)
+        self._live: Live | None = None
+
+    @contextmanager
+    def waiting(self, what: str) -> Iterator[Callable[[float], None]]:
+        begin_s = time.monotonic()
+        with self.console.status(f"{what} …") as status:
+            yield lambda waited_s: status.update(f"{what} … {waited_s:.0f} s")
+        self.say(f"✓ {what} ({time.monotonic() - begin_s:.1f} s)")
+
+    async def watch(self, load: Load, control: Control) -> None:
+        before = await control.last_sequence()
+        events: list[Mapping[str, Any]] = []
+        with Live(console=self.console, auto_refresh=False, transient=True) as live:
+            while True:
+                events = [*await control.events(before)] or events
+                live.update(screen(load.histories, events, _window(events)), refresh=True)
+                await asyncio.sleep(REDRAW_S)
+
+    def aftermath(self, histories: Sequence[History], outcome: Outcome) -> None:
+        """The last picture stays on the screen."""
+        self.console.print(screen(histories, outcome.events, _window(outcome.events)))
+
+
+def _window(events: Sequence[Mapping[str, Any]]) -> Window | None:
+    return window_of(events) if events else None

@@ -1,0 +1,25 @@
+"""Lets a command that started servers end them whichever way it is told to stop."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+_LIKE_CTRL_C = (signal.SIGTERM, signal.SIGHUP)
+
+
+@contextmanager
+def ending_like_ctrl_c() -> Iterator[None]:
+    """While inside, SIGTERM and SIGHUP do what Ctrl-C does, so that `finally` runs."""
+    before = {number: signal.signal(number, _interrupt) for number in _LIKE_CTRL_C}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    signal.raise_signal(signal.SIGINT)
