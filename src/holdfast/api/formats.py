@@ -148,6 +148,7 @@ class EngineStatus(msgspec.Struct, frozen=True, kw_only=True):
     ranks: int
     pid: int | None
     hooks: tuple[str, ...]
+    worker_hooks: tuple[str, ...]
     reason: str | None
     recoveries: int
     faults: int
@@ -259,6 +260,7 @@ def _engine_status(engine: EngineView) -> EngineStatus:
         ranks=engine.ranks,
         pid=engine.pid,
         hooks=engine.hooks,
+        worker_hooks=engine.worker_hooks,
         reason=engine.reason,
         recoveries=engine.recoveries,
         faults=engine.faults,

@@ -27,7 +27,7 @@ _MAX_SUBSCRIPTION_BYTES = 1024
 
 
 class Publisher:
-    """A sink that publishes each event as two frames: the topic, and one JSON object.
+    """Publishes each event as two frames: the topic, and one JSON object.
 
     `port` 0 takes any free one; `address` is what was bound. Raises `PortInUse` or `BadConfiguration`.
     """
@@ -37,6 +37,8 @@ class Publisher:
         self._lock = threading.Lock()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = _open_socket(self._context)
+        # Switched on for an IPv4 address it would show that address as a mapped one.
+        self._socket.setsockopt(zmq.IPV6, int("[" in endpoint))
         try:
             self._socket.bind(endpoint)
         except zmq.ZMQError as error:
@@ -44,7 +46,8 @@ class Publisher:
             raise _explain(error, host, port) from None
         self.address = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
 
-    def __call__(self, event: Event, view: InstanceView) -> None:
+    def publish(self, event: Event, view: InstanceView) -> None:
+        """The sink: send an event to whoever subscribes, without waiting. Any thread."""
         body = msgspec.json.encode(render_notification(event, view))
         with self._lock, contextlib.suppress(zmq.ZMQError):
             self._socket.send_multipart([TOPIC, body], flags=zmq.DONTWAIT)
@@ -58,7 +61,6 @@ class Publisher:
 
 def _open_socket(context: zmq.Context[zmq.Socket[bytes]]) -> zmq.Socket[bytes]:
     publisher = context.socket(zmq.PUB)
-    publisher.setsockopt(zmq.IPV6, 1)
     publisher.setsockopt(zmq.LINGER, _LINGER_MS)
     publisher.setsockopt(zmq.SNDHWM, _MAX_QUEUED)
     # Peers send subscriptions only: whoever sends more than one needs, or no greeting, is cut off.

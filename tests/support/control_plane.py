@@ -1,0 +1,153 @@
+"""A control plane in memory: the real `Instance`, with engine cores that a test plays itself."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Sequence
+from concurrent.futures import Future
+
+from holdfast.core import messages as m
+from holdfast.core.config import HoldfastConfig
+from holdfast.core.errors import OperatorError, RecoveryFailed
+from holdfast.core.events import Event, InstanceView
+from holdfast.core.faults import Fault, FaultClass
+from holdfast.core.injection import InjectionSpec
+from holdfast.core.instance import Effect, Instance, Publish, Send, Settle
+
+
+def some_fault(engine_id: int = 0, fault_class: FaultClass = FaultClass.TRANSIENT) -> Fault:
+    return Fault(
+        fault_class=fault_class,
+        error_type="InjectedFault",
+        message="injected fault",
+        engine_id=engine_id,
+        rank=0,
+        phase="forward",
+    )
+
+
+class MemoryControl:
+    """Implements `ControlPlane`; `attach`, `break_down`, `recover` and `abort` are the engine cores' part."""
+
+    def __init__(self, engine_ids: Sequence[int] = (0,), config: HoldfastConfig | None = None) -> None:
+        self._config = config or HoldfastConfig(fault_policy="external", enable_fault_injection=True)
+        self._instance = Instance(
+            engine_ids,
+            self._config,
+            wall_clock=lambda: 1_700_000_000.0,
+            new_command_id=lambda: uuid.uuid4().hex,
+            notify_address="tcp://127.0.0.1:22867",
+        )
+        self._lock = threading.RLock()
+        self._waiting: dict[str, Future[None]] = {}
+        self._view = self._instance.view()
+        self.now = 0.0
+        self.events: list[Event] = []
+        self.sent: list[Send] = []
+        self.ordered = threading.Event()
+        self.obedient = False  # whether engine cores carry out what they are told, at once
+
+    # ---- ControlPlane
+
+    @property
+    def config(self) -> HoldfastConfig:
+        return self._config
+
+    def view(self) -> InstanceView:
+        return self._view
+
+    def history(self, after: int = 0) -> tuple[Event, ...]:
+        return tuple(e for e in self.events if e.sequence > after)
+
+    def retry(self, command_id: str, engine_id: int | None) -> Future[None]:
+        return self._follow(command_id, lambda: self._instance.retry(command_id, engine_id, self.now))
+
+    def arm(self, command_id: str, spec: InjectionSpec) -> Future[None]:
+        return self._follow(command_id, lambda: self._instance.arm(command_id, spec, self.now))
+
+    # ---- the engine cores' part
+
+    def attach(self) -> MemoryControl:
+        for engine in self._view.engines:
+            worker = m.WorkerAttached(rank=0, pid=4002, hooks=("worker.step",))
+            self._observe(
+                m.EngineAttached(engine_id=engine.engine_id, pid=4001, hooks=("engine.loop",), workers=(worker,))
+            )
+        return self
+
+    def break_down(self, engine_id: int = 0, fault_class: FaultClass = FaultClass.TRANSIENT) -> MemoryControl:
+        fault, epoch = some_fault(engine_id, fault_class), self._epoch(engine_id)
+        self._observe(m.EngineFaulted(engine_id=engine_id, epoch=epoch, fault=fault))
+        self._observe(m.EngineHeld(engine_id=engine_id, epoch=epoch, fault=fault, unfinished_requests=8))
+        return self
+
+    def recover(self) -> None:
+        """Carry out the last retry."""
+        self._observe(self._recovered(self._last_retry()))
+
+    def abort(self) -> None:
+        """Fail to carry out the last retry."""
+        order = self._last_retry()
+        aborted = m.RecoveryAborted(
+            engine_id=order[0], command_id=order[1].command_id, epoch=order[1].epoch, fault=some_fault(order[0])
+        )
+        self._observe(aborted)
+
+    def _last_retry(self) -> tuple[int, m.RetryEngine]:
+        return next((s.engine_id, s.message) for s in reversed(self.sent) if isinstance(s.message, m.RetryEngine))
+
+    def _recovered(self, order: tuple[int, m.RetryEngine]) -> m.EngineRecovered:
+        engine_id, retry = order
+        report = m.RecoveryReport(requests=8, kept_blocks=5, evicted_blocks=2, tokens_to_recompute=40)
+        return m.EngineRecovered(engine_id=engine_id, command_id=retry.command_id, epoch=retry.epoch, report=report)
+
+    def _epoch(self, engine_id: int) -> int:
+        engine = self._view.engine(engine_id)
+        assert engine is not None
+        return engine.epoch
+
+    # ---- effects
+
+    def _follow(self, command_id: str, order) -> Future[None]:  # type: ignore[no-untyped-def]
+        ended: Future[None] = Future()
+        with self._lock:
+            try:
+                effects = order()
+            except OperatorError as error:
+                ended.set_exception(error)
+                return ended
+            self._waiting[command_id] = ended
+            self._perform(effects)
+        self.ordered.set()
+        return ended
+
+    def _observe(self, fact: m.FromEngine) -> None:
+        with self._lock:
+            self._perform(self._instance.observe(fact, self.now))
+
+    def _perform(self, effects: Sequence[Effect]) -> None:
+        for effect in effects:
+            match effect:
+                case Publish(event, view):
+                    self.events.append(event)
+                    self._view = view
+                case Settle(command_id, error):
+                    self._settle(command_id, error)
+                case Send():
+                    self.sent.append(effect)
+        for effect in effects:
+            if isinstance(effect, Send) and self.obedient:
+                self._obey(effect)
+
+    def _settle(self, command_id: str, error: str | None) -> None:
+        ended = self._waiting.pop(command_id, None)
+        if ended is not None:
+            ended.set_result(None) if error is None else ended.set_exception(RecoveryFailed(error))
+
+    def _obey(self, order: Send) -> None:
+        match order.message:
+            case m.RetryEngine():
+                self._observe(self._recovered((order.engine_id, order.message)))
+            case m.ArmFault(command_id):
+                self._observe(m.EngineAnswered(engine_id=order.engine_id, command_id=command_id))

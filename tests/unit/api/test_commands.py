@@ -1,0 +1,208 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import pytest
+from starlette.testclient import TestClient
+
+from holdfast.core import messages as m
+from holdfast.core.config import HoldfastConfig
+from holdfast.core.errors import HoldfastError
+from support.control_plane import MemoryControl
+from support.http_app import Connect, build_app
+
+AWAITED = {"fault_tolerance_instruction": "retry", "fault_tolerance_timeout": 5, "fault_tolerance_params": {}}
+ACCEPTED = {"instruction": "retry", "params": {}}
+BOTH_FORMATS = pytest.mark.parametrize("body", [AWAITED, ACCEPTED], ids=["awaited", "accepted"])
+BOTH_PREFIXES = pytest.mark.parametrize("prefix", ["/fault_tolerance", "/v1/fault_tolerance"])
+
+
+@pytest.fixture
+def background() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(2) as threads:
+        yield threads
+
+
+# ---- what works
+
+
+@BOTH_PREFIXES
+def test_the_original_format_is_answered_when_the_retry_has_ended(
+    client: TestClient, control: MemoryControl, prefix: str
+) -> None:
+    control.break_down()
+    answer = client.post(f"{prefix}/apply", json=AWAITED)
+    assert (answer.status_code, answer.json()) == (200, {"message": "Instruction executed successfully."})
+    assert control.view().ready
+
+
+@BOTH_PREFIXES
+def test_the_hosts_format_is_answered_with_the_commands_id(
+    client: TestClient, control: MemoryControl, prefix: str
+) -> None:
+    control.break_down()
+    answer = client.post(f"{prefix}/apply", json=ACCEPTED)
+    assert answer.status_code == 202
+    assert answer.json() == {
+        "message": "Request accepted; poll /fault_tolerance/status for updates.",
+        "request_id": control.view().engines[0].last_command_id,
+    }
+
+
+def test_the_hosts_format_does_not_wait_for_a_retry_that_takes_its_time(
+    client: TestClient, control: MemoryControl
+) -> None:
+    control.obedient = False
+    control.break_down()
+    assert client.post("/fault_tolerance/apply", json=ACCEPTED).status_code == 202
+    assert control.view().engines[0].state == "recovering"
+
+
+def test_the_hosts_format_accepts_a_retry_that_then_fails(
+    client: TestClient, control: MemoryControl, background: ThreadPoolExecutor
+) -> None:
+    control.obedient = False
+    control.break_down()
+    answer = background.submit(client.post, "/fault_tolerance/apply", json=ACCEPTED)
+    _await_order(control, answer)
+    control.abort()
+    assert answer.result().status_code == 202
+    assert "injected fault" in client.get("/fault_tolerance/status").json()["engines"][0]["ft_error"]
+
+
+def test_the_named_engine_is_the_one_that_is_retried() -> None:
+    control = MemoryControl((0, 1)).attach().break_down(0).break_down(1)
+    control.obedient = True
+    client = TestClient(build_app(control), client=("127.0.0.1", 1))
+    client.post("/fault_tolerance/apply", json={"instruction": "retry", "params": {"engine_id": 1}})
+    assert [e.state for e in control.view().engines] == ["paused", "healthy"]
+
+
+def test_each_command_has_an_id_of_its_own(client: TestClient, control: MemoryControl) -> None:
+    answers = [client.post("/fault_tolerance/apply", json=ACCEPTED) for _ in range(2) if control.break_down()]
+    ids = {a.json()["request_id"] for a in answers}
+    assert len(ids) == 2
+    assert all(len(i) == 32 for i in ids)
+
+
+# ---- what does not
+
+
+def test_a_retry_that_fails_is_a_500_that_says_why(
+    client: TestClient, control: MemoryControl, background: ThreadPoolExecutor
+) -> None:
+    control.obedient = False
+    control.break_down()
+    answer = background.submit(client.post, "/fault_tolerance/apply", json=AWAITED)
+    _await_order(control, answer)
+    control.abort()
+    assert answer.result().status_code == 500
+    error = answer.result().json()["error"]
+    assert error["message"] == "Failed to handle fault."
+    assert "injected fault" in error["detail"]
+
+
+def test_a_retry_that_takes_too_long_is_a_500_and_goes_on(client: TestClient, control: MemoryControl) -> None:
+    control.obedient = False
+    control.break_down()
+    answer = client.post("/fault_tolerance/apply", json={**AWAITED, "fault_tolerance_timeout": 0.01})
+    assert answer.status_code == 500
+    assert answer.json()["error"]["detail"] == "not finished within 0.01 s"
+    control.recover()
+    assert control.view().ready
+
+
+@BOTH_FORMATS
+def test_a_retry_of_a_healthy_engine_is_a_conflict_with_the_state(client: TestClient, body: dict[str, object]) -> None:
+    answer = client.post("/fault_tolerance/apply", json=body)
+    assert answer.status_code == 409
+    assert answer.json()["error"]["state"] == "healthy"
+    assert answer.json()["error"]["hint"]
+
+
+@BOTH_FORMATS
+def test_the_second_of_two_commands_at_once_is_a_conflict(
+    client: TestClient, control: MemoryControl, background: ThreadPoolExecutor, body: dict[str, object]
+) -> None:
+    control.obedient = False
+    control.break_down()
+    first = background.submit(client.post, "/fault_tolerance/apply", json=AWAITED)
+    _await_order(control, first)
+    second = client.post("/fault_tolerance/apply", json=body)
+    control.recover()
+    assert (first.result().status_code, second.status_code) == (200, 409)
+    assert second.json()["error"]["state"] == "recovering"
+
+
+@pytest.mark.parametrize("engine_id", [1, -1, 10**30])
+def test_an_unknown_engine_is_not_found(client: TestClient, control: MemoryControl, engine_id: int) -> None:
+    control.break_down()
+    answer = client.post("/fault_tolerance/apply", json={"instruction": "retry", "params": {"engine_id": engine_id}})
+    assert answer.status_code == 404
+    assert answer.json()["error"]["hint"] == "known: 0"
+
+
+def test_a_command_whose_future_is_cancelled_ends_with_an_error(connect: Connect, control: MemoryControl) -> None:
+    def cancelled(*_: object) -> Future[None]:
+        ended: Future[None] = Future()
+        ended.cancel()
+        return ended
+
+    control.retry = cancelled  # type: ignore[method-assign]
+    answer = connect().post("/fault_tolerance/apply", json=AWAITED)
+    assert (answer.status_code, answer.json()["error"]["detail"]) == (500, "the instance is ending")
+
+
+@pytest.mark.parametrize("error", [RuntimeError("secret path /x"), HoldfastError("plain words")])
+def test_an_error_of_ours_shows_no_stack(connect: Connect, control: MemoryControl, error: Exception) -> None:
+    def broken() -> None:
+        raise error
+
+    control.view = broken  # type: ignore[assignment,method-assign]
+    answer = connect().get("/fault_tolerance/status")
+    assert answer.status_code == 500
+    assert "Traceback" not in answer.text
+    assert "secret" not in answer.text
+
+
+# ---- faults to order
+
+
+@BOTH_PREFIXES
+def test_a_fault_is_armed_where_that_is_allowed(client: TestClient, control: MemoryControl, prefix: str) -> None:
+    answer = client.post(f"{prefix}/inject", json={"phase": "forward", "after_steps": 3})
+    assert answer.status_code == 200
+    order = control.sent[-1].message
+    assert isinstance(order, m.ArmFault)
+    assert (order.command_id, order.spec.after_steps) == (answer.json()["request_id"], 3)
+
+
+def test_injection_is_not_found_where_it_is_off() -> None:
+    control = MemoryControl(config=HoldfastConfig()).attach()
+    client = TestClient(build_app(control), client=("127.0.0.1", 1))
+    answer = client.post("/fault_tolerance/inject", json={"phase": "forward"})
+    assert answer.status_code == 404
+    assert "--enable-fault-injection" in answer.json()["error"]["hint"]
+    assert control.sent == []
+
+
+def test_injection_into_an_unknown_engine_is_not_found(client: TestClient) -> None:
+    assert client.post("/fault_tolerance/inject", json={"phase": "forward", "engine_id": 9}).status_code == 404
+
+
+@pytest.mark.parametrize("rank", [1, -1])
+def test_injection_into_an_unknown_rank_is_refused(client: TestClient, rank: int) -> None:
+    answer = client.post("/fault_tolerance/inject", json={"phase": "forward", "rank": rank})
+    assert answer.status_code == 400
+    assert "no rank" in answer.json()["error"]["message"]
+
+
+def test_injection_with_an_unknown_field_names_it(client: TestClient) -> None:
+    answer = client.post("/fault_tolerance/inject", json={"phase": "forward", "steps": 3})
+    assert answer.status_code == 400
+    assert "steps" in answer.json()["error"]["message"]
+
+
+def _await_order(control: MemoryControl, answer: Future[object]) -> None:
+    assert control.ordered.wait(10), answer

@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from holdfast.api.log import describe_event, log_event
+from holdfast.core.faults import FaultClass
+from support.control_plane import MemoryControl
+
+
+def test_a_recovered_fault_reads_as_a_story() -> None:
+    control = MemoryControl().attach()
+    control.obedient = True
+    control.break_down()
+    control.now = 0.043
+    control.retry("c0ffee", None)
+    assert [describe_event(e) for e in control.events] == [
+        "engine 0 is protected",
+        "engine 0 faulted: InjectedFault in engine 0, rank 0 at forward: injected fault",
+        "engine 0 is paused",
+        "engine 0: waiting up to 120 s for an instruction",
+        "engine 0 recovering, epoch 1 (command c0ffee)",
+        "engine 0 recovered after 0.043 s: 8 requests rewound, 5 blocks kept, 2 evicted, 40 tokens to compute again",
+    ]
+
+
+def test_the_last_line_says_why_the_instance_ends(caplog: pytest.LogCaptureFixture) -> None:
+    control = MemoryControl().attach().break_down(fault_class=FaultClass.DEVICE)
+    with caplog.at_level(logging.INFO, "holdfast"):
+        log_event(control.events[-1], control.view())
+    assert caplog.records[-1].levelno == logging.ERROR
+    assert caplog.messages[-1].startswith("giving up: the device error is sticky")
+
+
+def test_every_event_is_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    control = MemoryControl().attach().break_down()
+    control.retry("c0ffee", None)
+    control.abort()
+    with caplog.at_level(logging.INFO, "holdfast"):
+        for event in control.events:
+            log_event(event, control.view())
+    assert len(caplog.messages) == len(control.events)
+    assert not any("\n" in line for line in caplog.messages)

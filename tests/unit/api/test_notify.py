@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import Iterator
+
+import msgspec
+import pytest
+import zmq
+
+from holdfast.api.formats import Notification
+from holdfast.api.notify import Publisher
+from holdfast.core.errors import BadConfiguration, PortInUse
+from support.control_plane import MemoryControl
+
+WAIT_MS = 5000
+
+
+@pytest.fixture
+def publisher() -> Iterator[Publisher]:
+    opened = Publisher("127.0.0.1", 0)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def context() -> Iterator[zmq.Context[zmq.Socket[bytes]]]:
+    with zmq.Context() as context:
+        yield context
+
+
+def subscribe(context: zmq.Context[zmq.Socket[bytes]], publisher: Publisher) -> zmq.Socket[bytes]:
+    """A subscriber whose subscription has arrived: the first notification it gets is proof of that."""
+    subscriber = context.socket(zmq.SUB)
+    subscriber.setsockopt(zmq.LINGER, 0)
+    subscriber.setsockopt(zmq.IPV6, 1)
+    subscriber.subscribe(b"vllm_fault")
+    subscriber.connect(publisher.address)
+    control = MemoryControl().attach()
+    for _ in range(WAIT_MS // 10):
+        publisher.publish(control.events[-1], control.view())
+        if subscriber.poll(10):
+            break
+    while subscriber.poll(50):
+        subscriber.recv_multipart()
+    return subscriber
+
+
+def next_notification(subscriber: zmq.Socket[bytes]) -> Notification:
+    assert subscriber.poll(WAIT_MS), "nothing was published"
+    topic, body = subscriber.recv_multipart()
+    assert topic == b"vllm_fault"
+    return msgspec.json.decode(body, type=Notification)
+
+
+def port_of(publisher: Publisher) -> int:
+    return int(publisher.address.rpartition(":")[2])
+
+
+def test_subscribers_get_the_status_and_the_event(
+    context: zmq.Context[zmq.Socket[bytes]], publisher: Publisher
+) -> None:
+    control = MemoryControl().attach().break_down()
+    with subscribe(context, publisher) as subscriber:
+        publisher.publish(control.events[1], control.view())
+        got = next_notification(subscriber)
+    assert (got.schema_version, got.engines[0].status, got.event) == (1, "unhealthy", control.events[1])
+
+
+def test_the_address_names_the_port_that_was_found(publisher: Publisher) -> None:
+    assert publisher.address.startswith("tcp://127.0.0.1:")
+    assert port_of(publisher) > 0
+
+
+def test_a_name_can_stand_for_the_address() -> None:
+    publisher = Publisher("localhost", 0)
+    publisher.close()
+    assert port_of(publisher) > 0
+
+
+@pytest.mark.skipif(not socket.has_ipv6, reason="no IPv6 here")
+def test_ipv6_works(context: zmq.Context[zmq.Socket[bytes]]) -> None:
+    try:
+        publisher = Publisher("::1", 0)
+    except BadConfiguration:
+        pytest.skip("no IPv6 loopback here")
+    control = MemoryControl().attach()
+    with subscribe(context, publisher) as subscriber:
+        publisher.publish(control.events[0], control.view())
+        assert next_notification(subscriber).event.sequence == 1
+    publisher.close()
+
+
+def test_a_port_in_use_names_the_port_the_flag_and_the_process(publisher: Publisher) -> None:
+    with pytest.raises(PortInUse) as caught:
+        Publisher("127.0.0.1", port_of(publisher))
+    said = str(caught.value)
+    assert str(port_of(publisher)) in said
+    assert "--external-fault-notify-port" in said
+    assert f"pid {os.getpid()}" in said
+
+
+def test_a_port_that_another_kind_of_server_holds_is_named_too() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(PortInUse):
+        Publisher("127.0.0.1", taken.getsockname()[1])
+
+
+@pytest.mark.parametrize("host", ["203.0.113.7", "no such host", "a" * 64 + ".example", "999.1.1.1"])
+def test_a_host_that_is_not_ours_is_a_configuration_error(host: str) -> None:
+    with pytest.raises(BadConfiguration):
+        Publisher(host, 0)
+
+
+def test_random_bytes_do_not_disturb_it(context: zmq.Context[zmq.Socket[bytes]], publisher: Publisher) -> None:
+    control = MemoryControl().attach().break_down()
+    greeting = b"\xff" + b"\x00" * 8 + b"\x7f\x03\x00NULL" + b"\x00" * 48
+    with subscribe(context, publisher) as subscriber:
+        for junk in (b"", b"GET / HTTP/1.1\r\n\r\n", os.urandom(4096), b"\xff" * 100_000, greeting + os.urandom(999)):
+            with socket.create_connection(("127.0.0.1", port_of(publisher))) as raw:
+                raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x00" * 8)
+                with contextlib.suppress(ConnectionError):  # to be cut off in the middle is fine
+                    raw.sendall(junk)
+        publisher.publish(control.events[1], control.view())
+        assert next_notification(subscriber).event.sequence == 2
+
+
+def test_publishing_without_subscribers_never_waits(publisher: Publisher) -> None:
+    control = MemoryControl().attach()
+    for _ in range(5000):
+        publisher.publish(control.events[0], control.view())
+
+
+def test_publishing_after_the_end_is_harmless(publisher: Publisher) -> None:
+    control = MemoryControl().attach()
+    publisher.close()
+    publisher.publish(control.events[0], control.view())
+
+
+def test_closing_frees_the_port() -> None:
+    first = Publisher("127.0.0.1", 0)
+    first.close()
+    Publisher("127.0.0.1", port_of(first)).close()

@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import pytest
+from starlette.testclient import TestClient
+
+from holdfast.core.faults import FaultClass
+from support.control_plane import MemoryControl
+from support.http_app import Connect
+
+BOTH_PREFIXES = pytest.mark.parametrize("prefix", ["/fault_tolerance", "/v1/fault_tolerance"])
+
+
+@BOTH_PREFIXES
+def test_status_shows_every_engine(client: TestClient, prefix: str) -> None:
+    answer = client.get(f"{prefix}/status")
+    assert answer.status_code == 200
+    assert [e["status"] for e in answer.json()["engines"]] == ["healthy"]
+
+
+@BOTH_PREFIXES
+def test_ready_is_200_while_healthy(client: TestClient, prefix: str) -> None:
+    answer = client.get(f"{prefix}/ready")
+    assert (answer.status_code, answer.json()) == (200, {"ready": True, "state": "healthy"})
+
+
+def test_ready_is_503_with_the_state_while_paused(client: TestClient, control: MemoryControl) -> None:
+    control.break_down()
+    answer = client.get("/fault_tolerance/ready")
+    assert (answer.status_code, answer.json()) == (503, {"ready": False, "state": "paused"})
+    assert answer.headers["retry-after"] == "1"
+
+
+def test_ready_says_dead_after_a_defeat(client: TestClient, control: MemoryControl) -> None:
+    control.break_down(fault_class=FaultClass.DEVICE)
+    assert client.get("/fault_tolerance/ready").json()["state"] == "dead"
+
+
+def test_a_defeat_stands_in_the_status(client: TestClient, control: MemoryControl) -> None:
+    control.break_down(fault_class=FaultClass.DEVICE)
+    status = client.get("/fault_tolerance/status").json()
+    assert status["engines"][0]["status"] == "dead"
+    assert "sticky" in status["defeat"]
+
+
+@BOTH_PREFIXES
+def test_events_come_in_order_with_where_to_go_on(client: TestClient, control: MemoryControl, prefix: str) -> None:
+    control.break_down()
+    page = client.get(f"{prefix}/events").json()
+    assert [e["kind"] for e in page["events"]] == [
+        "engine-attached",
+        "fault-reported",
+        "engine-paused",
+        "decision-made",
+    ]
+    assert page["next"] == 4
+
+
+def test_events_begin_after_the_given_number(client: TestClient, control: MemoryControl) -> None:
+    control.break_down()
+    page = client.get("/fault_tolerance/events?after=3").json()
+    assert [e["sequence"] for e in page["events"]] == [4]
+
+
+def test_no_new_events_lead_to_the_same_place(client: TestClient) -> None:
+    assert client.get("/fault_tolerance/events?after=1").json() == {"events": [], "next": 1}
+
+
+def test_a_number_from_an_earlier_life_of_the_server_leads_back(client: TestClient) -> None:
+    assert client.get("/fault_tolerance/events?after=900").json() == {"events": [], "next": 1}
+
+
+@pytest.mark.parametrize("after", ["x", "-1", "1.5", "", "99999999999999999999"])
+def test_events_after_nonsense_are_refused(client: TestClient, after: str) -> None:
+    answer = client.get("/fault_tolerance/events", params={"after": after})
+    assert answer.status_code == 400
+    assert "sequence number" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("path", ["status", "events"])
+@BOTH_PREFIXES
+def test_reading_asks_for_the_token_where_there_is_one(connect: Connect, prefix: str, path: str) -> None:
+    client = connect(tokens=("secret",))
+    none = client.get(f"{prefix}/{path}")
+    wrong = client.get(f"{prefix}/{path}", headers={"Authorization": "Bearer wrong"})
+    right = client.get(f"{prefix}/{path}", headers={"Authorization": "Bearer secret"})
+    assert (none.status_code, wrong.status_code, right.status_code) == (401, 403, 200)
+    assert none.headers["www-authenticate"] == "Bearer"
+
+
+@BOTH_PREFIXES
+def test_probes_need_no_token(connect: Connect, prefix: str) -> None:
+    assert connect("203.0.113.9", ("secret",)).get(f"{prefix}/ready").status_code == 200
+
+
+@pytest.mark.parametrize("path", ["status", "events", "ready"])
+def test_what_is_read_cannot_be_posted(client: TestClient, path: str) -> None:
+    assert client.post(f"/fault_tolerance/{path}", json={}).status_code == 405
+
+
+def test_every_endpoint_describes_itself_under_both_prefixes(client: TestClient) -> None:
+    paths = client.get("/openapi.json").json()["paths"]
+    names = ("status", "events", "ready", "apply", "inject")
+    assert set(paths) == {f"{prefix}/{n}" for prefix in ("/fault_tolerance", "/v1/fault_tolerance") for n in names}

@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from holdfast.core import messages as m
+from holdfast.core.faults import FaultClass
+from support.control_plane import MemoryControl
+from support.live_server import LiveServer
+
+Run = Callable[..., Any]
+
+
+def test_status_shows_the_engines_as_a_table(run: Run, control: MemoryControl) -> None:
+    control.break_down()
+    shown = run("status")
+    assert shown.exit_code == 0
+    assert "paused" in shown.stdout
+    assert "InjectedFault in engine 0" in shown.stdout
+    assert "not ready · policy external · 4 events · notifies at tcp://127.0.0.1:22867" in shown.stdout
+
+
+def test_status_shows_a_defeat(run: Run, control: MemoryControl) -> None:
+    control.break_down(fault_class=FaultClass.DEVICE)
+    assert "defeated: the device error is sticky" in run("status").stdout
+
+
+def test_status_as_json_is_what_the_server_says(run: Run) -> None:
+    status = json.loads(run("status", "--json").stdout)
+    assert (status["schema_version"], status["ready"]) == (1, True)
+
+
+def test_apply_waits_for_the_end(run: Run, control: MemoryControl) -> None:
+    control.break_down()
+    shown = run("apply", "retry", "--engine", "0", "--timeout", "5")
+    assert (shown.exit_code, shown.stdout) == (0, "Instruction executed successfully.\n")
+    assert control.view().ready
+
+
+def test_apply_of_what_makes_no_sense_now_is_refused_with_the_reason(run: Run) -> None:
+    shown = run("apply", "retry")
+    assert shown.exit_code == 1
+    assert "engine 0 is healthy" in shown.stderr
+    assert shown.stderr.count("\n") == 1
+
+
+def test_apply_that_does_not_end_in_time_fails(run: Run, control: MemoryControl) -> None:
+    control.obedient = False
+    control.break_down()
+    shown = run("apply", "retry", "--timeout", "0.01")
+    assert shown.exit_code == 1
+    assert "Failed to handle fault. not finished within 0.01 s (poll /fault_tolerance/status)" in shown.stderr
+
+
+@pytest.mark.parametrize(
+    "line",
+    [("apply",), ("apply", "explode"), ("apply", "retry", "--engine", "x"), ("apply", "retry", "--timeout", "0")],
+)
+def test_apply_asked_wrongly_is_a_usage_error(run: Run, line: tuple[str, ...]) -> None:
+    assert run(*line).exit_code == 2
+
+
+def test_events_are_one_line_each(run: Run, control: MemoryControl) -> None:
+    control.break_down()
+    lines = run("events").stdout.splitlines()
+    assert len(lines) == 4
+    assert lines[1].endswith("engine 0 faulted: InjectedFault in engine 0, rank 0 at forward: injected fault")
+
+
+def test_events_as_json_are_one_object_per_line(run: Run, control: MemoryControl) -> None:
+    control.break_down()
+    shown = run("events", "--json", "--after", "2").stdout
+    assert [json.loads(line)["sequence"] for line in shown.splitlines()] == [3, 4]
+
+
+def test_inject_orders_the_fault_as_it_was_given(run: Run, control: MemoryControl) -> None:
+    line = "inject --phase output-request --after-steps 4 --times 2 --request-index 3 --message boom"
+    shown = run(*line.split())
+    order = control.sent[-1].message
+    assert shown.exit_code == 0
+    assert isinstance(order, m.ArmFault)
+    spec = order.spec
+    assert (spec.phase, spec.after_steps, spec.times, spec.request_index) == ("output-request", 4, 2, 3)
+    assert spec.message == "boom"
+
+
+@pytest.mark.parametrize("line", ["", "--phase lunch", "--phase forward --times 0", "--phase forward --rank 5"])
+def test_inject_asked_wrongly_is_a_usage_error(run: Run, line: str) -> None:
+    assert run("inject", *line.split()).exit_code == 2
+
+
+def test_inject_into_an_unknown_engine_is_refused(run: Run) -> None:
+    shown = run("inject", "--phase", "forward", "--engine", "7")
+    assert (shown.exit_code, "there is no engine 7" in shown.stderr) == (1, True)
+
+
+# ---- servers that cannot be talked to
+
+EVERY_COMMAND = pytest.mark.parametrize(
+    "line", [("status",), ("events",), ("apply", "retry"), ("inject", "--phase", "forward")], ids=lambda line: line[0]
+)
+
+
+@EVERY_COMMAND
+def test_a_server_that_is_not_there_is_one_line_and_exit_2(run: Run, closed_url: str, line: tuple[str, ...]) -> None:
+    shown = run(*line, "--url", closed_url)
+    assert shown.exit_code == 2
+    assert shown.stderr.startswith(f"holdfast: cannot reach {closed_url}: ")
+    assert shown.stderr.count("\n") == 1
+
+
+@EVERY_COMMAND
+@pytest.mark.parametrize("key", ["", "wrong", "ünï"])
+def test_a_missing_or_wrong_token_is_one_line_and_exit_1(
+    run: Run, server: LiveServer, line: tuple[str, ...], key: str
+) -> None:
+    shown = run(*line, "--url", server.guarded_url, HOLDFAST_API_KEY=key)
+    assert shown.exit_code == 1
+    assert "token" in shown.stderr
+    assert shown.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("key", ["secret", " secret\n"])
+def test_the_token_comes_from_the_environment(run: Run, server: LiveServer, key: str) -> None:
+    assert run("status", HOLDFAST_URL=server.guarded_url, HOLDFAST_API_KEY=key).exit_code == 0
+
+
+def test_the_token_comes_from_the_flag(run: Run, server: LiveServer) -> None:
+    assert run("status", "--api-key", "secret", HOLDFAST_URL=server.guarded_url + "/").exit_code == 0
+
+
+@EVERY_COMMAND
+def test_a_server_without_holdfast_is_told_apart(run: Run, server: LiveServer, line: tuple[str, ...]) -> None:
+    shown = run(*line, "--url", server.foreign_url)
+    assert (shown.exit_code, "no control endpoints" in shown.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("url", ["", "nonsense", "ftp://x", "http://", "http://[::1", "127.0.0.1:8000", "http://a b"])
+def test_a_url_that_is_none_is_a_usage_error(run: Run, url: str) -> None:
+    shown = run("status", "--url", url)
+    assert shown.exit_code == 2
+    assert shown.stderr.count("\n") == 1
+
+
+def test_a_proxy_in_the_environment_is_not_asked_for_this_machine(run: Run, closed_url: str) -> None:
+    assert run("status", HTTP_PROXY=closed_url, http_proxy=closed_url, ALL_PROXY=closed_url).exit_code == 0

@@ -1,0 +1,50 @@
+"""What the doctor says of a host, its hooks and ports, without a host."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+
+from holdfast.cli.doctor import judge_hooks, judge_host, judge_port
+from holdfast.cli.traps import Verdict
+from holdfast.hosts.vllm.register import Touchpoint
+
+
+@pytest.mark.parametrize(
+    ("version", "overridden", "verdict"),
+    [
+        ("0.32.0", False, "fine"),
+        ("0.33.1+cpu", False, "fine"),
+        ("0.30.2", False, "problem"),
+        ("0.30.2", True, "warning"),
+        ("0.330.0", False, "problem"),
+        (None, True, "problem"),
+    ],
+)
+def test_host(version: str | None, overridden: bool, verdict: Verdict) -> None:
+    """A host that was never tested is a problem unless the risk was accepted; none is always one."""
+    assert judge_host("vllm", version, overridden=overridden).verdict == verdict
+
+
+def test_port_in_use_is_named() -> None:
+    """A port that somebody listens on is a problem that names it, and free again afterwards."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        taken = judge_port(port)
+    assert taken.verdict == "problem"
+    assert str(port) in taken.text
+    assert judge_port(port).verdict == "fine"
+
+
+def test_each_broken_hook_is_named() -> None:
+    """A hook that does not hold is named with what it is needed for; the rest is counted."""
+    good = Touchpoint("vllm.a", "A.run", "wrap", (), "running")
+    bad = Touchpoint("vllm.b", "B.stop", "call", None, "stopping")
+    broken, summary = judge_hooks([(good, None), (bad, "'B' has no 'stop'")])
+    assert broken.verdict == "problem"
+    assert "vllm.b:B.stop" in broken.text
+    assert "stopping" in broken.hint
+    assert summary.text.startswith("1 ")
