@@ -1,0 +1,168 @@
+"""`holdfast doctor`: what was found here, and whether a protected server can be served from it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.text import Text
+
+import holdfast
+from holdfast.cli.options import AsJson
+from holdfast.cli.traps import Finding, Surroundings, Verdict, find_traps
+from holdfast.core.config import HoldfastConfig
+from holdfast.core.errors import BadConfiguration
+from holdfast.hosts.vllm.plugin_names import OURS, extended_allow_list
+from holdfast.hosts.vllm.register import Touchpoint
+from holdfast.hosts.vllm.versions import OVERRIDE, SUPPORTED, host_version, is_supported
+
+_SERVER_PORT = 8000
+_MARKS: dict[Verdict, tuple[str, str]] = {
+    "fine": ("ok", "green"),
+    "warning": ("warning", "yellow"),
+    "problem": ("problem", "bold red"),
+}
+
+
+class Report(msgspec.Struct, frozen=True):
+    """Everything that was found; `fit` when a protected server can be served."""
+
+    holdfast: str
+    host: str | None
+    fit: bool
+    findings: tuple[Finding, ...]
+
+
+def doctor(
+    as_json: AsJson = False,
+    port: Annotated[int, typer.Option(help="The port the server is to listen on.")] = _SERVER_PORT,
+    notify_port: Annotated[
+        int, typer.Option(help="The port faults are to be published on.")
+    ] = HoldfastConfig().external_fault_notify_port,
+    ranks: Annotated[int, typer.Option(help="How many workers are to run on this machine.")] = 1,
+) -> None:
+    """Say what was found: host, hooks, ports, traps in the environment. Exit 0 when fit to serve."""
+    report = examine((port, notify_port), ranks)
+    if as_json:
+        typer.echo(msgspec.json.encode(report))
+    else:
+        _print(report)
+    raise typer.Exit(0 if report.fit else 1)
+
+
+def examine(ports: Iterable[int], ranks: int = 1) -> Report:
+    """Look at everything. Imports the host where there is one."""
+    host, version = _host_distribution(), host_version()
+    findings = (
+        judge_host(host, version, overridden=os.environ.get(OVERRIDE) == "1"),
+        judge_plugin(),
+        *(judge_hooks(_inspect_quietly()) if version else ()),
+        *(judge_port(port) for port in ports),
+        *find_traps(_surroundings(f"{host} {version}", ranks)),
+    )
+    fit = all(finding.verdict != "problem" for finding in findings)
+    return Report(holdfast.__version__, f"{host} {version}" if version else None, fit, findings)
+
+
+def judge_host(distribution: str | None, version: str | None, *, overridden: bool) -> Finding:
+    """Whether the host is there and was ever tested."""
+    if version is None:
+        return Finding(about="host", text="vLLM is not installed here", verdict="problem", hint="install it beside us")
+    known = ", ".join(SUPPORTED)
+    if is_supported(version):
+        return Finding(about="host", text=f"{distribution} {version} (known: {known})", verdict="fine")
+    text = f"{distribution} {version} was never tested with this Holdfast (known: {known})"
+    hint = f"install a known release, or accept the risk with {OVERRIDE}=1"
+    return Finding(about="host", text=text, verdict="warning" if overridden else "problem", hint=hint)
+
+
+def judge_plugin() -> Finding:
+    """Whether the host will find and load Holdfast."""
+    names = {point.name for point in metadata.entry_points(group="vllm.general_plugins")}
+    if OURS not in names:
+        text = "the host cannot find holdfast among its plugins"
+        return Finding(about="plugin", text=text, verdict="problem", hint="install holdfast with pip")
+    try:
+        extended_allow_list(os.environ)
+    except BadConfiguration as error:
+        return Finding(about="plugin", text=error.message, verdict="problem", hint=error.hint)
+    return Finding(about="plugin", text="the host will load it", verdict="fine")
+
+
+def judge_hooks(inspected: Iterable[tuple[Touchpoint, str | None]]) -> Iterator[Finding]:
+    """One finding for all hooks that hold, and one for each that does not."""
+    holds = 0
+    for touchpoint, problem in inspected:
+        if problem is None:
+            holds += 1
+        else:
+            text = f"{touchpoint.label} {problem}"
+            yield Finding(about="hook", text=text, verdict="problem", hint=f"it is needed for: {touchpoint.why}")
+    yield Finding(about="hooks", text=f"{holds} places of the host are as expected", verdict="fine")
+
+
+def judge_port(port: int) -> Finding:
+    """Whether a TCP port on the loopback is free."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port that was just closed is free
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            text = f"port {port} " + ("is in use" if error.errno == errno.EADDRINUSE else f"cannot be bound: {error}")
+            return Finding(about="port", text=text, verdict="problem", hint="choose another one")
+    return Finding(about="port", text=f"port {port} is free", verdict="fine")
+
+
+def _host_distribution() -> str | None:
+    found = metadata.packages_distributions().get("vllm")
+    return found[0] if found else None
+
+
+def _inspect_quietly() -> list[tuple[Touchpoint, str | None]]:
+    """What the host prints while it is imported goes to standard error; its chatter nowhere."""
+    from holdfast.hosts.vllm.inspection import inspect_touchpoints
+
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    with contextlib.redirect_stdout(sys.stderr):
+        return inspect_touchpoints()
+
+
+def _surroundings(host: str, ranks: int) -> Surroundings:
+    return Surroundings(
+        environ=os.environ,
+        host_is_for_cpus="cpu" in host,
+        cpu_flags=_cpu_flags(),
+        cores=len(os.sched_getaffinity(0)),
+        ranks=ranks,
+        temporary_folder=tempfile.gettempdir(),
+    )
+
+
+def _cpu_flags() -> frozenset[str]:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return frozenset()
+    return frozenset(flag for line in lines if line.startswith("flags") for flag in line.partition(":")[2].split())
+
+
+def _print(report: Report) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    for finding in report.findings:
+        mark, style = _MARKS[finding.verdict]
+        line = Text.assemble((f"{mark:<8}", style), f"{finding.about}: {finding.text}")
+        console.print(line)
+        if finding.hint:
+            console.print(Text(f"{'':<8}→ {finding.hint}", style="dim"))
+    console.print(Text("fit to serve" if report.fit else "not fit to serve", style="bold"))
