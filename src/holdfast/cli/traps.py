@@ -69,7 +69,7 @@ def thread_binding_trap(found: Surroundings) -> Iterator[Finding]:
 def allow_list_trap(found: Surroundings) -> Iterator[Finding]:
     """Under the host's own command an allow-list without Holdfast leaves the server unprotected."""
     allowed = found.environ.get("VLLM_PLUGINS")
-    if allowed is not None and "holdfast" not in [name.strip() for name in allowed.split(",")]:
+    if allowed is not None and "holdfast" not in allowed.split(","):  # the host strips no spaces either
         yield _warning(
             "VLLM_PLUGINS",
             f"VLLM_PLUGINS={allowed!r} leaves holdfast out: plain `vllm serve` would not be protected",
