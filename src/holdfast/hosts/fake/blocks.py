@@ -1,0 +1,69 @@
+"""KV blocks with a prefix cache, with the host's trap built in: a block is cached when it is allocated.
+
+Owns reference counts, the free list (least recently used first) and who may hit which block.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+
+Prefix = tuple[int, ...]
+
+
+class BlockPool:
+    def __init__(self, blocks: int, block_size: int) -> None:
+        self.block_size = block_size
+        self._free = dict.fromkeys(range(blocks))  # ordered: the first was freed longest ago
+        self._holders = [0] * blocks
+        self._prefix_of: dict[int, Prefix] = {}
+        self._block_of: dict[Prefix, int] = {}
+
+    @property
+    def free_blocks(self) -> int:
+        return len(self._free)
+
+    def allocate(self, count: int) -> list[int] | None:
+        """Blocks with whatever stood in them, or none if there are too few."""
+        if count > len(self._free):
+            return None
+        taken = list(itertools.islice(self._free, count))
+        self.evict(taken)
+        self._hold(taken)
+        return taken
+
+    def hit(self, tokens: Sequence[int]) -> list[int]:
+        """The longest run of cached blocks for these tokens, now held; leaves a token to compute."""
+        found: list[int] = []
+        for end in range(self.block_size, len(tokens), self.block_size):
+            block = self._block_of.get(tuple(tokens[:end]))
+            if block is None:
+                break
+            found.append(block)
+        self._hold(found)
+        return found
+
+    def cache(self, block: int, prefix: Prefix) -> None:
+        """From now on `block` is hit by whoever begins with `prefix`, whether it is written or not."""
+        if self._block_of.setdefault(prefix, block) == block:
+            known = self._prefix_of.setdefault(block, prefix)
+            assert known == prefix, f"block {block} is in the prefix cache under another prefix"
+
+    def evict(self, blocks: Iterable[int]) -> None:
+        for block in blocks:
+            prefix = self._prefix_of.pop(block, None)
+            if prefix is not None:
+                del self._block_of[prefix]
+
+    def free(self, blocks: Sequence[int]) -> None:
+        """Give blocks back, the last first, so that a prefix outlives what follows it."""
+        for block in reversed(blocks):
+            self._holders[block] -= 1
+            assert self._holders[block] >= 0, f"block {block} was given back too often"
+            if self._holders[block] == 0:
+                self._free[block] = None
+
+    def _hold(self, blocks: Iterable[int]) -> None:
+        for block in blocks:
+            self._holders[block] += 1
+            self._free.pop(block, None)

@@ -1,0 +1,149 @@
+"""The pretend engine core: a busy loop's step with phases to fail in, and the recovery after it failed.
+
+Implements `EngineHost`. A step raises what went wrong in it, as the host's does; `recover` repairs.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from holdfast.core.faults import Phase
+from holdfast.core.injection import InjectionSpec
+from holdfast.core.messages import RecoveryReport
+from holdfast.core.ports import FaultReporter
+from holdfast.hosts.fake.blocks import BlockPool
+from holdfast.hosts.fake.model import KVMemory
+from holdfast.hosts.fake.scheduler import FakeRequest, FakeScheduler
+from holdfast.hosts.fake.worker import FakeWorker, LockstepGroup, Part, Traps, WorkerFailed
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How big the pretend engine is. `steps_in_flight` of 2 schedules ahead of the outputs."""
+
+    ranks: int = 1
+    blocks: int = 32
+    block_size: int = 4
+    step_tokens: int = 16
+    max_running: int = 8
+    steps_in_flight: int = 1
+    unsafe_keep_suspect_blocks: bool = False
+
+
+@dataclass(frozen=True)
+class OutputToken:
+    request_id: str
+    token: int
+
+
+class FakeEngineCore:
+    """Implements `EngineHost`."""
+
+    def __init__(self, engine_id: int, options: EngineOptions, reporter: FaultReporter) -> None:
+        self._engine_id = engine_id
+        self._options = options
+        self._scheduler = FakeScheduler(
+            BlockPool(options.blocks, options.block_size),
+            step_tokens=options.step_tokens,
+            max_running=options.max_running,
+        )
+        self.workers = tuple(
+            FakeWorker(engine_id, rank, KVMemory(rank, options.blocks, options.block_size), reporter)
+            for rank in range(options.ranks)
+        )
+        self._group = LockstepGroup(self.workers)
+        self._traps = Traps()
+        self._steps: deque[tuple[list[Part], dict[str, int] | WorkerFailed]] = deque()
+        self._processed: list[OutputToken] = []
+        self._sent: list[OutputToken] = []
+
+    # ---- its front end
+
+    def add(self, request_id: str, prompt: Sequence[int], max_tokens: int) -> None:
+        """Accept a request. Raises `ValueError` for one that could never fit."""
+        tokens = len(prompt) + max_tokens
+        if not prompt or max_tokens < 1 or tokens > (self._options.blocks - 1) * self._options.block_size:
+            raise ValueError(f"{len(prompt)} + {max_tokens} tokens do not fit")
+        self._scheduler.add(FakeRequest(request_id, tuple(prompt), max_tokens))
+
+    def abort(self, request_id: str) -> None:
+        if request_id in self._scheduler.requests:
+            self._scheduler.finish(request_id)
+
+    def take_outputs(self) -> list[OutputToken]:
+        """What was sent to the front end since the last call."""
+        sent, self._sent = self._sent, []
+        return sent
+
+    # ---- the busy loop
+
+    def step(self) -> bool:
+        """One turn of the busy loop; false when there was nothing to do. Raises what a step raises."""
+        self._traps.pass_by(Phase.SCHEDULE_START)
+        if len(self._steps) < self._options.steps_in_flight and self._submit():
+            return True
+        if not self._steps:
+            return False
+        parts, reply = self._steps.popleft()
+        if isinstance(reply, WorkerFailed):
+            raise reply
+        self._process(parts, reply)
+        return True
+
+    def _submit(self) -> bool:
+        """Schedule a step and hand it to the workers; true when there is room for another."""
+        parts = self._scheduler.schedule()
+        if not parts:
+            return False
+        self._traps.pass_by(Phase.SCHEDULE_END)
+        self._steps.append((parts, self._group.execute(parts)))
+        return len(self._steps) < self._options.steps_in_flight
+
+    def _process(self, parts: Sequence[Part], sampled: dict[str, int]) -> None:
+        self._traps.pass_by(Phase.OUTPUT_START)
+        for index, part in enumerate(parts):
+            self._traps.pass_by(Phase.OUTPUT_REQUEST, index)
+            token = sampled.get(part.request_id)
+            if self._scheduler.processed(part, token) and token is not None:
+                self._processed.append(OutputToken(part.request_id, token))
+        self._scheduler.step_processed()
+        self._traps.pass_by(Phase.OUTPUT_END)
+        self._send()
+
+    def _send(self) -> int:
+        sent = len(self._processed)
+        self._sent += self._processed
+        self._processed = []
+        return sent
+
+    # ---- EngineHost
+
+    @property
+    def engine_id(self) -> int:
+        return self._engine_id
+
+    def unfinished_requests(self) -> int:
+        return len(self._scheduler.requests)
+
+    def is_workers_reply(self, error: Exception) -> bool:
+        return isinstance(error, WorkerFailed)
+
+    def lost_a_worker(self) -> bool:
+        return any(worker.gone for worker in self.workers)
+
+    def arm(self, spec: InjectionSpec) -> None:
+        self._traps.arm(spec)
+
+    def recover(self, error: Exception, epoch: int) -> RecoveryReport:
+        """Drop stale replies, rewind, give the workers every history, let them in under `epoch`."""
+        stale = len(self._steps)
+        self._steps.clear()
+        self._traps.pass_by(Phase.RECOVERY)
+        salvaged = self._send()
+        report = self._scheduler.rewind(keep_suspect_blocks=self._options.unsafe_keep_suspect_blocks)
+        self._group.restore(epoch, {i: r.tokens for i, r in self._scheduler.requests.items()})
+        return msgspec.structs.replace(report, stale_replies=stale, salvaged_outputs=salvaged)

@@ -1,0 +1,211 @@
+"""The pretend scheduler: continuous batching, chunked prefill, preemption, and the rewind after a fault.
+
+Keeps the host's order of things: counters advance and blocks enter the prefix cache when a step is
+scheduled, long before anything is written.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from holdfast.core.messages import RecoveryReport
+from holdfast.core.rewind import HeldRequest, given_up_blocks, plan_rewind, release_until_rest_fits
+from holdfast.hosts.fake.blocks import BlockPool
+from holdfast.hosts.fake.worker import Part
+
+
+@dataclass(eq=False)
+class FakeRequest:
+    """One request. `expected` counts tokens that are being sampled and not yet known."""
+
+    request_id: str
+    prompt: tuple[int, ...]
+    max_tokens: int
+    output: list[int] = field(default_factory=list)
+    computed: int = 0
+    in_flight: int = 0
+    expected: int = 0
+    cached: int = 0
+    blocks: list[int] = field(default_factory=list)
+    known_to_workers: bool = False
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        return (*self.prompt, *self.output)
+
+    @property
+    def total(self) -> int:
+        return len(self.prompt) + len(self.output)
+
+    @property
+    def to_compute(self) -> int:
+        """Tokens that a step could compute now."""
+        if len(self.output) + self.expected >= self.max_tokens:
+            return 0
+        return self.total + self.expected - self.computed
+
+    def held(self) -> HeldRequest:
+        return HeldRequest(self.request_id, self.total, self.computed, self.in_flight, tuple(self.blocks))
+
+
+class FakeScheduler:
+    def __init__(self, pool: BlockPool, *, step_tokens: int, max_running: int) -> None:
+        self.requests: dict[str, FakeRequest] = {}
+        self._pool = pool
+        self._step_tokens = step_tokens
+        self._max_running = max_running
+        self._running: list[FakeRequest] = []
+        self._holding: deque[FakeRequest] = deque()  # rewound: waits with its good blocks, goes first
+        self._waiting: deque[FakeRequest] = deque()
+        # Requests that ended while a step of theirs was in flight: their blocks may be suspect too.
+        self._left: list[tuple[int, HeldRequest]] = []
+        self._scheduled_steps = 0
+        self._processed_steps = 0
+
+    # ---- requests come and go
+
+    def add(self, request: FakeRequest) -> None:
+        self.requests[request.request_id] = request
+        self._waiting.append(request)
+
+    def finish(self, request_id: str) -> None:
+        """A request ends, done or aborted; its blocks are free at once, whatever is in flight."""
+        request = self.requests.pop(request_id)
+        if request.in_flight:
+            self._left.append((self._scheduled_steps, request.held()))
+        self._pool.free(request.blocks)
+        for queue in (self._running, self._holding, self._waiting):
+            if request in queue:
+                queue.remove(request)
+
+    # ---- a step
+
+    def schedule(self) -> list[Part]:
+        parts: list[Part] = []
+        left = self._step_tokens
+        for request in list(self._running):
+            if left and request in self._running and request.to_compute:
+                left -= self._schedule(request, left, parts)
+        while left and (self._holding or self._waiting) and len(self._running) < self._max_running:
+            queue = self._holding or self._waiting
+            request = queue[0]
+            self._start_from_cache(request)
+            taken = self._schedule(request, left, parts, may_preempt=False)
+            if not taken:
+                if queue is self._waiting:
+                    self._release(request)
+                break
+            queue.popleft()
+            self._running.append(request)
+            left -= taken
+        self._scheduled_steps += bool(parts)
+        return parts
+
+    def processed(self, part: Part, token: int | None) -> bool:
+        """Take one request's result; false if it is gone."""
+        request = self.requests.get(part.request_id)
+        if request is None:
+            return False
+        request.in_flight -= part.count
+        if token is not None:
+            request.expected -= 1
+            request.output.append(token)
+            if len(request.output) == request.max_tokens:
+                self.finish(request.request_id)
+        return True
+
+    def step_processed(self) -> None:
+        self._processed_steps += 1
+        self._left = [(step, held) for step, held in self._left if step > self._processed_steps]
+
+    def _schedule(self, request: FakeRequest, left: int, parts: list[Part], *, may_preempt: bool = True) -> int:
+        count = min(request.to_compute, left)
+        if not self._make_room(request, request.computed + count, may_preempt):
+            return 0
+        start = request.computed
+        request.computed += count
+        request.in_flight += count
+        samples = request.computed == request.total + request.expected
+        request.expected += samples
+        self._cache_full_blocks(request)
+        history = None if request.known_to_workers else request.tokens
+        request.known_to_workers = True
+        parts.append(Part(request.request_id, start, count, tuple(request.blocks), samples, history))
+        return count
+
+    def _start_from_cache(self, request: FakeRequest) -> None:
+        if not request.blocks:
+            request.blocks = self._pool.hit(request.tokens)
+            request.cached = len(request.blocks)
+            request.computed = request.cached * self._pool.block_size
+
+    def _make_room(self, request: FakeRequest, tokens: int, may_preempt: bool) -> bool:
+        missing = -(-tokens // self._pool.block_size) - len(request.blocks)
+        while (new := self._pool.allocate(max(0, missing))) is None:
+            last = self._running[-1] if self._running else request
+            if not may_preempt or last.in_flight:  # it cannot be preempted before its step is done
+                return False
+            self._preempt(last)
+            if last is request:
+                return False
+        request.blocks += new
+        return True
+
+    def _preempt(self, request: FakeRequest) -> None:
+        self._running.remove(request)
+        self._release(request)
+        self._waiting.appendleft(request)
+
+    def _release(self, request: FakeRequest) -> None:
+        self._pool.free(request.blocks)
+        request.blocks, request.cached, request.computed = [], 0, 0
+        request.known_to_workers = False
+
+    def _cache_full_blocks(self, request: FakeRequest) -> None:
+        tokens, size = request.tokens, self._pool.block_size
+        full = min(request.computed, request.total) // size
+        for index in range(request.cached, full):
+            self._pool.cache(request.blocks[index], tokens[: (index + 1) * size])
+        request.cached = max(request.cached, full)
+
+    # ---- after a fault
+
+    def rewind(self, *, keep_suspect_blocks: bool) -> RecoveryReport:
+        """Put every request back to what was written for certain; nothing is in flight any more."""
+        requests = [*self._running, *self._holding]
+        held = [r.held() for r in requests]
+        plan = plan_rewind([*held, *self._gone_in_flight()], self._pool.block_size)
+        free = self._pool.free_blocks + given_up_blocks(plan, held)
+        plan = release_until_rest_fits(plan, held, free, self._step_tokens)
+        if not keep_suspect_blocks:
+            self._pool.evict(plan.suspect_blocks)
+        self._running, self._holding, self._left = [], deque(), []
+        self._processed_steps = self._scheduled_steps
+        for request in reversed(requests):
+            self._put_back(request, plan.good_tokens[request.request_id])
+        return RecoveryReport(
+            requests=len(self.requests),
+            kept_blocks=sum(len(r.blocks) for r in requests),
+            evicted_blocks=len(plan.suspect_blocks),
+            tokens_to_recompute=sum(r.total - r.computed for r in requests),
+        )
+
+    def _gone_in_flight(self) -> Iterable[HeldRequest]:
+        """Under names of their own: a request that left may have come again."""
+        for index, (_, held) in enumerate(self._left):
+            yield HeldRequest(f"left {index}", held.total, held.computed, held.in_flight, held.blocks, False)
+
+    def _put_back(self, request: FakeRequest, good: int) -> None:
+        request.in_flight = request.expected = 0
+        if not good:
+            self._release(request)
+            self._waiting.appendleft(request)
+            return
+        kept = -(-good // self._pool.block_size)
+        self._pool.free(request.blocks[kept:])
+        del request.blocks[kept:]
+        request.computed, request.cached = good, min(request.cached, good // self._pool.block_size)
+        request.known_to_workers = True  # the workers are given every history anew
+        self._holding.appendleft(request)

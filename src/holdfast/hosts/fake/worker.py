@@ -1,0 +1,168 @@
+"""A pretend worker and the lockstep group of all of them: they run a step phase by phase, together.
+
+A rank that raises fences itself and tells its reporter; its peers find their communicator broken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from holdfast.core.errors import RankFenced
+from holdfast.core.faults import Fault, Phase, classify_error, describe_error
+from holdfast.core.injection import InjectedFault, InjectionSpec, Trap
+from holdfast.core.ports import FaultReporter
+from holdfast.hosts.fake.model import KVMemory, sample
+
+R = TypeVar("R")
+
+
+class WorkerFailed(RuntimeError):
+    """The engine core's side of a worker's exception: only its text."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One request's share of a step: compute `count` tokens from `start` on, then sample if `samples`."""
+
+    request_id: str
+    start: int
+    count: int
+    blocks: tuple[int, ...]
+    samples: bool
+    history: tuple[int, ...] | None = None  # of a request that the workers do not know yet
+
+
+class Traps:
+    """Armed faults; `pass_by` raises when one goes off."""
+
+    def __init__(self) -> None:
+        self._armed: list[Trap] = []
+
+    def arm(self, spec: InjectionSpec) -> None:
+        self._armed.append(Trap(spec))
+
+    def pass_by(self, phase: Phase, request_index: int | None = None) -> None:
+        for trap in self._armed:
+            here = trap.spec.phase is phase and request_index in (None, trap.spec.request_index)
+            if here and trap.passes():
+                raise InjectedFault(trap.spec)
+
+
+@dataclass
+class FakeWorker:
+    """Implements `WorkerHost`. Has its own KV memory and its own copy of every request's tokens."""
+
+    engine_id: int
+    rank: int
+    memory: KVMemory
+    reporter: FaultReporter
+    epoch: int = 0
+    fenced: bool = False
+    gone: bool = False
+    traps: Traps = field(default_factory=Traps)
+    tokens: dict[str, list[int]] = field(default_factory=dict)
+
+    def arm(self, spec: InjectionSpec) -> None:
+        self.traps.arm(spec)
+
+    def restore(self, epoch: int, histories: Mapping[str, Sequence[int]]) -> None:
+        """Forget everything but these histories; take part again."""
+        if self.gone:
+            raise WorkerFailed(f"rank {self.rank} is gone")
+        self.tokens = {request_id: list(tokens) for request_id, tokens in histories.items()}
+        self.epoch, self.fenced = epoch, False
+
+    def forward(self, parts: Sequence[Part]) -> list[int]:
+        """Write the KV of a batch; what each request's last token attended to."""
+        attended: list[int] = []
+        for index, part in enumerate(parts):
+            if part.history is not None:
+                self.tokens[part.request_id] = list(part.history)
+            known = self.tokens[part.request_id][part.start : part.start + part.count]
+            if index == len(parts) // 2:
+                half = len(known) // 2
+                self.memory.write(part.blocks, part.start, known[:half])
+                self.traps.pass_by(Phase.FORWARD)
+            attended.append(self.memory.write(part.blocks, part.start, known))
+        return attended
+
+    def fence(self, error: Exception, phase: Phase | None) -> None:
+        """Refuse work from now on, and say why to whoever listens."""
+        if self.fenced or self.gone:
+            return
+        self.fenced = True
+        error_type, message = describe_error(error)
+        fault = Fault(
+            fault_class=classify_error(error_type, message),
+            error_type=error_type,
+            message=message,
+            engine_id=self.engine_id,
+            rank=self.rank,
+            phase=phase,
+        )
+        self.reporter.report(fault, self.epoch)
+
+
+class LockstepGroup:
+    """The workers of one engine core. A step succeeds on every rank or fails on every rank."""
+
+    def __init__(self, workers: Sequence[FakeWorker]) -> None:
+        self.workers = tuple(workers)
+
+    def execute(self, parts: Sequence[Part]) -> dict[str, int] | WorkerFailed:
+        """Run one step: the sampled tokens, or the failure as the engine core gets to see it."""
+        try:
+            return self._phases(parts)
+        except _RankRaised as raised:
+            raised.worker.fence(raised.error, raised.phase)
+            for worker in self.workers:
+                worker.fenced = True  # their communicator is broken
+            return WorkerFailed(f"Worker failed with error '{raised.error}'")
+
+    def restore(self, epoch: int, histories: Mapping[str, Sequence[int]]) -> None:
+        for worker in self.workers:
+            worker.restore(epoch, histories)
+
+    def _phases(self, parts: Sequence[Part]) -> dict[str, int]:
+        self._on_each(None, _refuse_if_fenced)
+        self._pass_by(Phase.STEP_START)
+        attended = self._on_each(Phase.FORWARD, lambda w: w.forward(parts))
+        self._pass_by(Phase.STEP_END)
+        self._pass_by(Phase.SAMPLE_START)
+        sampled = {
+            part.request_id: sample(rank[index] for rank in attended)
+            for index, part in enumerate(parts)
+            if part.samples
+        }
+        for worker in self.workers:
+            for request_id, token in sampled.items():
+                worker.tokens[request_id].append(token)
+        self._pass_by(Phase.SAMPLE_END)
+        return sampled
+
+    def _pass_by(self, phase: Phase) -> None:
+        self._on_each(phase, lambda w: w.traps.pass_by(phase))
+
+    def _on_each(self, phase: Phase | None, act: Callable[[FakeWorker], R]) -> list[R]:
+        results: list[R] = []
+        for worker in self.workers:
+            try:
+                results.append(act(worker))
+            except Exception as error:
+                raise _RankRaised(worker, phase, error) from error
+        return results
+
+
+class _RankRaised(Exception):
+    def __init__(self, worker: FakeWorker, phase: Phase | None, error: Exception) -> None:
+        super().__init__(str(error))
+        self.worker, self.phase, self.error = worker, phase, error
+
+
+def _refuse_if_fenced(worker: FakeWorker) -> None:
+    if worker.gone:
+        raise WorkerFailed(f"rank {worker.rank} is gone")
+    if worker.fenced:
+        raise RankFenced(f"rank {worker.rank} is fenced")
