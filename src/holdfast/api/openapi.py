@@ -11,7 +11,7 @@ from holdfast.core.injection import InjectionSpec
 
 Schema: TypeAlias = dict[str, Any]
 
-_ANSWERS = {
+ANSWERS = {
     "GET": {"200": "Done", "401": "A token is needed", "403": "Refused"},
     "POST": {
         "200": "Done",
@@ -70,7 +70,7 @@ INJECT_BODY: Schema = _schema(InjectionSpec)
 
 def describe(body: Schema | None, *, takes_after: bool = False) -> Schema:
     """What FastAPI cannot see in a handler: its body, its query and its answers."""
-    answers = dict(_ANSWERS["GET" if body is None else "POST"])
+    answers = dict(ANSWERS["GET" if body is None else "POST"])
     if takes_after:
         answers["400"] = "Not a sequence number"
     if body is None:
