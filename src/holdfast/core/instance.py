@@ -409,6 +409,4 @@ def _answers(fact: m.EngineRecovered | m.RecoveryAborted, engine: _Engine) -> bo
 
 def unresponsive(engine_id: int, what: str) -> Fault:
     """The fault of something that did not answer within its bound."""
-    return Fault(
-        fault_class=FaultClass.UNRESPONSIVE, error_type="PeerSilent", message=what, engine_id=engine_id
-    )
+    return Fault(fault_class=FaultClass.UNRESPONSIVE, error_type="PeerSilent", message=what, engine_id=engine_id)

@@ -127,9 +127,7 @@ def given_up_blocks(plan: RewindPlan, requests: Sequence[HeldRequest]) -> int:
     return len({b for r in requests for b in r.blocks} - kept)
 
 
-def _needed_blocks(
-    good: Mapping[str, int], requests: Sequence[HeldRequest], block_size: int, step_tokens: int
-) -> int:
+def _needed_blocks(good: Mapping[str, int], requests: Sequence[HeldRequest], block_size: int, step_tokens: int) -> int:
     needed = 0
     for r in requests:
         kept = good[r.request_id]

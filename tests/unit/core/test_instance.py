@@ -538,9 +538,7 @@ facts = st.one_of(
     st.builds(m.EngineAttached, engine_id=engines, pid=st.just(1), hooks=st.just(()), workers=st.just(())),
     st.builds(m.EngineFaulted, engine_id=engines, epoch=epochs, fault=any_fault),
     st.builds(m.EngineHeld, engine_id=engines, epoch=epochs, fault=any_fault, unfinished_requests=st.just(0)),
-    st.builds(
-        m.EngineRecovered, engine_id=engines, command_id=texts, epoch=epochs, report=st.just(m.RecoveryReport())
-    ),
+    st.builds(m.EngineRecovered, engine_id=engines, command_id=texts, epoch=epochs, report=st.just(m.RecoveryReport())),
     st.builds(m.RecoveryAborted, engine_id=engines, command_id=texts, epoch=epochs, fault=any_fault),
     st.builds(m.EngineAnswered, engine_id=engines, command_id=texts, refused=st.none() | st.just("no")),
 )

@@ -1,5 +1,6 @@
 """What is said arrives as it was said; anything else is `Undecodable`, and nothing worse."""
 
+import contextlib
 from typing import get_args
 
 import msgspec
@@ -68,10 +69,8 @@ def test_a_message_that_was_cut_or_changed_is_a_message_or_undecodable(message_t
         sent[data.draw(st.integers(0, len(sent) - 1))] = data.draw(st.integers(0, 255))
     cut = bytes(sent[: data.draw(st.integers(0, len(sent)))])
     for received in (bytes(sent), cut):
-        try:
+        with contextlib.suppress(m.Undecodable):
             assert isinstance(decode(received), msgspec.Struct)
-        except m.Undecodable:
-            pass
 
 
 @pytest.mark.parametrize("decode", DECODERS)

@@ -39,9 +39,7 @@ def test_retries_older_than_the_window_are_forgiven():
     assert decide_repair(61.5, incident(1.0, 2.0, 3.0), AUTO).action is Action.RETRY
 
 
-@pytest.mark.parametrize(
-    ("now", "kept"), [(60.0, (0.5, 1.0)), (60.5, (1.0,)), (61.0, ()), (0.0, (0.5, 1.0))]
-)
+@pytest.mark.parametrize(("now", "kept"), [(60.0, (0.5, 1.0)), (60.5, (1.0,)), (61.0, ()), (0.0, (0.5, 1.0))])
 def test_a_retry_leaves_the_window_exactly_when_it_is_as_old_as_the_window_is_long(now, kept):
     assert recent((0.5, 1.0), now, 60.0) == kept
 

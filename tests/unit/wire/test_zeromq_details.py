@@ -31,6 +31,6 @@ def test_every_socket_is_bounded_in_size_queue_and_lingering(sockets, option, va
 
 def test_a_hub_on_port_zero_says_which_port_it_got():
     station = ZmqStation()
-    address = station.bind("tcp://127.0.0.1:0").address
-    assert address.startswith("tcp://127.0.0.1:") and not address.endswith(":0")
+    port = int(station.bind("tcp://127.0.0.1:0").address.removeprefix("tcp://127.0.0.1:"))
+    assert port > 0
     station.close()
