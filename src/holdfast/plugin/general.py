@@ -17,6 +17,9 @@ def register() -> None:
     if _is_bystander():
         return
     refuse_unknown_host()
+    from holdfast.hosts.vllm.logs import share_log
+
+    share_log()
     if ENVIRONMENT in os.environ:
         from holdfast.hosts.vllm.worker import attach_worker_hooks
 

@@ -6,8 +6,11 @@ The host ends with code 0 after its engine core has died, and a supervisor takes
 from __future__ import annotations
 
 import atexit
+import contextlib
+import os
 import sys
 from collections.abc import Awaitable, Callable
+from multiprocessing import resource_tracker
 from typing import Any
 
 from holdfast.hosts.vllm.front_end import current_front_end
@@ -30,7 +33,18 @@ async def _shut_down_then_judge(shutdown: Awaitable[Any]) -> None:
     front_end = current_front_end()
     await shutdown
     if front_end is not None and front_end.defeat is not None:
-        # The last of the log lines: handlers run in reverse order, so what registers now runs early,
-        # but only the host's own output of the shutdown could follow, and that is already written.
-        atexit.register(print, f"holdfast: instance ended: {front_end.defeat}", file=sys.stderr, flush=True)
+        atexit.register(_last_line, front_end.defeat)
         raise SystemExit(EXIT_DEFEATED)
+
+
+def _last_line(reason: str) -> None:
+    """Say why, as the last thing that is said, and leave at once.
+
+    What would follow is noise of libraries being torn down; the resource tracker is a process of its own
+    with something to say about shared memory that killed processes left, so it goes first.
+    """
+    with contextlib.suppress(Exception):
+        resource_tracker._resource_tracker._stop()  # type: ignore[attr-defined]
+    print(f"holdfast: instance ended: {reason}", file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    os._exit(EXIT_DEFEATED)

@@ -11,14 +11,6 @@ from holdfast.core.injection import InjectedFault, InjectionSpec, Trap
 Step = Callable[..., Any]
 
 
-class PhasedFault(InjectedFault):
-    """An injected fault that knows its phase."""
-
-    def __init__(self, spec: InjectionSpec) -> None:
-        super().__init__(spec.message)
-        self.phase = spec.phase
-
-
 class Traps:
     """The armed faults of one process. Arming replaces the tuple as a whole: passing takes no lock."""
 
@@ -36,7 +28,7 @@ class Traps:
         """One passage of `phase`. Raises when a fault is due."""
         for trap in self._traps:
             if trap.spec.phase is phase and trap.passes():
-                raise PhasedFault(trap.spec)
+                raise InjectedFault(trap.spec)
 
 
 # Before and after which phases each of a worker's step methods stands.

@@ -145,7 +145,8 @@ TOUCHPOINTS: tuple[Touchpoint, ...] = (
     _call(_BATCH_V1, "InputBatch.condense", (), "restoring runner V1"),
     _call(_BATCH_V1, "InputBatch.refresh_metadata", (), "restoring runner V1"),
     *_attributes(
-        _BATCH_V1, "InputBatch", "req_id_to_index prev_sampled_token_ids prev_req_id_to_index", "restoring runner V1"
+        _BATCH_V1, "InputBatch", "req_id_to_index prev_sampled_token_ids prev_req_id_to_index sampled_token_ids_cpu async_copy_ready_event",
+        "restoring runner V1",
     ),
     _call("vllm.v1.sample.ops.topk_topp_sampler", "TopKTopPSampler.forward_cpu", ("logits", "generators"),
           "one draw of each generator per token"),

@@ -47,6 +47,9 @@ def _empty_batch(batch: Any) -> None:
     batch.refresh_metadata()
     batch.prev_sampled_token_ids = None
     batch.prev_req_id_to_index = None
+    # Tokens of the step before, still on their way to the CPU under asynchronous scheduling.
+    batch.sampled_token_ids_cpu = None
+    batch.async_copy_ready_event = None
 
 
 def _cut_back(runner: Any, state: Any, output_tokens: int) -> None:

@@ -67,12 +67,16 @@ class StepGuard:
         self._fenced_by: str | None = None
 
     def guarded(self, phase: Phase, step: Step) -> Step:
-        """A step that counts itself, refuses behind the fence, and fences its rank when it raises."""
+        """A step that refuses behind the fence and fences its rank when it raises.
+
+        Only `execute_model` and its stand-in for an idle rank count as a step: sampling is part of one.
+        """
+        counts = phase is Phase.FORWARD
 
         def run(*args: Any, **kwargs: Any) -> Any:
             if self._fenced_by is not None:
                 raise RankFenced(f"rank {self._rank} is fenced since {self._fenced_by}")
-            self.steps += 1
+            self.steps += counts
             try:
                 return step(*args, **kwargs)
             except Exception as error:
