@@ -6,6 +6,7 @@ import pytest
 from holdfast.api import formats
 from holdfast.api.formats import ApplyCommand, Instruction
 from holdfast.core.errors import BadInstruction
+from holdfast.core.faults import FaultClass
 from holdfast.core.states import EngineState
 from support.control_plane import MemoryControl
 
@@ -148,6 +149,11 @@ def test_a_paused_engine_is_unhealthy_and_says_why() -> None:
 def test_readiness_names_the_state_that_holds_things_up() -> None:
     view = MemoryControl((0, 1)).attach().break_down(1).view()
     assert formats.render_readiness(view) == formats.Readiness(ready=False, state=EngineState.PAUSED)
+
+
+def test_a_defeated_instance_is_dead_whatever_its_engines_do() -> None:
+    view = MemoryControl((0, 1)).attach().break_down(0).break_down(1, FaultClass.DEVICE).view()
+    assert formats.instance_state(view) is EngineState.DEAD
 
 
 def test_a_status_reads_back_as_it_was_written() -> None:

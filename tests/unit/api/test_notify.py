@@ -125,6 +125,17 @@ def test_random_bytes_do_not_disturb_it(context: zmq.Context[zmq.Socket[bytes]],
         assert next_notification(subscriber).event.sequence == 2
 
 
+def test_a_peer_that_announces_a_large_frame_is_cut_off(publisher: Publisher) -> None:
+    greeting = b"\xff" + b"\x00" * 8 + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\x00") + b"\x00" * 32
+    ready = b"\x05READY\x0bSocket-Type\x00\x00\x00\x03SUB"
+    large = b"\x02" + (1 << 20).to_bytes(8, "big")
+    with socket.create_connection(("127.0.0.1", port_of(publisher)), timeout=WAIT_MS / 1000) as raw:
+        raw.sendall(greeting + b"\x04" + bytes([len(ready)]) + ready + large)
+        with contextlib.suppress(ConnectionResetError):
+            while raw.recv(4096):  # until it hangs up; a peer that it keeps would run into the timeout
+                pass
+
+
 def test_publishing_without_subscribers_never_waits(publisher: Publisher) -> None:
     control = MemoryControl().attach()
     for _ in range(5000):
