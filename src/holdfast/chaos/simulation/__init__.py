@@ -1,0 +1,6 @@
+"""A deterministic simulation of an instance: the real core and pretend engines over a link that fails."""
+
+from holdfast.chaos.simulation.run import LawBroken, Outcome, Simulation, simulate
+from holdfast.chaos.simulation.scenario import Scenario, Weather, draw_scenario
+
+__all__ = ["LawBroken", "Outcome", "Scenario", "Simulation", "Weather", "draw_scenario", "simulate"]

@@ -1,0 +1,185 @@
+"""What the EngineCoreSentinel and its busy loop are in earnest, over a pretend engine core."""
+
+from __future__ import annotations
+
+from collections import deque
+from functools import partial
+from typing import TYPE_CHECKING
+
+from holdfast.core import messages as m
+from holdfast.core.faults import Fault, FaultClass, classify_error, describe_error
+from holdfast.core.injection import InjectedFault, InjectionSpec
+from holdfast.hosts.fake import EngineOptions, FakeEngineCore, WorkerFailed, fault_free_output
+
+if TYPE_CHECKING:
+    from holdfast.chaos.simulation.run import Simulation
+
+
+class SimulatedEngine:
+    """What the EngineCoreSentinel and its busy loop are in earnest, over a pretend engine core."""
+
+    def __init__(self, simulation: Simulation, engine_id: int, options: EngineOptions) -> None:
+        self._sim = simulation
+        self._id = engine_id
+        self._host = FakeEngineCore(engine_id, options, self)
+        self._epoch = 0
+        self._rank_fault: Fault | None = None
+        self._error: Exception | None = None  # while it stands held
+        self._deadline_s = 0.0
+        self._orders: deque[m.RetryEngine] = deque()
+        self._gone = False
+        self._streams: dict[str, list[int]] = {}
+        self.expected: dict[str, list[int]] = {}
+        self._draw_requests(options)
+
+    def _draw_requests(self, options: EngineOptions) -> None:
+        dice = self._sim.dice
+        common = [dice.randrange(997) for _ in range(17)]  # long enough to share blocks
+        for index in range(self._sim.scenario.requests_per_engine):
+            own = [dice.randrange(997) for _ in range(dice.randint(1, 4))]
+            prompt, length = common[: dice.choice([0, 8, 17])] + own, dice.randint(1, 14)
+            name = f"{self._id}.{index}"
+            self.expected[name] = fault_free_output(prompt, length, options.ranks)
+            self._sim.time.after(dice.choice([0.0, 0.1, 0.2]), partial(self._accept, name, prompt, length))
+        for name in dice.sample(sorted(self.expected), self._sim.scenario.aborts):
+            self._sim.time.after(dice.uniform(0.0, 0.5), partial(self._abort, name))
+
+    # ---- its life
+
+    def start(self) -> None:
+        self._send(m.EngineAttached(engine_id=self._id, pid=1, hooks=("step",), workers=()))
+        if self._sim.dice.random() < self._sim.scenario.lost:
+            self._sim.time.after(self._sim.dice.uniform(0.0, 2.0), self._die)
+        self._turn()
+
+    def stop(self) -> None:
+        self._gone = True
+
+    def _die(self) -> None:
+        if not self._gone:
+            self._gone = True
+            self._sim.time.after(self._sim.dice.uniform(0.0, 0.1), lambda: self._sim.client.lost(self._id))
+
+    def is_done(self) -> bool:
+        return not self._gone and self._error is None and self.finished_requests() == len(self.expected)
+
+    def finished_requests(self) -> int:
+        return sum(self._streams.get(name) == tokens for name, tokens in self.expected.items())
+
+    def arm(self, spec: InjectionSpec) -> None:
+        (self._host.workers[spec.rank] if spec.phase.in_worker else self._host).arm(spec)
+
+    def _accept(self, name: str, prompt: list[int], max_tokens: int) -> None:
+        if name in self.expected:
+            self._streams[name] = []
+            self._host.add(name, prompt, max_tokens)
+
+    def _abort(self, name: str) -> None:
+        del self.expected[name]
+        self._streams.pop(name, None)
+        self._host.abort(name)
+
+    # ---- the busy loop
+
+    def _turn(self) -> None:
+        if self._gone:
+            return
+        try:
+            self._host.step()
+        except (InjectedFault, WorkerFailed) as error:
+            self._hold(error)
+            return
+        finally:
+            self._stream_outputs()
+        self._sim.time.after(self._sim.dice.uniform(0.005, 0.02), self._turn)
+
+    def _stream_outputs(self) -> None:
+        for output in self._host.take_outputs():
+            stream = self._streams.get(output.request_id)
+            if stream is not None:
+                expected = self.expected[output.request_id]
+                right = len(stream) < len(expected) and expected[len(stream)] == output.token
+                self._sim.law(right, f"request {output.request_id} gets the tokens of a fault-free run")
+                stream.append(output.token)
+
+    def _hold(self, error: Exception) -> None:
+        if self._sim.dice.random() < self._sim.scenario.stuck:
+            self._sim.note(f"engine {self._id} is stuck")
+            self.report(self._own_fault(error), self._epoch)
+            self._error = error
+            self._wait_bounded()
+            return
+        self._sim.time.after(self._sim.dice.uniform(0.0, 0.05), lambda: self._stand_held(error))
+
+    def _stand_held(self, error: Exception) -> None:
+        self._error = error
+        fault = self._rank_fault or self._own_fault(error)
+        left = self._host.unfinished_requests()
+        self._send(m.EngineHeld(engine_id=self._id, epoch=self._epoch, fault=fault, unfinished_requests=left))
+        self._wait_bounded()
+        self._follow_orders()
+
+    def _wait_bounded(self) -> None:
+        """A client that is gone, or whose orders are lost, must not keep an engine core for ever."""
+        config = self._sim.scenario.config
+        bound_s = config.engine_recovery_timeout_s + config.containment_timeout_s
+        self._deadline_s = self._sim.time.now + bound_s
+        self._sim.time.after(bound_s, self._give_up)
+
+    def _give_up(self) -> None:
+        if self._error is not None and self._sim.time.now >= self._deadline_s:
+            self._die()
+
+    # ---- what its sentinel does
+
+    def report(self, fault: Fault, epoch: int) -> None:
+        """A rank's own account, out of band."""
+        if epoch == self._epoch and self._rank_fault is None:
+            self._rank_fault = fault
+            self._send(m.EngineFaulted(engine_id=self._id, epoch=epoch, fault=fault))
+
+    def deliver(self, data: bytes) -> None:
+        match m.decode_to_engine(data):
+            case m.RetryEngine() as order:
+                self._orders.append(order)
+                self._follow_orders()
+            case m.EndEngine():
+                self.stop()
+
+    def _follow_orders(self) -> None:
+        while self._orders and self._error is not None and not self._gone:
+            order = self._orders.popleft()
+            if order.epoch > self._epoch:
+                self._carry_out(order)
+
+    def _carry_out(self, order: m.RetryEngine) -> None:
+        error, self._epoch, self._rank_fault = self._error, order.epoch, None
+        assert error is not None
+        self._deadline_s = float("inf")
+        drained_s = self._sim.dice.uniform(0.0, 0.2)
+        self._sim.time.after(drained_s, lambda: self._recover(order, error))
+
+    def _recover(self, order: m.RetryEngine, error: Exception) -> None:
+        if self._gone:
+            return
+        try:
+            report = self._host.recover(error, order.epoch)
+        except InjectedFault as again:
+            self._send(
+                m.RecoveryAborted(
+                    engine_id=self._id, command_id=order.command_id, epoch=order.epoch, fault=self._own_fault(again)
+                )
+            )
+            self._wait_bounded()
+            return
+        self._error = None
+        self._send(m.EngineRecovered(engine_id=self._id, command_id=order.command_id, epoch=order.epoch, report=report))
+        self._turn()
+
+    def _own_fault(self, error: Exception) -> Fault:
+        error_type, message = describe_error(error)
+        fault_class: FaultClass = classify_error(error_type, message)
+        return Fault(fault_class=fault_class, error_type=error_type, message=message, engine_id=self._id)
+
+    def _send(self, message: m.FromEngine) -> None:
+        self._sim.carry(message, self._sim.client.deliver)

@@ -1,0 +1,101 @@
+"""What a seed stands for: engines, requests, faults, and how the link between them treats messages."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+
+from holdfast.core.config import FaultPolicy, HoldfastConfig
+from holdfast.core.faults import Phase
+from holdfast.core.injection import InjectionSpec
+from holdfast.hosts.fake import EngineOptions
+
+
+@dataclass(frozen=True)
+class Weather:
+    """How a link treats a message. The odds are per message; a delay is drawn for each, so they overtake."""
+
+    loss: float = 0.0
+    loses: frozenset[type] = frozenset()  # messages that never arrive
+    duplication: float = 0.0
+    delay_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """Everything that decides a run, drawn from one seed."""
+
+    seed: int
+    weather: Weather = Weather()
+    policy: FaultPolicy = "auto"
+    engines: tuple[EngineOptions, ...] = (EngineOptions(),)
+    requests_per_engine: int = 4
+    faults: tuple[InjectionSpec, ...] = ()
+    aborts: int = 0
+    operator_answers: float = 1.0  # external: the odds that somebody orders a retry
+    stuck: float = 0.0  # the odds that a busy loop never comes back from a fault
+    lost: float = 0.0  # the odds, per engine core, that its process dies
+    config: HoldfastConfig = field(init=False)
+
+    def __post_init__(self) -> None:
+        config = HoldfastConfig(
+            fault_policy=self.policy,
+            engine_recovery_timeout_s=20.0,
+            max_retries=4,
+            retry_window_s=30.0,
+            drain_timeout_s=2.0,
+            containment_timeout_s=5.0,
+        )
+        object.__setattr__(self, "config", config)
+
+    @property
+    def recovery_bound_s(self) -> float:
+        """From a first fault until healthy or ended, whatever is lost and whatever fails on the way."""
+        c = self.config
+        one_recovery_s = c.containment_timeout_s + c.drain_timeout_s
+        return c.engine_recovery_timeout_s + c.containment_timeout_s + (c.max_retries + 1) * one_recovery_s
+
+
+def draw_scenario(seed: int) -> Scenario:
+    """The scenario of a seed: a third on a clean link, a third delayed and repeated, a third also lossy."""
+    dice = random.Random(seed)
+    weather = (
+        Weather(),
+        Weather(duplication=0.2, delay_s=dice.choice([0.01, 0.3])),
+        Weather(loss=dice.choice([0.03, 0.15]), duplication=0.1, delay_s=0.1),
+    )[seed % 3]
+    engines = tuple(
+        EngineOptions(
+            ranks=dice.randint(1, 2),
+            blocks=dice.choice([10, 14, 40]),
+            step_tokens=dice.choice([5, 16]),
+            steps_in_flight=dice.randint(1, 2),
+        )
+        for _ in range(dice.randint(1, 3))
+    )
+    rough = dice.random() < 0.25
+    return Scenario(
+        seed=seed,
+        weather=weather,
+        policy=dice.choice(["auto", "auto", "external"]),
+        engines=engines,
+        faults=tuple(_draw_fault(dice, engines) for _ in range(dice.randint(1, 5))),
+        aborts=dice.randint(0, 2),
+        operator_answers=0.9,
+        stuck=0.1 if rough else 0.0,
+        lost=0.1 if rough else 0.0,
+    )
+
+
+def _draw_fault(dice: random.Random, engines: tuple[EngineOptions, ...]) -> InjectionSpec:
+    engine_id = dice.randrange(len(engines))
+    phase = dice.choice([*Phase, Phase.RECOVERY])
+    return InjectionSpec(
+        phase=phase,
+        engine_id=engine_id,
+        rank=dice.randrange(engines[engine_id].ranks) if phase.in_worker else 0,
+        after_steps=dice.randint(0, 2 if phase is Phase.RECOVERY else dice.choice([4, 30])),
+        times=dice.choice([1] * 8 + [2, 6]),
+        request_index=dice.randint(0, 2),
+        message=dice.choice(["injected fault"] * 29 + ["an illegal memory access was encountered"]),
+    )

@@ -1,0 +1,143 @@
+"""Instances under faults and bad links, on virtual time: whatever the seed, the laws hold."""
+
+import functools
+
+import pytest
+
+from holdfast.chaos.simulation import LawBroken, Scenario, Simulation, Weather, simulate
+from holdfast.core import messages as m
+from holdfast.core.faults import Phase
+from holdfast.core.injection import InjectionSpec
+from holdfast.hosts.fake import EngineOptions
+
+SEEDS = range(300)
+outcome_of = functools.cache(simulate)
+FAULT = InjectionSpec(phase=Phase.FORWARD, after_steps=3)
+LATER = InjectionSpec(phase=Phase.FORWARD, after_steps=9)
+UNSAFE = EngineOptions(unsafe_keep_suspect_blocks=True)
+
+
+def run(**scenario):
+    return Simulation(Scenario(seed=1, **scenario)).run()
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_whatever_the_seed_the_laws_hold(seed):
+    outcome = outcome_of(seed)
+    assert outcome.finished_requests or outcome.ended
+
+
+def test_a_seed_replays_its_run():
+    assert [simulate(seed) for seed in range(30)] == [simulate(seed) for seed in range(30)]
+
+
+def test_the_seeds_between_them_see_everything_that_can_happen():
+    outcomes = [outcome_of(seed) for seed in SEEDS]
+    survived = [o for o in outcomes if o.ended is None]
+    assert len(survived) > len(SEEDS) // 3
+    assert sum(o.recoveries for o in outcomes) > len(SEEDS)
+    assert sum(o.failed_recoveries for o in survived) > 10
+    assert sum(o.lost_messages for o in survived) > 3
+    ends = " ".join(o.ended for o in outcomes if o.ended)
+    for why in (
+        "did not stand still",
+        "did not end its recovery",
+        "did not last",
+        "no instruction repaired it",
+        "is gone",
+        "sticky",
+    ):
+        assert why in ends
+
+
+# ---- one fault, told
+
+
+@pytest.mark.parametrize("policy", ["auto", "external"])
+@pytest.mark.parametrize("phase", [p for p in Phase if p is not Phase.RECOVERY])
+def test_a_fault_over_a_clean_link_costs_no_request(policy, phase):
+    fault = InjectionSpec(phase=phase, after_steps=3, request_index=0)
+    outcome = run(policy=policy, faults=(fault,))
+    assert (outcome.ended, outcome.recoveries, outcome.finished_requests) == (None, 1, 4)
+
+
+def test_a_fault_in_the_recovery_costs_a_second_recovery():
+    outcome = run(faults=(FAULT, InjectionSpec(phase=Phase.RECOVERY)))
+    assert (outcome.ended, outcome.recoveries, outcome.failed_recoveries) == (None, 1, 1)
+
+
+def test_a_fault_in_every_recovery_ends_the_instance():
+    outcome = run(faults=(FAULT, InjectionSpec(phase=Phase.RECOVERY, times=1000)))
+    assert outcome.failed_recoveries == 4
+    assert "4 retries within 30 s did not last" in outcome.ended
+
+
+def test_without_an_operator_external_ends_at_the_recovery_timeout():
+    outcome = run(faults=(FAULT,), policy="external", operator_answers=0.0)
+    assert "no instruction repaired it within 20 s" in outcome.ended
+    assert 20.0 < outcome.virtual_s < 24.0
+
+
+def test_an_engine_that_is_stuck_after_its_fault_ends_in_the_containment_timeout():
+    outcome = run(faults=(FAULT,), stuck=1.0)
+    assert "did not stand still within 5 s" in outcome.ended
+    assert outcome.virtual_s < 9.0
+
+
+# ---- one message lost
+
+
+@pytest.mark.parametrize(
+    ("lost", "ended"),
+    [
+        ({m.EngineAttached}, None),
+        ({m.EngineFaulted}, None),
+        ({m.EngineHeld}, "engine 0 reported a fault and did not stand still within 5 s"),
+        ({m.RetryEngine}, "engine 0 did not end its recovery in time"),
+        ({m.EngineRecovered}, "engine 0 did not end its recovery in time"),
+        ({m.EngineFaulted, m.EngineHeld}, "engine core 0 is gone: killed by signal 9"),
+        (set(m.FromEngine.__args__) | set(m.ToEngine.__args__), "engine core 0 is gone: killed by signal 9"),
+    ],
+)
+def test_a_lost_message_costs_nothing_or_ends_in_a_deadline_with_a_reason(lost, ended):
+    outcome = run(faults=(FAULT,), weather=Weather(loses=frozenset(lost)))
+    assert outcome.ended == ended
+    assert outcome.virtual_s < 30.0
+
+
+def test_a_lost_report_of_a_failed_recovery_ends_in_a_deadline():
+    faults = (FAULT, InjectionSpec(phase=Phase.RECOVERY))
+    outcome = run(faults=faults, weather=Weather(loses=frozenset({m.RecoveryAborted})))
+    assert outcome.ended == "engine 0 did not end its recovery in time"
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_messages_that_come_twice_and_out_of_order_cost_nothing(seed):
+    weather = Weather(duplication=1.0, delay_s=0.5)
+    scenario = Scenario(seed=seed, weather=weather, faults=(FAULT, LATER), aborts=1)
+    outcome = Simulation(scenario).run()
+    assert (outcome.ended, outcome.finished_requests) == (None, 3)
+
+
+# ---- the checks are not empty
+
+
+def test_kv_that_was_never_written_breaks_a_law():
+    broken = 0
+    for seed in range(20):
+        faults = tuple(InjectionSpec(phase=Phase.STEP_START, after_steps=n) for n in (0, 1, 2))
+        try:
+            Simulation(Scenario(seed=seed, faults=faults, engines=(UNSAFE,))).run()
+        except LawBroken as error:
+            broken += f"gets the tokens of a fault-free run: broken by seed {seed} at" in str(error)
+    assert broken > 10
+
+
+def test_what_raises_where_nothing_should_is_a_broken_law(monkeypatch):
+    def boom(*_):
+        raise RuntimeError("a bug")
+
+    simulation = Simulation(Scenario(seed=7, engines=(EngineOptions(),)))
+    monkeypatch.setattr(simulation.client.instance, "tick", boom)
+    with pytest.raises(LawBroken, match="nothing raises but what is meant to: broken by seed 7"):
+        simulation.run()
