@@ -8,17 +8,18 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .PHONY: help setup demo test check contract-wheels bench constraints clean
+.PHONY: check-tests check-ruff check-format check-mypy check-imports
 
 BIN := .venv/bin
 export HOLDFAST_HOST
 
 # A name on the path may be a shim without a Python behind it, so each is tried.
 ifndef PYTHON
-PYTHON := $(shell for p in python3.11 python3; do \
+export PYTHON := $(shell for p in python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 endif
 
-FAST_TESTS := tests/unit tests/contract tests/simulation
+FAST_TESTS := $(wildcard tests/unit tests/contract tests/simulation)
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | column -t -s '|'
@@ -34,11 +35,19 @@ test: setup ## the whole suite, with real servers
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 check: setup ## ruff, mypy, import-linter, unit, contract and simulation tests: under a minute
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(BIN)/lint-imports --no-logo
+	@$(MAKE) --no-print-directory --keep-going --jobs=2 --output-sync=target \
+		check-tests check-ruff check-format check-mypy check-imports
+
+check-tests:
 	$(BIN)/python -m pytest -q $(FAST_TESTS) $(PYTEST_ARGS)
+check-ruff:
+	$(BIN)/ruff check .
+check-format:
+	$(BIN)/ruff format --check .
+check-mypy:
+	$(BIN)/mypy
+check-imports:
+	$(BIN)/lint-imports --no-logo
 
 contract-wheels: setup ## check every hook against the sources of each supported release of the host
 	$(BIN)/python scripts/host-sources

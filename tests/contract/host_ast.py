@@ -30,6 +30,7 @@ class HostSources:
     def __init__(self, root: Path) -> None:
         self._root = root
         self._tree = functools.cache(self._parse)
+        self._attributes = functools.cache(self._attributes_of_lineage)
 
     def problem(self, touchpoint: Touchpoint) -> str | None:
         """What is wrong with a touchpoint, in one line, or none where it holds."""
@@ -64,13 +65,17 @@ class HostSources:
 
     def _attribute_problem(self, touchpoint: Touchpoint) -> str | None:
         class_name, _, attribute = touchpoint.name.rpartition(".")
-        found = self.find(touchpoint.module, class_name)
-        if found is None or not isinstance(found.node, ast.ClassDef):
+        attributes = self._attributes(touchpoint.module, class_name)
+        if attributes is None:
             return f"there is no class {class_name} in {touchpoint.module}"
-        nodes = [d.node for d in self.lineage(found) if isinstance(d.node, ast.ClassDef)]
-        if any(attribute in attributes_of(node) for node in nodes):
+        return None if attribute in attributes else f"nothing assigns {attribute!r} in {class_name} or its bases"
+
+    def _attributes_of_lineage(self, module: str, class_name: str) -> frozenset[str] | None:
+        found = self.find(module, class_name)
+        if found is None or not isinstance(found.node, ast.ClassDef):
             return None
-        return f"nothing assigns {attribute!r} in {class_name} or its bases"
+        nodes = [definition.node for definition in self.lineage(found)]
+        return frozenset(name for node in nodes if isinstance(node, ast.ClassDef) for name in attributes_of(node))
 
     def _in_module(self, module: str, name: str) -> Definition | None:
         tree = self._tree(module)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import inspect
 import textwrap
@@ -77,9 +78,14 @@ def _inspect_attribute(module: Any, name: str) -> str | None:
     found = getattr(module, class_name, None)
     if not inspect.isclass(found):
         return f"there is no class {class_name!r}"
-    if any(attribute in attributes_of(node) for node in _definitions(found)):
+    if attribute in _attributes_of_lineage(found):
         return None
     return f"nothing assigns {attribute!r} in {class_name} or its bases"
+
+
+@functools.cache
+def _attributes_of_lineage(cls: type) -> frozenset[str]:
+    return frozenset(name for node in _definitions(cls) for name in attributes_of(node))
 
 
 def _definitions(cls: type) -> Iterator[ast.ClassDef]:
