@@ -16,7 +16,7 @@ import msgspec
 from holdfast.bench.loads import SERVER_ARGUMENTS, LoadKind, make_load
 from holdfast.bench.machine import Machine, describe_machine
 from holdfast.bench.restart import Restart, measure_restart
-from holdfast.bench.trial import Outcome, run_faulted
+from holdfast.bench.trial import Outcome, run_faulted, run_reference
 from holdfast.chaos.checker import spread_of
 from holdfast.chaos.control import Control
 from holdfast.chaos.server import Server, ServerSpec
@@ -34,13 +34,15 @@ FAULT_ARGUMENTS = (
 
 @dataclass(frozen=True)
 class Scenario:
-    """Where an exception is raised, under which load, and when: `fraction` of the answers' length, 0 for before."""
+    """Where an exception is raised, under which load, and after how many steps: a share of the answers' length."""
 
     name: str
     phase: Phase
     load: LoadKind = LoadKind.SHORT_PROMPTS
-    fraction: float = 0.4
-    after_steps: int = 0
+    share: float = 0.4
+
+    def injection(self, tokens: int) -> InjectionSpec:
+        return InjectionSpec(phase=self.phase, after_steps=int(tokens * self.share))
 
 
 SCENARIOS = (
@@ -54,8 +56,8 @@ SCENARIOS = (
     Scenario("before output processing", Phase.OUTPUT_START),
     Scenario("inside output processing", Phase.OUTPUT_REQUEST),
     Scenario("after output processing", Phase.OUTPUT_END),
-    Scenario("first prefill step", Phase.FORWARD, fraction=0),
-    Scenario("chunked prefill", Phase.FORWARD, LoadKind.LONG_PROMPTS, fraction=0, after_steps=4),
+    Scenario("first prefill step", Phase.FORWARD, share=0),
+    Scenario("chunked prefill", Phase.FORWARD, LoadKind.LONG_PROMPTS, share=0.02),
 )
 
 
@@ -68,6 +70,7 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
     interruption_median_s: float | None
     interruption_max_s: float | None
     fault_free_longest_gap_s: float
+    client_lag_s: float
     interrupted_streams: int
     streams: int
     lost_tokens: int
@@ -161,10 +164,8 @@ async def _run_scenario(server: Server, control: Control, scenario: Scenario, se
     def load() -> Load:
         return Load(server.url, make_load(scenario.load, streams=settings.streams, tokens=settings.tokens))
 
-    reference = await load().run()
-    injection = InjectionSpec(phase=scenario.phase, after_steps=scenario.after_steps)
-    after_tokens = int(settings.tokens * scenario.fraction)
-    return await run_faulted(load(), control, reference, injection, after_tokens=after_tokens)
+    reference, problems = await run_reference(load(), control)
+    return await run_faulted(load(), control, reference, scenario.injection(settings.tokens), problems)
 
 
 def _trial(scenario: Scenario, outcome: Outcome) -> Trial:
@@ -178,6 +179,7 @@ def _trial(scenario: Scenario, outcome: Outcome) -> Trial:
         interruption_median_s=spread.median if spread else None,
         interruption_max_s=spread.maximum if spread else None,
         fault_free_longest_gap_s=outcome.reference_gap_s,
+        client_lag_s=outcome.client_lag_s,
         interrupted_streams=len(waits),
         streams=len(outcome.interruptions_s),
         lost_tokens=outcome.verdict.lost,
@@ -192,7 +194,9 @@ def _in_words(trial: Trial) -> str:
     if trial.interruption_max_s is None or trial.interruption_median_s is None:
         return f"{trial.scenario}: {'; '.join(trial.problems[:3]) or 'no stream was interrupted'}"
     told = f"median {trial.interruption_median_s * 1000:.0f} ms, max {trial.interruption_max_s * 1000:.0f} ms"
-    return f"{trial.scenario}: {told}, {'; '.join(trial.problems[:3]) or 'exact'}"
+    lag = f" (this client itself came up to {trial.client_lag_s * 1000:.0f} ms late)"
+    late = lag if trial.client_lag_s > trial.interruption_max_s / 2 else ""
+    return f"{trial.scenario}: {told}{late}, {'; '.join(trial.problems[:3]) or 'exact'}"
 
 
 def _document(

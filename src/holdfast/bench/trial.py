@@ -5,7 +5,6 @@ Shared by the demo and the recovery benchmark. `judge` is pure; the rest talks t
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +15,8 @@ from holdfast.chaos.history import History
 from holdfast.chaos.streams import Load
 from holdfast.core.injection import InjectionSpec
 
+RECOVERY_TIMEOUT_S = 10.0  # after the load has ended
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -24,6 +25,7 @@ class Outcome:
     verdict: RunVerdict
     interruptions_s: Mapping[str, float | None]
     reference_gap_s: float
+    client_lag_s: float
     events: tuple[Mapping[str, Any], ...]
     problems: tuple[str, ...]
 
@@ -53,18 +55,28 @@ def window_of(events: Sequence[Mapping[str, Any]]) -> Window | None:
 
 
 def judge(
-    reference: Sequence[History],
-    observed: Sequence[History],
-    events: Sequence[Mapping[str, Any]],
-    window: Window | None,
-    unwell: str | None,
+    reference: Sequence[History], load: Load, events: Sequence[Mapping[str, Any]], problems: Sequence[str]
 ) -> Outcome:
-    """Everything that a trial showed, with every law that was broken."""
-    verdict = compare_runs(reference, observed)
-    problems = [*verdict.reasons, *_missing_events(events), *([unwell] if unwell else [])]
-    waits = {one.name: interruption_s(one, window.fault_s, window.recovered_s) if window else None for one in observed}
-    gap_s = max((longest_gap_s(one) for one in reference), default=0.0)
-    return Outcome(verdict, waits, gap_s, tuple(events), tuple(problems))
+    """Everything that a trial showed, with every law that was broken; `problems` are those known already."""
+    verdict = compare_runs(reference, load.histories)
+    return Outcome(
+        verdict=verdict,
+        interruptions_s=_interruptions(reference, load.histories, window_of(events)),
+        reference_gap_s=max((longest_gap_s(one) for one in reference), default=0.0),
+        client_lag_s=load.lag_s,
+        events=tuple(events),
+        problems=(*problems, *verdict.reasons, *_missing_events(events)),
+    )
+
+
+def _interruptions(
+    reference: Sequence[History], observed: Sequence[History], window: Window | None
+) -> dict[str, float | None]:
+    twins = {one.name: one for one in reference}
+    return {
+        one.name: interruption_s(twins.get(one.name, one), one, window.fault_s, window.recovered_s) if window else None
+        for one in observed
+    }
 
 
 def _missing_events(events: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -73,17 +85,25 @@ def _missing_events(events: Sequence[Mapping[str, Any]]) -> list[str]:
     return [problem for kind, problem in wanted if kind not in kinds]
 
 
-async def run_faulted(
-    load: Load, control: Control, reference: Sequence[History], injection: InjectionSpec, *, after_tokens: int
-) -> Outcome:
-    """Run a load and arm a fault once every answer has `after_tokens` tokens; 0 arms it before the first request."""
+async def run_reference(load: Load, control: Control) -> tuple[list[History], list[str]]:
+    """The fault-free run, and what was wrong with it: a fault from before that came late would spoil it."""
     before = await control.last_sequence()
-    if after_tokens == 0:
-        await control.inject(injection)
-    async with asyncio.TaskGroup() as group:
-        group.create_task(load.run())
-        if after_tokens > 0:
-            await load.wait_for_tokens(after_tokens)
-            await control.inject(injection)
-    events = await control.wait_recovered(before, faults=injection.times)
-    return judge(reference, load.histories, events, window_of(events), await control.unwell())
+    histories = await load.run()
+    spoilt = any(event["kind"] == FAULT for event in await control.events(before))
+    return histories, ["a fault came in the fault-free run"] if spoilt else []
+
+
+async def run_faulted(
+    load: Load, control: Control, reference: Sequence[History], injection: InjectionSpec, problems: Sequence[str] = ()
+) -> Outcome:
+    """Arm a fault, run the load into it, and judge.
+
+    The fault is armed before the first request and comes after a number of steps: that is a moment of the run,
+    which how late a client or a control call comes does not move.
+    """
+    before = await control.last_sequence()
+    await control.inject(injection)
+    await load.run()
+    events = await control.wait_recovered(before, faults=injection.times, timeout_s=RECOVERY_TIMEOUT_S)
+    unwell = await control.unwell()
+    return judge(reference, load, events, [*problems, *([unwell] if unwell else [])])

@@ -5,6 +5,7 @@ Pure: no clock, no I/O. A history that differs anywhere is never called equal, h
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -146,17 +147,29 @@ def _unexpected(history: History) -> StreamVerdict:
 # ---- how long a client waited
 
 
-def interruption_s(history: History, fault_s: float, recovered_s: float) -> float | None:
-    """Longest wait of one answer that touches the time from fault to recovery; None when it had ended before.
+def interruption_s(reference: History, observed: History, fault_s: float, recovered_s: float) -> float | None:
+    """What one client waited because of a fault, in seconds; None when its answer had ended before.
 
-    It is "last token before the fault to first token after". Tokens that were on their way when the fault came would
-    make that too short, so every wait that ends after the fault and begins before the end of the recovery counts, and
-    the longest is taken. Before an answer's first token the wait begins with the fault or the request, what is later.
+    "Last token before the fault to first token after": tokens that were on their way when the fault came would make
+    that too short, so every wait that ends after the fault and begins before the end of the recovery counts, and the
+    longest is taken. An answer without a token has no such wait; its first token came later than in the fault-free
+    run by so much, and at least by the time that the engine stood still.
     """
-    begun = [max(history.sent_s, fault_s), *history.arrivals_s]
-    waits = zip(begun, history.arrivals_s, strict=False)
-    touching = [end - start for start, end in waits if end > fault_s and start <= max(recovered_s, fault_s)]
+    end_s = max(fault_s, recovered_s)
+    arrivals = observed.arrivals_s
+    if not arrivals:
+        return None
+    if arrivals[0] > fault_s:
+        stood_still_s = min(end_s, arrivals[0]) - max(fault_s, observed.sent_s)
+        return max(first_token_delay_s(observed) - first_token_delay_s(reference), stood_still_s, 0.0)
+    waits = itertools.pairwise(arrivals)
+    touching = [after - before for before, after in waits if after > fault_s and before <= end_s]
     return max(touching, default=None)
+
+
+def first_token_delay_s(history: History) -> float:
+    """Time to the first token; 0 without one."""
+    return history.arrivals_s[0] - history.sent_s if history.arrivals_s else 0.0
 
 
 def longest_gap_s(history: History) -> float:

@@ -5,6 +5,7 @@ Pure data. Times are seconds of the client's monotonic clock.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 
 
@@ -32,4 +33,4 @@ class History:
 
     def gaps_s(self) -> list[float]:
         """Seconds between successive tokens."""
-        return [later - earlier for earlier, later in zip(self.arrivals_s, self.arrivals_s[1:], strict=False)]
+        return [later - earlier for earlier, later in itertools.pairwise(self.arrivals_s)]

@@ -72,14 +72,21 @@ class StreamSpec:
         return [self.name] if self.n == 1 else [f"{self.name}#{index}" for index in range(self.n)]
 
 
+LAG_PROBE_S = 0.005
+
+
 class Load:
-    """A batch of concurrent streams; `histories` may be read while it runs."""
+    """A batch of concurrent streams; `histories` may be read while it runs.
+
+    `lag_s` is the longest time that this client itself came late: a wait no longer than that may be the client's own.
+    """
 
     def __init__(
         self, url: str, specs: Sequence[StreamSpec], *, model: str = MODEL_NAME, timeout_s: float = 180.0
     ) -> None:
         self._url, self._model, self._timeout_s = url, model, timeout_s
         self._specs = tuple(specs)
+        self.lag_s = 0.0
         now_s = time.monotonic()
         self._by_spec = [[History(name, now_s) for name in spec.history_names()] for spec in self._specs]
 
@@ -94,14 +101,17 @@ class Load:
         async with AsyncOpenAI(
             base_url=f"{self._url}/v1", api_key="unused", max_retries=0, timeout=self._timeout_s
         ) as client:
+            probe = asyncio.create_task(self._watch_lag())
             pairs = zip(self._specs, self._by_spec, strict=True)
             await asyncio.gather(*(self._bounded(client, spec, group) for spec, group in pairs))
+            probe.cancel()
         return self.histories
 
-    async def wait_for_tokens(self, count: int) -> None:
-        """Return when every open answer has `count` tokens."""
-        while any(len(one.token_ids) < count and not one.finished for one in self.histories):
-            await asyncio.sleep(0.005)
+    async def _watch_lag(self) -> None:
+        while True:
+            slept_s = time.monotonic()
+            await asyncio.sleep(LAG_PROBE_S)
+            self.lag_s = max(self.lag_s, time.monotonic() - slept_s - LAG_PROBE_S)
 
     async def _bounded(self, client: Any, spec: StreamSpec, group: list[History]) -> None:
         """One request; whatever goes wrong is written into its histories, never raised."""

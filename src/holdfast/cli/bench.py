@@ -106,13 +106,16 @@ def _publish(
 
 def _recovery_report(document: RecoveryDocument, console: Console) -> None:
     table = Table(title="Exceptions on a running server", title_justify="left")
-    for heading in ("scenario", "phase", "interruption: median", "max", "lost", "repeated", "changed", "verdict"):
-        table.add_column(heading, justify="left" if heading in ("scenario", "phase", "verdict") else "right")
+    for heading in ("exception", "median", "max", "lost", "twice", "changed", "exact"):
+        table.add_column(heading, justify="left" if heading == "exception" else "right", no_wrap=True)
     for trial in document.trials:
         waits = (_milliseconds(trial.interruption_median_s), _milliseconds(trial.interruption_max_s))
         counts = (str(trial.lost_tokens), str(trial.repeated_tokens), str(trial.changed_tokens))
-        table.add_row(trial.scenario, trial.phase, *waits, *counts, "; ".join(trial.problems[:2]) or "exact")
+        table.add_row(trial.scenario, *waits, *counts, "NO" if trial.problems else "yes")
     console.print(table)
+    for trial in document.trials:
+        for problem in trial.problems:
+            console.print(f"{trial.scenario}: {problem}", markup=False)
     restart = document.restart
     console.print(
         f"Full restart of the same server: {document.restart_total_s:.1f} s (stop {restart.stop_s:.1f}, "

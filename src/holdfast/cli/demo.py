@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -16,9 +15,8 @@ import typer
 
 from holdfast.bench.loads import SERVER_ARGUMENTS, LoadKind, make_load
 from holdfast.bench.restart import measure_restart
-from holdfast.bench.trial import Outcome, run_faulted
+from holdfast.bench.trial import Outcome, run_faulted, run_reference
 from holdfast.chaos.control import Control
-from holdfast.chaos.history import History
 from holdfast.chaos.model import default_model_folder, make_dense_model
 from holdfast.chaos.server import Server, ServerSpec, log_tail
 from holdfast.chaos.streams import Load
@@ -100,23 +98,18 @@ def _leftovers(server: Server) -> list[str]:
 
 
 async def _stream_twice(options: DemoOptions, view: View, server: Server) -> Outcome:
-    reference = await _stream(options.load(server), view)
-    load = options.load(server)
-    view.say(f"the same again; an exception comes at '{options.phase}' when every answer is a third written")
+    """Once without a fault, as the reference, and once with one in the middle."""
+    injection = InjectionSpec(phase=options.phase, after_steps=options.tokens // 3)
     async with Control(server.url) as control:
+        with view.waiting("streaming the answers once without a fault, as the reference"):
+            reference, problems = await run_reference(options.load(server), control)
+        view.say(f"the same again, with an exception at '{options.phase}' after {injection.after_steps} steps")
+        load = options.load(server)
         watching = asyncio.create_task(view.watch(load, control))
         try:
-            outcome = await run_faulted(
-                load, control, reference, InjectionSpec(phase=options.phase), after_tokens=options.tokens // 3
-            )
+            outcome = await run_faulted(load, control, reference, injection, problems)
         finally:
             watching.cancel()
             await asyncio.gather(watching, return_exceptions=True)
     view.aftermath(load.histories, outcome)
     return outcome
-
-
-async def _stream(load: Load, view: View) -> Sequence[History]:
-    """The fault-free run; its answers are the reference."""
-    with view.waiting("streaming the answers once without a fault, as the reference"):
-        return await load.run()

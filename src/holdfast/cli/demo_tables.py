@@ -46,12 +46,15 @@ def screen(histories: Sequence[History], events: Sequence[Mapping[str, Any]], wi
 def _state(history: History, window: Window | None) -> str:
     if history.error is not None:
         return "failed"
-    if window is not None and (wait_s := interruption_s(history, window.fault_s, window.recovered_s)) is not None:
-        resumed = bool(history.arrivals_s) and history.arrivals_s[-1] > window.recovered_s
-        return f"resumed after {wait_s * 1000:.0f} ms" if resumed else "INTERRUPTED"
-    if window is not None and not history.finished:
-        return "INTERRUPTED"
+    if window is not None and (not history.finished or _spans(history, window)):
+        wait_s = interruption_s(history, history, window.fault_s, window.recovered_s)
+        resumed = wait_s is not None and history.arrivals_s[-1] > window.recovered_s
+        return f"resumed after {(wait_s or 0) * 1000:.0f} ms" if resumed else "INTERRUPTED"
     return "waiting" if not history.token_ids else "done" if history.finished else "flowing"
+
+
+def _spans(history: History, window: Window) -> bool:
+    return bool(history.arrivals_s) and history.arrivals_s[-1] > window.fault_s
 
 
 def _tokens_per_s(history: History, now_s: float) -> float:

@@ -114,31 +114,46 @@ def test_logprobs_may_differ_by_rounding_only() -> None:
 def test_interruption_spans_the_fault() -> None:
     """Last token before the fault to first token after it."""
     answer = history([1, 2, 3, 4], arrivals=[1.0, 2.0, 5.0, 6.0])
-    assert interruption_s(answer, fault_s=2.5, recovered_s=4.0) == 3.0
+    assert interruption_s(answer, answer, fault_s=2.5, recovered_s=4.0) == 3.0
 
 
 def test_a_token_on_its_way_does_not_shorten_the_interruption() -> None:
     """A token that arrives just after the fault hides nothing."""
     answer = history([1, 2, 3, 4], arrivals=[1.0, 2.0, 2.6, 6.0])
-    assert interruption_s(answer, fault_s=2.5, recovered_s=4.0) == pytest.approx(3.4)
+    assert interruption_s(answer, answer, fault_s=2.5, recovered_s=4.0) == pytest.approx(3.4)
 
 
 def test_waits_after_the_recovery_do_not_count() -> None:
     """A slow token later is no interruption."""
     answer = history([1, 2, 3, 4], arrivals=[1.0, 2.0, 3.0, 9.0])
-    assert interruption_s(answer, fault_s=1.5, recovered_s=2.5) == 1.0
+    assert interruption_s(answer, answer, fault_s=1.5, recovered_s=2.5) == 1.0
     assert longest_gap_s(answer) == 6.0
 
 
-def test_before_the_first_token_the_wait_begins_with_the_fault() -> None:
-    """A first step that fails delays the first token from the fault on."""
+def test_before_the_first_token_the_added_delay_counts() -> None:
+    """A first step that fails makes the first token come later than in the fault-free run."""
+    reference = history([1, 2], arrivals=[1.5, 1.6])
     answer = history([1, 2], arrivals=[4.0, 4.1])
-    assert interruption_s(answer, fault_s=1.0, recovered_s=3.0) == 3.0
+    assert interruption_s(reference, answer, fault_s=1.0, recovered_s=2.0) == 2.5
+
+
+def test_the_added_delay_is_never_less_than_the_standstill() -> None:
+    """A slow reference does not hide the time in which the engine stood still."""
+    reference = history([1, 2], arrivals=[5.0, 5.1])
+    answer = history([1, 2], arrivals=[4.0, 4.1])
+    assert interruption_s(reference, answer, fault_s=1.0, recovered_s=2.0) == 1.0
 
 
 def test_an_answer_that_had_ended_was_not_interrupted() -> None:
     """What ended before the fault has no interruption."""
-    assert interruption_s(history([1, 2], arrivals=[1.0, 2.0]), fault_s=3.0, recovered_s=4.0) is None
+    answer = history([1, 2], arrivals=[1.0, 2.0])
+    assert interruption_s(answer, answer, fault_s=3.0, recovered_s=4.0) is None
+
+
+def test_an_answer_without_a_token_has_no_measured_wait() -> None:
+    """What never came is lost, not late."""
+    answer = history([])
+    assert interruption_s(answer, answer, fault_s=3.0, recovered_s=4.0) is None
 
 
 def test_spread_of_one_value_is_that_value() -> None:
