@@ -33,9 +33,7 @@ class Phase(enum.StrEnum):
         return self in _WORKER_PHASES
 
 
-_WORKER_PHASES = frozenset(
-    {Phase.STEP_START, Phase.FORWARD, Phase.STEP_END, Phase.SAMPLE_START, Phase.SAMPLE_END}
-)
+_WORKER_PHASES = frozenset({Phase.STEP_START, Phase.FORWARD, Phase.STEP_END, Phase.SAMPLE_START, Phase.SAMPLE_END})
 
 
 class FaultClass(enum.StrEnum):

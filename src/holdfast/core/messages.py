@@ -24,13 +24,13 @@ class _Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 # ---- worker -> engine core
 
 
-class WorkerAttached(_Message, tag="worker-attached"):
+class WorkerAttached(_Message, frozen=True, tag="worker-attached"):
     rank: int
     pid: int
     hooks: tuple[str, ...]
 
 
-class RankFaulted(_Message, tag="rank-faulted"):
+class RankFaulted(_Message, frozen=True, tag="rank-faulted"):
     """A rank fenced itself. `epoch` is the epoch in which it worked."""
 
     rank: int
@@ -38,7 +38,7 @@ class RankFaulted(_Message, tag="rank-faulted"):
     fault: Fault
 
 
-class WorkerAnswered(_Message, tag="worker-answered"):
+class WorkerAnswered(_Message, frozen=True, tag="worker-answered"):
     rank: int
     command_id: str
     refused: str | None = None
@@ -50,7 +50,7 @@ FromWorker = WorkerAttached | RankFaulted | WorkerAnswered
 # ---- engine core -> worker
 
 
-class ArmWorkerFault(_Message, tag="arm-worker-fault"):
+class ArmWorkerFault(_Message, frozen=True, tag="arm-worker-fault"):
     command_id: str
     spec: InjectionSpec
 
@@ -61,20 +61,20 @@ ToWorker = ArmWorkerFault
 # ---- engine core -> client
 
 
-class EngineAttached(_Message, tag="engine-attached"):
+class EngineAttached(_Message, frozen=True, tag="engine-attached"):
     engine_id: int
     pid: int
     hooks: tuple[str, ...]
     workers: tuple[WorkerAttached, ...]
 
 
-class EngineFaulted(_Message, tag="engine-faulted"):
+class EngineFaulted(_Message, frozen=True, tag="engine-faulted"):
     engine_id: int
     epoch: int
     fault: Fault
 
 
-class EngineHeld(_Message, tag="engine-held"):
+class EngineHeld(_Message, frozen=True, tag="engine-held"):
     """The busy loop stands still and waits for a command."""
 
     engine_id: int
@@ -99,14 +99,14 @@ class RecoveryReport(msgspec.Struct, frozen=True, kw_only=True):
     restore_s: float = 0.0
 
 
-class EngineRecovered(_Message, tag="engine-recovered"):
+class EngineRecovered(_Message, frozen=True, tag="engine-recovered"):
     engine_id: int
     command_id: str
     epoch: int
     report: RecoveryReport
 
 
-class RecoveryAborted(_Message, tag="recovery-aborted"):
+class RecoveryAborted(_Message, frozen=True, tag="recovery-aborted"):
     """A recovery raised; the engine stands held again."""
 
     engine_id: int
@@ -115,7 +115,7 @@ class RecoveryAborted(_Message, tag="recovery-aborted"):
     fault: Fault
 
 
-class EngineAnswered(_Message, tag="engine-answered"):
+class EngineAnswered(_Message, frozen=True, tag="engine-answered"):
     engine_id: int
     command_id: str
     refused: str | None = None
@@ -127,19 +127,19 @@ FromEngine = EngineAttached | EngineFaulted | EngineHeld | EngineRecovered | Rec
 # ---- client -> engine core
 
 
-class RetryEngine(_Message, tag="retry-engine"):
+class RetryEngine(_Message, frozen=True, tag="retry-engine"):
     """Rewind the requests, let the ranks back in under `epoch`, go on."""
 
     command_id: str
     epoch: int
 
 
-class EndEngine(_Message, tag="end-engine"):
+class EndEngine(_Message, frozen=True, tag="end-engine"):
     command_id: str
     reason: str
 
 
-class ArmFault(_Message, tag="arm-fault"):
+class ArmFault(_Message, frozen=True, tag="arm-fault"):
     command_id: str
     spec: InjectionSpec
 
@@ -155,10 +155,10 @@ class Undecodable(Exception):
 
 
 _encoder = msgspec.msgpack.Encoder()
-_from_worker = msgspec.msgpack.Decoder(FromWorker)
-_to_worker = msgspec.msgpack.Decoder(ToWorker)
-_from_engine = msgspec.msgpack.Decoder(FromEngine)
-_to_engine = msgspec.msgpack.Decoder(ToEngine)
+_from_worker: msgspec.msgpack.Decoder[FromWorker] = msgspec.msgpack.Decoder(FromWorker)
+_to_worker: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)
+_from_engine: msgspec.msgpack.Decoder[FromEngine] = msgspec.msgpack.Decoder(FromEngine)
+_to_engine: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine)
 
 
 def encode(message: FromWorker | ToWorker | FromEngine | ToEngine) -> bytes:

@@ -5,7 +5,7 @@ from typing import get_args
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from holdfast.core import messages as m
@@ -55,6 +55,7 @@ EVERY = [(t, decode) for union, decode in LINKS.values() for t in members(union)
 
 
 @pytest.mark.parametrize(("message_type", "decode"), EVERY)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_every_message_arrives_as_it_was_sent(message_type, decode, data):
     message = data.draw(build(message_type))
@@ -62,6 +63,7 @@ def test_every_message_arrives_as_it_was_sent(message_type, decode, data):
 
 
 @pytest.mark.parametrize(("message_type", "decode"), EVERY)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_a_message_that_was_cut_or_changed_is_a_message_or_undecodable(message_type, decode, data):
     sent = bytearray(m.encode(data.draw(build(message_type))))

@@ -60,7 +60,7 @@ def in_flight_offset(request, index):
     return min(BLOCK, max(0, request.computed - request.in_flight - index * BLOCK))
 
 
-@settings(max_examples=400)
+@settings(max_examples=200)
 @given(held_requests)
 def test_no_kept_token_lies_at_or_behind_one_in_flight_of_anyone_who_shares_the_block(requests):
     plan = plan_rewind(requests, BLOCK)
@@ -74,7 +74,7 @@ def test_no_kept_token_lies_at_or_behind_one_in_flight_of_anyone_who_shares_the_
             assert token % BLOCK < unwritten[r.blocks[token // BLOCK]]
 
 
-@settings(max_examples=400)
+@settings(max_examples=200)
 @given(held_requests)
 def test_no_token_is_kept_behind_one_that_is_not_good(requests):
     """KV is computed from all KV before it: behind a gap of anybody's nothing is good."""
@@ -97,7 +97,7 @@ def test_good_tokens_are_at_least_none_and_leave_one_to_compute(requests):
         assert plan.kept_blocks(r.request_id) == blocks_for(good)
 
 
-@settings(max_examples=400)
+@settings(max_examples=200)
 @given(held_requests)
 def test_a_request_that_shares_nothing_gives_up_nothing_but_what_was_in_flight(requests):
     plan = plan_rewind(requests, BLOCK)
@@ -107,7 +107,7 @@ def test_a_request_that_shares_nothing_gives_up_nothing_but_what_was_in_flight(r
             assert plan.good_tokens[r.request_id] == min(r.computed - r.in_flight, r.total - 1)
 
 
-@settings(max_examples=400)
+@settings(max_examples=200)
 @given(prefix_sharing())
 def test_a_whole_block_is_given_up_only_where_somebody_is_in_flight_before_its_end(requests):
     plan = plan_rewind(requests, BLOCK)
@@ -210,7 +210,7 @@ def needed(plan, requests, step_tokens):
     return total
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(held_requests, st.integers(0, 12), st.integers(1, 12))
 def test_requests_are_released_from_the_back_and_no_more_than_must(requests, free, step_tokens):
     plan = plan_rewind(requests, BLOCK)
