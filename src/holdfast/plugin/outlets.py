@@ -14,7 +14,7 @@ class Outlets:
     def __init__(self, config: HoldfastConfig) -> None:
         self._publisher = Publisher(config.external_fault_notify_host, config.external_fault_notify_port)
         self.address = self._publisher.address
-        self.sinks: tuple[Sink, ...] = (self._publisher, log_event)
+        self.sinks: tuple[Sink, ...] = (self._publisher.publish, log_event)
 
     def close(self) -> None:
         self._publisher.close()

@@ -1,0 +1,138 @@
+"""An exception anywhere in a step: every stream goes on and ends with the tokens of a fault-free run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from holdfast.chaos.checker import compare_runs
+from holdfast.chaos.control import FAULT, RECOVERED, Control
+from holdfast.chaos.history import History
+from holdfast.chaos.server import Server
+from holdfast.chaos.streams import Load, StreamSpec
+from holdfast.core.faults import Phase
+from holdfast.core.injection import InjectionSpec
+from integration.conftest import V1_ASYNC, V1_SYNC, V2_ASYNC, V2_SYNC, Kind, Servers, run
+from integration.loads import every_feature, few_tokens, fresh_salt
+
+pytestmark = [pytest.mark.host, pytest.mark.server]
+
+STEP_PHASES = [phase for phase in Phase if phase is not Phase.RECOVERY]
+V1 = pytest.mark.parametrize("kind", [V1_SYNC, V1_ASYNC], ids=lambda k: k.name)
+V2 = pytest.mark.parametrize("kind", [V2_SYNC, V2_ASYNC], ids=lambda k: k.name)
+MakeLoad = Callable[[str], list[StreamSpec]]
+
+_references: dict[tuple[str, str], list[History]] = {}
+
+
+def reference(server: Server, kind: Kind, make_load: MakeLoad) -> list[History]:
+    """The fault-free run of a load on a server, made once."""
+    key = (kind.name, make_load.__name__)
+    if key not in _references:
+        _references[key] = run(Load(server.url, make_load(fresh_salt())).run())
+    return _references[key]
+
+
+async def faulted(server: Server, specs: list[StreamSpec], *injections: InjectionSpec) -> tuple[list[History], list]:
+    async with Control(server.url) as control:
+        before = await control.last_sequence()
+        for injection in injections:
+            await control.inject(injection)
+        histories = await Load(server.url, specs).run()
+        events = await control.wait_recovered(before, faults=1)
+        assert await control.unwell() is None
+    return histories, events
+
+
+def assert_exact(expected: list[History], found: list[History]) -> None:
+    verdict = compare_runs(expected, found)
+    assert verdict.exact, verdict.reasons
+
+
+def assert_recovered_from(events: list, phase: Phase) -> None:
+    faults = [e["fault"] for e in events if e["kind"] == FAULT]
+    assert faults, "the fault was never reported"
+    assert faults[0]["error_type"] == "InjectedFault"
+    if phase.in_worker:
+        assert faults[0]["phase"] == phase
+        assert faults[0]["rank"] == 0
+    assert [e for e in events if e["kind"] == RECOVERED], "no recovery was reported"
+
+
+def assert_exact_through(servers: Servers, kind: Kind, make_load: MakeLoad, *injections: InjectionSpec) -> list:
+    """Run a load through faults, then once more into whatever the faults left in the prefix cache."""
+    server = servers.shared(kind)
+    expected = reference(server, kind, make_load)
+    salt = fresh_salt()
+    found, events = run(faulted(server, make_load(salt), *injections))
+    assert_recovered_from(events, injections[0].phase)
+    assert_exact(expected, found)
+    assert_exact(expected, run(Load(server.url, make_load(salt)).run()))
+    return events
+
+
+@V1
+@pytest.mark.parametrize("phase", STEP_PHASES)
+def test_a_fault_in_the_middle_of_all_kinds_of_requests_changes_no_token(
+    servers: Servers, kind: Kind, phase: Phase
+) -> None:
+    assert_exact_through(servers, kind, every_feature, InjectionSpec(phase=phase, after_steps=40))
+
+
+@V1
+@pytest.mark.parametrize("phase", STEP_PHASES)
+def test_a_fault_in_the_very_first_step_of_requests_changes_no_token(
+    servers: Servers, kind: Kind, phase: Phase
+) -> None:
+    assert_exact_through(servers, kind, every_feature, InjectionSpec(phase=phase))
+
+
+@V1
+@pytest.mark.parametrize("phase", [Phase.FORWARD, Phase.STEP_END, Phase.SCHEDULE_END, Phase.SAMPLE_END])
+@pytest.mark.parametrize("chunk", [1, 2, 3])
+def test_a_fault_in_a_chunked_prefill_changes_no_token(
+    servers: Servers, kind: Kind, phase: Phase, chunk: int
+) -> None:
+    assert_exact_through(servers, kind, every_feature, InjectionSpec(phase=phase, after_steps=chunk))
+
+
+@V1
+def test_the_same_fault_five_times_running_changes_no_token(servers: Servers, kind: Kind) -> None:
+    assert_exact_through(servers, kind, every_feature, InjectionSpec(phase=Phase.FORWARD, after_steps=30, times=5))
+
+
+@V1
+def test_faults_at_several_phases_of_one_run_change_no_token(servers: Servers, kind: Kind) -> None:
+    phases = (Phase.SAMPLE_END, Phase.OUTPUT_REQUEST, Phase.FORWARD, Phase.SCHEDULE_END, Phase.OUTPUT_END)
+    injections = [InjectionSpec(phase=p, after_steps=12 * (i + 1)) for i, p in enumerate(phases)]
+    events = assert_exact_through(servers, kind, every_feature, *injections)
+    assert len([e for e in events if e["kind"] == FAULT]) >= 2
+
+
+@V1
+@pytest.mark.parametrize("request_index", [1, 3, 9])
+def test_a_fault_before_any_request_of_a_batch_is_answered_loses_and_repeats_nothing(
+    servers: Servers, kind: Kind, request_index: int
+) -> None:
+    injection = InjectionSpec(phase=Phase.OUTPUT_REQUEST, after_steps=25, request_index=request_index)
+    assert_exact_through(servers, kind, every_feature, injection)
+
+
+@V1
+def test_a_fault_inside_the_recovery_changes_no_token(servers: Servers, kind: Kind) -> None:
+    first = InjectionSpec(phase=Phase.FORWARD, after_steps=30)
+    events = assert_exact_through(servers, kind, every_feature, first, InjectionSpec(phase=Phase.RECOVERY))
+    assert [e for e in events if e["kind"] == "recovery-failed"]
+
+
+@V2
+@pytest.mark.parametrize("phase", [Phase.SCHEDULE_END, Phase.FORWARD, Phase.SAMPLE_END, Phase.OUTPUT_REQUEST])
+def test_runner_v2_goes_on_from_the_middle(servers: Servers, kind: Kind, phase: Phase) -> None:
+    assert_exact_through(servers, kind, few_tokens, InjectionSpec(phase=phase, after_steps=7))
+
+
+@V2
+@pytest.mark.parametrize("phase", [Phase.FORWARD, Phase.SAMPLE_END])
+def test_runner_v2_goes_on_from_the_first_step(servers: Servers, kind: Kind, phase: Phase) -> None:
+    assert_exact_through(servers, kind, few_tokens, InjectionSpec(phase=phase))
