@@ -23,7 +23,8 @@ def serve(arguments: Sequence[str]) -> int:
         return 0
     try:
         settings, rest = split_flags(arguments)
-        from holdfast.hosts.vllm.serving import known_flags, serve as serve_with_host
+        from holdfast.hosts.vllm.serving import known_flags
+        from holdfast.hosts.vllm.serving import serve as serve_with_host
 
         refuse_misspelt(rest, known_flags())
         serve_with_host(rest, settings)

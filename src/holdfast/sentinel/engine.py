@@ -163,9 +163,7 @@ class EngineCoreSentinel:
         fault_class = getattr(error, "fault_class", None) or classify_error(error_type, message)
         if self._host is not None and self._host.lost_a_worker():
             fault_class = FaultClass.WORKER_LOST
-        return Fault(
-            fault_class=fault_class, error_type=error_type, message=message, engine_id=self._engine_id
-        )
+        return Fault(fault_class=fault_class, error_type=error_type, message=message, engine_id=self._engine_id)
 
     # ---- the sentinel's thread
 

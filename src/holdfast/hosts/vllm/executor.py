@@ -17,7 +17,7 @@ from holdfast.hosts.vllm.restore import RESTORE, RestoreOrder, RestoreReply, dec
 attach_engine_hooks()
 
 
-class HoldfastExecutor(MultiprocExecutor):  # type: ignore[misc]
+class HoldfastExecutor(MultiprocExecutor):
     """`MultiprocExecutor` whose reply queues can be drained up to a known answer."""
 
     def restore_workers(self, order: RestoreOrder, timeout_s: float) -> tuple[list[RestoreReply], int]:

@@ -35,9 +35,7 @@ def _repeat_draws(generator: torch.Generator, tokens: int, runner: Any) -> None:
 def _offset_of_one_draw(seed: int, runner: Any) -> int:
     scratch = torch.Generator(device=runner.device)
     scratch.manual_seed(seed)
-    torch.empty(_vocab_size(runner), device=runner.device, dtype=_noise_dtype(runner)).exponential_(
-        generator=scratch
-    )
+    torch.empty(_vocab_size(runner), device=runner.device, dtype=_noise_dtype(runner)).exponential_(generator=scratch)
     return scratch.get_offset()
 
 

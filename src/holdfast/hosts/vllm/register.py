@@ -64,17 +64,23 @@ _BATCH_V1 = "vllm.v1.worker.gpu_input_batch"
 _RUNNER_V2 = "vllm.v1.worker.gpu.model_runner"
 
 OWN_ENGINES = _wrap(
-    _CLIENT, "MPClient.__init__", ("asyncio_mode", "vllm_config", "executor_class", "log_stats"),
+    _CLIENT,
+    "MPClient.__init__",
+    ("asyncio_mode", "vllm_config", "executor_class", "log_stats"),
     "the process that owns the engine cores: the ClientSentinel lives here",
 )
 SERVE_HTTP = _wrap(_ENTRY, "serve_http", ("app", "sock"), "a defeated instance must exit non-zero")
 ENGINE_INIT = _wrap(
-    _CORE, "EngineCoreProc.__init__", ("vllm_config", "local_client"),
+    _CORE,
+    "EngineCoreProc.__init__",
+    ("vllm_config", "local_client"),
     "the EngineCoreSentinel must listen before the workers start",
 )
 BUSY_LOOP = _wrap(_CORE, "EngineCoreProc.run_busy_loop", (), "faults of a step surface here")
 WORKER_QUEUES = _wrap(
-    _EXECUTOR, "WorkerProc._init_message_queues", ("input_shm_handle", "vllm_config"),
+    _EXECUTOR,
+    "WorkerProc._init_message_queues",
+    ("input_shm_handle", "vllm_config"),
     "the last step of a worker's start: the model is loaded, no step has run",
 )
 
@@ -92,7 +98,8 @@ TOUCHPOINTS: tuple[Touchpoint, ...] = (
     _call("vllm.distributed.device_communicators.shm_broadcast", "MessageQueue.dequeue", ("timeout",), "draining"),
     _call("vllm.v1.worker.worker_base", "WorkerWrapperBase.execute_model", ("scheduler_output",), "guarding steps"),
     *_attributes(
-        _CORE, "EngineCoreProc",
+        _CORE,
+        "EngineCoreProc",
         "input_queue output_queue batch_queue scheduler model_executor engine_index shutdown_state",
         "rewinding and salvaging",
     ),
@@ -103,7 +110,9 @@ TOUCHPOINTS: tuple[Touchpoint, ...] = (
     _call(_CORE, "EngineCore.step_with_batch_queue", (), "salvage reads its local engine_core_outputs"),
     _call(_SCHEDULER, "Scheduler.schedule", (), "injection around scheduling"),
     _call(
-        _SCHEDULER, "Scheduler.update_from_output", ("scheduler_output", "model_runner_output"),
+        _SCHEDULER,
+        "Scheduler.update_from_output",
+        ("scheduler_output", "model_runner_output"),
         "salvage reads its locals outputs, req_id, new_token_ids",
     ),
     _call(_SCHEDULER, "Scheduler._update_request_with_output", ("request", "new_token_ids"), "injection"),
@@ -112,7 +121,8 @@ TOUCHPOINTS: tuple[Touchpoint, ...] = (
     _call(_SCHEDULER, "Scheduler.finish_requests", ("request_ids", "finished_status"), "failing one request"),
     _call(_SCHEDULER, "Scheduler._drain_deferred_frees", (), "deferred blocks return before a rewind"),
     *_attributes(
-        _SCHEDULER, "Scheduler",
+        _SCHEDULER,
+        "Scheduler",
         "running waiting kv_holding_waiting requests kv_cache_manager encoder_cache_manager connector "
         "ec_connector prev_step_scheduled_req_ids max_num_scheduled_tokens use_v2_model_runner defer_block_free "
         "sched_step_seq processed_step_seq _inflight_prefills deferred_waiting",
@@ -121,15 +131,14 @@ TOUCHPOINTS: tuple[Touchpoint, ...] = (
     _call(_KV, "KVCacheManager.free", ("request",), "releasing a request's blocks"),
     _call(_KV, "KVCacheManager.evict_blocks", ("block_ids",), "suspect KV leaves the prefix cache"),
     *_attributes(_KV, "KVCacheManager", "coordinator block_pool", "rewinding"),
-    *_attributes(
-        _KV_TYPES, "SingleTypeKVCacheManager", "req_to_blocks num_cached_block block_size", "trimming blocks"
-    ),
+    *_attributes(_KV_TYPES, "SingleTypeKVCacheManager", "req_to_blocks num_cached_block block_size", "trimming blocks"),
     Touchpoint(_KV_TYPES, "FullAttentionManager", "class", None, "the one cache kind that is rewound in place"),
     _call(_POOL, "BlockPool.free_blocks", ("ordered_blocks",), "trimming blocks"),
     _call(_POOL, "BlockPool.get_num_free_blocks", (), "what fits after a rewind"),
     *_attributes(_POOL, "BlockPool", "blocks hash_block_size", "suspect blocks of requests that are gone"),
     *_attributes(
-        _REQUEST, "Request",
+        _REQUEST,
+        "Request",
         "num_computed_tokens num_in_flight_tokens num_output_placeholders num_stale_output_tokens drop_stale_output "
         "spec_token_ids next_decode_eligible_step is_prefill_chunk num_preemptions block_hashes _output_token_ids "
         "_all_token_ids status stop_reason client_index structured_output_request sampling_params pooling_params "
@@ -138,18 +147,26 @@ TOUCHPOINTS: tuple[Touchpoint, ...] = (
     ),
     Touchpoint(_REQUEST, "RequestStatus", "class", None, "rewinding"),
     *_attributes(
-        _RUNNER_V1, "GPUModelRunner", "requests input_batch num_prompt_logprobs execute_model_state",
+        _RUNNER_V1,
+        "GPUModelRunner",
+        "requests input_batch num_prompt_logprobs execute_model_state",
         "restoring runner V1",
     ),
     _call(_BATCH_V1, "InputBatch.remove_request", ("req_id",), "restoring runner V1"),
     _call(_BATCH_V1, "InputBatch.condense", (), "restoring runner V1"),
     _call(_BATCH_V1, "InputBatch.refresh_metadata", (), "restoring runner V1"),
     *_attributes(
-        _BATCH_V1, "InputBatch", "req_id_to_index prev_sampled_token_ids prev_req_id_to_index sampled_token_ids_cpu async_copy_ready_event",
+        _BATCH_V1,
+        "InputBatch",
+        "req_id_to_index prev_sampled_token_ids prev_req_id_to_index sampled_token_ids_cpu async_copy_ready_event",
         "restoring runner V1",
     ),
-    _call("vllm.v1.sample.ops.topk_topp_sampler", "TopKTopPSampler.forward_cpu", ("logits", "generators"),
-          "one draw of each generator per token"),
+    _call(
+        "vllm.v1.sample.ops.topk_topp_sampler",
+        "TopKTopPSampler.forward_cpu",
+        ("logits", "generators"),
+        "one draw of each generator per token",
+    ),
     *_attributes(_RUNNER_V2, "GPUModelRunner", "req_states execute_model_state", "restoring runner V2"),
     _call(_RUNNER_V2, "GPUModelRunner._remove_request", ("req_id",), "restoring runner V2"),
 )

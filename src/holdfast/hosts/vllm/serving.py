@@ -47,7 +47,7 @@ def _parse(arguments: Sequence[str]) -> tuple[Any, argparse.Namespace]:
     from vllm.logger import configure_logging_from_args
 
     cli_env_setup()
-    command, parser, root = _parser()
+    command, _, root = _parser()
     sys.argv = ["vllm", "serve", *arguments]  # the host's parser reads it, for its help and its checks
     args = root.parse_args(["serve", *arguments])
     configure_logging_from_args(args)

@@ -1,0 +1,148 @@
+"""When nothing helps the instance ends: bounded, non-zero, with a last line that says why."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+
+import httpx
+import pytest
+
+from holdfast.chaos.control import Control
+from holdfast.chaos.server import Server, log_tail
+from holdfast.chaos.streams import MODEL_NAME
+from holdfast.core.faults import Phase
+from holdfast.core.injection import InjectionSpec
+from integration.conftest import V1_ASYNC, V1_SYNC, Kind, Servers, run
+
+pytestmark = [pytest.mark.host, pytest.mark.server]
+
+EXIT_DEFEATED = 70
+BODY = {"model": MODEL_NAME, "prompt": "The keeper", "max_tokens": 30}
+
+
+async def _hurt(server: Server, *injections: InjectionSpec) -> httpx.Response | httpx.HTTPError:
+    async with Control(server.url) as control, httpx.AsyncClient(base_url=server.url, timeout=60) as client:
+        for injection in injections:
+            await control.inject(injection)
+        try:
+            return await client.post("/v1/completions", json=BODY)
+        except httpx.HTTPError as error:
+            return error
+
+
+def wait_ended(server: Server, timeout_s: float) -> int:
+    deadline = time.monotonic() + timeout_s
+    while server.exit_code is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert server.exit_code is not None, "the server did not end"
+    return server.exit_code
+
+
+def last_line(server: Server) -> str:
+    return log_tail(server.spec.log, 1)
+
+
+@pytest.mark.parametrize("kind", [V1_SYNC, V1_ASYNC], ids=lambda k: k.name)
+def test_a_fault_that_never_goes_away_ends_the_instance_after_the_retries(servers: Servers, kind: Kind) -> None:
+    arguments = ("--enable-fault-injection", "--max-retries", "3", "--retry-window", "30")
+    with servers.start(*arguments, kind=kind) as server:
+        answer = run(_hurt(server, InjectionSpec(phase=Phase.FORWARD, times=1000)))
+        assert isinstance(answer, httpx.HTTPError) or answer.status_code == 500
+        assert wait_ended(server, 40) == EXIT_DEFEATED
+        assert "3 retries within 30 s did not last" in last_line(server)
+        assert "InjectedFault in engine 0, rank 0 at forward" in last_line(server)
+        assert server.orphans() == []
+
+
+def test_a_fault_inside_every_recovery_ends_the_instance(servers: Servers) -> None:
+    with servers.start("--enable-fault-injection", "--max-retries", "3") as server:
+        run(_hurt(server, InjectionSpec(phase=Phase.RECOVERY, times=1000), InjectionSpec(phase=Phase.FORWARD)))
+        assert wait_ended(server, 40) == EXIT_DEFEATED
+        assert "holdfast: instance ended: 3 retries" in last_line(server)
+
+
+def test_without_an_instruction_the_instance_ends_after_the_recovery_timeout(servers: Servers) -> None:
+    arguments = ("--enable-fault-injection", "--fault-policy", "external", "--engine-recovery-timeout", "3")
+    with servers.start(*arguments) as server:
+        began = time.monotonic()
+        run(_hurt(server, InjectionSpec(phase=Phase.FORWARD)))
+        assert wait_ended(server, 40) == EXIT_DEFEATED
+        assert time.monotonic() - began < 25
+        assert "no instruction repaired it within 3 s" in last_line(server)
+
+
+def test_a_retry_that_fails_leaves_the_instance_paused_and_says_so(servers: Servers) -> None:
+    arguments = ("--enable-fault-injection", "--fault-policy", "external")
+    with servers.start(*arguments) as server:
+        run(_failing_retry(server))
+
+
+async def _failing_retry(server: Server) -> None:
+    instruction = {"fault_tolerance_instruction": "retry"}
+    async with Control(server.url) as control, httpx.AsyncClient(base_url=server.url, timeout=60) as client:
+        await control.inject(InjectionSpec(phase=Phase.RECOVERY))
+        await control.inject(InjectionSpec(phase=Phase.FORWARD))
+        victim = asyncio.create_task(client.post("/v1/completions", json=BODY))
+        async with asyncio.timeout(20):
+            while (await client.get("/fault_tolerance/ready")).status_code == 200:
+                await asyncio.sleep(0.02)
+        failed = await client.post("/fault_tolerance/apply", json=instruction)
+        assert failed.status_code == 500
+        assert "Failed to handle fault." in failed.text
+        again = await client.post("/fault_tolerance/apply", json=instruction)
+        assert again.status_code == 200
+        assert (await victim).status_code == 200
+
+
+def test_a_killed_worker_ends_the_instance_at_once_and_not_with_success(servers: Servers) -> None:
+    with servers.start() as server:
+        os.kill(_child(server, "Worker"), signal.SIGKILL)
+        run(_hurt_plain(server))
+        assert wait_ended(server, 40) == EXIT_DEFEATED
+        assert "a worker process is gone" in last_line(server)
+
+
+def test_a_killed_engine_core_ends_the_instance_and_not_with_success(servers: Servers) -> None:
+    with servers.start() as server:
+        os.kill(_child(server, "EngineCore"), signal.SIGKILL)
+        assert wait_ended(server, 40) == EXIT_DEFEATED
+        assert "engine core 0 is gone" in last_line(server)
+
+
+async def _hurt_plain(server: Server) -> None:
+    async with httpx.AsyncClient(base_url=server.url, timeout=30) as client:
+        try:
+            await client.post("/v1/completions", json=BODY)
+        except httpx.HTTPError:
+            return  # the connection may go down with the instance
+
+
+def _child(server: Server, title: str) -> int:
+    import psutil
+
+    children = psutil.Process(server.pid).children(recursive=True)
+    return next(c.pid for c in children if title in " ".join(c.cmdline()) or title in c.name())
+
+
+@pytest.mark.parametrize("paused", [False, True], ids=["healthy", "paused"])
+def test_sigterm_ends_a_server_orderly_and_leaves_nothing_behind(servers: Servers, paused: bool) -> None:
+    arguments = ("--enable-fault-injection", "--fault-policy", "external")
+    with servers.start(*arguments) as server:
+        if paused:
+            run(_leave_paused(server))
+        os.kill(server.pid, signal.SIGTERM)
+        assert wait_ended(server, 30) == 0
+        assert server.orphans() == []
+        assert "instance ended" not in log_tail(server.spec.log, 5)
+
+
+async def _leave_paused(server: Server) -> None:
+    async with Control(server.url) as control, httpx.AsyncClient(base_url=server.url, timeout=60) as client:
+        await control.inject(InjectionSpec(phase=Phase.STEP_START))
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(2):
+                await client.post("/v1/completions", json=BODY)
+        assert (await client.get("/fault_tolerance/ready")).status_code == 503
