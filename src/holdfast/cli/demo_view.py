@@ -95,7 +95,7 @@ class TerminalView(PlainView):
     @contextmanager
     def waiting(self, what: str) -> Iterator[Callable[[float], None]]:
         begin_s = time.monotonic()
-        with self.console.status(f"{what} …") as status:
+        with self.console.status(f"{what} …", refresh_per_second=4) as status:
             yield lambda waited_s: status.update(f"{what} … {waited_s:.0f} s")
         self.say(f"✓ {what} ({time.monotonic() - begin_s:.1f} s)")
 

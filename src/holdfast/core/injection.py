@@ -53,4 +53,8 @@ class Trap:
 
 
 class InjectedFault(RuntimeError):
-    """The exception that an armed trap raises."""
+    """The exception that an armed trap raises; it knows its phase."""
+
+    def __init__(self, spec: InjectionSpec) -> None:
+        super().__init__(spec.message)
+        self.phase = spec.phase

@@ -50,9 +50,7 @@ def decide_repair(now: float, incident: Incident, config: HoldfastConfig) -> Dec
             f"{retries} retries within {config.retry_window_s:g} s did not last "
             f"(--max-retries {config.max_retries}); last fault: {incident.fault.summary()}",
         )
-    return Decision(
-        Action.RETRY, f"exception with state intact; retry {retries + 1} of {config.max_retries}"
-    )
+    return Decision(Action.RETRY, f"exception with state intact; retry {retries + 1} of {config.max_retries}")
 
 
 def decide_wait(now: float, incident: Incident, config: HoldfastConfig) -> Decision:
