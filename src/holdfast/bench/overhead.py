@@ -7,7 +7,6 @@ machine does beside (other tenants, clock speed, temperature) hits both alike, a
 from __future__ import annotations
 
 import asyncio
-import gc
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import msgspec
 
+from holdfast.bench.instrument import precise_client
 from holdfast.bench.loads import SERVER_ARGUMENTS, LoadKind, make_load
 from holdfast.bench.machine import Machine, describe_machine
 from holdfast.chaos.checker import RunVerdict, compare_runs, spread_of
@@ -67,6 +67,7 @@ class OverheadDocument(msgspec.Struct, frozen=True, kw_only=True):
     streams: int
     tokens_per_stream: int
     server_arguments: tuple[str, ...]
+    client_scheduled_at_once: bool
     pairs: tuple[Pair, ...]
     ratios: tuple[Ratio, ...]
     problems: tuple[str, ...]
@@ -93,7 +94,8 @@ def measure_overhead(settings: OverheadSettings) -> OverheadDocument:
         for name, server in (("plain", off), ("protected", on)):
             settings.say(f"starting the {name} server")
             server.start()
-        pairs, verdict = asyncio.run(_run_pairs(off, on, settings))
+        with precise_client() as prompt:
+            pairs, verdict = asyncio.run(_run_pairs(off, on, settings))
     finally:
         off.stop()
         on.stop()
@@ -104,6 +106,7 @@ def measure_overhead(settings: OverheadSettings) -> OverheadDocument:
         streams=settings.streams,
         tokens_per_stream=settings.tokens,
         server_arguments=SERVER_ARGUMENTS,
+        client_scheduled_at_once=prompt,
         pairs=tuple(pairs),
         ratios=tuple(ratio_of(metric, pairs) for metric in METRICS),
         problems=verdict.reasons,
@@ -122,8 +125,6 @@ async def _run_pairs(off: Server, on: Server, settings: OverheadSettings) -> tup
         plain = await _load(off, settings).run()
         protected = await _load(on, settings).run()
     verdict = compare_runs(plain, protected)
-    gc.collect()
-    gc.freeze()  # a collection in this process would look like a slow server
     pairs = []
     for number in range(settings.pairs):
         pairs.append(await _run_pair(off, on, settings, on_first=number % 2 == 1))

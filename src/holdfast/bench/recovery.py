@@ -6,13 +6,13 @@ Owns the table of scenarios and the document. Every scenario has its own fault-f
 from __future__ import annotations
 
 import asyncio
-import gc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
+from holdfast.bench.instrument import precise_client
 from holdfast.bench.loads import SERVER_ARGUMENTS, LoadKind, make_load
 from holdfast.bench.machine import Machine, describe_machine
 from holdfast.bench.restart import Restart, measure_restart
@@ -30,6 +30,7 @@ FAULT_ARGUMENTS = (
     *("--max-retries", "1000"),
     *("--external-fault-notify-port", "0"),
 )
+_ARGUMENTS = (*SERVER_ARGUMENTS, *FAULT_ARGUMENTS)
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,7 @@ class RecoveryDocument(msgspec.Struct, frozen=True, kw_only=True):
     streams: int
     tokens_per_stream: int
     server_arguments: tuple[str, ...]
+    client_scheduled_at_once: bool
     trials: tuple[Trial, ...]
     restart: Restart
     restart_total_s: float
@@ -131,32 +133,29 @@ def _matches(scenario: Scenario, word: str) -> bool:
 def measure_recovery(settings: RecoverySettings) -> RecoveryDocument:
     """Start a server, break it once per scenario and repetition, restart it, and put the figures together."""
     machine = describe_machine()
-    arguments = (*SERVER_ARGUMENTS, *FAULT_ARGUMENTS)
     settings.say("starting the server")
-    server = Server(ServerSpec(model=settings.model, log=settings.log, arguments=arguments)).start()
+    server = Server(ServerSpec(model=settings.model, log=settings.log, arguments=_ARGUMENTS)).start()
     try:
         settings.say(f"ready after {server.start_s:.1f} s")
-        trials = asyncio.run(_run_trials(server, settings))
+        with precise_client() as prompt:
+            trials = asyncio.run(_run_trials(server, settings))
         settings.say("restarting the server, for comparison")
         server, restart = measure_restart(server)
     finally:
         server.stop()
-    return _document(machine, settings, arguments, trials, restart)
+    return _document(machine, settings, prompt, trials, restart)
 
 
 async def _run_trials(server: Server, settings: RecoverySettings) -> list[Trial]:
     await Load(server.url, make_load(LoadKind.LONG_PROMPTS, streams=settings.streams, tokens=8)).run()  # warm-up
-    gc.collect()
-    gc.freeze()  # a collection in this process would look like an interruption
     trials = []
     async with Control(server.url) as control:
         for _ in range(settings.repeat):
             for scenario in settings.scenarios:
                 if server.exit_code is not None:
                     raise server.failure(f"the server ended with exit code {server.exit_code}")
-                trial = _trial(scenario, await _run_scenario(server, control, scenario, settings))
-                settings.say(_in_words(trial))
-                trials.append(trial)
+                trials.append(_trial(scenario, await _run_scenario(server, control, scenario, settings)))
+                settings.say(_in_words(trials[-1]))
     return trials
 
 
@@ -202,7 +201,7 @@ def _in_words(trial: Trial) -> str:
 def _document(
     machine: Machine,
     settings: RecoverySettings,
-    arguments: tuple[str, ...],
+    prompt: bool,
     trials: Sequence[Trial],
     restart: Restart,
 ) -> RecoveryDocument:
@@ -216,7 +215,8 @@ def _document(
         machine=machine,
         streams=settings.streams,
         tokens_per_stream=settings.tokens,
-        server_arguments=arguments,
+        server_arguments=_ARGUMENTS,
+        client_scheduled_at_once=prompt,
         trials=tuple(trials),
         restart=restart,
         restart_total_s=restart.total_s,

@@ -58,12 +58,12 @@ def judge(
     reference: Sequence[History], load: Load, events: Sequence[Mapping[str, Any]], problems: Sequence[str]
 ) -> Outcome:
     """Everything that a trial showed, with every law that was broken; `problems` are those known already."""
-    verdict = compare_runs(reference, load.histories)
+    verdict, window = compare_runs(reference, load.histories), window_of(events)
     return Outcome(
         verdict=verdict,
-        interruptions_s=_interruptions(reference, load.histories, window_of(events)),
+        interruptions_s=_interruptions(reference, load.histories, window),
         reference_gap_s=max((longest_gap_s(one) for one in reference), default=0.0),
-        client_lag_s=load.lag_s,
+        client_lag_s=load.longest_lag_s(window.fault_s, window.recovered_s) if window else 0.0,
         events=tuple(events),
         problems=(*problems, *verdict.reasons, *_missing_events(events)),
     )

@@ -78,7 +78,7 @@ LAG_PROBE_S = 0.005
 class Load:
     """A batch of concurrent streams; `histories` may be read while it runs.
 
-    `lag_s` is the longest time that this client itself came late: a wait no longer than that may be the client's own.
+    `lags` holds when this client itself came late, and by how much: such a wait is not the server's.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class Load:
     ) -> None:
         self._url, self._model, self._timeout_s = url, model, timeout_s
         self._specs = tuple(specs)
-        self.lag_s = 0.0
+        self.lags: list[tuple[float, float]] = []
         now_s = time.monotonic()
         self._by_spec = [[History(name, now_s) for name in spec.history_names()] for spec in self._specs]
 
@@ -111,7 +111,11 @@ class Load:
         while True:
             slept_s = time.monotonic()
             await asyncio.sleep(LAG_PROBE_S)
-            self.lag_s = max(self.lag_s, time.monotonic() - slept_s - LAG_PROBE_S)
+            self.lags.append((slept_s, time.monotonic() - slept_s - LAG_PROBE_S))
+
+    def longest_lag_s(self, begin_s: float, end_s: float) -> float:
+        """The longest lateness of the client that touches a window."""
+        return max((lag for at, lag in self.lags if at <= end_s and at + LAG_PROBE_S + lag >= begin_s), default=0.0)
 
     async def _bounded(self, client: Any, spec: StreamSpec, group: list[History]) -> None:
         """One request; whatever goes wrong is written into its histories, never raised."""

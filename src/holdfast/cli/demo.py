@@ -13,6 +13,7 @@ from typing import Annotated
 
 import typer
 
+from holdfast.bench.instrument import precise_client
 from holdfast.bench.loads import SERVER_ARGUMENTS, LoadKind, make_load
 from holdfast.bench.restart import measure_restart
 from holdfast.bench.trial import Outcome, run_faulted, run_reference
@@ -83,7 +84,8 @@ def _perform(options: DemoOptions, view: View) -> list[str]:
     try:
         with view.waiting("starting vLLM on it: holdfast serve … --enable-fault-injection") as tick:
             server.start(tick)
-        outcome = asyncio.run(_stream_twice(options, view, server))
+        with precise_client():
+            outcome = asyncio.run(_stream_twice(options, view, server))
         with view.waiting("for comparison: restarting the same server in full") as tick:
             server, restart = measure_restart(server, tick)
     finally:

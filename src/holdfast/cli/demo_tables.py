@@ -17,7 +17,7 @@ from holdfast.chaos.checker import interruption_s, spread_of
 from holdfast.chaos.control import FAULT
 from holdfast.chaos.history import History
 
-LAST_WORDS_CHARS = 36
+LAST_WORDS_CHARS = 48
 RATE_WINDOW_S = 1.0
 _STYLES = {
     "waiting": "dim",
@@ -30,17 +30,26 @@ _STYLES = {
 
 def screen(histories: Sequence[History], events: Sequence[Mapping[str, Any]], window: Window | None) -> RenderableType:
     """One picture of a running load: a line per stream, then what happened."""
-    table = Table.grid(padding=(0, 2))
+    table = _stream_grid()
     now_s = time.monotonic()
     longest = max(len(one.token_ids) for one in histories)
     for history in histories:
         state = _state(history, window)
         style = _STYLES.get(state.split()[0], "")
-        bar = ProgressBar(total=max(longest, 1), completed=len(history.token_ids), width=18)
-        rate = f"{_tokens_per_s(history, now_s):.0f} tok/s"
+        bar = ProgressBar(total=max(longest, 1), completed=len(history.token_ids), width=16)
+        rate = f"{_tokens_per_s(history, now_s):.0f}/s"
         words = Text(_last_words(history), style="italic")
         table.add_row(history.name, bar, str(len(history.token_ids)), rate, Text(state, style=style), words)
     return Group(table, *(Text(line) for line in event_lines(events)))
+
+
+def _stream_grid() -> Table:
+    """One line per stream whatever the width: the last words give way."""
+    table = Table.grid(padding=(0, 1))
+    for width in (9, 16, 4, 5, 20):
+        table.add_column(min_width=width, no_wrap=True)
+    table.add_column(no_wrap=True, overflow="ellipsis")
+    return table
 
 
 def _state(history: History, window: Window | None) -> str:
