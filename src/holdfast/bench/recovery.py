@@ -19,6 +19,7 @@ from holdfast.bench.restart import Restart, measure_restart
 from holdfast.bench.trial import Outcome, run_faulted, run_reference
 from holdfast.chaos.checker import spread_of
 from holdfast.chaos.control import Control
+from holdfast.chaos.processes import SessionUsage, session_usage
 from holdfast.chaos.server import Server, ServerSpec
 from holdfast.chaos.streams import Load
 from holdfast.core.faults import Phase
@@ -92,6 +93,7 @@ class RecoveryDocument(msgspec.Struct, frozen=True, kw_only=True):
     server_arguments: tuple[str, ...]
     client_scheduled_at_once: bool
     trials: tuple[Trial, ...]
+    usage: tuple[SessionUsage, ...]  # of the server: before the first repetition, and after each
     restart: Restart
     restart_total_s: float
     interruption_median_s: float | None
@@ -138,17 +140,19 @@ def measure_recovery(settings: RecoverySettings) -> RecoveryDocument:
     try:
         settings.say(f"ready after {server.start_s:.1f} s")
         with precise_client() as prompt:
-            trials = asyncio.run(_run_trials(server, settings))
+            trials, usage = asyncio.run(_run_trials(server, settings))
         settings.say("restarting the server, for comparison")
         server, restart = measure_restart(server)
     finally:
         server.stop()
-    return _document(machine, settings, prompt, trials, restart)
+    return _document(machine, settings, prompt, trials, usage, restart)
 
 
-async def _run_trials(server: Server, settings: RecoverySettings) -> list[Trial]:
+async def _run_trials(server: Server, settings: RecoverySettings) -> tuple[list[Trial], list[SessionUsage]]:
+    """Every scenario, `repeat` times, and what the server held between the repetitions."""
     await Load(server.url, make_load(LoadKind.LONG_PROMPTS, streams=settings.streams, tokens=8)).run()  # warm-up
-    trials = []
+    trials: list[Trial] = []
+    usage = [session_usage(server.pid)]
     async with Control(server.url) as control:
         for _ in range(settings.repeat):
             for scenario in settings.scenarios:
@@ -156,7 +160,8 @@ async def _run_trials(server: Server, settings: RecoverySettings) -> list[Trial]
                     raise server.failure(f"the server ended with exit code {server.exit_code}")
                 trials.append(_trial(scenario, await _run_scenario(server, control, scenario, settings)))
                 settings.say(_in_words(trials[-1]))
-    return trials
+            usage.append(session_usage(server.pid))
+    return trials, usage
 
 
 async def _run_scenario(server: Server, control: Control, scenario: Scenario, settings: RecoverySettings) -> Outcome:
@@ -203,6 +208,7 @@ def _document(
     settings: RecoverySettings,
     prompt: bool,
     trials: Sequence[Trial],
+    usage: Sequence[SessionUsage],
     restart: Restart,
 ) -> RecoveryDocument:
     medians = [trial.interruption_median_s for trial in trials if trial.interruption_median_s is not None]
@@ -218,6 +224,7 @@ def _document(
         server_arguments=_ARGUMENTS,
         client_scheduled_at_once=prompt,
         trials=tuple(trials),
+        usage=tuple(usage),
         restart=restart,
         restart_total_s=restart.total_s,
         interruption_median_s=median_s,

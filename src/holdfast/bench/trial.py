@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from holdfast.chaos.checker import RunVerdict, compare_runs, interruption_s, longest_gap_s
-from holdfast.chaos.control import FAULT, RECOVERED, Control, monotonic_of
+from holdfast.chaos.control import FAULT, RECOVERED, Control, ControlFailed, monotonic_of
 from holdfast.chaos.history import History
 from holdfast.chaos.streams import Load
 from holdfast.core.injection import InjectionSpec
@@ -104,6 +104,15 @@ async def run_faulted(
     before = await control.last_sequence()
     await control.inject(injection)
     await load.run()
-    events = await control.wait_recovered(before, faults=injection.times, timeout_s=RECOVERY_TIMEOUT_S)
-    unwell = await control.unwell()
+    events, unwell = await _aftermath(control, before, injection.times)
     return judge(reference, load, events, [*problems, *([unwell] if unwell else [])])
+
+
+async def _aftermath(control: Control, before: int, faults: int) -> tuple[list[dict[str, Any]], str | None]:
+    """What happened since `before`, and why the instance is not well; a server that is gone is not well."""
+    events: list[dict[str, Any]] = []
+    try:
+        events = await control.wait_recovered(before, faults=faults, timeout_s=RECOVERY_TIMEOUT_S)
+        return events, await control.unwell()
+    except ControlFailed as error:
+        return events, str(error)

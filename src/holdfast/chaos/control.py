@@ -9,16 +9,22 @@ from typing import Any
 import httpx
 import msgspec
 
+from holdfast.core.errors import WorldError
 from holdfast.core.injection import InjectionSpec
 
 RECOVERED = "engine-recovered"
 FAULT = "fault-reported"
 
 
+class ControlFailed(WorldError):
+    """The server did not answer a control call, or refused it."""
+
+
 class Control:
-    """Control routes of one server; use it as an async context manager."""
+    """Control routes of one server; use it as an async context manager. Raises `ControlFailed` and nothing else."""
 
     def __init__(self, url: str, *, timeout_s: float = 10.0) -> None:
+        # A proxy from the environment is never the way to this machine itself.
         self._client = httpx.AsyncClient(base_url=url, timeout=timeout_s, trust_env=False)
 
     async def __aenter__(self) -> Control:
@@ -27,21 +33,28 @@ class Control:
     async def __aexit__(self, *_: object) -> None:
         await self._client.aclose()
 
+    async def _call(self, method: str, path: str, **request: Any) -> httpx.Response:
+        try:
+            answer = await self._client.request(method, path, **request)
+        except httpx.HTTPError as error:
+            raise ControlFailed(f"{path} was not answered: {str(error) or type(error).__name__}") from None
+        return answer
+
+    async def _call_well(self, method: str, path: str, **request: Any) -> Any:
+        answer = await self._call(method, path, **request)
+        if not answer.is_success:
+            raise ControlFailed(f"{path} answered {answer.status_code}: {answer.text[:500]}")
+        return answer.json()
+
     async def inject(self, spec: InjectionSpec) -> None:
-        """Arm a fault; raises `httpx.HTTPStatusError` when the server refuses."""
-        body = msgspec.json.encode(spec)
+        """Arm a fault."""
         headers = {"content-type": "application/json"}
-        answer = await self._client.post("/fault_tolerance/inject", content=body, headers=headers)
-        if answer.is_error:
-            text = answer.text[:500]
-            raise httpx.HTTPStatusError(f"{answer.status_code}: {text}", request=answer.request, response=answer)
+        await self._call_well("POST", "/fault_tolerance/inject", content=msgspec.json.encode(spec), headers=headers)
 
     async def events(self, after: int = 0) -> list[dict[str, Any]]:
         """Events with a sequence number above `after`."""
-        answer = await self._client.get("/fault_tolerance/events", params={"after": after})
-        answer.raise_for_status()
-        found: list[dict[str, Any]] = answer.json()["events"]
-        return [event for event in found if event["sequence"] > after]
+        answer = await self._call_well("GET", "/fault_tolerance/events", params={"after": after})
+        return [event for event in answer["events"] if event["sequence"] > after]
 
     async def last_sequence(self) -> int:
         return max((event["sequence"] for event in await self.events()), default=0)
@@ -59,10 +72,10 @@ class Control:
     async def unwell(self) -> str | None:
         """Why the instance is not well now: liveness, readiness or an engine's status; None when all is well."""
         for path in ("/health", "/fault_tolerance/ready"):
-            answer = await self._client.get(path)
+            answer = await self._call("GET", path)
             if answer.status_code != 200:
                 return f"{path} answers {answer.status_code}"
-        status = (await self._client.get("/fault_tolerance/status")).json()
+        status = await self._call_well("GET", "/fault_tolerance/status")
         ill = [str(engine["id"]) for engine in status["engines"] if engine["status"] != "healthy"]
         return f"not healthy: engine {', '.join(ill)}" if ill else None
 

@@ -17,7 +17,7 @@ from holdfast.core.injection import InjectionSpec
 MAX_MESSAGE_BYTES = 1 << 20
 
 
-class _Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class _Message(msgspec.Struct, frozen=True, kw_only=True):
     pass
 
 

@@ -29,6 +29,7 @@ logger = logging.getLogger("holdfast")
 
 # How long a fault that surfaced as a worker's reply waits for that worker's own, fuller account.
 REPORT_WAIT_S = 0.05
+REANNOUNCE_S = 2.0
 _POLL_S = 0.2
 
 
@@ -85,39 +86,48 @@ class EngineCoreSentinel:
             self._repair(error, is_running)
 
     def _repair(self, error: Exception, is_running: Callable[[], bool]) -> None:
-        assert self._host is not None
         held_at = time.monotonic()
-        self._report_held(error)
+        held = self._held(error)
         while True:
-            order = self._stand_held(is_running)
+            order = self._stand_held(held, is_running)
             if isinstance(order, m.EndEngine):
                 raise EngineDefeated(order.reason) from error
             if self._carry_out(order, error, held_at):
                 return
 
-    def _report_held(self, error: Exception) -> None:
-        fault = self._root_cause(error)
+    def _held(self, error: Exception) -> m.EngineHeld:
         assert self._host is not None
-        self._post(
-            m.EngineHeld(
-                engine_id=self._engine_id,
-                epoch=self._epoch,
-                fault=fault,
-                unfinished_requests=self._host.unfinished_requests(),
-            )
+        return m.EngineHeld(
+            engine_id=self._engine_id,
+            epoch=self._epoch,
+            fault=self._root_cause(error),
+            unfinished_requests=self._host.unfinished_requests(),
         )
 
-    def _stand_held(self, is_running: Callable[[], bool]) -> m.RetryEngine | m.EndEngine:
+    def _stand_held(self, held: m.EngineHeld, is_running: Callable[[], bool]) -> m.RetryEngine | m.EndEngine:
         """Wait for the next order, bounded: a client that is gone sends none."""
         bound_s = self._config.engine_recovery_timeout_s + self._config.containment_timeout_s
         deadline = time.monotonic() + bound_s
         while time.monotonic() < deadline:
+            # Said again every so often: what was heard the first time changes nothing the second time.
+            self._post(msgspec.structs.replace(held, epoch=self._epoch))
+            if (order := self._next_order(is_running)) is not None:
+                return order
+        return m.EndEngine(command_id="", reason=f"no order came within {bound_s:g} s")
+
+    def _next_order(self, is_running: Callable[[], bool]) -> m.RetryEngine | m.EndEngine | None:
+        """An order that is still news, or none after a while. Raises `SystemExit` in an orderly shutdown."""
+        until = time.monotonic() + REANNOUNCE_S
+        while time.monotonic() < until:
             try:
-                return self._orders.get(timeout=_POLL_S)
+                order = self._orders.get(timeout=_POLL_S)
             except Empty:
                 if not is_running():
                     raise SystemExit from None
-        return m.EndEngine(command_id="", reason=f"no order came within {bound_s:g} s")
+                continue
+            if isinstance(order, m.EndEngine) or order.epoch > self._epoch:
+                return order
+        return None
 
     def _carry_out(self, order: m.RetryEngine, error: Exception, held_at: float) -> bool:
         """Follow one retry; true when the busy loop may go on."""

@@ -18,10 +18,11 @@ from holdfast.core.faults import Phase
 from holdfast.core.injection import InjectionSpec
 from holdfast.core.messages import RecoveryReport
 from holdfast.hosts.vllm import rewind as rewinding
+from holdfast.hosts.vllm.departures import Departures
 from holdfast.hosts.vllm.injection import Traps, arm_engine
 from holdfast.hosts.vllm.register import BUSY_LOOP, ENGINE_INIT, attach, attached
 from holdfast.hosts.vllm.restore import RequestHistory, RestoreOrder, RestoreReply
-from holdfast.hosts.vllm.salvage import in_flight_requests, request_being_added, salvage
+from holdfast.hosts.vllm.salvage import request_being_added, salvage
 from holdfast.hosts.vllm.settings import inherited_settings
 from holdfast.sentinel import EngineCoreSentinel
 from holdfast.sentinel.addresses import client_address, engine_address
@@ -73,6 +74,7 @@ class VllmEngine:
         self._config = config
         self._traps = Traps()
         self._salvaged: Exception | None = None
+        self._departures = self._watch_departures()
         if config.enable_fault_injection:
             arm_engine(self._traps, engine)
 
@@ -98,12 +100,13 @@ class VllmEngine:
         if self.lost_a_worker():
             raise RecoveryFailed("a worker process is gone")
         started = time.monotonic()
-        left_in_flight = self._left_in_flight(error)
         salvaged, failed = self._salvage_once(error)
         self._traps.passes(Phase.RECOVERY)
+        if self._engine.batch_queue is not None:
+            self._engine.batch_queue.clear()
         rewound = rewinding.rewind(
             self._engine.scheduler,
-            left_in_flight=left_in_flight,
+            self._departures.in_flight() if self._departures else (),
             keep_suspect_blocks=self._config.unsafe_keep_suspect_blocks,
         )
         rewound_at = time.monotonic()
@@ -120,11 +123,11 @@ class VllmEngine:
             restore_s=time.monotonic() - rewound_at,
         )
 
-    def _left_in_flight(self, error: Exception) -> bool:
-        gone = in_flight_requests(self._engine, error) - self._engine.scheduler.requests.keys()
-        if self._engine.batch_queue is not None:
-            self._engine.batch_queue.clear()
-        return bool(gone)
+    def _watch_departures(self) -> Departures | None:
+        """Only where suspect blocks are told from good ones; other caches are dropped as a whole."""
+        if rewinding.only_full_attention(self._engine.scheduler) is None:
+            return None
+        return Departures(self._engine.scheduler, steps_in_flight=self._engine.batch_queue_size + 1)
 
     def _salvage_once(self, error: Exception) -> tuple[int, int]:
         """Outputs sent, requests failed alone. Once per error: a recovery may be tried again."""
@@ -148,6 +151,8 @@ class VllmEngine:
         if errors := [r.error for r in replies if r.error]:
             raise RecoveryFailed(f"restoring a worker failed: {errors[0]}")
         self._salvaged = None
+        if self._departures is not None:
+            self._departures.clear()
         self._forget_executor_failure()
         return stale, self._fail_unknown(replies)
 

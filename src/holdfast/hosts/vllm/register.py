@@ -100,7 +100,7 @@ TOUCHPOINTS: tuple[Touchpoint, ...] = (
     *_attributes(
         _CORE,
         "EngineCoreProc",
-        "input_queue output_queue batch_queue scheduler model_executor engine_index shutdown_state",
+        "input_queue output_queue batch_queue batch_queue_size scheduler model_executor engine_index shutdown_state",
         "rewinding and salvaging",
     ),
     _call(_CORE, "EngineCoreProc.is_running", (), "an orderly shutdown ends a hold"),
@@ -119,13 +119,15 @@ TOUCHPOINTS: tuple[Touchpoint, ...] = (
     _call(_SCHEDULER, "Scheduler._preempt_request", ("request", "timestamp"), "releasing a request's blocks"),
     _call(_SCHEDULER, "Scheduler.reset_prefix_cache", ("reset_running_requests",), "rewinding hybrid caches"),
     _call(_SCHEDULER, "Scheduler.finish_requests", ("request_ids", "finished_status"), "failing one request"),
+    _call(_SCHEDULER, "Scheduler._free_request_blocks", ("request",), "who leaves with a step in flight"),
+    _call(_KV, "KVCacheManager.get_block_ids", ("request_id",), "who leaves with a step in flight"),
     _call(_SCHEDULER, "Scheduler._drain_deferred_frees", (), "deferred blocks return before a rewind"),
     *_attributes(
         _SCHEDULER,
         "Scheduler",
         "running waiting kv_holding_waiting requests kv_cache_manager encoder_cache_manager connector "
         "ec_connector prev_step_scheduled_req_ids max_num_scheduled_tokens use_v2_model_runner defer_block_free "
-        "sched_step_seq processed_step_seq _inflight_prefills deferred_waiting",
+        "sched_step_seq processed_step_seq current_step _inflight_prefills deferred_waiting",
         "rewinding",
     ),
     _call(_KV, "KVCacheManager.free", ("request",), "releasing a request's blocks"),
@@ -135,7 +137,7 @@ TOUCHPOINTS: tuple[Touchpoint, ...] = (
     Touchpoint(_KV_TYPES, "FullAttentionManager", "class", None, "the one cache kind that is rewound in place"),
     _call(_POOL, "BlockPool.free_blocks", ("ordered_blocks",), "trimming blocks"),
     _call(_POOL, "BlockPool.get_num_free_blocks", (), "what fits after a rewind"),
-    *_attributes(_POOL, "BlockPool", "blocks hash_block_size", "suspect blocks of requests that are gone"),
+    *_attributes(_POOL, "BlockPool", "hash_block_size", "whole blocks only"),
     *_attributes(
         _REQUEST,
         "Request",

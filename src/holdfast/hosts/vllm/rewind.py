@@ -15,7 +15,13 @@ from typing import Any
 from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
 from vllm.v1.request import RequestStatus
 
-from holdfast.core.rewind import HeldRequest, RewindPlan, plan_rewind, release_until_rest_fits
+from holdfast.core.rewind import (
+    HeldRequest,
+    RewindPlan,
+    given_up_blocks,
+    plan_rewind,
+    release_until_rest_fits,
+)
 
 # Requests that hold blocks for somebody else's sake; no step of theirs is in flight.
 _PARKED = frozenset({RequestStatus.WAITING_FOR_REMOTE_KVS, RequestStatus.WAITING_FOR_STREAMING_REQ})
@@ -31,21 +37,21 @@ class Rewound:
     tokens_to_recompute: int
 
 
-def rewind(scheduler: Any, *, left_in_flight: bool, keep_suspect_blocks: bool) -> Rewound:
+def rewind(scheduler: Any, departed: Sequence[HeldRequest], *, keep_suspect_blocks: bool) -> Rewound:
     """Put every running request back to waiting with nothing in flight.
 
     Args:
-        left_in_flight: a request was finished or aborted while a step of it was in flight, so blocks
-            that nobody holds any more may be suspect too.
+        departed: what requests held that left while a step of theirs was in flight.
         keep_suspect_blocks: leave suspect KV in the prefix cache (tests only: answers go wrong).
     """
     if scheduler.defer_block_free:
         scheduler.processed_step_seq = scheduler.sched_step_seq
         scheduler._drain_deferred_frees()
-    manager = _only_full_attention(scheduler)
-    rewound = _rewind_all(scheduler) if manager is None else _rewind_in_place(scheduler, manager, keep_suspect_blocks)
-    if left_in_flight and manager is not None and not keep_suspect_blocks:
-        _evict_unheld(scheduler)
+    manager = only_full_attention(scheduler)
+    if manager is None:
+        rewound = _rewind_all(scheduler)
+    else:
+        rewound = _rewind_in_place(scheduler, manager, departed, keep_suspect_blocks)
     for request in scheduler.requests.values():
         _nothing_in_flight(request)
     scheduler.prev_step_scheduled_req_ids.clear()
@@ -55,7 +61,7 @@ def rewind(scheduler: Any, *, left_in_flight: bool, keep_suspect_blocks: bool) -
 # ---- one group of full attention: in place
 
 
-def _only_full_attention(scheduler: Any) -> Any | None:
+def only_full_attention(scheduler: Any) -> Any | None:
     """The cache's one manager if requests can be rewound in place, else none."""
     managers = scheduler.kv_cache_manager.coordinator.single_type_managers
     if scheduler.connector is not None or scheduler.ec_connector is not None or len(managers) != 1:
@@ -65,10 +71,12 @@ def _only_full_attention(scheduler: Any) -> Any | None:
     return manager if type(manager) is FullAttentionManager and whole_blocks else None
 
 
-def _rewind_in_place(scheduler: Any, manager: Any, keep_suspect_blocks: bool) -> Rewound:
+def _rewind_in_place(
+    scheduler: Any, manager: Any, departed: Sequence[HeldRequest], keep_suspect_blocks: bool
+) -> Rewound:
     requests = _holders(scheduler, manager)
     held = [_held(request, manager) for request in requests]
-    plan = _fitting_plan(scheduler, manager, held)
+    plan = _fitting_plan(scheduler, plan_rewind([*held, *departed], manager.block_size), held)
     if not keep_suspect_blocks:
         scheduler.kv_cache_manager.evict_blocks(set(plan.suspect_blocks))
     _leave_queues(scheduler, requests)
@@ -122,10 +130,8 @@ def _keepable(request: Any) -> bool:
     return not (gathers or request.has_encoder_inputs or request.resumable)
 
 
-def _fitting_plan(scheduler: Any, manager: Any, held: Sequence[HeldRequest]) -> RewindPlan:
-    plan = plan_rewind(held, manager.block_size)
-    freed = sum(len(h.blocks) - plan.kept_blocks(h.request_id) for h in held)
-    free = scheduler.kv_cache_manager.block_pool.get_num_free_blocks() + freed
+def _fitting_plan(scheduler: Any, plan: RewindPlan, held: Sequence[HeldRequest]) -> RewindPlan:
+    free = scheduler.kv_cache_manager.block_pool.get_num_free_blocks() + given_up_blocks(plan, held)
     return release_until_rest_fits(plan, held, free, scheduler.max_num_scheduled_tokens)
 
 
@@ -173,13 +179,6 @@ def _release(scheduler: Any, request: Any) -> None:
 def _waiting_status(request: Any) -> Any:
     """A request without output is sent to the workers anew: they may never have seen it."""
     return RequestStatus.PREEMPTED if request.num_output_tokens else RequestStatus.WAITING
-
-
-def _evict_unheld(scheduler: Any) -> None:
-    """Nobody can say any more which unheld blocks were in flight: none of them is trusted."""
-    pool = scheduler.kv_cache_manager.block_pool
-    unheld = {b.block_id for b in pool.blocks if b.ref_cnt == 0 and not b.is_null}
-    scheduler.kv_cache_manager.evict_blocks(unheld)
 
 
 # ---- every other cache: the host's preemption

@@ -38,15 +38,6 @@ def request_being_added(error: Exception) -> Any | None:
     return request if hasattr(request, "request_id") else None
 
 
-def in_flight_requests(engine: Any, error: Exception) -> set[str]:
-    """Ids of all requests with tokens in a step that was under way."""
-    outputs = [entry[1] for entry in engine.batch_queue or ()]
-    step = _frame(error, _ENGINE_MODULE, _STEPS)
-    if step is not None:
-        outputs += [step.f_locals.get("scheduler_output"), step.f_locals.get("deferred_scheduler_output")]
-    return {request_id for output in outputs if output is not None for request_id in output.num_scheduled_tokens}
-
-
 def _frame(error: Exception, module: str, names: tuple[str, ...]) -> FrameType | None:
     for frame in _frames(error):
         if frame.f_code.co_name in names and frame.f_globals.get("__name__") == module:

