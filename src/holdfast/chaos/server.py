@@ -25,6 +25,7 @@ from holdfast.core.errors import WorldError
 
 POLL_S = 0.05
 LOG_TAIL_LINES = 30
+CHILDREN_GRACE_S = 5.0
 
 # What lets the host's CPU build run on a small machine; what the caller's environment says wins.
 CPU_ENVIRONMENT = {
@@ -148,14 +149,14 @@ class Server:
             self._end_session()
         return self._process.wait(self.spec.stop_timeout_s)
 
-    def _end_session(self, grace_s: float = 5.0) -> None:
+    def _end_session(self) -> None:
         """Give children a moment to follow their parent, then kill the rest of the session."""
-        deadline_s = time.monotonic() + grace_s
+        deadline_s = time.monotonic() + CHILDREN_GRACE_S
         while self.orphans() and time.monotonic() < deadline_s:
             time.sleep(POLL_S)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
-        while self.orphans() and time.monotonic() < deadline_s + grace_s:
+        while self.orphans() and time.monotonic() < deadline_s + CHILDREN_GRACE_S:
             time.sleep(POLL_S)
 
     def orphans(self) -> list[int]:

@@ -28,7 +28,7 @@ from holdfast.wire import Delivery, Hub, Spoke, Station
 logger = logging.getLogger("holdfast")
 
 # How long a fault that surfaced as a worker's reply waits for that worker's own, fuller account.
-REPORT_WAIT_S = 0.05
+REPORT_WAIT_S = 0.5
 REANNOUNCE_S = 2.0
 _POLL_S = 0.2
 
@@ -173,7 +173,13 @@ class EngineCoreSentinel:
         fault_class = getattr(error, "fault_class", None) or classify_error(error_type, message)
         if self._host is not None and self._host.lost_a_worker():
             fault_class = FaultClass.WORKER_LOST
-        return Fault(fault_class=fault_class, error_type=error_type, message=message, engine_id=self._engine_id)
+        return Fault(
+            fault_class=fault_class,
+            error_type=error_type,
+            message=message,
+            engine_id=self._engine_id,
+            phase=getattr(error, "phase", None),
+        )
 
     # ---- the sentinel's thread
 

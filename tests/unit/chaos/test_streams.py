@@ -94,7 +94,9 @@ def test_a_silent_server_ends_in_an_error() -> None:
 
     async def go() -> Load:
         async with await asyncio.start_server(never, "127.0.0.1", 0) as server:
-            load = Load(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", [StreamSpec("one", "say")], timeout_s=0.2)
+            load = Load(
+                f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", [StreamSpec("one", "say")], timeout_s=0.2
+            )
             await load.run()
             return load
 
