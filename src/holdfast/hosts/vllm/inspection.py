@@ -6,6 +6,7 @@ import ast
 import functools
 import importlib
 import inspect
+import sys
 import textwrap
 from collections.abc import Iterator
 from typing import Any, TypeGuard
@@ -78,13 +79,14 @@ def _inspect_attribute(module: Any, name: str) -> str | None:
     found = getattr(module, class_name, None)
     if not inspect.isclass(found):
         return f"there is no class {class_name!r}"
-    if attribute in _attributes_of_lineage(found):
+    if attribute in _attributes_of_lineage(module.__name__, class_name):
         return None
     return f"nothing assigns {attribute!r} in {class_name} or its bases"
 
 
 @functools.cache
-def _attributes_of_lineage(cls: type) -> frozenset[str]:
+def _attributes_of_lineage(module: str, class_name: str) -> frozenset[str]:
+    cls = getattr(sys.modules[module], class_name)
     return frozenset(name for node in _definitions(cls) for name in attributes_of(node))
 
 
