@@ -81,7 +81,7 @@ class OverheadSettings:
     logs: Path
     pairs: int = 15
     streams: int = 8
-    tokens: int = 200
+    tokens: int = 400
     say: Callable[[str], None] = print
 
 

@@ -20,6 +20,12 @@ from holdfast.core.errors import HoldfastError
 
 Document = TypeVar("Document", RecoveryDocument, OverheadDocument)
 
+_METRIC_NAMES = {
+    "tokens_per_s": "tokens/s",
+    "inter_token_p50_ms": "token gap p50, ms",
+    "inter_token_p99_ms": "token gap p99, ms",
+    "server_cpu_ms_per_token": "server CPU ms/token",
+}
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 
@@ -60,7 +66,7 @@ def recovery(
 def overhead(
     pairs: Annotated[int, typer.Option(min=1, help="Interleaved pairs of bursts.")] = 15,
     streams: Streams = 8,
-    tokens: Tokens = 200,
+    tokens: Tokens = 400,
     as_json: Json = False,
     output: Output = None,
 ) -> None:
@@ -130,12 +136,12 @@ def _recovery_report(document: RecoveryDocument, console: Console) -> None:
 
 def _overhead_report(document: OverheadDocument, console: Console) -> None:
     table = Table(title=f"Holdfast on / off, {len(document.pairs)} interleaved pairs", title_justify="left")
-    for heading in ("metric", "off", "on", "ratio: median", "quartiles", "min", "max"):
-        table.add_column(heading, justify="left" if heading == "metric" else "right")
+    for heading in ("", "off", "on", "on/off", "quartiles", "min", "max"):
+        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
     for ratio in document.ratios:
-        quartiles = f"{ratio.quartile_low:.3f} – {ratio.quartile_high:.3f}"
+        quartiles = f"{ratio.quartile_low:.3f}–{ratio.quartile_high:.3f}"
         figures = (f"{ratio.off_median:.4g}", f"{ratio.on_median:.4g}", f"{ratio.median:.3f}", quartiles)
-        table.add_row(ratio.metric, *figures, f"{ratio.minimum:.3f}", f"{ratio.maximum:.3f}")
+        table.add_row(_METRIC_NAMES[ratio.metric], *figures, f"{ratio.minimum:.3f}", f"{ratio.maximum:.3f}")
     console.print(table)
     console.print("The answers are equal, token by token." if not document.problems else "\n".join(document.problems))
 
