@@ -45,6 +45,9 @@ class HostSources:
             return None if isinstance(found.node, ast.ClassDef) else "is not a class"
         if isinstance(found.node, ast.ClassDef):
             return "is a class, not a function"
+        absent = set(touchpoint.reads) - local_names(found.node)
+        if absent:
+            return f"has no local {', '.join(sorted(absent))}"
         return parameters_problem(touchpoint.parameters, parameter_names(found.node))
 
     def find(self, module: str, qualname: str) -> Definition | None:
@@ -137,3 +140,9 @@ def parameter_names(function: Function) -> list[str]:
     a = function.args
     ordered = [*a.posonlyargs, *a.args, *filter(None, [a.vararg]), *a.kwonlyargs, *filter(None, [a.kwarg])]
     return [argument.arg for argument in ordered if argument.arg not in ("self", "cls")]
+
+
+def local_names(function: Function) -> set[str]:
+    """The parameters of a function and every name that it assigns."""
+    assigned = {n.id for n in ast.walk(function) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    return assigned | set(parameter_names(function))

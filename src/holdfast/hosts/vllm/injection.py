@@ -67,7 +67,7 @@ def arm_engine(traps: Traps, engine: Any) -> None:
     """Let an engine core's own phases be injected: instance attributes over the host's methods."""
     scheduler = engine.scheduler
     schedule, update = scheduler.schedule, scheduler.update_from_output
-    append, attach_version = scheduler._update_request_with_output, engine._attach_weight_version
+    append, attach_details = scheduler._update_request_with_output, engine._attach_iteration_details
     passed = [0]
 
     def around_schedule(*args: Any, **kwargs: Any) -> Any:
@@ -91,9 +91,9 @@ def arm_engine(traps: Traps, engine: Any) -> None:
             traps.passes(Phase.OUTPUT_REQUEST)
         return result
 
-    def after_update(outputs: Any) -> Any:
+    def after_update(*args: Any, **kwargs: Any) -> Any:
         traps.passes(Phase.OUTPUT_END)
-        return attach_version(outputs)
+        return attach_details(*args, **kwargs)
 
     scheduler.schedule, scheduler.update_from_output = around_schedule, before_update
-    scheduler._update_request_with_output, engine._attach_weight_version = after_append, after_update
+    scheduler._update_request_with_output, engine._attach_iteration_details = after_append, after_update

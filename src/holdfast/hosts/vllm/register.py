@@ -32,6 +32,7 @@ class Touchpoint:
     parameters: tuple[str, ...] | None
     why: str
     until: str = "the host offers a documented hook for it"
+    reads: tuple[str, ...] = ()  # locals of the function that are read from a frame an exception left
 
     @property
     def label(self) -> str:
@@ -42,8 +43,8 @@ def _wrap(module: str, name: str, parameters: tuple[str, ...], why: str) -> Touc
     return Touchpoint(module, name, "wrap", parameters, why)
 
 
-def _call(module: str, name: str, parameters: tuple[str, ...] | None, why: str) -> Touchpoint:
-    return Touchpoint(module, name, "call", parameters, why)
+def _call(module: str, name: str, parameters: tuple[str, ...] | None, why: str, *reads: str) -> Touchpoint:
+    return Touchpoint(module, name, "call", parameters, why, reads=reads)
 
 
 def _attributes(module: str, cls: str, names: str, why: str) -> tuple[Touchpoint, ...]:
@@ -105,16 +106,21 @@ TOUCHPOINTS: tuple[Touchpoint, ...] = (
     ),
     _call(_CORE, "EngineCoreProc.is_running", (), "an orderly shutdown ends a hold"),
     _call(_CORE, "EngineCoreProc._send_error_outputs_to_client", ("req_ids", "client_index"), "failing one request"),
-    _call(_CORE, "EngineCore._attach_weight_version", ("outputs",), "injection after output processing"),
-    _call(_CORE, "EngineCore.step", (), "salvage reads its local engine_core_outputs"),
-    _call(_CORE, "EngineCore.step_with_batch_queue", (), "salvage reads its local engine_core_outputs"),
+    _call(_CORE, "EngineCore._attach_iteration_details", ("outputs",), "injection after output processing"),
+    _call(_CORE, "EngineCore.step", (), "salvage", "engine_core_outputs"),
+    _call(_CORE, "EngineCore.step_with_batch_queue", (), "salvage", "engine_core_outputs"),
     _call(_SCHEDULER, "Scheduler.schedule", (), "injection around scheduling"),
     _call(
         _SCHEDULER,
         "Scheduler.update_from_output",
         ("scheduler_output", "model_runner_output"),
-        "salvage reads its locals outputs, req_id, new_token_ids",
+        "salvage",
+        "outputs",
+        "request",
+        "new_token_ids",
+        "new_logprobs",
     ),
+    _call(_CORE, "EngineCoreProc._handle_client_request", ("request_type", "request"), "salvage", "req"),
     _call(_SCHEDULER, "Scheduler._update_request_with_output", ("request", "new_token_ids"), "injection"),
     _call(_SCHEDULER, "Scheduler._preempt_request", ("request", "timestamp"), "releasing a request's blocks"),
     _call(_SCHEDULER, "Scheduler.reset_prefix_cache", ("reset_running_requests",), "rewinding hybrid caches"),
