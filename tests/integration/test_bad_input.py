@@ -160,9 +160,7 @@ def test_a_server_port_in_use_is_named(servers: Servers) -> None:
         port = taken.getsockname()[1]
         code, said = failed_start(servers, "--port", str(port))
     assert code == 3
-    assert said.splitlines()[-1] == (
-        f"holdfast: cannot start: port {port} is in use (choose another one with --port)"
-    )
+    assert said.splitlines()[-1] == (f"holdfast: cannot start: port {port} is in use (choose another one with --port)")
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,12 @@ from concurrent.futures import Future
 
 from holdfast.core import messages as m
 from holdfast.core.config import HoldfastConfig
+from holdfast.core.effects import Effect, Publish, Send, Settle
 from holdfast.core.errors import OperatorError, RecoveryFailed
 from holdfast.core.events import Event, InstanceView
 from holdfast.core.faults import Fault, FaultClass
 from holdfast.core.injection import InjectionSpec
-from holdfast.core.instance import Effect, Instance, Publish, Send, Settle
+from holdfast.core.instance import Instance
 
 
 def some_fault(engine_id: int = 0, fault_class: FaultClass = FaultClass.TRANSIENT) -> Fault:

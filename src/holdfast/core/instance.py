@@ -11,46 +11,13 @@ from dataclasses import dataclass, field
 
 from holdfast.core import messages as m
 from holdfast.core.config import HoldfastConfig
+from holdfast.core.effects import Effect, End, Publish, Send, Settle
 from holdfast.core.errors import InstructionConflict, UnknownEngine
 from holdfast.core.events import EngineView, Event, EventKind, InstanceView
 from holdfast.core.faults import Fault, FaultClass, deeper
 from holdfast.core.injection import InjectionSpec
 from holdfast.core.policy import Action, Decision, Incident, decide_repair, decide_wait, recent
 from holdfast.core.states import EngineState, Trigger, next_state
-
-
-@dataclass(frozen=True)
-class Send:
-    """Send a command to an engine core."""
-
-    engine_id: int
-    message: m.ToEngine
-
-
-@dataclass(frozen=True)
-class Publish:
-    """Something happened; `view` is the instance after it."""
-
-    event: Event
-    view: InstanceView
-
-
-@dataclass(frozen=True)
-class Settle:
-    """A command has ended; `error` says why it failed."""
-
-    command_id: str
-    error: str | None = None
-
-
-@dataclass(frozen=True)
-class End:
-    """Nothing is left that can help: end the instance, non-zero, with this last line."""
-
-    reason: str
-
-
-Effect = Send | Publish | Settle | End
 
 
 @dataclass
@@ -253,7 +220,7 @@ class Instance:
     def _answered(self, engine: _Engine, fact: m.EngineAnswered) -> list[Effect]:
         if engine.armed.pop(fact.command_id, None) is None:
             return []
-        settled = Settle(fact.command_id, error=fact.refused)
+        settled = Settle(fact.command_id, error=fact.refused, refused=fact.refused is not None)
         if fact.refused is not None:
             return [settled]
         return [self._publish(EventKind.FAULT_ARMED, engine, command_id=fact.command_id), settled]

@@ -16,10 +16,11 @@ from concurrent.futures import Future
 
 from holdfast.core import messages as m
 from holdfast.core.config import HoldfastConfig
-from holdfast.core.errors import HookNotAttached, OperatorError, RecoveryFailed
+from holdfast.core.effects import Effect, End, Publish, Send, Settle
+from holdfast.core.errors import BadInstruction, HookNotAttached, OperatorError, RecoveryFailed
 from holdfast.core.events import Event, InstanceView
 from holdfast.core.injection import InjectionSpec
-from holdfast.core.instance import Effect, End, Instance, Publish, Send, Settle
+from holdfast.core.instance import Instance
 from holdfast.core.ports import FrontEndHost
 from holdfast.core.states import EngineState
 from holdfast.sentinel.addresses import engine_identity
@@ -170,5 +171,7 @@ class ClientSentinel:
             return
         if effect.error is None:
             ended.set_result(None)
+        elif effect.refused:
+            ended.set_exception(BadInstruction(effect.error))
         else:
             ended.set_exception(RecoveryFailed(effect.error))

@@ -38,7 +38,7 @@ class EngineDefeated(Exception):
 
 
 class EngineCoreSentinel:
-    """One per engine core. Built before the workers start, so that they find its address."""
+    """One per engine core. Built before the workers start, so that they find its address; started after."""
 
     def __init__(
         self, engine_id: int, config: HoldfastConfig, station: Station, client_address: str, own_address: str
@@ -54,6 +54,9 @@ class EngineCoreSentinel:
         self._rank_fault: Fault | None = None
         self._epoch = 0
         self._host: EngineHost | None = None
+
+    def start(self) -> None:
+        """Begin to answer. Not before the workers were started: a process that forks must be of one thread."""
         self._thread.start()
 
     # ---- attaching

@@ -8,11 +8,12 @@ from hypothesis import strategies as st
 
 from holdfast.core import messages as m
 from holdfast.core.config import HoldfastConfig
+from holdfast.core.effects import End, Publish, Send, Settle
 from holdfast.core.errors import InstructionConflict, UnknownEngine
 from holdfast.core.events import EventKind
 from holdfast.core.faults import Fault, FaultClass, Phase
 from holdfast.core.injection import InjectionSpec
-from holdfast.core.instance import End, Instance, Publish, Send, Settle, unresponsive
+from holdfast.core.instance import Instance, unresponsive
 from holdfast.core.states import EngineState
 
 AUTO = HoldfastConfig(max_retries=3, retry_window_s=60.0)
@@ -435,7 +436,7 @@ def test_arming_that_was_refused_says_why_and_is_no_event():
     bench = Bench()
     bench.arm("x")
     assert bench.observe(m.EngineAnswered(engine_id=0, command_id="x", refused="no rank 7")) == [
-        Settle("x", error="no rank 7")
+        Settle("x", error="no rank 7", refused=True)
     ]
 
 

@@ -6,9 +6,10 @@ import itertools
 from typing import TYPE_CHECKING
 
 from holdfast.core import messages as m
+from holdfast.core.effects import Effect, End, Publish, Send, Settle
 from holdfast.core.errors import InstructionConflict
 from holdfast.core.events import Event, EventKind
-from holdfast.core.instance import Effect, End, Instance, Publish, Send, Settle
+from holdfast.core.instance import Instance
 from holdfast.core.states import EngineState
 
 if TYPE_CHECKING:

@@ -49,6 +49,7 @@ def _protect_engine(original: Callable[..., None], engine: Any, *args: Any, **kw
         engine_id, config, ZmqStation(), client_address(folder), engine_address(folder, engine_id)
     )
     original(engine, *args, **kwargs)
+    sentinel.start()
     host = VllmEngine(engine, config)
     workers = sentinel.await_workers(engine.model_executor.world_size, ATTACH_TIMEOUT_S)
     engine.holdfast = sentinel

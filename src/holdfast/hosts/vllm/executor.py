@@ -1,7 +1,8 @@
 """The executor under Holdfast: the host's own, plus a call that gets past stale replies.
 
 Engine cores unpickle this class before they run anything, so importing this module is what attaches
-the engine core's hooks: it is the earliest moment there is.
+the engine core's hooks: it is the earliest moment there is. A worker that is forked loads no plugins of its
+own: it finds its hooks attached too.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ from vllm.v1.executor.multiproc_executor import MultiprocExecutor, WorkerProc
 from holdfast.core.errors import PeerSilent
 from holdfast.hosts.vllm.engine_core import attach_engine_hooks
 from holdfast.hosts.vllm.restore import RESTORE, RestoreOrder, RestoreReply, decode_reply, encode_order
+from holdfast.hosts.vllm.worker import attach_worker_hooks
 
 attach_engine_hooks()
+attach_worker_hooks()
 
 
 class HoldfastExecutor(MultiprocExecutor):

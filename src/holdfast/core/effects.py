@@ -1,0 +1,43 @@
+"""What an instance wants done: effects, returned by the pure `Instance` and carried out by its shell."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from holdfast.core import messages as m
+from holdfast.core.events import Event, InstanceView
+
+
+@dataclass(frozen=True)
+class Send:
+    """Send a command to an engine core."""
+
+    engine_id: int
+    message: m.ToEngine
+
+
+@dataclass(frozen=True)
+class Publish:
+    """Something happened; `view` is the instance after it."""
+
+    event: Event
+    view: InstanceView
+
+
+@dataclass(frozen=True)
+class Settle:
+    """A command has ended; `error` says why it failed, `refused` that it was never followed."""
+
+    command_id: str
+    error: str | None = None
+    refused: bool = False
+
+
+@dataclass(frozen=True)
+class End:
+    """Nothing is left that can help: end the instance, non-zero, with this last line."""
+
+    reason: str
+
+
+Effect = Send | Publish | Settle | End
