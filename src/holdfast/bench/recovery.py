@@ -71,6 +71,7 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
     load: str
     interruption_median_s: float | None
     interruption_max_s: float | None
+    interruptions_s: tuple[float, ...]
     fault_free_longest_gap_s: float
     client_lag_s: float
     interrupted_streams: int
@@ -96,7 +97,7 @@ class RecoveryDocument(msgspec.Struct, frozen=True, kw_only=True):
     usage: tuple[SessionUsage, ...]  # of the server: before the first repetition, and after each
     restart: Restart
     restart_total_s: float
-    interruption_median_s: float | None
+    interruption_median_s: float | None  # over every stream of every trial
     interruption_max_s: float | None
     lost_tokens: int
     repeated_tokens: int
@@ -182,6 +183,7 @@ def _trial(scenario: Scenario, outcome: Outcome) -> Trial:
         load=scenario.load,
         interruption_median_s=spread.median if spread else None,
         interruption_max_s=spread.maximum if spread else None,
+        interruptions_s=tuple(waits),
         fault_free_longest_gap_s=outcome.reference_gap_s,
         client_lag_s=outcome.client_lag_s,
         interrupted_streams=len(waits),
@@ -211,10 +213,8 @@ def _document(
     usage: Sequence[SessionUsage],
     restart: Restart,
 ) -> RecoveryDocument:
-    medians = [trial.interruption_median_s for trial in trials if trial.interruption_median_s is not None]
-    longest = [trial.interruption_max_s for trial in trials if trial.interruption_max_s is not None]
-    median_s = spread_of(medians).median if medians else None
-    max_s = max(longest, default=None)
+    waits = [wait for trial in trials for wait in trial.interruptions_s]
+    median_s, max_s = (spread_of(waits).median, max(waits)) if waits else (None, None)
     return RecoveryDocument(
         benchmark="recovery",
         version=1,

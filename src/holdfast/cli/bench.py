@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -13,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from holdfast.bench.overhead import OverheadDocument, OverheadSettings, measure_overhead
-from holdfast.bench.recovery import RecoveryDocument, RecoverySettings, choose_scenarios, measure_recovery
+from holdfast.bench.recovery import RecoveryDocument, RecoverySettings, Trial, choose_scenarios, measure_recovery
 from holdfast.chaos.model import default_model_folder, make_dense_model
 from holdfast.cli.interrupting import ending_like_ctrl_c
 from holdfast.core.errors import HoldfastError
@@ -112,12 +113,10 @@ def _publish(
 
 def _recovery_report(document: RecoveryDocument, console: Console) -> None:
     table = Table(title="Exceptions on a running server", title_justify="left")
-    for heading in ("exception", "median", "max", "lost", "twice", "changed", "exact"):
+    for heading in ("exception", "runs", "median", "max", "lost", "twice", "changed", "exact"):
         table.add_column(heading, justify="left" if heading == "exception" else "right", no_wrap=True)
-    for trial in document.trials:
-        waits = (_milliseconds(trial.interruption_median_s), _milliseconds(trial.interruption_max_s))
-        counts = (str(trial.lost_tokens), str(trial.repeated_tokens), str(trial.changed_tokens))
-        table.add_row(trial.scenario, *waits, *counts, "NO" if trial.problems else "yes")
+    for name in dict.fromkeys(trial.scenario for trial in document.trials):
+        table.add_row(name, *_scenario_cells([trial for trial in document.trials if trial.scenario == name]))
     console.print(table)
     for trial in document.trials:
         for problem in trial.problems:
@@ -132,6 +131,23 @@ def _recovery_report(document: RecoveryDocument, console: Console) -> None:
             f"Interruption: {document.restart_to_median_interruption:.0f} times shorter in the median, "
             f"{document.restart_to_max_interruption:.0f} times in the worst stream."
         )
+
+
+def _scenario_cells(trials: Sequence[Trial]) -> list[str]:
+    """One scenario over its repetitions."""
+    waits = [wait for trial in trials for wait in trial.interruptions_s]
+    counts = (
+        sum(trial.lost_tokens for trial in trials),
+        sum(trial.repeated_tokens for trial in trials),
+        sum(trial.changed_tokens for trial in trials),
+    )
+    return [
+        str(len(trials)),
+        _milliseconds(statistics.median(waits) if waits else None),
+        _milliseconds(max(waits, default=None)),
+        *map(str, counts),
+        "NO" if any(trial.problems for trial in trials) else "yes",
+    ]
 
 
 def _overhead_report(document: OverheadDocument, console: Console) -> None:
