@@ -14,6 +14,7 @@ from holdfast.core.injection import InjectionSpec
 
 RECOVERED = "engine-recovered"
 FAULT = "fault-reported"
+ARMED = "fault-armed"
 
 
 class ControlFailed(WorldError):

@@ -14,7 +14,7 @@ from rich.text import Text
 from holdfast.bench.restart import Restart
 from holdfast.bench.trial import Outcome, Window
 from holdfast.chaos.checker import interruption_s, spread_of
-from holdfast.chaos.control import FAULT
+from holdfast.chaos.control import ARMED, FAULT
 from holdfast.chaos.history import History
 
 LAST_WORDS_CHARS = 48
@@ -83,7 +83,7 @@ def _last_words(history: History) -> str:
 def event_lines(events: Sequence[Mapping[str, Any]]) -> list[str]:
     """Events as people read them, with milliseconds since the fault's report."""
     begin = next((event["at"] for event in events if event["kind"] == FAULT), None)
-    return [_event_line(event, begin) for event in events]
+    return [_event_line(event, begin) for event in events if event["kind"] != ARMED]
 
 
 def _event_line(event: Mapping[str, Any], begin: float | None) -> str:

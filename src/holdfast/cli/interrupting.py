@@ -14,6 +14,8 @@ _LIKE_CTRL_C = (signal.SIGTERM, signal.SIGHUP)
 def ending_like_ctrl_c() -> Iterator[None]:
     """While inside, SIGTERM and SIGHUP do what Ctrl-C does, so that `finally` runs."""
     before = {number: signal.signal(number, _interrupt) for number in _LIKE_CTRL_C}
+    # A shell starts background jobs with SIGINT ignored; what stands for Ctrl-C must work there too.
+    before[signal.SIGINT] = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield
     finally:
