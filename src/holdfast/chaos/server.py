@@ -26,6 +26,7 @@ from holdfast.core.errors import WorldError
 POLL_S = 0.05
 LOG_TAIL_LINES = 30
 CHILDREN_GRACE_S = 5.0
+ABANDON_TIMEOUT_S = 3.0  # for a server that never served: nobody waits for it, and the host starts deaf to SIGTERM
 
 # What lets the host's CPU build run on a small machine; what the caller's environment says wins.
 CPU_ENVIRONMENT = {
@@ -96,7 +97,7 @@ class Server:
         try:
             self._wait_healthy(begin_s, tick)
         except BaseException:
-            self.stop()
+            self.stop(timeout_s=ABANDON_TIMEOUT_S)
             raise
         self.start_s = time.monotonic() - begin_s
         return self
@@ -136,13 +137,13 @@ class Server:
     def failure(self, message: str) -> ServerFailed:
         return ServerFailed(f"{message}; the end of its log:\n{log_tail(self.spec.log)}")
 
-    def stop(self) -> int | None:
+    def stop(self, timeout_s: float | None = None) -> int | None:
         """SIGTERM, then SIGKILL to what is left of its session; returns the exit code."""
         if self._process is None:
             return None
         try:
             self._process.terminate()
-            self._process.wait(self.spec.stop_timeout_s)
+            self._process.wait(self.spec.stop_timeout_s if timeout_s is None else timeout_s)
         except subprocess.TimeoutExpired:
             pass
         finally:  # also when a second Ctrl-C cuts the wait short
@@ -152,7 +153,7 @@ class Server:
     def _end_session(self) -> None:
         """Give children a moment to follow their parent, then kill the rest of the session."""
         deadline_s = time.monotonic() + CHILDREN_GRACE_S
-        while self.orphans() and time.monotonic() < deadline_s:
+        while self.exit_code is not None and self.orphans() and time.monotonic() < deadline_s:
             time.sleep(POLL_S)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)

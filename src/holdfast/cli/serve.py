@@ -23,9 +23,10 @@ def serve(arguments: Sequence[str]) -> int:
         return 0
     try:
         settings, rest = split_flags(arguments)
-        from holdfast.hosts.vllm.serving import known_flags
+        from holdfast.hosts.vllm.serving import known_flags, prepare
         from holdfast.hosts.vllm.serving import serve as serve_with_host
 
+        prepare(allow_unknown_host=bool(settings.get("allow_unknown_host")))
         refuse_misspelt(rest, known_flags())
         serve_with_host(rest, settings)
     except HoldfastError as error:

@@ -11,8 +11,10 @@ from fastapi import FastAPI
 from holdfast.api.access import Access
 from holdfast.api.gate import install_gate
 from holdfast.api.routes import install
+from holdfast.core.errors import HookNotAttached
 from holdfast.hosts.vllm.ending import attach_exit_hook
 from holdfast.hosts.vllm.front_end import current_front_end
+from holdfast.hosts.vllm.settings import KEY
 
 
 class HoldfastEndpoint:
@@ -28,6 +30,7 @@ class HoldfastEndpoint:
         """Routes of a protected instance; a plain server stays as it is."""
         front_end = current_front_end()
         if front_end is None:
+            _refuse_unprotected(app.state.args)
             return
         self._app = app
         install(app, front_end.sentinel, Access.from_settings(_api_keys(app.state.args), os.environ))
@@ -44,3 +47,10 @@ class HoldfastEndpoint:
 def _api_keys(args: Namespace) -> list[str]:
     keys = getattr(args, "api_key", None) or os.environ.get("VLLM_API_KEY") or []
     return [keys] if isinstance(keys, str) else list(keys)
+
+
+def _refuse_unprotected(args: Namespace) -> None:
+    """Fail closed: settings that nobody took mean that our hooks are not in this process."""
+    settings = (getattr(args, "additional_config", None) or {}).get(KEY)
+    if isinstance(settings, dict) and settings.get("enable_fault_tolerance", True):
+        raise HookNotAttached("the settings of Holdfast were taken by nobody: its hooks did not attach")

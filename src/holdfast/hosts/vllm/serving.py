@@ -10,31 +10,45 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from holdfast.core.config import parse_config
-from holdfast.core.errors import BadConfiguration, PortInUse
+from holdfast.core.errors import BadConfiguration, HookNotAttached, PortInUse
 from holdfast.hosts.vllm.plugin_names import VARIABLE, extended_allow_list
+from holdfast.hosts.vllm.register import OWN_ENGINES, attached, missing
 from holdfast.hosts.vllm.settings import KEY
 from holdfast.hosts.vllm.versions import OVERRIDE, refuse_unknown_host
 
 
+def prepare(*, allow_unknown_host: bool) -> None:
+    """Before anything of the host is imported: is it one we know, and will it load our plugin?"""
+    refuse_unknown_host(allowed=allow_unknown_host)
+    if allow_unknown_host:
+        os.environ[OVERRIDE] = "1"
+    os.environ[VARIABLE] = extended_allow_list(os.environ)
+
+
 def serve(arguments: Sequence[str], settings: Mapping[str, Any]) -> None:
-    """Run the host's serve command. Ends by `SystemExit` or an exception of the host's.
+    """Run the host's serve command, after `prepare`. Ends by `SystemExit` or an exception of the host's.
 
     Args:
         arguments: what `vllm serve` would be given.
         settings: Holdfast's settings from flags; they win over those in `--additional-config`.
     """
-    refuse_unknown_host(allowed=bool(settings.get("allow_unknown_host")))
-    if settings.get("allow_unknown_host"):
-        os.environ[OVERRIDE] = "1"
-    os.environ[VARIABLE] = extended_allow_list(os.environ)
     command, args = _parse(arguments)
     args.additional_config = _merged(args.additional_config, settings)
+    refuse_unhooked()
     try:
         command.cmd(args)
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise PortInUse(f"port {args.port} is in use", hint="choose another one with --port") from error
         raise
+
+
+def refuse_unhooked() -> None:
+    """Raises `HookNotAttached` when the host has loaded its plugins and ours was not among them."""
+    if absent := missing((OWN_ENGINES,), attached()):
+        raise HookNotAttached(
+            f"the plugin did not load: {', '.join(absent)} is not attached", hint="see the host's log above"
+        )
 
 
 def known_flags() -> frozenset[str]:
