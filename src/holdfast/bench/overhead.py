@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import statistics
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,17 +89,10 @@ class OverheadSettings:
 def measure_overhead(settings: OverheadSettings) -> OverheadDocument:
     """Start both servers, alternate bursts between them, and compare pair by pair."""
     machine = describe_machine()
-    off = Server(_spec(settings, holdfast=False))
-    on = Server(_spec(settings, holdfast=True))
-    try:
-        for name, server in (("plain", off), ("protected", on)):
-            settings.say(f"starting the {name} server")
-            server.start()
+    with ExitStack() as running:
+        off, on = (running.enter_context(_start(settings, holdfast)) for holdfast in (False, True))
         with precise_client() as prompt:
             pairs, verdict = asyncio.run(_run_pairs(off, on, settings))
-    finally:
-        off.stop()
-        on.stop()
     return OverheadDocument(
         benchmark="overhead",
         version=1,
@@ -111,6 +105,11 @@ def measure_overhead(settings: OverheadSettings) -> OverheadDocument:
         ratios=tuple(ratio_of(metric, pairs) for metric in METRICS),
         problems=verdict.reasons,
     )
+
+
+def _start(settings: OverheadSettings, holdfast: bool) -> Server:
+    settings.say(f"starting the {'protected' if holdfast else 'plain'} server")
+    return Server(_spec(settings, holdfast=holdfast)).start()
 
 
 def _spec(settings: OverheadSettings, *, holdfast: bool) -> ServerSpec:

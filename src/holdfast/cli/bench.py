@@ -10,6 +10,7 @@ from typing import Annotated, TypeVar
 
 import msgspec
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -112,7 +113,7 @@ def _publish(
 
 
 def _recovery_report(document: RecoveryDocument, console: Console) -> None:
-    table = Table(title="Exceptions on a running server", title_justify="left")
+    table = Table(title="Exceptions on a running server", title_justify="left", box=SIMPLE_HEAD)
     for heading in ("exception", "runs", "median", "max", "lost", "twice", "changed", "exact"):
         table.add_column(heading, justify="left" if heading == "exception" else "right", no_wrap=True)
     for name in dict.fromkeys(trial.scenario for trial in document.trials):
@@ -151,7 +152,9 @@ def _scenario_cells(trials: Sequence[Trial]) -> list[str]:
 
 
 def _overhead_report(document: OverheadDocument, console: Console) -> None:
-    table = Table(title=f"Holdfast on / off, {len(document.pairs)} interleaved pairs", title_justify="left")
+    table = Table(
+        title=f"Holdfast on / off, {len(document.pairs)} interleaved pairs", title_justify="left", box=SIMPLE_HEAD
+    )
     for heading in ("", "off", "on", "on/off", "quartiles", "min", "max"):
         table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
     for ratio in document.ratios:
