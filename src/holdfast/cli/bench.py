@@ -113,7 +113,13 @@ def _publish(
 
 
 def _recovery_report(document: RecoveryDocument, console: Console) -> None:
-    table = Table(title="Exceptions on a running server", title_justify="left", box=SIMPLE_HEAD)
+    table = Table(
+        title="Exceptions on a running server",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
     for heading in ("exception", "runs", "median", "max", "lost", "twice", "changed", "exact"):
         table.add_column(heading, justify="left" if heading == "exception" else "right", no_wrap=True)
     for name in dict.fromkeys(trial.scenario for trial in document.trials):
