@@ -91,6 +91,11 @@ class Load:
         self._by_spec = [[History(name, now_s) for name in spec.history_names()] for spec in self._specs]
 
     @property
+    def tokens(self) -> int:
+        """The most tokens that one answer may have."""
+        return max(spec.max_tokens for spec in self._specs)
+
+    @property
     def histories(self) -> list[History]:
         return [history for group in self._by_spec for history in group]
 

@@ -28,15 +28,16 @@ _STYLES = {
 }
 
 
-def screen(histories: Sequence[History], events: Sequence[Mapping[str, Any]], window: Window | None) -> RenderableType:
-    """One picture of a running load: a line per stream, then what happened."""
+def screen(
+    histories: Sequence[History], events: Sequence[Mapping[str, Any]], window: Window | None, total: int
+) -> RenderableType:
+    """One picture of a running load: a line per stream of `total` tokens, then what happened."""
     table = _stream_grid()
     now_s = time.monotonic()
-    longest = max(len(one.token_ids) for one in histories)
     for history in histories:
         state = _state(history, window)
         style = _STYLES.get(state.split()[0], "")
-        bar = ProgressBar(total=max(longest, 1), completed=len(history.token_ids), width=16)
+        bar = ProgressBar(total=total, completed=len(history.token_ids), width=16)
         rate = f"{_tokens_per_s(history, now_s):.0f}/s"
         words = Text(_last_words(history), style="italic")
         table.add_row(history.name, bar, str(len(history.token_ids)), rate, Text(state, style=style), words)
@@ -95,7 +96,7 @@ def _event_detail(event: Mapping[str, Any]) -> str:
     if report := event.get("report"):
         return (
             f"{report.get('requests', 0)} requests rewound, {report.get('kept_blocks', 0)} KV blocks kept, "
-            f"{report.get('evicted_blocks', 0)} evicted, {report.get('tokens_to_recompute', 0)} tokens to compute again"
+            f"{report.get('evicted_blocks', 0)} evicted, {report.get('tokens_to_recompute', 0)} tokens to redo"
         )
     if fault := event.get("fault"):
         phase = f" at {fault['phase']}" if fault.get("phase") else ""

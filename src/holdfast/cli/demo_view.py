@@ -105,12 +105,13 @@ class TerminalView(PlainView):
         with Live(console=self.console, auto_refresh=False, transient=True) as live:
             while True:
                 events = [*await control.events(before)] or events
-                live.update(screen(load.histories, events, _window(events)), refresh=True)
+                live.update(screen(load.histories, events, _window(events), load.tokens), refresh=True)
                 await asyncio.sleep(REDRAW_S)
 
     def aftermath(self, histories: Sequence[History], outcome: Outcome) -> None:
         """The last picture stays on the screen."""
-        self.console.print(screen(histories, outcome.events, _window(outcome.events)))
+        total = max(len(history.token_ids) for history in histories)
+        self.console.print(screen(histories, outcome.events, _window(outcome.events), max(total, 1)))
 
 
 def _window(events: Sequence[Mapping[str, Any]]) -> Window | None:

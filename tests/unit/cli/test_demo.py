@@ -67,7 +67,7 @@ def view() -> tuple[PlainView, io.StringIO]:
 )
 def test_a_line_says_how_its_stream_is(arrivals: list[float], window: Window | None, state: str) -> None:
     """Waiting, flowing, interrupted, resumed."""
-    text = shown(screen([answer([1] * len(arrivals), arrivals, finish=None)], [], window))
+    text = shown(screen([answer([1] * len(arrivals), arrivals, finish=None)], [], window, 9))
     assert state in text
     assert len(text.splitlines()) == 1
 
@@ -76,14 +76,14 @@ def test_a_finished_stream_is_done_and_a_failed_one_failed() -> None:
     """Ends are told apart."""
     ended, failed = answer([1], [1.0]), answer([], [], finish=None)
     failed.error = "gone"
-    text = shown(screen([ended, failed], [], None))
+    text = shown(screen([ended, failed], [], None, 9))
     assert "done" in text
     assert "failed" in text
 
 
 def test_words_cannot_steer_the_terminal() -> None:
     """Control characters of an answer are not printed."""
-    assert "\x1b[31m" not in shown(screen([answer([1], [time.monotonic()])], [], None))
+    assert "\x1b[31m" not in shown(screen([answer([1], [time.monotonic()])], [], None, 9))
 
 
 def test_events_are_timed_from_the_fault() -> None:
