@@ -104,3 +104,7 @@ def _as_app(target: typer.Typer | Callable[..., Any]) -> typer.Typer:
 
 for _command in _COMMANDS:
     _register(_command)
+
+
+if __name__ == "__main__":
+    main()

@@ -143,7 +143,7 @@ TOUCHPOINTS: tuple[Touchpoint, ...] = (
     Touchpoint(_KV_TYPES, "FullAttentionManager", "class", None, "the one cache kind that is rewound in place"),
     _call(_POOL, "BlockPool.free_blocks", ("ordered_blocks",), "trimming blocks"),
     _call(_POOL, "BlockPool.get_num_free_blocks", (), "what fits after a rewind"),
-    *_attributes(_POOL, "BlockPool", "hash_block_size", "whole blocks only"),
+    *_attributes(_POOL, "BlockPool", "blocks hash_block_size", "which suspect blocks are cached"),
     *_attributes(
         _REQUEST,
         "Request",
@@ -153,6 +153,7 @@ TOUCHPOINTS: tuple[Touchpoint, ...] = (
         "resumable",
         "rewinding",
     ),
+    *_attributes("vllm.v1.core.kv_cache_utils", "KVCacheBlock", "block_hash", "which suspect blocks are cached"),
     Touchpoint(_REQUEST, "RequestStatus", "class", None, "rewinding"),
     *_attributes(
         _RUNNER_V1,

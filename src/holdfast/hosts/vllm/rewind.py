@@ -77,15 +77,16 @@ def _rewind_in_place(
     requests = _holders(scheduler, manager)
     held = [_held(request, manager) for request in requests]
     plan = _fitting_plan(scheduler, plan_rewind([*held, *departed], manager.block_size), held)
+    evicted = _cached(scheduler, plan.suspect_blocks)
     if not keep_suspect_blocks:
-        scheduler.kv_cache_manager.evict_blocks(set(plan.suspect_blocks))
+        scheduler.kv_cache_manager.evict_blocks(evicted)
     _leave_queues(scheduler, requests)
     for request in reversed(requests):
         _put_back(scheduler, manager, request, plan)
     return Rewound(
         requests=len(requests),
         kept_blocks=sum(plan.kept_blocks(h.request_id) for h in held),
-        evicted_blocks=len(plan.suspect_blocks),
+        evicted_blocks=len(evicted),
         tokens_to_recompute=sum(h.total - plan.good_tokens[h.request_id] for h in held),
     )
 
@@ -133,6 +134,12 @@ def _keepable(request: Any) -> bool:
 def _fitting_plan(scheduler: Any, plan: RewindPlan, held: Sequence[HeldRequest]) -> RewindPlan:
     free = scheduler.kv_cache_manager.block_pool.get_num_free_blocks() + given_up_blocks(plan, held)
     return release_until_rest_fits(plan, held, free, scheduler.max_num_scheduled_tokens)
+
+
+def _cached(scheduler: Any, suspect: Iterable[int]) -> set[int]:
+    """Those of the suspect blocks that stand in the prefix cache."""
+    blocks = scheduler.kv_cache_manager.block_pool.blocks
+    return {block_id for block_id in suspect if blocks[block_id].block_hash is not None}
 
 
 def _leave_queues(scheduler: Any, requests: Iterable[Any]) -> None:
