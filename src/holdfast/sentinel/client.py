@@ -30,6 +30,7 @@ from holdfast.wire import Delivery, Hub, Station
 logger = logging.getLogger("holdfast")
 
 MAX_HISTORY = 1000
+TICK_S = 0.25  # deadlines are of seconds
 
 Sink = Callable[[Event, InstanceView], None]
 
@@ -63,7 +64,7 @@ class ClientSentinel:
         self._sinks = tuple(sinks)
         self._waiting: dict[str, Future[None]] = {}
         self._changed = threading.Condition()
-        self._thread = SentinelThread("ClientSentinel", station, self._deliver, self._tick)
+        self._thread = SentinelThread("ClientSentinel", station, self._deliver, self._tick, TICK_S)
 
     # ---- life
 

@@ -11,7 +11,7 @@ from holdfast.wire import Delivery, Station
 
 logger = logging.getLogger("holdfast")
 
-TICK_S = 0.1
+IDLE_S = 5.0  # a thread without anything to do by time wakes this rarely; deliveries and posts wake it at once
 
 
 class SentinelThread:
@@ -23,10 +23,12 @@ class SentinelThread:
         station: Station,
         on_delivery: Callable[[Delivery], None],
         on_tick: Callable[[], None] = lambda: None,
+        tick_s: float = IDLE_S,
     ) -> None:
         self._station = station
         self._on_delivery = on_delivery
         self._on_tick = on_tick
+        self._tick_s = tick_s
         self._posted: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -53,7 +55,7 @@ class SentinelThread:
 
     def _turn(self) -> None:
         self._run_posted()
-        delivery = self._station.receive(TICK_S)
+        delivery = self._station.receive(self._tick_s)
         if delivery is not None:
             self._on_delivery(delivery)
         self._on_tick()
