@@ -81,8 +81,15 @@ _STICKY_DEVICE_ERROR = re.compile(
 )
 
 
+# A bounded wait of ours, and the host's own for a step's reply.
+_UNANSWERED_TYPE = "PeerSilent"
+_UNANSWERED_CALL = re.compile(r"^RPC call to .* timed out")
+
+
 def classify_error(error_type: str, message: str) -> FaultClass:
     """Class of an exception known only by its type's name and its message."""
+    if error_type == _UNANSWERED_TYPE or _UNANSWERED_CALL.search(message):
+        return FaultClass.UNRESPONSIVE
     if _STICKY_DEVICE_ERROR.search(message):
         return FaultClass.DEVICE
     return FaultClass.TRANSIENT

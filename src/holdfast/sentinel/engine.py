@@ -173,7 +173,7 @@ class EngineCoreSentinel:
 
     def _own_fault(self, error: Exception) -> Fault:
         error_type, message = describe_error(error)
-        fault_class = getattr(error, "fault_class", None) or classify_error(error_type, message)
+        fault_class = classify_error(error_type, message)
         if self._host is not None and self._host.lost_a_worker():
             fault_class = FaultClass.WORKER_LOST
         return Fault(

@@ -111,3 +111,14 @@ def test_a_transient_fault_never_hides_one_that_a_retry_cannot_repair():
 def test_a_phase_belongs_to_the_worker_or_to_the_engine_core():
     in_worker = [p for p in Phase if p.in_worker]
     assert in_worker == [Phase.STEP_START, Phase.FORWARD, Phase.STEP_END, Phase.SAMPLE_START, Phase.SAMPLE_END]
+
+
+@pytest.mark.parametrize(
+    ("error_type", "message"),
+    [
+        ("PeerSilent", "rank 0 did not answer in time; it is taken for hung"),
+        ("TimeoutError", "RPC call to execute_model timed out."),
+    ],
+)
+def test_a_rank_that_did_not_answer_is_unresponsive_and_not_to_be_retried(error_type, message):
+    assert classify_error(error_type, message) is FaultClass.UNRESPONSIVE

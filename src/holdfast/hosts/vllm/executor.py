@@ -8,6 +8,7 @@ own: it finds its hooks attached too.
 from __future__ import annotations
 
 import time
+from typing import Any
 
 from vllm.v1.executor.multiproc_executor import MultiprocExecutor, WorkerProc
 
@@ -33,7 +34,7 @@ class HoldfastExecutor(MultiprocExecutor):
             PeerSilent: a rank did not answer within `timeout_s`.
         """
         deadline = time.monotonic() + timeout_s
-        self.rpc_broadcast_mq.enqueue((RESTORE, (encode_order(order),), {}, None))
+        self._enqueue((RESTORE, (encode_order(order),), {}, None), timeout_s)
         replies, stale = [], 0
         for rank in range(len(self.response_mqs)):
             reply, dropped = self._drain_to_reply(rank, order.nonce, deadline)
@@ -41,6 +42,12 @@ class HoldfastExecutor(MultiprocExecutor):
             stale += dropped
         self.futures_queue.clear()
         return replies, stale
+
+    def _enqueue(self, call: tuple[Any, ...], timeout_s: float) -> None:
+        try:
+            self.rpc_broadcast_mq.enqueue(call, timeout=timeout_s)
+        except TimeoutError:
+            raise PeerSilent("a rank reads no calls any more; it is taken for hung") from None
 
     def _drain_to_reply(self, rank: int, nonce: str, deadline: float) -> tuple[RestoreReply, int]:
         dropped = 0

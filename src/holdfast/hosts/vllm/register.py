@@ -95,7 +95,9 @@ TOUCHPOINTS: tuple[Touchpoint, ...] = (
     _call(_EXECUTOR, "WorkerProc.enqueue_output", ("output",), "asynchronous outputs raise here"),
     *_attributes(_EXECUTOR, "MultiprocExecutor", "rpc_broadcast_mq response_mqs futures_queue is_failed", "draining"),
     *_attributes(_EXECUTOR, "WorkerProc", "worker rank use_async_scheduling", "guarding steps"),
-    _call("vllm.distributed.device_communicators.shm_broadcast", "MessageQueue.enqueue", ("obj",), "draining"),
+    _call(
+        "vllm.distributed.device_communicators.shm_broadcast", "MessageQueue.enqueue", ("obj", "timeout"), "draining"
+    ),
     _call("vllm.distributed.device_communicators.shm_broadcast", "MessageQueue.dequeue", ("timeout",), "draining"),
     _call("vllm.v1.worker.worker_base", "WorkerWrapperBase.execute_model", ("scheduler_output",), "guarding steps"),
     *_attributes(

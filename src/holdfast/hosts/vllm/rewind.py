@@ -54,6 +54,8 @@ def rewind(scheduler: Any, departed: Sequence[HeldRequest], *, keep_suspect_bloc
         rewound = _rewind_in_place(scheduler, manager, departed, keep_suspect_blocks)
     for request in scheduler.requests.values():
         _nothing_in_flight(request)
+        if request.status is RequestStatus.PREEMPTED:  # also those that the host had preempted before
+            request.status = _waiting_status(request)
     scheduler.prev_step_scheduled_req_ids.clear()
     return rewound
 
