@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import pytest
 
 from holdfast.bench.loads import SERVER_ARGUMENTS
@@ -91,3 +92,9 @@ def run(coroutine):  # type: ignore[no-untyped-def]
 async def well(server: Server) -> str | None:
     async with Control(server.url) as control:
         return await control.unwell()
+
+
+async def state(client: httpx.AsyncClient) -> str:
+    """The precise state of the first engine."""
+    engines = (await client.get("/fault_tolerance/status")).json()["engines"]
+    return str(engines[0]["state"])

@@ -14,7 +14,7 @@ from holdfast.chaos.server import Server
 from holdfast.chaos.streams import MODEL_NAME, Load
 from holdfast.core.faults import Phase
 from holdfast.core.injection import InjectionSpec
-from integration.conftest import Servers, run
+from integration.conftest import Servers, run, state
 from integration.loads import every_feature, fresh_salt
 
 pytestmark = [pytest.mark.host, pytest.mark.server]
@@ -35,10 +35,6 @@ async def pause(control: Control, client: httpx.AsyncClient) -> None:
     async with asyncio.timeout(30):
         while (await state(client)) != "paused":
             await asyncio.sleep(0.02)
-
-
-async def state(client: httpx.AsyncClient) -> str:
-    return (await client.get("/fault_tolerance/status")).json()["engines"][0]["state"]
 
 
 async def retry(client: httpx.AsyncClient) -> httpx.Response:

@@ -17,7 +17,7 @@ from holdfast.chaos.server import Server, log_tail
 from holdfast.chaos.streams import MODEL_NAME, Load, StreamSpec
 from holdfast.core.faults import Phase
 from holdfast.core.injection import InjectionSpec
-from integration.conftest import MANY_RETRIES, V1_ASYNC, V1_SYNC, Kind, Servers, run
+from integration.conftest import MANY_RETRIES, V1_ASYNC, V1_SYNC, Kind, Servers, run, state
 from integration.loads import LONG, fresh_salt
 from integration.test_endings import EXIT_DEFEATED, wait_ended
 
@@ -105,7 +105,7 @@ async def _retry_a_stopped_worker(server: Server) -> None:
         body = {"model": MODEL_NAME, "prompt": "The keeper", "max_tokens": 30}
         victim = asyncio.create_task(client.post("/v1/completions", json=body))
         async with asyncio.timeout(20):
-            while (await client.get("/fault_tolerance/ready")).status_code == 200:
+            while await state(client) != "paused":
                 await asyncio.sleep(0.02)
         os.kill(_worker(server), signal.SIGSTOP)
         failed = await client.post("/fault_tolerance/apply", json={"fault_tolerance_instruction": "retry"})

@@ -15,7 +15,7 @@ from holdfast.chaos.server import Server, log_tail
 from holdfast.chaos.streams import MODEL_NAME
 from holdfast.core.faults import Phase
 from holdfast.core.injection import InjectionSpec
-from integration.conftest import V1_ASYNC, V1_SYNC, Kind, Servers, run
+from integration.conftest import V1_ASYNC, V1_SYNC, Kind, Servers, run, state
 
 pytestmark = [pytest.mark.host, pytest.mark.server]
 
@@ -87,7 +87,7 @@ async def _failing_retry(server: Server) -> None:
         await control.inject(InjectionSpec(phase=Phase.FORWARD))
         victim = asyncio.create_task(client.post("/v1/completions", json=BODY))
         async with asyncio.timeout(20):
-            while (await client.get("/fault_tolerance/ready")).status_code == 200:
+            while await state(client) != "paused":
                 await asyncio.sleep(0.02)
         failed = await client.post("/fault_tolerance/apply", json=instruction)
         assert failed.status_code == 500
