@@ -1,0 +1,252 @@
+"""The three real sentinels, on threads of their own, over the in-memory wire and a host that does as it is told."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import pytest
+
+from holdfast.core.config import HoldfastConfig
+from holdfast.core.errors import BadInstruction, HookNotAttached, InstructionConflict, RecoveryFailed
+from holdfast.core.events import EventKind
+from holdfast.core.faults import Fault, FaultClass, Phase
+from holdfast.core.injection import InjectionSpec
+from holdfast.core.messages import RecoveryReport
+from holdfast.core.states import EngineState
+from holdfast.sentinel import ClientSentinel, EngineCoreSentinel, EngineDefeated, WorkerSentinel
+from holdfast.sentinel.addresses import engine_identity, worker_identity
+from holdfast.wire import MemoryNetwork
+
+WAIT_S = 10.0
+REPLY = RuntimeError("Worker failed with error 'boom'")
+
+
+@dataclass
+class Host:
+    """Engine core, worker and front end in one: notes what it is asked, fails where it was told to."""
+
+    failures: list[Exception] = field(default_factory=list)
+    epochs: list[int] = field(default_factory=list)
+    armed: list[InjectionSpec] = field(default_factory=list)
+    ended: threading.Event = field(default_factory=threading.Event)
+    reason: str = ""
+    engine_id: int = 0
+
+    def unfinished_requests(self) -> int:
+        return 3
+
+    def is_workers_reply(self, error: Exception) -> bool:
+        return error is REPLY
+
+    def lost_a_worker(self) -> bool:
+        return False
+
+    def recover(self, error: Exception, epoch: int) -> RecoveryReport:
+        self.epochs.append(epoch)
+        if self.failures:
+            raise self.failures.pop(0)
+        return RecoveryReport(requests=3)
+
+    def arm(self, spec: InjectionSpec) -> None:
+        self.armed.append(spec)
+
+    def end_instance(self, reason: str) -> None:
+        self.reason = reason
+        self.ended.set()
+
+
+class Bench:
+    """One instance of one engine with one rank."""
+
+    def __init__(self, **settings: object) -> None:
+        config = HoldfastConfig(**settings)  # type: ignore[arg-type]
+        self.host, self.network = Host(), MemoryNetwork()
+        self.client = ClientSentinel([0], config, self.host, self.network.station(), "client")
+        self.engine = EngineCoreSentinel(0, config, self.network.station(), "client", "engine-0")
+        self.worker = WorkerSentinel(self.host, 0, self.network.station(), "engine-0")
+        self.client.start()
+        self.engine.start()
+
+    def attach(self) -> None:
+        self.worker.start(("worker hook",))
+        workers = self.engine.await_workers(1, WAIT_S)
+        self.engine.announce(self.host, ("engine hook",), workers)
+        self.client.await_attached(WAIT_S)
+
+    def run(self, *errors: Exception, running: Callable[[], bool] = lambda: True) -> None:
+        """A busy loop that raises each error once and then ends."""
+        left = list(errors)
+
+        def busy_loop() -> None:
+            if left:
+                raise left.pop(0)
+
+        self.engine.run(busy_loop, running)
+
+    def close(self) -> None:
+        for sentinel in (self.worker, self.engine, self.client):
+            sentinel.close()
+
+    def kinds(self) -> list[EventKind]:
+        return [event.kind for event in self.client.history()]
+
+    def settled(self, kind: EventKind) -> None:
+        """Wait until the client has published an event: what the engine posted is on its way."""
+        with self.client._changed:
+            assert self.client._changed.wait_for(lambda: kind in self.kinds(), WAIT_S), self.kinds()
+
+
+@pytest.fixture
+def make_bench() -> Iterator[Callable[..., Bench]]:
+    made: list[Bench] = []
+
+    def make(**settings: object) -> Bench:
+        made.append(Bench(**settings))
+        return made[-1]
+
+    yield make
+    for bench in made:
+        bench.close()
+
+
+@pytest.fixture
+def bench(make_bench: Callable[..., Bench]) -> Bench:
+    attached = make_bench()
+    attached.attach()
+    return attached
+
+
+def ranks_fault(message: str = "boom") -> Fault:
+    return Fault(
+        fault_class=FaultClass.TRANSIENT, error_type="ValueError", message=message, engine_id=0, rank=0, phase="forward"
+    )
+
+
+def test_an_instance_is_healthy_once_every_process_has_reported_its_hooks(bench: Bench) -> None:
+    [engine] = bench.client.view().engines
+    assert engine.state is EngineState.HEALTHY
+    assert (engine.hooks, engine.worker_hooks) == (("engine hook",), ("worker hook",))
+
+
+def test_a_worker_that_never_reports_stops_the_start_and_is_named(make_bench: Callable[..., Bench]) -> None:
+    with pytest.raises(HookNotAttached, match=r"rank\(s\) \[0\]"):
+        make_bench().engine.await_workers(1, 0.01)
+
+
+def test_an_engine_that_never_reports_stops_the_start_and_is_named(make_bench: Callable[..., Bench]) -> None:
+    with pytest.raises(HookNotAttached, match=r"engine core\(s\) \[0\]"):
+        make_bench().client.await_attached(0.01)
+
+
+def test_one_fault_goes_from_detection_to_resumption(bench: Bench) -> None:
+    bench.run(ValueError("boom"))
+    bench.settled(EventKind.ENGINE_RECOVERED)
+    assert bench.host.epochs == [1]
+    assert bench.kinds() == [
+        EventKind.ENGINE_ATTACHED,
+        EventKind.FAULT_REPORTED,
+        EventKind.ENGINE_PAUSED,
+        EventKind.DECISION_MADE,
+        EventKind.RECOVERY_STARTED,
+        EventKind.ENGINE_RECOVERED,
+    ]
+
+
+def test_the_cause_is_the_ranks_own_and_not_the_text_of_its_reply(bench: Bench) -> None:
+    bench.worker.report(ranks_fault("division by zero"), epoch=0)
+    bench.run(REPLY)
+    bench.settled(EventKind.ENGINE_RECOVERED)
+    faults = [e.fault for e in bench.client.history() if e.kind is EventKind.FAULT_REPORTED]
+    assert [(f.error_type, f.rank, f.message) for f in faults if f] == [("ValueError", 0, "division by zero")]
+
+
+def test_a_report_of_an_older_epoch_changes_nothing(bench: Bench) -> None:
+    bench.run(ValueError("first"))
+    bench.settled(EventKind.ENGINE_RECOVERED)
+    bench.worker.report(ranks_fault("stale"), epoch=0)
+    bench.run(ValueError("second"))
+    faults = [e.fault for e in bench.client.history() if e.kind is EventKind.FAULT_REPORTED]
+    assert "stale" not in {f.message for f in faults if f}
+
+
+def test_a_fault_in_a_recovery_is_tried_again_under_the_next_epoch(bench: Bench) -> None:
+    bench.host.failures = [RuntimeError("again")]
+    bench.run(ValueError("boom"))
+    bench.settled(EventKind.ENGINE_RECOVERED)
+    assert bench.host.epochs == [1, 2]
+    assert EventKind.RECOVERY_FAILED in bench.kinds()
+
+
+def test_beyond_the_retries_the_engine_core_ends_with_the_original_error_as_its_cause(
+    make_bench: Callable[..., Bench],
+) -> None:
+    bench = make_bench(max_retries=0)
+    bench.attach()
+    error = ValueError("boom")
+    with pytest.raises(EngineDefeated, match="0 retries") as ended:
+        bench.run(error)
+    assert ended.value.__cause__ is error
+    assert bench.host.ended.wait(WAIT_S)
+    assert "ValueError in engine 0: boom" in bench.host.reason
+
+
+def test_a_paused_engine_waits_for_the_instruction_and_follows_it(make_bench: Callable[..., Bench]) -> None:
+    bench = make_bench(fault_policy="external")
+    bench.attach()
+    busy = threading.Thread(target=bench.run, args=(ValueError("boom"),), daemon=True)
+    busy.start()
+    bench.settled(EventKind.DECISION_MADE)
+    bench.client.retry("from outside", None).result(WAIT_S)
+    busy.join(WAIT_S)
+    assert not busy.is_alive()
+    assert bench.client.view().engines[0].last_command_id == "from outside"
+
+
+def test_an_instruction_that_fails_says_so_and_leaves_the_engine_paused(make_bench: Callable[..., Bench]) -> None:
+    bench = make_bench(fault_policy="external")
+    bench.attach()
+    bench.host.failures = [RuntimeError("again")]
+    threading.Thread(target=bench.run, args=(ValueError("boom"),), daemon=True).start()
+    bench.settled(EventKind.DECISION_MADE)
+    with pytest.raises(RecoveryFailed, match="again"):
+        bench.client.retry("first", None).result(WAIT_S)
+    bench.client.retry("second", None).result(WAIT_S)
+
+
+def test_an_instruction_that_makes_no_sense_is_refused_with_the_state(bench: Bench) -> None:
+    with pytest.raises(InstructionConflict) as refused:
+        bench.client.retry("x", None).result(WAIT_S)
+    assert refused.value.state == "healthy"
+
+
+def test_an_orderly_shutdown_ends_a_hold(make_bench: Callable[..., Bench]) -> None:
+    bench = make_bench(fault_policy="external")
+    bench.attach()
+    with pytest.raises(SystemExit):
+        bench.run(ValueError("boom"), running=lambda: False)
+
+
+@pytest.mark.parametrize("phase", [Phase.SCHEDULE_START, Phase.FORWARD])
+def test_a_fault_is_armed_in_the_process_that_passes_its_phase(bench: Bench, phase: Phase) -> None:
+    spec = InjectionSpec(phase=phase)
+    bench.client.arm("arm", spec).result(WAIT_S)
+    assert bench.host.armed == [spec]
+
+
+def test_arming_a_rank_that_does_not_exist_is_the_operators_error(bench: Bench) -> None:
+    with pytest.raises(BadInstruction, match="no rank 4"):
+        bench.client.arm("arm", InjectionSpec(phase=Phase.FORWARD, rank=4)).result(WAIT_S)
+
+
+def test_garbage_on_every_link_is_dropped(bench: Bench) -> None:
+    stranger = bench.network.station()
+    for address, identity in (("client", engine_identity(0)), ("engine-0", worker_identity(7))):
+        spoke = stranger.connect(address, identity)
+        for garbage in (b"", b"\xff" * 100, b"{}", b"\x93\x01\x02\x03"):
+            spoke.send(garbage)
+    # The stranger spoke in the engine core's name: from now on the client would answer it. So does the engine core.
+    bench.engine._answer("nobody asked", None)
+    bench.run(ValueError("boom"))
+    bench.settled(EventKind.ENGINE_RECOVERED)
