@@ -16,7 +16,7 @@ import signal
 import tempfile
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import msgspec
@@ -163,16 +163,17 @@ class FrontEnd:
 
     def _watch(self) -> None:
         client = self._client()
-        processes = list(client.resources.engine_manager.processes) if client is not None else []
-        threading.Thread(target=self._await_death, args=(processes,), name="EngineCoreWatch", daemon=True).start()
+        if client is not None:
+            manager = client.resources.engine_manager
+            threading.Thread(target=self._await_death, args=(manager,), name="EngineCoreWatch", daemon=True).start()
 
-    def _await_death(self, processes: Sequence[Any]) -> None:
-        multiprocessing.connection.wait([p.sentinel for p in processes])
-        client = self._client()
-        orderly = client is None or not client._finalizer.alive
-        dead = next((i for i, p in enumerate(processes) if p.exitcode not in (None, 0)), None)
-        if not orderly and dead is not None and self.defeat is None:
-            self.sentinel.engine_lost(dead, f"exit code {processes[dead].exitcode}")
+    def _await_death(self, manager: Any) -> None:
+        multiprocessing.connection.wait([p.sentinel for p in manager.processes])
+        # The host judges first: it knows whether it asked for this, and notes the name of one it did not ask.
+        manager.manager_stopped.wait(END_GRACE_S)
+        if manager.failed_proc_name is not None and self.defeat is None:
+            dead = next(i for i, p in enumerate(manager.processes) if p.name == manager.failed_proc_name)
+            self.sentinel.engine_lost(dead, f"exit code {manager.processes[dead].exitcode}")
 
     def end_instance(self, reason: str) -> None:
         """The engine core was told to end; one that does not is killed. Does not wait."""

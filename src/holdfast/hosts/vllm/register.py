@@ -93,6 +93,14 @@ TOUCHPOINTS: tuple[Touchpoint, ...] = (
     WORKER_QUEUES,
     Touchpoint(_EXECUTOR, "MultiprocExecutor", "class", None, "its subclass drains stale replies"),
     _call(_EXECUTOR, "WorkerProc.enqueue_output", ("output",), "asynchronous outputs raise here"),
+    *_attributes(_CLIENT, "MPClient", "resources", "the processes of the engine cores"),
+    *_attributes(_CLIENT, "BackgroundResources", "engine_manager", "the processes of the engine cores"),
+    *_attributes(
+        "vllm.v1.engine.utils",
+        "CoreEngineProcManager",
+        "processes manager_stopped failed_proc_name",
+        "telling an engine core's death from an orderly end",
+    ),
     *_attributes(_EXECUTOR, "MultiprocExecutor", "rpc_broadcast_mq response_mqs futures_queue is_failed", "draining"),
     *_attributes(_EXECUTOR, "WorkerProc", "worker rank use_async_scheduling", "guarding steps"),
     _call(
