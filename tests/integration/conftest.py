@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,3 +99,11 @@ async def state(client: httpx.AsyncClient) -> str:
     """The precise state of the first engine."""
     engines = (await client.get("/fault_tolerance/status")).json()["engines"]
     return str(engines[0]["state"])
+
+
+def left_behind(server: Server, within_s: float = 10.0) -> list[int]:
+    """Processes of a server that has ended which are still there when their time to follow it is over."""
+    deadline = time.monotonic() + within_s
+    while (orphans := server.orphans()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return orphans

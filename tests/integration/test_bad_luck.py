@@ -17,7 +17,7 @@ from holdfast.chaos.server import Server, log_tail
 from holdfast.chaos.streams import MODEL_NAME, Load, StreamSpec
 from holdfast.core.faults import Phase
 from holdfast.core.injection import InjectionSpec
-from integration.conftest import MANY_RETRIES, V1_ASYNC, V1_SYNC, Kind, Servers, run, state
+from integration.conftest import MANY_RETRIES, V1_ASYNC, V1_SYNC, Kind, Servers, left_behind, run, state
 from integration.loads import LONG, fresh_salt
 from integration.test_endings import EXIT_DEFEATED, wait_ended
 
@@ -124,4 +124,4 @@ def test_a_rank_that_stops_answering_in_a_recovery_ends_the_instance_in_bounded_
         run(_retry_a_stopped_worker(server))
         assert wait_ended(server, 60) == EXIT_DEFEATED
         assert "did not answer in time" in log_tail(server.spec.log, 1)
-        assert server.orphans() == []
+        assert left_behind(server) == []

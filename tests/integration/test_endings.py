@@ -15,7 +15,7 @@ from holdfast.chaos.server import Server, log_tail
 from holdfast.chaos.streams import MODEL_NAME
 from holdfast.core.faults import Phase
 from holdfast.core.injection import InjectionSpec
-from integration.conftest import V1_ASYNC, V1_SYNC, Kind, Servers, run, state
+from integration.conftest import V1_ASYNC, V1_SYNC, Kind, Servers, left_behind, run, state
 
 pytestmark = [pytest.mark.host, pytest.mark.server]
 
@@ -54,7 +54,7 @@ def test_a_fault_that_never_goes_away_ends_the_instance_after_the_retries(server
         assert wait_ended(server, 40) == EXIT_DEFEATED
         assert "3 retries within 30 s did not last" in last_line(server)
         assert "InjectedFault in engine 0, rank 0 at forward" in last_line(server)
-        assert server.orphans() == []
+        assert left_behind(server) == []
 
 
 def test_a_fault_inside_every_recovery_ends_the_instance(servers: Servers) -> None:
@@ -135,7 +135,7 @@ def test_sigterm_ends_a_server_orderly_and_leaves_nothing_behind(servers: Server
             run(_leave_paused(server))
         os.kill(server.pid, signal.SIGTERM)
         assert wait_ended(server, 30) == 0
-        assert server.orphans() == []
+        assert left_behind(server) == []
         assert "instance ended" not in log_tail(server.spec.log, 5)
 
 
