@@ -124,6 +124,18 @@ def test_a_fault_inside_the_recovery_changes_no_token(servers: Servers, kind: Ki
     assert [e for e in events if e["kind"] == "recovery-failed"]
 
 
+def eight_greedy(salt: str) -> list[StreamSpec]:
+    return [StreamSpec(f"s{i}", f"The keeper of boat {i}", max_tokens=60, cache_salt=salt) for i in range(8)]
+
+
+def test_good_kv_is_kept_and_one_token_per_request_is_computed_again(servers: Servers) -> None:
+    injection = InjectionSpec(phase=Phase.FORWARD, after_steps=30)
+    events = assert_exact_through(servers, V1_SYNC, eight_greedy, injection)
+    [report] = [e["report"] for e in events if e["kind"] == RECOVERED]
+    assert (report["requests"], report["tokens_to_recompute"]) == (8, 8)
+    assert report["kept_blocks"] >= 8
+
+
 @V2
 @pytest.mark.parametrize("phase", [Phase.SCHEDULE_END, Phase.FORWARD, Phase.SAMPLE_END, Phase.OUTPUT_REQUEST])
 def test_runner_v2_goes_on_from_the_middle(servers: Servers, kind: Kind, phase: Phase) -> None:
