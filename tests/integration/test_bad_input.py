@@ -234,3 +234,39 @@ def test_other_peoples_plugins_go_on_working_beside_ours(servers: Servers, tmp_p
     assert len({line for line in said.splitlines() if "neighbour is here" in line}) == 3  # every process
     with servers.start(PYTHONPATH=path) as server:
         assert "neighbour is here" in log_tail(server.spec.log, 10_000)
+
+
+BREAK_A_HOOK = """
+import importlib.abc, importlib.util, sys
+
+class Break(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name != {module!r}:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        execute = spec.loader.exec_module
+        def execute_and_break(module):
+            execute(module)
+            delattr(module.{owner}, {name!r})
+        spec.loader.exec_module = execute_and_break
+        return spec
+
+sys.meta_path.insert(0, Break())
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "owner", "name"),
+    [
+        ("vllm.v1.engine.core", "EngineCoreProc", "run_busy_loop"),
+        ("vllm.v1.executor.multiproc_executor", "WorkerProc", "_init_message_queues"),
+    ],
+)
+def test_a_hook_that_finds_nothing_to_hold_on_to_stops_the_start_and_is_named(
+    servers: Servers, tmp_path: Path, module: str, owner: str, name: str
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(BREAK_A_HOOK.format(module=module, owner=owner, name=name))
+    code, said = failed_start(servers, PYTHONPATH=str(tmp_path))
+    assert code == 3
+    assert f"holdfast: cannot start: {module}:{owner}.{name} is not in this host" in said
