@@ -77,7 +77,14 @@ async def _leave_in_flight(server: Server, expected: list[History], chunk: int) 
     prompt = LONG * 2
     async with Control(server.url) as control, httpx.AsyncClient(base_url=server.url, timeout=30) as client:
         await control.inject(InjectionSpec(phase=Phase.STEP_START, after_steps=chunk))
-        body = {"model": MODEL_NAME, "prompt": prompt, "max_tokens": 600, "cache_salt": salt, "stream": True}
+        body = {
+            "model": MODEL_NAME,
+            "prompt": prompt,
+            "max_tokens": 600,
+            "cache_salt": salt,
+            "stream": True,
+            "ignore_eos": True,
+        }
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.02 + 0.02 * chunk):
                 await client.post("/v1/completions", json=body)
