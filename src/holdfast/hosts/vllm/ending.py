@@ -9,6 +9,7 @@ import atexit
 import contextlib
 import os
 import sys
+import threading
 from collections.abc import Awaitable, Callable
 from multiprocessing import resource_tracker
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 from holdfast.hosts.vllm.front_end import current_front_end
 from holdfast.hosts.vllm.register import SERVE_HTTP, attach
 
+TRACKER_TIMEOUT_S = 2.0
 EXIT_DEFEATED = 70  # EX_SOFTWARE of sysexits.h
 
 
@@ -43,8 +45,14 @@ def _last_line(reason: str) -> None:
     What would follow is noise of libraries being torn down; the resource tracker is a process of its own
     with something to say about shared memory that killed processes left, so it goes first.
     """
-    with contextlib.suppress(Exception):
-        resource_tracker._resource_tracker._stop()  # type: ignore[attr-defined]
+    first = threading.Thread(target=_stop_resource_tracker, daemon=True)
+    first.start()
+    first.join(TRACKER_TIMEOUT_S)  # it waits for every process that shares it, and one of them may be stuck
     print(f"holdfast: instance ended: {reason}", file=sys.stderr, flush=True)
     sys.stdout.flush()
     os._exit(EXIT_DEFEATED)
+
+
+def _stop_resource_tracker() -> None:
+    with contextlib.suppress(Exception):  # only the order of two last words depends on it
+        resource_tracker._resource_tracker._stop()  # type: ignore[attr-defined]

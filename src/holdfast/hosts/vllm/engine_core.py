@@ -9,7 +9,6 @@ import uuid
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from vllm.v1.engine import EngineCoreRequestType
 from vllm.v1.request import RequestStatus
 
 from holdfast.core.config import HoldfastConfig
@@ -154,7 +153,6 @@ class VllmEngine:
         self._salvaged = None
         if self._departures is not None:
             self._departures.clear()
-        self._forget_executor_failure()
         return stale, self._fail_unknown(replies)
 
     def _histories(self) -> tuple[RequestHistory, ...]:
@@ -177,11 +175,3 @@ class VllmEngine:
             for request in ended:
                 self._engine._send_error_outputs_to_client([request.request_id], request.client_index)
         return len(unknown)
-
-    def _forget_executor_failure(self) -> None:
-        """A stale failure notice would be a second fault right after the recovery."""
-        notices = self._engine.input_queue
-        with notices.mutex:
-            kept = [n for n in notices.queue if n[0] != EngineCoreRequestType.EXECUTOR_FAILED]
-            notices.queue.clear()
-            notices.queue.extend(kept)

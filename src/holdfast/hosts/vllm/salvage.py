@@ -64,9 +64,16 @@ def _salvage_half(engine: Any, found: dict[str, Any]) -> int:
             _take_back(interrupted, _delivered(found["scheduler_output"], interrupted))
         else:
             outputs.setdefault(interrupted.client_index, []).append(_last_output(interrupted, found))
-    scheduler = engine.scheduler
-    scheduler.running = [r for r in scheduler.running if r.request_id in scheduler.requests]
+    _drop_finished(engine.scheduler)
     return _send(engine, {client: EngineCoreOutputs(outputs=outs) for client, outs in outputs.items()})
+
+
+def _drop_finished(scheduler: Any) -> None:
+    """Take requests that are gone out of the queues: the host does so only at the end of a batch."""
+    scheduler.running = [r for r in scheduler.running if r.request_id in scheduler.requests]
+    for queue in (scheduler.waiting, scheduler.kv_holding_waiting):
+        if gone := [r for r in queue if r.request_id not in scheduler.requests]:
+            queue.remove_requests(gone)
 
 
 def _is_among(request_id: str, outputs: dict[int, list[Any]]) -> bool:
