@@ -111,7 +111,7 @@ TOUCHPOINTS: tuple[Touchpoint, ...] = (
     *_attributes(
         _CORE,
         "EngineCoreProc",
-        "input_queue output_queue batch_queue batch_queue_size scheduler model_executor engine_index shutdown_state",
+        "output_queue batch_queue batch_queue_size scheduler model_executor engine_index shutdown_state",
         "rewinding and salvaging",
     ),
     _call(_CORE, "EngineCoreProc.is_running", (), "an orderly shutdown ends a hold"),
