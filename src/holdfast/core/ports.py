@@ -13,6 +13,7 @@ from holdfast.core.events import Event, InstanceView
 from holdfast.core.faults import Fault
 from holdfast.core.injection import InjectionSpec
 from holdfast.core.messages import RecoveryReport
+from holdfast.core.rendezvous import Rendezvous
 
 
 class EngineHost(Protocol):
@@ -84,3 +85,31 @@ class ControlPlane(Protocol):
     def retry(self, command_id: str, engine_id: int | None) -> Future[None]: ...
 
     def arm(self, command_id: str, spec: InjectionSpec) -> Future[None]: ...
+
+
+class Communicators(Protocol):
+    """The collectives of one process: breakable from any thread, rebuilt on the main one."""
+
+    @property
+    def broken(self) -> bool:
+        """Whether `break_all` was called since the last rebuild that worked."""
+        ...
+
+    def break_all(self) -> int:
+        """Make every collective in progress and every later one fail at once, here and at the peers.
+
+        Any thread, idempotent, never raises. Returns how many connections it broke (0: none to break).
+        """
+        ...
+
+    def rebuild(self, rendezvous: Rendezvous, timeout_s: float) -> None:
+        """New groups in the places of the old. Main thread.
+
+        Raises: `RecoveryFailed` when the peers do not come in time or the rendezvous goes. It may be
+        called again, under a newer epoch, after it raised.
+        """
+        ...
+
+    def unrebuildable(self) -> tuple[str, ...]:
+        """What a rebuild cannot bring back here, in words; empty where it can bring back everything."""
+        ...

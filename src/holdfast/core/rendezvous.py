@@ -1,0 +1,13 @@
+"""Where the ranks of one epoch meet to make new communicators. A value; it opens and connects nothing."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Rendezvous(msgspec.Struct, frozen=True):
+    """The address of an epoch's store. Whoever holds one of an older epoch meets nobody."""
+
+    host: str
+    port: int
+    epoch: int
