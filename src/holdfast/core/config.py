@@ -22,6 +22,9 @@ _RENAMED = {
     "engine_recovery_timeout_s": "engine_recovery_timeout",
     "retry_window_s": "retry_window",
     "drain_timeout_s": "drain_timeout",
+    "rebuild_timeout_s": "rebuild_timeout",
+    "acknowledge_timeout_s": "acknowledge_timeout",
+    "gloo_comm_timeout_s": "gloo_comm_timeout",
     "containment_timeout_s": "containment_timeout",
 }
 
@@ -36,11 +39,17 @@ class HoldfastConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     retry_window_s: Seconds = 60.0
     drain_timeout_s: Seconds = 10.0
     containment_timeout_s: Seconds = 30.0
+    acknowledge_timeout_s: Seconds = 5.0
+    rebuild_timeout_s: Seconds = 30.0
+    # Of a gloo collective. None: the host's own; a prefill or a compilation on one rank keeps its peers waiting.
+    gloo_comm_timeout_s: Seconds | None = None
     external_fault_notify_host: str = "127.0.0.1"
     external_fault_notify_port: Port = 22867
     max_held_requests: Count = 1024
     enable_fault_injection: bool = False
     allow_unknown_host: bool = False
+    # Supplies what the host's CPU platform lacks to run many ranks; no effect on another platform.
+    cpu_enablement: bool = True
     # Only with fault injection: leave what a failed step was to write in the prefix cache.
     # It makes answers wrong; it exists so that a test can show that eviction is needed.
     unsafe_keep_suspect_blocks: bool = False

@@ -17,6 +17,27 @@ class Send:
 
 
 @dataclass(frozen=True)
+class OrderRecovery:
+    """Order every engine of a lockstep group to recover under one epoch.
+
+    Where collectives were broken, they are rebuilt at a rendezvous that is opened for this epoch.
+    """
+
+    engine_ids: tuple[int, ...]
+    command_id: str
+    epoch: int
+    rebuild: bool
+
+
+@dataclass(frozen=True)
+class CloseRendezvous:
+    """A rendezvous has failed: whoever still waits there is to fail at once."""
+
+    engine_ids: tuple[int, ...]
+    epoch: int
+
+
+@dataclass(frozen=True)
 class Publish:
     """Something happened; `view` is the instance after it."""
 
@@ -40,4 +61,4 @@ class End:
     reason: str
 
 
-Effect = Send | Publish | Settle | End
+Effect = Send | OrderRecovery | CloseRendezvous | Publish | Settle | End

@@ -17,6 +17,7 @@ from holdfast.core.states import EngineState
 class EventKind(enum.StrEnum):
     ENGINE_ATTACHED = "engine-attached"
     FAULT_REPORTED = "fault-reported"
+    PAUSE_ORDERED = "pause-ordered"
     ENGINE_PAUSED = "engine-paused"
     DECISION_MADE = "decision-made"
     RECOVERY_STARTED = "recovery-started"
@@ -50,10 +51,13 @@ class EngineView(msgspec.Struct, frozen=True, kw_only=True):
     epoch: int
     pid: int | None = None
     ranks: int = 0
+    lockstep_with: tuple[int, ...] = ()  # the engines that pause when this one does
     hooks: tuple[str, ...] = ()
     worker_hooks: tuple[str, ...] = ()  # those that every rank reported
+    unrebuildable: tuple[str, ...] = ()  # what a rebuild of its collectives cannot bring back
     fault: Fault | None = None
     reason: str | None = None
+    paused_by_hand: bool = False
     last_command_id: str | None = None
     last_error: str | None = None
     recoveries: int = 0
@@ -71,7 +75,9 @@ class InstanceView(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def ready(self) -> bool:
-        return self.defeat is None and all(e.state.makes_progress for e in self.engines)
+        """Whether the instance can make progress: on any of its engines, once all have started."""
+        started = all(e.state is not EngineState.STARTING for e in self.engines)
+        return self.defeat is None and started and any(e.state.makes_progress for e in self.engines)
 
     def engine(self, engine_id: int) -> EngineView | None:
         return next((e for e in self.engines if e.engine_id == engine_id), None)

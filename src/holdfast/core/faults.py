@@ -26,19 +26,25 @@ class Phase(enum.StrEnum):
     OUTPUT_START = "output-start"  # engine core: reply here, not yet processed
     OUTPUT_REQUEST = "output-request"  # engine core: in the middle of a batch's outputs
     OUTPUT_END = "output-end"  # engine core: processed, not yet sent to the front end
+    DP_SYNC = "dp-sync"  # engine core: before the data-parallel ranks agree whether to go on
     RECOVERY = "recovery"  # engine core: inside a recovery, before requests are rewound
+    REBUILD = "rebuild"  # worker: inside a recovery, before its collectives are rebuilt
+    RESUME = "resume"  # engine core: inside a recovery, everything restored, not yet running
 
     @property
     def in_worker(self) -> bool:
         return self in _WORKER_PHASES
 
 
-_WORKER_PHASES = frozenset({Phase.STEP_START, Phase.FORWARD, Phase.STEP_END, Phase.SAMPLE_START, Phase.SAMPLE_END})
+_WORKER_PHASES = frozenset(
+    {Phase.STEP_START, Phase.FORWARD, Phase.STEP_END, Phase.SAMPLE_START, Phase.SAMPLE_END, Phase.REBUILD}
+)
 
 
 class FaultClass(enum.StrEnum):
     """How deep a fault goes; decides the first rung that can help."""
 
+    COMMUNICATOR = "communicator"  # a collective was broken under it: somebody else failed first
     TRANSIENT = "transient"  # an exception; the processes and their memory are intact
     DEVICE = "device"  # a sticky device error: nothing in this process works again
     WORKER_LOST = "worker-lost"  # a worker process is gone
@@ -69,7 +75,13 @@ def deeper(known: Fault | None, other: Fault) -> Fault:
     return other if _DEPTH.index(other.fault_class) > _DEPTH.index(known.fault_class) else known
 
 
-_DEPTH = (FaultClass.TRANSIENT, FaultClass.UNRESPONSIVE, FaultClass.DEVICE, FaultClass.WORKER_LOST)
+_DEPTH = (
+    FaultClass.COMMUNICATOR,
+    FaultClass.TRANSIENT,
+    FaultClass.UNRESPONSIVE,
+    FaultClass.DEVICE,
+    FaultClass.WORKER_LOST,
+)
 
 # Messages of errors after which a CUDA context is unusable (CUDA's "sticky" errors).
 _STICKY_DEVICE_ERROR = re.compile(
@@ -80,6 +92,14 @@ _STICKY_DEVICE_ERROR = re.compile(
     re.IGNORECASE,
 )
 
+
+# What a rank says whose collective a peer left, and one that was told to take no further step.
+_LEFT_ALONE = re.compile(
+    r"gloo/|connection closed by peer|connection reset by peer|socket closed|broken pipe|"
+    r"NCCL communicator was aborted|ncclRemoteError|ncclSystemError|remote process exited|is fenced since",
+    re.IGNORECASE,
+)
+_FENCED_TYPE = "RankFenced"
 
 # A bounded wait of ours, and the host's own for a step's reply.
 _UNANSWERED_TYPE = "PeerSilent"
@@ -92,6 +112,8 @@ def classify_error(error_type: str, message: str) -> FaultClass:
         return FaultClass.UNRESPONSIVE
     if _STICKY_DEVICE_ERROR.search(message):
         return FaultClass.DEVICE
+    if error_type == _FENCED_TYPE or _LEFT_ALONE.search(message):
+        return FaultClass.COMMUNICATOR
     return FaultClass.TRANSIENT
 
 

@@ -1,85 +1,54 @@
 """The instance as its ClientSentinel knows it: facts and instructions in, effects out.
 
-Pure: time is an argument, effects are returned, nothing is sent from here. One `Instance` follows
-any number of engines; each has its own state, epoch, incident and command.
+Pure: time is an argument, effects are returned, nothing is sent from here. One `Instance` follows any
+number of lockstep groups; each has its own epoch, incident and command, and touches no other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
 
 from holdfast.core import messages as m
+from holdfast.core.commands import Commands
 from holdfast.core.config import HoldfastConfig
-from holdfast.core.effects import Effect, End, Publish, Send, Settle
+from holdfast.core.effects import CloseRendezvous, Effect, End, OrderRecovery, Publish, Send, Settle
 from holdfast.core.errors import InstructionConflict, UnknownEngine
-from holdfast.core.events import EngineView, Event, EventKind, InstanceView
+from holdfast.core.events import Event, EventKind, InstanceView
 from holdfast.core.faults import Fault, FaultClass, deeper
+from holdfast.core.group import Engine, LockstepGroup, make_groups
 from holdfast.core.injection import InjectionSpec
 from holdfast.core.policy import Action, Decision, Incident, decide_repair, decide_wait, recent
-from holdfast.core.states import EngineState, Trigger, next_state
+from holdfast.core.states import EngineState, Trigger
 
+SOFT_PAUSE_S = 1.0  # a soft pause that has not come to a step boundary by then becomes a hard one
+AFFIRM_S = 10.0  # how often engines that stand paused hear that somebody still lives
 
-@dataclass
-class _Engine:
-    engine_id: int
-    state: EngineState = EngineState.STARTING
-    epoch: int = 0
-    pid: int | None = None
-    ranks: int = 0
-    hooks: tuple[str, ...] = ()
-    worker_hooks: tuple[str, ...] = ()
-    fault: Fault | None = None
-    fault_in_recovery: Fault | None = None
-    reason: str | None = None
-    began_at: float = 0.0
-    command_id: str | None = None
-    command_at: float = 0.0
-    last_command_id: str | None = None
-    last_error: str | None = None
-    retried_at: tuple[float, ...] = ()
-    recoveries: int = 0
-    faults: int = 0
-    armed: dict[str, float] = field(default_factory=dict)
-
-    def move(self, trigger: Trigger) -> None:
-        self.state = next_state(self.state, trigger)
-
-    def view(self) -> EngineView:
-        return EngineView(
-            engine_id=self.engine_id,
-            state=self.state,
-            epoch=self.epoch,
-            pid=self.pid,
-            ranks=self.ranks,
-            hooks=self.hooks,
-            worker_hooks=self.worker_hooks,
-            fault=self.fault,
-            reason=self.reason,
-            last_command_id=self.last_command_id,
-            last_error=self.last_error,
-            recoveries=self.recoveries,
-            faults=self.faults,
-        )
+Decide = Callable[[float, Incident, HoldfastConfig], Decision]
 
 
 class Instance:
-    """Reducer over the facts of all engines. Not thread-safe: one thread owns it."""
+    """Reducer over the facts of all engines. Not thread-safe: one thread owns it.
+
+    Args:
+        groups: the engine ids of each lockstep group.
+    """
 
     def __init__(
         self,
-        engine_ids: Iterable[int],
+        groups: Iterable[Iterable[int]],
         config: HoldfastConfig,
         *,
         wall_clock: Callable[[], float],
         new_command_id: Callable[[], str],
         notify_address: str = "",
     ) -> None:
-        self._engines = {i: _Engine(i) for i in engine_ids}
+        self._groups = make_groups(groups)
+        self._home = {e.engine_id: (g, e) for g in self._groups for e in g.engines}
         self._config = config
         self._wall_clock = wall_clock
         self._new_command_id = new_command_id
         self._notify_address = notify_address
+        self._commands = Commands()
         self._sequence = 0
         self._defeat: str | None = None
 
@@ -87,7 +56,7 @@ class Instance:
 
     def view(self) -> InstanceView:
         return InstanceView(
-            engines=tuple(e.view() for e in self._engines.values()),
+            engines=tuple(group.view_of(engine) for group, engine in self._home.values()),
             fault_policy=self._config.fault_policy,
             sequence=self._sequence,
             notify_address=self._notify_address,
@@ -101,31 +70,32 @@ class Instance:
 
         Never raises: reports may be late, lost, repeated or out of order.
         """
-        engine = self._engines.get(fact.engine_id)
-        if engine is None or self._defeat is not None:
+        home = self._home.get(fact.engine_id)
+        if home is None or self._defeat is not None:
             return []
+        group, engine = home
         match fact:
             case m.EngineAttached():
-                return self._attached(engine, fact)
+                return self._attached(group, engine, fact, now)
             case m.EngineFaulted():
-                return self._faulted(engine, fact, now)
+                return self._faulted(group, engine, fact, now)
             case m.EngineHeld():
-                return self._held(engine, fact, now)
+                return self._held(group, engine, fact, now)
             case m.EngineRecovered():
-                return self._recovered(engine, fact, now)
+                return self._recovered(group, engine, fact, now)
             case m.RecoveryAborted():
-                return self._aborted(engine, fact, now)
+                return self._recovery_failed(group, engine, fact.fault, now) if _answers(fact, group, engine) else []
             case m.EngineAnswered():
                 return self._answered(engine, fact)
 
     def lost(self, engine_id: int, why: str, now: float) -> list[Effect]:
         """An engine core's process is gone. Once the instance has ended, they all go: that is no news."""
-        engine = self._engines.get(engine_id)
-        if engine is None or self._defeat is not None:
+        home = self._home.get(engine_id)
+        if home is None or self._defeat is not None:
             return []
-        return self._end(engine, f"engine core {engine_id} is gone: {why}")
+        return self._end(*home, f"engine core {engine_id} is gone: {why}")
 
-    def _attached(self, engine: _Engine, fact: m.EngineAttached) -> list[Effect]:
+    def _attached(self, group: LockstepGroup, engine: Engine, fact: m.EngineAttached, now: float) -> list[Effect]:
         if engine.pid is not None:
             return []
         if engine.state is EngineState.STARTING:  # else a fault was faster: only the details are news
@@ -133,230 +103,315 @@ class Instance:
         engine.pid, engine.hooks, engine.ranks = fact.pid, fact.hooks, len(fact.workers)
         common = set.intersection(*(set(w.hooks) for w in fact.workers)) if fact.workers else set()
         engine.worker_hooks = tuple(sorted(common))
-        return [self._publish(EventKind.ENGINE_ATTACHED, engine)]
+        engine.unrebuildable = tuple(dict.fromkeys(what for w in fact.workers for what in w.unrebuildable))
+        return [self._publish(EventKind.ENGINE_ATTACHED, group, engine), *self._contain(group, now)]
 
-    def _faulted(self, engine: _Engine, fact: m.EngineFaulted, now: float) -> list[Effect]:
-        if fact.epoch != engine.epoch:
+    def _faulted(self, group: LockstepGroup, engine: Engine, fact: m.EngineFaulted, now: float) -> list[Effect]:
+        if fact.epoch != group.epoch:
             return []
-        was = engine.state
+        if engine.state is EngineState.RECOVERING:
+            # It may have overtaken the report that the recovery worked: kept for that one.
+            engine.fault_in_recovery = deeper(engine.fault_in_recovery, fact.fault)
+            return []
         engine.move(Trigger.FAULT)
-        match was:
-            case EngineState.RECOVERING:
-                # It may have overtaken the report that the recovery worked: kept for that one.
-                engine.fault_in_recovery = fact.fault
-                return []
-            case EngineState.FAULTED | EngineState.PAUSED:
-                return self._also_faulted(engine, fact.fault, now)
-            case _:
-                return [self._open_incident(engine, fact.fault, now)]
-
-    def _open_incident(self, engine: _Engine, fault: Fault, now: float) -> Publish:
-        engine.fault, engine.began_at, engine.reason = fault, now, None
-        engine.faults += 1
-        return self._publish(EventKind.FAULT_REPORTED, engine, fault=fault)
-
-    def _also_faulted(self, engine: _Engine, fault: Fault, now: float) -> list[Effect]:
-        """A further fault of an open incident is news only if it goes deeper than what is known."""
-        if deeper(engine.fault, fault) is engine.fault:
-            return []
-        engine.fault = fault
-        effects: list[Effect] = [self._publish(EventKind.FAULT_REPORTED, engine, fault=fault)]
-        if engine.state is EngineState.PAUSED:
-            effects += self._decide(engine, decide_repair, now)
+        effects = self._blame(group, engine, fact.fault, now) + self._contain(group, now)
+        is_news = group.fault is fact.fault
+        if is_news and (group.stands_paused or fact.fault.fault_class is FaultClass.UNRESPONSIVE):
+            # Who does not answer will not come to stand still either.
+            effects += self._decide(group, decide_repair, now)
         return effects
 
-    def _held(self, engine: _Engine, fact: m.EngineHeld, now: float) -> list[Effect]:
-        if fact.epoch != engine.epoch or engine.state is EngineState.PAUSED:
+    def _blame(self, group: LockstepGroup, engine: Engine, fault: Fault, now: float) -> list[Effect]:
+        """Take a fault into the group's incident. It is news where it goes deeper, or is a cause of its own."""
+        opens = group.began_at is None
+        if opens:
+            group.began_at = group.containing_since = now
+        own_cause = engine.fault is None and (opens or fault.fault_class is not FaultClass.COMMUNICATOR)
+        engine.faults += own_cause
+        engine.fault = deeper(engine.fault, fault)
+        is_news = group.blame(fault) or own_cause
+        return [self._publish(EventKind.FAULT_REPORTED, group, engine, fault=fault)] if is_news else []
+
+    def _contain(self, group: LockstepGroup, now: float) -> list[Effect]:
+        """Pause whoever still runs in a group of which somebody stands: it would wait for its peer for ever."""
+        culprits = [e for e in group.engines if e.state in (EngineState.FAULTED, EngineState.PAUSED)]
+        if not culprits:
+            return []
+        if group.began_at is None:
+            group.began_at = group.containing_since = now
+        running = group.in_state(EngineState.HEALTHY)
+        reason = f"engine {culprits[0].engine_id} of its lockstep group stands still"
+        return [e for engine in running for e in self._order_pause(group, engine, self._new_command_id(), reason)]
+
+    def _order_pause(
+        self, group: LockstepGroup, engine: Engine, command_id: str, reason: str, soft: bool = False
+    ) -> list[Effect]:
+        engine.move(Trigger.PAUSE_ORDERED)
+        order = m.PauseEngine(command_id=command_id, epoch=group.epoch, soft=soft)
+        ordered = self._publish(EventKind.PAUSE_ORDERED, group, engine, command_id=command_id, reason=reason)
+        return [Send(engine.engine_id, order), ordered]
+
+    def _held(self, group: LockstepGroup, engine: Engine, fact: m.EngineHeld, now: float) -> list[Effect]:
+        if fact.epoch != group.epoch:
+            return []
+        group.broken |= fact.broken
+        if engine.state is EngineState.PAUSED:
             return []
         if engine.state is EngineState.RECOVERING:
             # In this epoch it was let back in and stands again; how the command ended was never heard.
-            return self._recovery_failed(engine, fact.fault, now)
+            fault = fact.fault or unresponsive(engine.engine_id, "stands still again without a word")
+            return self._recovery_failed(group, engine, fault, now)
         effects: list[Effect] = []
-        if engine.state is not EngineState.FAULTED:
+        if engine.state not in (EngineState.FAULTED, EngineState.PAUSING):
             engine.move(Trigger.FAULT)
-            effects.append(self._open_incident(engine, fact.fault, now))
+        if fact.fault is not None:
+            effects += self._blame(group, engine, fact.fault, now)
         engine.move(Trigger.HELD)
-        engine.fault = deeper(engine.fault, fact.fault)
-        effects.append(self._publish(EventKind.ENGINE_PAUSED, engine, fault=engine.fault))
-        return effects + self._decide(engine, decide_repair, now)
+        effects.append(self._publish(EventKind.ENGINE_PAUSED, group, engine, fault=engine.fault))
+        return effects + self._contain(group, now) + self._when_paused(group, now)
 
-    def _recovered(self, engine: _Engine, fact: m.EngineRecovered, now: float) -> list[Effect]:
-        if not _answers(fact, engine):
+    def _when_paused(self, group: LockstepGroup, now: float) -> list[Effect]:
+        if not group.stands_paused:
+            return []
+        group.affirmed_at = now
+        return self._commands.paused(group.group_id) + self._decide(group, decide_repair, now)
+
+    def _recovered(self, group: LockstepGroup, engine: Engine, fact: m.EngineRecovered, now: float) -> list[Effect]:
+        if not _answers(fact, group, engine) or group.began_at is None:
             return []
         engine.move(Trigger.RECOVERED)
-        interruption_s, overtook = now - engine.began_at, engine.fault_in_recovery
-        engine.fault, engine.fault_in_recovery, engine.reason = None, None, None
-        engine.command_id, engine.last_error = None, None
+        engine.fault = engine.last_error = None
         engine.recoveries += 1
-        effects: list[Effect] = [
-            self._publish(
-                EventKind.ENGINE_RECOVERED,
-                engine,
-                command_id=fact.command_id,
-                report=fact.report,
-                interruption_s=interruption_s,
-            ),
-            Settle(fact.command_id),
-        ]
-        if overtook is not None:
-            engine.move(Trigger.FAULT)
-            effects.append(self._open_incident(engine, overtook, now))
-        return effects
+        recovered = self._publish(
+            EventKind.ENGINE_RECOVERED,
+            group,
+            engine,
+            command_id=fact.command_id,
+            report=fact.report,
+            interruption_s=now - group.began_at,
+        )
+        return [recovered, *self._when_recovery_is_over(group, now)]
 
-    def _aborted(self, engine: _Engine, fact: m.RecoveryAborted, now: float) -> list[Effect]:
-        return self._recovery_failed(engine, fact.fault, now) if _answers(fact, engine) else []
-
-    def _recovery_failed(self, engine: _Engine, fault: Fault, now: float) -> list[Effect]:
-        assert engine.command_id is not None
-        command_id, fault = engine.command_id, deeper(engine.fault_in_recovery, fault)
+    def _recovery_failed(self, group: LockstepGroup, engine: Engine, fault: Fault, now: float) -> list[Effect]:
+        fault = deeper(engine.fault_in_recovery, fault)
         engine.move(Trigger.RECOVERY_FAILED)
-        engine.command_id, engine.fault, engine.fault_in_recovery = None, fault, None
+        engine.fault, engine.fault_in_recovery = fault, None
         engine.last_error = fault.summary()
         engine.faults += 1
-        failed = self._publish(EventKind.RECOVERY_FAILED, engine, command_id=command_id, fault=fault)
-        settled = Settle(command_id, error=engine.last_error)
-        return [failed, settled, *self._decide(engine, decide_repair, now)]
+        group.blame(fault)
+        group.broken = True
+        failed = self._publish(EventKind.RECOVERY_FAILED, group, engine, command_id=group.last_command_id, fault=fault)
+        effects: list[Effect] = [failed]
+        if len(group.engines) > 1:
+            effects.append(CloseRendezvous(group.engine_ids, group.epoch))
+        return effects + self._contain(group, now) + self._when_recovery_is_over(group, now)
 
-    def _answered(self, engine: _Engine, fact: m.EngineAnswered) -> list[Effect]:
+    def _when_recovery_is_over(self, group: LockstepGroup, now: float) -> list[Effect]:
+        """Once no member is recovering any more: closed if all are healthy, else the group stands paused again."""
+        if group.in_state(EngineState.RECOVERING):
+            return []
+        command_id, group.command_id = group.command_id, None
+        if len(group.in_state(EngineState.HEALTHY)) == len(group.engines):
+            group.close_incident()
+            return self._commands.ended(command_id, group.group_id) + self._overtaken(group, now)
+        group.containing_since = now
+        error = group.fault.summary() if group.fault is not None else "an engine stands still again"
+        settled = self._commands.ended(command_id, group.group_id, error)
+        return settled + self._contain(group, now) + self._when_paused(group, now)
+
+    def _overtaken(self, group: LockstepGroup, now: float) -> list[Effect]:
+        """Faults that were reported before the recovery that they followed."""
+        effects: list[Effect] = []
+        for engine in group.engines:
+            fault, engine.fault_in_recovery = engine.fault_in_recovery, None
+            if fault is not None:
+                engine.move(Trigger.FAULT)
+                effects += self._blame(group, engine, fault, now)
+        return effects + self._contain(group, now)
+
+    def _answered(self, engine: Engine, fact: m.EngineAnswered) -> list[Effect]:
         if engine.armed.pop(fact.command_id, None) is None:
             return []
         settled = Settle(fact.command_id, error=fact.refused, refused=fact.refused is not None)
         if fact.refused is not None:
             return [settled]
-        return [self._publish(EventKind.FAULT_ARMED, engine, command_id=fact.command_id), settled]
+        group, _ = self._home[engine.engine_id]
+        return [self._publish(EventKind.FAULT_ARMED, group, engine, command_id=fact.command_id), settled]
 
     # ---- instructions from outside
 
-    def retry(self, command_id: str, engine_id: int | None, now: float) -> list[Effect]:
-        """Retry one engine, or the one that stands paused when none is named.
+    def retry(self, command_id: str, engine_ids: Sequence[int], now: float) -> list[Effect]:
+        """Let the groups of some engines go on, or every group that stands paused when none is named.
 
         Raises:
             UnknownEngine: no such engine.
-            InstructionConflict: it is not paused, or a command is already under way.
+            InstructionConflict: one is not paused, or a command is already under way.
         """
-        engine = self._choose(engine_id)
-        self._refuse_if_ended_or_repeated(engine, command_id)
-        if engine.command_id is not None:
-            raise InstructionConflict(
-                f"command {engine.command_id} is already under way on engine {engine.engine_id}",
-                state=engine.state,
-                hint="wait for it to end; GET /fault_tolerance/status shows it",
-            )
-        if engine.state is not EngineState.PAUSED:
-            raise InstructionConflict(
-                f"engine {engine.engine_id} is {engine.state}, there is nothing to retry",
-                state=engine.state,
-                hint="retry makes sense while an engine is paused",
-            )
-        return self._order_retry(engine, command_id, now)
+        return self._go_on("retry", command_id, self._choose(engine_ids, lambda g: g.stands_paused), now)
+
+    def resume(self, command_id: str, engine_ids: Sequence[int], now: float) -> list[Effect]:
+        """Let groups go on that were paused by hand. Raises as `retry` does."""
+        groups = self._choose(engine_ids, lambda g: g.paused_by_hand)
+        for group in groups:
+            if group.stands_paused and not group.paused_by_hand:
+                raise InstructionConflict(
+                    f"engine {group.engine_ids[0]} stands paused after a fault, not by hand",
+                    state=EngineState.PAUSED,
+                    hint="retry lets it go on",
+                )
+        return self._go_on("resume", command_id, groups, now)
+
+    def pause(self, command_id: str, engine_ids: Sequence[int], soft: bool, now: float) -> list[Effect]:
+        """Pause the groups of some engines, or all. Raises `UnknownEngine` or `InstructionConflict`."""
+        groups = self._choose(engine_ids, lambda _: True)
+        self._refuse_if_ended_or_repeated(groups[0], command_id)
+        for group in groups:
+            _refuse_unless_healthy(group)
+        self._commands.begin(command_id, [g.group_id for g in groups], awaits_pause=True)
+        effects: list[Effect] = []
+        for group in groups:
+            group.began_at = group.containing_since = now
+            group.paused_by_hand, group.soft = True, soft
+            for engine in group.engines:
+                effects += self._order_pause(group, engine, command_id, "asked for", soft)
+        return effects
 
     def arm(self, command_id: str, spec: InjectionSpec, now: float) -> list[Effect]:
         """Arm a fault. Raises `UnknownEngine`, or `InstructionConflict` where nothing can be armed."""
-        engine = self._choose(spec.engine_id)
-        self._refuse_if_ended_or_repeated(engine, command_id)
+        group, engine = self._find(spec.engine_id)
+        self._refuse_if_ended_or_repeated(group, command_id)
         engine.armed[command_id] = now
         return [Send(engine.engine_id, m.ArmFault(command_id=command_id, spec=spec))]
 
-    def _refuse_if_ended_or_repeated(self, engine: _Engine, command_id: str) -> None:
+    def _go_on(self, what: str, command_id: str, groups: Sequence[LockstepGroup], now: float) -> list[Effect]:
+        self._refuse_if_ended_or_repeated(groups[0], command_id)
+        for group in groups:
+            _refuse_unless_paused(group, what)
+        self._commands.begin(command_id, [g.group_id for g in groups])
+        return [effect for group in groups for effect in self._order_recovery(group, command_id, now)]
+
+    def _refuse_if_ended_or_repeated(self, group: LockstepGroup, command_id: str) -> None:
         if self._defeat is not None:
             raise InstructionConflict(f"the instance has ended: {self._defeat}", state=EngineState.DEAD)
-        if any(command_id == e.command_id or command_id in e.armed for e in self._engines.values()):
+        armed = any(command_id in engine.armed for _, engine in self._home.values())
+        if armed or self._commands.knows(command_id):
             raise InstructionConflict(
                 f"a command with the id {command_id} is already under way",
-                state=engine.state,
+                state=group.engines[0].state,
                 hint="every command needs an id of its own",
             )
 
-    def _choose(self, engine_id: int | None) -> _Engine:
-        if engine_id is None:
-            paused = (e for e in self._engines.values() if e.state is EngineState.PAUSED)
-            return next(paused, next(iter(self._engines.values())))
-        if engine_id not in self._engines:
-            known = ", ".join(str(i) for i in self._engines)
+    def _choose(self, engine_ids: Sequence[int], fitting: Callable[[LockstepGroup], bool]) -> Sequence[LockstepGroup]:
+        """The groups of the named engines; else every fitting one; else one that says why none fits."""
+        if engine_ids:
+            named = {self._find(i)[0].group_id for i in engine_ids}
+            return [g for g in self._groups if g.group_id in named]
+        unwell = (g for g in self._groups if g.began_at is not None)
+        return [g for g in self._groups if fitting(g)] or [next(unwell, self._groups[0])]
+
+    def _find(self, engine_id: int) -> tuple[LockstepGroup, Engine]:
+        if engine_id not in self._home:
+            known = ", ".join(str(i) for i in self._home)
             raise UnknownEngine(f"there is no engine {engine_id}", hint=f"known: {known}")
-        return self._engines[engine_id]
+        return self._home[engine_id]
 
     # ---- time
 
     def tick(self, now: float) -> list[Effect]:
         """Everything that happens because time has passed. Call a few times a second."""
         effects: list[Effect] = []
-        for engine in self._engines.values():
+        for group in self._groups:
             if self._defeat is None:
-                effects += self._tick_engine(engine, now)
+                effects += self._forget_unanswered(group, now) + self._tick_group(group, now)
         return effects
 
-    def _tick_engine(self, engine: _Engine, now: float) -> list[Effect]:
+    def _tick_group(self, group: LockstepGroup, now: float) -> list[Effect]:
         bound_s = self._config.containment_timeout_s
-        effects = self._forget_unanswered(engine, now)
-        match engine.state:
-            case EngineState.FAULTED if now - engine.began_at >= bound_s:
-                return effects + self._end(
-                    engine, f"engine {engine.engine_id} reported a fault and did not stand still within {bound_s:g} s"
-                )
-            case EngineState.RECOVERING if now - engine.command_at >= bound_s + self._config.drain_timeout_s:
-                return effects + self._end(engine, f"engine {engine.engine_id} did not end its recovery in time")
-            case EngineState.PAUSED:
-                return effects + self._decide(engine, decide_wait, now, only=Action.END)
-        return effects
+        if moving := group.in_state(EngineState.FAULTED, EngineState.PAUSING):
+            if now - group.containing_since >= bound_s:
+                return self._end(group, moving[0], _did_not_stand_still(moving[0], bound_s))
+            return self._harden(group, now)
+        if recovering := group.in_state(EngineState.RECOVERING):
+            if now - group.command_at >= bound_s + self._config.drain_timeout_s:
+                late = f"engine {recovering[0].engine_id} did not end its recovery in time"
+                return self._end(group, recovering[0], late)
+            return []
+        if group.stands_paused:
+            return self._affirm(group, now) + self._decide(group, decide_wait, now, only=Action.END)
+        return []
 
-    def _forget_unanswered(self, engine: _Engine, now: float) -> list[Effect]:
-        late = [c for c, at in engine.armed.items() if now - at >= self._config.drain_timeout_s]
-        for command_id in late:
-            del engine.armed[command_id]
-        return [Settle(c, error=f"engine {engine.engine_id} did not answer in time") for c in late]
+    def _harden(self, group: LockstepGroup, now: float) -> list[Effect]:
+        if not group.soft or now - group.containing_since < SOFT_PAUSE_S:
+            return []
+        group.soft = False
+        order = m.PauseEngine(command_id=self._new_command_id(), epoch=group.epoch)
+        return [Send(engine_id, order) for engine_id in group.engine_ids]
+
+    def _affirm(self, group: LockstepGroup, now: float) -> list[Effect]:
+        if now - group.affirmed_at < AFFIRM_S:
+            return []
+        group.affirmed_at = now
+        order = m.PauseEngine(command_id="", epoch=group.epoch, soft=True)
+        return [Send(engine_id, order) for engine_id in group.engine_ids]
+
+    def _forget_unanswered(self, group: LockstepGroup, now: float) -> list[Effect]:
+        effects: list[Effect] = []
+        for engine in group.engines:
+            late = [c for c, at in engine.armed.items() if now - at >= self._config.drain_timeout_s]
+            for command_id in late:
+                del engine.armed[command_id]
+            effects += [Settle(c, error=f"engine {engine.engine_id} did not answer in time") for c in late]
+        return effects
 
     # ---- deciding and acting
 
-    def _decide(
-        self,
-        engine: _Engine,
-        decide: Callable[[float, Incident, HoldfastConfig], Decision],
-        now: float,
-        only: Action | None = None,
-    ) -> list[Effect]:
-        assert engine.fault is not None
-        incident = Incident(fault=engine.fault, began_at=engine.began_at, retried_at=engine.retried_at)
-        decision = decide(now, incident, self._config)
+    def _decide(self, group: LockstepGroup, decide: Decide, now: float, only: Action | None = None) -> list[Effect]:
+        decision = decide(now, _incident(group, now), self._config)
         if only is not None and decision.action is not only:
             return []
-        engine.reason = decision.reason
-        made = self._publish(EventKind.DECISION_MADE, engine, reason=decision.reason)
+        group.reason = decision.reason
+        spokesman = _spokesman(group)
+        made = self._publish(EventKind.DECISION_MADE, group, spokesman, reason=decision.reason)
         match decision.action:
             case Action.RETRY:
-                return [made, *self._order_retry(engine, self._new_command_id(), now)]
+                command_id = self._new_command_id()
+                self._commands.begin(command_id, [group.group_id])
+                return [made, *self._order_recovery(group, command_id, now)]
             case Action.END:
-                return [made, *self._end(engine, decision.reason)]
+                return [made, *self._end(group, spokesman, decision.reason)]
             case Action.AWAIT:
                 return [made]
 
-    def _order_retry(self, engine: _Engine, command_id: str, now: float) -> list[Effect]:
-        engine.move(Trigger.RECOVERY_ORDERED)
-        engine.epoch += 1
-        engine.command_id = engine.last_command_id = command_id
-        engine.command_at = now
-        engine.retried_at = (*recent(engine.retried_at, now, self._config.retry_window_s), now)
-        started = self._publish(EventKind.RECOVERY_STARTED, engine, command_id=command_id)
-        return [Send(engine.engine_id, m.RetryEngine(command_id=command_id, epoch=engine.epoch)), started]
+    def _order_recovery(self, group: LockstepGroup, command_id: str, now: float) -> list[Effect]:
+        if not group.paused_by_hand or group.fault is not None:
+            group.retried_at = (*recent(group.retried_at, now, self._config.retry_window_s), now)
+        group.epoch += 1
+        group.command_id = group.last_command_id = command_id
+        group.command_at = now
+        order = OrderRecovery(group.engine_ids, command_id, group.epoch, rebuild=group.needs_rebuild)
+        group.fault, group.broken, group.paused_by_hand = None, False, False
+        for engine in group.engines:
+            engine.move(Trigger.RECOVERY_ORDERED)
+        started = (self._publish(EventKind.RECOVERY_STARTED, group, e, command_id=command_id) for e in group.engines)
+        return [order, *started]
 
-    def _end(self, engine: _Engine, reason: str) -> list[Effect]:
-        engine.move(Trigger.DEFEATED)
-        engine.reason = self._defeat = reason
-        effects = self._settle_everything(reason)
-        ended = self._publish(EventKind.INSTANCE_DEFEATED, engine, fault=engine.fault, reason=reason)
+    def _end(self, group: LockstepGroup, engine: Engine, reason: str) -> list[Effect]:
+        group.reason = self._defeat = reason
+        for _, other in self._home.values():
+            other.move(Trigger.DEFEATED)
+        effects = self._commands.end_all(reason) + self._settle_armed(reason)
+        ended = self._publish(EventKind.INSTANCE_DEFEATED, group, engine, fault=engine.fault, reason=reason)
         stop = m.EndEngine(command_id=self._new_command_id(), reason=reason)
-        return [*effects, ended, Send(engine.engine_id, stop), End(reason)]
+        return [*effects, ended, *(Send(i, stop) for i in self._home), End(reason)]
 
-    def _settle_everything(self, error: str) -> list[Effect]:
-        """The whole instance ends, and with it every command on any of its engines."""
+    def _settle_armed(self, error: str) -> list[Effect]:
         effects: list[Effect] = []
-        for engine in self._engines.values():
-            effects += [Settle(c, error=error) for c in (engine.command_id, *engine.armed) if c is not None]
-            engine.command_id = None
+        for _, engine in self._home.values():
+            effects += [Settle(c, error=error) for c in engine.armed]
             engine.armed.clear()
         return effects
 
-    def _publish(self, kind: EventKind, engine: _Engine, **about: object) -> Publish:
+    def _publish(self, kind: EventKind, group: LockstepGroup, engine: Engine, **about: object) -> Publish:
         self._sequence += 1
         event = Event(
             sequence=self._sequence,
@@ -364,14 +419,62 @@ class Instance:
             kind=kind,
             engine_id=engine.engine_id,
             state=engine.state,
-            epoch=engine.epoch,
+            epoch=group.epoch,
             **about,  # type: ignore[arg-type]
         )
         return Publish(event, self.view())
 
 
-def _answers(fact: m.EngineRecovered | m.RecoveryAborted, engine: _Engine) -> bool:
-    return fact.command_id == engine.command_id and fact.epoch == engine.epoch
+def _answers(fact: m.EngineRecovered | m.RecoveryAborted, group: LockstepGroup, engine: Engine) -> bool:
+    is_under_way = fact.command_id == group.command_id and fact.epoch == group.epoch
+    return is_under_way and engine.state is EngineState.RECOVERING
+
+
+def _incident(group: LockstepGroup, now: float) -> Incident:
+    return Incident(
+        fault=group.fault,
+        began_at=now if group.began_at is None else group.began_at,
+        retried_at=group.retried_at,
+        broken=group.needs_rebuild,
+        unrebuildable=group.unrebuildable,
+        paused_by_hand=group.paused_by_hand,
+    )
+
+
+def _spokesman(group: LockstepGroup) -> Engine:
+    """The engine that an event about its whole group names: the one that is to blame."""
+    blamed = group.fault.engine_id if group.fault is not None else None
+    return next((e for e in group.engines if e.engine_id == blamed), group.engines[0])
+
+
+def _refuse_unless_paused(group: LockstepGroup, what: str) -> None:
+    if group.command_id is not None:
+        raise InstructionConflict(
+            f"command {group.command_id} is already under way on engine {group.engine_ids[0]}",
+            state=group.engines[0].state,
+            hint="wait for it to end; GET /fault_tolerance/status shows it",
+        )
+    if moving := [e for e in group.engines if not e.is_contained]:
+        raise InstructionConflict(
+            f"engine {moving[0].engine_id} is {moving[0].state}, there is nothing to {what}",
+            state=moving[0].state,
+            hint=f"{what} makes sense while an engine is paused",
+        )
+
+
+def _refuse_unless_healthy(group: LockstepGroup) -> None:
+    if unwell := [e for e in group.engines if e.state is not EngineState.HEALTHY]:
+        raise InstructionConflict(
+            f"engine {unwell[0].engine_id} is {unwell[0].state}, it cannot be paused now",
+            state=unwell[0].state,
+            hint="pause makes sense while every engine of the lockstep group is healthy",
+        )
+
+
+def _did_not_stand_still(engine: Engine, bound_s: float) -> str:
+    if engine.state is EngineState.PAUSING:
+        return f"engine {engine.engine_id} was told to pause and did not stand still within {bound_s:g} s"
+    return f"engine {engine.engine_id} reported a fault and did not stand still within {bound_s:g} s"
 
 
 def unresponsive(engine_id: int, what: str) -> Fault:

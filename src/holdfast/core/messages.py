@@ -13,6 +13,7 @@ import msgspec
 
 from holdfast.core.faults import Fault
 from holdfast.core.injection import InjectionSpec
+from holdfast.core.rendezvous import Rendezvous
 
 MAX_MESSAGE_BYTES = 1 << 20
 
@@ -25,9 +26,12 @@ class _Message(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class WorkerAttached(_Message, frozen=True, tag="worker-attached"):
+    """`unrebuildable` says what a rebuild of this rank's collectives could not bring back."""
+
     rank: int
     pid: int
     hooks: tuple[str, ...]
+    unrebuildable: tuple[str, ...] = ()
 
 
 class RankFaulted(_Message, frozen=True, tag="rank-faulted"):
@@ -44,7 +48,15 @@ class WorkerAnswered(_Message, frozen=True, tag="worker-answered"):
     refused: str | None = None
 
 
-FromWorker = WorkerAttached | RankFaulted | WorkerAnswered
+class CollectivesBroken(_Message, frozen=True, tag="collectives-broken"):
+    """A rank takes no further step, and nobody waits in a collective with it."""
+
+    rank: int
+    epoch: int
+    connections: int = 0
+
+
+FromWorker = WorkerAttached | RankFaulted | WorkerAnswered | CollectivesBroken
 
 
 # ---- engine core -> worker
@@ -55,7 +67,13 @@ class ArmWorkerFault(_Message, frozen=True, tag="arm-worker-fault"):
     spec: InjectionSpec
 
 
-ToWorker = ArmWorkerFault
+class BreakCollectives(_Message, frozen=True, tag="break-collectives"):
+    """Take no further step and let nobody wait in a collective. Void in a later epoch than `epoch`."""
+
+    epoch: int
+
+
+ToWorker = ArmWorkerFault | BreakCollectives
 
 
 # ---- engine core -> client
@@ -75,12 +93,16 @@ class EngineFaulted(_Message, frozen=True, tag="engine-faulted"):
 
 
 class EngineHeld(_Message, frozen=True, tag="engine-held"):
-    """The busy loop stands still and waits for a command."""
+    """The busy loop stands still and waits for a command.
+
+    `fault` is none where it was only told to pause; `broken` says whether collectives were broken.
+    """
 
     engine_id: int
     epoch: int
-    fault: Fault
+    fault: Fault | None
     unfinished_requests: int
+    broken: bool = False
 
 
 class RecoveryReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -97,6 +119,7 @@ class RecoveryReport(msgspec.Struct, frozen=True, kw_only=True):
     drain_s: float = 0.0
     rewind_s: float = 0.0
     restore_s: float = 0.0
+    rebuild_s: float = 0.0
 
 
 class EngineRecovered(_Message, frozen=True, tag="engine-recovered"):
@@ -128,10 +151,25 @@ FromEngine = EngineAttached | EngineFaulted | EngineHeld | EngineRecovered | Rec
 
 
 class RetryEngine(_Message, frozen=True, tag="retry-engine"):
-    """Rewind the requests, let the ranks back in under `epoch`, go on."""
+    """Rewind the requests, let the ranks back in under `epoch`, go on.
+
+    Where collectives were broken, the ranks of the lockstep group meet at `rendezvous` and rebuild them.
+    """
 
     command_id: str
     epoch: int
+    rendezvous: Rendezvous | None = None
+
+
+class PauseEngine(_Message, frozen=True, tag="pause-engine"):
+    """Stand still. Soft: at the next step boundary; else at once, and nobody waits in a collective any more.
+
+    Void in another epoch than `epoch`. To an engine that stands held it says that the client still lives.
+    """
+
+    command_id: str
+    epoch: int
+    soft: bool = False
 
 
 class EndEngine(_Message, frozen=True, tag="end-engine"):
@@ -144,7 +182,7 @@ class ArmFault(_Message, frozen=True, tag="arm-fault"):
     spec: InjectionSpec
 
 
-ToEngine = RetryEngine | EndEngine | ArmFault
+ToEngine = RetryEngine | PauseEngine | EndEngine | ArmFault
 
 
 M = TypeVar("M")

@@ -12,7 +12,7 @@ from holdfast.core.faults import Fault, FaultClass
 
 
 class Action(enum.StrEnum):
-    RETRY = "retry"  # rung 1: rewind the requests and go on
+    RETRY = "retry"  # rung 1: rewind the requests, rebuild broken collectives, go on
     AWAIT = "await-instruction"  # stay paused; somebody outside decides
     END = "end-instance"  # nothing left that can help
 
@@ -25,11 +25,18 @@ class Decision(msgspec.Struct, frozen=True):
 
 
 class Incident(msgspec.Struct, frozen=True, kw_only=True):
-    """What the decision depends on: the fault, when it began, and the retries before it (seconds)."""
+    """What the decision depends on: the fault, when it began, and the retries before it (seconds).
 
-    fault: Fault
+    `fault` is none where somebody only asked for a pause; `broken` says that collectives have to be
+    rebuilt, `unrebuildable` what that could not bring back.
+    """
+
+    fault: Fault | None
     began_at: float
     retried_at: tuple[float, ...] = ()
+    broken: bool = False
+    unrebuildable: tuple[str, ...] = ()
+    paused_by_hand: bool = False
 
 
 def recent(retried_at: Sequence[float], now: float, window_s: float) -> tuple[float, ...]:
@@ -38,23 +45,29 @@ def recent(retried_at: Sequence[float], now: float, window_s: float) -> tuple[fl
 
 
 def decide_repair(now: float, incident: Incident, config: HoldfastConfig) -> Decision:
-    """The repair for an engine that stands held after a fault."""
-    if unrepairable := _beyond_retry(incident.fault):
+    """The repair for a lockstep group that stands held."""
+    if unrepairable := _beyond_retry(incident):
         return Decision(Action.END, unrepairable)
-    if config.fault_policy == "external":
+    if incident.paused_by_hand:
+        return Decision(Action.AWAIT, "paused by hand; goes on when told to resume")
+    if config.fault_policy == "external" and incident.fault is not None:
         return decide_wait(now, incident, config)
     retries = len(recent(incident.retried_at, now, config.retry_window_s))
     if retries >= config.max_retries:
         return Decision(
             Action.END,
             f"{retries} retries within {config.retry_window_s:g} s did not last "
-            f"(--max-retries {config.max_retries}); last fault: {incident.fault.summary()}",
+            f"(--max-retries {config.max_retries}); last fault: {_summary(incident)}",
         )
-    return Decision(Action.RETRY, f"exception with state intact; retry {retries + 1} of {config.max_retries}")
+    repair = "its collectives are rebuilt; " if incident.broken else ""
+    cause = "exception with state intact" if incident.fault else "it stands still and nothing is wrong"
+    return Decision(Action.RETRY, f"{cause}; {repair}retry {retries + 1} of {config.max_retries}")
 
 
 def decide_wait(now: float, incident: Incident, config: HoldfastConfig) -> Decision:
     """Whether to go on waiting for an instruction from outside."""
+    if incident.fault is None or incident.paused_by_hand:
+        return Decision(Action.AWAIT, "paused by hand; goes on when told to resume")
     waited_s = now - incident.began_at
     if waited_s >= config.engine_recovery_timeout_s:
         return Decision(
@@ -66,12 +79,25 @@ def decide_wait(now: float, incident: Incident, config: HoldfastConfig) -> Decis
     return Decision(Action.AWAIT, f"waiting up to {left_s:.0f} s for an instruction")
 
 
-def _beyond_retry(fault: Fault) -> str | None:
-    if fault.fault_class is FaultClass.TRANSIENT:
-        return None
-    why = {
-        FaultClass.DEVICE: "the device error is sticky and the worker cannot go on",
-        FaultClass.WORKER_LOST: "a worker process is gone",
-        FaultClass.UNRESPONSIVE: "a rank did not answer in time",
-    }[fault.fault_class]
-    return f"{why}, and restarting workers is not part of this version; {fault.summary()}"
+def _summary(incident: Incident) -> str:
+    return "none" if incident.fault is None else incident.fault.summary()
+
+
+_WHY_NOT = {
+    FaultClass.DEVICE: "the device error is sticky and the worker cannot go on",
+    FaultClass.WORKER_LOST: "a worker process is gone",
+    FaultClass.UNRESPONSIVE: "a rank did not answer in time",
+}
+
+
+def _beyond_retry(incident: Incident) -> str | None:
+    fault = incident.fault
+    if fault is not None and fault.fault_class in _WHY_NOT:
+        return f"{_WHY_NOT[fault.fault_class]}, and restarting workers is not part of this version; {fault.summary()}"
+    if incident.broken and incident.unrebuildable:
+        what = "; ".join(dict.fromkeys(incident.unrebuildable))
+        return (
+            f"broken collectives cannot be rebuilt in place here ({what}), "
+            f"and restarting workers is not part of this version; fault: {_summary(incident)}"
+        )
+    return None

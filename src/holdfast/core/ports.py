@@ -5,6 +5,7 @@ vLLM and the fake host implement the host ports; ZeroMQ and an in-memory twin im
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Protocol
 
@@ -17,10 +18,23 @@ from holdfast.core.rendezvous import Rendezvous
 
 
 class EngineHost(Protocol):
-    """An engine core, seen from its sentinel. Everything but `arm` runs on the busy loop's thread."""
+    """An engine core, seen from its sentinel. What may run on any thread says so; the rest is the busy loop's."""
 
     @property
     def engine_id(self) -> int: ...
+
+    @property
+    def in_lockstep(self) -> bool:
+        """Whether other engine cores wait for this one in collectives."""
+        ...
+
+    def interrupt(self) -> None:
+        """Have the busy loop end with an error at its next step boundary, also when it idles. Any thread."""
+        ...
+
+    def break_collectives(self) -> int:
+        """Let nobody wait in a collective of the engine core itself. Any thread; the connections broken."""
+        ...
 
     def unfinished_requests(self) -> int:
         """How many requests wait for this engine to go on."""
@@ -30,12 +44,18 @@ class EngineHost(Protocol):
         """Whether an error is only the text of what a worker raised."""
         ...
 
+    def is_interrupt(self, error: Exception) -> bool:
+        """Whether the busy loop ended only because it was told to."""
+        ...
+
     def lost_a_worker(self) -> bool:
         """Whether a worker process of this engine core is gone."""
         ...
 
-    def recover(self, error: Exception, epoch: int) -> RecoveryReport:
+    def recover(self, error: Exception, epoch: int, rendezvous: Rendezvous | None) -> RecoveryReport:
         """Drain stale replies, rewind every request, let the ranks back in under `epoch`.
+
+        With a `rendezvous` every rank rebuilds its collectives there. Takes back interrupts of before.
 
         Raises: anything; a recovery that raises is a fault like any other.
         """
@@ -53,11 +73,27 @@ class FrontEndHost(Protocol):
         """End the server: no new work, open requests answered with an error, non-zero exit."""
         ...
 
+    def open_rendezvous(self, group: tuple[int, ...], epoch: int) -> Rendezvous:
+        """Bind where the ranks of a lockstep group meet in an epoch. The store outlives every rank."""
+        ...
+
+    def close_rendezvous(self, group: tuple[int, ...], epoch: int) -> None:
+        """Let whoever still waits there fail at once."""
+        ...
+
 
 class WorkerHost(Protocol):
     """A worker, seen from its sentinel. Any thread."""
 
     def arm(self, spec: InjectionSpec) -> None: ...
+
+    def break_collectives(self, epoch: int) -> int | None:
+        """Take no further step in `epoch` and let nobody wait in a collective.
+
+        Returns:
+            How many connections it broke; none where this rank is in a later epoch already.
+        """
+        ...
 
 
 class FaultReporter(Protocol):
@@ -82,7 +118,17 @@ class ControlPlane(Protocol):
         """Events with a sequence greater than `after`, oldest first; bounded."""
         ...
 
-    def retry(self, command_id: str, engine_id: int | None) -> Future[None]: ...
+    def retry(self, command_id: str, engine_ids: Sequence[int] = ()) -> Future[None]:
+        """Let the lockstep groups of some engines go on; every one that stands paused when none is named."""
+        ...
+
+    def pause(self, command_id: str, engine_ids: Sequence[int] = (), *, soft: bool = False) -> Future[None]:
+        """Pause the lockstep groups of some engines, or all. Ends when they stand still."""
+        ...
+
+    def resume(self, command_id: str, engine_ids: Sequence[int] = ()) -> Future[None]:
+        """Let groups go on that were paused by hand."""
+        ...
 
     def arm(self, command_id: str, spec: InjectionSpec) -> Future[None]: ...
 

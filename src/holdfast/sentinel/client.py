@@ -16,7 +16,7 @@ from concurrent.futures import Future
 
 from holdfast.core import messages as m
 from holdfast.core.config import HoldfastConfig
-from holdfast.core.effects import Effect, End, Publish, Send, Settle
+from holdfast.core.effects import CloseRendezvous, Effect, End, OrderRecovery, Publish, Send, Settle
 from holdfast.core.errors import BadInstruction, HookNotAttached, OperatorError, RecoveryFailed
 from holdfast.core.events import Event, InstanceView
 from holdfast.core.injection import InjectionSpec
@@ -40,7 +40,7 @@ class ClientSentinel:
 
     def __init__(
         self,
-        engine_ids: Sequence[int],
+        groups: Sequence[Sequence[int]],
         config: HoldfastConfig,
         host: FrontEndHost,
         station: Station,
@@ -53,7 +53,7 @@ class ClientSentinel:
         self._host = host
         self._hub: Hub = station.bind(address)
         self._instance = Instance(
-            engine_ids,
+            groups,
             config,
             wall_clock=time.time,
             new_command_id=lambda: uuid.uuid4().hex,
@@ -64,7 +64,7 @@ class ClientSentinel:
         self._sinks = tuple(sinks)
         self._waiting: dict[str, Future[None]] = {}
         self._changed = threading.Condition()
-        self._thread = SentinelThread("ClientSentinel", station, self._deliver, self._tick, TICK_S)
+        self._thread = SentinelThread("ClientSentinel", station, self._deliver, self._tick, lambda: TICK_S)
 
     # ---- life
 
@@ -105,8 +105,14 @@ class ClientSentinel:
     def history(self, after: int = 0) -> tuple[Event, ...]:
         return tuple(e for e in tuple(self._history) if e.sequence > after)
 
-    def retry(self, command_id: str, engine_id: int | None) -> Future[None]:
-        return self._instruct(command_id, lambda: self._instance.retry(command_id, engine_id, time.monotonic()))
+    def retry(self, command_id: str, engine_ids: Sequence[int] = ()) -> Future[None]:
+        return self._instruct(command_id, lambda: self._instance.retry(command_id, engine_ids, time.monotonic()))
+
+    def pause(self, command_id: str, engine_ids: Sequence[int] = (), *, soft: bool = False) -> Future[None]:
+        return self._instruct(command_id, lambda: self._instance.pause(command_id, engine_ids, soft, time.monotonic()))
+
+    def resume(self, command_id: str, engine_ids: Sequence[int] = ()) -> Future[None]:
+        return self._instruct(command_id, lambda: self._instance.resume(command_id, engine_ids, time.monotonic()))
 
     def arm(self, command_id: str, spec: InjectionSpec) -> Future[None]:
         return self._instruct(command_id, lambda: self._instance.arm(command_id, spec, time.monotonic()))
@@ -142,7 +148,11 @@ class ClientSentinel:
         for effect in effects:
             match effect:
                 case Send():
-                    self._send(effect)
+                    self._send(effect.engine_id, effect.message)
+                case OrderRecovery():
+                    self._order_recovery(effect)
+                case CloseRendezvous():
+                    self._host.close_rendezvous(effect.engine_ids, effect.epoch)
                 case Publish():
                     self._publish(effect)
                 case Settle():
@@ -150,10 +160,17 @@ class ClientSentinel:
                 case End():
                     self._host.end_instance(effect.reason)
 
-    def _send(self, effect: Send) -> None:
-        if not self._hub.send(engine_identity(effect.engine_id), m.encode(effect.message)):
+    def _order_recovery(self, effect: OrderRecovery) -> None:
+        """The rendezvous is bound before any engine hears of it."""
+        meet = self._host.open_rendezvous(effect.engine_ids, effect.epoch) if effect.rebuild else None
+        order = m.RetryEngine(command_id=effect.command_id, epoch=effect.epoch, rendezvous=meet)
+        for engine_id in effect.engine_ids:
+            self._send(engine_id, order)
+
+    def _send(self, engine_id: int, message: m.ToEngine) -> None:
+        if not self._hub.send(engine_identity(engine_id), m.encode(message)):
             # Bounded elsewhere: a command that does not arrive ends in its deadline.
-            logger.error("ClientSentinel: engine core %d takes no commands", effect.engine_id)
+            logger.error("ClientSentinel: engine core %d takes no commands", engine_id)
 
     def _publish(self, effect: Publish) -> None:
         self._history.append(effect.event)

@@ -1,7 +1,7 @@
 """The EngineCoreSentinel: one fault from `hold` to `resume`, down this page.
 
 Its thread owns the sockets to the client and to the workers; the busy loop's thread calls `run` and
-stands in `_stand_held` while something is repaired. The two share only queues and one condition.
+stands in `_stand_held` while something is repaired. The two share only queues and the containment.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from holdfast.core.faults import Fault, FaultClass, classify_error, describe_err
 from holdfast.core.injection import InjectionSpec
 from holdfast.core.ports import EngineHost
 from holdfast.sentinel.addresses import engine_identity, worker_identity
-from holdfast.sentinel.thread import SentinelThread
+from holdfast.sentinel.containment import Containment
+from holdfast.sentinel.thread import IDLE_S, SentinelThread
 from holdfast.wire import Delivery, Hub, Spoke, Station
 
 logger = logging.getLogger("holdfast")
@@ -47,12 +48,14 @@ class EngineCoreSentinel:
         self._config = config
         self._workers: Hub = station.bind(own_address)
         self._client: Spoke = station.connect(client_address, engine_identity(engine_id))
-        self._thread = SentinelThread(f"EngineCoreSentinel-{engine_id}", station, self._deliver)
+        self._thread = SentinelThread(
+            f"EngineCoreSentinel-{engine_id}", station, self._deliver, self._accuse_overdue, self._idle_s
+        )
         self._orders: SimpleQueue[m.RetryEngine | m.EndEngine] = SimpleQueue()
         self._changed = threading.Condition()
         self._attached: dict[int, m.WorkerAttached] = {}
-        self._rank_fault: Fault | None = None
-        self._epoch = 0
+        self._containment = Containment(config.acknowledge_timeout_s)
+        self._heard_at = 0.0
         self._host: EngineHost | None = None
 
     def start(self) -> None:
@@ -90,33 +93,39 @@ class EngineCoreSentinel:
 
     def _repair(self, error: Exception, is_running: Callable[[], bool]) -> None:
         held_at = time.monotonic()
-        held = self._held(error)
+        fault = self._root_cause(error)
+        if fault is not None and self._host_of_busy_loop().in_lockstep:
+            self._break_collectives()  # the peers would wait for this engine core until their time is over
         while True:
-            order = self._stand_held(held, is_running)
+            order = self._stand_held(fault, is_running)
             if isinstance(order, m.EndEngine):
                 raise EngineDefeated(order.reason) from error
             if self._carry_out(order, error, held_at):
                 return
 
-    def _held(self, error: Exception) -> m.EngineHeld:
+    def _host_of_busy_loop(self) -> EngineHost:
         assert self._host is not None
+        return self._host
+
+    def _held(self, fault: Fault | None) -> m.EngineHeld:
         return m.EngineHeld(
             engine_id=self._engine_id,
-            epoch=self._epoch,
-            fault=self._root_cause(error),
-            unfinished_requests=self._host.unfinished_requests(),
+            epoch=self._containment.epoch,
+            fault=fault,
+            unfinished_requests=self._host_of_busy_loop().unfinished_requests(),
+            broken=self._containment.broken,
         )
 
-    def _stand_held(self, held: m.EngineHeld, is_running: Callable[[], bool]) -> m.RetryEngine | m.EndEngine:
-        """Wait for the next order, bounded: a client that is gone sends none."""
+    def _stand_held(self, fault: Fault | None, is_running: Callable[[], bool]) -> m.RetryEngine | m.EndEngine:
+        """Wait for the next order, bounded: a client that is gone says nothing any more."""
         bound_s = self._config.engine_recovery_timeout_s + self._config.containment_timeout_s
-        deadline = time.monotonic() + bound_s
-        while time.monotonic() < deadline:
+        self._heard_at = time.monotonic()
+        while time.monotonic() - self._heard_at < bound_s:
             # Said again every so often: what was heard the first time changes nothing the second time.
-            self._post(msgspec.structs.replace(held, epoch=self._epoch))
+            self._post(self._held(fault))
             if (order := self._next_order(is_running)) is not None:
                 return order
-        return m.EndEngine(command_id="", reason=f"no order came within {bound_s:g} s")
+        return m.EndEngine(command_id="", reason=f"nothing was heard for {bound_s:g} s")
 
     def _next_order(self, is_running: Callable[[], bool]) -> m.RetryEngine | m.EndEngine | None:
         """An order that is still news, or none after a while. Raises `SystemExit` in an orderly shutdown."""
@@ -128,20 +137,19 @@ class EngineCoreSentinel:
                 if not is_running():
                     raise SystemExit from None
                 continue
-            if isinstance(order, m.EndEngine) or order.epoch > self._epoch:
+            if isinstance(order, m.EndEngine) or order.epoch > self._containment.epoch:
                 return order
         return None
 
     def _carry_out(self, order: m.RetryEngine, error: Exception, held_at: float) -> bool:
         """Follow one retry; true when the busy loop may go on."""
-        assert self._host is not None
-        with self._changed:
-            self._epoch = order.epoch
-            self._rank_fault = None
+        self._containment.begin(order.epoch)
         try:
-            report = self._host.recover(error, order.epoch)
+            report = self._host_of_busy_loop().recover(error, order.epoch, order.rendezvous)
         except Exception as again:
             logger.exception("engine %d: recovery failed", self._engine_id)
+            if self._has_peers():
+                self._break_collectives()
             self._post(self._aborted(order, again))
             return False
         self._post(
@@ -162,14 +170,17 @@ class EngineCoreSentinel:
             fault=self._own_fault(error),
         )
 
-    def _root_cause(self, error: Exception) -> Fault:
-        """The rank's own account where there is one: replies carry only a text of it."""
-        assert self._host is not None
-        if self._host.is_workers_reply(error):
-            with self._changed:
-                self._changed.wait_for(lambda: self._rank_fault is not None, REPORT_WAIT_S)
-        with self._changed:
-            return self._rank_fault or self._own_fault(error)
+    def _root_cause(self, error: Exception) -> Fault | None:
+        """The rank's own account where there is one: replies carry only a text of it, or hide it.
+
+        None where nothing is wrong here: the busy loop was only told to stand still.
+        """
+        host = self._host_of_busy_loop()
+        if host.is_workers_reply(error):
+            self._containment.wait_for_rank_fault(REPORT_WAIT_S)
+        if self._containment.fault is not None:
+            return self._containment.fault
+        return None if host.is_interrupt(error) else self._own_fault(error)
 
     def _own_fault(self, error: Exception) -> Fault:
         error_type, message = describe_error(error)
@@ -184,7 +195,42 @@ class EngineCoreSentinel:
             phase=getattr(error, "phase", None),
         )
 
+    # ---- containing, either thread
+
+    def _has_peers(self) -> bool:
+        """Whether anybody waits for a rank of this engine core in a collective."""
+        return len(self._attached) > 1 or (self._host is not None and self._host.in_lockstep)
+
+    def _break_collectives(self) -> None:
+        """Let nobody wait in a collective with this engine core or its ranks; they take no further step."""
+        ranks = self._containment.order_break(set(self._attached), time.monotonic())
+        if self._host is not None:
+            self._host.break_collectives()
+        order = m.encode(m.BreakCollectives(epoch=self._containment.epoch))
+        self._thread.post(lambda: self._tell_workers(ranks, order))
+
+    def _tell_workers(self, ranks: set[int], order: bytes) -> None:
+        for rank in sorted(ranks):
+            if not self._workers.send(worker_identity(rank), order):
+                logger.error("EngineCoreSentinel-%d: rank %d takes no commands", self._engine_id, rank)
+
     # ---- the sentinel's thread
+
+    def _idle_s(self) -> float:
+        return _POLL_S if self._containment.owes else IDLE_S
+
+    def _accuse_overdue(self) -> None:
+        """A rank that does not even say that it has stopped is taken for hung."""
+        for rank in sorted(self._containment.overdue(time.monotonic())):
+            bound_s = self._config.acknowledge_timeout_s
+            fault = Fault(
+                fault_class=FaultClass.UNRESPONSIVE,
+                error_type="PeerSilent",
+                message=f"rank {rank} did not acknowledge within {bound_s:g} s that it stopped; it is taken for hung",
+                engine_id=self._engine_id,
+                rank=rank,
+            )
+            self._rank_faulted(m.RankFaulted(rank=rank, epoch=self._containment.epoch, fault=fault))
 
     def _deliver(self, delivery: Delivery) -> None:
         try:
@@ -203,26 +249,47 @@ class EngineCoreSentinel:
                     self._changed.notify_all()
             case m.RankFaulted():
                 self._rank_faulted(report)
+            case m.CollectivesBroken():
+                self._containment.acknowledged(report.rank, report.epoch)
             case m.WorkerAnswered():
                 self._answer(report.command_id, report.refused)
 
     def _rank_faulted(self, report: m.RankFaulted) -> None:
-        with self._changed:
-            if report.epoch != self._epoch or self._rank_fault is not None:
-                return
-            self._rank_fault = report.fault
-            self._changed.notify_all()
+        if not self._containment.rank_faulted(report.rank, report.fault, report.epoch):
+            return
         self._send(m.EngineFaulted(engine_id=self._engine_id, epoch=report.epoch, fault=report.fault))
+        if self._has_peers():
+            self._stop_everybody(report.epoch)
+
+    def _stop_everybody(self, epoch: int) -> None:
+        """Only the output rank's failures reach the busy loop, and an idle loop notices nothing at all."""
+        self._break_collectives()
+        self._interrupt(epoch)
+
+    def _interrupt(self, epoch: int) -> None:
+        # A recovery that began meanwhile has taken back every interrupt before it; none may follow it.
+        if self._host is not None:
+            self._containment.during(epoch, self._host.interrupt)
 
     def _from_client(self, order: m.ToEngine) -> None:
+        self._heard_at = time.monotonic()
         match order:
             case m.RetryEngine():
-                if order.epoch > self._epoch:
+                if order.epoch > self._containment.epoch:
                     self._orders.put(order)
+            case m.PauseEngine():
+                self._pause(order)
             case m.EndEngine():
                 self._orders.put(order)
             case m.ArmFault():
                 self._arm(order.command_id, order.spec)
+
+    def _pause(self, order: m.PauseEngine) -> None:
+        if order.epoch != self._containment.epoch:
+            return
+        if not order.soft and self._has_peers():
+            self._break_collectives()
+        self._interrupt(order.epoch)
 
     def _arm(self, command_id: str, spec: InjectionSpec) -> None:
         if self._host is None:

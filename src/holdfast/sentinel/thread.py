@@ -23,7 +23,7 @@ class SentinelThread:
         station: Station,
         on_delivery: Callable[[Delivery], None],
         on_tick: Callable[[], None] = lambda: None,
-        tick_s: float = IDLE_S,
+        tick_s: Callable[[], float] = lambda: IDLE_S,
     ) -> None:
         self._station = station
         self._on_delivery = on_delivery
@@ -55,7 +55,7 @@ class SentinelThread:
 
     def _turn(self) -> None:
         self._run_posted()
-        delivery = self._station.receive(self._tick_s)
+        delivery = self._station.receive(self._tick_s())
         if delivery is not None:
             self._on_delivery(delivery)
         self._on_tick()

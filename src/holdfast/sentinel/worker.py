@@ -24,8 +24,8 @@ class WorkerSentinel:
         self._spoke = station.connect(engine_address, worker_identity(rank))
         self._thread = SentinelThread(f"WorkerSentinel-{rank}", station, self._deliver)
 
-    def start(self, hooks: tuple[str, ...]) -> None:
-        self._send(m.WorkerAttached(rank=self._rank, pid=os.getpid(), hooks=hooks))
+    def start(self, hooks: tuple[str, ...], unrebuildable: tuple[str, ...] = ()) -> None:
+        self._send(m.WorkerAttached(rank=self._rank, pid=os.getpid(), hooks=hooks, unrebuildable=unrebuildable))
         self._thread.start()
 
     def report(self, fault: Fault, epoch: int) -> None:
@@ -46,6 +46,10 @@ class WorkerSentinel:
             case m.ArmWorkerFault():
                 self._host.arm(order.spec)
                 self._send(m.WorkerAnswered(rank=self._rank, command_id=order.command_id))
+            case m.BreakCollectives():
+                connections = self._host.break_collectives(order.epoch)
+                if connections is not None:
+                    self._send(m.CollectivesBroken(rank=self._rank, epoch=order.epoch, connections=connections))
 
     def _send(self, message: m.FromWorker) -> None:
         if not self._spoke.send(m.encode(message)):

@@ -24,9 +24,9 @@ SPEC = InjectionSpec(phase=Phase.FORWARD)
 class Bench:
     """An instance, what its engines would say, and everything it did."""
 
-    def __init__(self, config=AUTO, engines=(0,), attached=True):
+    def __init__(self, config=AUTO, engines=(0,), attached=True, groups=None):
         ids = itertools.count(1)
-        self.instance = Instance(engines, config, wall_clock=lambda: 0.0, new_command_id=lambda: f"own-{next(ids)}")
+        self.instance = Instance(groups or [(e,) for e in engines], config, wall_clock=lambda: 0.0, new_command_id=lambda: f"own-{next(ids)}")
         self.now = 1000.0
         self.effects = []
         if attached:
@@ -87,7 +87,7 @@ class Bench:
         )
 
     def retry(self, command_id="cmd", engine=0):
-        return self.did(self.instance.retry(command_id, engine, self.now))
+        return self.did(self.instance.retry(command_id, () if engine is None else (engine,), self.now))
 
     def arm(self, command_id="arm", spec=SPEC):
         return self.did(self.instance.arm(command_id, spec, self.now))

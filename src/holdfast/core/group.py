@@ -1,0 +1,123 @@
+"""What an instance knows of its engines and of the lockstep groups that they form.
+
+A lockstep group is the set of engines that share collectives: they pause together, recover together under
+one epoch and go on together. An engine without such peers is a group of one. Pure data with its own
+small moves; what follows from them is the `Instance`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from holdfast.core.events import EngineView
+from holdfast.core.faults import Fault, deeper
+from holdfast.core.states import EngineState, Trigger, next_state
+
+
+@dataclass
+class Engine:
+    """One engine core."""
+
+    engine_id: int
+    state: EngineState = EngineState.STARTING
+    pid: int | None = None
+    ranks: int = 0
+    hooks: tuple[str, ...] = ()
+    worker_hooks: tuple[str, ...] = ()
+    unrebuildable: tuple[str, ...] = ()
+    fault: Fault | None = None
+    fault_in_recovery: Fault | None = None
+    last_error: str | None = None
+    recoveries: int = 0
+    faults: int = 0
+    armed: dict[str, float] = field(default_factory=dict)
+
+    def move(self, trigger: Trigger) -> None:
+        self.state = next_state(self.state, trigger)
+
+    @property
+    def is_contained(self) -> bool:
+        """Whether it stands still, or will never move again."""
+        return self.state is EngineState.PAUSED
+
+
+@dataclass
+class LockstepGroup:
+    """Engines that share collectives, and the incident that they are in together."""
+
+    group_id: int
+    engines: tuple[Engine, ...]
+    epoch: int = 0
+    fault: Fault | None = None  # the deepest of the incident
+    reason: str | None = None
+    began_at: float | None = None  # the incident's; none while nothing is wrong
+    containing_since: float = 0.0
+    command_id: str | None = None  # of the recovery under way
+    command_at: float = 0.0
+    last_command_id: str | None = None
+    retried_at: tuple[float, ...] = ()
+    broken: bool = False  # collectives were broken and have to be rebuilt
+    paused_by_hand: bool = False
+    soft: bool = False  # the pause by hand may still wait for a step boundary
+    affirmed_at: float = 0.0  # when the engines last heard that somebody still lives
+
+    @property
+    def engine_ids(self) -> tuple[int, ...]:
+        return tuple(e.engine_id for e in self.engines)
+
+    @property
+    def ranks(self) -> int:
+        return sum(e.ranks for e in self.engines)
+
+    def in_state(self, *states: EngineState) -> list[Engine]:
+        return [e for e in self.engines if e.state in states]
+
+    @property
+    def stands_paused(self) -> bool:
+        return all(e.is_contained for e in self.engines)
+
+    @property
+    def needs_rebuild(self) -> bool:
+        alone = len(self.engines) == 1 and self.ranks == 1
+        return self.broken and not alone
+
+    @property
+    def unrebuildable(self) -> tuple[str, ...]:
+        return tuple(what for e in self.engines for what in e.unrebuildable)
+
+    def blame(self, fault: Fault) -> bool:
+        """Take a fault into the incident; true when it goes deeper than what was known."""
+        news = deeper(self.fault, fault) is fault
+        if news:
+            self.fault = fault
+        return news
+
+    def close_incident(self) -> None:
+        self.fault = self.reason = self.command_id = self.began_at = None
+        self.broken = self.paused_by_hand = self.soft = False
+
+    def view_of(self, engine: Engine) -> EngineView:
+        return EngineView(
+            engine_id=engine.engine_id,
+            state=engine.state,
+            epoch=self.epoch,
+            pid=engine.pid,
+            ranks=engine.ranks,
+            lockstep_with=tuple(i for i in self.engine_ids if i != engine.engine_id),
+            hooks=engine.hooks,
+            worker_hooks=engine.worker_hooks,
+            unrebuildable=engine.unrebuildable,
+            fault=engine.fault,
+            reason=self.reason,
+            paused_by_hand=self.paused_by_hand,
+            last_command_id=self.last_command_id,
+            last_error=engine.last_error,
+            recoveries=engine.recoveries,
+            faults=engine.faults,
+        )
+
+
+def make_groups(groups: Iterable[Iterable[int]]) -> tuple[LockstepGroup, ...]:
+    """One group for each set of engine ids."""
+    return tuple(LockstepGroup(i, tuple(Engine(e) for e in ids)) for i, ids in enumerate(groups))
