@@ -6,15 +6,16 @@ import asyncio
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import httpx
 import pytest
 
 from holdfast.bench.loads import SERVER_ARGUMENTS
+from holdfast.bench.topologies import Topology
 from holdfast.chaos.control import Control
-from holdfast.chaos.model import make_dense_model
+from holdfast.chaos.model import make_dense_model, make_moe_model
 from holdfast.chaos.server import Server, ServerSpec
 
 CPU_BENCH = Path(__file__).parents[1] / "support" / "cpu_bench"
@@ -66,6 +67,14 @@ class Servers:
     def start(self, *arguments: str, kind: Kind = V1_SYNC, **environment: str) -> Server:
         """A server of the caller's own; use it as a context manager."""
         return Server(self.spec(*arguments, kind=kind, **environment)).start()
+
+    def of(self, topology: Topology, kind: Kind = V1_SYNC, *arguments: str) -> Server:
+        """A server of a topology, with fault injection; use it as a context manager."""
+        spec = self.spec(*topology.arguments, "--enable-fault-injection", *MANY_RETRIES, *arguments, kind=kind)
+        return Server(replace(spec, model=self._model_for(topology))).start()
+
+    def _model_for(self, topology: Topology) -> Path:
+        return self._model if topology.model == "dense" else make_moe_model(self._folder / "moe")
 
     def shared(self, kind: Kind) -> Server:
         """The session's server of a kind, with fault injection."""

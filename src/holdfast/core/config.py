@@ -53,13 +53,16 @@ class HoldfastConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     # Only with fault injection: leave what a failed step was to write in the prefix cache.
     # It makes answers wrong; it exists so that a test can show that eviction is needed.
     unsafe_keep_suspect_blocks: bool = False
+    # Likewise: let a rank that raised take part in the next step, as it would without Holdfast.
+    unsafe_skip_fence: bool = False
     # Set by the front end for the processes it starts; never by an operator.
     runtime_dir: str = ""
 
     def __post_init__(self) -> None:
-        if self.unsafe_keep_suspect_blocks and not self.enable_fault_injection:
+        unsafe = {name for name in ("unsafe_keep_suspect_blocks", "unsafe_skip_fence") if getattr(self, name)}
+        if unsafe and not self.enable_fault_injection:
             raise BadConfiguration(
-                "unsafe_keep_suspect_blocks makes answers wrong and is for tests only",
+                f"{' and '.join(sorted(unsafe))} makes answers wrong and is for tests only",
                 hint="it needs enable_fault_injection",
             )
 

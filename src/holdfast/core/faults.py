@@ -52,7 +52,7 @@ class FaultClass(enum.StrEnum):
 
 
 class Fault(msgspec.Struct, frozen=True, kw_only=True):
-    """One fault, as it travels and as people read it."""
+    """One fault, as it travels and as people read it. `at` is wall-clock seconds when it was noticed, 0 if unknown."""
 
     fault_class: FaultClass
     error_type: str
@@ -61,6 +61,7 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True):
     rank: int | None = None
     phase: str | None = None
     step: int | None = None
+    at: float = 0.0
 
     def summary(self) -> str:
         where = f"engine {self.engine_id}" + ("" if self.rank is None else f", rank {self.rank}")

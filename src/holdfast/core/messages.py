@@ -18,14 +18,14 @@ from holdfast.core.rendezvous import Rendezvous
 MAX_MESSAGE_BYTES = 1 << 20
 
 
-class _Message(msgspec.Struct, frozen=True, kw_only=True):
-    pass
+class Message(msgspec.Struct, frozen=True, kw_only=True):
+    """What every message is; messages with events are in `link_messages`."""
 
 
 # ---- worker -> engine core
 
 
-class WorkerAttached(_Message, frozen=True, tag="worker-attached"):
+class WorkerAttached(Message, frozen=True, tag="worker-attached"):
     """`unrebuildable` says what a rebuild of this rank's collectives could not bring back."""
 
     rank: int
@@ -34,7 +34,7 @@ class WorkerAttached(_Message, frozen=True, tag="worker-attached"):
     unrebuildable: tuple[str, ...] = ()
 
 
-class RankFaulted(_Message, frozen=True, tag="rank-faulted"):
+class RankFaulted(Message, frozen=True, tag="rank-faulted"):
     """A rank fenced itself. `epoch` is the epoch in which it worked."""
 
     rank: int
@@ -42,13 +42,13 @@ class RankFaulted(_Message, frozen=True, tag="rank-faulted"):
     fault: Fault
 
 
-class WorkerAnswered(_Message, frozen=True, tag="worker-answered"):
+class WorkerAnswered(Message, frozen=True, tag="worker-answered"):
     rank: int
     command_id: str
     refused: str | None = None
 
 
-class CollectivesBroken(_Message, frozen=True, tag="collectives-broken"):
+class CollectivesBroken(Message, frozen=True, tag="collectives-broken"):
     """A rank takes no further step, and nobody waits in a collective with it."""
 
     rank: int
@@ -62,12 +62,12 @@ FromWorker = WorkerAttached | RankFaulted | WorkerAnswered | CollectivesBroken
 # ---- engine core -> worker
 
 
-class ArmWorkerFault(_Message, frozen=True, tag="arm-worker-fault"):
+class ArmWorkerFault(Message, frozen=True, tag="arm-worker-fault"):
     command_id: str
     spec: InjectionSpec
 
 
-class BreakCollectives(_Message, frozen=True, tag="break-collectives"):
+class BreakCollectives(Message, frozen=True, tag="break-collectives"):
     """Take no further step and let nobody wait in a collective. Void in a later epoch than `epoch`."""
 
     epoch: int
@@ -79,20 +79,20 @@ ToWorker = ArmWorkerFault | BreakCollectives
 # ---- engine core -> client
 
 
-class EngineAttached(_Message, frozen=True, tag="engine-attached"):
+class EngineAttached(Message, frozen=True, tag="engine-attached"):
     engine_id: int
     pid: int
     hooks: tuple[str, ...]
     workers: tuple[WorkerAttached, ...]
 
 
-class EngineFaulted(_Message, frozen=True, tag="engine-faulted"):
+class EngineFaulted(Message, frozen=True, tag="engine-faulted"):
     engine_id: int
     epoch: int
     fault: Fault
 
 
-class EngineHeld(_Message, frozen=True, tag="engine-held"):
+class EngineHeld(Message, frozen=True, tag="engine-held"):
     """The busy loop stands still and waits for a command.
 
     `fault` is none where it was only told to pause; `broken` says whether collectives were broken.
@@ -122,14 +122,14 @@ class RecoveryReport(msgspec.Struct, frozen=True, kw_only=True):
     rebuild_s: float = 0.0
 
 
-class EngineRecovered(_Message, frozen=True, tag="engine-recovered"):
+class EngineRecovered(Message, frozen=True, tag="engine-recovered"):
     engine_id: int
     command_id: str
     epoch: int
     report: RecoveryReport
 
 
-class RecoveryAborted(_Message, frozen=True, tag="recovery-aborted"):
+class RecoveryAborted(Message, frozen=True, tag="recovery-aborted"):
     """A recovery raised; the engine stands held again."""
 
     engine_id: int
@@ -138,7 +138,7 @@ class RecoveryAborted(_Message, frozen=True, tag="recovery-aborted"):
     fault: Fault
 
 
-class EngineAnswered(_Message, frozen=True, tag="engine-answered"):
+class EngineAnswered(Message, frozen=True, tag="engine-answered"):
     engine_id: int
     command_id: str
     refused: str | None = None
@@ -150,7 +150,7 @@ FromEngine = EngineAttached | EngineFaulted | EngineHeld | EngineRecovered | Rec
 # ---- client -> engine core
 
 
-class RetryEngine(_Message, frozen=True, tag="retry-engine"):
+class RetryEngine(Message, frozen=True, tag="retry-engine"):
     """Rewind the requests, let the ranks back in under `epoch`, go on.
 
     Where collectives were broken, the ranks of the lockstep group meet at `rendezvous` and rebuild them.
@@ -161,7 +161,7 @@ class RetryEngine(_Message, frozen=True, tag="retry-engine"):
     rendezvous: Rendezvous | None = None
 
 
-class PauseEngine(_Message, frozen=True, tag="pause-engine"):
+class PauseEngine(Message, frozen=True, tag="pause-engine"):
     """Stand still. Soft: at the next step boundary; else at once, and nobody waits in a collective any more.
 
     Void in another epoch than `epoch`. To an engine that stands held it says that the client still lives.
@@ -172,12 +172,12 @@ class PauseEngine(_Message, frozen=True, tag="pause-engine"):
     soft: bool = False
 
 
-class EndEngine(_Message, frozen=True, tag="end-engine"):
+class EndEngine(Message, frozen=True, tag="end-engine"):
     command_id: str
     reason: str
 
 
-class ArmFault(_Message, frozen=True, tag="arm-fault"):
+class ArmFault(Message, frozen=True, tag="arm-fault"):
     command_id: str
     spec: InjectionSpec
 
@@ -203,7 +203,8 @@ def encode(message: FromWorker | ToWorker | FromEngine | ToEngine) -> bytes:
     return _encoder.encode(message)
 
 
-def _decode(decoder: msgspec.msgpack.Decoder[M], data: bytes) -> M:
+def decode_with(decoder: msgspec.msgpack.Decoder[M], data: bytes) -> M:
+    """Raises `Undecodable`, and nothing else, for bytes that are not what the decoder is for."""
     if len(data) > MAX_MESSAGE_BYTES:
         raise Undecodable(f"{len(data)} bytes are more than {MAX_MESSAGE_BYTES}")
     try:
@@ -213,16 +214,16 @@ def _decode(decoder: msgspec.msgpack.Decoder[M], data: bytes) -> M:
 
 
 def decode_from_worker(data: bytes) -> FromWorker:
-    return _decode(_from_worker, data)
+    return decode_with(_from_worker, data)
 
 
 def decode_to_worker(data: bytes) -> ToWorker:
-    return _decode(_to_worker, data)
+    return decode_with(_to_worker, data)
 
 
 def decode_from_engine(data: bytes) -> FromEngine:
-    return _decode(_from_engine, data)
+    return decode_with(_from_engine, data)
 
 
 def decode_to_engine(data: bytes) -> ToEngine:
-    return _decode(_to_engine, data)
+    return decode_with(_to_engine, data)

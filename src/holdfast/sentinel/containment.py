@@ -1,12 +1,13 @@
 """What an engine core knows of its ranks in one epoch: who faulted, who was told to stop, who still owes an answer.
 
 Shared between the busy loop's thread and the sentinel's: every access is under its lock, none of them waits
-but `wait_for_rank_fault`. An epoch begins with a clean slate; what belongs to another one is not taken.
+but those that say so. An epoch begins with a clean slate; what belongs to another one is not taken.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 
 from holdfast.core.faults import Fault, deeper
@@ -78,6 +79,13 @@ class Containment:
         with self._changed:
             if epoch == self._epoch:
                 self._owing.discard(rank)
+                self._changed.notify_all()
+
+    def wait_stopped(self) -> None:
+        """Until every rank that was told to stop has said so, or its time is over."""
+        with self._changed:
+            while self._owing and (left_s := self._deadline - time.monotonic()) > 0:
+                self._changed.wait(left_s)
 
     def during(self, epoch: int, call: Callable[[], None]) -> None:
         """Run `call`, which must not wait, unless another epoch has begun; none begins meanwhile."""

@@ -97,6 +97,7 @@ class EngineCoreSentinel:
         if fault is not None and self._host_of_busy_loop().in_lockstep:
             self._break_collectives()  # the peers would wait for this engine core until their time is over
         while True:
+            self._containment.wait_stopped()
             order = self._stand_held(fault, is_running)
             if isinstance(order, m.EndEngine):
                 raise EngineDefeated(order.reason) from error
@@ -193,6 +194,7 @@ class EngineCoreSentinel:
             message=message,
             engine_id=self._engine_id,
             phase=getattr(error, "phase", None),
+            at=time.time(),
         )
 
     # ---- containing, either thread
@@ -229,6 +231,7 @@ class EngineCoreSentinel:
                 message=f"rank {rank} did not acknowledge within {bound_s:g} s that it stopped; it is taken for hung",
                 engine_id=self._engine_id,
                 rank=rank,
+                at=time.time(),
             )
             self._rank_faulted(m.RankFaulted(rank=rank, epoch=self._containment.epoch, fault=fault))
 

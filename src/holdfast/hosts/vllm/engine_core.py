@@ -7,8 +7,10 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from vllm.v1.engine import EngineCoreRequestType
 from vllm.v1.request import RequestStatus
 
 from holdfast.core.config import HoldfastConfig
@@ -16,13 +18,17 @@ from holdfast.core.errors import RecoveryFailed
 from holdfast.core.faults import Phase
 from holdfast.core.injection import InjectionSpec
 from holdfast.core.messages import RecoveryReport
+from holdfast.core.rendezvous import Rendezvous
 from holdfast.hosts.vllm import rewind as rewinding
+from holdfast.hosts.vllm.communicators import EngineCommunicators, attach_communicator_hooks
 from holdfast.hosts.vllm.departures import Departures
 from holdfast.hosts.vllm.injection import Traps, arm_engine
-from holdfast.hosts.vllm.register import BUSY_LOOP, ENGINE_INIT, attach, attached
-from holdfast.hosts.vllm.restore import RequestHistory, RestoreOrder, RestoreReply
+from holdfast.hosts.vllm.register import BUSY_LOOP, ENGINE_INIT, LOCKSTEP_BUSY_LOOP, attach, attached
+from holdfast.hosts.vllm.restore import TAIL_TOKENS, RequestHistory, RestoreOrder, RestoreReply
 from holdfast.hosts.vllm.salvage import request_being_added, salvage
 from holdfast.hosts.vllm.settings import inherited_settings
+from holdfast.hosts.vllm.standing_still import agree_on_wave, forget_interrupts
+from holdfast.hosts.vllm.worker import TOLD_TO_STOP
 from holdfast.sentinel import EngineCoreSentinel
 from holdfast.sentinel.addresses import client_address, engine_address
 from holdfast.wire import ZmqStation
@@ -33,8 +39,10 @@ ATTACH_TIMEOUT_S = 30.0
 
 
 def attach_engine_hooks() -> None:
+    attach_communicator_hooks()
     attach(ENGINE_INIT, _protect_engine)
     attach(BUSY_LOOP, _run_protected)
+    attach(LOCKSTEP_BUSY_LOOP, _run_protected)
 
 
 def _protect_engine(original: Callable[..., None], engine: Any, *args: Any, **kwargs: Any) -> None:
@@ -66,12 +74,22 @@ def _run_protected(original: Callable[..., None], engine: Any) -> None:
         sentinel.close()
 
 
+@dataclass(frozen=True)
+class _Restored:
+    """What restoring the workers came to; `lost_requests` failed because no worker could restore them."""
+
+    stale_replies: int
+    lost_requests: int
+    rebuild_s: float
+
+
 class VllmEngine:
     """Implements `EngineHost` on the host's engine core."""
 
     def __init__(self, engine: Any, config: HoldfastConfig) -> None:
         self._engine = engine
         self._config = config
+        self._communicators = EngineCommunicators(engine)
         self._traps = Traps()
         self._salvaged: Exception | None = None
         self._departures = self._watch_departures()
@@ -82,6 +100,20 @@ class VllmEngine:
     def engine_id(self) -> int:
         index: int = self._engine.engine_index
         return index
+
+    @property
+    def in_lockstep(self) -> bool:
+        return getattr(self._engine, "dp_group", None) is not None
+
+    def interrupt(self) -> None:
+        self._engine.input_queue.put_nowait((EngineCoreRequestType.EXECUTOR_FAILED, b""))
+
+    def is_interrupt(self, error: Exception) -> bool:
+        interrupted = isinstance(error, RuntimeError) and str(error) == "Executor failed."
+        return not self.lost_a_worker() and (interrupted or TOLD_TO_STOP in str(error))
+
+    def break_collectives(self) -> int:
+        return self._communicators.break_all()
 
     def unfinished_requests(self) -> int:
         return len(self._engine.scheduler.requests)
@@ -95,10 +127,11 @@ class VllmEngine:
     def arm(self, spec: InjectionSpec) -> None:
         self._traps.arm(spec)
 
-    def recover(self, error: Exception, epoch: int) -> RecoveryReport:
+    def recover(self, error: Exception, epoch: int, rendezvous: Rendezvous | None) -> RecoveryReport:
         """Salvage, rewind, restore. May be called again after it raised: every step is idempotent."""
         if self.lost_a_worker():
             raise RecoveryFailed("a worker process is gone")
+        forget_interrupts(self._engine)
         started = time.monotonic()
         salvaged, failed = self._salvage_once(error)
         self._traps.passes(Phase.RECOVERY)
@@ -110,17 +143,21 @@ class VllmEngine:
             keep_suspect_blocks=self._config.unsafe_keep_suspect_blocks,
         )
         rewound_at = time.monotonic()
-        stale, lost = self._restore_workers(epoch)
+        restored = self._restore_workers(epoch, rendezvous)
+        if self.in_lockstep:
+            agree_on_wave(self._engine)
+        self._traps.passes(Phase.RESUME)
         return RecoveryReport(
             requests=rewound.requests,
             kept_blocks=rewound.kept_blocks,
             evicted_blocks=rewound.evicted_blocks,
             tokens_to_recompute=rewound.tokens_to_recompute,
-            stale_replies=stale,
+            stale_replies=restored.stale_replies,
             salvaged_outputs=salvaged,
-            failed_requests=failed + lost,
+            failed_requests=failed + restored.lost_requests,
             rewind_s=rewound_at - started,
             restore_s=time.monotonic() - rewound_at,
+            rebuild_s=restored.rebuild_s,
         )
 
     def _watch_departures(self) -> Departures | None:
@@ -144,16 +181,30 @@ class VllmEngine:
         self._engine._send_error_outputs_to_client([request.request_id], request.client_index)
         return 1
 
-    def _restore_workers(self, epoch: int) -> tuple[int, int]:
-        """Stale replies dropped, and requests failed because no worker could restore them."""
-        order = RestoreOrder(nonce=uuid.uuid4().hex, epoch=epoch, requests=self._histories())
-        replies, stale = self._engine.model_executor.restore_workers(order, self._config.drain_timeout_s)
+    def _restore_workers(self, epoch: int, rendezvous: Rendezvous | None) -> _Restored:
+        """The workers rebuild their collectives while this engine core rebuilds its own."""
+        config = self._config
+        order = RestoreOrder(
+            nonce=uuid.uuid4().hex,
+            epoch=epoch,
+            requests=self._histories(),
+            rendezvous=rendezvous,
+            rebuild_timeout_s=config.rebuild_timeout_s,
+        )
+        timeout_s = config.drain_timeout_s + (config.rebuild_timeout_s if rendezvous else 0.0)
+        replies, stale = self._engine.model_executor.restore_workers(
+            order, timeout_s, lambda: self._rebuild_own(rendezvous)
+        )
         if errors := [r.error for r in replies if r.error]:
             raise RecoveryFailed(f"restoring a worker failed: {errors[0]}")
         self._salvaged = None
         if self._departures is not None:
             self._departures.clear()
-        return stale, self._fail_unknown(replies)
+        return _Restored(stale, self._fail_unknown(replies), max(r.rebuild_s for r in replies))
+
+    def _rebuild_own(self, rendezvous: Rendezvous | None) -> None:
+        if rendezvous is not None:
+            self._communicators.rebuild(rendezvous, self._config.rebuild_timeout_s)
 
     def _histories(self) -> tuple[RequestHistory, ...]:
         """Requests that the workers are to keep. V2 is sent each of them whole."""
@@ -161,7 +212,7 @@ class VllmEngine:
         if scheduler.use_v2_model_runner:
             return ()
         return tuple(
-            RequestHistory(r.request_id, r.num_output_tokens)
+            RequestHistory(r.request_id, r.num_output_tokens, tuple(r.output_token_ids[-TAIL_TOKENS:]))
             for r in scheduler.requests.values()
             if r.num_output_tokens and not r.is_finished()
         )

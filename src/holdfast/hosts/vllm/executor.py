@@ -8,6 +8,7 @@ own: it finds its hooks attached too.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 from vllm.v1.executor.multiproc_executor import MultiprocExecutor, WorkerProc
@@ -24,8 +25,10 @@ attach_worker_hooks()
 class HoldfastExecutor(MultiprocExecutor):
     """`MultiprocExecutor` whose reply queues can be drained up to a known answer."""
 
-    def restore_workers(self, order: RestoreOrder, timeout_s: float) -> tuple[list[RestoreReply], int]:
-        """Let every rank carry out `order` after everything queued before it.
+    def restore_workers(
+        self, order: RestoreOrder, timeout_s: float, meanwhile: Callable[[], None]
+    ) -> tuple[list[RestoreReply], int]:
+        """Let every rank carry out `order` after everything queued before it; `meanwhile` runs here.
 
         Returns:
             The ranks' replies, and how many replies of failed steps were dropped on the way.
@@ -35,6 +38,7 @@ class HoldfastExecutor(MultiprocExecutor):
         """
         deadline = time.monotonic() + timeout_s
         self._enqueue((RESTORE, (encode_order(order),), {}, None), timeout_s)
+        meanwhile()
         replies, stale = [], 0
         for rank in range(len(self.response_mqs)):
             reply, dropped = self._drain_to_reply(rank, order.nonce, deadline)

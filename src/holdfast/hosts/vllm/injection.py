@@ -58,7 +58,8 @@ def raise_at(traps: Traps, name: str, step: Step) -> Step:
 def arm_model(traps: Traps, runner: Any) -> None:
     """Let the middle of the model's forward pass be a phase."""
     model = runner.model
-    layers = getattr(getattr(model, "model", model), "layers", None)
+    stage = getattr(getattr(model, "model", model), "layers", ())
+    layers = [layer for layer in stage if next(layer.parameters(), None) is not None]  # a pipeline stage has few
     middle = layers[len(layers) // 2] if layers else model
     middle.register_forward_pre_hook(lambda *_: traps.passes(Phase.FORWARD))
 
@@ -95,5 +96,20 @@ def arm_engine(traps: Traps, engine: Any) -> None:
         traps.passes(Phase.OUTPUT_END)
         return attach_details(*args, **kwargs)
 
+    if hasattr(engine, "_has_global_unfinished_reqs"):
+        arm_agreement(traps, engine)
     scheduler.schedule, scheduler.update_from_output = around_schedule, before_update
     scheduler._update_request_with_output, engine._attach_iteration_details = after_append, after_update
+
+
+def arm_agreement(traps: Traps, engine: Any) -> None:
+    """Let the moment before the data-parallel ranks agree whether to go on be a phase."""
+    agree = engine._has_global_unfinished_reqs
+
+    def before_agreeing(local_unfinished: bool) -> Any:
+        following = engine.step_counter + 1
+        if following == 1 or following % engine.dp_sync_interval == 0:
+            traps.passes(Phase.DP_SYNC)
+        return agree(local_unfinished)
+
+    engine._has_global_unfinished_reqs = before_agreeing

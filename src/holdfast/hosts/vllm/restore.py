@@ -4,22 +4,34 @@ from __future__ import annotations
 
 import msgspec
 
+from holdfast.core.rendezvous import Rendezvous
+
 RESTORE = "holdfast_restore"  # the name under which the order is bound to the worker
 
 
+# Ranks of one engine learn of a token at different moments, never further apart than the steps in flight.
+TAIL_TOKENS = 64
+
+
 class RequestHistory(msgspec.Struct, frozen=True, array_like=True):
-    """A request that goes on: how many of its tokens were delivered as output."""
+    """A request that goes on: how many of its tokens were delivered as output, and the last of them."""
 
     request_id: str
     output_tokens: int
+    tail: tuple[int, ...] = ()
 
 
 class RestoreOrder(msgspec.Struct, frozen=True):
-    """Forget every request but these, stand where their histories end, take work again under `epoch`."""
+    """Forget every request but these, stand where their histories end, take work again under `epoch`.
+
+    With a `rendezvous` the rank first rebuilds its collectives there, within `rebuild_timeout_s`.
+    """
 
     nonce: str
     epoch: int
     requests: tuple[RequestHistory, ...]
+    rendezvous: Rendezvous | None = None
+    rebuild_timeout_s: float = 0.0
 
 
 class RestoreReply(msgspec.Struct, frozen=True):
@@ -28,6 +40,7 @@ class RestoreReply(msgspec.Struct, frozen=True):
     nonce: str
     unknown: tuple[str, ...] = ()
     error: str | None = None
+    rebuild_s: float = 0.0
 
 
 _orders = msgspec.msgpack.Decoder(RestoreOrder)

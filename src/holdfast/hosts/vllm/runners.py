@@ -36,8 +36,8 @@ def _restore_v1(runner: Any, requests: Sequence[RequestHistory]) -> tuple[str, .
         runner.num_prompt_logprobs.pop(request_id, None)
     for request_id, history in histories.items():
         if request_id in runner.requests:
-            _cut_back(runner, runner.requests[request_id], history.output_tokens)
-    return tuple(r for r in histories if r not in runner.requests)
+            _stand_at(runner, runner.requests[request_id], history)
+    return tuple(r for r, history in histories.items() if not _reaches(runner.requests.get(r), history))
 
 
 def _empty_batch(batch: Any) -> None:
@@ -52,8 +52,13 @@ def _empty_batch(batch: Any) -> None:
     batch.async_copy_ready_event = None
 
 
-def _cut_back(runner: Any, state: Any, output_tokens: int) -> None:
-    del state.output_token_ids[output_tokens:]
+def _stand_at(runner: Any, state: Any, history: RequestHistory) -> None:
+    """Cut back what was not delivered; add what was delivered before this rank had heard of it."""
+    state.output_token_ids[history.output_tokens - len(history.tail) :] = history.tail
     state.prev_num_draft_len = 0
     if state.generator is not None:
-        stand_after(state.generator, state.sampling_params.seed, output_tokens, runner)
+        stand_after(state.generator, state.sampling_params.seed, history.output_tokens, runner)
+
+
+def _reaches(state: Any | None, history: RequestHistory) -> bool:
+    return state is not None and len(state.output_token_ids) == history.output_tokens

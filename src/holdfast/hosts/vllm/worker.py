@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
 from holdfast.core.errors import RankFenced
 from holdfast.core.faults import Fault, Phase, classify_error, describe_error
 from holdfast.core.injection import InjectionSpec
-from holdfast.core.ports import FaultReporter
+from holdfast.core.ports import Communicators, FaultReporter
+from holdfast.hosts.vllm.communicators import WorkerCommunicators, attach_communicator_hooks
 from holdfast.hosts.vllm.injection import Traps, arm_model, raise_at
 from holdfast.hosts.vllm.register import WORKER_QUEUES, attach, attached
 from holdfast.hosts.vllm.restore import RESTORE, RestoreOrder, RestoreReply, decode_order, encode_reply
@@ -34,10 +37,13 @@ STEP_METHODS = {
     "execute_dummy_batch": Phase.FORWARD,
 }
 
+TOLD_TO_STOP = "it was told to stop"
+
 Step = Callable[..., Any]
 
 
 def attach_worker_hooks() -> None:
+    attach_communicator_hooks()
     attach(WORKER_QUEUES, _protect_worker)
 
 
@@ -47,24 +53,36 @@ def _protect_worker(original: Step, proc: Any, input_shm_handle: Any, vllm_confi
     if config is None or not config.enable_fault_tolerance:
         return
     engine_id = vllm_config.parallel_config.data_parallel_index
-    guard = StepGuard(engine_id, proc.rank)
-    host = GuardedWorker(proc, guard, injection=config.enable_fault_injection)
+    communicators = WorkerCommunicators(proc.worker.worker)
+    guard = StepGuard(engine_id, proc.rank, communicators)
+    if config.unsafe_skip_fence:
+        guard.fence = lambda error, phase: None  # type: ignore[method-assign]
+    host = GuardedWorker(proc, guard, communicators, injection=config.enable_fault_injection)
     sentinel = WorkerSentinel(host, proc.rank, ZmqStation(), engine_address(config.runtime_dir, engine_id))
     guard.reporter = sentinel
     proc.holdfast = host
-    sentinel.start(attached())
+    sentinel.start(attached(), communicators.unrebuildable())
 
 
 class StepGuard:
-    """The fence and the step counter of one rank. The main thread's alone, but for `reporter`."""
+    """The fence and the step counter of one rank.
 
-    def __init__(self, engine_id: int, rank: int) -> None:
+    The main thread's, but for `stop`, which may come from any thread. What keeps the rank out of further
+    steps is one attribute: looking at it takes no lock.
+    """
+
+    def __init__(self, engine_id: int, rank: int, communicators: Communicators) -> None:
         self.reporter: FaultReporter | None = None
         self.steps = 0
         self._engine_id = engine_id
         self._rank = rank
+        self._communicators = communicators
+        self._lock = threading.Lock()
         self._epoch = 0
+        self._entering = 0  # the epoch that a restore under way leads to
         self._fenced_by: str | None = None
+        self._fenced_in = 0
+        self._reported_in = -1
 
     def guarded(self, phase: Phase, step: Step) -> Step:
         """A step that refuses behind the fence and fences its rank when it raises.
@@ -86,11 +104,14 @@ class StepGuard:
         return run
 
     def fence(self, error: Exception, phase: Phase) -> None:
-        """Take no further step; report why, once."""
-        if self._fenced_by is not None:
+        """Take no further step, let nobody wait for this rank in a collective, report why, once."""
+        if self._reported_in == self._epoch:
             return
         error_type, message = describe_error(error)
-        self._fenced_by = f"{error_type}: {message}"
+        with self._lock:
+            self._fenced_by, self._fenced_in = f"{error_type}: {message}", self._epoch
+            self._reported_in = self._epoch
+            self._communicators.break_all()
         fault = Fault(
             fault_class=classify_error(error_type, message),
             error_type=error_type,
@@ -99,20 +120,40 @@ class StepGuard:
             rank=self._rank,
             phase=getattr(error, "phase", phase),
             step=self.steps,
+            at=time.time(),
         )
         if self.reporter is not None:
             self.reporter.report(fault, self._epoch)
 
+    def stop(self, epoch: int) -> int | None:
+        """Take no further step in `epoch` and let nobody wait in a collective; none where that is history."""
+        with self._lock:
+            if epoch < self._entering:
+                return None
+            self._fenced_in = epoch
+            self._fenced_by = self._fenced_by or TOLD_TO_STOP
+            return self._communicators.break_all()
+
+    def enter(self, epoch: int) -> None:
+        """A restore has begun: what belongs to an older epoch is history from now on."""
+        with self._lock:
+            self._entering = epoch
+
     def lift(self, epoch: int) -> None:
-        self._epoch, self._fenced_by = epoch, None
+        """Take steps again under `epoch`, unless it was stopped again meanwhile."""
+        with self._lock:
+            self._epoch = epoch
+            if self._fenced_in < epoch:
+                self._fenced_by = None
 
 
 class GuardedWorker:
     """Implements `WorkerHost` on a worker process of the host."""
 
-    def __init__(self, proc: Any, guard: StepGuard, *, injection: bool) -> None:
+    def __init__(self, proc: Any, guard: StepGuard, communicators: Communicators, *, injection: bool) -> None:
         self._proc = proc
         self._guard = guard
+        self._communicators = communicators
         self._traps = Traps()
         wrapper = proc.worker
         for name, phase in STEP_METHODS.items():
@@ -133,16 +174,32 @@ class GuardedWorker:
     def arm(self, spec: InjectionSpec) -> None:
         self._traps.arm(spec)
 
+    def break_collectives(self, epoch: int) -> int | None:
+        return self._guard.stop(epoch)
+
     def restore(self, data: bytes) -> bytes:
         """Carry out a restore order on the worker's main thread; never raises."""
         order = decode_order(data)
+        self._guard.enter(order.epoch)
+        began_at = time.monotonic()
         try:
+            self._rebuild(order)
+            rebuilt_at = time.monotonic()
             unknown = restore_runner(self._runner, order.requests)
         except Exception as error:
-            logger.exception("restoring the model runner failed")
+            logger.exception("restoring rank %d failed", self._proc.rank)
+            self._communicators.break_all()  # the others would wait for this rank where they meet
             return encode_reply(RestoreReply(nonce=order.nonce, error=": ".join(describe_error(error))))
         self._lift(order)
-        return encode_reply(RestoreReply(nonce=order.nonce, unknown=unknown))
+        return encode_reply(RestoreReply(nonce=order.nonce, unknown=unknown, rebuild_s=rebuilt_at - began_at))
+
+    def _rebuild(self, order: RestoreOrder) -> None:
+        worker = self._proc.worker.worker
+        if getattr(worker, "_pp_send_work", None):
+            worker._pp_send_work = []  # sends that nobody will receive any more
+        self._traps.passes(Phase.REBUILD)
+        if order.rendezvous is not None:
+            self._communicators.rebuild(order.rendezvous, order.rebuild_timeout_s)
 
     def _lift(self, order: RestoreOrder) -> None:
         self._guard.lift(order.epoch)
