@@ -18,6 +18,15 @@ from holdfast.core.faults import (
 )
 
 
+BY_DEPTH = [
+    FaultClass.COMMUNICATOR,
+    FaultClass.TRANSIENT,
+    FaultClass.UNRESPONSIVE,
+    FaultClass.DEVICE,
+    FaultClass.WORKER_LOST,
+]
+
+
 def fault(fault_class=FaultClass.TRANSIENT, **about):
     return Fault(fault_class=fault_class, error_type="E", message="m", engine_id=0, **about)
 
@@ -48,13 +57,28 @@ def test_an_error_after_which_the_device_is_unusable_is_a_device_fault(message):
     [
         "CUDA out of memory. Tried to allocate 2.00 GiB",
         "injected fault",
-        "Connection closed by peer",
         "index 3 is out of bounds for dimension 0 with size 3",
         "",
     ],
 )
 def test_any_other_error_is_transient(message):
     assert classify_error("RuntimeError", message) is FaultClass.TRANSIENT
+
+
+@pytest.mark.parametrize(
+    ("error_type", "message"),
+    [
+        ("RuntimeError", "Connection closed by peer"),
+        ("RuntimeError", "[../third_party/gloo/transport/tcp/pair.cc:534] Read error [127.0.0.1]:4711"),
+        ("RuntimeError", "Connection reset by peer"),
+        ("DistBackendError", "NCCL communicator was aborted on rank 1."),
+        ("DistBackendError", "ncclRemoteError: A call failed possibly due to a network error"),
+        ("RankFenced", "whatever it says"),
+        ("WorkerFailed", "Worker failed with error 'rank 1 is fenced since epoch 3'"),
+    ],
+)
+def test_what_a_rank_says_that_was_left_alone_is_a_consequence_and_no_cause(error_type, message):
+    assert classify_error(error_type, message) is FaultClass.COMMUNICATOR
 
 
 def test_a_message_is_described_on_one_line():
@@ -93,24 +117,33 @@ def test_a_summary_says_what_where_and_why(about, summary):
     assert fault(**about).summary() == summary
 
 
-def test_of_two_faults_the_first_decides_unless_the_other_goes_deeper():
-    for first, second in itertools.product(FaultClass, FaultClass):
-        known, other = fault(first), fault(second)
-        chosen = deeper(known, other)
-        assert chosen is known or first is FaultClass.TRANSIENT or second is not FaultClass.TRANSIENT
-        assert first is not second or chosen is known
-    assert deeper(None, other) is other
+@pytest.mark.parametrize(("first", "second"), itertools.product(FaultClass, FaultClass))
+def test_of_two_faults_the_first_decides_unless_the_other_goes_deeper(first, second):
+    known, other = fault(first), fault(second)
+    assert (deeper(known, other) is other) is (BY_DEPTH.index(second) > BY_DEPTH.index(first))
+
+
+def test_a_first_fault_decides_by_itself():
+    only = fault()
+    assert deeper(None, only) is only
+
+
+def test_a_consequence_never_hides_a_cause_whichever_comes_first():
+    for cause in set(FaultClass) - {FaultClass.COMMUNICATOR}:
+        assert deeper(fault(cause), fault(FaultClass.COMMUNICATOR)).fault_class is cause
+        assert deeper(fault(FaultClass.COMMUNICATOR), fault(cause)).fault_class is cause
 
 
 def test_a_transient_fault_never_hides_one_that_a_retry_cannot_repair():
-    for other in FaultClass:
+    for other in set(FaultClass) - {FaultClass.COMMUNICATOR}:
         assert deeper(fault(other), fault(FaultClass.TRANSIENT)).fault_class is other
         assert deeper(fault(FaultClass.TRANSIENT), fault(other)).fault_class is other
 
 
 def test_a_phase_belongs_to_the_worker_or_to_the_engine_core():
     in_worker = [p for p in Phase if p.in_worker]
-    assert in_worker == [Phase.STEP_START, Phase.FORWARD, Phase.STEP_END, Phase.SAMPLE_START, Phase.SAMPLE_END]
+    steps = [Phase.STEP_START, Phase.FORWARD, Phase.STEP_END, Phase.SAMPLE_START, Phase.SAMPLE_END]
+    assert in_worker == [*steps, Phase.REBUILD]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from holdfast.core import messages as m
 from holdfast.core.config import HoldfastConfig
-from holdfast.core.effects import End, Publish, Send, Settle
+from holdfast.core.effects import End, OrderRecovery, Publish, Send, Settle
 from holdfast.core.errors import InstructionConflict, UnknownEngine
 from holdfast.core.events import EventKind
 from holdfast.core.faults import Fault, FaultClass, Phase
@@ -26,7 +26,12 @@ class Bench:
 
     def __init__(self, config=AUTO, engines=(0,), attached=True, groups=None):
         ids = itertools.count(1)
-        self.instance = Instance(groups or [(e,) for e in engines], config, wall_clock=lambda: 0.0, new_command_id=lambda: f"own-{next(ids)}")
+        self.instance = Instance(
+            groups or [(e,) for e in engines],
+            config,
+            wall_clock=lambda: 0.0,
+            new_command_id=lambda: f"own-{next(ids)}",
+        )
         self.now = 1000.0
         self.effects = []
         if attached:
@@ -111,6 +116,14 @@ def kinds(effects):
     return [e.event.kind.value if isinstance(e, Publish) else type(e).__name__ for e in effects]
 
 
+def is_affirming(effect):
+    """Whether an effect only tells a paused engine that somebody still lives."""
+    match effect:
+        case Send(_, m.PauseEngine(command_id="", soft=True)):
+            return True
+    return False
+
+
 def states(effects):
     return [e.event.state for e in effects if isinstance(e, Publish)]
 
@@ -132,9 +145,9 @@ def test_auto_a_fault_is_published_the_engine_held_retried_and_healthy_again():
     assert kinds(bench.faulted()) == ["fault-reported"]
     assert not bench.instance.view().ready
     held = bench.held()
-    assert kinds(held) == ["engine-paused", "decision-made", "Send", "recovery-started"]
+    assert kinds(held) == ["engine-paused", "decision-made", "OrderRecovery", "recovery-started"]
     assert states(held) == [EngineState.PAUSED, EngineState.PAUSED, EngineState.RECOVERING]
-    assert held[2] == Send(0, m.RetryEngine(command_id="own-1", epoch=1))
+    assert held[2] == OrderRecovery((0,), "own-1", 1, rebuild=False)
     bench.now += 1.5
     recovered = bench.recovered()
     assert kinds(recovered) == ["engine-recovered", "Settle"]
@@ -159,8 +172,8 @@ def test_external_waits_for_an_instruction_and_follows_it():
     bench.faulted()
     assert kinds(bench.held()) == ["engine-paused", "decision-made"]
     assert bench.view().state is EngineState.PAUSED
-    assert bench.tick(60.0) == []
-    assert kinds(bench.retry("from-outside")) == ["Send", "recovery-started"]
+    assert [e for e in bench.tick(60.0) if not is_affirming(e)] == []
+    assert kinds(bench.retry("from-outside")) == ["OrderRecovery", "recovery-started"]
     assert bench.recovered()[-1] == Settle("from-outside")
     assert bench.view().state is EngineState.HEALTHY
 
@@ -169,7 +182,7 @@ def test_external_ends_when_no_instruction_came_in_time():
     bench = Bench(EXTERNAL)
     bench.faulted()
     bench.held()
-    assert bench.tick(119.9) == []
+    assert [e for e in bench.tick(119.9) if not is_affirming(e)] == []
     assert kinds(bench.tick(0.1)) == ["decision-made", "instance-defeated", "Send", "End"]
     assert "no instruction repaired it within 120 s" in bench.instance.view().defeat
 
@@ -177,7 +190,7 @@ def test_external_ends_when_no_instruction_came_in_time():
 def test_without_a_name_the_engine_that_stands_paused_is_retried():
     bench = Bench(EXTERNAL, engines=(0, 1))
     bench.held(1)
-    assert bench.retry(engine=None)[0].engine_id == 1
+    assert bench.retry(engine=None)[0].engine_ids == (1,)
 
 
 def test_an_engine_that_stands_held_without_a_word_before_was_faulted_then():
@@ -210,7 +223,7 @@ def test_auto_retries_a_failed_recovery_until_the_intensity_is_exceeded():
     bench.held()
     for attempt in (1, 2):
         aborted = bench.aborted()
-        assert kinds(aborted) == ["recovery-failed", "Settle", "decision-made", "Send", "recovery-started"]
+        assert kinds(aborted) == ["recovery-failed", "Settle", "decision-made", "OrderRecovery", "recovery-started"]
         assert aborted[1] == Settle(f"own-{attempt}", error="RuntimeError in engine 0, rank 0: again")
     assert kinds(bench.aborted())[-4:] == ["decision-made", "instance-defeated", "Send", "End"]
     assert "3 retries within 60 s did not last" in bench.instance.view().defeat
@@ -571,7 +584,7 @@ def test_whatever_is_said_in_whatever_order_the_laws_of_an_instance_hold(story, 
                 bench.observe(fact)
     for _ in range(4):  # after silence long enough, every wait has ended
         bench.tick(250.0)
-    accepted += [s.message.command_id for s in bench.all(Send) if isinstance(s.message, m.RetryEngine)]
+    accepted += [order.command_id for order in bench.all(OrderRecovery)]
     assert sorted(s.command_id for s in bench.all(Settle)) == sorted(_once(accepted, bench))
     assert [e.sequence for e in bench.events] == list(range(1, len(bench.events) + 1))
     assert [p.view.sequence for p in bench.all(Publish)] == [e.sequence for e in bench.events]
@@ -582,7 +595,7 @@ def test_whatever_is_said_in_whatever_order_the_laws_of_an_instance_hold(story, 
 
 def _once(accepted, bench):
     """A retry from outside was counted when it was accepted and again when it was sent."""
-    sent = [s.message.command_id for s in bench.all(Send) if isinstance(s.message, m.RetryEngine)]
+    sent = [order.command_id for order in bench.all(OrderRecovery)]
     arms = [s.message.command_id for s in bench.all(Send) if isinstance(s.message, m.ArmFault)]
     assert set(accepted) == set(sent + arms)
     return sent + arms

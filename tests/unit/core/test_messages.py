@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from holdfast.core import messages as m
 from holdfast.core.faults import Fault, FaultClass, Phase
 from holdfast.core.injection import InjectionSpec
+from holdfast.core.rendezvous import Rendezvous
 
 LINKS = {
     "from_worker": (m.FromWorker, m.decode_from_worker),
@@ -24,17 +25,21 @@ numbers = st.integers(-(2**63), 2**63 - 1)
 seconds = st.floats(allow_nan=False)
 faults = st.builds(Fault, fault_class=st.sampled_from(FaultClass), error_type=st.text(), message=st.text(),
                    engine_id=numbers, rank=st.none() | numbers, phase=st.none() | st.text(),
-                   step=st.none() | numbers)  # fmt: skip
+                   step=st.none() | numbers, at=seconds)  # fmt: skip
 specs = st.builds(InjectionSpec, phase=st.sampled_from(Phase), engine_id=numbers, rank=numbers,
                   after_steps=st.integers(0, 10**6), times=st.integers(1, 1000),
                   request_index=st.integers(0, 10**5), message=st.text(max_size=200))  # fmt: skip
 reports = st.builds(m.RecoveryReport, requests=numbers, evicted_blocks=numbers, held_s=seconds, drain_s=seconds)
+rendezvous = st.builds(Rendezvous, host=st.text(), port=numbers, epoch=numbers)
 FIELDS = {
     int: numbers,
+    bool: st.booleans(),
     str: st.text(),
     str | None: st.none() | st.text(),
     tuple[str, ...]: st.lists(st.text()).map(tuple),
     Fault: faults,
+    Fault | None: st.none() | faults,
+    Rendezvous | None: st.none() | rendezvous,
     InjectionSpec: specs,
     m.RecoveryReport: reports,
 }
@@ -113,7 +118,14 @@ def test_a_link_refuses_the_messages_of_the_others(link):
 
 def _plain(message_type):
     fault = {"fault_class": "transient", "error_type": "E", "message": "m", "engine_id": 0}
-    values = {int: 0, str: "x", Fault: fault, InjectionSpec: {"phase": "forward"}, m.RecoveryReport: {}}
+    values = {
+        int: 0,
+        str: "x",
+        Fault: fault,
+        Fault | None: None,
+        InjectionSpec: {"phase": "forward"},
+        m.RecoveryReport: {},
+    }
     needed = [f for f in msgspec.structs.fields(message_type) if f.required]
     tag = message_type.__struct_config__.tag
     return {"type": tag} | {f.name: values.get(f.type, ()) for f in needed}
