@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from holdfast.hosts.vllm.inspection import attributes_of, parameters_problem
-from holdfast.hosts.vllm.register import Touchpoint
+from holdfast.hosts.vllm.touchpoint import Touchpoint
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 

@@ -9,7 +9,8 @@ import pytest
 
 from contract.host_ast import HostSources
 from holdfast.hosts.vllm.inspection import inspect_touchpoint
-from holdfast.hosts.vllm.register import TOUCHPOINTS, Touchpoint
+from holdfast.hosts.vllm.register import TOUCHPOINTS
+from holdfast.hosts.vllm.touchpoint import Touchpoint
 
 _SPEC = importlib.util.find_spec("vllm")
 

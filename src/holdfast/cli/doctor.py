@@ -24,7 +24,7 @@ from holdfast.cli.traps import Finding, Surroundings, Verdict, find_traps
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.errors import BadConfiguration
 from holdfast.hosts.vllm.plugin_names import OURS, extended_allow_list
-from holdfast.hosts.vllm.register import Touchpoint
+from holdfast.hosts.vllm.touchpoint import Touchpoint
 from holdfast.hosts.vllm.versions import OVERRIDE, SUPPORTED, host_version, is_supported
 
 _SERVER_PORT = 8000

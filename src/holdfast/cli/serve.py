@@ -77,5 +77,7 @@ def flag_parser() -> argparse.ArgumentParser:
     add("--max-held-requests", type=int, metavar="N", help="new requests held in a recovery (default: 1024)")
     add("--enable-fault-injection", action=switch, help="let `holdfast inject` hurt this server (default: off)")
     add("--allow-unknown-host", action=switch, help="start with a vLLM that was never tested (default: off)")
+    add("--cpu-enablement", action=switch, help="on CPUs: supply what many ranks need (default: on)")
     add("--unsafe-keep-suspect-blocks", action=switch, help=argparse.SUPPRESS)
+    add("--unsafe-skip-fence", action=switch, help=argparse.SUPPRESS)
     return parser

@@ -20,6 +20,10 @@ def register() -> None:
     from holdfast.hosts.vllm.logs import share_log
 
     share_log()
+    if _is_asked_for():
+        from holdfast.hosts.vllm.cpu.enablement import attach_cpu_enablement
+
+        attach_cpu_enablement()
     if ENVIRONMENT in os.environ:
         from holdfast.hosts.vllm.worker import attach_worker_hooks
 
@@ -34,6 +38,10 @@ def register() -> None:
 def _is_bystander() -> bool:
     """Installed beside an unknown host and not asked for: stay out of the way."""
     version = host_version()
-    asked_for = "holdfast" in os.environ.get("VLLM_PLUGINS", "").split(",") or ENVIRONMENT in os.environ
     known = version is not None and (is_supported(version) or os.environ.get(OVERRIDE) == "1")
-    return not known and not asked_for
+    return not known and not _is_asked_for()
+
+
+def _is_asked_for() -> bool:
+    """Named by the operator, or in a process of an instance that is protected."""
+    return "holdfast" in os.environ.get("VLLM_PLUGINS", "").split(",") or ENVIRONMENT in os.environ

@@ -11,7 +11,8 @@ import textwrap
 from collections.abc import Iterator
 from typing import Any, TypeGuard
 
-from holdfast.hosts.vllm.register import TOUCHPOINTS, Touchpoint
+from holdfast.hosts.vllm.register import TOUCHPOINTS
+from holdfast.hosts.vllm.touchpoint import Touchpoint
 
 
 def inspect_touchpoints() -> list[tuple[Touchpoint, str | None]]:

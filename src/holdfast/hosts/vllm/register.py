@@ -10,46 +10,14 @@ import functools
 import importlib
 import inspect
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from holdfast.core.errors import HookNotAttached
-
-Kind = Literal["wrap", "call", "attribute", "class"]
-
-
-@dataclass(frozen=True)
-class Touchpoint:
-    """One place of the host that Holdfast relies on.
-
-    `name` is a dotted name in `module`; `parameters` the leading parameter names of a function without
-    `self` (none: not checked); `until` says what would let the touchpoint go.
-    """
-
-    module: str
-    name: str
-    kind: Kind
-    parameters: tuple[str, ...] | None
-    why: str
-    until: str = "the host offers a documented hook for it"
-    reads: tuple[str, ...] = ()  # locals of the function that are read from a frame an exception left
-
-    @property
-    def label(self) -> str:
-        return f"{self.module}:{self.name}"
-
-
-def _wrap(module: str, name: str, parameters: tuple[str, ...], why: str) -> Touchpoint:
-    return Touchpoint(module, name, "wrap", parameters, why)
-
-
-def _call(module: str, name: str, parameters: tuple[str, ...] | None, why: str, *reads: str) -> Touchpoint:
-    return Touchpoint(module, name, "call", parameters, why, reads=reads)
-
-
-def _attributes(module: str, cls: str, names: str, why: str) -> tuple[Touchpoint, ...]:
-    return tuple(Touchpoint(module, f"{cls}.{n}", "attribute", None, why) for n in names.split())
-
+from holdfast.hosts.vllm.cpu.touchpoints import CPU_TOUCHPOINTS
+from holdfast.hosts.vllm.touchpoint import Touchpoint
+from holdfast.hosts.vllm.touchpoint import attributes as _attributes
+from holdfast.hosts.vllm.touchpoint import call as _call
+from holdfast.hosts.vllm.touchpoint import wrap as _wrap
 
 _CORE = "vllm.v1.engine.core"
 _CLIENT = "vllm.v1.engine.core_client"
@@ -86,6 +54,7 @@ WORKER_QUEUES = _wrap(
 )
 
 TOUCHPOINTS: tuple[Touchpoint, ...] = (
+    *CPU_TOUCHPOINTS,
     OWN_ENGINES,
     SERVE_HTTP,
     ENGINE_INIT,

@@ -11,6 +11,7 @@ from typing import Any
 
 from holdfast.core.config import parse_config
 from holdfast.core.errors import BadConfiguration, HookNotAttached, PortInUse
+from holdfast.hosts.vllm.cpu.enablement import SWITCH
 from holdfast.hosts.vllm.plugin_names import VARIABLE, extended_allow_list
 from holdfast.hosts.vllm.register import OWN_ENGINES, attached, missing
 from holdfast.hosts.vllm.settings import KEY
@@ -34,6 +35,7 @@ def serve(arguments: Sequence[str], settings: Mapping[str, Any]) -> None:
     """
     command, args = _parse(arguments)
     args.additional_config = _merged(args.additional_config, settings)
+    _pass_on_switch(args.additional_config[KEY])
     refuse_unhooked()
     try:
         command.cmd(args)
@@ -88,3 +90,9 @@ def _merged(additional: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
     merged = {**stated, **settings}
     parse_config(merged)  # say what is wrong before anything is started
     return {**additional, KEY: merged}
+
+
+def _pass_on_switch(settings: Mapping[str, Any]) -> None:
+    """Processes of an unprotected server inherit no settings, only the environment."""
+    if not parse_config(settings).cpu_enablement:
+        os.environ[SWITCH] = "0"
