@@ -127,9 +127,7 @@ def describe(error: BaseException) -> CommandError:
         case UnknownEngine():
             kind = ErrorKind.UNKNOWN_ENGINE
         case InstructionConflict():
-            return CommandError(
-                kind=ErrorKind.CONFLICT, message=error.message, hint=error.hint, state=str(error.state)
-            )
+            return CommandError(kind=ErrorKind.CONFLICT, message=error.message, hint=error.hint, state=str(error.state))
         case _:
             kind = ErrorKind.FAILED
     if isinstance(error, HoldfastError):

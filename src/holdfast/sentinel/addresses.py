@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+_LINK = b"link-"
+
 
 def client_address(runtime_dir: str) -> str:
     return f"ipc://{runtime_dir}/client"
@@ -17,3 +19,11 @@ def engine_identity(engine_id: int) -> bytes:
 
 def worker_identity(rank: int) -> bytes:
     return b"worker-%d" % rank
+
+
+def link_identity(link_id: int) -> bytes:
+    return _LINK + b"%d" % link_id
+
+
+def is_link(identity: bytes) -> bool:
+    return identity.startswith(_LINK)

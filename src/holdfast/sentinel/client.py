@@ -21,9 +21,11 @@ from holdfast.core.errors import BadInstruction, HookNotAttached, OperatorError,
 from holdfast.core.events import Event, InstanceView
 from holdfast.core.injection import InjectionSpec
 from holdfast.core.instance import Instance
+from holdfast.core.link_messages import LinkReported
 from holdfast.core.ports import FrontEndHost
 from holdfast.core.states import EngineState
-from holdfast.sentinel.addresses import engine_identity
+from holdfast.sentinel.addresses import engine_identity, is_link
+from holdfast.sentinel.links import Links
 from holdfast.sentinel.thread import SentinelThread
 from holdfast.wire import Delivery, Hub, Station
 
@@ -64,6 +66,7 @@ class ClientSentinel:
         self._sinks = tuple(sinks)
         self._waiting: dict[str, Future[None]] = {}
         self._changed = threading.Condition()
+        self._links = Links(self._hub, self)
         self._thread = SentinelThread("ClientSentinel", station, self._deliver, self._tick, lambda: TICK_S)
 
     # ---- life
@@ -83,12 +86,34 @@ class ClientSentinel:
             )
         return self._view
 
+    def expect_links(self, count: int) -> None:
+        """Serve the links of so many API servers. Before `start`."""
+        self._links.expect(count, self._notify)
+
+    def await_links(self, timeout_s: float) -> tuple[LinkReported, ...]:
+        """What the links reported; those that did within `timeout_s`, if not all of them did."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._links.missing(), timeout_s)
+        return self._links.reports()
+
+    def await_defeat_known(self, timeout_s: float) -> None:
+        """Give every link a moment to learn that the instance is defeated."""
+        with self._changed:
+            self._changed.wait_for(self._defeat_is_known, timeout_s)
+
     def close(self) -> None:
         self._thread.close()
 
     def engine_lost(self, engine_id: int, why: str) -> None:
         """An engine core's process is gone. Any thread."""
         self._thread.post(lambda: self._perform(self._instance.lost(engine_id, why, time.monotonic())))
+
+    def _defeat_is_known(self) -> bool:
+        return self._view.defeat is not None and not self._links.behind(self._view.sequence)
+
+    def _notify(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
 
     def _starting(self) -> list[int]:
         return [e.engine_id for e in self._view.engines if e.state is EngineState.STARTING]
@@ -135,9 +160,16 @@ class ClientSentinel:
 
     def _deliver(self, delivery: Delivery) -> None:
         try:
-            report = m.decode_from_engine(delivery.data)
+            if is_link(delivery.peer):
+                self._links.deliver(delivery.peer, delivery.data)
+            else:
+                self._observe(delivery.peer, m.decode_from_engine(delivery.data))
         except m.Undecodable as error:
             logger.warning("ClientSentinel: dropped a message: %s", error)
+
+    def _observe(self, peer: bytes, report: m.FromEngine) -> None:
+        if peer != engine_identity(report.engine_id):
+            logger.warning("ClientSentinel: %s is not engine core %d", peer.decode(errors="replace"), report.engine_id)
             return
         self._perform(self._instance.observe(report, time.monotonic()))
 
@@ -174,9 +206,9 @@ class ClientSentinel:
 
     def _publish(self, effect: Publish) -> None:
         self._history.append(effect.event)
-        with self._changed:
-            self._view = effect.view
-            self._changed.notify_all()
+        self._view = effect.view
+        self._links.publish(effect.event, effect.view)
+        self._notify()
         for sink in self._sinks:
             try:
                 sink(effect.event, effect.view)

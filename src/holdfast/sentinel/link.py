@@ -1,0 +1,201 @@
+"""A front-end link: the control plane in a process that serves HTTP and does not own the engine cores.
+
+It keeps a view and a history of its own, so that questions are answered where they arrive; instructions
+go to the owner of the engine cores and are settled from there. It decides nothing, and every wait of it
+ends: in the owner's answer, or in an error that says that there was none.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+from holdfast.core import link_messages as lm
+from holdfast.core import messages as m
+from holdfast.core.config import HoldfastConfig
+from holdfast.core.errors import HoldfastError, HookNotAttached, PeerSilent
+from holdfast.core.events import Event, InstanceView
+from holdfast.core.injection import InjectionSpec
+from holdfast.sentinel.addresses import link_identity
+from holdfast.sentinel.client import MAX_HISTORY
+from holdfast.sentinel.thread import SentinelThread
+from holdfast.wire import Delivery, Spoke, Station
+
+logger = logging.getLogger("holdfast")
+
+REPORT_S = 2.0
+MAX_UNANSWERED = 4  # the owner answers every report; after so many without an answer it is taken for gone
+MARGIN_S = 5.0  # beyond the owner's own bound of an instruction
+_TICK_S = 0.5
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """An instruction that the owner has to settle."""
+
+    ended: Future[None]
+    deadline: float
+
+
+class FrontEndLink:
+    """Implements `ControlPlane`. `start` it, then `await_attached`."""
+
+    def __init__(self, link_id: int, config: HoldfastConfig, station: Station, address: str) -> None:
+        self._link_id = link_id
+        self._config = config
+        self._owner: Spoke = station.connect(address, link_identity(link_id))
+        self._view = InstanceView(engines=(), fault_policy=config.fault_policy)
+        self._history: tuple[Event, ...] = ()
+        self._on_view: Callable[[InstanceView], None] = lambda view: None
+        self._hooks: tuple[str, ...] = ()
+        self._asked: dict[str, _Asked] = {}
+        self._reported_at = 0.0
+        self._unanswered = 0
+        self._attached = threading.Event()
+        self._thread = SentinelThread(f"FrontEndLink-{link_id}", station, self._deliver, self._tick, lambda: _TICK_S)
+
+    # ---- life
+
+    def start(self, hooks: tuple[str, ...]) -> None:
+        """Report to the owner what this process attached to, and go on reporting."""
+        self._hooks = hooks
+        self._thread.start()
+        self._thread.post(self._report)
+
+    def await_attached(self, timeout_s: float) -> InstanceView:
+        """Wait until the owner has answered. Raises `HookNotAttached`."""
+        if not self._attached.wait(timeout_s):
+            raise HookNotAttached(
+                f"the owner of the engine cores did not answer API server {self._link_id} within {timeout_s:g} s",
+                hint="see the log of the process that was started first",
+            )
+        return self._view
+
+    def tell(self, on_view: Callable[[InstanceView], None]) -> None:
+        """Have `on_view` told every later view, on the link's thread."""
+        self._on_view = on_view
+
+    def close(self) -> None:
+        self._thread.close()
+
+    # ---- ControlPlane, any thread
+
+    @property
+    def config(self) -> HoldfastConfig:
+        return self._config
+
+    def view(self) -> InstanceView:
+        return self._view
+
+    def history(self, after: int = 0) -> tuple[Event, ...]:
+        return tuple(e for e in self._history if e.sequence > after)
+
+    def retry(self, command_id: str, engine_ids: Sequence[int] = ()) -> Future[None]:
+        return self._ask(lm.AskRetry(command_id=command_id, engine_ids=tuple(engine_ids)))
+
+    def pause(self, command_id: str, engine_ids: Sequence[int] = (), *, soft: bool = False) -> Future[None]:
+        return self._ask(lm.AskPause(command_id=command_id, engine_ids=tuple(engine_ids), soft=soft))
+
+    def resume(self, command_id: str, engine_ids: Sequence[int] = ()) -> Future[None]:
+        return self._ask(lm.AskResume(command_id=command_id, engine_ids=tuple(engine_ids)))
+
+    def arm(self, command_id: str, spec: InjectionSpec) -> Future[None]:
+        return self._ask(m.ArmFault(command_id=command_id, spec=spec))
+
+    def _ask(self, ask: lm.Ask) -> Future[None]:
+        bound_s = self._config.containment_timeout_s + self._config.drain_timeout_s + MARGIN_S
+        asked = _Asked(Future(), time.monotonic() + bound_s)
+        self._thread.post(lambda: self._forward(ask, asked))
+        return asked.ended
+
+    # ---- the link's thread
+
+    def _forward(self, ask: lm.Ask, asked: _Asked) -> None:
+        self._asked[ask.command_id] = asked
+        if self._is_silent or not self._owner.send(lm.encode(ask)):
+            self._settle(ask.command_id, _no_answer())
+
+    def _report(self) -> None:
+        self._reported_at = time.monotonic()
+        self._unanswered += 1
+        report = lm.LinkReported(
+            link_id=self._link_id, pid=os.getpid(), hooks=self._hooks, sequence=self._view.sequence
+        )
+        if not self._owner.send(lm.encode(report)):
+            logger.warning("%s: the owner takes no report", self._name)
+
+    @property
+    def _name(self) -> str:
+        return f"FrontEndLink-{self._link_id}"
+
+    def _deliver(self, delivery: Delivery) -> None:
+        try:
+            message = lm.decode_to_link(delivery.data)
+        except m.Undecodable as error:
+            logger.warning("%s: dropped a message: %s", self._name, error)
+            return
+        self._unanswered = 0
+        match message:
+            case lm.Past():
+                self._learn(message.events)
+            case lm.Present():
+                self._show(message.view)
+                self._attached.set()
+            case lm.Published():
+                self._take(message.event, message.view)
+            case lm.Settled():
+                self._settle(message.command_id, None if message.error is None else lm.as_error(message.error))
+
+    def _take(self, event: Event, view: InstanceView) -> None:
+        if event.sequence > self._last_sequence + 1:
+            self._report()  # something was missed: the answer begins with it
+            return
+        self._learn((event,))
+        self._show(view)
+        if view.defeat is not None:
+            self._report()  # the owner waits for a moment until everybody knows
+
+    @property
+    def _last_sequence(self) -> int:
+        return self._history[-1].sequence if self._history else 0
+
+    def _learn(self, events: Sequence[Event]) -> None:
+        news = tuple(e for e in events if e.sequence > self._last_sequence)
+        self._history = (*self._history, *news)[-MAX_HISTORY:]
+
+    def _show(self, view: InstanceView) -> None:
+        # A new view is made at every event, so the same number says the same; the first one replaces nothing.
+        if view.sequence > self._view.sequence or not self._view.engines:
+            self._view = view
+            self._on_view(view)
+
+    def _settle(self, command_id: str, error: HoldfastError | None) -> None:
+        asked = self._asked.pop(command_id, None)
+        if asked is None or asked.ended.done():
+            return
+        if error is None:
+            asked.ended.set_result(None)
+        else:
+            asked.ended.set_exception(error)
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        if now - self._reported_at >= REPORT_S:
+            self._report()
+        for command_id in [c for c, asked in self._asked.items() if self._is_silent or now >= asked.deadline]:
+            self._settle(command_id, _no_answer())
+
+    @property
+    def _is_silent(self) -> bool:
+        return self._unanswered > MAX_UNANSWERED
+
+
+def _no_answer() -> PeerSilent:
+    return PeerSilent(
+        "the owner of the engine cores does not answer", hint="it is the process that was started first; see its log"
+    )

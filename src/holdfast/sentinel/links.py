@@ -1,0 +1,112 @@
+"""The front-end links of one instance, served by its ClientSentinel on the same hub as the engine cores.
+
+Runs on the sentinel's thread. It repeats what the sentinel says and forwards what it is asked; it decides
+nothing and never waits for a link.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+
+from holdfast.core import link_messages as lm
+from holdfast.core import messages as m
+from holdfast.core.events import Event, InstanceView
+from holdfast.core.ports import ControlPlane
+from holdfast.sentinel.addresses import link_identity
+from holdfast.wire import Hub
+
+logger = logging.getLogger("holdfast")
+
+EVENTS_PER_MESSAGE = 32  # of the longest events, still under the bound of a frame
+
+
+class Links:
+    """Every API server's link that belongs to the instance; others are not served."""
+
+    def __init__(self, hub: Hub, control: ControlPlane) -> None:
+        self._hub = hub
+        self._control = control
+        self._expected: dict[bytes, int] = {}
+        self._seen: dict[int, lm.LinkReported] = {}
+        self._under_way: set[str] = set()
+        self._on_report: Callable[[], None] = lambda: None
+
+    # ---- any thread
+
+    def expect(self, count: int, on_report: Callable[[], None]) -> None:
+        """Serve links 0 to `count` - 1. Before the sentinel's thread starts."""
+        self._expected = {link_identity(i): i for i in range(count)}
+        self._on_report = on_report
+
+    def missing(self) -> list[int]:
+        """Links that have never reported."""
+        return [i for i in self._expected.values() if i not in self._seen]
+
+    def reports(self) -> tuple[lm.LinkReported, ...]:
+        return tuple(self._seen.values())
+
+    def behind(self, sequence: int) -> list[int]:
+        """Links that reported, but have not seen the event with this number."""
+        return [r.link_id for r in self.reports() if r.sequence < sequence]
+
+    # ---- the sentinel's thread
+
+    def publish(self, event: Event, view: InstanceView) -> None:
+        """Tell every link. One that cannot be told now notices the gap and asks."""
+        if self._seen:
+            data = lm.encode(lm.Published(event=event, view=view))
+            for link_id in self._seen:
+                self._hub.send(link_identity(link_id), data)
+
+    def deliver(self, peer: bytes, data: bytes) -> None:
+        """Take one message of a link. Raises `Undecodable`."""
+        link_id = self._expected.get(peer)
+        message = lm.decode_from_link(data)
+        if link_id is None or (isinstance(message, lm.LinkReported) and message.link_id != link_id):
+            logger.warning("ClientSentinel: %s is none of the links of this instance", peer.decode(errors="replace"))
+        elif isinstance(message, lm.LinkReported):
+            self._take_report(message)
+        elif message.command_id not in self._under_way:
+            self._follow(peer, message)
+
+    def _take_report(self, report: lm.LinkReported) -> None:
+        self._seen[report.link_id] = report
+        self._on_report()
+        view = self._control.view()
+        if report.sequence < view.sequence:
+            for events in _portions(self._control.history(report.sequence)):
+                self._send(link_identity(report.link_id), lm.Past(events=events))
+        self._send(link_identity(report.link_id), lm.Present(view=view))
+
+    def _follow(self, peer: bytes, ask: lm.Ask) -> None:
+        self._under_way.add(ask.command_id)
+        self._order(ask).add_done_callback(lambda ended: self._settle(peer, ask.command_id, ended))
+
+    def _order(self, ask: lm.Ask) -> Future[None]:
+        match ask:
+            case lm.AskRetry():
+                return self._control.retry(ask.command_id, ask.engine_ids)
+            case lm.AskPause():
+                return self._control.pause(ask.command_id, ask.engine_ids, soft=ask.soft)
+            case lm.AskResume():
+                return self._control.resume(ask.command_id, ask.engine_ids)
+            case m.ArmFault():
+                return self._control.arm(ask.command_id, ask.spec)
+
+    def _settle(self, peer: bytes, command_id: str, ended: Future[None]) -> None:
+        self._under_way.discard(command_id)
+        error = ended.exception()
+        told = None if error is None else lm.describe(error)
+        self._send(peer, lm.Settled(command_id=command_id, error=told))
+
+    def _send(self, peer: bytes, message: lm.ToLink) -> None:
+        # Bounded elsewhere: a link that is not told asks again, and its instructions end in their deadlines.
+        if not self._hub.send(peer, lm.encode(message)):
+            logger.warning("ClientSentinel: %s takes no message", peer.decode())
+
+
+def _portions(events: Sequence[Event]) -> Iterator[tuple[Event, ...]]:
+    for start in range(0, len(events), EVENTS_PER_MESSAGE):
+        yield tuple(events[start : start + EVENTS_PER_MESSAGE])

@@ -1,0 +1,374 @@
+"""An API server that does not own the engine cores: its link says what the owner says, and asks it for the rest."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from holdfast.core import link_messages as lm
+from holdfast.core import messages as m
+from holdfast.core.config import HoldfastConfig
+from holdfast.core.errors import (
+    BadInstruction,
+    HoldfastError,
+    HookNotAttached,
+    InstructionConflict,
+    PeerSilent,
+    RecoveryFailed,
+    UnknownEngine,
+)
+from holdfast.core.events import EventKind, InstanceView
+from holdfast.core.faults import Fault, FaultClass, Phase
+from holdfast.core.injection import InjectionSpec
+from holdfast.core.rendezvous import Rendezvous
+from holdfast.sentinel import ClientSentinel, FrontEndLink, link
+from holdfast.sentinel.addresses import engine_identity, link_identity
+from holdfast.sentinel.links import EVENTS_PER_MESSAGE
+from holdfast.wire import MemoryNetwork
+
+WAIT_S = 10.0
+FAULT = Fault(fault_class=FaultClass.TRANSIENT, error_type="InjectedFault", message="boom", engine_id=0)
+
+
+class Host:
+    """A front end that ends nothing and has no rendezvous."""
+
+    def __init__(self) -> None:
+        self.reason = ""
+
+    def end_instance(self, reason: str) -> None:
+        self.reason = reason
+
+    def open_rendezvous(self, group: tuple[int, ...], epoch: int) -> Rendezvous:
+        return Rendezvous("127.0.0.1", 1, epoch)
+
+    def close_rendezvous(self, group: tuple[int, ...], epoch: int) -> None:
+        pass
+
+
+class Owner:
+    """The owner of two independent engine cores, which the test plays itself, and the links of its API servers."""
+
+    def __init__(self, links: int = 2, **settings: object) -> None:
+        self.network, self.config = MemoryNetwork(), HoldfastConfig(fault_policy="external", **settings)  # type: ignore[arg-type]
+        self.host = Host()
+        self.sentinel = ClientSentinel([[0], [1]], self.config, self.host, self.network.station(), "client")
+        self.sentinel.expect_links(links)
+        self.sentinel.start()
+        self.engines = self.network.station()
+        self.spokes = [self.engines.connect("client", engine_identity(i)) for i in (0, 1)]
+        self.links: list[FrontEndLink] = []
+
+    def attach(self) -> None:
+        for engine_id in (0, 1):
+            worker = m.WorkerAttached(rank=0, pid=2, hooks=("w",))
+            self.say(m.EngineAttached(engine_id=engine_id, pid=1, hooks=("e",), workers=(worker,)))
+        self.sentinel.await_attached(WAIT_S)
+
+    def say(self, report: m.FromEngine) -> None:
+        assert self.spokes[report.engine_id].send(m.encode(report))
+
+    def told(self) -> m.ToEngine:
+        """The next order to any engine core."""
+        delivery = self.engines.receive(WAIT_S)
+        assert delivery is not None, "no order came"
+        return m.decode_to_engine(delivery.data)
+
+    def break_down(self, engine_id: int = 0) -> None:
+        self.say(m.EngineFaulted(engine_id=engine_id, epoch=0, fault=FAULT))
+        self.say(m.EngineHeld(engine_id=engine_id, epoch=0, fault=FAULT, unfinished_requests=1))
+
+    def link(self, link_id: int = 0) -> FrontEndLink:
+        """A link of this owner, attached."""
+        made = self.make_link(link_id)
+        made.start(("hook",))
+        made.await_attached(WAIT_S)
+        return made
+
+    def make_link(self, link_id: int = 0) -> FrontEndLink:
+        self.links.append(FrontEndLink(link_id, self.config, self.network.station(), "client"))
+        return self.links[-1]
+
+    def close(self) -> None:
+        for sentinel in (*self.links, self.sentinel):
+            sentinel.close()
+
+
+@pytest.fixture
+def make_owner() -> Iterator[Callable[..., Owner]]:
+    made: list[Owner] = []
+
+    def make(**settings: object) -> Owner:
+        made.append(Owner(**settings))  # type: ignore[arg-type]
+        return made[-1]
+
+    yield make
+    for owner in made:
+        owner.close()
+
+
+@pytest.fixture
+def owner(make_owner: Callable[..., Owner]) -> Owner:
+    made = make_owner()
+    made.attach()
+    return made
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + WAIT_S
+    while not holds():
+        assert time.monotonic() < deadline, "it never came true"
+        time.sleep(0.005)
+
+
+def ending(asked) -> HoldfastError | None:  # type: ignore[no-untyped-def]
+    error = asked.exception(WAIT_S)
+    assert error is None or isinstance(error, HoldfastError)
+    return error
+
+
+# ---- what it knows
+
+
+def test_a_link_shows_what_the_owner_shows(owner: Owner) -> None:
+    made = owner.link()
+    assert made.view() == owner.sentinel.view()
+    assert made.history() == owner.sentinel.history()
+
+
+def test_a_link_follows_every_event(owner: Owner) -> None:
+    first, second = owner.link(0), owner.link(1)
+    owner.break_down()
+    wait_until(lambda: owner.sentinel.view().engines[0].state == "paused")
+    wait_until(lambda: first.history() == second.history() == owner.sentinel.history())
+    assert first.view() == second.view() == owner.sentinel.view()
+
+
+def test_a_link_is_not_ready_before_the_owner_has_answered(owner: Owner) -> None:
+    assert not owner.make_link().view().ready
+
+
+def test_a_link_that_comes_late_gets_a_long_history_whole(owner: Owner) -> None:
+    for number in range(2 * EVENTS_PER_MESSAGE):
+        owner.sentinel.arm(f"arm-{number}", InjectionSpec(phase=Phase.DP_SYNC))
+        order = owner.told()
+        assert isinstance(order, m.ArmFault)
+        owner.say(m.EngineAnswered(engine_id=0, command_id=order.command_id))
+    wait_until(lambda: len(owner.sentinel.history()) > 2 * EVENTS_PER_MESSAGE)
+    assert owner.link().history() == owner.sentinel.history()
+
+
+def test_history_after_a_number_is_what_follows_it(owner: Owner) -> None:
+    made = owner.link()
+    assert [e.sequence for e in made.history(after=1)] == [2]
+
+
+def test_a_link_that_missed_an_event_asks_for_it(owner: Owner) -> None:
+    made = owner.link()
+    event, view = owner.sentinel.history()[-1], owner.sentinel.view()
+    torn = lm.Published(event=replaced(event, sequence=9), view=replaced(view, sequence=9))
+    assert owner.sentinel._hub.send(link_identity(0), lm.encode(torn))
+    owner.break_down()
+    wait_until(lambda: made.view() == owner.sentinel.view() and made.history() == owner.sentinel.history())
+    assert [e.sequence for e in made.history()] == list(range(1, made.view().sequence + 1))
+
+
+def test_what_was_heard_twice_is_known_once(owner: Owner) -> None:
+    made = owner.link()
+    again = lm.Published(event=owner.sentinel.history()[-1], view=owner.sentinel.view())
+    assert owner.sentinel._hub.send(link_identity(0), lm.encode(again))
+    owner.break_down()
+    wait_until(lambda: made.history() == owner.sentinel.history())
+
+
+def replaced(struct, **changes):  # type: ignore[no-untyped-def]
+    import msgspec
+
+    return msgspec.structs.replace(struct, **changes)
+
+
+# ---- attaching
+
+
+def test_the_owner_knows_which_hooks_every_link_reported(owner: Owner) -> None:
+    owner.link(0)
+    owner.link(1)
+    assert {(r.link_id, r.hooks) for r in owner.sentinel.await_links(WAIT_S)} == {(0, ("hook",)), (1, ("hook",))}
+
+
+def test_the_owner_does_not_wait_for_ever_for_a_link(owner: Owner) -> None:
+    owner.link(1)
+    assert [r.link_id for r in owner.sentinel.await_links(0.2)] == [1]
+
+
+def test_a_link_without_an_owner_does_not_attach() -> None:
+    alone = FrontEndLink(0, HoldfastConfig(), MemoryNetwork().station(), "client")
+    alone.start(())
+    with pytest.raises(HookNotAttached, match="API server 0 within"):
+        alone.await_attached(0.2)
+    alone.close()
+
+
+@pytest.mark.parametrize("identity", [b"link-7", b"link-", b"link-x", b"link-00"])
+def test_a_link_that_is_none_of_the_instances_is_not_served(
+    owner: Owner, identity: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    station = owner.network.station()
+    stranger = station.connect("client", identity)
+    stranger.send(lm.encode(lm.LinkReported(link_id=0, pid=1, hooks=())))
+    assert station.receive(0.2) is None
+    assert owner.sentinel.await_links(0) == ()
+    assert "none of the links" in caplog.text
+
+
+@pytest.mark.parametrize("identity", [b"engine-1", b"worker-0", b"", b"\xff"])
+def test_who_speaks_as_somebody_else_is_not_heard(owner: Owner, identity: bytes) -> None:
+    stranger = owner.network.station().connect("client", identity)
+    stranger.send(m.encode(m.EngineFaulted(engine_id=0, epoch=0, fault=FAULT)))
+    owner.link()  # what was sent before it has been dealt with
+    assert all(e.state == "healthy" for e in owner.sentinel.view().engines)
+
+
+def test_garbage_of_a_link_changes_nothing(owner: Owner) -> None:
+    owner.network.station().connect("client", link_identity(1)).send(b"\xc1garbage")
+    assert owner.link().view().ready
+
+
+# ---- what it is asked
+
+
+def test_a_retry_is_followed_by_the_owner(owner: Owner) -> None:
+    made = owner.link()
+    owner.break_down(1)
+    wait_until(lambda: made.view().engines[1].state == "paused")
+    asked = made.retry("c1", [1])
+    order = owner.told()
+    assert isinstance(order, m.RetryEngine)
+    assert (order.command_id, order.epoch) == ("c1", 1)
+    owner.say(m.EngineRecovered(engine_id=1, command_id="c1", epoch=1, report=m.RecoveryReport()))
+    assert ending(asked) is None
+    wait_until(lambda: made.view().engines[1].state == "healthy")
+
+
+def test_a_retry_that_fails_says_why(owner: Owner) -> None:
+    made = owner.link()
+    owner.break_down()
+    wait_until(lambda: made.view().engines[0].state == "paused")
+    asked = made.retry("c1")
+    owner.told()
+    owner.say(m.RecoveryAborted(engine_id=0, command_id="c1", epoch=1, fault=FAULT))
+    error = ending(asked)
+    assert isinstance(error, RecoveryFailed)
+    assert "boom" in error.message
+
+
+def test_a_pause_by_hand_and_a_resume_go_through(owner: Owner) -> None:
+    made = owner.link()
+    paused = made.pause("p", [0], soft=True)
+    order = owner.told()
+    assert isinstance(order, m.PauseEngine)
+    assert (order.command_id, order.soft) == ("p", True)
+    owner.say(m.EngineHeld(engine_id=0, epoch=0, fault=None, unfinished_requests=0))
+    assert ending(paused) is None
+    resumed = made.resume("r", [0])
+    assert isinstance(owner.told(), m.RetryEngine)
+    owner.say(m.EngineRecovered(engine_id=0, command_id="r", epoch=1, report=m.RecoveryReport()))
+    assert ending(resumed) is None
+
+
+def test_a_fault_is_armed_where_it_was_asked_for(owner: Owner) -> None:
+    made, spec = owner.link(), InjectionSpec(phase=Phase.FORWARD, engine_id=1)
+    armed = made.arm("a", spec)
+    assert owner.told() == m.ArmFault(command_id="a", spec=spec)
+    owner.say(m.EngineAnswered(engine_id=1, command_id="a"))
+    assert ending(armed) is None
+
+
+Ordered = Callable[[ClientSentinel | FrontEndLink], object]
+REFUSED: dict[str, tuple[Ordered, type[HoldfastError]]] = {
+    "nothing to retry": (lambda control: control.retry("x", [0]), InstructionConflict),
+    "an engine that does not exist": (lambda control: control.retry("x", [5]), UnknownEngine),
+    "nothing to resume": (lambda control: control.resume("x"), InstructionConflict),
+    "pausing an engine that does not exist": (lambda control: control.pause("x", [-1]), UnknownEngine),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_a_refusal_is_the_same_on_a_link_as_on_the_owner(owner: Owner, what: str) -> None:
+    order, kind = REFUSED[what]
+    there, here = ending(order(owner.sentinel)), ending(order(owner.link()))
+    assert type(here) is type(there) is kind
+    assert vars(here) == vars(there)
+
+
+def test_an_engine_cores_refusal_is_a_bad_instruction_on_a_link_too(owner: Owner) -> None:
+    armed = owner.link().arm("a", InjectionSpec(phase=Phase.FORWARD, rank=3))
+    owner.told()
+    owner.say(m.EngineAnswered(engine_id=0, command_id="a", refused="engine 0 has no rank 3"))
+    error = ending(armed)
+    assert isinstance(error, BadInstruction)
+    assert error.message == "engine 0 has no rank 3"
+
+
+def test_an_instruction_that_arrives_twice_is_followed_once(owner: Owner) -> None:
+    made = owner.link()
+    paused = made.pause("p", [0])
+    again = owner.network.station().connect("client", link_identity(0))
+    again.send(lm.encode(lm.AskPause(command_id="p", engine_ids=(0,))))
+    made._thread.post(made._report)  # answers go to this end again
+    owner.told()
+    owner.say(m.EngineHeld(engine_id=0, epoch=0, fault=None, unfinished_requests=0))
+    assert ending(paused) is None
+
+
+# ---- when the owner does not answer
+
+
+def test_an_instruction_ends_in_an_error_when_the_owner_is_gone(owner: Owner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link, "REPORT_S", 0.02)
+    monkeypatch.setattr(link, "_TICK_S", 0.02)
+    made = owner.link()
+    owner.sentinel.close()
+    error = ending(made.retry("c1"))
+    assert isinstance(error, PeerSilent)
+    assert "does not answer" in error.message
+
+
+def test_an_instruction_that_the_owner_never_settles_ends_in_its_deadline(
+    make_owner: Callable[..., Owner], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(link, "MARGIN_S", -0.7)
+    monkeypatch.setattr(link, "_TICK_S", 0.02)
+    owner = make_owner(containment_timeout_s=0.5, drain_timeout_s=0.5)
+    owner.attach()
+    assert isinstance(ending(owner.link().arm("a", InjectionSpec(phase=Phase.FORWARD))), PeerSilent)
+
+
+# ---- the end
+
+
+def test_the_owner_knows_when_every_link_has_heard_of_the_end(owner: Owner) -> None:
+    heard: list[InstanceView] = []
+    links = [owner.link(0), owner.link(1)]
+    for made in links:
+        made.tell(heard.append)
+    owner.sentinel.engine_lost(1, "exit code -9")
+    owner.sentinel.await_defeat_known(WAIT_S)
+    assert [view.defeat for view in heard] == ["engine core 1 is gone: exit code -9"] * 2
+    assert links[0].history()[-1].kind is EventKind.INSTANCE_DEFEATED
+
+
+def test_the_owner_does_not_wait_for_ever_for_a_link_that_cannot_hear(owner: Owner) -> None:
+    owner.link().close()
+    owner.sentinel.engine_lost(0, "exit code -9")
+    began = time.monotonic()
+    owner.sentinel.await_defeat_known(0.2)
+    assert time.monotonic() - began < WAIT_S
+
+
+def test_no_thread_of_a_link_is_left_when_it_is_closed(owner: Owner) -> None:
+    owner.link().close()
+    assert not [t for t in threading.enumerate() if t.name.startswith("FrontEndLink")]
