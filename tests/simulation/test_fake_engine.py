@@ -17,6 +17,7 @@ SYNC = EngineOptions()
 ASYNC = EngineOptions(steps_in_flight=2)
 TIGHT = EngineOptions(blocks=9, steps_in_flight=2, max_running=3)
 TWO_RANKS = EngineOptions(ranks=2, steps_in_flight=2, step_tokens=7)
+IN_RECOVERY = (Phase.RECOVERY, Phase.REBUILD, Phase.RESUME)
 ALL = [SYNC, ASYNC, TIGHT, TWO_RANKS]
 
 
@@ -60,7 +61,7 @@ class Driver:
         while True:
             self.epoch += 1
             try:
-                self.recoveries.append(self.engine.recover(error, self.epoch))
+                self.recoveries.append(self.engine.recover(error, self.epoch, None))
                 return
             except InjectedFault as again:
                 self.errors.append(again)
@@ -90,11 +91,11 @@ def test_without_faults_batches_blocks_and_preemption_change_no_token(options):
 def test_a_fault_at_any_phase_of_any_step_changes_no_token(options, phase, after_steps):
     driver = Driver(options)
     driver.arm(phase, after_steps, rank=options.ranks - 1)
-    if phase is Phase.RECOVERY:
+    if phase in IN_RECOVERY:
         driver.arm(Phase.FORWARD, after_steps)
         driver.arm(Phase.FORWARD, after_steps + 7, times=2)
     assert driver.run() == driver.expected
-    assert driver.errors or phase in (Phase.OUTPUT_REQUEST, Phase.RECOVERY)
+    assert driver.errors or phase in (Phase.OUTPUT_REQUEST, Phase.DP_SYNC, *IN_RECOVERY)
 
 
 @settings(max_examples=150, deadline=None)
@@ -165,7 +166,7 @@ def test_a_fenced_rank_refuses_every_step_until_it_is_let_back_in():
         driver.engine.step()
     with pytest.raises(WorkerFailed, match="rank 0 is fenced"):
         driver.engine.step()
-    driver.engine.recover(RuntimeError(), 3)
+    driver.engine.recover(RuntimeError(), 3, None)
     assert (driver.engine.workers[0].fenced, driver.engine.workers[0].epoch) == (False, 3)
 
 
@@ -191,7 +192,7 @@ def test_a_worker_that_is_gone_fails_the_step_and_the_recovery():
         driver.engine.step()
     assert driver.engine.lost_a_worker()
     with pytest.raises(WorkerFailed):
-        driver.engine.recover(caught.value, 1)
+        driver.engine.recover(caught.value, 1, None)
 
 
 def test_a_request_that_could_never_fit_is_refused_at_the_door():

@@ -17,7 +17,6 @@ from holdfast.core.faults import (
     describe_error,
 )
 
-
 BY_DEPTH = [
     FaultClass.COMMUNICATOR,
     FaultClass.TRANSIENT,
@@ -117,7 +116,7 @@ def test_a_summary_says_what_where_and_why(about, summary):
     assert fault(**about).summary() == summary
 
 
-@pytest.mark.parametrize(("first", "second"), itertools.product(FaultClass, FaultClass))
+@pytest.mark.parametrize(("first", "second"), [*itertools.product(FaultClass, FaultClass)])
 def test_of_two_faults_the_first_decides_unless_the_other_goes_deeper(first, second):
     known, other = fault(first), fault(second)
     assert (deeper(known, other) is other) is (BY_DEPTH.index(second) > BY_DEPTH.index(first))

@@ -14,6 +14,7 @@ from holdfast.core.events import EventKind
 from holdfast.core.faults import Fault, FaultClass, Phase
 from holdfast.core.injection import InjectionSpec
 from holdfast.core.messages import RecoveryReport
+from holdfast.core.rendezvous import Rendezvous
 from holdfast.core.states import EngineState
 from holdfast.sentinel import ClientSentinel, EngineCoreSentinel, EngineDefeated, WorkerSentinel
 from holdfast.sentinel.addresses import engine_identity, worker_identity
@@ -33,6 +34,16 @@ class Host:
     ended: threading.Event = field(default_factory=threading.Event)
     reason: str = ""
     engine_id: int = 0
+    in_lockstep: bool = False
+    rendezvous: list[Rendezvous | None] = field(default_factory=list)
+
+    def interrupt(self) -> None: ...
+
+    def break_collectives(self, epoch: int | None = None) -> int:
+        return 0
+
+    def is_interrupt(self, error: Exception) -> bool:
+        return False
 
     def unfinished_requests(self) -> int:
         return 3
@@ -43,14 +54,20 @@ class Host:
     def lost_a_worker(self) -> bool:
         return False
 
-    def recover(self, error: Exception, epoch: int) -> RecoveryReport:
+    def recover(self, error: Exception, epoch: int, rendezvous: Rendezvous | None) -> RecoveryReport:
         self.epochs.append(epoch)
+        self.rendezvous.append(rendezvous)
         if self.failures:
             raise self.failures.pop(0)
         return RecoveryReport(requests=3)
 
     def arm(self, spec: InjectionSpec) -> None:
         self.armed.append(spec)
+
+    def open_rendezvous(self, group: tuple[int, ...], epoch: int) -> Rendezvous:
+        return Rendezvous("here", 1, epoch)
+
+    def close_rendezvous(self, group: tuple[int, ...], epoch: int) -> None: ...
 
     def end_instance(self, reason: str) -> None:
         self.reason = reason
@@ -63,7 +80,7 @@ class Bench:
     def __init__(self, **settings: object) -> None:
         config = HoldfastConfig(**settings)  # type: ignore[arg-type]
         self.host, self.network = Host(), MemoryNetwork()
-        self.client = ClientSentinel([0], config, self.host, self.network.station(), "client")
+        self.client = ClientSentinel([(0,)], config, self.host, self.network.station(), "client")
         self.engine = EngineCoreSentinel(0, config, self.network.station(), "client", "engine-0")
         self.worker = WorkerSentinel(self.host, 0, self.network.station(), "engine-0")
         self.client.start()
@@ -198,7 +215,7 @@ def test_a_paused_engine_waits_for_the_instruction_and_follows_it(make_bench: Ca
     busy = threading.Thread(target=bench.run, args=(ValueError("boom"),), daemon=True)
     busy.start()
     bench.settled(EventKind.DECISION_MADE)
-    bench.client.retry("from outside", None).result(WAIT_S)
+    bench.client.retry("from outside").result(WAIT_S)
     busy.join(WAIT_S)
     assert not busy.is_alive()
     assert bench.client.view().engines[0].last_command_id == "from outside"
@@ -211,13 +228,13 @@ def test_an_instruction_that_fails_says_so_and_leaves_the_engine_paused(make_ben
     threading.Thread(target=bench.run, args=(ValueError("boom"),), daemon=True).start()
     bench.settled(EventKind.DECISION_MADE)
     with pytest.raises(RecoveryFailed, match="again"):
-        bench.client.retry("first", None).result(WAIT_S)
-    bench.client.retry("second", None).result(WAIT_S)
+        bench.client.retry("first").result(WAIT_S)
+    bench.client.retry("second").result(WAIT_S)
 
 
 def test_an_instruction_that_makes_no_sense_is_refused_with_the_state(bench: Bench) -> None:
     with pytest.raises(InstructionConflict) as refused:
-        bench.client.retry("x", None).result(WAIT_S)
+        bench.client.retry("x").result(WAIT_S)
     assert refused.value.state == "healthy"
 
 

@@ -6,10 +6,11 @@ import itertools
 from typing import TYPE_CHECKING
 
 from holdfast.core import messages as m
-from holdfast.core.effects import Effect, End, Publish, Send, Settle
+from holdfast.core.effects import CloseRendezvous, Effect, End, OrderRecovery, Publish, Send, Settle
 from holdfast.core.errors import InstructionConflict
 from holdfast.core.events import Event, EventKind
 from holdfast.core.instance import Instance
+from holdfast.core.rendezvous import Rendezvous
 from holdfast.core.states import EngineState
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ class SimulatedClient:
         self._sim = simulation
         self._ids = itertools.count(1)
         self.instance = Instance(
-            range(len(simulation.scenario.engines)),
+            [(i,) for i in range(len(simulation.scenario.engines))],
             simulation.scenario.config,
             wall_clock=lambda: simulation.time.now,
             new_command_id=lambda: f"own-{next(self._ids)}",
@@ -47,8 +48,8 @@ class SimulatedClient:
         self._sim.law(not (stale and changed), "a report of another epoch changes nothing")
         self._sim.law(not (before.defeat and changed), "after the end nothing changes anything")
         self._perform(effects)
-        if effects:
-            after = self.instance.view()
+        after = self.instance.view()
+        if effects and after.defeat is None:  # the end is everybody's
             others = [(before.engine(e.engine_id), e) for e in after.engines if e.engine_id != fact.engine_id]
             self._sim.law(all(a == b for a, b in others), "a neighbour never notices")
 
@@ -69,7 +70,11 @@ class SimulatedClient:
         for effect in effects:
             match effect:
                 case Send():
-                    self._send(effect)
+                    self._send(effect.engine_id, effect.message)
+                case OrderRecovery():
+                    self._order_recovery(effect)
+                case CloseRendezvous():
+                    pass
                 case Publish():
                     self._published(effect)
                 case Settle():
@@ -78,11 +83,15 @@ class SimulatedClient:
                 case End():
                     self._end(effect.reason)
 
-    def _send(self, effect: Send) -> None:
-        if isinstance(effect.message, m.RetryEngine):
-            self._open_commands.add(effect.message.command_id)
-        engine = self._sim.engines[effect.engine_id]
-        self._sim.carry(effect.message, engine.deliver)
+    def _order_recovery(self, effect: OrderRecovery) -> None:
+        self._open_commands.add(effect.command_id)
+        meet = Rendezvous("memory", 0, effect.epoch) if effect.rebuild else None
+        order = m.RetryEngine(command_id=effect.command_id, epoch=effect.epoch, rendezvous=meet)
+        for engine_id in effect.engine_ids:
+            self._send(engine_id, order)
+
+    def _send(self, engine_id: int, message: m.ToEngine) -> None:
+        self._sim.carry(message, self._sim.engines[engine_id].deliver)
 
     def _published(self, effect: Publish) -> None:
         event = effect.event
@@ -101,7 +110,7 @@ class SimulatedClient:
     def _instruct(self, engine_id: int) -> None:
         command_id = f"operator-{next(self._ids)}"
         try:
-            self._perform(self.instance.retry(command_id, engine_id, self._sim.time.now))
+            self._perform(self.instance.retry(command_id, (engine_id,), self._sim.time.now))
         except InstructionConflict as conflict:
             self._sim.note(conflict)
 

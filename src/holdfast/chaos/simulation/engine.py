@@ -163,7 +163,7 @@ class SimulatedEngine:
         if self._gone:
             return
         try:
-            report = self._host.recover(error, order.epoch)
+            report = self._host.recover(error, order.epoch, order.rendezvous)
         except InjectedFault as again:
             self._send(
                 m.RecoveryAborted(

@@ -15,6 +15,7 @@ from holdfast.core.faults import Phase
 from holdfast.core.injection import InjectionSpec
 from holdfast.core.messages import RecoveryReport
 from holdfast.core.ports import FaultReporter
+from holdfast.core.rendezvous import Rendezvous
 from holdfast.hosts.fake.blocks import BlockPool
 from holdfast.hosts.fake.model import KVMemory
 from holdfast.hosts.fake.scheduler import FakeRequest, FakeScheduler
@@ -40,6 +41,10 @@ class OutputToken:
     token: int
 
 
+class Interrupted(Exception):
+    """The busy loop was told to stand still."""
+
+
 class FakeEngineCore:
     """Implements `EngineHost`."""
 
@@ -57,6 +62,7 @@ class FakeEngineCore:
         )
         self._group = LockstepGroup(self.workers)
         self._traps = Traps()
+        self._interrupted = False
         self._steps: deque[tuple[list[Part], dict[str, int] | WorkerFailed]] = deque()
         self._processed: list[OutputToken] = []
         self._sent: list[OutputToken] = []
@@ -83,6 +89,8 @@ class FakeEngineCore:
 
     def step(self) -> bool:
         """One turn of the busy loop; false when there was nothing to do. Raises what a step raises."""
+        if self._interrupted:
+            raise Interrupted(f"engine {self._engine_id} was told to stand still")
         self._traps.pass_by(Phase.SCHEDULE_START)
         if len(self._steps) < self._options.steps_in_flight and self._submit():
             return True
@@ -126,6 +134,19 @@ class FakeEngineCore:
     def engine_id(self) -> int:
         return self._engine_id
 
+    @property
+    def in_lockstep(self) -> bool:
+        return False
+
+    def interrupt(self) -> None:
+        self._interrupted = True
+
+    def break_collectives(self) -> int:
+        return 0
+
+    def is_interrupt(self, error: Exception) -> bool:
+        return isinstance(error, Interrupted)
+
     def unfinished_requests(self) -> int:
         return len(self._scheduler.requests)
 
@@ -138,12 +159,14 @@ class FakeEngineCore:
     def arm(self, spec: InjectionSpec) -> None:
         self._traps.arm(spec)
 
-    def recover(self, error: Exception, epoch: int) -> RecoveryReport:
+    def recover(self, error: Exception, epoch: int, rendezvous: Rendezvous | None) -> RecoveryReport:
         """Drop stale replies, rewind, give the workers every history, let them in under `epoch`."""
+        self._interrupted = False
         stale = len(self._steps)
         self._steps.clear()
         self._traps.pass_by(Phase.RECOVERY)
         salvaged = self._send()
         report = self._scheduler.rewind(keep_suspect_blocks=self._options.unsafe_keep_suspect_blocks)
         self._group.restore(epoch, {i: r.tokens for i, r in self._scheduler.requests.items()})
+        self._traps.pass_by(Phase.RESUME)
         return msgspec.structs.replace(report, stale_replies=stale, salvaged_outputs=salvaged)

@@ -71,6 +71,7 @@ class FakeWorker:
         """Forget everything but these histories; take part again."""
         if self.gone:
             raise WorkerFailed(f"rank {self.rank} is gone")
+        self.traps.pass_by(Phase.REBUILD)
         self.tokens = {request_id: list(tokens) for request_id, tokens in histories.items()}
         self.epoch, self.fenced = epoch, False
 
@@ -87,6 +88,12 @@ class FakeWorker:
                 self.traps.pass_by(Phase.FORWARD)
             attended.append(self.memory.write(part.blocks, part.start, known))
         return attended
+
+    def break_collectives(self, epoch: int) -> int | None:
+        if self.epoch > epoch:
+            return None
+        self.fenced = True
+        return 0
 
     def fence(self, error: Exception, phase: Phase | None) -> None:
         """Refuse work from now on, and say why to whoever listens."""
