@@ -1,0 +1,86 @@
+"""The collectives of an engine core: its data-parallel group, which counts unfinished requests in lockstep.
+
+Only engine cores of a mixture of experts under data parallelism have one. For the others every call
+does nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+from holdfast.core.errors import RecoveryFailed
+from holdfast.core.rendezvous import Rendezvous
+from holdfast.hosts.vllm.communicators.reaping import Reaper
+from holdfast.hosts.vllm.communicators.rendezvous import enter
+from holdfast.hosts.vllm.communicators.state import BreakState
+from holdfast.hosts.vllm.communicators.tracking import TRACKED, TrackedGroups
+
+logger = logging.getLogger("holdfast")
+
+
+class EngineCommunicators:
+    """Implements `Communicators` on an engine core of the host."""
+
+    def __init__(self, engine: Any, tracked: TrackedGroups = TRACKED) -> None:
+        self._engine = engine
+        self._tracked = tracked
+        self._state = BreakState()
+        self._reaper = Reaper()
+
+    @property
+    def broken(self) -> bool:
+        return self._state.broken
+
+    def break_all(self) -> int:
+        if self._group is None:
+            return 0
+        self._state.note()
+        try:
+            return self._tracked.sockets.break_all()
+        except Exception:
+            logger.exception("breaking the data-parallel group failed")
+            return 0
+
+    def rebuild(self, rendezvous: Rendezvous, timeout_s: float) -> None:
+        if self._group is None:
+            return
+        breaks = self._state.breaks
+        try:
+            self._replace_group(rendezvous, timeout_s)
+        except RecoveryFailed:
+            raise
+        except Exception as error:  # torch's errors are many, and all mean that the ranks did not meet
+            raise RecoveryFailed(f"the engine cores of epoch {rendezvous.epoch} did not meet: {error}") from error
+        if not self._state.mend(breaks):
+            self._tracked.sockets.break_all()
+            raise RecoveryFailed(f"the group of epoch {rendezvous.epoch} was broken while it was made")
+
+    def unrebuildable(self) -> tuple[str, ...]:
+        from holdfast.hosts.vllm.communicators.stale import fixed_holders
+
+        if self._group is None:
+            return ()
+        if not self._tracked.knows(self._group) or self._tracked.unwatched:
+            return ("the data-parallel group of the engine cores was made before Holdfast watched",)
+        holders = fixed_holders([self._group])
+        return tuple(f"{holder} holds the data-parallel group and cannot be given another" for holder in holders)
+
+    @property
+    def _group(self) -> Any | None:
+        return getattr(self._engine, "dp_group", None)
+
+    def _replace_group(self, rendezvous: Rendezvous, timeout_s: float) -> None:
+        from holdfast.hosts.vllm.communicators import stale
+        from holdfast.hosts.vllm.communicators.making import make_stateless_group
+
+        deadline = time.monotonic() + timeout_s
+        engine = self._engine
+        timeout = engine.vllm_config.parallel_config.cpu_distributed_timeout
+        store = enter(rendezvous, "engines", timeout_s)
+        made = make_stateless_group(store, engine.dp_rank, engine.dp_size, timeout, deadline)
+        old, engine.dp_group, engine.dp_store = [engine.dp_group], made, store
+        if stale.held(old) and (left := stale.replace_everywhere(old, {id(old[0]): made})):
+            raise RecoveryFailed(f"the old data-parallel group is still held by {', '.join(left)}")
+        self._reaper.bury(old)

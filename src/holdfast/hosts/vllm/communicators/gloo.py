@@ -1,0 +1,147 @@
+"""Which sockets belong to gloo, and how to break them. Touches no other socket, waits for nobody, never raises.
+
+gloo serves each process group by one thread over one epoll, which holds the group's listener, a pipe of
+its own and every connection to a peer. So a group's connections are what its epoll holds at the moment
+of the break, also those made late, and the thread's name and system call say which epoll is gloo's: a
+socket that somebody else opens meanwhile is in none of them.
+
+`abort` of a gloo process group has no effect (torch 2.13): the operation stays blocked. Shutting its
+connections down makes it raise within milliseconds, here and at the peers, and so does every later one.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from dataclasses import dataclass
+
+LOOP_THREAD = "gloo_tcp_loop"
+SETTLE_S = 0.1  # a loop that is busy shows no epoll; it goes back to waiting within milliseconds
+
+
+@dataclass(frozen=True)
+class Watched:
+    """One file that an epoll watches."""
+
+    fd: int
+    inode: int
+
+
+@dataclass(frozen=True)
+class Loop:
+    """The epoll of one process group.
+
+    The number of a file is used again once it is closed, so the loop is known by the inode of its pipe.
+    """
+
+    epoll_fd: int
+    pipe_inode: int
+
+    def connections(self) -> list[Watched]:
+        """The sockets it watches now, its listener too; none once the loop has ended."""
+        watched = watched_by(self.epoll_fd)
+        if all(w.inode != self.pipe_inode for w in watched):
+            return []
+        return [w for w in watched if w.inode != self.pipe_inode]
+
+    @property
+    def alive(self) -> bool:
+        return any(w.inode == self.pipe_inode for w in watched_by(self.epoll_fd))
+
+
+class GlooSockets:
+    """The connections of every group made under watch. Creators add to it, any thread may break it."""
+
+    def __init__(self) -> None:
+        self._adding = threading.Lock()
+        self._loops: frozenset[Loop] = frozenset()
+
+    def threads(self) -> set[str]:
+        """The process's threads, to be compared with those after a group was made."""
+        return set(os.listdir("/proc/self/task"))
+
+    def add_since(self, before: set[str]) -> int:
+        """Remember the loops whose threads began since; returns how many."""
+        began = [t for t in self.threads() - before if _read_of_task(t, "comm").strip() == LOOP_THREAD]
+        found = {loop for thread in began if (loop := _loop_of(thread)) is not None}
+        with self._adding:
+            self._loops |= found
+        return len(found)
+
+    def break_all(self) -> int:
+        """Shut every connection down; returns how many it was."""
+        broken = sum(_shut_down(watched) for loop in self._loops for watched in loop.connections())
+        with self._adding:
+            self._loops = frozenset(loop for loop in self._loops if loop.alive)
+        return broken
+
+
+def watched_by(epoll_fd: int) -> list[Watched]:
+    """What an epoll watches; nothing where it is no epoll."""
+    try:
+        with open(f"/proc/self/fdinfo/{epoll_fd}") as info:
+            rows = [line.split() for line in info if line.startswith("tfd:")]
+    except OSError:
+        return []
+    return [Watched(int(row[1]), _inode(row)) for row in rows]
+
+
+def _inode(row: list[str]) -> int:
+    return next(int(word.removeprefix("ino:"), 16) for word in row if word.startswith("ino:"))
+
+
+def _loop_of(thread: str) -> Loop | None:
+    """The loop a thread waits in. Its first argument to epoll_wait is the epoll."""
+    deadline = time.monotonic() + SETTLE_S
+    while time.monotonic() < deadline:
+        call = _read_of_task(thread, "syscall").split()
+        if len(call) > 1 and (loop := _as_loop(int(call[1], 16))) is not None:
+            return loop
+        time.sleep(0.0001)
+    return None
+
+
+def _as_loop(fd: int) -> Loop | None:
+    if _target(fd) != "anon_inode:[eventpoll]":
+        return None
+    pipes = [w.inode for w in watched_by(fd) if _target(w.fd) == f"pipe:[{w.inode}]"]
+    return Loop(fd, pipes[0]) if len(pipes) == 1 else None
+
+
+def _read_of_task(thread: str, name: str) -> str:
+    try:
+        with open(f"/proc/self/task/{thread}/{name}") as file:
+            return file.read()
+    except OSError:  # it ended
+        return ""
+
+
+def _target(fd: int) -> str:
+    try:
+        return os.readlink(f"/proc/self/fd/{fd}")
+    except OSError:
+        return ""
+
+
+def _shut_down(watched: Watched) -> bool:
+    """Whether there was a connection to shut down. A listener stays: shutting it down would upset gloo.
+
+    gloo may close the socket and somebody open another under its number meanwhile, hence a duplicate,
+    whose inode is looked at.
+    """
+    try:
+        fd = os.dup(watched.fd)
+    except OSError:
+        return False
+    if os.fstat(fd).st_ino != watched.inode:
+        os.close(fd)
+        return False
+    with socket.socket(fileno=fd) as connection:
+        try:
+            connection.getpeername()
+            connection.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            return False
+    return True
