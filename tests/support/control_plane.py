@@ -9,7 +9,7 @@ from concurrent.futures import Future
 
 from holdfast.core import messages as m
 from holdfast.core.config import HoldfastConfig
-from holdfast.core.effects import Effect, Publish, Send, Settle
+from holdfast.core.effects import Effect, OrderRecovery, Publish, Send, Settle
 from holdfast.core.errors import OperatorError, RecoveryFailed
 from holdfast.core.events import Event, InstanceView
 from holdfast.core.faults import Fault, FaultClass
@@ -29,12 +29,12 @@ def some_fault(engine_id: int = 0, fault_class: FaultClass = FaultClass.TRANSIEN
 
 
 class MemoryControl:
-    """Implements `ControlPlane`; `attach`, `break_down`, `recover` and `abort` are the engine cores' part."""
+    """Implements `ControlPlane`; `attach`, `break_down`, `hold`, `recover` and `abort` are the engine cores' part."""
 
-    def __init__(self, engine_ids: Sequence[int] = (0,), config: HoldfastConfig | None = None) -> None:
+    def __init__(self, groups: Sequence[Sequence[int]] = ((0,),), config: HoldfastConfig | None = None) -> None:
         self._config = config or HoldfastConfig(fault_policy="external", enable_fault_injection=True)
         self._instance = Instance(
-            engine_ids,
+            groups,
             self._config,
             wall_clock=lambda: 1_700_000_000.0,
             new_command_id=lambda: uuid.uuid4().hex,
@@ -61,17 +61,23 @@ class MemoryControl:
     def history(self, after: int = 0) -> tuple[Event, ...]:
         return tuple(e for e in self.events if e.sequence > after)
 
-    def retry(self, command_id: str, engine_id: int | None) -> Future[None]:
-        return self._follow(command_id, lambda: self._instance.retry(command_id, engine_id, self.now))
+    def retry(self, command_id: str, engine_ids: Sequence[int] = ()) -> Future[None]:
+        return self._follow(command_id, lambda: self._instance.retry(command_id, engine_ids, self.now))
+
+    def pause(self, command_id: str, engine_ids: Sequence[int] = (), *, soft: bool = False) -> Future[None]:
+        return self._follow(command_id, lambda: self._instance.pause(command_id, engine_ids, soft, self.now))
+
+    def resume(self, command_id: str, engine_ids: Sequence[int] = ()) -> Future[None]:
+        return self._follow(command_id, lambda: self._instance.resume(command_id, engine_ids, self.now))
 
     def arm(self, command_id: str, spec: InjectionSpec) -> Future[None]:
         return self._follow(command_id, lambda: self._instance.arm(command_id, spec, self.now))
 
     # ---- the engine cores' part
 
-    def attach(self) -> MemoryControl:
+    def attach(self, unrebuildable: tuple[str, ...] = ()) -> MemoryControl:
         for engine in self._view.engines:
-            worker = m.WorkerAttached(rank=0, pid=4002, hooks=("worker.step",))
+            worker = m.WorkerAttached(rank=0, pid=4002, hooks=("worker.step",), unrebuildable=unrebuildable)
             self._observe(
                 m.EngineAttached(engine_id=engine.engine_id, pid=4001, hooks=("engine.loop",), workers=(worker,))
             )
@@ -80,23 +86,30 @@ class MemoryControl:
     def break_down(self, engine_id: int = 0, fault_class: FaultClass = FaultClass.TRANSIENT) -> MemoryControl:
         fault, epoch = some_fault(engine_id, fault_class), self._epoch(engine_id)
         self._observe(m.EngineFaulted(engine_id=engine_id, epoch=epoch, fault=fault))
-        self._observe(m.EngineHeld(engine_id=engine_id, epoch=epoch, fault=fault, unfinished_requests=8))
+        return self.hold(engine_id, fault)
+
+    def hold(self, engine_id: int, fault: Fault | None = None, *, broken: bool = False) -> MemoryControl:
+        """An engine core stands still."""
+        epoch = self._epoch(engine_id)
+        self._observe(m.EngineHeld(engine_id=engine_id, epoch=epoch, fault=fault, unfinished_requests=8, broken=broken))
         return self
 
     def recover(self) -> None:
-        """Carry out the last retry."""
-        self._observe(self._recovered(self._last_retry()))
+        """Carry out the last recovery."""
+        for order in self._last_recovery():
+            self._observe(self._recovered(order))
 
     def abort(self) -> None:
-        """Fail to carry out the last retry."""
-        order = self._last_retry()
-        aborted = m.RecoveryAborted(
-            engine_id=order[0], command_id=order[1].command_id, epoch=order[1].epoch, fault=some_fault(order[0])
-        )
-        self._observe(aborted)
+        """Fail to carry out the last recovery."""
+        for engine_id, order in self._last_recovery():
+            fault = some_fault(engine_id)
+            self._observe(
+                m.RecoveryAborted(engine_id=engine_id, command_id=order.command_id, epoch=order.epoch, fault=fault)
+            )
 
-    def _last_retry(self) -> tuple[int, m.RetryEngine]:
-        return next((s.engine_id, s.message) for s in reversed(self.sent) if isinstance(s.message, m.RetryEngine))
+    def _last_recovery(self) -> list[tuple[int, m.RetryEngine]]:
+        orders = [(s.engine_id, s.message) for s in self.sent if isinstance(s.message, m.RetryEngine)]
+        return [(engine_id, order) for engine_id, order in orders if order.command_id == orders[-1][1].command_id]
 
     def _recovered(self, order: tuple[int, m.RetryEngine]) -> m.EngineRecovered:
         engine_id, retry = order
@@ -124,10 +137,12 @@ class MemoryControl:
         return ended
 
     def _observe(self, fact: m.FromEngine) -> None:
+        arrived = m.decode_from_engine(m.encode(fact))  # over the wire nothing stays the same object
         with self._lock:
-            self._perform(self._instance.observe(fact, self.now))
+            self._perform(self._instance.observe(arrived, self.now))
 
     def _perform(self, effects: Sequence[Effect]) -> None:
+        orders: list[Send] = []
         for effect in effects:
             match effect:
                 case Publish(event, view):
@@ -136,10 +151,13 @@ class MemoryControl:
                 case Settle(command_id, error):
                     self._settle(command_id, error)
                 case Send():
-                    self.sent.append(effect)
-        for effect in effects:
-            if isinstance(effect, Send) and self.obedient:
-                self._obey(effect)
+                    orders.append(effect)
+                case OrderRecovery(engine_ids, command_id, epoch):
+                    orders += [Send(i, m.RetryEngine(command_id=command_id, epoch=epoch)) for i in engine_ids]
+        self.sent += orders
+        if self.obedient:
+            for order in orders:
+                self._obey(order)
 
     def _settle(self, command_id: str, error: str | None) -> None:
         ended = self._waiting.pop(command_id, None)
@@ -150,5 +168,7 @@ class MemoryControl:
         match order.message:
             case m.RetryEngine():
                 self._observe(self._recovered((order.engine_id, order.message)))
+            case m.PauseEngine(soft=soft):
+                self.hold(order.engine_id, broken=not soft)
             case m.ArmFault(command_id):
                 self._observe(m.EngineAnswered(engine_id=order.engine_id, command_id=command_id))

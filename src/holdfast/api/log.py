@@ -9,6 +9,8 @@ from holdfast.core.messages import RecoveryReport
 
 logger = logging.getLogger("holdfast")
 
+_WORTH_SAYING_S = 0.001  # a recovery that had nothing to rebuild finds that out in less
+
 
 def log_event(event: Event, view: InstanceView) -> None:
     """A sink that logs an event."""
@@ -24,6 +26,8 @@ def describe_event(event: Event) -> str:
             return f"{engine} is protected"
         case EventKind.FAULT_REPORTED:
             return f"{engine} faulted: {cause}"
+        case EventKind.PAUSE_ORDERED:
+            return f"{engine} is told to pause: {event.reason} (command {event.command_id})"
         case EventKind.ENGINE_PAUSED:
             return f"{engine} is paused"
         case EventKind.DECISION_MADE:
@@ -49,6 +53,8 @@ def _describe_report(report: RecoveryReport | None) -> str:
         f"{report.evicted_blocks} evicted",
         f"{report.tokens_to_recompute} tokens to compute again",
     ]
+    if report.rebuild_s >= _WORTH_SAYING_S:
+        parts.append(f"collectives rebuilt in {report.rebuild_s:.3f} s")
     if report.salvaged_outputs:
         parts.append(f"{report.salvaged_outputs} outputs salvaged")
     if report.failed_requests:
@@ -60,6 +66,6 @@ def _level(event: Event) -> int:
     match event.kind:
         case EventKind.INSTANCE_DEFEATED | EventKind.RECOVERY_FAILED:
             return logging.ERROR
-        case EventKind.FAULT_REPORTED | EventKind.ENGINE_PAUSED | EventKind.FAULT_ARMED:
+        case EventKind.FAULT_REPORTED | EventKind.PAUSE_ORDERED | EventKind.ENGINE_PAUSED | EventKind.FAULT_ARMED:
             return logging.WARNING
     return logging.INFO

@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from holdfast.api.formats import AcceptedRequest, AwaitedRequest, Instruction
+from holdfast.api.requests import AcceptedRequest, AwaitedRequest
 from holdfast.core.injection import InjectionSpec
 
 Schema: TypeAlias = dict[str, Any]
@@ -54,17 +54,7 @@ def _resolve(node: Any, definitions: Schema) -> Any:
     return node
 
 
-def _with_known_instructions(schema: Schema, key: str) -> Schema:
-    known = {"type": "string", "enum": [i.value for i in Instruction]}
-    return {**schema, "properties": {**schema["properties"], key: known}}
-
-
-APPLY_BODY: Schema = {
-    "oneOf": [
-        _with_known_instructions(_schema(AcceptedRequest), "instruction"),
-        _with_known_instructions(_schema(AwaitedRequest), "fault_tolerance_instruction"),
-    ]
-}
+APPLY_BODY: Schema = {"oneOf": [_schema(AcceptedRequest), _schema(AwaitedRequest)]}
 INJECT_BODY: Schema = _schema(InjectionSpec)
 
 

@@ -19,7 +19,7 @@ from fastapi import FastAPI
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from holdfast.api import formats, openapi
+from holdfast.api import formats, openapi, requests
 from holdfast.api.access import Access, Caller, Purpose, Refusal, decide_access
 from holdfast.api.source import ControlSource, control_getter
 from holdfast.core.errors import (
@@ -115,7 +115,7 @@ async def _ready(request: Request, control: ControlPlane) -> Response:
 
 async def _events(request: Request, control: ControlPlane) -> Response:
     """Events after a sequence number, oldest first."""
-    after = formats.parse_after(request.query_params.get("after"))
+    after = requests.parse_after(request.query_params.get("after"))
     events = control.history(after)
     # A number beyond the last event is from an earlier life of this server: `next` leads back.
     following = events[-1].sequence if events else min(after, control.view().sequence)
@@ -124,7 +124,7 @@ async def _events(request: Request, control: ControlPlane) -> Response:
 
 async def _apply(request: Request, control: ControlPlane) -> Response:
     """Carry out an instruction, in either request format."""
-    command = formats.parse_apply(await _read_body(request))
+    command = requests.parse_apply(await _read_body(request))
     command_id = uuid.uuid4().hex
     outcome = _watch(_order(control, command, command_id))
     if command.timeout_s is None:
@@ -136,7 +136,7 @@ async def _inject(request: Request, control: ControlPlane) -> Response:
     """Arm a fault; only on a server that was started with fault injection."""
     if not control.config.enable_fault_injection:
         raise _Rejected(404, "fault injection is off", "start the server with --enable-fault-injection")
-    spec = formats.parse_injection(await _read_body(request))
+    spec = requests.parse_injection(await _read_body(request))
     _check_rank(spec, control.view())
     command_id = uuid.uuid4().hex
     outcome = _watch(control.arm(command_id, spec))
@@ -156,10 +156,14 @@ _ROUTES = (
 # ---- commands
 
 
-def _order(control: ControlPlane, command: formats.ApplyCommand, command_id: str) -> Future[None]:
+def _order(control: ControlPlane, command: requests.ApplyCommand, command_id: str) -> Future[None]:
     match command.instruction:
-        case formats.Instruction.RETRY:
-            return control.retry(command_id, command.engine_id)
+        case requests.Instruction.PAUSE:
+            return control.pause(command_id, command.engine_ids, soft=command.soft)
+        case requests.Instruction.RESUME:
+            return control.resume(command_id, command.engine_ids)
+        case requests.Instruction.RETRY:
+            return control.retry(command_id, command.engine_ids)
 
 
 def _watch(command: Future[None]) -> asyncio.Future[None]:
@@ -225,7 +229,7 @@ def _check_access(purpose: Purpose, request: Request, access: Access) -> None:
 
 
 async def _read_body(request: Request) -> bytes:
-    if not formats.is_json(request.headers.get("content-type")):
+    if not requests.is_json(request.headers.get("content-type")):
         raise _Rejected(415, "the body must be JSON", "send 'Content-Type: application/json'")
     try:
         async with asyncio.timeout(_BODY_TIMEOUT_S):
@@ -239,15 +243,15 @@ async def _read_body(request: Request) -> bytes:
 async def _read_bounded(request: Request) -> bytes:
     announced = request.headers.get("content-length", "")
     body = bytearray()
-    too_large = announced.isdigit() and int(announced[:20]) > formats.MAX_BODY_BYTES
+    too_large = announced.isdigit() and int(announced[:20]) > requests.MAX_BODY_BYTES
     if not too_large:
         # Counted as it arrives: a chunked body announces nothing, and an announced size may be a lie.
         async for chunk in request.stream():
             body += chunk
-            if too_large := len(body) > formats.MAX_BODY_BYTES:
+            if too_large := len(body) > requests.MAX_BODY_BYTES:
                 break
     if too_large:
-        raise _Rejected(413, f"the body is larger than {formats.MAX_BODY_BYTES} bytes")
+        raise _Rejected(413, f"the body is larger than {requests.MAX_BODY_BYTES} bytes")
     return bytes(body)
 
 

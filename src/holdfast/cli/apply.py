@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from holdfast.api.formats import MAX_TIMEOUT_S, AwaitedRequest, Executed, Instruction, Params
+from holdfast.api.formats import Executed
+from holdfast.api.requests import MAX_TIMEOUT_S, AwaitedRequest, Instruction, Params, PauseMode
 from holdfast.cli.client import ControlClient, reporting
 from holdfast.cli.options import DEFAULT_URL, ApiKey, Url
 
@@ -15,17 +16,19 @@ _ANSWER_MARGIN_S = 5.0
 
 
 def apply(
-    instruction: Annotated[Instruction, typer.Argument(help="What to do: retry lets a paused engine go on.")],
-    engine: Annotated[int | None, typer.Option(help="Engine; without it, the one that stands paused.")] = None,
+    instruction: Annotated[Instruction, typer.Argument(help="What the engines, and those in lockstep, are to do.")],
+    engine: Annotated[
+        list[int] | None, typer.Option(help="An engine; may be repeated. Without it, all that it makes sense for.")
+    ] = None,
+    soft: Annotated[bool, typer.Option("--soft", help="Pause at the next step boundary, not at once.")] = False,
     timeout: Annotated[float, typer.Option(help=f"Seconds to wait for the end, up to {MAX_TIMEOUT_S}.")] = 30.0,
     url: Url = DEFAULT_URL,
     api_key: ApiKey = "",
 ) -> None:
-    """Give a running server an instruction."""
+    """Give a running server an instruction: pause it by hand, resume after that, retry after a fault."""
+    params = Params(engine_ids=tuple(engine) if engine else None, mode=PauseMode.SOFT if soft else None)
     request = AwaitedRequest(
-        fault_tolerance_instruction=instruction,
-        fault_tolerance_timeout=timeout,
-        fault_tolerance_params=Params(engine_id=engine),
+        fault_tolerance_instruction=instruction, fault_tolerance_timeout=timeout, fault_tolerance_params=params
     )
     with reporting():
         answer = ControlClient(url, api_key).post("apply", request, Executed, max(timeout, 0) + _ANSWER_MARGIN_S)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import msgspec
 import typer
 from rich.console import Console
@@ -11,6 +13,7 @@ from rich.text import Text
 from holdfast.api.formats import EngineStatus, Status
 from holdfast.cli.client import ControlClient, printable, reporting
 from holdfast.cli.options import DEFAULT_URL, ApiKey, AsJson, Url
+from holdfast.core.states import EngineState
 
 _COLOURS = {"healthy": "green", "unhealthy": "yellow", "dead": "red"}
 
@@ -24,13 +27,15 @@ def status(url: Url = DEFAULT_URL, api_key: ApiKey = "", as_json: AsJson = False
         return
     console = Console()
     console.print(_table(found))
-    console.print(Text(_summary(found)))
+    for line in (*_limits(found), _summary(found)):
+        console.print(Text(line))
 
 
 def _table(found: Status) -> Table:
     table = Table()
-    for title in ("engine", "status", "state", "epoch", "ranks", "pid", "faults", "recoveries", "about"):
+    for title in ("engine", "in lockstep with", "status", "state", "epoch", "ranks", "pid", "faults", "recoveries"):
         table.add_column(title)
+    table.add_column("about")
     for engine in found.engines:
         table.add_row(*_row(engine))
     return table
@@ -38,15 +43,28 @@ def _table(found: Status) -> Table:
 
 def _row(engine: EngineStatus) -> list[Text]:
     about = engine.fault_info or engine.reason or engine.ft_error or ""
-    pid = "–" if engine.pid is None else str(engine.pid)
-    counts = (engine.epoch, engine.ranks, pid, engine.faults, engine.recoveries)
+    counts = (engine.epoch, engine.ranks, engine.pid or "–", engine.faults, engine.recoveries)
     return [
         Text(str(engine.id)),
+        Text(", ".join(map(str, engine.lockstep_with)) or "–"),
         Text(printable(engine.status), style=_COLOURS.get(engine.status, "")),
-        Text(engine.state),
+        Text(_state(engine)),
         *(Text(str(count)) for count in counts),
         Text(printable(about)),
     ]
+
+
+def _state(engine: EngineStatus) -> str:
+    by_hand = engine.paused_by_hand and engine.state in (EngineState.PAUSING, EngineState.PAUSED)
+    return f"{engine.state} by hand" if by_hand else engine.state
+
+
+def _limits(found: Status) -> Iterator[str]:
+    """What a rebuild cannot bring back, said once for all engines that it holds for."""
+    whats = dict.fromkeys(what for engine in found.engines for what in engine.unrebuildable)
+    for what in whats:
+        engines = ", ".join(str(engine.id) for engine in found.engines if what in engine.unrebuildable)
+        yield f"collectives of engine {engines} cannot be rebuilt: {printable(what)}"
 
 
 def _summary(found: Status) -> str:

@@ -18,6 +18,21 @@ BOTH_FORMATS = pytest.mark.parametrize("body", [AWAITED, ACCEPTED], ids=["awaite
 BOTH_PREFIXES = pytest.mark.parametrize("prefix", ["/fault_tolerance", "/v1/fault_tolerance"])
 
 
+def awaited(instruction: str, **params: object) -> dict[str, object]:
+    return {**AWAITED, "fault_tolerance_instruction": instruction, "fault_tolerance_params": params}
+
+
+def accepted(instruction: str, **params: object) -> dict[str, object]:
+    return {"instruction": instruction, "params": params}
+
+
+def pair() -> tuple[MemoryControl, TestClient]:
+    """Two engines in lockstep that do what they are told at once, and a client of theirs."""
+    control = MemoryControl(((0, 1),)).attach()
+    control.obedient = True
+    return control, TestClient(build_app(control), client=("127.0.0.1", 1))
+
+
 @pytest.fixture
 def background() -> Iterator[ThreadPoolExecutor]:
     with ThreadPoolExecutor(2) as threads:
@@ -72,11 +87,26 @@ def test_the_hosts_format_accepts_a_retry_that_then_fails(
 
 
 def test_the_named_engine_is_the_one_that_is_retried() -> None:
-    control = MemoryControl((0, 1)).attach().break_down(0).break_down(1)
+    control = MemoryControl(((0,), (1,))).attach().break_down(0).break_down(1)
     control.obedient = True
     client = TestClient(build_app(control), client=("127.0.0.1", 1))
     client.post("/fault_tolerance/apply", json={"instruction": "retry", "params": {"engine_id": 1}})
     assert [e.state for e in control.view().engines] == ["paused", "healthy"]
+
+
+def test_several_engines_can_be_named_at_once() -> None:
+    control = MemoryControl(((0,), (1,), (2,))).attach().break_down(0).break_down(1).break_down(2)
+    control.obedient = True
+    client = TestClient(build_app(control), client=("127.0.0.1", 1))
+    client.post("/fault_tolerance/apply", json={"instruction": "retry", "params": {"engine_ids": [2, 0]}})
+    assert [e.state for e in control.view().engines] == ["healthy", "paused", "healthy"]
+
+
+def test_a_retry_that_names_no_engine_is_for_all_that_stand_paused() -> None:
+    control = MemoryControl(((0,), (1,), (2,))).attach().break_down(0).break_down(2)
+    control.obedient = True
+    TestClient(build_app(control), client=("127.0.0.1", 1)).post("/fault_tolerance/apply", json=AWAITED)
+    assert [(e.state, e.epoch) for e in control.view().engines] == [("healthy", 1), ("healthy", 0), ("healthy", 1)]
 
 
 def test_each_command_has_an_id_of_its_own(client: TestClient, control: MemoryControl) -> None:
@@ -84,6 +114,67 @@ def test_each_command_has_an_id_of_its_own(client: TestClient, control: MemoryCo
     ids = {a.json()["request_id"] for a in answers}
     assert len(ids) == 2
     assert all(len(i) == 32 for i in ids)
+
+
+# ---- pausing by hand
+
+
+@BOTH_PREFIXES
+def test_the_original_format_is_answered_when_the_group_stands_paused(prefix: str) -> None:
+    control, client = pair()
+    answer = client.post(f"{prefix}/apply", json=awaited("pause", engine_id=1))
+    assert (answer.status_code, answer.json()) == (200, {"message": "Instruction executed successfully."})
+    assert [e.state for e in control.view().engines] == ["paused", "paused"]
+
+
+def test_the_hosts_format_does_not_wait_for_a_pause_that_takes_its_time() -> None:
+    control, client = pair()
+    control.obedient = False
+    assert client.post("/fault_tolerance/apply", json=accepted("pause")).status_code == 202
+    assert [e.state for e in control.view().engines] == ["pausing", "pausing"]
+
+
+@BOTH_PREFIXES
+def test_what_was_paused_by_hand_goes_on_when_told(prefix: str) -> None:
+    control, client = pair()
+    client.post(f"{prefix}/apply", json=awaited("pause"))
+    assert client.post(f"{prefix}/apply", json=awaited("resume")).status_code == 200
+    assert control.view().ready
+
+
+@pytest.mark.parametrize(("params", "soft"), [({}, False), ({"mode": "hard"}, False), ({"mode": "soft"}, True)])
+def test_a_pause_is_as_hard_as_it_was_ordered(params: dict[str, object], soft: bool) -> None:
+    control, client = pair()
+    client.post("/fault_tolerance/apply", json=awaited("pause", **params))
+    orders = [s.message for s in control.sent if isinstance(s.message, m.PauseEngine)]
+    assert [order.soft for order in orders] == [soft, soft]
+
+
+def test_a_pause_that_does_not_come_about_in_time_is_a_500() -> None:
+    control, client = pair()
+    control.obedient = False
+    answer = client.post("/fault_tolerance/apply", json={**awaited("pause"), "fault_tolerance_timeout": 0.01})
+    assert (answer.status_code, answer.json()["error"]["detail"]) == (500, "not finished within 0.01 s")
+
+
+def test_a_pause_of_what_stands_paused_is_a_conflict_with_the_state() -> None:
+    _, client = pair()
+    client.post("/fault_tolerance/apply", json=awaited("pause"))
+    answer = client.post("/fault_tolerance/apply", json=awaited("pause"))
+    assert (answer.status_code, answer.json()["error"]["state"]) == (409, "paused")
+
+
+def test_a_resume_of_what_faulted_is_a_conflict_that_names_retry(client: TestClient, control: MemoryControl) -> None:
+    control.break_down()
+    answer = client.post("/fault_tolerance/apply", json=awaited("resume"))
+    assert (answer.status_code, answer.json()["error"]["hint"]) == (409, "retry lets it go on")
+
+
+@pytest.mark.parametrize("instruction", ["resume", "retry"])
+def test_only_a_pause_can_be_soft(client: TestClient, control: MemoryControl, instruction: str) -> None:
+    control.break_down()
+    answer = client.post("/fault_tolerance/apply", json=accepted(instruction, mode="soft"))
+    assert (answer.status_code, answer.json()["error"]["message"]) == (400, f"{instruction} cannot be soft")
 
 
 # ---- what does not

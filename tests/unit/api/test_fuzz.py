@@ -21,7 +21,7 @@ TOKEN = "for-tests"
 
 
 def _obedient_control() -> MemoryControl:
-    control = MemoryControl().attach()
+    control = MemoryControl(((0, 1), (2,))).attach()
     control.obedient = True
     return control
 
@@ -43,14 +43,24 @@ ANY_JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=10), inner, max_size=3),
     max_leaves=8,
 )
+INSTRUCTIONS = st.sampled_from(["pause", "resume", "retry"])
+PARAMS = st.fixed_dictionaries(
+    {},
+    optional={
+        "engine_id": st.integers(0, 2) | ANY_JSON,
+        "engine_ids": st.lists(st.integers(0, 2), max_size=3) | ANY_JSON,
+        "mode": st.sampled_from(["hard", "soft"]) | ANY_JSON,
+        "x": ANY_JSON,
+    },
+)
 ALMOST_RIGHT = st.fixed_dictionaries(
     {},
     optional={
-        "instruction": st.just("retry") | ANY_JSON,
-        "params": st.fixed_dictionaries({}, optional={"engine_id": ANY_JSON, "x": ANY_JSON}) | ANY_JSON,
-        "fault_tolerance_instruction": st.just("retry") | ANY_JSON,
+        "instruction": INSTRUCTIONS | ANY_JSON,
+        "params": PARAMS | ANY_JSON,
+        "fault_tolerance_instruction": INSTRUCTIONS | ANY_JSON,
         "fault_tolerance_timeout": st.floats(0, 0.01) | ANY_JSON,
-        "fault_tolerance_params": st.just({}) | ANY_JSON,
+        "fault_tolerance_params": PARAMS | ANY_JSON,
         "phase": st.just("forward") | ANY_JSON,
         "times": ANY_JSON,
         "message": st.text(max_size=250),
@@ -72,7 +82,7 @@ def test_random_bytes_get_a_documented_answer(client: TestClient, path: str, bod
 def test_bodies_that_are_almost_right_get_a_documented_answer(
     client: TestClient, control: MemoryControl, path: str, body: dict[str, object]
 ) -> None:
-    if control.view().ready:
+    if control.view().engines[0].state == "healthy":
         control.break_down()
     assert client.post(path, content=json.dumps(body), headers=JSON).status_code in DOCUMENTED
     assert client.get("/fault_tolerance/status").status_code == 200

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 
+import msgspec
 import pytest
 
 from holdfast.api.log import describe_event, log_event
@@ -14,7 +15,7 @@ def test_a_recovered_fault_reads_as_a_story() -> None:
     control.obedient = True
     control.break_down()
     control.now = 0.043
-    control.retry("c0ffee", None)
+    control.retry("c0ffee")
     assert [describe_event(e) for e in control.events] == [
         "engine 0 is protected",
         "engine 0 faulted: InjectedFault in engine 0, rank 0 at forward: injected fault",
@@ -23,6 +24,34 @@ def test_a_recovered_fault_reads_as_a_story() -> None:
         "engine 0 recovering, epoch 1 (command c0ffee)",
         "engine 0 recovered after 0.043 s: 8 requests rewound, 5 blocks kept, 2 evicted, 40 tokens to compute again",
     ]
+
+
+def test_a_pause_by_hand_reads_as_a_story() -> None:
+    control = MemoryControl(((0, 1),)).attach()
+    control.obedient = True
+    control.pause("c0ffee", (1,))
+    control.resume("cafe", (0,))
+    assert [describe_event(e) for e in control.events[2:-2]] == [
+        "engine 0 is told to pause: asked for (command c0ffee)",
+        "engine 1 is told to pause: asked for (command c0ffee)",
+        "engine 0 is paused",
+        "engine 1 is paused",
+        "engine 0: paused by hand; goes on when told to resume",
+        "engine 0 recovering, epoch 1 (command cafe)",
+        "engine 1 recovering, epoch 1 (command cafe)",
+    ]
+
+
+@pytest.mark.parametrize(("rebuild_s", "said"), [(0.25, True), (0.00001, False), (0.0, False)])
+def test_a_rebuild_is_told_where_there_was_one(rebuild_s: float, said: bool) -> None:
+    control = MemoryControl().attach()
+    control.obedient = True
+    control.break_down().retry("c0ffee")
+    recovered = control.events[-1]
+    assert recovered.report is not None
+    report = msgspec.structs.replace(recovered.report, rebuild_s=rebuild_s)
+    line = describe_event(msgspec.structs.replace(recovered, report=report))
+    assert ("collectives rebuilt in 0.250 s" in line) is said
 
 
 def test_the_last_line_says_why_the_instance_ends(caplog: pytest.LogCaptureFixture) -> None:
@@ -35,7 +64,7 @@ def test_the_last_line_says_why_the_instance_ends(caplog: pytest.LogCaptureFixtu
 
 def test_every_event_is_one_line(caplog: pytest.LogCaptureFixture) -> None:
     control = MemoryControl().attach().break_down()
-    control.retry("c0ffee", None)
+    control.retry("c0ffee")
     control.abort()
     with caplog.at_level(logging.INFO, "holdfast"):
         for event in control.events:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from holdfast.core import messages as m
-from holdfast.core.faults import FaultClass
+from holdfast.core.faults import FaultClass, Phase
 from support.control_plane import MemoryControl
 from support.live_server import LiveServer
 
@@ -28,6 +28,25 @@ def test_status_shows_a_defeat(run: Run, control: MemoryControl) -> None:
     assert "defeated: the device error is sticky" in run("status").stdout
 
 
+def test_status_shows_who_is_in_lockstep_and_what_was_paused_by_hand(run: Run, server: LiveServer) -> None:
+    server.control = MemoryControl(((0, 1), (2,))).attach()
+    server.control.obedient = True
+    server.control.pause("c0ffee", (0,))
+    rows = [" ".join(line.replace("│", " ").split()) for line in run("status").stdout.splitlines() if "4001" in line]
+    assert [row[: row.index(" 0 1 ")] for row in rows] == [
+        "0 1 unhealthy paused by hand",
+        "1 0 unhealthy paused by hand",
+        "2 – healthy healthy",
+    ]
+
+
+def test_status_says_once_what_cannot_be_rebuilt(run: Run, server: LiveServer) -> None:
+    server.control = MemoryControl(((0, 1),)).attach(unrebuildable=("graphs are captured",))
+    shown = run("status").stdout
+    assert "collectives of engine 0, 1 cannot be rebuilt: graphs are captured" in shown
+    assert shown.count("graphs are captured") == 1
+
+
 def test_status_as_json_is_what_the_server_says(run: Run) -> None:
     status = json.loads(run("status", "--json").stdout)
     assert (status["schema_version"], status["ready"]) == (1, True)
@@ -38,6 +57,36 @@ def test_apply_waits_for_the_end(run: Run, control: MemoryControl) -> None:
     shown = run("apply", "retry", "--engine", "0", "--timeout", "5")
     assert (shown.exit_code, shown.stdout) == (0, "Instruction executed successfully.\n")
     assert control.view().ready
+
+
+def test_apply_pauses_and_lets_go_on(run: Run, control: MemoryControl) -> None:
+    for instruction, state in [("pause", "paused"), ("resume", "healthy")]:
+        shown = run("apply", instruction)
+        assert (shown.exit_code, shown.stdout) == (0, "Instruction executed successfully.\n")
+        assert control.view().engines[0].state == state
+
+
+@pytest.mark.parametrize(("options", "soft"), [((), False), (("--soft",), True)])
+def test_apply_pauses_as_hard_as_it_was_told(
+    run: Run, control: MemoryControl, options: tuple[str, ...], soft: bool
+) -> None:
+    run("apply", "pause", *options)
+    order = control.sent[-1].message
+    assert isinstance(order, m.PauseEngine)
+    assert order.soft is soft
+
+
+def test_apply_may_name_several_engines(run: Run, server: LiveServer) -> None:
+    server.control = MemoryControl(((0,), (1,), (2,))).attach()
+    server.control.obedient = True
+    assert run("apply", "pause", "--engine", "2", "--engine", "0").exit_code == 0
+    assert [e.state for e in server.control.view().engines] == ["paused", "healthy", "paused"]
+
+
+def test_apply_of_a_soft_retry_is_a_usage_error_that_says_why(run: Run, control: MemoryControl) -> None:
+    control.break_down()
+    shown = run("apply", "retry", "--soft")
+    assert (shown.exit_code, "retry cannot be soft" in shown.stderr) == (2, True)
 
 
 def test_apply_of_what_makes_no_sense_now_is_refused_with_the_reason(run: Run) -> None:
@@ -57,7 +106,13 @@ def test_apply_that_does_not_end_in_time_fails(run: Run, control: MemoryControl)
 
 @pytest.mark.parametrize(
     "line",
-    [("apply",), ("apply", "explode"), ("apply", "retry", "--engine", "x"), ("apply", "retry", "--timeout", "0")],
+    [
+        ("apply",),
+        ("apply", "explode"),
+        ("apply", "retry", "--engine", "x"),
+        ("apply", "retry", "--engine", "0", "--engine", "0"),
+        ("apply", "retry", "--timeout", "0"),
+    ],
 )
 def test_apply_asked_wrongly_is_a_usage_error(run: Run, line: tuple[str, ...]) -> None:
     assert run(*line).exit_code == 2
@@ -68,6 +123,12 @@ def test_events_are_one_line_each(run: Run, control: MemoryControl) -> None:
     lines = run("events").stdout.splitlines()
     assert len(lines) == 4
     assert lines[1].endswith("engine 0 faulted: InjectedFault in engine 0, rank 0 at forward: injected fault")
+
+
+def test_events_say_who_is_told_to_pause_and_why(run: Run, server: LiveServer) -> None:
+    server.control = MemoryControl(((0, 1),)).attach().break_down(0)
+    shown = run("events").stdout
+    assert "engine 1 is told to pause: engine 0 of its lockstep group stands still" in shown
 
 
 def test_events_as_json_are_one_object_per_line(run: Run, control: MemoryControl) -> None:
@@ -85,6 +146,14 @@ def test_inject_orders_the_fault_as_it_was_given(run: Run, control: MemoryContro
     spec = order.spec
     assert (spec.phase, spec.after_steps, spec.times, spec.request_index) == ("output-request", 4, 2, 3)
     assert spec.message == "boom"
+
+
+@pytest.mark.parametrize("phase", Phase)
+def test_inject_knows_every_phase(run: Run, control: MemoryControl, phase: Phase) -> None:
+    assert run("inject", "--phase", phase).exit_code == 0
+    order = control.sent[-1].message
+    assert isinstance(order, m.ArmFault)
+    assert order.spec.phase is phase
 
 
 @pytest.mark.parametrize("line", ["", "--phase lunch", "--phase forward --times 0", "--phase forward --rank 5"])

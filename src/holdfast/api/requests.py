@@ -1,0 +1,180 @@
+"""What the control endpoints read: instructions in both request formats, faults to inject, `?after=`.
+
+Pure: bytes in, structs out, or a `BadInstruction` that names the field. Nothing here knows a web framework.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+
+from holdfast.core.errors import BadInstruction
+from holdfast.core.faults import Phase
+from holdfast.core.injection import InjectionSpec
+
+MAX_BODY_BYTES = 64 * 1024
+MAX_TIMEOUT_S = 3600
+MAX_ENGINE_IDS = 1024
+MAX_SHOWN_CHARS = 300
+
+
+class Instruction(enum.StrEnum):
+    """What can be asked of the instance."""
+
+    PAUSE = "pause"
+    RESUME = "resume"
+    RETRY = "retry"
+
+
+class PauseMode(enum.StrEnum):
+    """How to pause."""
+
+    HARD = "hard"  # at once: nobody waits in a collective any more
+    SOFT = "soft"  # at the next step boundary
+
+
+TimeoutS = Annotated[float, msgspec.Meta(gt=0, le=MAX_TIMEOUT_S)]
+EngineIds = Annotated[tuple[int, ...], msgspec.Meta(max_length=MAX_ENGINE_IDS, extra_json_schema={"uniqueItems": True})]
+# Texts, not enums: an unknown one is answered with those that are known, and never repeated in full.
+InstructionName = Annotated[str, msgspec.Meta(extra_json_schema={"enum": list(Instruction)})]
+ModeName = Annotated[str, msgspec.Meta(extra_json_schema={"enum": list(PauseMode)})]
+
+
+class Params(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Which engines an instruction is for, one or several; none: all that it makes sense for."""
+
+    engine_id: int | None = None
+    engine_ids: EngineIds | None = None
+    mode: ModeName | None = None
+
+
+class AwaitedRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The original format: the answer comes when the instruction has ended."""
+
+    fault_tolerance_instruction: InstructionName
+    fault_tolerance_timeout: TimeoutS = 30.0
+    fault_tolerance_params: Params = Params()
+
+
+class AcceptedRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The host's own format: the answer comes when the instruction is accepted."""
+
+    instruction: InstructionName
+    params: Params = Params()
+
+
+@dataclass(frozen=True)
+class ApplyCommand:
+    """An instruction, whichever format it came in; `timeout_s` is set when its end is waited for."""
+
+    instruction: Instruction
+    engine_ids: tuple[int, ...] = ()
+    soft: bool = False
+    timeout_s: float | None = None
+
+
+_AWAITED_KEY = "fault_tolerance_instruction"
+_ACCEPTED_KEY = "instruction"
+
+T = TypeVar("T")
+Name = TypeVar("Name", bound=enum.StrEnum)
+
+
+def parse_apply(body: bytes) -> ApplyCommand:
+    """The instruction in a request's body. Raises `BadInstruction`."""
+    fields = _parse_object(body)
+    match _AWAITED_KEY in fields, _ACCEPTED_KEY in fields:
+        case True, False:
+            awaited = _convert(fields, AwaitedRequest)
+            params, timeout_s = awaited.fault_tolerance_params, awaited.fault_tolerance_timeout
+            return _command(awaited.fault_tolerance_instruction, params, timeout_s)
+        case False, True:
+            accepted = _convert(fields, AcceptedRequest)
+            return _command(accepted.instruction, accepted.params, None)
+        case True, True:
+            raise BadInstruction(f"{_AWAITED_KEY!r} and {_ACCEPTED_KEY!r} are two formats", hint="send one of them")
+    raise BadInstruction("the body names no instruction", hint=f"send {_ACCEPTED_KEY!r} or {_AWAITED_KEY!r}")
+
+
+def parse_injection(body: bytes) -> InjectionSpec:
+    """The fault to inject in a request's body. Raises `BadInstruction`."""
+    fields = _parse_object(body)
+    if isinstance(phase := fields.get("phase"), str):
+        _known(phase, Phase, "phase")
+    return _convert(fields, InjectionSpec)
+
+
+def parse_after(text: str | None) -> int:
+    """The sequence number of `?after=`, 0 when it is not given. Raises `BadInstruction`."""
+    if text is None:
+        return 0
+    if not (text.isascii() and text.isdigit() and len(text) <= 15):
+        raise BadInstruction("'after' must be a sequence number", hint="a whole number from 0 up")
+    return int(text)
+
+
+def is_json(content_type: str | None) -> bool:
+    """Whether a Content-Type header names JSON."""
+    return (content_type or "").partition(";")[0].strip().lower() == "application/json"
+
+
+def _command(name: str, params: Params, timeout_s: float | None) -> ApplyCommand:
+    instruction = _known(name, Instruction, "instruction")
+    return ApplyCommand(instruction, _engine_ids(params), _is_soft(instruction, params.mode), timeout_s)
+
+
+def _engine_ids(params: Params) -> tuple[int, ...]:
+    match params.engine_id, params.engine_ids:
+        case None, named:
+            _refuse_repeated(named or ())
+            return named or ()
+        case int(engine_id), None:
+            return (engine_id,)
+    raise BadInstruction("'engine_id' and 'engine_ids' say the same", hint="send one of them")
+
+
+def _refuse_repeated(engine_ids: Sequence[int]) -> None:
+    if repeated := [engine_id for engine_id, times in Counter(engine_ids).items() if times > 1]:
+        raise BadInstruction(f"'engine_ids' names engine {repeated[0]} twice", hint="name every engine once")
+
+
+def _is_soft(instruction: Instruction, name: str | None) -> bool:
+    if name is None:
+        return False
+    mode = _known(name, PauseMode, "mode")
+    if instruction is not Instruction.PAUSE:
+        raise BadInstruction(f"{instruction} cannot be {mode}", hint="'mode' is for pause only")
+    return mode is PauseMode.SOFT
+
+
+def _parse_object(body: bytes) -> dict[str, Any]:
+    try:
+        value = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise BadInstruction(f"the body is not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise BadInstruction("the body must be a JSON object")
+    return value
+
+
+def _convert(fields: dict[str, Any], kind: type[T]) -> T:
+    try:
+        return msgspec.convert(fields, kind)
+    except msgspec.ValidationError as error:
+        raise BadInstruction(f"bad field: {_shortened(str(error), MAX_SHOWN_CHARS)}") from None
+
+
+def _known(name: str, kind: type[Name], field: str) -> Name:
+    try:
+        return kind(name)
+    except ValueError:
+        raise BadInstruction(f"unknown {field} {_shortened(name, 40)!r}", hint="known: " + ", ".join(kind)) from None
+
+
+def _shortened(text: str, chars: int) -> str:
+    return text if len(text) <= chars else text[:chars] + "…"

@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+import pytest
+
+from holdfast.api import requests
+from holdfast.api.requests import ApplyCommand, Instruction
+from holdfast.core.errors import BadInstruction
+from holdfast.core.faults import Phase
+
+TEMPLATES = (
+    '{"instruction": "?", "params": {}}',
+    '{"fault_tolerance_instruction": "?", "fault_tolerance_params": {}}',
+)
+PARAMS = (
+    '"instruction": "retry", "params"',
+    '"fault_tolerance_instruction": "retry", "fault_tolerance_params"',
+)
+
+
+def test_the_original_format_is_waited_for() -> None:
+    body = b'{"fault_tolerance_instruction": "retry", "fault_tolerance_timeout": 7, "fault_tolerance_params": {}}'
+    assert requests.parse_apply(body) == ApplyCommand(Instruction.RETRY, timeout_s=7.0)
+
+
+def test_the_original_format_waits_thirty_seconds_unless_told() -> None:
+    assert requests.parse_apply(b'{"fault_tolerance_instruction": "retry"}').timeout_s == 30
+
+
+def test_the_hosts_format_is_not_waited_for() -> None:
+    assert requests.parse_apply(b'{"instruction": "retry", "params": {}}') == ApplyCommand(Instruction.RETRY)
+
+
+@pytest.mark.parametrize("name", ["pause", "resume", "retry"])
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_both_formats_know_every_instruction(template: str, name: str) -> None:
+    assert requests.parse_apply(template.replace("?", name).encode()).instruction == name
+
+
+@pytest.mark.parametrize(
+    ("params", "engine_ids"),
+    [
+        ("{}", ()),
+        ('{"engine_id": 1}', (1,)),
+        ('{"engine_id": null}', ()),
+        ('{"engine_ids": []}', ()),
+        ('{"engine_ids": [2, 0]}', (2, 0)),
+        ('{"engine_id": 1, "engine_ids": null}', (1,)),
+    ],
+)
+@pytest.mark.parametrize("key", PARAMS)
+def test_both_formats_may_name_engines(key: str, params: str, engine_ids: tuple[int, ...]) -> None:
+    assert requests.parse_apply(f"{{{key}: {params}}}".encode()).engine_ids == engine_ids
+
+
+@pytest.mark.parametrize(("params", "soft"), [("{}", False), ('{"mode": "hard"}', False), ('{"mode": "soft"}', True)])
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_a_pause_is_hard_unless_told(template: str, params: str, soft: bool) -> None:
+    body = template.replace("?", "pause").replace("{}", params)
+    assert requests.parse_apply(body.encode()).soft is soft
+
+
+BAD_BODIES = {
+    "empty": (b"", "not valid JSON"),
+    "not JSON": (b"{retry}", "not valid JSON"),
+    "two objects": (b"{}{}", "not valid JSON"),
+    "not text": (b"\xff\xfe\x00", "not valid JSON"),
+    "not UTF-8 inside": (b'{"instruction": "\xff"}', "not valid JSON"),
+    "half a character": (b'{"instruction": "\\ud800"}', ""),
+    "too deep": (b"[" * 30_000, "not valid JSON"),
+    "a list": (b'["retry"]', "must be a JSON object"),
+    "a string": (b'"retry"', "must be a JSON object"),
+    "null": (b"null", "must be a JSON object"),
+    "no instruction": (b"{}", "names no instruction"),
+    "both formats": (b'{"instruction": "retry", "fault_tolerance_instruction": "retry"}', "two formats"),
+    "mixed formats": (b'{"instruction": "retry", "fault_tolerance_timeout": 3}', "fault_tolerance_timeout"),
+    "unknown instruction": (b'{"instruction": "explode"}', "known: pause, resume, retry"),
+    "unknown instruction of the original": (b'{"fault_tolerance_instruction": "explode"}', "known: pause, resume"),
+    "instruction in capitals": (b'{"instruction": "RETRY"}', "known: pause, resume, retry"),
+    "a very long instruction": (b'{"instruction": "' + b"x" * 5000 + b'"}', "known: pause, resume, retry"),
+    "instruction is a number": (b'{"instruction": 5}', "$.instruction"),
+    "instruction is null": (b'{"instruction": null}', "$.instruction"),
+    "unknown field": (b'{"instruction": "retry", "colour": "red"}', "colour"),
+    "params is a list": (b'{"instruction": "retry", "params": []}', "$.params"),
+    "params is null": (b'{"instruction": "retry", "params": null}', "$.params"),
+    "unknown parameter": (b'{"instruction": "retry", "params": {"ranks": [1]}}', "ranks"),
+    "engine is a string": (b'{"instruction": "retry", "params": {"engine_id": "0"}}', "$.params.engine_id"),
+    "engine is a boolean": (b'{"instruction": "retry", "params": {"engine_id": true}}', "$.params.engine_id"),
+    "engine is a fraction": (b'{"instruction": "retry", "params": {"engine_id": 0.5}}', "$.params.engine_id"),
+    "engine is a list": (b'{"instruction": "retry", "params": {"engine_id": [0]}}', "$.params.engine_id"),
+    "one engine and several": (
+        b'{"instruction": "retry", "params": {"engine_id": 0, "engine_ids": [1]}}',
+        "one of them",
+    ),
+    "one engine and none": (b'{"instruction": "retry", "params": {"engine_id": 0, "engine_ids": []}}', "one of them"),
+    "an engine twice": (b'{"instruction": "retry", "params": {"engine_ids": [3, 4, 3]}}', "names engine 3 twice"),
+    "too many engines": (
+        b'{"instruction": "retry", "params": {"engine_ids": [' + b"0," * 1024 + b"0]}}",
+        "length <= 1024 - at `$.params.engine_ids`",
+    ),
+    "engines are a number": (b'{"instruction": "retry", "params": {"engine_ids": 0}}', "$.params.engine_ids"),
+    "an engine of several is a string": (
+        b'{"instruction": "retry", "params": {"engine_ids": ["0"]}}',
+        "$.params.engine_ids[0]",
+    ),
+    "unknown mode": (b'{"instruction": "pause", "params": {"mode": "gentle"}}', "unknown mode 'gentle'"),
+    "unknown mode, the known ones": (b'{"instruction": "pause", "params": {"mode": ""}}', "known: hard, soft"),
+    "mode is a boolean": (b'{"instruction": "pause", "params": {"mode": true}}', "$.params.mode"),
+    "soft retry": (b'{"instruction": "retry", "params": {"mode": "soft"}}', "retry cannot be soft"),
+    "hard resume": (b'{"instruction": "resume", "params": {"mode": "hard"}}', "'mode' is for pause only"),
+    "a field with a very long name": (b'{"instruction": "retry", "' + b"x" * 5000 + b'": 1}', "unknown field"),
+    "timeout is zero": (b'{"fault_tolerance_instruction": "retry", "fault_tolerance_timeout": 0}', "> 0"),
+    "timeout is negative": (b'{"fault_tolerance_instruction": "retry", "fault_tolerance_timeout": -1}', "> 0"),
+    "timeout is too long": (b'{"fault_tolerance_instruction": "retry", "fault_tolerance_timeout": 3601}', "<= 3600"),
+    "timeout is a string": (b'{"fault_tolerance_instruction": "retry", "fault_tolerance_timeout": "30"}', "timeout"),
+    "timeout is null": (b'{"fault_tolerance_instruction": "retry", "fault_tolerance_timeout": null}', "timeout"),
+    "timeout is a boolean": (b'{"fault_tolerance_instruction": "retry", "fault_tolerance_timeout": true}', "timeout"),
+    "timeout is not a number": (b'{"fault_tolerance_instruction": "retry", "fault_tolerance_timeout": NaN}', "JSON"),
+    "timeout is infinite": (b'{"fault_tolerance_instruction": "retry", "fault_tolerance_timeout": 1e999}', ""),
+}
+
+
+@pytest.mark.parametrize(("body", "says"), BAD_BODIES.values(), ids=BAD_BODIES.keys())
+def test_a_body_that_makes_no_sense_is_refused_with_the_reason(body: bytes, says: str) -> None:
+    with pytest.raises(BadInstruction) as caught:
+        requests.parse_apply(body)
+    assert says in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+def test_an_injection_is_read_with_its_defaults() -> None:
+    spec = requests.parse_injection(b'{"phase": "forward"}')
+    assert (spec.phase, spec.times, spec.engine_id) == ("forward", 1, 0)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"{}",
+        b'{"phase": "lunch"}',
+        b'{"phase": "forward", "kind": "kill"}',
+        b'{"phase": "forward", "times": 0}',
+        b'{"phase": "forward", "after_steps": -1}',
+        b'{"phase": "forward", "where": "here"}',
+        b'{"phase": "forward", "rank": "0"}',
+        b'{"phase": "forward", "message": "' + b"x" * 201 + b'"}',
+        b'{"phase": 3}',
+        b"[]",
+        b"nonsense",
+    ],
+)
+def test_an_injection_that_makes_no_sense_is_refused(body: bytes) -> None:
+    with pytest.raises(BadInstruction):
+        requests.parse_injection(body)
+
+
+def test_an_unknown_phase_is_answered_with_the_known_ones() -> None:
+    with pytest.raises(BadInstruction, match="unknown phase 'lunch'") as caught:
+        requests.parse_injection(b'{"phase": "lunch"}')
+    assert [phase for phase in Phase if phase not in caught.value.hint] == []
+
+
+@pytest.mark.parametrize(("text", "after"), [(None, 0), ("0", 0), ("17", 17), ("007", 7)])
+def test_a_sequence_number_is_read(text: str | None, after: int) -> None:
+    assert requests.parse_after(text) == after
+
+
+@pytest.mark.parametrize("text", ["", "-1", "1.0", "x", "1e3", " 1", "1_0", "٣", "²", "9" * 16, "1\n"])
+def test_what_is_no_sequence_number_is_refused(text: str) -> None:
+    with pytest.raises(BadInstruction):
+        requests.parse_after(text)
+
+
+@pytest.mark.parametrize("header", ["application/json", "Application/JSON; charset=utf-8", "application/json ;x=y"])
+def test_json_is_recognised(header: str) -> None:
+    assert requests.is_json(header)
+
+
+@pytest.mark.parametrize("header", [None, "", "text/plain", "application/jsonp", "application/x-www-form-urlencoded"])
+def test_other_content_is_not_json(header: str | None) -> None:
+    assert not requests.is_json(header)
