@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from holdfast.core.errors import BadConfiguration, HoldfastError, OperatorError
@@ -13,6 +13,7 @@ from holdfast.core.errors import BadConfiguration, HoldfastError, OperatorError
 EXIT_USAGE = 2
 EXIT_CANNOT_START = 3
 
+_NO_PORT = "sentinels meet on sockets in a private folder"
 _EPILOG = "All other flags are those of `vllm serve`; `holdfast serve MODEL --help=all` lists them."
 
 
@@ -22,7 +23,8 @@ def serve(arguments: Sequence[str]) -> int:
         flag_parser().print_help()
         return 0
     try:
-        settings, rest = split_flags(arguments)
+        flags, rest = split_flags(arguments)
+        settings = settle_upstream_flags(flags)
         from holdfast.hosts.vllm.serving import known_flags, prepare
         from holdfast.hosts.vllm.serving import serve as serve_with_host
 
@@ -39,6 +41,22 @@ def split_flags(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     """Holdfast's settings that were given as flags, and everything else."""
     parsed, rest = flag_parser().parse_known_args(list(arguments))
     return vars(parsed), rest
+
+
+def settle_upstream_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Flags without those that only the original design has use for.
+
+    Raises `BadConfiguration` for one that asks for what is not done here.
+    """
+    settings = dict(flags)
+    if settings.pop("internal_fault_report_port", None) is not None:
+        print("holdfast: --internal-fault-report-port has no effect: " + _NO_PORT, file=sys.stderr)
+    if not settings.pop("shutdown_on_fault_tolerance_failure", True):
+        raise BadConfiguration(
+            "--no-shutdown-on-fault-tolerance-failure: a server that cannot be repaired always ends",
+            hint="leave it out; to wait for an instruction, --fault-policy external and --engine-recovery-timeout",
+        )
+    return settings
 
 
 def refuse_misspelt(rest: Sequence[str], host_flags: frozenset[str]) -> None:
@@ -71,7 +89,10 @@ def flag_parser() -> argparse.ArgumentParser:
     add("--retry-window", type=float, metavar="S", help="seconds (default: 60)")
     add("--engine-recovery-timeout", type=float, metavar="S", help="wait for an instruction, seconds (default: 120)")
     add("--containment-timeout", type=float, metavar="S", help="until a faulty engine stands still (default: 30)")
+    add("--acknowledge-timeout", type=float, metavar="S", help="until a rank says that it has stopped (default: 5)")
     add("--drain-timeout", type=float, metavar="S", help="until a rank answers in a recovery (default: 10)")
+    add("--rebuild-timeout", type=float, metavar="S", help="until broken collectives are rebuilt (default: 30)")
+    add("--gloo-comm-timeout", type=float, metavar="S", help="of a gloo collective, seconds (default: the host's own)")
     add("--external-fault-notify-host", metavar="HOST", help="of the PUB socket (default: 127.0.0.1)")
     add("--external-fault-notify-port", type=int, metavar="PORT", help="0: any free one (default: 22867)")
     add("--max-held-requests", type=int, metavar="N", help="new requests held in a recovery (default: 1024)")
@@ -80,4 +101,15 @@ def flag_parser() -> argparse.ArgumentParser:
     add("--cpu-enablement", action=switch, help="on CPUs: supply what many ranks need (default: on)")
     add("--unsafe-keep-suspect-blocks", action=switch, help=argparse.SUPPRESS)
     add("--unsafe-skip-fence", action=switch, help=argparse.SUPPRESS)
+    _add_upstream_flags(parser)
     return parser
+
+
+def _add_upstream_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("taken for compatibility").add_argument
+    add("--internal-fault-report-port", type=int, metavar="PORT", help=f"no effect: {_NO_PORT}")
+    add(
+        "--shutdown-on-fault-tolerance-failure",
+        action=argparse.BooleanOptionalAction,
+        help="end a server that cannot be repaired: always done, so `--no-…` is refused",
+    )
