@@ -11,8 +11,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from holdfast.core.events import EngineView
-from holdfast.core.faults import Fault, deeper
+from holdfast.core.faults import Fault, FaultClass, deeper
 from holdfast.core.states import EngineState, Trigger, next_state
+
+STOPPING = (EngineState.FAULTED, EngineState.PAUSING)
 
 
 @dataclass
@@ -32,9 +34,16 @@ class Engine:
     recoveries: int = 0
     faults: int = 0
     armed: dict[str, float] = field(default_factory=dict)
+    stopping_since: float = 0.0  # while it is faulted or pausing
 
     def move(self, trigger: Trigger) -> None:
         self.state = next_state(self.state, trigger)
+
+    def begin_to_stop(self, trigger: Trigger, now: float) -> None:
+        """Move towards standing still. Of several reasons the first starts the clock."""
+        if self.state not in STOPPING:
+            self.stopping_since = now
+        self.move(trigger)
 
     @property
     def is_contained(self) -> bool:
@@ -52,12 +61,13 @@ class LockstepGroup:
     fault: Fault | None = None  # the deepest of the incident
     reason: str | None = None
     began_at: float | None = None  # the incident's; none while nothing is wrong
-    containing_since: float = 0.0
+    waiting_since: float = 0.0  # from when on the recovery timeout counts
     command_id: str | None = None  # of the recovery under way
     command_at: float = 0.0
     last_command_id: str | None = None
     retried_at: tuple[float, ...] = ()
     broken: bool = False  # collectives were broken and have to be rebuilt
+    rebuilding: bool = False  # the recovery under way has a rendezvous
     paused_by_hand: bool = False
     soft: bool = False  # the pause by hand may still wait for a step boundary
     affirmed_at: float = 0.0  # when the engines last heard that somebody still lives
@@ -78,13 +88,28 @@ class LockstepGroup:
         return all(e.is_contained for e in self.engines)
 
     @property
+    def is_alone(self) -> bool:
+        """Whether there is one rank only, which waits for nobody."""
+        return len(self.engines) == 1 and self.ranks == 1
+
+    @property
     def needs_rebuild(self) -> bool:
-        alone = len(self.engines) == 1 and self.ranks == 1
-        return self.broken and not alone
+        return self.broken and not self.is_alone
 
     @property
     def unrebuildable(self) -> tuple[str, ...]:
         return tuple(what for e in self.engines for what in e.unrebuildable)
+
+    def open_incident(self, now: float) -> bool:
+        """Whether nothing was wrong until now."""
+        opens = self.began_at is None
+        if opens:
+            self.began_at = self.waiting_since = now
+        return opens
+
+    def is_expected(self, fault: Fault) -> bool:
+        """Whether somebody asked for what happened: a hard pause breaks collectives, and a rank notices."""
+        return self.paused_by_hand and not self.soft and fault.fault_class is FaultClass.COMMUNICATOR
 
     def blame(self, fault: Fault) -> bool:
         """Take a fault into the incident; true when it goes deeper than what was known."""
@@ -95,7 +120,7 @@ class LockstepGroup:
 
     def close_incident(self) -> None:
         self.fault = self.reason = self.command_id = self.began_at = None
-        self.broken = self.paused_by_hand = self.soft = False
+        self.broken = self.rebuilding = self.paused_by_hand = self.soft = False
 
     def view_of(self, engine: Engine) -> EngineView:
         return EngineView(

@@ -15,9 +15,10 @@ from holdfast.core.effects import CloseRendezvous, Effect, End, OrderRecovery, P
 from holdfast.core.errors import InstructionConflict, UnknownEngine
 from holdfast.core.events import Event, EventKind, InstanceView
 from holdfast.core.faults import Fault, FaultClass, deeper
-from holdfast.core.group import Engine, LockstepGroup, make_groups
+from holdfast.core.group import STOPPING, Engine, LockstepGroup, make_groups
 from holdfast.core.injection import InjectionSpec
 from holdfast.core.policy import Action, Decision, Incident, decide_repair, decide_wait, recent
+from holdfast.core.refusals import refuse_unless_healthy, refuse_unless_it_can_go_on, refuse_unless_paused
 from holdfast.core.states import EngineState, Trigger
 
 SOFT_PAUSE_S = 1.0  # a soft pause that has not come to a step boundary by then becomes a hard one
@@ -110,10 +111,11 @@ class Instance:
         if fact.epoch != group.epoch:
             return []
         if engine.state is EngineState.RECOVERING:
-            # It may have overtaken the report that the recovery worked: kept for that one.
+            # It may have overtaken the report that the recovery worked: kept for that one. If not, whoever
+            # still waits for this rank where they meet waits in vain.
             engine.fault_in_recovery = deeper(engine.fault_in_recovery, fact.fault)
-            return []
-        engine.move(Trigger.FAULT)
+            return _close_rendezvous(group)
+        engine.begin_to_stop(Trigger.FAULT, now)
         effects = self._blame(group, engine, fact.fault, now) + self._contain(group, now)
         is_news = group.fault is fact.fault
         if is_news and (group.stands_paused or fact.fault.fault_class is FaultClass.UNRESPONSIVE):
@@ -123,9 +125,9 @@ class Instance:
 
     def _blame(self, group: LockstepGroup, engine: Engine, fault: Fault, now: float) -> list[Effect]:
         """Take a fault into the group's incident. It is news where it goes deeper, or is a cause of its own."""
-        opens = group.began_at is None
-        if opens:
-            group.began_at = group.containing_since = now
+        if group.is_expected(fault):
+            return []
+        opens = group.open_incident(now)
         own_cause = engine.fault is None and (opens or fault.fault_class is not FaultClass.COMMUNICATOR)
         engine.faults += own_cause
         engine.fault = deeper(engine.fault, fault)
@@ -137,18 +139,20 @@ class Instance:
         culprits = [e for e in group.engines if e.state in (EngineState.FAULTED, EngineState.PAUSED)]
         if not culprits:
             return []
-        if group.began_at is None:
-            group.began_at = group.containing_since = now
-        running = group.in_state(EngineState.HEALTHY)
+        group.open_incident(now)
         reason = f"engine {culprits[0].engine_id} of its lockstep group stands still"
-        return [e for engine in running for e in self._order_pause(group, engine, self._new_command_id(), reason)]
+        effects: list[Effect] = []
+        for engine in group.in_state(EngineState.HEALTHY):
+            order = m.PauseEngine(command_id=self._new_command_id(), epoch=group.epoch)
+            effects += self._order_pause(group, engine, order, reason, now)
+        return effects
 
     def _order_pause(
-        self, group: LockstepGroup, engine: Engine, command_id: str, reason: str, soft: bool = False
+        self, group: LockstepGroup, engine: Engine, order: m.PauseEngine, reason: str, now: float
     ) -> list[Effect]:
-        engine.move(Trigger.PAUSE_ORDERED)
-        order = m.PauseEngine(command_id=command_id, epoch=group.epoch, soft=soft)
-        ordered = self._publish(EventKind.PAUSE_ORDERED, group, engine, command_id=command_id, reason=reason)
+        engine.begin_to_stop(Trigger.PAUSE_ORDERED, now)
+        group.broken |= not order.soft
+        ordered = self._publish(EventKind.PAUSE_ORDERED, group, engine, command_id=order.command_id, reason=reason)
         return [Send(engine.engine_id, order), ordered]
 
     def _held(self, group: LockstepGroup, engine: Engine, fact: m.EngineHeld, now: float) -> list[Effect]:
@@ -162,7 +166,7 @@ class Instance:
             fault = fact.fault or unresponsive(engine.engine_id, "stands still again without a word")
             return self._recovery_failed(group, engine, fault, now)
         effects: list[Effect] = []
-        if engine.state not in (EngineState.FAULTED, EngineState.PAUSING):
+        if engine.state not in STOPPING:
             engine.move(Trigger.FAULT)
         if fact.fault is not None:
             effects += self._blame(group, engine, fact.fault, now)
@@ -201,9 +205,7 @@ class Instance:
         group.blame(fault)
         group.broken = True
         failed = self._publish(EventKind.RECOVERY_FAILED, group, engine, command_id=group.last_command_id, fault=fault)
-        effects: list[Effect] = [failed]
-        if len(group.engines) > 1:
-            effects.append(CloseRendezvous(group.engine_ids, group.epoch))
+        effects = [failed, *_close_rendezvous(group)]
         return effects + self._contain(group, now) + self._when_recovery_is_over(group, now)
 
     def _when_recovery_is_over(self, group: LockstepGroup, now: float) -> list[Effect]:
@@ -214,10 +216,9 @@ class Instance:
         if len(group.in_state(EngineState.HEALTHY)) == len(group.engines):
             group.close_incident()
             return self._commands.ended(command_id, group.group_id) + self._overtaken(group, now)
-        group.containing_since = now
         error = group.fault.summary() if group.fault is not None else "an engine stands still again"
         settled = self._commands.ended(command_id, group.group_id, error)
-        return settled + self._contain(group, now) + self._when_paused(group, now)
+        return settled + self._overtaken(group, now) + self._when_paused(group, now)
 
     def _overtaken(self, group: LockstepGroup, now: float) -> list[Effect]:
         """Faults that were reported before the recovery that they followed."""
@@ -225,7 +226,7 @@ class Instance:
         for engine in group.engines:
             fault, engine.fault_in_recovery = engine.fault_in_recovery, None
             if fault is not None:
-                engine.move(Trigger.FAULT)
+                engine.begin_to_stop(Trigger.FAULT, now)
                 effects += self._blame(group, engine, fault, now)
         return effects + self._contain(group, now)
 
@@ -266,14 +267,16 @@ class Instance:
         groups = self._choose(engine_ids, lambda _: True)
         self._refuse_if_ended_or_repeated(groups[0], command_id)
         for group in groups:
-            _refuse_unless_healthy(group)
+            refuse_unless_healthy(group)
+            refuse_unless_it_can_go_on(group, soft)
         self._commands.begin(command_id, [g.group_id for g in groups], awaits_pause=True)
         effects: list[Effect] = []
         for group in groups:
-            group.began_at = group.containing_since = now
+            group.open_incident(now)
             group.paused_by_hand, group.soft = True, soft
+            order = m.PauseEngine(command_id=command_id, epoch=group.epoch, soft=soft)
             for engine in group.engines:
-                effects += self._order_pause(group, engine, command_id, "asked for", soft)
+                effects += self._order_pause(group, engine, order, "asked for", now)
         return effects
 
     def arm(self, command_id: str, spec: InjectionSpec, now: float) -> list[Effect]:
@@ -286,7 +289,7 @@ class Instance:
     def _go_on(self, what: str, command_id: str, groups: Sequence[LockstepGroup], now: float) -> list[Effect]:
         self._refuse_if_ended_or_repeated(groups[0], command_id)
         for group in groups:
-            _refuse_unless_paused(group, what)
+            refuse_unless_paused(group, what)
         self._commands.begin(command_id, [g.group_id for g in groups])
         return [effect for group in groups for effect in self._order_recovery(group, command_id, now)]
 
@@ -327,32 +330,40 @@ class Instance:
 
     def _tick_group(self, group: LockstepGroup, now: float) -> list[Effect]:
         bound_s = self._config.containment_timeout_s
-        if moving := group.in_state(EngineState.FAULTED, EngineState.PAUSING):
-            if now - group.containing_since >= bound_s:
-                return self._end(group, moving[0], _did_not_stand_still(moving[0], bound_s))
-            return self._harden(group, now)
+        if moving := group.in_state(*STOPPING):
+            first = min(moving, key=lambda e: e.stopping_since)
+            if now - first.stopping_since >= bound_s:
+                return self._end(group, first, _did_not_stand_still(first, bound_s))
+            return self._harden(group, first.stopping_since, now) + self._affirm(group, now)
         if recovering := group.in_state(EngineState.RECOVERING):
-            if now - group.command_at >= bound_s + self._config.drain_timeout_s:
+            if now - group.command_at >= self._recovery_bound_s(group):
                 late = f"engine {recovering[0].engine_id} did not end its recovery in time"
                 return self._end(group, recovering[0], late)
-            return []
+            return self._affirm(group, now)
         if group.stands_paused:
             return self._affirm(group, now) + self._decide(group, decide_wait, now, only=Action.END)
-        return []
+        return self._affirm(group, now)
 
-    def _harden(self, group: LockstepGroup, now: float) -> list[Effect]:
-        if not group.soft or now - group.containing_since < SOFT_PAUSE_S:
+    def _recovery_bound_s(self, group: LockstepGroup) -> float:
+        """Longer than every bounded wait of the host's recovery: what it says itself says more."""
+        c = self._config
+        return c.containment_timeout_s + c.drain_timeout_s + (c.rebuild_timeout_s if group.rebuilding else 0.0)
+
+    def _harden(self, group: LockstepGroup, since: float, now: float) -> list[Effect]:
+        if not group.soft or group.unrebuildable or now - since < SOFT_PAUSE_S:
             return []
-        group.soft = False
+        group.soft, group.broken = False, True
         order = m.PauseEngine(command_id=self._new_command_id(), epoch=group.epoch)
         return [Send(engine_id, order) for engine_id in group.engine_ids]
 
     def _affirm(self, group: LockstepGroup, now: float) -> list[Effect]:
-        if now - group.affirmed_at < AFFIRM_S:
+        # Well before an engine core takes the silence for the client's end.
+        patience_s = self._config.engine_recovery_timeout_s + self._config.containment_timeout_s
+        if now - group.affirmed_at < min(AFFIRM_S, patience_s / 3):
             return []
         group.affirmed_at = now
         order = m.PauseEngine(command_id="", epoch=group.epoch, soft=True)
-        return [Send(engine_id, order) for engine_id in group.engine_ids]
+        return [Send(e.engine_id, order) for e in group.in_state(EngineState.PAUSED)]
 
     def _forget_unanswered(self, group: LockstepGroup, now: float) -> list[Effect]:
         effects: list[Effect] = []
@@ -383,13 +394,16 @@ class Instance:
                 return [made]
 
     def _order_recovery(self, group: LockstepGroup, command_id: str, now: float) -> list[Effect]:
+        if group.paused_by_hand:
+            group.waiting_since = now  # the pause was no wait for an instruction
         if not group.paused_by_hand or group.fault is not None:
             group.retried_at = (*recent(group.retried_at, now, self._config.retry_window_s), now)
         group.epoch += 1
         group.command_id = group.last_command_id = command_id
         group.command_at = now
-        order = OrderRecovery(group.engine_ids, command_id, group.epoch, rebuild=group.needs_rebuild)
-        group.fault, group.broken, group.paused_by_hand = None, False, False
+        group.rebuilding = group.needs_rebuild
+        order = OrderRecovery(group.engine_ids, command_id, group.epoch, rebuild=group.rebuilding)
+        group.fault, group.broken, group.paused_by_hand, group.soft = None, False, False, False
         for engine in group.engines:
             engine.move(Trigger.RECOVERY_ORDERED)
         started = (self._publish(EventKind.RECOVERY_STARTED, group, e, command_id=command_id) for e in group.engines)
@@ -425,6 +439,11 @@ class Instance:
         return Publish(event, self.view())
 
 
+def _close_rendezvous(group: LockstepGroup) -> list[Effect]:
+    """Nobody is to wait there for a rank that will not come."""
+    return [CloseRendezvous(group.engine_ids, group.epoch)] if group.rebuilding else []
+
+
 def _answers(fact: m.EngineRecovered | m.RecoveryAborted, group: LockstepGroup, engine: Engine) -> bool:
     is_under_way = fact.command_id == group.command_id and fact.epoch == group.epoch
     return is_under_way and engine.state is EngineState.RECOVERING
@@ -433,7 +452,7 @@ def _answers(fact: m.EngineRecovered | m.RecoveryAborted, group: LockstepGroup, 
 def _incident(group: LockstepGroup, now: float) -> Incident:
     return Incident(
         fault=group.fault,
-        began_at=now if group.began_at is None else group.began_at,
+        began_at=now if group.began_at is None else group.waiting_since,
         retried_at=group.retried_at,
         broken=group.needs_rebuild,
         unrebuildable=group.unrebuildable,
@@ -445,30 +464,6 @@ def _spokesman(group: LockstepGroup) -> Engine:
     """The engine that an event about its whole group names: the one that is to blame."""
     blamed = group.fault.engine_id if group.fault is not None else None
     return next((e for e in group.engines if e.engine_id == blamed), group.engines[0])
-
-
-def _refuse_unless_paused(group: LockstepGroup, what: str) -> None:
-    if group.command_id is not None:
-        raise InstructionConflict(
-            f"command {group.command_id} is already under way on engine {group.engine_ids[0]}",
-            state=group.engines[0].state,
-            hint="wait for it to end; GET /fault_tolerance/status shows it",
-        )
-    if moving := [e for e in group.engines if not e.is_contained]:
-        raise InstructionConflict(
-            f"engine {moving[0].engine_id} is {moving[0].state}, there is nothing to {what}",
-            state=moving[0].state,
-            hint=f"{what} makes sense while an engine is paused",
-        )
-
-
-def _refuse_unless_healthy(group: LockstepGroup) -> None:
-    if unwell := [e for e in group.engines if e.state is not EngineState.HEALTHY]:
-        raise InstructionConflict(
-            f"engine {unwell[0].engine_id} is {unwell[0].state}, it cannot be paused now",
-            state=unwell[0].state,
-            hint="pause makes sense while every engine of the lockstep group is healthy",
-        )
 
 
 def _did_not_stand_still(engine: Engine, bound_s: float) -> str:

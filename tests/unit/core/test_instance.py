@@ -1,132 +1,18 @@
 """One fault and its life: which reports and instructions have which effects."""
 
-import itertools
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from holdfast.core import messages as m
-from holdfast.core.config import HoldfastConfig
 from holdfast.core.effects import End, OrderRecovery, Publish, Send, Settle
 from holdfast.core.errors import InstructionConflict, UnknownEngine
 from holdfast.core.events import EventKind
-from holdfast.core.faults import Fault, FaultClass, Phase
+from holdfast.core.faults import FaultClass, Phase
 from holdfast.core.injection import InjectionSpec
-from holdfast.core.instance import Instance, unresponsive
+from holdfast.core.instance import unresponsive
 from holdfast.core.states import EngineState
-
-AUTO = HoldfastConfig(max_retries=3, retry_window_s=60.0)
-EXTERNAL = HoldfastConfig(fault_policy="external", engine_recovery_timeout_s=120.0)
-SPEC = InjectionSpec(phase=Phase.FORWARD)
-
-
-class Bench:
-    """An instance, what its engines would say, and everything it did."""
-
-    def __init__(self, config=AUTO, engines=(0,), attached=True, groups=None):
-        ids = itertools.count(1)
-        self.instance = Instance(
-            groups or [(e,) for e in engines],
-            config,
-            wall_clock=lambda: 0.0,
-            new_command_id=lambda: f"own-{next(ids)}",
-        )
-        self.now = 1000.0
-        self.effects = []
-        if attached:
-            for engine_id in engines:
-                self.attached(engine_id)
-
-    def did(self, effects):
-        self.effects += effects
-        return effects
-
-    def view(self, engine=0):
-        return self.instance.view().engine(engine)
-
-    @property
-    def events(self):
-        return [e.event for e in self.effects if isinstance(e, Publish)]
-
-    def all(self, kind):
-        return [e for e in self.effects if isinstance(e, kind)]
-
-    def attached(self, engine=0, pid=7):
-        worker = m.WorkerAttached(rank=0, pid=8, hooks=("w",))
-        fact = m.EngineAttached(engine_id=engine, pid=pid, hooks=("h",), workers=(worker,))
-        return self.observe(fact)
-
-    def observe(self, fact):
-        return self.did(self.instance.observe(fact, self.now))
-
-    def faulted(self, engine=0, epoch=None, fault=None):
-        epoch = self.view(engine).epoch if epoch is None else epoch
-        return self.observe(m.EngineFaulted(engine_id=engine, epoch=epoch, fault=fault or a_fault(engine)))
-
-    def held(self, engine=0, epoch=None, fault=None):
-        epoch = self.view(engine).epoch if epoch is None else epoch
-        fault = fault or a_fault(engine)
-        return self.observe(m.EngineHeld(engine_id=engine, epoch=epoch, fault=fault, unfinished_requests=2))
-
-    def recovered(self, engine=0, command_id=None, epoch=None):
-        view = self.view(engine)
-        return self.observe(
-            m.EngineRecovered(
-                engine_id=engine,
-                command_id=command_id or view.last_command_id or "none",
-                epoch=view.epoch if epoch is None else epoch,
-                report=m.RecoveryReport(requests=2),
-            )
-        )
-
-    def aborted(self, engine=0, command_id=None, epoch=None, fault=None):
-        view = self.view(engine)
-        return self.observe(
-            m.RecoveryAborted(
-                engine_id=engine,
-                command_id=command_id or view.last_command_id or "none",
-                epoch=view.epoch if epoch is None else epoch,
-                fault=fault or a_fault(engine, message="again"),
-            )
-        )
-
-    def retry(self, command_id="cmd", engine=0):
-        return self.did(self.instance.retry(command_id, () if engine is None else (engine,), self.now))
-
-    def arm(self, command_id="arm", spec=SPEC):
-        return self.did(self.instance.arm(command_id, spec, self.now))
-
-    def tick(self, after_s=0.0):
-        self.now += after_s
-        return self.did(self.instance.tick(self.now))
-
-    def lost(self, engine=0):
-        return self.did(self.instance.lost(engine, "killed by signal 9", self.now))
-
-
-def a_fault(engine=0, message="boom", fault_class=FaultClass.TRANSIENT):
-    return Fault(fault_class=fault_class, error_type="RuntimeError", message=message, engine_id=engine, rank=0)
-
-
-DEEP = a_fault(message="illegal memory access", fault_class=FaultClass.DEVICE)
-
-
-def kinds(effects):
-    return [e.event.kind.value if isinstance(e, Publish) else type(e).__name__ for e in effects]
-
-
-def is_affirming(effect):
-    """Whether an effect only tells a paused engine that somebody still lives."""
-    match effect:
-        case Send(_, m.PauseEngine(command_id="", soft=True)):
-            return True
-    return False
-
-
-def states(effects):
-    return [e.event.state for e in effects if isinstance(e, Publish)]
-
+from support.instance_bench import AUTO, DEEP, EXTERNAL, SPEC, Bench, a_fault, is_affirming, kinds, states
 
 # ---- the life of one fault
 

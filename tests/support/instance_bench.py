@@ -1,0 +1,142 @@
+"""An instance and what its engine cores would say: whoever has one tells it stories and reads the effects."""
+
+import itertools
+
+from holdfast.core import messages as m
+from holdfast.core.config import HoldfastConfig
+from holdfast.core.effects import Publish, Send
+from holdfast.core.faults import Fault, FaultClass, Phase
+from holdfast.core.injection import InjectionSpec
+from holdfast.core.instance import Instance
+
+AUTO = HoldfastConfig(max_retries=3, retry_window_s=60.0)
+EXTERNAL = HoldfastConfig(fault_policy="external", engine_recovery_timeout_s=120.0)
+SPEC = InjectionSpec(phase=Phase.FORWARD)
+
+
+class Bench:
+    """An instance, what its engines would say, and everything it did."""
+
+    def __init__(self, config=AUTO, engines=(0,), attached=True, groups=None):
+        ids = itertools.count(1)
+        groups = groups or [(e,) for e in engines]
+        engines = [e for group in groups for e in group]
+        self.instance = Instance(
+            groups,
+            config,
+            wall_clock=lambda: 0.0,
+            new_command_id=lambda: f"own-{next(ids)}",
+        )
+        self.now = 1000.0
+        self.effects = []
+        if attached:
+            for engine_id in engines:
+                self.attached(engine_id)
+
+    def did(self, effects):
+        self.effects += effects
+        return effects
+
+    def view(self, engine=0):
+        return self.instance.view().engine(engine)
+
+    @property
+    def events(self):
+        return [e.event for e in self.effects if isinstance(e, Publish)]
+
+    def states(self, *engines):
+        return [self.view(e).state.value for e in engines]
+
+    @property
+    def defeat(self):
+        return self.instance.view().defeat
+
+    def all(self, kind):
+        return [e for e in self.effects if isinstance(e, kind)]
+
+    def attached(self, engine=0, pid=7, ranks=1, unrebuildable=()):
+        workers = (m.WorkerAttached(rank=r, pid=8, hooks=("w",), unrebuildable=unrebuildable) for r in range(ranks))
+        return self.observe(m.EngineAttached(engine_id=engine, pid=pid, hooks=("h",), workers=tuple(workers)))
+
+    def observe(self, fact):
+        return self.did(self.instance.observe(fact, self.now))
+
+    def faulted(self, engine=0, epoch=None, fault=None):
+        epoch = self.view(engine).epoch if epoch is None else epoch
+        return self.observe(m.EngineFaulted(engine_id=engine, epoch=epoch, fault=fault or a_fault(engine)))
+
+    def held(self, engine=0, epoch=None, fault=None, broken=False):
+        return self._stands(engine, epoch, fault or a_fault(engine), broken)
+
+    def stands(self, engine=0, epoch=None, broken=True):
+        """It stands held, and nothing is wrong with it: it was told to."""
+        return self._stands(engine, epoch, None, broken)
+
+    def _stands(self, engine, epoch, fault, broken):
+        epoch = self.view(engine).epoch if epoch is None else epoch
+        held = m.EngineHeld(engine_id=engine, epoch=epoch, fault=fault, unfinished_requests=2, broken=broken)
+        return self.observe(held)
+
+    def recovered(self, engine=0, command_id=None, epoch=None):
+        view = self.view(engine)
+        return self.observe(
+            m.EngineRecovered(
+                engine_id=engine,
+                command_id=command_id or view.last_command_id or "none",
+                epoch=view.epoch if epoch is None else epoch,
+                report=m.RecoveryReport(requests=2),
+            )
+        )
+
+    def aborted(self, engine=0, command_id=None, epoch=None, fault=None):
+        view = self.view(engine)
+        return self.observe(
+            m.RecoveryAborted(
+                engine_id=engine,
+                command_id=command_id or view.last_command_id or "none",
+                epoch=view.epoch if epoch is None else epoch,
+                fault=fault or a_fault(engine, message="again"),
+            )
+        )
+
+    def retry(self, command_id="cmd", engine=0):
+        return self.did(self.instance.retry(command_id, () if engine is None else (engine,), self.now))
+
+    def pause(self, command_id="pause", *engines, soft=False):
+        return self.did(self.instance.pause(command_id, engines, soft, self.now))
+
+    def resume(self, command_id="resume", *engines):
+        return self.did(self.instance.resume(command_id, engines, self.now))
+
+    def arm(self, command_id="arm", spec=SPEC):
+        return self.did(self.instance.arm(command_id, spec, self.now))
+
+    def tick(self, after_s=0.0):
+        self.now += after_s
+        return self.did(self.instance.tick(self.now))
+
+    def lost(self, engine=0):
+        return self.did(self.instance.lost(engine, "killed by signal 9", self.now))
+
+
+def a_fault(engine=0, message="boom", fault_class=FaultClass.TRANSIENT):
+    return Fault(fault_class=fault_class, error_type="RuntimeError", message=message, engine_id=engine, rank=0)
+
+
+DEEP = a_fault(message="illegal memory access", fault_class=FaultClass.DEVICE)
+
+
+def kinds(effects):
+    return [e.event.kind.value if isinstance(e, Publish) else type(e).__name__ for e in effects]
+
+
+def is_affirming(effect):
+    """Whether an effect only tells a paused engine that somebody still lives."""
+    match effect:
+        case Send(_, m.PauseEngine(command_id="", soft=True)):
+            return True
+    return False
+
+
+def states(effects):
+    return [e.event.state for e in effects if isinstance(e, Publish)]
