@@ -38,12 +38,14 @@ class HoldfastExecutor(MultiprocExecutor):
         """
         deadline = time.monotonic() + timeout_s
         self._enqueue((RESTORE, (encode_order(order),), {}, None), timeout_s)
-        meanwhile()
         replies, stale = [], 0
-        for rank in range(len(self.response_mqs)):
-            reply, dropped = self._drain_to_reply(rank, order.nonce, deadline)
-            replies.append(reply)
-            stale += dropped
+        try:
+            meanwhile()
+        finally:  # an order that nobody waits for would be in the way of the next one
+            for rank in range(len(self.response_mqs)):
+                reply, dropped = self._drain_to_reply(rank, order.nonce, deadline)
+                replies.append(reply)
+                stale += dropped
         self.futures_queue.clear()
         return replies, stale
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from holdfast.core.errors import HookNotAttached
+from holdfast.hosts.vllm.communicators.touchpoints import COMMUNICATOR_TOUCHPOINTS
 from holdfast.hosts.vllm.cpu.touchpoints import CPU_TOUCHPOINTS
 from holdfast.hosts.vllm.touchpoint import Touchpoint
 from holdfast.hosts.vllm.touchpoint import attributes as _attributes
@@ -46,6 +47,9 @@ ENGINE_INIT = _wrap(
     "the EngineCoreSentinel must listen before the workers start",
 )
 BUSY_LOOP = _wrap(_CORE, "EngineCoreProc.run_busy_loop", (), "faults of a step surface here")
+LOCKSTEP_BUSY_LOOP = _wrap(
+    _CORE, "DPEngineCoreProc.run_busy_loop", (), "faults of a step surface here, in a lockstep group of engine cores"
+)
 WORKER_QUEUES = _wrap(
     _EXECUTOR,
     "WorkerProc._init_message_queues",
@@ -55,11 +59,22 @@ WORKER_QUEUES = _wrap(
 
 TOUCHPOINTS: tuple[Touchpoint, ...] = (
     *CPU_TOUCHPOINTS,
+    *COMMUNICATOR_TOUCHPOINTS,
     OWN_ENGINES,
     SERVE_HTTP,
     ENGINE_INIT,
     BUSY_LOOP,
+    LOCKSTEP_BUSY_LOOP,
     WORKER_QUEUES,
+    *_attributes(
+        _CORE,
+        "DPEngineCoreProc",
+        "dp_group current_wave engines_running pending_pause ignore_start_dp_wave step_counter dp_sync_interval",
+        "engine cores in lockstep go on at one step of one wave",
+    ),
+    _call(_CORE, "DPEngineCoreProc._has_global_unfinished_reqs", ("local_unfinished",), "injection before agreeing"),
+    *_attributes(_CORE, "EngineCoreProc", "input_queue", "interrupting a busy loop that idles"),
+    *_attributes("vllm.v1.engine", "EngineCoreRequestType", "EXECUTOR_FAILED", "interrupting a busy loop that idles"),
     Touchpoint(_EXECUTOR, "MultiprocExecutor", "class", None, "its subclass drains stale replies"),
     _call(_EXECUTOR, "WorkerProc.enqueue_output", ("output",), "asynchronous outputs raise here"),
     *_attributes(_CLIENT, "MPClient", "resources", "the processes of the engine cores"),

@@ -112,6 +112,10 @@ class StepGuard:
             self._fenced_by, self._fenced_in = f"{error_type}: {message}", self._epoch
             self._reported_in = self._epoch
             self._communicators.break_all()
+        self._report(error, phase, self._epoch)
+
+    def _report(self, error: Exception, phase: Phase, epoch: int) -> None:
+        error_type, message = describe_error(error)
         fault = Fault(
             fault_class=classify_error(error_type, message),
             error_type=error_type,
@@ -123,7 +127,13 @@ class StepGuard:
             at=time.time(),
         )
         if self.reporter is not None:
-            self.reporter.report(fault, self._epoch)
+            self.reporter.report(fault, epoch)
+
+    def fail_entering(self, error: Exception, epoch: int) -> None:
+        """A restore failed. The others would wait for this rank where they meet, so it is reported at once."""
+        with self._lock:
+            self._communicators.break_all()
+        self._report(error, Phase.REBUILD, epoch)
 
     def stop(self, epoch: int) -> int | None:
         """Take no further step in `epoch` and let nobody wait in a collective; none where that is history."""
@@ -188,7 +198,7 @@ class GuardedWorker:
             unknown = restore_runner(self._runner, order.requests)
         except Exception as error:
             logger.exception("restoring rank %d failed", self._proc.rank)
-            self._communicators.break_all()  # the others would wait for this rank where they meet
+            self._guard.fail_entering(error, order.epoch)
             return encode_reply(RestoreReply(nonce=order.nonce, error=": ".join(describe_error(error))))
         self._lift(order)
         return encode_reply(RestoreReply(nonce=order.nonce, unknown=unknown, rebuild_s=rebuilt_at - began_at))

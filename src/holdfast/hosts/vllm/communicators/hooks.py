@@ -16,8 +16,15 @@ def attach_communicator_hooks() -> None:
     """To be called before the process makes its groups; imports torch and the host's `distributed`."""
     from holdfast.hosts.vllm.register import attach  # which lists this package's touchpoints
 
-    attach(TORCH_GROUP, _watch_torch_group)
+    watch_torch_groups()
     attach(STATELESS_GLOO_GROUP, _watch_stateless_group)
+
+
+def watch_torch_groups() -> None:
+    """The half that needs no host."""
+    from holdfast.hosts.vllm.register import attach
+
+    attach(TORCH_GROUP, _watch_torch_group)
 
 
 def _watch_torch_group(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

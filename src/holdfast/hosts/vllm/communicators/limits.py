@@ -69,7 +69,7 @@ def _communicator_limits(name: str, communicator: Any) -> Iterator[str]:
 
 def _graph_limits(vllm_config: Any) -> Iterator[str]:
     mode = vllm_config.compilation_config.cudagraph_mode
-    if not vllm_config.model_config.enforce_eager and mode is not None and mode.name != "NONE":
+    if mode is not None and mode.name != "NONE":
         yield f"CUDA graphs ({mode.name}) are captured with the old communicators in them (--enforce-eager avoids it)"
     if _nccl_symmetric_memory():
         yield "NCCL's symmetric memory is registered with the old communicators"

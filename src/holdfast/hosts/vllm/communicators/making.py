@@ -36,12 +36,12 @@ def make_torch_groups(groups: Sequence[TorchGroup], store: Any, deadline: float)
     return made
 
 
-def make_stateless_group(store: Any, rank: int, size: int, timeout: timedelta, deadline: float) -> Any:
-    """A gloo group that torch does not keep, made as the host makes it."""
+def make_stateless_group(store: Any, rank: int, size: int, timeout: timedelta | None, deadline: float) -> Any:
+    """A gloo group that torch does not keep, made as the host makes it; without a timeout of its own it gets torch's."""
     from vllm.distributed import utils
 
     group = utils.init_gloo_process_group(store, rank, size, _left(deadline))
-    group._get_backend(torch.device("cpu"))._set_default_timeout(timeout)
+    group._get_backend(torch.device("cpu"))._set_default_timeout(timeout or c10d.default_pg_timeout)
     return group
 
 
