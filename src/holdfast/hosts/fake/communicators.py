@@ -1,0 +1,150 @@
+"""Communicators in memory: collectives that block like real ones, for tests and simulation. No sockets.
+
+A group is the ranks of one epoch. A collective of it ends when every rank takes part or when somebody
+breaks the group, and a broken group stays broken.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from holdfast.core.errors import RecoveryFailed
+from holdfast.core.rendezvous import Rendezvous
+
+
+class CollectiveBroken(Exception):
+    """A collective failed because its group was broken."""
+
+
+@dataclass
+class FakeGroup:
+    """The ranks of one epoch. `open` until it is closed; ready once every rank has joined."""
+
+    size: int
+    joined: set[int] = field(default_factory=set)
+    closed: bool = False
+    broken: bool = False
+    rounds: list[dict[int, float]] = field(default_factory=list)
+
+    @property
+    def ready(self) -> bool:
+        return len(self.joined) == self.size
+
+    def contribute(self, rank: int, value: float) -> dict[int, float]:
+        """The round that this is the rank's part of: the first one that it has no part in."""
+        for parts in self.rounds:
+            if rank not in parts:
+                parts[rank] = value
+                return parts
+        self.rounds.append({rank: value})
+        return self.rounds[-1]
+
+
+class FakeNetwork:
+    """What the ranks of one lockstep group share. Rendezvous are opened and closed here."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.changed = threading.Condition()
+        self._groups: dict[int, FakeGroup] = {}
+
+    def rank(self, rank: int) -> FakeCommunicators:
+        """The communicators of one rank, in the group that all of them start with."""
+        started = self._groups.setdefault(-1, FakeGroup(self.size, set(range(self.size)), closed=True))
+        return FakeCommunicators(self, rank, started)
+
+    def open(self, epoch: int) -> Rendezvous:
+        with self.changed:
+            for older in [e for e in self._groups if 0 <= e < epoch]:
+                self._close(older)
+            self._groups.setdefault(epoch, FakeGroup(self.size))
+        return Rendezvous("memory", 0, epoch)
+
+    def close(self, epoch: int) -> None:
+        with self.changed:
+            self._close(epoch)
+
+    def group(self, epoch: int) -> FakeGroup | None:
+        """The group that ranks of an epoch still come together in."""
+        found = self._groups.get(epoch)
+        return None if found is None or found.closed else found
+
+    def wait_until(self, done: Callable[[], bool], timeout_s: float) -> bool:
+        with self.changed:
+            return self.changed.wait_for(done, timeout_s)
+
+    def _close(self, epoch: int) -> None:
+        if epoch in self._groups:
+            self._groups[epoch].closed = True
+            self.changed.notify_all()
+
+
+class FakeCommunicators:
+    """Implements `Communicators` in memory."""
+
+    def __init__(self, network: FakeNetwork, rank: int, group: FakeGroup) -> None:
+        self._network = network
+        self._rank = rank
+        self._group = group
+        self._breaks = 0
+        self._mended = 0
+
+    @property
+    def broken(self) -> bool:
+        return self._breaks != self._mended
+
+    def break_all(self) -> int:
+        if self._network.size == 1:
+            return 0
+        with self._network.changed:
+            self._breaks += 1
+            newly = not self._group.broken
+            self._group.broken = True
+            self._network.changed.notify_all()
+        return (self._network.size - 1) * newly
+
+    def rebuild(self, rendezvous: Rendezvous, timeout_s: float) -> None:
+        if self._network.size == 1:
+            return
+        breaks = self._breaks
+        group = self._join(rendezvous, timeout_s)
+        if breaks != self._breaks:
+            with self._network.changed:
+                group.broken = True
+            raise RecoveryFailed(f"the communicators of epoch {rendezvous.epoch} were broken while they were made")
+        self._group, self._mended = group, breaks
+
+    def unrebuildable(self) -> tuple[str, ...]:
+        return ()
+
+    def all_reduce(self, value: float, timeout_s: float) -> float:
+        """The sum over all ranks.
+
+        Raises: `CollectiveBroken`; `TimeoutError` in the end.
+        """
+        network, group = self._network, self._group
+        with network.changed:
+            if group.broken:
+                raise CollectiveBroken(f"rank {self._rank}: the group is broken")
+            parts = group.contribute(self._rank, value)
+            network.changed.notify_all()
+        if not network.wait_until(lambda: group.broken or len(parts) == group.size, timeout_s):
+            raise TimeoutError(f"rank {self._rank} waited {timeout_s:g} s for its peers")
+        if group.broken and len(parts) < group.size:
+            raise CollectiveBroken(f"rank {self._rank}: the group was broken")
+        return sum(parts.values())
+
+    def _join(self, rendezvous: Rendezvous, timeout_s: float) -> FakeGroup:
+        with self._network.changed:
+            group = self._network.group(rendezvous.epoch)
+            if group is None:
+                raise RecoveryFailed(f"the rendezvous of epoch {rendezvous.epoch} is gone")
+            group.joined.add(self._rank)
+            self._network.changed.notify_all()
+        came = self._network.wait_until(lambda: group.ready or group.closed, timeout_s)
+        if not group.ready:
+            why = "the rendezvous went" if came else f"the peers did not come within {timeout_s:g} s"
+            raise RecoveryFailed(f"the ranks of epoch {rendezvous.epoch} did not meet: {why}")
+        return group
