@@ -13,8 +13,8 @@ from holdfast.api.gate import install_gate
 from holdfast.api.routes import install
 from holdfast.core.errors import HookNotAttached
 from holdfast.hosts.vllm.ending import attach_exit_hook
-from holdfast.hosts.vllm.front_end import current_front_end
-from holdfast.hosts.vllm.settings import KEY
+from holdfast.hosts.vllm.front_end import current_control
+from holdfast.hosts.vllm.settings import is_asked_for
 
 
 class HoldfastEndpoint:
@@ -28,19 +28,19 @@ class HoldfastEndpoint:
 
     def attach_router(self, app: FastAPI) -> None:
         """Routes of a protected instance; a plain server stays as it is."""
-        front_end = current_front_end()
-        if front_end is None:
+        control = current_control()
+        if control is None:
             _refuse_unprotected(app.state.args)
             return
         self._app = app
-        install(app, front_end.sentinel, Access.from_settings(_api_keys(app.state.args), os.environ))
+        install(app, control, Access.from_settings(_api_keys(app.state.args), os.environ))
 
     async def init_state(self, engine_client: Any, state: Any, args: Namespace) -> None:
-        front_end = current_front_end()
-        if self._app is None or front_end is None:
+        control = current_control()
+        if self._app is None or control is None:
             return
         # Added last, so it is outermost: the host's own guard on /v1 must not ask for a second token.
-        install_gate(self._app, front_end.sentinel)
+        install_gate(self._app, control)
         attach_exit_hook()
 
 
@@ -51,6 +51,5 @@ def _api_keys(args: Namespace) -> list[str]:
 
 def _refuse_unprotected(args: Namespace) -> None:
     """Fail closed: settings that nobody took mean that our hooks are not in this process."""
-    settings = (getattr(args, "additional_config", None) or {}).get(KEY)
-    if isinstance(settings, dict) and settings.get("enable_fault_tolerance", True):
+    if is_asked_for(args):
         raise HookNotAttached("the settings of Holdfast were taken by nobody: its hooks did not attach")

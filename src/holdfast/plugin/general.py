@@ -25,14 +25,27 @@ def register() -> None:
 
         attach_cpu_enablement()
     if ENVIRONMENT in os.environ:
-        from holdfast.hosts.vllm.worker import attach_worker_hooks
-
-        attach_worker_hooks()
+        _join_instance()
     else:
-        from holdfast.hosts.vllm.front_end import attach_front_end_hooks
-        from holdfast.plugin.outlets import Outlets
+        _be_ready_to_own_one()
 
-        attach_front_end_hooks(Outlets)
+
+def _join_instance() -> None:
+    """Nobody says which process of the instance this is: an engine core, a worker or an API server."""
+    from holdfast.hosts.vllm.front_end import attach_request_hooks
+    from holdfast.hosts.vllm.worker import attach_worker_hooks
+
+    attach_worker_hooks()
+    attach_request_hooks()
+
+
+def _be_ready_to_own_one() -> None:
+    from holdfast.hosts.vllm.ending import attach_launcher_exit_hook
+    from holdfast.hosts.vllm.front_end import attach_front_end_hooks
+    from holdfast.plugin.outlets import Outlets
+
+    attach_front_end_hooks(Outlets)
+    attach_launcher_exit_hook()
 
 
 def _is_bystander() -> bool:

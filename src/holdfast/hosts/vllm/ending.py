@@ -12,17 +12,25 @@ import sys
 import threading
 from collections.abc import Awaitable, Callable
 from multiprocessing import resource_tracker
-from typing import Any
+from typing import Any, NoReturn
 
-from holdfast.hosts.vllm.front_end import current_front_end
-from holdfast.hosts.vllm.register import SERVE_HTTP, attach
+from holdfast.hosts.vllm.front_end_touchpoints import SERVE_HTTP, SERVE_MANY
+from holdfast.hosts.vllm.owner import current_owner
+from holdfast.hosts.vllm.register import attach
 
 TRACKER_TIMEOUT_S = 2.0
 EXIT_DEFEATED = 70  # EX_SOFTWARE of sysexits.h
 
 
 def attach_exit_hook() -> None:
+    """In a process that serves for its own engine cores; the host's server is imported by then."""
     attach(SERVE_HTTP, _serve_then_judge)
+
+
+def attach_launcher_exit_hook() -> None:
+    """In a process that may launch several API servers."""
+    if SERVE_MANY.module in sys.modules:  # the command is there before any plugin is loaded
+        attach(SERVE_MANY, _serve_many_then_judge)
 
 
 async def _serve_then_judge(original: Callable[..., Awaitable[Any]], *args: Any, **kwargs: Any) -> Any:
@@ -32,11 +40,25 @@ async def _serve_then_judge(original: Callable[..., Awaitable[Any]], *args: Any,
 
 
 async def _shut_down_then_judge(shutdown: Awaitable[Any]) -> None:
-    front_end = current_front_end()
+    owner = current_owner()
     await shutdown
-    if front_end is not None and front_end.defeat is not None:
-        atexit.register(_last_line, front_end.defeat)
-        raise SystemExit(EXIT_DEFEATED)
+    if owner is not None and owner.defeat is not None:
+        end_defeated(owner.defeat)
+
+
+def _serve_many_then_judge(original: Callable[[Any], None], args: Any) -> None:
+    """The host raises when an engine core or an API server has died, after it has ended the others."""
+    try:
+        original(args)
+    finally:
+        owner = current_owner()
+        if owner is not None and owner.defeat is not None:
+            end_defeated(owner.defeat)
+
+
+def end_defeated(reason: str) -> NoReturn:
+    atexit.register(_last_line, reason)
+    raise SystemExit(EXIT_DEFEATED)
 
 
 def _last_line(reason: str) -> None:

@@ -1,197 +1,177 @@
-"""The process that owns the engine cores: its ClientSentinel, its folder, its end.
+"""The hooks of the host's front end: who owns the engine cores, and who serves requests for them.
 
-Fails closed: what this version cannot protect is refused before anything starts, and a server whose
-processes did not all report their hooks does not serve.
+The process that launches the engine cores becomes their `Owner`; every API server that was started by
+another process gets a link to that one. Fails closed: what this version cannot protect is refused before
+anything of it starts.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
-import logging
-import multiprocessing.connection
-import os
-import shutil
-import signal
-import tempfile
-import threading
+import sys
 import weakref
-from collections.abc import Callable
-from typing import Any, Protocol
-
-import msgspec
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.errors import BadConfiguration, HookNotAttached
-from holdfast.hosts.vllm.register import BUSY_LOOP, ENGINE_INIT, OWN_ENGINES, WORKER_QUEUES, attach, missing
-from holdfast.hosts.vllm.settings import handed_down, take_settings
+from holdfast.core.events import InstanceView
+from holdfast.core.ports import ControlPlane
+from holdfast.hosts.vllm.front_end_touchpoints import (
+    CLIENT_INIT,
+    LAUNCH_IN_CLIENT,
+    LAUNCH_IN_LAUNCHER,
+    ROUTE,
+    SERVE_HEADLESS,
+    WATCH_ENGINES,
+)
+from holdfast.hosts.vllm.owner import MakeOutlets, Owner, current_owner
+from holdfast.hosts.vllm.register import attach, attached
+from holdfast.hosts.vllm.routing import route_around_paused
+from holdfast.hosts.vllm.settings import handed_down, inherited_settings, is_asked_for, take_settings
+from holdfast.hosts.vllm.topology import (
+    UNPROTECTED,
+    lockstep_groups,
+    protected_executor,
+    refuse_rust_front_end,
+    refuse_unprotected,
+)
 from holdfast.hosts.vllm.versions import refuse_unknown_host
-from holdfast.sentinel import ClientSentinel
+from holdfast.sentinel import FrontEndLink
 from holdfast.sentinel.addresses import client_address
-from holdfast.sentinel.client import Sink
 from holdfast.wire import ZmqStation
 
-logger = logging.getLogger("holdfast")
+OWNER_TIMEOUT_S = 180.0  # the other API servers are being started meanwhile
 
-ATTACH_TIMEOUT_S = 60.0
-END_GRACE_S = 10.0
+Launch = Callable[..., AbstractContextManager[Any]]
+CountLinks = Callable[[Any], int]
 
-
-class Outlets(Protocol):
-    """Where the events of an instance go; made before any engine core starts."""
-
-    address: str
-    sinks: tuple[Sink, ...]
-
-    def close(self) -> None: ...
+# What this process has of the instance when it serves for engine cores that it does not own.
+_current_link: FrontEndLink | None = None
 
 
-MakeOutlets = Callable[[HoldfastConfig], Outlets]
+def current_control() -> ControlPlane | None:
+    """The control plane of the instance that this process serves; none where it is not protected."""
+    owner = current_owner()
+    return owner.sentinel if owner is not None else _current_link
 
 
 def attach_front_end_hooks(make_outlets: MakeOutlets) -> None:
-    attach(OWN_ENGINES, functools.partial(_own_engines, make_outlets))
+    """In a process that may own engine cores."""
+    attach(LAUNCH_IN_CLIENT, functools.partial(_launch_protected, make_outlets, lambda addresses: 0))
+    attach(WATCH_ENGINES, _watch_engines)
+    attach_request_hooks()
+    if LAUNCH_IN_LAUNCHER.module in sys.modules:  # the command is there before any plugin is loaded
+        attach(LAUNCH_IN_LAUNCHER, functools.partial(_launch_protected, make_outlets, _one_for_each_input))
+        attach(SERVE_HEADLESS, _refuse_headless)
 
 
-# The protected front end of this process; a process owns one instance.
-_current: FrontEnd | None = None
+def _one_for_each_input(addresses: Any) -> int:
+    """How many API servers a launcher of several is about to start: each has an input socket of its own."""
+    return len(addresses.inputs)
 
 
-def current_front_end() -> FrontEnd | None:
-    return _current
+def attach_request_hooks() -> None:
+    """In a process that may serve requests."""
+    attach(CLIENT_INIT, _init_client)
+    attach(ROUTE, _route)
 
 
-def _own_engines(
-    make_outlets: MakeOutlets, original: Callable[..., None], client: Any, *args: Any, **kwargs: Any
-) -> None:
-    bound = inspect.signature(original).bind(client, *args, **kwargs)
+# ---- owning
+
+
+@contextmanager
+def _launch_protected(
+    make_outlets: MakeOutlets, count_links: CountLinks, original: Launch, *args: Any, **kwargs: Any
+) -> Iterator[Any]:
+    bound = inspect.signature(original).bind(*args, **kwargs)
     vllm_config = bound.arguments["vllm_config"]
     config = take_settings(vllm_config)
     if config is None or not config.enable_fault_tolerance:
-        original(client, *args, **kwargs)
+        with original(*bound.args, **bound.kwargs) as launch:
+            yield launch
         return
+    _prepare(config, bound.arguments)
+    owner = Owner(config, lockstep_groups(vllm_config), count_links(bound.arguments["addresses"]), make_outlets)
+    with _closed_on_failure(owner):
+        with handed_down(owner.config), original(*bound.args, **bound.kwargs) as launch:
+            owner.own(launch.engine_manager)
+            yield launch
+        owner.start(launch.watched_frontend_processes)
+
+
+def _prepare(config: HoldfastConfig, launch: dict[str, Any]) -> None:
+    vllm_config = launch["vllm_config"]
     refuse_unknown_host(allowed=config.allow_unknown_host)
-    refuse_unprotected(vllm_config, bound.arguments.get("client_addresses"))
-    bound.arguments["executor_class"] = _protected_executor(vllm_config, bound.arguments["executor_class"])
-    front_end = FrontEnd(config, client, make_outlets)
-    _start(front_end, client, lambda: original(*bound.args, **bound.kwargs))
+    refuse_unprotected(vllm_config)
+    refuse_rust_front_end()
+    launch["executor_class"] = protected_executor(vllm_config, launch["executor_class"])
+    if config.gloo_comm_timeout_s is not None:
+        vllm_config.parallel_config.cpu_distributed_timeout_seconds = max(1, round(config.gloo_comm_timeout_s))
 
 
-def _start(front_end: FrontEnd, client: Any, start_engines: Callable[[], None]) -> None:
-    global _current
+@contextmanager
+def _closed_on_failure(owner: Owner) -> Iterator[None]:
     try:
-        with handed_down(front_end.config):
-            start_engines()
-        front_end.start()
+        yield
     except BaseException:
-        front_end.close()
-        if getattr(client, "resources", None) is not None:
-            client.shutdown()
+        owner.give_up()
         raise
-    _current = front_end
 
 
-def refuse_unprotected(vllm_config: Any, client_addresses: Any) -> None:
-    """Raises `BadConfiguration` for a topology that this version does not protect."""
-    parallel = vllm_config.parallel_config
-    sizes = {
-        "tensor": parallel.tensor_parallel_size,
-        "pipeline": parallel.pipeline_parallel_size,
-        "data": parallel.data_parallel_size,
-    }
-    if many := [f"{kind} parallel size {n}" for kind, n in sizes.items() if n > 1]:
-        raise BadConfiguration(
-            f"this version protects one engine with one rank, not {', '.join(many)}",
-            hint="--no-enable-fault-tolerance serves it unprotected",
-        )
-    if client_addresses:
-        raise BadConfiguration(
-            "this version protects one API server", hint="set --api-server-count 1, or --no-enable-fault-tolerance"
-        )
-    if "holdfast" not in (os.environ.get("VLLM_PLUGINS") or "").split(","):
-        raise HookNotAttached(
-            "the HTTP endpoints did not attach: the host loads them only by name", hint="set VLLM_PLUGINS=holdfast"
-        )
+def _watch_engines(original: Callable[[Any], None], manager: Any) -> None:
+    owner = current_owner()
+    if owner is not None and owner.owns(manager):
+        owner.await_death(manager)
+    original(manager)
 
 
-def _protected_executor(vllm_config: Any, executor_class: type) -> type:
-    """Our executor in place of the host's; the in-process one gives way, for its worker has no process."""
-    from vllm.v1.executor.multiproc_executor import MultiprocExecutor
-    from vllm.v1.executor.uniproc_executor import UniProcExecutor
-
-    if executor_class not in (MultiprocExecutor, UniProcExecutor):
-        raise BadConfiguration(
-            f"this version protects the multiprocessing executor, not {executor_class.__name__}",
-            hint="--distributed-executor-backend mp, or --no-enable-fault-tolerance",
-        )
-    vllm_config.parallel_config.distributed_executor_backend = "mp"
-    from holdfast.hosts.vllm.executor import HoldfastExecutor
-
-    return HoldfastExecutor
+def _refuse_headless(original: Callable[[Any], None], args: Any) -> None:
+    if is_asked_for(args):
+        raise BadConfiguration("this version does not protect engine cores without an API server", hint=UNPROTECTED)
+    original(args)
 
 
-class FrontEnd:
-    """Implements `FrontEndHost`. Sockets are bound before any engine core starts."""
+# ---- serving
 
-    def __init__(self, config: HoldfastConfig, client: Any, make_outlets: MakeOutlets) -> None:
-        self._client = weakref.ref(client)
-        self.defeat: str | None = None
-        self._outlets = make_outlets(config)
-        self._folder = tempfile.mkdtemp(prefix="holdfast-")  # 0700: only this user reaches the sockets
-        self.config = msgspec.structs.replace(config, runtime_dir=self._folder)
-        self.sentinel = ClientSentinel(
-            [0],
-            self.config,
-            self,
-            ZmqStation(),
-            client_address(self._folder),
-            sinks=self._outlets.sinks,
-            notify_address=self._outlets.address,
-        )
-        self._finalizer = weakref.finalize(client, self.close)
 
-    def start(self) -> None:
-        """Wait for every process's report. Raises `HookNotAttached` when one is missing or incomplete."""
-        self.sentinel.start()
-        view = self.sentinel.await_attached(ATTACH_TIMEOUT_S)
-        for engine in view.engines:
-            if absent := missing((ENGINE_INIT, BUSY_LOOP), engine.hooks):
-                raise HookNotAttached(f"engine core {engine.engine_id} did not attach {', '.join(absent)}")
-            if absent := missing((WORKER_QUEUES,), engine.worker_hooks):
-                raise HookNotAttached(f"a worker of engine core {engine.engine_id} did not attach {', '.join(absent)}")
-        self._watch()
+def _init_client(original: Callable[..., None], client: Any, *args: Any, **kwargs: Any) -> None:
+    bound = inspect.signature(original).bind(client, *args, **kwargs)
+    if not bound.arguments.get("client_addresses"):
+        original(*bound.args, **bound.kwargs)  # it launches its own engine cores
+        return
+    config = take_settings(bound.arguments["vllm_config"])
+    original(*bound.args, **bound.kwargs)
+    if config is not None and config.enable_fault_tolerance:
+        _link_to_owner(client, bound.arguments.get("client_index", 0))
 
-    def _watch(self) -> None:
-        client = self._client()
-        if client is not None:
-            manager = client.resources.engine_manager
-            threading.Thread(target=self._await_death, args=(manager,), name="EngineCoreWatch", daemon=True).start()
 
-    def _await_death(self, manager: Any) -> None:
-        multiprocessing.connection.wait([p.sentinel for p in manager.processes])
-        # The host judges first: it knows whether it asked for this, and notes the name of one it did not ask.
-        manager.manager_stopped.wait(END_GRACE_S)
-        if manager.failed_proc_name is not None and self.defeat is None:
-            dead = next(i for i, p in enumerate(manager.processes) if p.name == manager.failed_proc_name)
-            self.sentinel.engine_lost(dead, f"exit code {manager.processes[dead].exitcode}")
+def _link_to_owner(client: Any, link_id: int) -> None:
+    global _current_link
+    config = inherited_settings()
+    if config is None:
+        raise HookNotAttached("the settings of Holdfast were taken by nobody: its hooks did not attach in the launcher")
+    link = FrontEndLink(link_id, config, ZmqStation(), client_address(config.runtime_dir))
+    weakref.finalize(client, link.close)
+    link.tell(functools.partial(_end_with_instance, weakref.ref(client)))
+    link.start(attached())
+    link.await_attached(OWNER_TIMEOUT_S)
+    _current_link = link
 
-    def end_instance(self, reason: str) -> None:
-        """The engine core was told to end; one that does not is killed. Does not wait."""
-        if self.defeat is None:
-            self.defeat = reason
-            threading.Thread(target=self._kill_after_grace, name="EngineCoreEnd", daemon=True).start()
 
-    def _kill_after_grace(self) -> None:
-        client = self._client()
-        if client is None:
-            return
-        for process in client.resources.engine_manager.processes:
-            process.join(END_GRACE_S)
-            if process.is_alive() and process.pid is not None:
-                logger.error("engine core pid %d did not end within %g s; killing it", process.pid, END_GRACE_S)
-                os.kill(process.pid, signal.SIGKILL)
+def _end_with_instance(client: Callable[[], Any], view: InstanceView) -> None:
+    """What is open here ends in an error when the instance does, also where no engine core can say so any more."""
+    serving = client() if view.defeat is not None else None
+    task = serving.resources.output_queue_task if serving is not None else None
+    if task is not None and not task.done():
+        # The host turns the end of this task into an error of every open request.
+        task.get_loop().call_soon_threadsafe(task.cancel)
 
-    def close(self) -> None:
-        self.sentinel.close()
-        self._outlets.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
+
+def _route(original: Callable[..., bytes], client: Any, request: Any) -> bytes:
+    control = current_control()
+    if control is None:
+        return original(client, request)
+    return route_around_paused(functools.partial(original, client), client, request, control.view())

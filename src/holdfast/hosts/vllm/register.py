@@ -15,15 +15,14 @@ from typing import Any
 from holdfast.core.errors import HookNotAttached
 from holdfast.hosts.vllm.communicators.touchpoints import COMMUNICATOR_TOUCHPOINTS
 from holdfast.hosts.vllm.cpu.touchpoints import CPU_TOUCHPOINTS
+from holdfast.hosts.vllm.front_end_touchpoints import FRONT_END_TOUCHPOINTS
 from holdfast.hosts.vllm.touchpoint import Touchpoint
 from holdfast.hosts.vllm.touchpoint import attributes as _attributes
 from holdfast.hosts.vllm.touchpoint import call as _call
 from holdfast.hosts.vllm.touchpoint import wrap as _wrap
 
 _CORE = "vllm.v1.engine.core"
-_CLIENT = "vllm.v1.engine.core_client"
 _EXECUTOR = "vllm.v1.executor.multiproc_executor"
-_ENTRY = "vllm.entrypoints.launchers.api_server.entry"
 _SCHEDULER = "vllm.v1.core.sched.scheduler"
 _KV = "vllm.v1.core.kv_cache_manager"
 _KV_TYPES = "vllm.v1.core.single_type_kv_cache_manager"
@@ -33,13 +32,6 @@ _RUNNER_V1 = "vllm.v1.worker.gpu_model_runner"
 _BATCH_V1 = "vllm.v1.worker.gpu_input_batch"
 _RUNNER_V2 = "vllm.v1.worker.gpu.model_runner"
 
-OWN_ENGINES = _wrap(
-    _CLIENT,
-    "MPClient.__init__",
-    ("asyncio_mode", "vllm_config", "executor_class", "log_stats"),
-    "the process that owns the engine cores: the ClientSentinel lives here",
-)
-SERVE_HTTP = _wrap(_ENTRY, "serve_http", ("app", "sock"), "a defeated instance must exit non-zero")
 ENGINE_INIT = _wrap(
     _CORE,
     "EngineCoreProc.__init__",
@@ -60,8 +52,7 @@ WORKER_QUEUES = _wrap(
 TOUCHPOINTS: tuple[Touchpoint, ...] = (
     *CPU_TOUCHPOINTS,
     *COMMUNICATOR_TOUCHPOINTS,
-    OWN_ENGINES,
-    SERVE_HTTP,
+    *FRONT_END_TOUCHPOINTS,
     ENGINE_INIT,
     BUSY_LOOP,
     LOCKSTEP_BUSY_LOOP,
@@ -77,14 +68,6 @@ TOUCHPOINTS: tuple[Touchpoint, ...] = (
     *_attributes("vllm.v1.engine", "EngineCoreRequestType", "EXECUTOR_FAILED", "interrupting a busy loop that idles"),
     Touchpoint(_EXECUTOR, "MultiprocExecutor", "class", None, "its subclass drains stale replies"),
     _call(_EXECUTOR, "WorkerProc.enqueue_output", ("output",), "asynchronous outputs raise here"),
-    *_attributes(_CLIENT, "MPClient", "resources", "the processes of the engine cores"),
-    *_attributes(_CLIENT, "BackgroundResources", "engine_manager", "the processes of the engine cores"),
-    *_attributes(
-        "vllm.v1.engine.utils",
-        "CoreEngineProcManager",
-        "processes manager_stopped failed_proc_name",
-        "telling an engine core's death from an orderly end",
-    ),
     *_attributes(_EXECUTOR, "MultiprocExecutor", "rpc_broadcast_mq response_mqs futures_queue is_failed", "draining"),
     *_attributes(_EXECUTOR, "WorkerProc", "worker rank use_async_scheduling", "guarding steps"),
     _call(

@@ -12,8 +12,9 @@ from typing import Any
 from holdfast.core.config import parse_config
 from holdfast.core.errors import BadConfiguration, HookNotAttached, PortInUse
 from holdfast.hosts.vllm.cpu.enablement import SWITCH
+from holdfast.hosts.vllm.front_end_touchpoints import CLIENT_INIT, LAUNCH_IN_CLIENT, LAUNCH_IN_LAUNCHER
 from holdfast.hosts.vllm.plugin_names import VARIABLE, extended_allow_list
-from holdfast.hosts.vllm.register import OWN_ENGINES, attached, missing
+from holdfast.hosts.vllm.register import attached, missing
 from holdfast.hosts.vllm.settings import KEY
 from holdfast.hosts.vllm.versions import OVERRIDE, refuse_unknown_host
 
@@ -47,7 +48,7 @@ def serve(arguments: Sequence[str], settings: Mapping[str, Any]) -> None:
 
 def refuse_unhooked() -> None:
     """Raises `HookNotAttached` when the host has loaded its plugins and ours was not among them."""
-    if absent := missing((OWN_ENGINES,), attached()):
+    if absent := missing((LAUNCH_IN_CLIENT, LAUNCH_IN_LAUNCHER, CLIENT_INIT), attached()):
         raise HookNotAttached(
             f"the plugin did not load: {', '.join(absent)} is not attached", hint="see the host's log above"
         )

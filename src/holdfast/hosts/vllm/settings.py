@@ -31,6 +31,12 @@ def take_settings(vllm_config: Any) -> HoldfastConfig | None:
     return parse_config(settings)
 
 
+def is_asked_for(args: Any) -> bool:
+    """Whether the arguments of a serve command ask for protection."""
+    settings = (getattr(args, "additional_config", None) or {}).get(KEY)
+    return isinstance(settings, dict) and bool(settings.get("enable_fault_tolerance", True))
+
+
 def inherited_settings() -> HoldfastConfig | None:
     """The settings of the instance that this process belongs to; none outside of one."""
     encoded = os.environ.get(ENVIRONMENT)

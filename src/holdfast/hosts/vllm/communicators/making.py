@@ -37,7 +37,7 @@ def make_torch_groups(groups: Sequence[TorchGroup], store: Any, deadline: float)
 
 
 def make_stateless_group(store: Any, rank: int, size: int, timeout: timedelta | None, deadline: float) -> Any:
-    """A gloo group that torch does not keep, made as the host makes it; without a timeout of its own it gets torch's."""
+    """A gloo group that torch does not keep, made as the host makes it. Timeout: its own, else torch's."""
     from vllm.distributed import utils
 
     group = utils.init_gloo_process_group(store, rank, size, _left(deadline))

@@ -1,0 +1,77 @@
+"""Where Holdfast reaches into the host's front end: part of the register.
+
+The process that owns the engine cores, the ones that serve HTTP, and how both end.
+"""
+
+from __future__ import annotations
+
+from holdfast.hosts.vllm.touchpoint import Touchpoint, attributes, call, wrap
+
+_CLIENT = "vllm.v1.engine.core_client"
+_ENGINES = "vllm.v1.engine.utils"
+_SERVE = "vllm.entrypoints.cli.serve"
+_LAUNCH = ("vllm_config", "executor_class", "log_stats", "addresses")
+
+# The function is looked up where it was imported to: once for each process that can own the engine cores.
+LAUNCH_IN_CLIENT = wrap(_CLIENT, "launch_core_engines", _LAUNCH, "the owner of the engine cores, with one API server")
+LAUNCH_IN_LAUNCHER = wrap(_SERVE, "launch_core_engines", _LAUNCH, "the owner of the engine cores, with several")
+CLIENT_INIT = wrap(
+    _CLIENT,
+    "AsyncMPClient.__init__",
+    ("vllm_config", "executor_class", "log_stats", "client_addresses", "client_count", "client_index"),
+    "a process that serves requests for engine cores that another one owns needs a link to that one",
+)
+ROUTE = wrap(
+    _CLIENT,
+    "DPLBAsyncMPClient.get_core_engine_for_request",
+    ("request",),
+    "no new request goes to an engine that stands still while another could serve it",
+)
+WATCH_ENGINES = wrap(
+    _ENGINES,
+    "CoreEngineProcManager.monitor_engine_liveness",
+    (),
+    "the API servers hear of an engine core's death before the host ends the others",
+)
+SERVE_HTTP = wrap(
+    "vllm.entrypoints.launchers.api_server.entry",
+    "serve_http",
+    ("app", "sock"),
+    "a defeated instance must exit non-zero",
+)
+SERVE_MANY = wrap(
+    _SERVE, "run_multi_api_server", ("args",), "a defeated instance must exit non-zero, with several API servers"
+)
+SERVE_HEADLESS = wrap(_SERVE, "run_headless", ("args",), "engine cores without an API server are refused, not ignored")
+
+_LAUNCHED = "engine_manager watched_frontend_processes"
+
+FRONT_END_TOUCHPOINTS: tuple[Touchpoint, ...] = (
+    LAUNCH_IN_CLIENT,
+    LAUNCH_IN_LAUNCHER,
+    CLIENT_INIT,
+    ROUTE,
+    WATCH_ENGINES,
+    SERVE_HTTP,
+    SERVE_MANY,
+    SERVE_HEADLESS,
+    *attributes(_ENGINES, "CoreEngineLaunch", _LAUNCHED, "the processes of the instance"),
+    *attributes(_ENGINES, "EngineZmqAddresses", "inputs", "how many API servers there are"),
+    *attributes(
+        _ENGINES, "CoreEngineProcManager", "processes manager_stopped", "telling an engine core's death from its end"
+    ),
+    call("vllm.v1.utils", "shutdown", ("procs", "timeout"), "ending what was started when the start failed"),
+    *attributes(_CLIENT, "MPClient", "resources core_engines", "the engine cores of a client"),
+    *attributes(
+        _CLIENT, "BackgroundResources", "output_queue_task", "open requests end in an error when the instance does"
+    ),
+    *attributes(_CLIENT, "DPLBAsyncMPClient", "reqs_in_flight engine_inflight", "where a request was sent"),
+    *attributes("vllm.v1.engine", "EngineCoreRequest", "request_id data_parallel_rank pooling_params", "routing"),
+    *attributes(
+        "vllm.config.parallel",
+        "ParallelConfig",
+        "data_parallel_size data_parallel_size_local data_parallel_rank_local data_parallel_backend nnodes "
+        "data_parallel_external_lb data_parallel_hybrid_lb enable_elastic_ep distributed_executor_backend",
+        "which topologies are protected",
+    ),
+)

@@ -1,0 +1,186 @@
+"""The process that owns the engine cores: its ClientSentinel, its folder, their death and the instance's end.
+
+With one API server it is that server, with several their launcher; nothing here knows which. Fails
+closed: an instance whose processes did not all report their hooks does not serve.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing.connection
+import os
+import shutil
+import signal
+import tempfile
+import threading
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import msgspec
+
+from holdfast.core.config import HoldfastConfig
+from holdfast.core.errors import HookNotAttached
+from holdfast.core.rendezvous import Rendezvous
+from holdfast.hosts.vllm.communicators.rendezvous import RendezvousHost
+from holdfast.hosts.vllm.front_end_touchpoints import CLIENT_INIT
+from holdfast.hosts.vllm.register import BUSY_LOOP, ENGINE_INIT, WORKER_QUEUES, missing
+from holdfast.sentinel import ClientSentinel
+from holdfast.sentinel.addresses import client_address
+from holdfast.sentinel.client import Sink
+from holdfast.wire import ZmqStation
+
+logger = logging.getLogger("holdfast")
+
+ATTACH_TIMEOUT_S = 60.0
+LINK_TIMEOUT_S = 180.0  # an API server is imported anew, on a busy machine beside every engine core
+END_GRACE_S = 10.0
+KNOWN_TIMEOUT_S = 1.0
+_WATCH_S = 1.0
+
+
+class Outlets(Protocol):
+    """Where the events of an instance go; made before any engine core starts."""
+
+    address: str
+    sinks: tuple[Sink, ...]
+
+    def close(self) -> None: ...
+
+
+MakeOutlets = Callable[[HoldfastConfig], Outlets]
+Groups = Sequence[Sequence[int]]
+
+# The instance that this process owns and that has started.
+_current: Owner | None = None
+
+
+def current_owner() -> Owner | None:
+    return _current
+
+
+class Owner:
+    """Implements `FrontEndHost`. Sockets are bound before any engine core starts."""
+
+    def __init__(self, config: HoldfastConfig, groups: Groups, links: int, make_outlets: MakeOutlets) -> None:
+        self.defeat: str | None = None
+        self._links = links
+        self._processes: Sequence[Any] = ()
+        self._manager: Callable[[], Any] = lambda: None
+        self._api_servers: Sequence[Any] = ()
+        self._rendezvous: dict[tuple[int, ...], RendezvousHost] = {}
+        self._outlets = make_outlets(config)
+        self._folder = tempfile.mkdtemp(prefix="holdfast-")  # 0700: only this user reaches the sockets
+        self.config = msgspec.structs.replace(config, runtime_dir=self._folder)
+        self.sentinel = ClientSentinel(
+            groups,
+            self.config,
+            self,
+            ZmqStation(),
+            client_address(self._folder),
+            sinks=self._outlets.sinks,
+            notify_address=self._outlets.address,
+        )
+        self.sentinel.expect_links(links)
+
+    # ---- the start
+
+    def own(self, manager: Any) -> None:
+        """The engine cores are started, and nobody else may own them."""
+        self._processes = manager.processes
+        self._manager = weakref.ref(manager)
+        weakref.finalize(manager, self.close)
+
+    def owns(self, manager: Any) -> bool:
+        return self._manager() is manager
+
+    def start(self, api_servers: Sequence[Any]) -> None:
+        """Wait for every process's report. Raises `HookNotAttached` when one is missing or incomplete."""
+        global _current
+        self._api_servers = api_servers
+        self.sentinel.start()
+        self._check_engines()
+        self._check_links(api_servers)
+        _current = self
+
+    def _check_engines(self) -> None:
+        for engine in self.sentinel.await_attached(ATTACH_TIMEOUT_S).engines:
+            if absent := missing((ENGINE_INIT, BUSY_LOOP), engine.hooks):
+                raise HookNotAttached(f"engine core {engine.engine_id} did not attach {', '.join(absent)}")
+            if absent := missing((WORKER_QUEUES,), engine.worker_hooks):
+                raise HookNotAttached(f"a worker of engine core {engine.engine_id} did not attach {', '.join(absent)}")
+
+    def _check_links(self, api_servers: Sequence[Any]) -> None:
+        deadline = time.monotonic() + LINK_TIMEOUT_S
+        while len(reports := self.sentinel.await_links(_WATCH_S)) < self._links:
+            ended = [p.name for p in api_servers if p.exitcode is not None]
+            if ended or time.monotonic() >= deadline:
+                silent = sorted(set(range(self._links)) - {r.link_id for r in reports})
+                why = f"{', '.join(ended)} ended" if ended else f"nothing was heard for {LINK_TIMEOUT_S:g} s"
+                raise HookNotAttached(f"API server(s) {silent} did not attach: {why}", hint="see the log above")
+        for report in reports:
+            if absent := missing((CLIENT_INIT,), report.hooks):
+                raise HookNotAttached(f"API server {report.link_id} did not attach {', '.join(absent)}")
+
+    def give_up(self) -> None:
+        """The start failed: end what was started, as the host does when its own part fails."""
+        manager = self._manager()
+        if manager is not None:
+            manager.shutdown(timeout=0)
+        if self._api_servers:
+            from vllm.v1.utils import shutdown
+
+            shutdown(list(self._api_servers), timeout=0)
+        self.close()
+
+    # ---- deaths
+
+    def await_death(self, manager: Any) -> None:
+        """Wait until an engine core is gone, and have everybody know before the host ends the others.
+
+        Theirs would be the last word otherwise: what they have open they end as if that had been asked for.
+        """
+        while not manager.manager_stopped.is_set():
+            if multiprocessing.connection.wait([p.sentinel for p in self._processes], _WATCH_S):
+                self._judge_death(manager)
+                return
+
+    def _judge_death(self, manager: Any) -> None:
+        dead = next((i for i, p in enumerate(self._processes) if p.exitcode not in (None, 0)), None)
+        if dead is None or manager.manager_stopped.is_set():
+            return  # it was asked to end
+        if self.defeat is None:
+            self.sentinel.engine_lost(dead, f"exit code {self._processes[dead].exitcode}")
+        self.sentinel.await_defeat_known(KNOWN_TIMEOUT_S)
+
+    # ---- FrontEndHost
+
+    def open_rendezvous(self, group: tuple[int, ...], epoch: int) -> Rendezvous:
+        return self._rendezvous.setdefault(group, RendezvousHost()).open(epoch)
+
+    def close_rendezvous(self, group: tuple[int, ...], epoch: int) -> None:
+        if group in self._rendezvous:
+            self._rendezvous[group].close(epoch)
+
+    def end_instance(self, reason: str) -> None:
+        """The engine cores were told to end; one that does not is killed. Does not wait."""
+        if self.defeat is None:
+            self.defeat = reason
+            threading.Thread(target=self._kill_after_grace, name="EngineCoreEnd", daemon=True).start()
+
+    def _kill_after_grace(self) -> None:
+        deadline = time.monotonic() + END_GRACE_S
+        for process in self._processes:
+            process.join(max(0.0, deadline - time.monotonic()))
+            if process.is_alive() and process.pid is not None:
+                logger.error("engine core pid %d did not end within %g s; killing it", process.pid, END_GRACE_S)
+                os.kill(process.pid, signal.SIGKILL)
+
+    def close(self) -> None:
+        """Idempotent."""
+        self.sentinel.close()
+        self._outlets.close()
+        for rendezvous in self._rendezvous.values():
+            rendezvous.close_all()
+        shutil.rmtree(self._folder, ignore_errors=True)

@@ -1,0 +1,33 @@
+"""Where a new request goes while some engines stand still: to one that makes progress, if there is any.
+
+The host balances by load only, and a paused engine looks idle. Its own choice stands wherever the request
+itself names its engine, and wherever nobody makes progress: then the request waits where it was sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from holdfast.core.events import InstanceView
+
+
+def route_around_paused(choose: Callable[[Any], bytes], client: Any, request: Any, view: InstanceView) -> bytes:
+    """The identity of the engine core that `request` is sent to; kept in the client's books."""
+    is_bound = request.data_parallel_rank is not None or request.request_id in client.reqs_in_flight
+    chosen = choose(request)
+    if is_bound or _makes_progress(view, client, chosen):
+        return chosen
+    others = [engine for engine in client.core_engines if _makes_progress(view, client, engine)]
+    if not others:
+        return chosen
+    other: bytes = min(others, key=lambda engine: client.engine_inflight[engine])
+    client.engine_inflight[chosen] -= 1
+    client.engine_inflight[other] += 1
+    client.reqs_in_flight[request.request_id] = other
+    return other
+
+
+def _makes_progress(view: InstanceView, client: Any, engine: bytes) -> bool:
+    seen = view.engine(client.core_engines.index(engine))
+    return seen is None or seen.state.makes_progress
