@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -68,7 +68,7 @@ class Servers:
         """A server of the caller's own; use it as a context manager."""
         return Server(self.spec(*arguments, kind=kind, **environment)).start()
 
-    def of(self, topology: Topology, kind: Kind = V1_SYNC, *arguments: str) -> Server:
+    def of(self, topology: Topology, kind: Kind = V1_SYNC, arguments: Sequence[str] = ()) -> Server:
         """A server of a topology, with fault injection; use it as a context manager."""
         spec = self.spec(*topology.arguments, "--enable-fault-injection", *MANY_RETRIES, *arguments, kind=kind)
         return Server(replace(spec, model=self._model_for(topology))).start()

@@ -1,0 +1,113 @@
+"""Several API servers, the default with data parallelism: any of them tells the truth and takes instructions."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+import httpx
+import psutil
+import pytest
+
+from holdfast.bench.topologies import DP2
+from holdfast.chaos.checker import compare_runs
+from holdfast.chaos.control import Control
+from holdfast.chaos.history import History
+from holdfast.chaos.server import Server
+from holdfast.chaos.streams import Load
+from holdfast.core.faults import Phase
+from holdfast.core.injection import InjectionSpec
+from integration.conftest import Servers, run
+from integration.loads import every_feature, fresh_salt
+from integration.test_pauses import apply, states
+
+pytestmark = [pytest.mark.host, pytest.mark.server]
+
+SERVERS = 3
+ASKS = 24  # the kernel spreads connections over the servers: so many miss one with a chance of 1 in 5000
+
+
+@pytest.fixture(scope="module")
+def server(servers: Servers) -> Iterator[Server]:
+    with servers.of(DP2, arguments=("--api-server-count", str(SERVERS))) as started:
+        yield started
+
+
+def api_servers(server: Server) -> list[int]:
+    children = psutil.Process(server.pid).children(recursive=True)
+    return [p.pid for p in children if "ApiServer" in p.name() or "APIServer" in p.name()]
+
+
+async def on_many_connections(server: Server, path: str) -> list[httpx.Response]:
+    """The same question on so many connections that every API server is asked."""
+    answers = []
+    for _ in range(ASKS):
+        async with httpx.AsyncClient(base_url=server.url, timeout=30, trust_env=False) as client:
+            answers.append(await client.get(path))
+    return answers
+
+
+def test_every_api_server_is_started_and_serves(server: Server) -> None:
+    assert len(api_servers(server)) == SERVERS
+    histories = run(Load(server.url, every_feature(fresh_salt())).run())
+    assert not [h.error for h in histories if h.error]
+
+
+def test_status_and_events_are_the_same_on_every_api_server(server: Server) -> None:
+    async def scenario() -> None:
+        async with Control(server.url) as control:
+            before = await control.last_sequence()
+            await control.inject(InjectionSpec(phase=Phase.FORWARD, engine_id=1, after_steps=5))
+            await Load(server.url, every_feature(fresh_salt())).run()
+            await control.wait_recovered(before)
+        await asyncio.sleep(0.2)  # the links are told without being waited for
+        for path in ("/fault_tolerance/status", "/fault_tolerance/events"):
+            answers = await on_many_connections(server, path)
+            assert {a.status_code for a in answers} == {200}
+            assert len({a.text for a in answers}) == 1
+
+    run(scenario())
+
+
+def test_an_instruction_may_land_on_any_api_server(server: Server) -> None:
+    async def scenario() -> None:
+        for _ in range(ASKS // 2):  # each on a connection of its own
+            async with httpx.AsyncClient(base_url=server.url, timeout=30, trust_env=False) as client:
+                assert (await apply(client, "pause")).status_code == 200
+            async with httpx.AsyncClient(base_url=server.url, timeout=30, trust_env=False) as client:
+                assert (await apply(client, "resume")).status_code == 200
+            async with httpx.AsyncClient(base_url=server.url, timeout=30, trust_env=False) as client:
+                assert (await apply(client, "resume")).status_code == 409
+
+    run(scenario())
+
+
+def test_streams_of_every_api_server_go_on_through_a_fault(server: Server) -> None:
+    async def scenario(faulted: bool) -> list[History]:
+        async with Control(server.url) as control:
+            before = await control.last_sequence()
+            if faulted:
+                await control.inject(InjectionSpec(phase=Phase.FORWARD, engine_id=0, after_steps=20))
+                await control.inject(InjectionSpec(phase=Phase.STEP_END, engine_id=1, after_steps=40))
+            loads = [Load(server.url, every_feature(fresh_salt())) for _ in range(3)]
+            found = await asyncio.gather(*(load.run() for load in loads))
+            if faulted:
+                await control.wait_recovered(before, faults=2)
+            return [h for histories in found for h in histories]
+
+    verdict = compare_runs(run(scenario(False)), run(scenario(True)))
+    assert verdict.exact, verdict.reasons
+
+
+def test_new_requests_go_around_a_paused_engine(server: Server) -> None:
+    async def scenario() -> list[History]:
+        async with httpx.AsyncClient(base_url=server.url, timeout=30, trust_env=False) as client:
+            assert (await apply(client, "pause", engine_id=0)).status_code == 200
+            await asyncio.sleep(0.2)
+            try:
+                return await Load(server.url, every_feature(fresh_salt()), timeout_s=30).run()
+            finally:
+                assert await states(client) == ["paused", "healthy"]
+                assert (await apply(client, "resume")).status_code == 200
+
+    assert not [h.error for h in run(scenario()) if h.error]

@@ -1,0 +1,47 @@
+"""What the fence is for: without it a rank steps on after its own fault, and streams carry wrong tokens."""
+
+from __future__ import annotations
+
+import pytest
+
+from holdfast.bench.topologies import TP2
+from holdfast.chaos.checker import compare_runs
+from holdfast.chaos.control import Control
+from holdfast.chaos.server import Server
+from holdfast.chaos.streams import Load, StreamSpec
+from holdfast.core.faults import Phase
+from holdfast.core.injection import InjectionSpec
+from integration.conftest import V1_ASYNC, Servers, run
+from integration.loads import fresh_salt
+
+pytestmark = [pytest.mark.host, pytest.mark.server]
+
+FAULTS = 6
+
+
+def load(salt: str) -> list[StreamSpec]:
+    return [StreamSpec(f"s{i}", f"The keeper of boat {i}", max_tokens=60, cache_salt=salt) for i in range(8)]
+
+
+async def _wrong_streams(server: Server) -> int:
+    """How many streams of how many faulted runs differ from the fault-free one."""
+    wrong = 0
+    expected = await Load(server.url, load(fresh_salt())).run()
+    async with Control(server.url) as control:
+        for number in range(FAULTS):
+            before = await control.last_sequence()
+            await control.inject(InjectionSpec(phase=Phase.STEP_START, rank=1, after_steps=10 + 5 * number))
+            found = await Load(server.url, load(fresh_salt()), timeout_s=60).run()
+            await control.wait_recovered(before)
+            wrong += len(compare_runs(expected, found).reasons)
+    return wrong
+
+
+def test_without_the_fence_streams_carry_wrong_tokens(servers: Servers) -> None:
+    with servers.of(TP2, V1_ASYNC, ["--unsafe-skip-fence"]) as server:
+        assert run(_wrong_streams(server)) > 0
+
+
+def test_with_the_fence_the_same_faults_change_no_token(servers: Servers) -> None:
+    with servers.of(TP2, V1_ASYNC) as server:
+        assert run(_wrong_streams(server)) == 0

@@ -1,0 +1,108 @@
+"""When a lockstep group cannot go on: a rank that does not acknowledge ends the instance, bounded and said clearly."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+
+import httpx
+import psutil
+import pytest
+
+from holdfast.bench.topologies import DP2, MOE_EP, PP2, TP2, Topology
+from holdfast.chaos.control import Control
+from holdfast.chaos.history import History
+from holdfast.chaos.server import Server
+from holdfast.chaos.streams import Load
+from holdfast.core.faults import Phase
+from holdfast.core.injection import InjectionSpec
+from integration.conftest import Servers, left_behind, run
+from integration.loads import every_feature, fresh_salt
+from integration.test_endings import EXIT_DEFEATED, last_line, wait_ended
+
+pytestmark = [pytest.mark.host, pytest.mark.server]
+
+BOUNDS = ("--acknowledge-timeout", "2", "--rebuild-timeout", "5", "--containment-timeout", "8")
+
+
+def workers(server: Server) -> list[psutil.Process]:
+    """The worker processes, in the order of their ranks."""
+    found = [p for p in psutil.Process(server.pid).children(recursive=True) if "Worker" in p.name()]
+    return sorted(found, key=lambda p: p.pid)
+
+
+def engine_cores(server: Server) -> list[psutil.Process]:
+    found = [p for p in psutil.Process(server.pid).children(recursive=True) if "EngineCor" in p.name()]
+    return sorted(found, key=lambda p: p.pid)
+
+
+async def _hurt_while_one_is_stopped(server: Server, stopped: psutil.Process, *faults: InjectionSpec) -> list[History]:
+    async with Control(server.url) as control:
+        load = Load(server.url, every_feature(fresh_salt()), timeout_s=60)
+        for fault in faults:
+            await control.inject(fault)
+        running = asyncio.create_task(load.run())
+        async with asyncio.timeout(60):
+            while min(len(h.tokens) for h in load.histories) < 3:
+                await asyncio.sleep(0.01)
+        stopped.send_signal(signal.SIGSTOP)
+        return await running
+
+
+@pytest.mark.parametrize("topology", [TP2, PP2, MOE_EP], ids=lambda t: t.name)
+def test_a_rank_that_does_not_acknowledge_ends_the_instance_cleanly(servers: Servers, topology: Topology) -> None:
+    with servers.of(topology, arguments=BOUNDS) as server:
+        stopped = workers(server)[-1]
+        engine, rank = topology.places[0]
+        try:
+            began = time.monotonic()
+            fault = InjectionSpec(phase=Phase.STEP_END, engine_id=engine, rank=rank, after_steps=40)
+            histories = run(_hurt_while_one_is_stopped(server, stopped, fault))
+            assert all(h.error for h in histories if not h.finished)
+            assert wait_ended(server, 60) == EXIT_DEFEATED
+            assert time.monotonic() - began < 90
+        finally:
+            if stopped.is_running():
+                stopped.send_signal(signal.SIGCONT)
+        assert "did not" in last_line(server)
+        assert left_behind(server) == []
+
+
+@pytest.mark.parametrize("topology", [TP2, DP2, MOE_EP], ids=lambda t: t.name)
+@pytest.mark.parametrize("who", [workers, engine_cores], ids=["worker", "engine-core"])
+def test_a_killed_process_ends_the_instance_cleanly(servers: Servers, topology: Topology, who) -> None:  # type: ignore[no-untyped-def]
+    async def scenario(server: Server) -> list[History]:
+        load = Load(server.url, every_feature(fresh_salt()), timeout_s=60)
+        running = asyncio.create_task(load.run())
+        async with asyncio.timeout(60):
+            while min(len(h.tokens) for h in load.histories) < 3:
+                await asyncio.sleep(0.01)
+        os.kill(who(server)[-1].pid, signal.SIGKILL)
+        return await running
+
+    with servers.of(topology, arguments=BOUNDS) as server:
+        histories = run(scenario(server))
+        assert any(h.error for h in histories)
+        assert wait_ended(server, 60) == EXIT_DEFEATED
+        assert "holdfast: instance ended:" in last_line(server)
+        assert left_behind(server) == []
+
+
+def test_a_fault_in_every_rebuild_ends_the_instance_after_the_retries(servers: Servers) -> None:
+    async def scenario(server: Server) -> httpx.Response | None:
+        async with Control(server.url) as control, httpx.AsyncClient(base_url=server.url, timeout=90) as client:
+            await control.inject(InjectionSpec(phase=Phase.REBUILD, rank=1, times=1000))
+            await control.inject(InjectionSpec(phase=Phase.FORWARD, rank=1))
+            try:
+                return await client.post("/v1/completions", json={"prompt": "The keeper", "max_tokens": 30})
+            except httpx.HTTPError:
+                return None
+
+    with servers.start("--enable-fault-injection", "--max-retries", "3", *TP2.arguments) as server:
+        answer = run(scenario(server))
+        assert answer is None or answer.status_code >= 400
+        assert wait_ended(server, 60) == EXIT_DEFEATED
+        assert "3 retries" in last_line(server)
+        assert left_behind(server) == []

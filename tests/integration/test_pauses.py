@@ -1,0 +1,220 @@
+"""Paused and resumed by hand: under load and idle, all or one, softly and hard; no token is lost or changed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+import httpx
+import pytest
+
+from holdfast.bench.topologies import DP2, MOE_EP, TP2, Topology
+from holdfast.chaos.checker import compare_runs
+from holdfast.chaos.control import Control
+from holdfast.chaos.history import History
+from holdfast.chaos.server import Server
+from holdfast.chaos.streams import Load, StreamSpec
+from holdfast.core.faults import Phase
+from holdfast.core.injection import InjectionSpec
+from integration.conftest import Servers, run
+from integration.loads import every_feature, fresh_salt
+from integration.test_arrivals import running_requests
+
+pytestmark = [pytest.mark.host, pytest.mark.server]
+
+STANDS_S = 0.6  # long enough for hundreds of tokens, were anything moving
+MODES = pytest.mark.parametrize("mode", ["soft", "hard"])
+
+
+@dataclass
+class Bench:
+    server: Server
+    topology: Topology
+    _expected: list[History] = field(default_factory=list)
+
+    def client(self) -> httpx.AsyncClient:
+        return httpx.AsyncClient(base_url=self.server.url, timeout=60, trust_env=False)
+
+    def load(self, salt: str | None = None) -> Load:
+        return Load(self.server.url, every_feature(salt or fresh_salt()))
+
+    def expected(self) -> list[History]:
+        if not self._expected:
+            self._expected = run(self.load().run())
+        return self._expected
+
+    def assert_well(self) -> None:
+        assert run(_unwell(self.server)) is None
+
+
+async def _unwell(server: Server) -> str | None:
+    async with Control(server.url) as control:
+        return await control.unwell()
+
+
+@pytest.fixture(scope="module", params=[TP2, DP2, MOE_EP], ids=lambda t: t.name)
+def bench(request: pytest.FixtureRequest, servers: Servers) -> Iterator[Bench]:
+    with servers.of(request.param) as server:
+        yield Bench(server, request.param)
+
+
+async def apply(client: httpx.AsyncClient, instruction: str, **params: object) -> httpx.Response:
+    body = {"fault_tolerance_instruction": instruction, "fault_tolerance_params": params}
+    return await client.post("/fault_tolerance/apply", json=body)
+
+
+async def states(client: httpx.AsyncClient) -> list[str]:
+    return [e["state"] for e in (await client.get("/fault_tolerance/status")).json()["engines"]]
+
+
+def tokens(histories: list[History]) -> int:
+    return sum(len(h.tokens) for h in histories)
+
+
+async def flowing(load: Load) -> None:
+    """Wait until every stream has had a few tokens."""
+    async with asyncio.timeout(60):
+        while min(len(h.tokens) for h in load.histories) < 4:
+            await asyncio.sleep(0.01)
+
+
+async def _pause_and_resume(bench: Bench, load: Load, mode: str) -> tuple[list[History], int, int]:
+    async with bench.client() as client:
+        running = asyncio.create_task(load.run())
+        await flowing(load)
+        assert (await apply(client, "pause", mode=mode)).status_code == 200
+        assert set(await states(client)) == {"paused"}
+        await asyncio.sleep(0.1)  # what was under way to the client arrives
+        before = tokens(load.histories)
+        await asyncio.sleep(STANDS_S)
+        after = tokens(load.histories)
+        assert (await apply(client, "resume")).status_code == 200
+        return await running, before, after
+
+
+@MODES
+def test_a_pause_under_load_stops_every_stream_and_a_resume_changes_no_token(bench: Bench, mode: str) -> None:
+    expected = bench.expected()
+    found, before, after = run(_pause_and_resume(bench, bench.load(), mode))
+    assert before == after
+    verdict = compare_runs(expected, found)
+    assert verdict.exact, verdict.reasons
+    bench.assert_well()
+
+
+@MODES
+def test_an_idle_instance_pauses_and_resumes(bench: Bench, mode: str) -> None:
+    async def scenario() -> None:
+        async with bench.client() as client:
+            assert (await apply(client, "pause", mode=mode)).status_code == 200
+            assert set(await states(client)) == {"paused"}
+            assert (await client.get("/fault_tolerance/ready")).status_code == 503
+            assert (await client.get("/health")).status_code == 200
+            assert (await apply(client, "resume")).status_code == 200
+
+    run(scenario())
+    bench.assert_well()
+    verdict = compare_runs(bench.expected(), run(bench.load().run()))
+    assert verdict.exact, verdict.reasons
+
+
+def test_what_arrives_in_a_pause_is_served_after_it(bench: Bench) -> None:
+    async def scenario() -> list[History]:
+        async with bench.client() as client:
+            assert (await apply(client, "pause")).status_code == 200
+            arriving = bench.load()
+            running = asyncio.create_task(arriving.run())
+            await asyncio.sleep(STANDS_S)
+            assert tokens(arriving.histories) == 0
+            assert (await apply(client, "resume")).status_code == 200
+            return await running
+
+    verdict = compare_runs(bench.expected(), run(scenario()))
+    assert verdict.exact, verdict.reasons
+
+
+def test_a_pause_after_which_every_client_leaves_keeps_no_request(bench: Bench) -> None:
+    async def scenario() -> None:
+        async with bench.client() as client:
+            load = bench.load()
+            running = asyncio.create_task(load.run())
+            await flowing(load)
+            assert (await apply(client, "pause")).status_code == 200
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+            assert (await apply(client, "resume")).status_code == 200
+            async with asyncio.timeout(30):
+                while running_requests((await client.get("/metrics")).text):
+                    await asyncio.sleep(0.1)
+
+    run(scenario())
+    bench.assert_well()
+    verdict = compare_runs(bench.expected(), run(bench.load().run()))
+    assert verdict.exact, verdict.reasons
+
+
+def test_a_fault_that_waits_for_the_resume_changes_no_token(bench: Bench) -> None:
+    async def scenario() -> list[History]:
+        async with bench.client() as client, Control(bench.server.url) as control:
+            load = bench.load()
+            running = asyncio.create_task(load.run())
+            await flowing(load)
+            before = await control.last_sequence()
+            assert (await apply(client, "pause")).status_code == 200
+            engine, rank = bench.topology.places[1]
+            await control.inject(InjectionSpec(phase=Phase.STEP_START, engine_id=engine, rank=rank))
+            assert (await apply(client, "resume")).status_code == 200
+            found = await running
+            await control.wait_recovered(before, faults=2)
+            return found
+
+    verdict = compare_runs(bench.expected(), run(scenario()))
+    assert verdict.exact, verdict.reasons
+    bench.assert_well()
+
+
+def test_what_makes_no_sense_is_refused_and_loses_nothing(bench: Bench) -> None:
+    async def scenario() -> None:
+        async with bench.client() as client:
+            assert (await apply(client, "resume")).status_code == 409
+            assert (await apply(client, "pause", engine_id=7)).status_code == 404
+            assert (await apply(client, "pause")).status_code == 200
+            assert (await apply(client, "pause")).status_code == 409
+            assert (await apply(client, "resume", engine_ids=[0])).status_code == 200
+            if bench.topology.engines > 1 and not bench.topology.lockstep:
+                assert await states(client) == ["healthy", "paused"]
+                assert (await apply(client, "resume", engine_id=1)).status_code == 200
+
+    run(scenario())
+    bench.assert_well()
+
+
+def on_engine(engine_id: int) -> list[StreamSpec]:
+    """Greedy streams that name the engine that serves them."""
+    greedy = replace(every_feature(fresh_salt())[0], data_parallel_rank=engine_id, max_tokens=200)
+    return [replace(greedy, name=f"e{engine_id}-{i}", prompt=f"The keeper {i}") for i in range(3)]
+
+
+def test_one_engine_that_is_paused_stops_its_lockstep_group_and_nobody_else(bench: Bench) -> None:
+    if bench.topology.engines == 1:
+        pytest.skip("there is one engine only")
+
+    async def scenario() -> tuple[list[int], list[int]]:
+        async with bench.client() as client:
+            loads = [Load(bench.server.url, on_engine(e)) for e in (0, 1)]
+            running = [asyncio.create_task(load.run()) for load in loads]
+            await asyncio.gather(*(flowing(load) for load in loads))
+            assert (await apply(client, "pause", engine_id=1)).status_code == 200
+            await asyncio.sleep(0.1)
+            before = [tokens(load.histories) for load in loads]
+            await asyncio.sleep(STANDS_S)
+            after = [tokens(load.histories) for load in loads]
+            assert (await apply(client, "resume", engine_id=1)).status_code == 200
+            await asyncio.gather(*running)
+            return before, after
+
+    before, after = run(scenario())
+    assert before[1] == after[1]
+    assert (before[0] == after[0]) is bench.topology.lockstep
+    bench.assert_well()
