@@ -69,6 +69,7 @@ TOUCHPOINTS: tuple[Touchpoint, ...] = (
     Touchpoint(_EXECUTOR, "MultiprocExecutor", "class", None, "its subclass drains stale replies"),
     _call(_EXECUTOR, "WorkerProc.enqueue_output", ("output",), "asynchronous outputs raise here"),
     *_attributes(_EXECUTOR, "MultiprocExecutor", "rpc_broadcast_mq response_mqs futures_queue is_failed", "draining"),
+    *_attributes("vllm.v1.worker.gpu_worker", "Worker", "_pp_send_work", "sends that nobody will receive any more"),
     *_attributes(_EXECUTOR, "WorkerProc", "worker rank use_async_scheduling", "guarding steps"),
     _call(
         "vllm.distributed.device_communicators.shm_broadcast", "MessageQueue.enqueue", ("obj", "timeout"), "draining"
