@@ -2,7 +2,9 @@
 #
 #   make setup HOLDFAST_HOST=path/to/wheel   puts another CPU build of the host in the default one's place
 #   make test PYTEST_ARGS="-k name"          passes arguments to pytest
+#   make demo TOPOLOGY=tp2                   many ranks: tp2, pp2, dp2, moe or moe-ep
 #   make demo DEMO_ARGS="--help"             passes arguments to the demo
+#   make bench BENCH_TOPOLOGIES="tp2 moe"    measures recovery of these only
 
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
@@ -19,6 +21,8 @@ export PYTHON := $(shell for p in python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 endif
 
+TOPOLOGY ?= one
+BENCH_TOPOLOGIES ?= one tp2 pp2 dp2 moe moe-ep
 FAST_TESTS := $(wildcard tests/unit tests/contract tests/simulation)
 
 help: ## list the targets
@@ -28,8 +32,8 @@ setup: ## make .venv with the host's CPU build and everything pinned
 	@command -v "$(PYTHON)" >/dev/null || { echo "setup: no Python 3.11 or newer was found; set PYTHON=/its/path" >&2; exit 1; }
 	@$(PYTHON) scripts/setup
 
-demo: setup ## hurt a real server in the middle of eight answers and watch it carry on
-	@$(BIN)/holdfast demo $(DEMO_ARGS)
+demo: setup ## hurt a real server in the middle of eight answers and watch it carry on; TOPOLOGY=tp2 for many ranks
+	@$(BIN)/holdfast demo --topology $(TOPOLOGY) $(DEMO_ARGS)
 
 test: setup ## the whole suite, with real servers
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
@@ -56,7 +60,8 @@ contract-wheels: setup ## check every hook against the sources of each supported
 bench: setup ## measure recovery and overhead into docs/benchmarks
 	@mkdir -p docs/benchmarks .cache
 	for bench in recovery overhead; do \
-		$(BIN)/holdfast bench $$bench --json > .cache/$$bench.json; \
+		arguments=""; [ $$bench = overhead ] || arguments="$(addprefix --topology ,$(BENCH_TOPOLOGIES))"; \
+		$(BIN)/holdfast bench $$bench $$arguments --json > .cache/$$bench.json; \
 		mv .cache/$$bench.json docs/benchmarks/$$bench.json; done
 
 constraints: setup ## pin what is installed now

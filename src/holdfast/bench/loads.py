@@ -39,11 +39,20 @@ class LoadKind(enum.StrEnum):
     LONG_PROMPTS = "long-prompts"  # prompts that are read in several chunks
 
 
-def make_load(kind: LoadKind, *, streams: int, tokens: int) -> list[StreamSpec]:
-    """Greedy requests with a fresh cache salt; the same arguments give the same answers."""
+def make_load(kind: LoadKind, *, streams: int, tokens: int, engines: int = 1) -> list[StreamSpec]:
+    """Greedy requests with a fresh cache salt; the same arguments give the same answers.
+
+    Of several engines each gets its share, always the same: what a stream waited can then be told by engine.
+    """
     salt = f"{os.getpid()}-{next(_runs)}"
     return [
-        StreamSpec(f"answer {number + 1}", _prompt(kind, number), max_tokens=tokens, cache_salt=salt)
+        StreamSpec(
+            f"answer {number + 1}",
+            _prompt(kind, number),
+            max_tokens=tokens,
+            cache_salt=salt,
+            data_parallel_rank=number % engines if engines > 1 else None,
+        )
         for number in range(streams)
     ]
 

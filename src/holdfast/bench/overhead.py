@@ -18,7 +18,7 @@ import msgspec
 from holdfast.bench.instrument import precise_client
 from holdfast.bench.loads import SERVER_ARGUMENTS, LoadKind, make_load
 from holdfast.bench.machine import Machine, describe_machine
-from holdfast.chaos.checker import RunVerdict, compare_runs, spread_of
+from holdfast.chaos.checker import RunVerdict, compare_runs, percentile, spread_of
 from holdfast.chaos.history import History
 from holdfast.chaos.processes import session_usage
 from holdfast.chaos.server import Server, ServerSpec
@@ -166,12 +166,6 @@ def burst_of(histories: Sequence[History], *, cpu_s: float) -> Burst:
         inter_token_p99_ms=percentile(gaps_ms, 0.99),
         server_cpu_ms_per_token=1000 * cpu_s / tokens,
     )
-
-
-def percentile(ordered: Sequence[float], share: float) -> float:
-    """The smallest value that at least `share` of the ordered values do not exceed."""
-    rank = max(0, -int(-share * len(ordered) // 1) - 1)
-    return ordered[min(rank, len(ordered) - 1)]
 
 
 def ratio_of(metric: str, pairs: Sequence[Pair]) -> Ratio:

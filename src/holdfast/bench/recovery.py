@@ -1,238 +1,170 @@
-"""Measures recovery: what an exception at each phase of a step costs the clients, beside a full restart.
+"""Measures recovery: what exceptions cost the clients of each topology, beside its own full restart.
 
-Owns the table of scenarios and the document. Every scenario has its own fault-free run on the same server.
+Owns the servers, one after another. Which faults stands in `scenarios`, what is written in `figures`.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import msgspec
-
+from holdfast.bench.figures import RecoveryDocument, TopologyFigures, Trial, figures_of, trial_of
 from holdfast.bench.instrument import precise_client
-from holdfast.bench.loads import SERVER_ARGUMENTS, LoadKind, make_load
-from holdfast.bench.machine import Machine, describe_machine
+from holdfast.bench.loads import LoadKind, make_load
+from holdfast.bench.machine import describe_machine
 from holdfast.bench.restart import Restart, measure_restart
-from holdfast.bench.trial import Outcome, run_faulted, run_reference
-from holdfast.chaos.checker import spread_of
+from holdfast.bench.scenarios import Chosen, Scenario
+from holdfast.bench.servers import MANY_FAULTS, relevant_environment, server_arguments, server_spec
+from holdfast.bench.topologies import Topology
+from holdfast.bench.trial import Reference, run_faulted, run_reference
+from holdfast.chaos.checker import compare_runs
 from holdfast.chaos.control import Control
-from holdfast.chaos.processes import SessionUsage, session_usage
-from holdfast.chaos.server import Server, ServerSpec
+from holdfast.chaos.processes import SessionUsage, session_segments, session_usage, still_shared
+from holdfast.chaos.server import Server
 from holdfast.chaos.streams import Load
-from holdfast.core.faults import Phase
-from holdfast.core.injection import InjectionSpec
+from holdfast.core.errors import HoldfastError
 
-# A benchmark breaks the server more often than its defaults allow within their window.
-FAULT_ARGUMENTS = (
-    "--enable-fault-injection",
-    *("--max-retries", "1000"),
-    *("--external-fault-notify-port", "0"),
-)
-_ARGUMENTS = (*SERVER_ARGUMENTS, *FAULT_ARGUMENTS)
-
-
-@dataclass(frozen=True)
-class Scenario:
-    """Where an exception is raised, under which load, and after how many steps: a share of the answers' length."""
-
-    name: str
-    phase: Phase
-    load: LoadKind = LoadKind.SHORT_PROMPTS
-    share: float = 0.4
-
-    def injection(self, tokens: int) -> InjectionSpec:
-        return InjectionSpec(phase=self.phase, after_steps=int(tokens * self.share))
-
-
-SCENARIOS = (
-    Scenario("start of a step", Phase.STEP_START),
-    Scenario("forward pass", Phase.FORWARD),
-    Scenario("after the forward pass", Phase.STEP_END),
-    Scenario("before sampling", Phase.SAMPLE_START),
-    Scenario("after sampling", Phase.SAMPLE_END),
-    Scenario("before scheduling", Phase.SCHEDULE_START),
-    Scenario("after scheduling", Phase.SCHEDULE_END),
-    Scenario("before output processing", Phase.OUTPUT_START),
-    Scenario("inside output processing", Phase.OUTPUT_REQUEST),
-    Scenario("after output processing", Phase.OUTPUT_END),
-    Scenario("first prefill step", Phase.FORWARD, share=0),
-    Scenario("chunked prefill", Phase.FORWARD, LoadKind.LONG_PROMPTS, share=0.02),
-)
-
-
-class Trial(msgspec.Struct, frozen=True, kw_only=True):
-    """One faulted run of a scenario; seconds, over its streams."""
-
-    scenario: str
-    phase: str
-    load: str
-    interruption_median_s: float | None
-    interruption_max_s: float | None
-    interruptions_s: tuple[float, ...]
-    fault_free_longest_gap_s: float
-    client_lag_s: float
-    interrupted_streams: int
-    streams: int
-    lost_tokens: int
-    repeated_tokens: int
-    changed_tokens: int
-    recovery_report: dict[str, float | int] | None
-    problems: tuple[str, ...]
-
-
-class RecoveryDocument(msgspec.Struct, frozen=True, kw_only=True):
-    """What `bench recovery --json` writes."""
-
-    benchmark: str
-    version: int
-    machine: Machine
-    streams: int
-    tokens_per_stream: int
-    server_arguments: tuple[str, ...]
-    client_scheduled_at_once: bool
-    trials: tuple[Trial, ...]
-    usage: tuple[SessionUsage, ...]  # of the server: before the first repetition, and after each
-    restart: Restart
-    restart_total_s: float
-    interruption_median_s: float | None  # over every stream of every trial
-    interruption_max_s: float | None
-    lost_tokens: int
-    repeated_tokens: int
-    changed_tokens: int
-    restart_to_median_interruption: float | None
-    restart_to_max_interruption: float | None
-    lawful: bool
+SOAK_ROUNDS = 10  # a soak looks at what the server holds so often
 
 
 @dataclass(frozen=True)
 class RecoverySettings:
-    """What to run. `say` is told progress in words."""
+    """What to run. `seed` makes it a soak: its scenarios were drawn with it. `say` is told progress in words."""
 
-    model: Path
-    log: Path
-    scenarios: Sequence[Scenario] = SCENARIOS
+    chosen: Chosen
+    logs: Path
     repeat: int = 1
     streams: int = 8
     tokens: int = 200
+    seed: int | None = None
     say: Callable[[str], None] = print
 
-
-def choose_scenarios(wanted: Sequence[str]) -> tuple[Scenario, ...]:
-    """Scenarios whose name or phase contains one of the words; all for none. Raises ValueError for a word in vain."""
-    for word in wanted:
-        if not any(_matches(scenario, word) for scenario in SCENARIOS):
-            names = ", ".join(scenario.name for scenario in SCENARIOS)
-            raise ValueError(f"no scenario matches {word!r}; there are: {names}")
-    return tuple(one for one in SCENARIOS if not wanted or any(_matches(one, word) for word in wanted))
-
-
-def _matches(scenario: Scenario, word: str) -> bool:
-    return word.lower() in scenario.name or word.lower() == scenario.phase
+    def rounds(self, scenarios: Sequence[Scenario]) -> list[Sequence[Scenario]]:
+        """Scenarios between two looks at what the server holds."""
+        if self.seed is None:
+            return [scenarios] * self.repeat
+        size = -(-len(scenarios) // SOAK_ROUNDS)
+        return [scenarios[begin : begin + size] for begin in range(0, len(scenarios), size)]
 
 
 def measure_recovery(settings: RecoverySettings) -> RecoveryDocument:
-    """Start a server, break it once per scenario and repetition, restart it, and put the figures together."""
+    """For each topology: start a server, break it once per scenario and repetition, restart it."""
     machine = describe_machine()
-    settings.say("starting the server")
-    server = Server(ServerSpec(model=settings.model, log=settings.log, arguments=_ARGUMENTS)).start()
-    try:
-        settings.say(f"ready after {server.start_s:.1f} s")
-        with precise_client() as prompt:
-            trials, usage = asyncio.run(_run_trials(server, settings))
-        settings.say("restarting the server, for comparison")
-        server, restart = measure_restart(server)
-    finally:
-        server.stop()
-    return _document(machine, settings, prompt, trials, usage, restart)
-
-
-async def _run_trials(server: Server, settings: RecoverySettings) -> tuple[list[Trial], list[SessionUsage]]:
-    """Every scenario, `repeat` times, and what the server held between the repetitions."""
-    await Load(server.url, make_load(LoadKind.LONG_PROMPTS, streams=settings.streams, tokens=8)).run()  # warm-up
-    trials: list[Trial] = []
-    usage = [session_usage(server.pid)]
-    async with Control(server.url) as control:
-        for _ in range(settings.repeat):
-            for scenario in settings.scenarios:
-                if server.exit_code is not None:
-                    raise server.failure(f"the server ended with exit code {server.exit_code}")
-                trials.append(_trial(scenario, await _run_scenario(server, control, scenario, settings)))
-                settings.say(_in_words(trials[-1]))
-            usage.append(session_usage(server.pid))
-    return trials, usage
-
-
-async def _run_scenario(server: Server, control: Control, scenario: Scenario, settings: RecoverySettings) -> Outcome:
-    def load() -> Load:
-        return Load(server.url, make_load(scenario.load, streams=settings.streams, tokens=settings.tokens))
-
-    reference, problems = await run_reference(load(), control)
-    return await run_faulted(load(), control, reference, scenario.injection(settings.tokens), problems)
-
-
-def _trial(scenario: Scenario, outcome: Outcome) -> Trial:
-    waits = outcome.waits_s()
-    spread = spread_of(waits) if waits else None
-    reports = [event["report"] for event in outcome.events if event.get("report")]
-    return Trial(
-        scenario=scenario.name,
-        phase=scenario.phase,
-        load=scenario.load,
-        interruption_median_s=spread.median if spread else None,
-        interruption_max_s=spread.maximum if spread else None,
-        interruptions_s=tuple(waits),
-        fault_free_longest_gap_s=outcome.reference_gap_s,
-        client_lag_s=outcome.client_lag_s,
-        interrupted_streams=len(waits),
-        streams=len(outcome.interruptions_s),
-        lost_tokens=outcome.verdict.lost,
-        repeated_tokens=outcome.verdict.repeated,
-        changed_tokens=outcome.verdict.changed,
-        recovery_report=reports[-1] if reports else None,
-        problems=outcome.problems,
+    with precise_client() as prompt:
+        topologies = tuple(_measure(topology, scenarios, settings) for topology, scenarios in settings.chosen)
+    return RecoveryDocument(
+        benchmark="recovery",
+        version=2,
+        machine=machine,
+        environment=relevant_environment(),
+        streams=settings.streams,
+        tokens_per_stream=settings.tokens,
+        client_scheduled_at_once=prompt,
+        seed=settings.seed,
+        topologies=topologies,
+        lawful=bool(topologies) and all(figures.lawful for figures in topologies),
+        targets_met=all(target.met for figures in topologies for target in figures.targets),
     )
+
+
+def _measure(topology: Topology, scenarios: Sequence[Scenario], settings: RecoverySettings) -> TopologyFigures:
+    """One topology. What goes wrong with its server is part of the figures: the others' are not lost with it."""
+    run = _TopologyRun(topology, settings)
+    restart, failure = None, None
+    try:
+        restart = run.to_the_end(scenarios)
+    except HoldfastError as error:
+        failure = str(error)
+        settings.say(f"{topology.name}: {failure}")
+    return figures_of(
+        topology,
+        run.trials,
+        run.usage,
+        restart,
+        server_arguments=server_arguments(topology, *MANY_FAULTS),
+        left_behind=tuple(run.left_behind),
+        failure=failure,
+    )
+
+
+@dataclass
+class _TopologyRun:
+    """One topology's server and what was measured on it so far."""
+
+    topology: Topology
+    settings: RecoverySettings
+    trials: list[Trial] = field(default_factory=list)
+    usage: list[SessionUsage] = field(default_factory=list)
+    left_behind: list[str] = field(default_factory=list)
+    _segments: set[str] = field(default_factory=set)
+    _references: dict[LoadKind, Reference] = field(default_factory=dict)
+
+    def to_the_end(self, scenarios: Sequence[Scenario]) -> Restart:
+        """Start, break, restart, end. Raises `HoldfastError` where the server does not play along."""
+        log = self.settings.logs / f"recovery-{self.topology.name}.log"
+        self.say("starting the server")
+        server = Server(server_spec(self.topology, log, *MANY_FAULTS)).start()
+        try:
+            self.say(f"ready after {server.start_s:.1f} s")
+            asyncio.run(self._run_trials(server, scenarios))
+            self.say("restarting the server, for comparison")
+            server, restart = measure_restart(server)
+        finally:
+            server.stop()
+            self.left_behind += [f"process {pid}" for pid in server.orphans()]
+            self.left_behind += sorted(segment for segment in self._segments if still_shared(segment))
+        return restart
+
+    def say(self, text: str) -> None:
+        self.settings.say(f"{self.topology.name}: {text}")
+
+    async def _run_trials(self, server: Server, scenarios: Sequence[Scenario]) -> None:
+        """Every scenario, round after round, and what the server held between the rounds."""
+        await self._load(server, LoadKind.LONG_PROMPTS, tokens=8).run()  # warm-up
+        async with Control(server.url) as control:
+            await self._reference(server, control, LoadKind.SHORT_PROMPTS)
+            self.usage.append(session_usage(server.pid))
+            for scenarios_of_round in self.settings.rounds(scenarios):
+                for scenario in scenarios_of_round:
+                    await self._run_scenario(server, control, scenario)
+                self.usage.append(session_usage(server.pid))
+                self._segments |= session_segments(server.pid)
+
+    async def _run_scenario(self, server: Server, control: Control, scenario: Scenario) -> None:
+        if server.exit_code is not None:
+            raise server.failure(f"the server ended with exit code {server.exit_code}")
+        reference = await self._reference(server, control, scenario.load)
+        load, injection = self._load(server, scenario.load), scenario.injection(self.settings.tokens)
+        outcome = await run_faulted(load, control, reference, injection, self.topology)
+        self.trials.append(trial_of(self.topology, scenario, self.settings.tokens, outcome))
+        self.say(_in_words(self.trials[-1]))
+
+    def _load(self, server: Server, kind: LoadKind, *, tokens: int | None = None) -> Load:
+        streams, tokens = self.settings.streams, tokens or self.settings.tokens
+        return Load(server.url, make_load(kind, streams=streams, tokens=tokens, engines=self.topology.engines))
+
+    async def _reference(self, server: Server, control: Control, kind: LoadKind) -> Reference:
+        """The fault-free run of a load; in a soak always the first one.
+
+        Damage that stays would change the runs before and after a later fault alike: each is held against the first.
+        """
+        first = self._references.get(kind)
+        if first is not None and self.settings.seed is not None:
+            return first
+        reference = await run_reference(self._load(server, kind), control)
+        if first is None:
+            return self._references.setdefault(kind, reference)
+        damage = compare_runs(first.histories, reference.histories).reasons
+        return Reference(reference.histories, (*reference.problems, *(f"without a fault, {one}" for one in damage)))
 
 
 def _in_words(trial: Trial) -> str:
+    what = f"{trial.scenario}, {trial.place}, after {trial.after_steps}"
     if trial.interruption_max_s is None or trial.interruption_median_s is None:
-        return f"{trial.scenario}: {'; '.join(trial.problems[:3]) or 'no stream was interrupted'}"
+        return f"{what}: {'; '.join(trial.problems[:3]) or 'no stream was interrupted'}"
     told = f"median {trial.interruption_median_s * 1000:.0f} ms, max {trial.interruption_max_s * 1000:.0f} ms"
     lag = f" (this client itself came up to {trial.client_lag_s * 1000:.0f} ms late)"
     late = lag if trial.client_lag_s > trial.interruption_max_s / 2 else ""
-    return f"{trial.scenario}: {told}{late}, {'; '.join(trial.problems[:3]) or 'exact'}"
-
-
-def _document(
-    machine: Machine,
-    settings: RecoverySettings,
-    prompt: bool,
-    trials: Sequence[Trial],
-    usage: Sequence[SessionUsage],
-    restart: Restart,
-) -> RecoveryDocument:
-    waits = [wait for trial in trials for wait in trial.interruptions_s]
-    median_s, max_s = (spread_of(waits).median, max(waits)) if waits else (None, None)
-    return RecoveryDocument(
-        benchmark="recovery",
-        version=1,
-        machine=machine,
-        streams=settings.streams,
-        tokens_per_stream=settings.tokens,
-        server_arguments=_ARGUMENTS,
-        client_scheduled_at_once=prompt,
-        trials=tuple(trials),
-        usage=tuple(usage),
-        restart=restart,
-        restart_total_s=restart.total_s,
-        interruption_median_s=median_s,
-        interruption_max_s=max_s,
-        lost_tokens=sum(trial.lost_tokens for trial in trials),
-        repeated_tokens=sum(trial.repeated_tokens for trial in trials),
-        changed_tokens=sum(trial.changed_tokens for trial in trials),
-        restart_to_median_interruption=restart.total_s / median_s if median_s else None,
-        restart_to_max_interruption=restart.total_s / max_s if max_s else None,
-        lawful=bool(trials) and not any(trial.problems for trial in trials),
-    )
+    return f"{what}: {told}{late}, {'; '.join(trial.problems[:3]) or 'exact'}"

@@ -26,6 +26,15 @@ class Topology:
     def ranks(self) -> int:
         return self.engines * self.ranks_per_engine
 
+    @property
+    def places(self) -> list[tuple[int, int]]:
+        """Engine and rank within it, of every rank."""
+        return [(engine, rank) for engine in range(self.engines) for rank in range(self.ranks_per_engine)]
+
+    def lockstep_group(self, engine_id: int) -> frozenset[int]:
+        """The engines that pause when one does."""
+        return frozenset(range(self.engines)) if self.lockstep else frozenset({engine_id})
+
 
 _DP2 = ("--data-parallel-size", "2")
 

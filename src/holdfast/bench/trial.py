@@ -6,11 +6,20 @@ Shared by the demo and the recovery benchmark. `judge` is pure; the rest talks t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from holdfast.chaos.checker import RunVerdict, compare_runs, interruption_s, longest_gap_s
-from holdfast.chaos.control import FAULT, RECOVERED, Control, ControlFailed, monotonic_of
+from holdfast.bench.incident import Events, Window, blast_radius, misreported, window_of
+from holdfast.bench.topologies import Topology
+from holdfast.chaos.checker import (
+    RunVerdict,
+    compare_runs,
+    gaps_touching_s,
+    interruption_s,
+    longest_gap_s,
+    percentile,
+)
+from holdfast.chaos.control import FAULT, RECOVERED, Control, ControlFailed
 from holdfast.chaos.history import History
 from holdfast.chaos.streams import Load
 from holdfast.core.injection import InjectionSpec
@@ -19,8 +28,33 @@ RECOVERY_TIMEOUT_S = 10.0  # after the load has ended
 
 
 @dataclass(frozen=True)
+class Reference:
+    """A fault-free run, and what was wrong with it."""
+
+    histories: Sequence[History]
+    problems: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """What streams felt whose engine shares no collective with the faulty one. Seconds between two tokens."""
+
+    streams: int
+    longest_gap_s: float  # of those that touch the time from the fault to the end of the recovery
+    fault_free_p999_s: float  # the same streams without a fault: 99.9 % of the gaps were not longer
+    fault_free_longest_gap_s: float
+
+    @property
+    def undisturbed(self) -> bool:
+        return self.longest_gap_s <= self.fault_free_p999_s
+
+
+@dataclass(frozen=True)
 class Outcome:
-    """What a faulted run did to its clients. Seconds; `interruptions_s` by answer, None for one that had ended."""
+    """What a faulted run did to its clients. Seconds; `interruptions_s` by answer, None for one that was not touched.
+
+    Not touched is an answer that had ended before, or whose engine went on.
+    """
 
     verdict: RunVerdict
     interruptions_s: Mapping[str, float | None]
@@ -28,6 +62,8 @@ class Outcome:
     client_lag_s: float
     events: tuple[Mapping[str, Any], ...]
     problems: tuple[str, ...]
+    neighbours: Neighbours | None = None
+    engines: Mapping[str, int | None] = field(default_factory=dict)  # by answer, where it was pinned to one
 
     @property
     def lawful(self) -> bool:
@@ -37,64 +73,72 @@ class Outcome:
         return [wait for wait in self.interruptions_s.values() if wait is not None]
 
 
-@dataclass(frozen=True)
-class Window:
-    """From the first fault's report to the end of the last recovery, on this process's monotonic clock."""
-
-    fault_s: float
-    recovered_s: float
-
-
-def window_of(events: Sequence[Mapping[str, Any]]) -> Window | None:
-    """The window that some events span; None before a fault was reported."""
-    faults = [event["at"] for event in events if event["kind"] == FAULT]
-    if not faults:
-        return None
-    ends = [event["at"] for event in events if event["kind"] == RECOVERED]
-    return Window(monotonic_of(min(faults)), monotonic_of(max(ends)) if ends else float("inf"))
-
-
-def judge(
-    reference: Sequence[History], load: Load, events: Sequence[Mapping[str, Any]], problems: Sequence[str]
-) -> Outcome:
+def judge(reference: Sequence[History], load: Load, events: Events, problems: Sequence[str]) -> Outcome:
     """Everything that a trial showed, with every law that was broken; `problems` are those known already."""
     verdict, window = compare_runs(reference, load.histories), window_of(events)
     return Outcome(
         verdict=verdict,
-        interruptions_s=_interruptions(reference, load.histories, window),
+        interruptions_s=_interruptions(reference, load.histories, events),
         reference_gap_s=max((longest_gap_s(one) for one in reference), default=0.0),
         client_lag_s=load.longest_lag_s(window.fault_s, window.recovered_s) if window else 0.0,
         events=tuple(events),
         problems=(*problems, *verdict.reasons, *_missing_events(events)),
+        neighbours=_neighbours(reference, load.histories, events),
+        engines={one.name: one.engine_id for one in load.histories},
     )
 
 
-def _interruptions(
-    reference: Sequence[History], observed: Sequence[History], window: Window | None
-) -> dict[str, float | None]:
+Waits = dict[str, float | None]
+
+
+def _interruptions(reference: Sequence[History], observed: Sequence[History], events: Events) -> Waits:
     twins = {one.name: one for one in reference}
     return {
-        one.name: interruption_s(twins.get(one.name, one), one, window.fault_s, window.recovered_s) if window else None
-        for one in observed
+        one.name: _interruption(twins.get(one.name, one), one, window_of(events, one.engine_id)) for one in observed
     }
 
 
-def _missing_events(events: Sequence[Mapping[str, Any]]) -> list[str]:
+def _interruption(reference: History, observed: History, window: Window | None) -> float | None:
+    return interruption_s(reference, observed, window.fault_s, window.recovered_s) if window else None
+
+
+def _neighbours(reference: Sequence[History], observed: Sequence[History], events: Events) -> Neighbours | None:
+    """None where every stream's engine was touched, or no other stream ran at that time."""
+    window = window_of(events)
+    spared = [one for one in observed if one.engine_id is not None and window_of(events, one.engine_id) is None]
+    gaps = [gap for one in spared for gap in _gaps_in(window, one)] if window else []
+    if not gaps:
+        return None
+    names = {one.name for one in spared}
+    usual = sorted(gap for one in reference if one.name in names for gap in one.gaps_s())
+    return Neighbours(
+        streams=len(spared),
+        longest_gap_s=max(gaps),
+        fault_free_p999_s=percentile(usual, 0.999) if usual else 0.0,
+        fault_free_longest_gap_s=usual[-1] if usual else 0.0,
+    )
+
+
+def _gaps_in(window: Window, history: History) -> list[float]:
+    return gaps_touching_s(history, window.fault_s, window.recovered_s)
+
+
+def _missing_events(events: Events) -> list[str]:
     kinds = {event["kind"] for event in events}
     wanted = ((FAULT, "no fault was reported"), (RECOVERED, "no recovery was reported"))
     return [problem for kind, problem in wanted if kind not in kinds]
 
 
-async def run_reference(load: Load, control: Control) -> tuple[list[History], list[str]]:
+async def run_reference(load: Load, control: Control) -> Reference:
     """The fault-free run, and what was wrong with it: a fault from before that came late would spoil it."""
     before = await control.last_sequence()
     histories = await load.run()
     spoilt = any(event["kind"] == FAULT for event in await control.events(before))
-    return histories, ["a fault came in the fault-free run"] if spoilt else []
+    return Reference(histories, ("a fault came in the fault-free run",) if spoilt else ())
 
 
 async def run_faulted(
-    load: Load, control: Control, reference: Sequence[History], injection: InjectionSpec, problems: Sequence[str] = ()
+    load: Load, control: Control, reference: Reference, injection: InjectionSpec, topology: Topology
 ) -> Outcome:
     """Arm a fault, run the load into it, and judge.
 
@@ -105,7 +149,11 @@ async def run_faulted(
     await control.inject(injection)
     await load.run()
     events, unwell = await _aftermath(control, before, injection.times)
-    return judge(reference, load, events, [*problems, *([unwell] if unwell else [])])
+    problems = [*reference.problems, *([unwell] if unwell else [])]
+    if any(event["kind"] == FAULT for event in events):
+        problems += misreported(events, injection)
+        problems += blast_radius(events, topology.lockstep_group(injection.engine_id))
+    return judge(reference.histories, load, events, problems)
 
 
 async def _aftermath(control: Control, before: int, faults: int) -> tuple[list[dict[str, Any]], str | None]:

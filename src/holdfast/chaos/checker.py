@@ -162,9 +162,13 @@ def interruption_s(reference: History, observed: History, fault_s: float, recove
     if arrivals[0] > fault_s:
         stood_still_s = min(end_s, arrivals[0]) - max(fault_s, observed.sent_s)
         return max(first_token_delay_s(observed) - first_token_delay_s(reference), stood_still_s, 0.0)
-    waits = itertools.pairwise(arrivals)
-    touching = [after - before for before, after in waits if after > fault_s and before <= end_s]
-    return max(touching, default=None)
+    return max(gaps_touching_s(observed, fault_s, end_s), default=None)
+
+
+def gaps_touching_s(history: History, begin_s: float, end_s: float) -> list[float]:
+    """Waits between two successive tokens that end after `begin_s` and begin no later than `end_s`."""
+    waits = itertools.pairwise(history.arrivals_s)
+    return [after - before for before, after in waits if after > begin_s and before <= end_s]
 
 
 def first_token_delay_s(history: History) -> float:
@@ -179,7 +183,7 @@ def longest_gap_s(history: History) -> float:
 
 @dataclass(frozen=True)
 class Spread:
-    """Median and bounds of some measurements."""
+    """Median, bounds and quartiles of some measurements."""
 
     median: float
     minimum: float
@@ -198,3 +202,9 @@ def spread_of(values: Sequence[float]) -> Spread:
         return Spread(*[values[0]] * 5)
     low, median, high = statistics.quantiles(values, n=4, method="inclusive")
     return Spread(median, min(values), max(values), low, high)
+
+
+def percentile(ordered: Sequence[float], share: float) -> float:
+    """The smallest value that at least `share` of the ordered values do not exceed."""
+    rank = max(0, -int(-share * len(ordered) // 1) - 1)
+    return ordered[min(rank, len(ordered) - 1)]

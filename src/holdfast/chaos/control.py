@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import httpx
@@ -15,6 +16,10 @@ from holdfast.core.injection import InjectionSpec
 RECOVERED = "engine-recovered"
 FAULT = "fault-reported"
 ARMED = "fault-armed"
+PAUSED = "engine-paused"
+RECOVERY_STARTED = "recovery-started"
+ATTACHED = "engine-attached"
+HEALTHY = "healthy"
 
 
 class ControlFailed(WorldError):
@@ -61,12 +66,14 @@ class Control:
         return max((event["sequence"] for event in await self.events()), default=0)
 
     async def wait_recovered(self, after: int, *, faults: int = 1, timeout_s: float = 30.0) -> list[dict[str, Any]]:
-        """Events since `after`, once `faults` recoveries are among them or the time is over."""
+        """Events since `after`, once they tell of `faults` recoveries and of no engine that is not healthy again.
+
+        Returns what there is when the time is over.
+        """
         deadline_s = time.monotonic() + timeout_s
         while True:
             events = await self.events(after)
-            done = sum(event["kind"] == RECOVERED for event in events) >= faults
-            if done or time.monotonic() > deadline_s:
+            if is_over(events, faults) or time.monotonic() > deadline_s:
                 return events
             await asyncio.sleep(0.05)
 
@@ -79,6 +86,16 @@ class Control:
         status = await self._call_well("GET", "/fault_tolerance/status")
         ill = [str(engine["id"]) for engine in status["engines"] if engine["status"] != "healthy"]
         return f"not healthy: engine {', '.join(ill)}" if ill else None
+
+
+def is_over(events: Sequence[Mapping[str, Any]], faults: int = 1) -> bool:
+    """Whether `faults` recoveries are told and every engine was healthy when last heard of.
+
+    The engines of a lockstep group recover one by one: the first of them is not the end.
+    """
+    latest = {event["engine_id"]: event["state"] for event in events}
+    recoveries = sum(event["kind"] == RECOVERED for event in events)
+    return recoveries >= faults and all(state == HEALTHY for state in latest.values())
 
 
 def monotonic_of(wall_s: float) -> float:

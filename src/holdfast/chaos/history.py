@@ -11,7 +11,10 @@ from dataclasses import dataclass, field
 
 @dataclass
 class History:
-    """One answer as it grows; `name` is the request's, with the choice's index when it has several."""
+    """One answer as it grows; `name` is the request's, with the choice's index when it has several.
+
+    `engine_id` is the engine that it was sent to, none where the server chose.
+    """
 
     name: str
     sent_s: float
@@ -21,6 +24,7 @@ class History:
     text: str = ""
     finish_reason: str | None = None
     error: str | None = None
+    engine_id: int | None = None
 
     @property
     def finished(self) -> bool:

@@ -14,12 +14,16 @@ _PROC = Path("/proc")
 
 @dataclass(frozen=True)
 class SessionUsage:
-    """What the living processes of a session hold: processor seconds used, resident bytes, files and threads."""
+    """What the living processes of a session hold: processor seconds used, resident bytes, files and threads.
+
+    `shared_segments` are what of `/dev/shm` they have mapped, deleted or not.
+    """
 
     cpu_s: float
     resident_bytes: int
     files: int
     threads: int
+    shared_segments: int = 0
 
 
 def session_members(session_id: int) -> list[int]:
@@ -36,7 +40,30 @@ def session_usage(session_id: int) -> SessionUsage:
         resident_bytes=sum(int(fields[21]) for _, fields in rows) * page,
         files=sum(_open_files(pid) for pid, _ in rows),
         threads=sum(int(fields[17]) for _, fields in rows),
+        shared_segments=len(session_segments(session_id)),
     )
+
+
+def session_segments(session_id: int) -> set[str]:
+    """What of `/dev/shm` a session's processes have mapped, as inode and path: a name may be used again."""
+    return {segment for pid in session_members(session_id) for segment in _segments(pid)}
+
+
+def still_shared(segment: str) -> bool:
+    """Whether a segment, as `session_segments` names it, is still there."""
+    inode, _, path = segment.partition(" ")
+    try:
+        return os.stat(path).st_ino == int(inode)
+    except OSError:
+        return False
+
+
+def _segments(pid: int) -> set[str]:
+    try:
+        lines = (_PROC / str(pid) / "maps").read_text(errors="replace").splitlines()
+    except OSError:  # gone, or not ours
+        return set()
+    return {" ".join(line.split()[4:6]) for line in lines if " /dev/shm/" in line}
 
 
 def _table() -> list[tuple[int, list[str]]]:

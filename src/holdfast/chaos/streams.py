@@ -12,13 +12,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from holdfast.chaos.history import History
+from holdfast.core.errors import WorldError
 
 MODEL_NAME = "holdfast-small"
+RANK_HEADER = "X-data-parallel-rank"  # read by the host
 
 
 @dataclass(frozen=True)
 class StreamSpec:
-    """One request. `cache_salt` separates its prefix-cache entries from those of other runs."""
+    """One request. `cache_salt` separates its prefix-cache entries from those of other runs.
+
+    `data_parallel_rank` pins it to one engine; without it the host balances.
+    """
 
     name: str
     prompt: str
@@ -35,6 +40,7 @@ class StreamSpec:
     json_schema: Mapping[str, Any] | None = None
     ignore_eos: bool = True
     cache_salt: str | None = None
+    data_parallel_rank: int | None = None
 
     def request(self, model: str) -> dict[str, Any]:
         """Arguments for the client's `completions.create`."""
@@ -51,6 +57,7 @@ class StreamSpec:
             "logprobs": self.logprobs,
             "stop": list(self.stop) or None,
             "extra_body": self._host_fields(),
+            "extra_headers": {} if self.data_parallel_rank is None else {RANK_HEADER: str(self.data_parallel_rank)},
         }
 
     def _host_fields(self) -> dict[str, Any]:
@@ -88,7 +95,7 @@ class Load:
         self._specs = tuple(specs)
         self.lags: list[tuple[float, float]] = []
         now_s = time.monotonic()
-        self._by_spec = [[History(name, now_s) for name in spec.history_names()] for spec in self._specs]
+        self._by_spec = [_histories_of(spec, now_s) for spec in self._specs]
 
     @property
     def tokens(self) -> int:
@@ -143,6 +150,10 @@ class Load:
                 _record(group[choice.index], choice, now_s)
 
 
+def _histories_of(spec: StreamSpec, now_s: float) -> list[History]:
+    return [History(name, now_s, engine_id=spec.data_parallel_rank) for name in spec.history_names()]
+
+
 def _record(history: History, choice: Any, now_s: float) -> None:
     history.add(list(getattr(choice, "token_ids", None) or ()), choice.text, now_s)
     if choice.logprobs is not None:
@@ -158,9 +169,9 @@ def _fail(group: Iterable[History], error: str) -> None:
 
 
 async def first_token_s(url: str, *, model: str = MODEL_NAME, timeout_s: float = 60.0) -> float:
-    """Send one request and return when its first token came (monotonic seconds); raises RuntimeError without one."""
+    """Send one request and return when its first token came (monotonic seconds); raises `WorldError` without one."""
     spec = StreamSpec("first-token", "The first word", max_tokens=1)
     [history] = await Load(url, [spec], model=model, timeout_s=timeout_s).run()
     if not history.arrivals_s:
-        raise RuntimeError(f"the server answered without a token: {history.error}")
+        raise WorldError(f"the server answered without a token: {history.error}")
     return history.arrivals_s[0]

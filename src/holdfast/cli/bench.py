@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import statistics
+import random
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,26 +10,25 @@ from typing import Annotated, TypeVar
 
 import msgspec
 import typer
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 
+from holdfast.bench.figures import RecoveryDocument
 from holdfast.bench.overhead import OverheadDocument, OverheadSettings, measure_overhead
-from holdfast.bench.recovery import RecoveryDocument, RecoverySettings, Trial, choose_scenarios, measure_recovery
-from holdfast.chaos.model import default_model_folder, make_dense_model
+from holdfast.bench.recovery import RecoverySettings, measure_recovery
+from holdfast.bench.scenarios import Chosen, choose_scenarios, random_scenarios
+from holdfast.bench.servers import make_model
+from holdfast.bench.topologies import ONE, Topology
+from holdfast.chaos.model import default_model_folder
+from holdfast.cli.bench_tables import overhead_report, recovery_report
 from holdfast.cli.interrupting import ending_like_ctrl_c
+from holdfast.cli.topology_options import Topologies
 from holdfast.core.errors import HoldfastError
 
 Document = TypeVar("Document", RecoveryDocument, OverheadDocument)
 
-_METRIC_NAMES = {
-    "tokens_per_s": "tokens/s",
-    "inter_token_p50_ms": "token gap p50, ms",
-    "inter_token_p99_ms": "token gap p99, ms",
-    "server_cpu_ms_per_token": "server CPU ms/token",
-}
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
+TABLE_COLUMNS = 100
 
 app = typer.Typer(
     help="Measure recovery and overhead.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
@@ -42,26 +41,41 @@ Tokens = Annotated[int, typer.Option(min=20, max=1000, help="Tokens per stream."
 
 
 @app.command()
-def recovery(
+def recovery(  # noqa: PLR0913, PLR0917 - one parameter per option
+    topology: Topologies = None,
     scenario: Annotated[list[str] | None, typer.Option(help="Only scenarios with this word or phase.")] = None,
     repeat: Annotated[int, typer.Option(min=1, help="How often every scenario runs.")] = 1,
+    soak: Annotated[int, typer.Option(min=0, help="Instead: so many random faults, one after another.")] = 0,
+    seed: Annotated[int | None, typer.Option(help="Draws the soak's faults; by default a new one, printed.")] = None,
     streams: Streams = 8,
     tokens: Tokens = 200,
     as_json: Json = False,
     output: Output = None,
 ) -> None:
     """What an exception at each phase of a step costs the clients, beside a full restart of the same server."""
+    if soak and scenario:
+        raise typer.BadParameter("a soak draws its own faults", param_hint="--scenario")
+    if seed is not None and not soak:
+        raise typer.BadParameter("it draws a soak's faults: give --soak as well", param_hint="--seed")
+    topologies = tuple(dict.fromkeys(topology or [ONE]))
+    drawn = (seed if seed is not None else random.randrange(1_000_000)) if soak else None
+    chosen = _choose(topologies, scenario or []) if drawn is None else _draw(topologies, soak, drawn)
+    settings = RecoverySettings(chosen, _logs(), repeat, streams, tokens, drawn, _say)
+    document = _measure(lambda: measure_recovery(settings))
+    _publish(document, as_json, output, recovery_report)
+    raise typer.Exit(0 if document.lawful else 1)
+
+
+def _choose(topologies: Sequence[Topology], words: Sequence[str]) -> Chosen:
     try:
-        scenarios = choose_scenarios(scenario or [])
+        return choose_scenarios(topologies, words)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--scenario") from None
-    document = _measure(
-        lambda model: measure_recovery(
-            RecoverySettings(model, _logs() / "recovery.log", scenarios, repeat, streams, tokens, _say)
-        )
-    )
-    _publish(document, as_json, output, _recovery_report)
-    raise typer.Exit(0 if document.lawful else 1)
+
+
+def _draw(topologies: Sequence[Topology], count: int, seed: int) -> Chosen:
+    _say(f"drawing {count} faults per topology; again with --seed {seed}")
+    return tuple((topology, random_scenarios(topology, count, seed)) for topology in topologies)
 
 
 @app.command()
@@ -73,16 +87,18 @@ def overhead(
     output: Output = None,
 ) -> None:
     """What holdfast costs while nothing fails: the same load with holdfast off and on."""
-    document = _measure(lambda model: measure_overhead(OverheadSettings(model, _logs(), pairs, streams, tokens, _say)))
-    _publish(document, as_json, output, _overhead_report)
+    document = _measure(
+        lambda: measure_overhead(OverheadSettings(make_model(ONE), _logs(), pairs, streams, tokens, _say))
+    )
+    _publish(document, as_json, output, overhead_report)
     raise typer.Exit(1 if document.problems else 0)
 
 
-def _measure(measure: Callable[[Path], Document]) -> Document:
-    """Make the model and measure; an error becomes one message and an exit code."""
+def _measure(measure: Callable[[], Document]) -> Document:
+    """Measure; an error becomes one message and an exit code."""
     with ending_like_ctrl_c():
         try:
-            return measure(make_dense_model(default_model_folder()))
+            return measure()
         except HoldfastError as error:
             typer.echo(f"holdfast bench: {error}", err=True)
             raise typer.Exit(EXIT_USAGE) from None
@@ -109,67 +125,10 @@ def _publish(
     if as_json:
         sys.stdout.write(text)
     else:
-        report(document, Console())
+        report(document, _console())
 
 
-def _recovery_report(document: RecoveryDocument, console: Console) -> None:
-    table = Table(
-        title="Exceptions on a running server",
-        title_justify="left",
-        box=SIMPLE_HEAD,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-    )
-    for heading in ("exception", "runs", "median", "max", "lost", "twice", "changed", "exact"):
-        table.add_column(heading, justify="left" if heading == "exception" else "right", no_wrap=True)
-    for name in dict.fromkeys(trial.scenario for trial in document.trials):
-        table.add_row(name, *_scenario_cells([trial for trial in document.trials if trial.scenario == name]))
-    console.print(table)
-    for trial in document.trials:
-        for problem in trial.problems:
-            console.print(f"{trial.scenario}: {problem}", markup=False)
-    restart = document.restart
-    console.print(
-        f"Full restart of the same server: {document.restart_total_s:.1f} s (stop {restart.stop_s:.1f}, "
-        f"start {restart.start_s:.1f}, first token {restart.first_token_s:.2f}); every answer would be lost."
-    )
-    if document.restart_to_median_interruption and document.restart_to_max_interruption:
-        console.print(
-            f"Interruption: {document.restart_to_median_interruption:.0f} times shorter in the median, "
-            f"{document.restart_to_max_interruption:.0f} times in the worst stream."
-        )
-
-
-def _scenario_cells(trials: Sequence[Trial]) -> list[str]:
-    """One scenario over its repetitions."""
-    waits = [wait for trial in trials for wait in trial.interruptions_s]
-    counts = (
-        sum(trial.lost_tokens for trial in trials),
-        sum(trial.repeated_tokens for trial in trials),
-        sum(trial.changed_tokens for trial in trials),
-    )
-    return [
-        str(len(trials)),
-        _milliseconds(statistics.median(waits) if waits else None),
-        _milliseconds(max(waits, default=None)),
-        *map(str, counts),
-        "NO" if any(trial.problems for trial in trials) else "yes",
-    ]
-
-
-def _overhead_report(document: OverheadDocument, console: Console) -> None:
-    table = Table(
-        title=f"Holdfast on / off, {len(document.pairs)} interleaved pairs", title_justify="left", box=SIMPLE_HEAD
-    )
-    for heading in ("", "off", "on", "on/off", "quartiles", "min", "max"):
-        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
-    for ratio in document.ratios:
-        quartiles = f"{ratio.quartile_low:.3f}–{ratio.quartile_high:.3f}"
-        figures = (f"{ratio.off_median:.4g}", f"{ratio.on_median:.4g}", f"{ratio.median:.3f}", quartiles)
-        table.add_row(_METRIC_NAMES[ratio.metric], *figures, f"{ratio.minimum:.3f}", f"{ratio.maximum:.3f}")
-    console.print(table)
-    console.print("The answers are equal, token by token." if not document.problems else "\n".join(document.problems))
-
-
-def _milliseconds(seconds: float | None) -> str:
-    return "–" if seconds is None else f"{seconds * 1000:.0f} ms"
+def _console() -> Console:
+    """Wide enough for the tables where it is no terminal: a file or a pipe has no width of its own."""
+    console = Console()
+    return console if console.is_terminal else Console(width=TABLE_COLUMNS)

@@ -14,38 +14,54 @@ from typing import Annotated
 import typer
 
 from holdfast.bench.instrument import precise_client
-from holdfast.bench.loads import SERVER_ARGUMENTS, LoadKind, make_load
+from holdfast.bench.loads import LoadKind, make_load
 from holdfast.bench.restart import measure_restart
+from holdfast.bench.scenarios import passages
+from holdfast.bench.servers import make_model, server_spec
+from holdfast.bench.topologies import ONE, Topology
 from holdfast.bench.trial import Outcome, run_faulted, run_reference
 from holdfast.chaos.control import Control
-from holdfast.chaos.model import default_model_folder, make_dense_model
-from holdfast.chaos.server import Server, ServerSpec, log_tail
+from holdfast.chaos.model import default_model_folder
+from holdfast.chaos.server import Server, log_tail
 from holdfast.chaos.streams import Load
 from holdfast.cli.demo_view import View, make_view
 from holdfast.cli.interrupting import ending_like_ctrl_c
+from holdfast.cli.topology_options import OneTopology, choose_place
 from holdfast.core.errors import HoldfastError
 from holdfast.core.faults import Phase
 from holdfast.core.injection import InjectionSpec
 
 EXIT_BROKEN, EXIT_CANNOT_RUN, EXIT_INTERRUPTED = 1, 2, 130
-_ARGUMENTS = (*SERVER_ARGUMENTS, "--enable-fault-injection", "--external-fault-notify-port", "0")
 
 
 @dataclass(frozen=True)
 class DemoOptions:
     """What the demo shows."""
 
+    topology: Topology
+    injection: InjectionSpec
     streams: int
     tokens: int
-    phase: Phase
-    model: Path
     log: Path
 
+    @property
+    def place(self) -> str:
+        """Where the exception is raised, in words."""
+        fault, topology = self.injection, self.topology
+        engine = f" of engine {fault.engine_id}" if topology.engines > 1 else ""
+        rank = f" in rank {fault.rank}" if topology.ranks_per_engine > 1 and fault.phase.in_worker else ""
+        return f"'{fault.phase}'{rank}{engine}"
+
     def load(self, server: Server) -> Load:
-        return Load(server.url, make_load(LoadKind.SHORT_PROMPTS, streams=self.streams, tokens=self.tokens))
+        engines = self.topology.engines
+        specs = make_load(LoadKind.SHORT_PROMPTS, streams=self.streams, tokens=self.tokens, engines=engines)
+        return Load(server.url, specs)
 
 
 def demo(
+    topology: OneTopology = ONE,
+    engine: Annotated[int | None, typer.Option(min=0, help="Engine to hurt; by default the last.")] = None,
+    rank: Annotated[int | None, typer.Option(min=0, help="Rank of it to hurt; by default the last.")] = None,
     streams: Annotated[int, typer.Option(min=1, max=16, help="Concurrent answers.")] = 8,
     tokens: Annotated[int, typer.Option(min=40, max=1500, help="Tokens per answer.")] = 400,
     phase: Annotated[Phase, typer.Option(help="Where in a step the exception is raised.")] = Phase.FORWARD,
@@ -54,8 +70,11 @@ def demo(
     if importlib.util.find_spec("openai") is None:
         typer.echo("holdfast demo needs the openai client: pip install 'holdfast[demo]'", err=True)
         raise typer.Exit(EXIT_CANNOT_RUN)
-    folder = default_model_folder()
-    options = DemoOptions(streams, tokens, phase, folder, folder.parent / "logs" / "demo.log")
+    engine_id, its_rank = choose_place(topology, engine, rank)
+    after = passages(phase, tokens // 3)
+    injection = InjectionSpec(phase=phase, engine_id=engine_id, rank=its_rank, after_steps=after)
+    log = default_model_folder().parent / "logs" / f"demo-{topology.name}.log"
+    options = DemoOptions(topology, injection, streams, tokens, log)
     with ending_like_ctrl_c():
         raise typer.Exit(_show(options, make_view()))
 
@@ -78,11 +97,12 @@ def _show(options: DemoOptions, view: View) -> int:
 def _perform(options: DemoOptions, view: View) -> list[str]:
     """The whole demo; returns every law that was broken."""
     with view.waiting("making a small model"):
-        make_dense_model(options.model)
+        make_model(options.topology)
     options.log.unlink(missing_ok=True)
-    server = Server(ServerSpec(model=options.model, log=options.log, arguments=_ARGUMENTS))
+    server = Server(server_spec(options.topology, options.log))
+    flags = " ".join(["--enable-fault-injection", *options.topology.arguments])
     try:
-        with view.waiting("starting vLLM on it: holdfast serve … --enable-fault-injection") as tick:
+        with view.waiting(f"starting vLLM on it: holdfast serve … {flags}") as tick:
             server.start(tick)
         with precise_client():
             outcome = asyncio.run(_stream_twice(options, view, server))
@@ -101,15 +121,14 @@ def _leftovers(server: Server) -> list[str]:
 
 async def _stream_twice(options: DemoOptions, view: View, server: Server) -> Outcome:
     """Once without a fault, as the reference, and once with one in the middle."""
-    injection = InjectionSpec(phase=options.phase, after_steps=options.tokens // 3)
     async with Control(server.url) as control:
         with view.waiting("streaming the answers once without a fault, as the reference"):
-            reference, problems = await run_reference(options.load(server), control)
-        view.say(f"the same again, with an exception at '{options.phase}' after {injection.after_steps} steps")
+            reference = await run_reference(options.load(server), control)
+        view.say(f"the same again, with an exception at {options.place} after {options.injection.after_steps} steps")
         load = options.load(server)
         watching = asyncio.create_task(view.watch(load, control))
         try:
-            outcome = await run_faulted(load, control, reference, injection, problems)
+            outcome = await run_faulted(load, control, reference, options.injection, options.topology)
         finally:
             watching.cancel()
             await asyncio.gather(watching, return_exceptions=True)

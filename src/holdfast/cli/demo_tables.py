@@ -11,8 +11,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from holdfast.bench.incident import Window, noticed_at, paused_s, rebuild_s, window_of
 from holdfast.bench.restart import Restart
-from holdfast.bench.trial import Outcome, Window
+from holdfast.bench.trial import Neighbours, Outcome
 from holdfast.chaos.checker import interruption_s, spread_of
 from holdfast.chaos.control import ARMED, FAULT
 from holdfast.chaos.history import History
@@ -28,14 +29,12 @@ _STYLES = {
 }
 
 
-def screen(
-    histories: Sequence[History], events: Sequence[Mapping[str, Any]], window: Window | None, total: int
-) -> RenderableType:
+def screen(histories: Sequence[History], events: Sequence[Mapping[str, Any]], total: int) -> RenderableType:
     """One picture of a running load: a line per stream of `total` tokens, then what happened."""
     table = _stream_grid()
     now_s = time.monotonic()
     for history in histories:
-        state = _state(history, window)
+        state = _state(history, window_of(events, history.engine_id))
         style = _STYLES.get(state.split()[0], "")
         bar = ProgressBar(total=total, completed=len(history.token_ids), width=16)
         rate = f"{_tokens_per_s(history, now_s):.0f}/s"
@@ -82,39 +81,48 @@ def _last_words(history: History) -> str:
 
 
 def event_lines(events: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Events as people read them, with milliseconds since the fault's report."""
-    begin = next((event["at"] for event in events if event["kind"] == FAULT), None)
-    return [_event_line(event, begin) for event in events if event["kind"] != ARMED]
+    """Events as people read them, with milliseconds since the fault was noticed where it happened."""
+    begin = min((noticed_at(event) for event in events if event["kind"] == FAULT), default=None)
+    several = any(event["engine_id"] for event in events)
+    return [_event_line(event, begin, several) for event in events if event["kind"] != ARMED]
 
 
-def _event_line(event: Mapping[str, Any], begin: float | None) -> str:
+def _event_line(event: Mapping[str, Any], begin: float | None, several: bool) -> str:
     offset = "" if begin is None else f"{(event['at'] - begin) * 1000:+8.1f} ms"
-    return f"{offset:>12}  {event['kind'].replace('-', ' '):<18}  {_event_detail(event)}".rstrip()
+    engine = f"engine {event['engine_id']}  " if several else ""
+    return f"{offset:>12}  {engine}{event['kind'].replace('-', ' '):<18}  {_event_detail(event)}".rstrip()
 
 
 def _event_detail(event: Mapping[str, Any]) -> str:
     if report := event.get("report"):
+        rebuilt = f"rebuilt in {rebuild * 1000:.0f} ms, " if (rebuild := report.get("rebuild_s")) else ""
         return (
-            f"{report.get('requests', 0)} requests rewound, {report.get('kept_blocks', 0)} KV blocks kept, "
+            f"{rebuilt}{report.get('requests', 0)} requests rewound, {report.get('kept_blocks', 0)} KV blocks kept, "
             f"{report.get('evicted_blocks', 0)} evicted, {report.get('tokens_to_recompute', 0)} tokens to redo"
         )
     if fault := event.get("fault"):
+        rank = "" if fault.get("rank") is None else f" in rank {fault['rank']}"
         phase = f" at {fault['phase']}" if fault.get("phase") else ""
-        return f"{fault['error_type']}{phase}: {fault['message']}"
+        return f"{fault['error_type']}{rank}{phase}: {fault['message']}"
     return str(event.get("reason") or "")
+
+
+_RESULTS = ("interruption", "tokens", "equal", "lost", "repeated", "changed")
 
 
 def stream_results(outcome: Outcome) -> Table:
     """What each client felt, and whether its answer is right."""
     table = Table(title="Each answer against the fault-free run", title_justify="left")
-    for heading in ("answer", "interruption", "tokens", "equal", "lost", "repeated", "changed"):
+    several = any(outcome.engines.values())
+    for heading in ("answer", *(["engine"] if several else []), *_RESULTS):
         table.add_column(heading, justify="left" if heading == "answer" else "right")
     for stream in outcome.verdict.streams:
         wait_s = outcome.interruptions_s.get(stream.name)
         wait = "–" if wait_s is None else f"{wait_s * 1000:.0f} ms"
         equal = "yes" if stream.exact else "NO"
         counts = (str(stream.lost), str(stream.repeated), str(stream.changed))
-        table.add_row(stream.name, wait, f"{stream.tokens} of {stream.expected}", equal, *counts)
+        engine = [str(outcome.engines.get(stream.name))] if several else []
+        table.add_row(stream.name, *engine, wait, f"{stream.tokens} of {stream.expected}", equal, *counts)
     return table
 
 
@@ -128,7 +136,26 @@ def comparison(outcome: Outcome, restart: Restart) -> Table:
         table.add_row("with holdfast", felt if outcome.lawful else felt.partition(";")[0])
     else:
         times = "no answer was interrupted"
-    parts = f"stop {restart.stop_s:.1f} s, start {restart.start_s:.1f} s, first token {restart.first_token_s:.2f} s"
-    table.add_row("full restart, same server", f"{restart.total_s:.1f} s ({parts}); every answer lost")
+    if parts := _recovery_parts(outcome):
+        table.add_row("recovery", parts)
+    if outcome.neighbours is not None:
+        table.add_row("the other engine's answers", _neighbours(outcome.neighbours))
+    steps = f"stop {restart.stop_s:.1f} s, start {restart.start_s:.1f} s, first token {restart.first_token_s:.2f} s"
+    table.add_row("full restart, same server", f"{restart.total_s:.1f} s ({steps}); every answer lost")
     table.add_row("ratio", times)
     return table
+
+
+def _recovery_parts(outcome: Outcome) -> str:
+    """How long it took to stand still, and to rebuild what was broken."""
+    stood, rebuilt = paused_s(outcome.events), rebuild_s(outcome.events)
+    told = [] if stood is None else [f"every rank stood still after {stood * 1000:.0f} ms"]
+    return ", ".join([*told, *([f"collectives rebuilt in {rebuilt * 1000:.0f} ms"] if rebuilt else [])])
+
+
+def _neighbours(neighbours: Neighbours) -> str:
+    return (
+        f"longest gap between two tokens meanwhile {neighbours.longest_gap_s * 1000:.0f} ms; without a fault "
+        f"99.9 % within {neighbours.fault_free_p999_s * 1000:.0f} ms, "
+        f"longest {neighbours.fault_free_longest_gap_s * 1000:.0f} ms"
+    )

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.live import Live
 
 from holdfast.bench.restart import Restart
-from holdfast.bench.trial import Outcome, Window, window_of
+from holdfast.bench.trial import Outcome
 from holdfast.chaos.control import Control
 from holdfast.chaos.history import History
 from holdfast.chaos.streams import Load
@@ -105,14 +105,10 @@ class TerminalView(PlainView):
         with Live(console=self.console, auto_refresh=False, transient=True) as live:
             while True:
                 events = [*await control.events(before)] or events
-                live.update(screen(load.histories, events, _window(events), load.tokens), refresh=True)
+                live.update(screen(load.histories, events, load.tokens), refresh=True)
                 await asyncio.sleep(REDRAW_S)
 
     def aftermath(self, histories: Sequence[History], outcome: Outcome) -> None:
         """The last picture stays on the screen."""
         total = max(len(history.token_ids) for history in histories)
-        self.console.print(screen(histories, outcome.events, _window(outcome.events), max(total, 1)))
-
-
-def _window(events: Sequence[Mapping[str, Any]]) -> Window | None:
-    return window_of(events) if events else None
+        self.console.print(screen(histories, outcome.events, max(total, 1)))

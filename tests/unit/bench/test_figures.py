@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import msgspec
 import pytest
 
+from holdfast.bench.figures import Trial, figures_of, stretch_of, trial_of
 from holdfast.bench.loads import LoadKind, make_load
 from holdfast.bench.machine import describe_machine
-from holdfast.bench.overhead import Burst, Pair, burst_of, percentile, ratio_of
-from holdfast.bench.recovery import SCENARIOS, choose_scenarios
+from holdfast.bench.overhead import Burst, Pair, burst_of, ratio_of
+from holdfast.bench.recovery import RecoverySettings
 from holdfast.bench.restart import Restart
+from holdfast.bench.scenarios import Scenario, random_scenarios
+from holdfast.bench.topologies import DP2, MOE_EP, TP2
+from holdfast.bench.trial import Neighbours, Outcome
+from holdfast.chaos.checker import compare_runs, percentile
 from holdfast.chaos.history import History
 from holdfast.core.faults import Phase
+from support.incidents import event, fault
 
 
 def test_a_burst_counts_from_the_first_request_to_the_last_token() -> None:
@@ -42,24 +51,6 @@ def test_ratios_are_taken_pair_by_pair() -> None:
     assert (ratio.median, ratio.minimum, ratio.maximum) == pytest.approx((0.99, 0.99, 0.99))
 
 
-def test_every_phase_of_a_step_has_a_scenario() -> None:
-    """No phase is left out but the one inside a recovery."""
-    assert {scenario.phase for scenario in SCENARIOS} == set(Phase) - {Phase.RECOVERY}
-
-
-def test_scenarios_are_chosen_by_word_or_phase() -> None:
-    """A word of the name or the whole phase choose; none chooses all."""
-    assert choose_scenarios([]) == SCENARIOS
-    assert [one.name for one in choose_scenarios(["chunked"])] == ["chunked prefill"]
-    assert all(one.phase is Phase.SAMPLE_END for one in choose_scenarios(["sample-end"]))
-
-
-def test_a_word_in_vain_names_what_there_is() -> None:
-    """A misspelt scenario says which there are."""
-    with pytest.raises(ValueError, match="chunked prefill"):
-        choose_scenarios(["chunky"])
-
-
 def test_no_run_is_served_from_the_cache_of_another() -> None:
     """Each load has a cache salt of its own and the same prompts."""
     one, other = (make_load(LoadKind.LONG_PROMPTS, streams=10, tokens=5) for _ in range(2))
@@ -79,3 +70,120 @@ def test_the_machine_is_described_without_names_or_paths() -> None:
     machine = describe_machine()
     assert machine.cores > 0
     assert "/root" not in msgspec.json.encode(machine).decode()
+
+
+def test_streams_are_spread_over_the_engines_always_alike() -> None:
+    """What a stream waited can be told by engine; with one engine nothing is pinned."""
+    assert [spec.data_parallel_rank for spec in make_load(LoadKind.SHORT_PROMPTS, streams=4, tokens=5, engines=2)] == [
+        *(0, 1, 0, 1)
+    ]
+    assert {spec.data_parallel_rank for spec in make_load(LoadKind.SHORT_PROMPTS, streams=4, tokens=5)} == {None}
+
+
+RESTART = Restart(stop_s=1.0, start_s=18.0, first_token_s=1.0)
+SCENARIO = Scenario("forward pass", Phase.FORWARD, engine_id=1, rank=1)
+
+
+def outcome(*waits_s: float | None, neighbours: Neighbours | None = None, problems: tuple[str, ...] = ()) -> Outcome:
+    """A fault at engine 1 rank 1 that engine 0 had to pause for."""
+    report = {"requests": 4, "rebuild_s": 0.2}
+    told = [
+        fault(1.0, 1, 1),
+        event("engine-paused", 1.04, 0),
+        event("engine-paused", 1.06, 1),
+        event("engine-recovered", 1.5, 1, report=report),
+    ]
+    waits = {f"answer {number}": wait for number, wait in enumerate(waits_s)}
+    return Outcome(compare_runs([], []), waits, 0.01, 0.0, tuple(told), problems, neighbours)
+
+
+def trial(*waits_s: float | None, neighbours: Neighbours | None = None, problems: tuple[str, ...] = ()) -> Trial:
+    return trial_of(MOE_EP, SCENARIO, 200, outcome(*waits_s, neighbours=neighbours, problems=problems))
+
+
+def test_a_trial_tells_where_it_was_hurt_and_what_each_part_took() -> None:
+    """A stream that was not touched is not counted as interrupted for 0 seconds."""
+    one = trial(0.5, None, 0.7)
+    assert (one.engine_id, one.rank, one.place) == (1, 1, "engine 1 rank 1")
+    assert one.after_steps == 80
+    assert (one.interrupted_streams, one.streams) == (2, 3)
+    assert one.interruption_median_s == pytest.approx(0.6)
+    assert one.paused_s == pytest.approx(0.06, abs=0.005)
+    assert one.rebuild_s == 0.2
+    assert one.recovery_reports == ({"engine_id": 1, "requests": 4, "rebuild_s": 0.2},)
+
+
+def test_a_fault_in_an_engine_core_has_no_rank() -> None:
+    """The place says so."""
+    one = trial_of(MOE_EP, Scenario("before the agreement", Phase.DP_SYNC, engine_id=1), 200, outcome(0.5))
+    assert (one.rank, one.place) == (None, "engine 1")
+
+
+def test_durations_have_a_median_a_maximum_and_a_spread() -> None:
+    """Unknown ones are left out; without any there is nothing to tell."""
+    stretch = stretch_of([1.0, None, 2.0, 3.0, 4.0, 5.0])
+    assert stretch is not None
+    assert (stretch.count, stretch.median_s, stretch.max_s) == (5, 3.0, 5.0)
+    assert (stretch.quartile_low_s, stretch.quartile_high_s) == (2.0, 4.0)
+    assert stretch_of([None]) is None
+
+
+def test_a_topology_is_compared_with_its_own_restart() -> None:
+    """Over every stream that was interrupted in any trial."""
+    figures = figures_of(MOE_EP, [trial(0.4, 0.5), trial(0.5, 1.0)], [], RESTART)
+    assert figures.interruption is not None
+    assert (figures.interruption.median_s, figures.interruption.max_s) == (0.5, 1.0)
+    assert figures.restart_to_median_interruption == pytest.approx(40.0)
+    assert figures.restart_to_max_interruption == pytest.approx(20.0)
+    assert all(target.met for target in figures.targets)
+    assert figures.lawful
+
+
+def test_a_missed_target_breaks_no_law() -> None:
+    """Slow and right is told apart from wrong."""
+    figures = figures_of(MOE_EP, [trial(5.0)], [], RESTART)
+    assert figures.lawful
+    assert [target.name for target in figures.targets if not target.met] == [
+        "interruption, median",
+        "interruption, max",
+        "times shorter than a restart",
+    ]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"trials": [trial(0.5, problems=("answer 1: 1 tokens lost",))]},
+        {"trials": []},
+        {"failure": "the server ended"},
+        {"left_behind": ("process 7",)},
+    ],
+    ids=str,
+)
+def test_nothing_wrong_passes_for_lawful(wrong: dict[str, Any]) -> None:
+    """A problem, no trial at all, a server that ended, or something of it that stayed."""
+    arguments = {"trials": [trial(0.5)], **wrong}
+    assert not figures_of(TP2, usage=[], restart=RESTART, **arguments).lawful
+
+
+def test_neighbours_are_counted_over_the_trials() -> None:
+    """The median trial is what is held against the bound."""
+    calm, stirred = (
+        Neighbours(streams=4, longest_gap_s=gap_s, fault_free_p999_s=0.02, fault_free_longest_gap_s=0.03)
+        for gap_s in (0.01, 0.05)
+    )
+    figures = figures_of(DP2, [trial(0.1, neighbours=one) for one in (calm, calm, stirred)], [], RESTART)
+    assert figures.neighbours is not None
+    assert (figures.neighbours.trials, figures.neighbours.undisturbed_trials) == (3, 2)
+    assert (figures.neighbours.longest_gap.median_s, figures.neighbours.longest_gap.max_s) == (0.01, 0.05)
+    [target] = [one for one in figures.targets if one.name == "neighbours' longest gap"]
+    assert (target.found, target.bound, target.met) == (0.01, 0.02, True)
+
+
+def test_a_soak_is_looked_at_ten_times() -> None:
+    """No fault is left out; without a seed each repetition is a round."""
+    drawn = random_scenarios(TP2, 25, 1)
+    soak = RecoverySettings(chosen=(), logs=Path(), seed=1).rounds(drawn)
+    assert len(soak) <= 10
+    assert [one for part in soak for one in part] == list(drawn)
+    assert RecoverySettings(chosen=(), logs=Path(), repeat=3).rounds(drawn) == [drawn] * 3

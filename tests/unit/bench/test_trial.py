@@ -2,38 +2,30 @@
 
 from __future__ import annotations
 
-import time
-from typing import Any
-
-from holdfast.bench.trial import judge, window_of
+from holdfast.bench.trial import judge
 from holdfast.chaos.history import History
 from holdfast.chaos.streams import Load, StreamSpec
+from support.incidents import event, incident
 
 
-def answer(tokens: list[int], *, gap_s: float = 0.01, begin_s: float = 0.0) -> History:
+def answer(
+    tokens: list[int], *, gap_s: float = 0.01, begin_s: float = 0.0, name: str = "one", engine_id: int | None = None
+) -> History:
     arrivals = [begin_s + gap_s * (n + 1) for n in range(len(tokens))]
-    return History("one", begin_s, token_ids=tokens, arrivals_s=arrivals, finish_reason="length")
+    return History(name, begin_s, tokens, arrivals, finish_reason="length", engine_id=engine_id)
 
 
-def load_with(history: History) -> Load:
-    load = Load("http://127.0.0.1:1", [StreamSpec("one", "say")])
-    load.histories[0].__dict__.update(history.__dict__)
+def load_with(*histories: History) -> Load:
+    load = Load("http://127.0.0.1:1", [StreamSpec(one.name, "say") for one in histories])
+    for empty, history in zip(load.histories, histories, strict=True):
+        empty.__dict__.update(history.__dict__)
     return load
-
-
-def events(fault_s: float, recovered_s: float) -> list[dict[str, Any]]:
-    """Events at times of the monotonic clock."""
-    wall = time.time() - time.monotonic()
-    return [
-        {"kind": "fault-reported", "at": wall + fault_s},
-        {"kind": "engine-recovered", "at": wall + recovered_s},
-    ]
 
 
 def test_equal_tokens_and_a_reported_recovery_are_lawful() -> None:
     """A run with its tokens, its fault and its recovery has no problem."""
     run = load_with(answer([1, 2, 3, 4], gap_s=0.5))
-    outcome = judge([answer([1, 2, 3, 4])], run, events(0.6, 0.7), [])
+    outcome = judge([answer([1, 2, 3, 4])], run, incident(0.6, 0.7), [])
     assert outcome.problems == ()
     assert outcome.waits_s() == [0.5]
 
@@ -47,27 +39,64 @@ def test_a_fault_that_never_came_proves_nothing() -> None:
 
 def test_what_was_wrong_before_stays_wrong() -> None:
     """Problems known already are kept."""
-    outcome = judge([answer([1])], load_with(answer([1])), events(0.0, 0.1), ["spoilt"])
+    outcome = judge([answer([1])], load_with(answer([1])), incident(0.0, 0.1), ["spoilt"])
     assert outcome.problems == ("spoilt",)
 
 
 def test_a_changed_token_is_a_problem() -> None:
     """The checker's reasons are problems of the trial."""
-    outcome = judge([answer([1, 2])], load_with(answer([1, 9])), events(0.0, 0.1), [])
+    outcome = judge([answer([1, 2])], load_with(answer([1, 9])), incident(0.0, 0.1), [])
     assert not outcome.lawful
     assert outcome.verdict.changed == 1
 
 
-def test_the_window_spans_all_faults_and_recoveries() -> None:
-    """Two faults make one window, from the first to the end of the last recovery."""
-    window = window_of([*events(1.0, 2.0), *events(3.0, 4.0)])
-    assert window is not None
-    assert abs(window.fault_s - 1.0) < 0.01
-    assert abs(window.recovered_s - 4.0) < 0.01
+TOKENS = [1, 2, 3, 4, 5]
+REFERENCE = [answer(TOKENS, name="hurt", engine_id=0), answer(TOKENS, name="spared", engine_id=1, gap_s=0.2)]
 
 
-def test_a_recovery_that_is_not_over_has_no_end() -> None:
-    """Before the recovery every later wait counts."""
-    window = window_of(events(1.0, 2.0)[:1])
-    assert window is not None
-    assert window.recovered_s == float("inf")
+def test_streams_of_an_independent_engine_are_neighbours_and_not_interrupted() -> None:
+    """They have no interruption; what they felt is held against the same streams without a fault."""
+    run = load_with(
+        answer(TOKENS, name="hurt", engine_id=0, gap_s=0.5),
+        answer(TOKENS, name="spared", engine_id=1, gap_s=0.1, begin_s=0.4),
+    )
+    outcome = judge(REFERENCE, run, incident(0.6, 0.7), [])
+    assert outcome.interruptions_s == {"hurt": 0.5, "spared": None}
+    assert outcome.neighbours is not None
+    assert outcome.neighbours.streams == 1
+    assert abs(outcome.neighbours.longest_gap_s - 0.1) < 1e-9
+    assert abs(outcome.neighbours.fault_free_p999_s - 0.2) < 1e-9
+    assert outcome.neighbours.undisturbed
+
+
+def test_a_neighbour_that_waited_longer_than_ever_was_disturbed() -> None:
+    """What 99.9 % of its gaps do not exceed without a fault is the measure."""
+    hurt = answer(TOKENS, name="hurt", engine_id=0, gap_s=0.5)
+    run = load_with(hurt, answer(TOKENS, name="spared", engine_id=1, gap_s=0.4))
+    neighbours = judge(REFERENCE, run, incident(0.6, 0.7), []).neighbours
+    assert neighbours is not None
+    assert not neighbours.undisturbed
+
+
+def test_a_neighbour_that_had_ended_before_says_nothing() -> None:
+    """Only gaps that touch the incident count: without one nothing was measured."""
+    run = load_with(*REFERENCE)
+    assert judge(REFERENCE, run, incident(90.0, 91.0), []).neighbours is None
+
+
+def test_a_paused_peer_is_no_neighbour() -> None:
+    """Its streams were interrupted like those of the engine that failed."""
+    run = load_with(
+        *(answer(TOKENS, name=name, engine_id=one, gap_s=0.5) for one, name in enumerate(("hurt", "spared")))
+    )
+    peer = [event("engine-paused", 0.6, 1), event("engine-recovered", 0.7, 1)]
+    outcome = judge(REFERENCE, run, [*incident(0.6, 0.7), *peer], [])
+    assert outcome.neighbours is None
+    assert outcome.waits_s() == [0.5, 0.5]
+
+
+def test_streams_that_the_server_placed_share_one_window() -> None:
+    """Where nobody knows the engine of a stream, every stream counts as touched."""
+    outcome = judge([answer([1, 2])], load_with(answer([1, 2], gap_s=0.5)), incident(0.6, 0.7), [])
+    assert outcome.waits_s() == [0.5]
+    assert outcome.neighbours is None

@@ -9,10 +9,13 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from holdfast.bench.figures import RecoveryDocument, TopologyFigures, Trial, figures_of
 from holdfast.bench.machine import describe_machine
 from holdfast.bench.overhead import METRICS, Burst, OverheadDocument, Pair, ratio_of
-from holdfast.bench.recovery import RecoveryDocument, Trial
+from holdfast.bench.recovery import RecoverySettings
 from holdfast.bench.restart import Restart
+from holdfast.bench.topologies import DP2, ONE, TP2, Topology
+from holdfast.bench.trial import Neighbours
 from holdfast.chaos.processes import SessionUsage
 from holdfast.cli import bench
 from holdfast.core.errors import WorldError
@@ -20,11 +23,20 @@ from holdfast.core.errors import WorldError
 RESTART = Restart(stop_s=1.0, start_s=18.0, first_token_s=1.0)
 
 
-def trial(*waits_s: float, problems: tuple[str, ...] = ()) -> Trial:
+def trial(
+    *waits_s: float, rank: int | None = 1, neighbours: Neighbours | None = None, problems: tuple[str, ...] = ()
+) -> Trial:
     return Trial(
+        topology="tp2",
         scenario="forward pass",
         phase="forward",
         load="short-prompts",
+        engine_id=0,
+        rank=rank,
+        after_steps=80,
+        paused_s=0.034,
+        rebuild_s=0.21,
+        neighbours=neighbours,
         interruption_median_s=waits_s[0],
         interruption_max_s=max(waits_s),
         interruptions_s=waits_s,
@@ -35,32 +47,29 @@ def trial(*waits_s: float, problems: tuple[str, ...] = ()) -> Trial:
         lost_tokens=len(problems),
         repeated_tokens=0,
         changed_tokens=0,
-        recovery_report=None,
+        recovery_reports=(),
         problems=problems,
     )
 
 
-def recovery_document(*trials: Trial) -> RecoveryDocument:
+def figures(*trials: Trial, topology: Topology = TP2) -> TopologyFigures:
+    usage = [SessionUsage(1.0, 2 * 2**20, 3, 4, 5), SessionUsage(2.0, 3 * 2**20, 6, 7, 8)]
+    return figures_of(topology, trials, usage, RESTART)
+
+
+def recovery_document(*topologies: TopologyFigures, seed: int | None = None) -> RecoveryDocument:
     return RecoveryDocument(
         benchmark="recovery",
-        version=1,
+        version=2,
         machine=describe_machine(),
+        environment={},
         streams=8,
         tokens_per_stream=200,
-        server_arguments=(),
         client_scheduled_at_once=True,
-        trials=trials,
-        usage=(SessionUsage(1.0, 2, 3, 4),),
-        restart=RESTART,
-        restart_total_s=RESTART.total_s,
-        interruption_median_s=0.02,
-        interruption_max_s=0.04,
-        lost_tokens=0,
-        repeated_tokens=0,
-        changed_tokens=0,
-        restart_to_median_interruption=1000.0,
-        restart_to_max_interruption=500.0,
-        lawful=not any(one.problems for one in trials),
+        seed=seed,
+        topologies=topologies,
+        lawful=all(one.lawful for one in topologies),
+        targets_met=all(target.met for one in topologies for target in one.targets),
     )
 
 
@@ -83,7 +92,7 @@ def overhead_document() -> OverheadDocument:
 
 @pytest.fixture(autouse=True)
 def no_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(bench, "make_dense_model", lambda folder: folder)
+    monkeypatch.setattr(bench, "make_model", lambda _topology: tmp_path / "model")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
@@ -99,25 +108,71 @@ def invoke(monkeypatch: pytest.MonkeyPatch, name: str, answer: Any, *arguments: 
 
 def test_repetitions_of_a_scenario_share_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     """One row per scenario, its median and maximum over all runs, and the ratio below."""
-    result = invoke(monkeypatch, "recovery", recovery_document(trial(0.02, 0.03), trial(0.02, 0.05)))
+    document = recovery_document(figures(trial(0.02, 0.03), trial(0.02, 0.05), topology=ONE))
+    result = invoke(monkeypatch, "recovery", document)
     assert result.exit_code == 0
     [row] = [line for line in result.stdout.splitlines() if "forward pass" in line]
-    assert "2" in row
+    assert row.split()[2] == "2"
     assert "50 ms" in row
-    assert "1000 times shorter" in result.stdout
+    assert "800 times shorter" in result.stdout
+
+
+def test_each_place_of_many_ranks_has_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With what it took to stand still and to rebuild; a fault in an engine core has no rank."""
+    document = recovery_document(figures(trial(0.2), trial(0.2, rank=0), trial(0.2, rank=None)))
+    result = invoke(monkeypatch, "recovery", document)
+    rows = [line.split() for line in result.stdout.splitlines() if line.lstrip().startswith("forward pass")]
+    assert [row[2:5] for row in rows] == [["0", "1", "1"], ["0", "0", "1"], ["0", "–", "1"]]
+    assert all("34 ms" in " ".join(row) and "210 ms" in " ".join(row) for row in rows)
+
+
+def test_every_topology_has_a_table_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are not mixed."""
+    document = recovery_document(figures(trial(0.2)), figures(trial(0.1), topology=DP2))
+    titles = [line for line in invoke(monkeypatch, "recovery", document).stdout.splitlines() if "exceptions on" in line]
+    assert [title.split(":")[0] for title in titles] == ["tp2", "dp2"]
+
+
+def test_the_verdict_says_which_figures_were_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A missed one is shown, and breaks no law: a busy machine is no reason to call a recovery wrong."""
+    result = invoke(monkeypatch, "recovery", recovery_document(figures(trial(1.0))))
+    assert result.exit_code == 0
+    assert "reached  pause, median: 34 ms (to reach: 100 ms)" in result.stdout
+    assert "MISSED  interruption, median: 1000 ms (to reach: 900 ms)" in result.stdout
+    assert "MISSED  times shorter than a restart: 20 (to reach: 30)" in result.stdout
+
+
+def test_what_the_neighbours_felt_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside what they feel without a fault."""
+    felt = Neighbours(streams=4, longest_gap_s=0.011, fault_free_p999_s=0.013, fault_free_longest_gap_s=0.017)
+    result = invoke(monkeypatch, "recovery", recovery_document(figures(trial(0.1, neighbours=felt), topology=DP2)))
+    assert "gaps of 11 ms at most" in result.stdout
+    assert "1 of 1 trials" in result.stdout
+    assert "reached  neighbours' longest gap: 11 ms (to reach: 13 ms)" in result.stdout
 
 
 def test_a_problem_is_shown_and_is_exit_1(monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that lost something is no success."""
-    result = invoke(monkeypatch, "recovery", recovery_document(trial(0.02, problems=("answer 1: 1 tokens lost",))))
+    document = recovery_document(figures(trial(0.02, problems=("answer 1: 1 tokens lost",))))
+    result = invoke(monkeypatch, "recovery", document)
     assert result.exit_code == 1
-    assert "answer 1: 1 tokens lost" in result.stdout
+    assert "engine 0 rank 1: answer 1: 1 tokens lost" in result.stdout
+
+
+def test_a_topology_whose_server_ended_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was measured before is still shown."""
+    broken = figures_of(TP2, [trial(0.2)], [], None, left_behind=("process 7",), failure="exit code 3")
+    result = invoke(monkeypatch, "recovery", recovery_document(broken, figures(trial(0.1), topology=DP2)))
+    assert result.exit_code == 1
+    assert "ended early: exit code 3" in result.stdout
+    assert "left behind: process 7" in result.stdout
+    assert "200 ms" in result.stdout
 
 
 @pytest.mark.parametrize("name", ["recovery", "overhead"])
 def test_json_is_the_whole_document(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """`--json` prints nothing but the document, and `--output` writes the same."""
-    document = recovery_document(trial(0.02)) if name == "recovery" else overhead_document()
+    document = recovery_document(figures(trial(0.02))) if name == "recovery" else overhead_document()
     file = tmp_path / "deep" / "figures.json"
     result = invoke(monkeypatch, name, document, "--json", "--output", str(file))
     assert json.loads(result.stdout)["benchmark"] == name
@@ -149,3 +204,64 @@ def test_a_misspelt_scenario_names_what_there_is(monkeypatch: pytest.MonkeyPatch
     result = invoke(monkeypatch, "recovery", AssertionError("was started"), "--scenario", "chunky")
     assert result.exit_code == 2
     assert "chunked prefill" in " ".join(result.stderr.replace("│", " ").split())
+
+
+class Asked:
+    """What a command line asks the recovery benchmark to measure."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.settings: list[RecoverySettings] = []
+        monkeypatch.setattr(bench, "measure_recovery", self._measure)
+
+    def _measure(self, settings: RecoverySettings) -> RecoveryDocument:
+        self.settings.append(settings)
+        return recovery_document(figures(trial(0.02)), seed=settings.seed)
+
+    def by(self, *arguments: str) -> RecoverySettings:
+        result = CliRunner().invoke(bench.app, ["recovery", *arguments])
+        assert result.exit_code == 0, result.output
+        return self.settings[-1]
+
+
+def test_without_a_name_one_rank_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As before there were others."""
+    assert [topology for topology, _ in Asked(monkeypatch).by().chosen] == [ONE]
+
+
+def test_topologies_are_measured_in_the_order_of_their_names_and_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name given twice starts no second server."""
+    settings = Asked(monkeypatch).by("--topology", "tp2", "--topology", "dp2", "--topology", "tp2", "--repeat", "3")
+    assert [topology for topology, _ in settings.chosen] == [TP2, DP2]
+    assert (settings.repeat, settings.seed) == (3, None)
+
+
+def test_a_soak_draws_so_many_faults_and_prints_its_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same seed asks for the same."""
+    asked = Asked(monkeypatch)
+    [(_, first)], [(_, again)] = (asked.by("--topology", "tp2", "--soak", "30", "--seed", "5").chosen for _ in range(2))
+    assert first == again
+    assert len(first) == 30
+    assert asked.settings[-1].seed == 5
+    seed = asked.by("--soak", "3").seed
+    assert seed is not None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--topology", "tp3"), "none of one, tp2, pp2, dp2, moe, moe-ep"),
+        (("--soak", "3", "--scenario", "forward"), "a soak draws its own faults"),
+        (("--seed", "3"), "give --soak as well"),
+    ],
+)
+def test_what_cannot_be_asked_is_exit_2(arguments: tuple[str, ...], said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is started."""
+    result = invoke(monkeypatch, "recovery", AssertionError("was started"), *arguments)
+    assert result.exit_code == 2
+    assert said in " ".join(result.stderr.replace("│", " ").split())
+
+
+def test_a_soak_says_how_to_draw_it_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Above its table."""
+    result = invoke(monkeypatch, "recovery", recovery_document(figures(trial(0.02)), seed=41))
+    assert "--seed 41" in result.stdout

@@ -4,31 +4,35 @@ from __future__ import annotations
 
 import io
 import time
-from typing import Any
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from rich.console import Console
+from typer import BadParameter
 
 from holdfast.bench.restart import Restart
-from holdfast.bench.trial import Outcome, Window
+from holdfast.bench.topologies import MOE_EP, ONE, TP2, Topology
+from holdfast.bench.trial import Neighbours, Outcome
 from holdfast.chaos.checker import compare_runs
 from holdfast.chaos.history import History
 from holdfast.cli import demo as demo_command
 from holdfast.cli.demo import DemoOptions, _show
 from holdfast.cli.demo_tables import comparison, event_lines, screen, stream_results
 from holdfast.cli.demo_view import PlainView
+from holdfast.cli.topology_options import choose_place
 from holdfast.core.errors import WorldError
 from holdfast.core.faults import Phase
+from holdfast.core.injection import InjectionSpec
+from support.incidents import Event, event, fault, incident
 
-EVENTS: list[dict[str, Any]] = [
-    {"kind": "fault-armed", "at": 99.9},
-    {
-        "kind": "fault-reported",
-        "at": 100.0,
-        "fault": {"error_type": "InjectedFault", "message": "ouch", "phase": "forward"},
-    },
-    {"kind": "decision-made", "at": 100.001, "reason": "retry 1 of 10"},
-    {"kind": "engine-recovered", "at": 100.01, "report": {"requests": 8, "kept_blocks": 9, "evicted_blocks": 3}},
+REPORT = {"requests": 8, "kept_blocks": 9, "evicted_blocks": 3, "rebuild_s": 0.21}
+EVENTS = [
+    event("fault-armed", 99.9),
+    fault(100.0, rank=1, message="ouch"),
+    event("decision-made", 100.001, reason="retry 1 of 10"),
+    event("engine-paused", 100.004),
+    event("engine-recovered", 100.01, report=REPORT),
 ]
 
 
@@ -57,43 +61,60 @@ def view() -> tuple[PlainView, io.StringIO]:
 
 
 @pytest.mark.parametrize(
-    ("arrivals", "window", "state"),
+    ("arrivals", "events", "state"),
     [
-        ([], None, "waiting"),
-        ([1.0], None, "flowing"),
-        ([1.0], Window(2.0, float("inf")), "INTERRUPTED"),
-        ([1.0, 2.5], Window(2.0, 2.2), "resumed after 1500 ms"),
+        ([], [], "waiting"),
+        ([1.0], [], "flowing"),
+        ([1.0], [fault(2.0)], "INTERRUPTED"),
+        ([1.0, 2.5], incident(2.0, 2.2), "resumed after 1500 ms"),
     ],
 )
-def test_a_line_says_how_its_stream_is(arrivals: list[float], window: Window | None, state: str) -> None:
+def test_a_line_says_how_its_stream_is(arrivals: list[float], events: list[Event], state: str) -> None:
     """Waiting, flowing, interrupted, resumed."""
-    text = shown(screen([answer([1] * len(arrivals), arrivals, finish=None)], [], window, 9))
-    assert state in text
-    assert len(text.splitlines()) == 1
+    line, *_ = shown(screen([answer([1] * len(arrivals), arrivals, finish=None)], events, 9)).splitlines()
+    assert state in line
+
+
+def test_a_stream_of_an_independent_engine_keeps_flowing() -> None:
+    """While those of the engine that failed are interrupted."""
+    hurt, spared = (answer([1], [1.0], finish=None) for _ in range(2))
+    hurt.engine_id, spared.engine_id = 0, 1
+    first, second, *_ = shown(screen([hurt, spared], [fault(2.0, engine_id=0)], 9)).splitlines()
+    assert "INTERRUPTED" in first
+    assert "flowing" in second
 
 
 def test_a_finished_stream_is_done_and_a_failed_one_failed() -> None:
     """Ends are told apart."""
     ended, failed = answer([1], [1.0]), answer([], [], finish=None)
     failed.error = "gone"
-    text = shown(screen([ended, failed], [], None, 9))
+    text = shown(screen([ended, failed], [], 9))
     assert "done" in text
     assert "failed" in text
 
 
 def test_words_cannot_steer_the_terminal() -> None:
     """Control characters of an answer are not printed."""
-    assert "\x1b[31m" not in shown(screen([answer([1], [time.monotonic()])], [], None, 9))
+    assert "\x1b[31m" not in shown(screen([answer([1], [time.monotonic()])], [], 9))
 
 
 def test_events_are_timed_from_the_fault() -> None:
-    """Each line carries milliseconds since the report and what a person wants to know."""
-    fault, decision, recovered = event_lines(EVENTS)
-    assert "+0.0 ms" in fault
-    assert "InjectedFault at forward: ouch" in fault
+    """Each line carries milliseconds since the fault and what a person wants to know."""
+    told, decision, paused, recovered = event_lines(EVENTS)
+    assert "+0.0 ms" in told
+    assert "InjectedFault in rank 1 at forward: ouch" in told
     assert "+1.0 ms" in decision
     assert "retry 1 of 10" in decision
-    assert "8 requests rewound, 9 KV blocks kept, 3 evicted" in recovered
+    assert "+4.0 ms" in paused
+    assert "rebuilt in 210 ms, 8 requests rewound, 9 KV blocks kept, 3 evicted" in recovered
+
+
+def test_events_of_several_engines_are_told_apart() -> None:
+    """With one engine its number would be noise."""
+    lines = event_lines([*EVENTS, event("engine-paused", 100.005, 1)])
+    assert "engine 0" in lines[0]
+    assert "engine 1" in lines[-1]
+    assert not any("engine 0" in line for line in event_lines(EVENTS))
 
 
 def test_results_stand_beside_the_restart() -> None:
@@ -104,6 +125,18 @@ def test_results_stand_beside_the_restart() -> None:
     text = shown(comparison(run, restart))
     assert "20.0 s" in text
     assert "400 times shorter" in text
+    assert "every rank stood still after 4 ms, collectives rebuilt in 210 ms" in " ".join(
+        text.replace("│", " ").split()
+    )
+
+
+def test_what_the_other_engines_answers_felt_stands_beside_it() -> None:
+    """Their longest gap, and what they feel without a fault."""
+    felt = Neighbours(streams=4, longest_gap_s=0.011, fault_free_p999_s=0.013, fault_free_longest_gap_s=0.017)
+    run = replace(outcome(answer([1, 2, 3], [1.0, 2.0, 3.0])), neighbours=felt, engines={"answer 1": 1})
+    text = " ".join(shown(comparison(run, Restart(stop_s=1, start_s=1, first_token_s=1))).replace("│", " ").split())
+    assert "meanwhile 11 ms; without a fault 99.9 % within 13 ms, longest 17 ms" in text
+    assert "engine" in shown(stream_results(run))
 
 
 def test_a_changed_token_shows() -> None:
@@ -112,8 +145,33 @@ def test_a_changed_token_shows() -> None:
 
 
 @pytest.fixture
-def options(tmp_path: Any) -> DemoOptions:
-    return DemoOptions(8, 400, Phase.FORWARD, tmp_path / "model", tmp_path / "log")
+def options(tmp_path: Path) -> DemoOptions:
+    return DemoOptions(ONE, InjectionSpec(phase=Phase.FORWARD), streams=8, tokens=400, log=tmp_path / "log")
+
+
+@pytest.mark.parametrize(
+    ("topology", "phase", "place"),
+    [
+        (ONE, Phase.FORWARD, "'forward'"),
+        (TP2, Phase.FORWARD, "'forward' in rank 1"),
+        (TP2, Phase.SCHEDULE_END, "'schedule-end'"),
+        (MOE_EP, Phase.DP_SYNC, "'dp-sync' of engine 1"),
+    ],
+    ids=["one", "worker", "engine core", "lockstep"],
+)
+def test_where_it_hurts_is_said_in_words(topology: Topology, phase: Phase, place: str, options: DemoOptions) -> None:
+    """Only what the topology has several of."""
+    engine_id, rank = topology.places[-1]
+    spec = InjectionSpec(phase=phase, engine_id=engine_id, rank=rank)
+    assert replace(options, topology=topology, injection=spec).place == place
+
+
+def test_the_last_rank_is_hurt_unless_another_is_named() -> None:
+    """One that does not exist is a usage error."""
+    assert choose_place(TP2, None, None) == (0, 1)
+    assert choose_place(MOE_EP, 0, None) == (0, 0)
+    with pytest.raises(BadParameter, match="tp2 has engines 0 to 0, and in each the ranks 0 to 1"):
+        choose_place(TP2, 1, None)
 
 
 def test_every_law_held_is_exit_0(options: DemoOptions, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,241 @@
+"""What `bench recovery --json` writes, and how its figures come from trials. Pure.
+
+Every topology stands for itself: its medians, its maximum, and its own full restart measured in the same run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import msgspec
+
+from holdfast.bench.incident import paused_s, rebuild_s
+from holdfast.bench.machine import Machine
+from holdfast.bench.restart import Restart
+from holdfast.bench.scenarios import Scenario
+from holdfast.bench.targets import Measured, Target, targets_of
+from holdfast.bench.topologies import Topology
+from holdfast.bench.trial import Neighbours, Outcome
+from holdfast.chaos.checker import spread_of
+from holdfast.chaos.processes import SessionUsage
+
+
+class Trial(msgspec.Struct, frozen=True, kw_only=True):
+    """One faulted run of a scenario; seconds, over its streams.
+
+    `rank` is none where an engine core was hurt. `paused_s` is from the fault being noticed until every rank of the
+    lockstep group stood still, `rebuild_s` what its slowest engine needed to rebuild its collectives.
+    """
+
+    topology: str
+    scenario: str
+    phase: str
+    load: str
+    engine_id: int
+    rank: int | None
+    after_steps: int
+    interruption_median_s: float | None
+    interruption_max_s: float | None
+    interruptions_s: tuple[float, ...]
+    paused_s: float | None
+    rebuild_s: float | None
+    neighbours: Neighbours | None
+    fault_free_longest_gap_s: float
+    client_lag_s: float
+    interrupted_streams: int
+    streams: int
+    lost_tokens: int
+    repeated_tokens: int
+    changed_tokens: int
+    recovery_reports: tuple[dict[str, Any], ...]  # one per engine that recovered, with its `engine_id`
+    problems: tuple[str, ...]
+
+    @property
+    def place(self) -> str:
+        return f"engine {self.engine_id}" + ("" if self.rank is None else f" rank {self.rank}")
+
+
+class Stretch(msgspec.Struct, frozen=True, kw_only=True):
+    """Some durations, in seconds."""
+
+    count: int
+    median_s: float
+    max_s: float
+    quartile_low_s: float
+    quartile_high_s: float
+
+
+class NeighbourFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """What streams of independent engines felt, over the trials; see `Neighbours`."""
+
+    trials: int
+    undisturbed_trials: int  # the longest gap was within the 99.9 % of the fault-free run
+    longest_gap: Stretch
+    fault_free_p999: Stretch
+    fault_free_longest_gap: Stretch
+
+
+class TopologyFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """One topology. `failure` says why its measurement ended early; without it there is a restart."""
+
+    topology: str
+    engines: int
+    ranks_per_engine: int
+    lockstep: bool
+    server_arguments: tuple[str, ...]
+    trials: tuple[Trial, ...]
+    usage: tuple[SessionUsage, ...]  # of the server: before the first round of faults, and after each
+    interruption: Stretch | None  # over every interrupted stream of every trial
+    paused: Stretch | None  # over the trials
+    rebuild: Stretch | None
+    neighbours: NeighbourFigures | None
+    lost_tokens: int
+    repeated_tokens: int
+    changed_tokens: int
+    restart: Restart | None
+    restart_total_s: float | None
+    restart_to_median_interruption: float | None
+    restart_to_max_interruption: float | None
+    targets: tuple[Target, ...]
+    left_behind: tuple[str, ...]
+    failure: str | None
+    lawful: bool
+
+
+class RecoveryDocument(msgspec.Struct, frozen=True, kw_only=True):
+    """What `bench recovery --json` writes. `seed` is set for a soak, and draws the same faults again."""
+
+    benchmark: str
+    version: int
+    machine: Machine
+    environment: dict[str, str]
+    streams: int
+    tokens_per_stream: int
+    client_scheduled_at_once: bool
+    seed: int | None
+    topologies: tuple[TopologyFigures, ...]
+    lawful: bool
+    targets_met: bool  # of every topology
+
+
+def trial_of(topology: Topology, scenario: Scenario, tokens: int, outcome: Outcome) -> Trial:
+    """What one outcome says."""
+    interruption, waits = stretch_of(outcome.waits_s()), outcome.waits_s()
+    return Trial(
+        topology=topology.name,
+        scenario=scenario.name,
+        phase=scenario.phase,
+        load=scenario.load,
+        engine_id=scenario.engine_id,
+        rank=scenario.rank if scenario.phase.in_worker else None,
+        after_steps=scenario.injection(tokens).after_steps,
+        interruption_median_s=interruption.median_s if interruption else None,
+        interruption_max_s=interruption.max_s if interruption else None,
+        interruptions_s=tuple(waits),
+        paused_s=paused_s(outcome.events),
+        rebuild_s=rebuild_s(outcome.events),
+        neighbours=outcome.neighbours,
+        fault_free_longest_gap_s=outcome.reference_gap_s,
+        client_lag_s=outcome.client_lag_s,
+        interrupted_streams=len(waits),
+        streams=len(outcome.interruptions_s),
+        lost_tokens=outcome.verdict.lost,
+        repeated_tokens=outcome.verdict.repeated,
+        changed_tokens=outcome.verdict.changed,
+        recovery_reports=tuple(
+            {"engine_id": event["engine_id"], **event["report"]} for event in outcome.events if event.get("report")
+        ),
+        problems=outcome.problems,
+    )
+
+
+def stretch_of(durations_s: Iterable[float | None]) -> Stretch | None:
+    """Median, maximum and quartiles of what is known; None without any."""
+    known = [duration for duration in durations_s if duration is not None]
+    if not known:
+        return None
+    spread = spread_of(known)
+    return Stretch(
+        count=len(known),
+        median_s=spread.median,
+        max_s=spread.maximum,
+        quartile_low_s=spread.quartile_low,
+        quartile_high_s=spread.quartile_high,
+    )
+
+
+def figures_of(
+    topology: Topology,
+    trials: Sequence[Trial],
+    usage: Sequence[SessionUsage],
+    restart: Restart | None,
+    *,
+    server_arguments: tuple[str, ...] = (),
+    left_behind: tuple[str, ...] = (),
+    failure: str | None = None,
+) -> TopologyFigures:
+    """One topology's figures from its trials."""
+    interruption = stretch_of(wait for trial in trials for wait in trial.interruptions_s)
+    paused = stretch_of(trial.paused_s for trial in trials)
+    neighbours = _neighbour_figures([trial.neighbours for trial in trials if trial.neighbours is not None])
+    times_shorter = _ratio(restart, interruption.median_s if interruption else None)
+    return TopologyFigures(
+        topology=topology.name,
+        engines=topology.engines,
+        ranks_per_engine=topology.ranks_per_engine,
+        lockstep=topology.lockstep,
+        server_arguments=server_arguments,
+        trials=tuple(trials),
+        usage=tuple(usage),
+        interruption=interruption,
+        paused=paused,
+        rebuild=stretch_of(trial.rebuild_s for trial in trials),
+        neighbours=neighbours,
+        lost_tokens=sum(trial.lost_tokens for trial in trials),
+        repeated_tokens=sum(trial.repeated_tokens for trial in trials),
+        changed_tokens=sum(trial.changed_tokens for trial in trials),
+        restart=restart,
+        restart_total_s=restart.total_s if restart else None,
+        restart_to_median_interruption=times_shorter,
+        restart_to_max_interruption=_ratio(restart, interruption.max_s if interruption else None),
+        targets=targets_of(topology, _measured(paused, interruption, times_shorter, neighbours)),
+        left_behind=left_behind,
+        failure=failure,
+        lawful=bool(trials) and failure is None and not left_behind and not any(trial.problems for trial in trials),
+    )
+
+
+def _measured(
+    paused: Stretch | None,
+    interruption: Stretch | None,
+    times_shorter: float | None,
+    neighbours: NeighbourFigures | None,
+) -> Measured:
+    return Measured(
+        paused_median_s=paused.median_s if paused else None,
+        interruption_median_s=interruption.median_s if interruption else None,
+        interruption_max_s=interruption.max_s if interruption else None,
+        times_shorter=times_shorter,
+        neighbour_gap_s=neighbours.longest_gap.median_s if neighbours else None,
+        neighbour_bound_s=neighbours.fault_free_p999.median_s if neighbours else None,
+    )
+
+
+def _ratio(restart: Restart | None, duration_s: float | None) -> float | None:
+    return restart.total_s / duration_s if restart is not None and duration_s else None
+
+
+def _neighbour_figures(neighbours: Sequence[Neighbours]) -> NeighbourFigures | None:
+    longest = stretch_of(one.longest_gap_s for one in neighbours)
+    usual = stretch_of(one.fault_free_p999_s for one in neighbours)
+    usual_longest = stretch_of(one.fault_free_longest_gap_s for one in neighbours)
+    if longest is None or usual is None or usual_longest is None:
+        return None
+    return NeighbourFigures(
+        trials=len(neighbours),
+        undisturbed_trials=sum(one.undisturbed for one in neighbours),
+        longest_gap=longest,
+        fault_free_p999=usual,
+        fault_free_longest_gap=usual_longest,
+    )

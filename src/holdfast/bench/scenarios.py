@@ -1,0 +1,121 @@
+"""Which faults the recovery benchmark injects into which topology: tables, and a seeded draw for a soak. Pure data."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from holdfast.bench.loads import LoadKind
+from holdfast.bench.topologies import Topology
+from holdfast.core.faults import Phase
+from holdfast.core.injection import InjectionSpec
+
+# Lockstep engines agree whether to go on at a wave's first step and then every so many: the host's own number.
+STEPS_PER_AGREEMENT = 16
+LATEST_SHARE = 0.6  # of the answers: a soak's faults come while every stream still runs
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """Where an exception is raised, under which load, and after how many steps: a share of the answers' length."""
+
+    name: str
+    phase: Phase
+    load: LoadKind = LoadKind.SHORT_PROMPTS
+    share: float = 0.4
+    engine_id: int = 0
+    rank: int = 0
+
+    def injection(self, tokens: int) -> InjectionSpec:
+        after = passages(self.phase, int(tokens * self.share))
+        return InjectionSpec(phase=self.phase, engine_id=self.engine_id, rank=self.rank, after_steps=after)
+
+    def at(self, engine_id: int, rank: int) -> Scenario:
+        return replace(self, engine_id=engine_id, rank=rank)
+
+
+def passages(phase: Phase, steps: int) -> int:
+    """How often a phase is passed in so many steps."""
+    return steps // STEPS_PER_AGREEMENT if phase is Phase.DP_SYNC else steps
+
+
+_IN_EVERY_RANK = (
+    Scenario("start of a step", Phase.STEP_START),
+    Scenario("forward pass", Phase.FORWARD),
+    Scenario("after the forward pass", Phase.STEP_END),
+    Scenario("first step", Phase.FORWARD, share=0),
+)
+_IN_EVERY_ENGINE_CORE = (Scenario("after scheduling", Phase.SCHEDULE_END),)
+_IN_LOCKSTEP = (Scenario("before the agreement", Phase.DP_SYNC),)
+
+OF_ONE_RANK = (
+    Scenario("start of a step", Phase.STEP_START),
+    Scenario("forward pass", Phase.FORWARD),
+    Scenario("after the forward pass", Phase.STEP_END),
+    Scenario("before sampling", Phase.SAMPLE_START),
+    Scenario("after sampling", Phase.SAMPLE_END),
+    Scenario("before scheduling", Phase.SCHEDULE_START),
+    Scenario("after scheduling", Phase.SCHEDULE_END),
+    Scenario("before output processing", Phase.OUTPUT_START),
+    Scenario("inside output processing", Phase.OUTPUT_REQUEST),
+    Scenario("after output processing", Phase.OUTPUT_END),
+    Scenario("first prefill step", Phase.FORWARD, share=0),
+    Scenario("chunked prefill", Phase.FORWARD, LoadKind.LONG_PROMPTS, share=0.02),
+)
+
+
+def scenarios_of(topology: Topology) -> tuple[Scenario, ...]:
+    """Every phase on one rank alone; of many ranks, each rank and each engine core in turn."""
+    return OF_ONE_RANK if topology.ranks == 1 else tuple(_of_many_ranks(topology))
+
+
+def _of_many_ranks(topology: Topology) -> Iterator[Scenario]:
+    for engine_id, rank in topology.places:
+        yield from (scenario.at(engine_id, rank) for scenario in _IN_EVERY_RANK)
+    for engine_id in range(topology.engines):
+        in_engine = (*_IN_EVERY_ENGINE_CORE, *(_IN_LOCKSTEP if topology.lockstep else ()))
+        yield from (scenario.at(engine_id, 0) for scenario in in_engine)
+
+
+Chosen = tuple[tuple[Topology, tuple[Scenario, ...]], ...]
+
+
+def choose_scenarios(topologies: Sequence[Topology], wanted: Sequence[str]) -> Chosen:
+    """Scenarios of each topology whose name or phase contains one of the words; all for none.
+
+    A topology that has none of them is left out. Raises ValueError for a word that fits in no topology.
+    """
+    every = [(topology, scenarios_of(topology)) for topology in topologies]
+    for word in wanted:
+        if not any(_matches(one, word) for _, scenarios in every for one in scenarios):
+            names = ", ".join(dict.fromkeys(one.name for _, scenarios in every for one in scenarios))
+            raise ValueError(f"no scenario matches {word!r}; there are: {names}")
+    chosen = ((topology, tuple(_chosen(scenarios, wanted))) for topology, scenarios in every)
+    return tuple((topology, scenarios) for topology, scenarios in chosen if scenarios)
+
+
+def _chosen(scenarios: Iterable[Scenario], wanted: Sequence[str]) -> Iterator[Scenario]:
+    return (one for one in scenarios if not wanted or any(_matches(one, word) for word in wanted))
+
+
+def _matches(scenario: Scenario, word: str) -> bool:
+    return word.lower() in scenario.name or word.lower() == scenario.phase
+
+
+def random_scenarios(topology: Topology, count: int, seed: int) -> tuple[Scenario, ...]:
+    """Faults at random ranks, phases and steps; the same seed draws the same."""
+    draw = random.Random(f"{topology.name} {seed}")
+    phases = [phase for phase in _STEP_PHASES if topology.lockstep or phase is not Phase.DP_SYNC]
+    return tuple(_draw(draw, topology, phases) for _ in range(count))
+
+
+# Faults inside a recovery need a fault before them.
+_STEP_PHASES = [phase for phase in Phase if phase not in (Phase.RECOVERY, Phase.REBUILD, Phase.RESUME)]
+
+
+def _draw(draw: random.Random, topology: Topology, phases: Sequence[Phase]) -> Scenario:
+    engine_id, rank = draw.choice(topology.places)
+    phase = draw.choice(phases)
+    share = round(draw.uniform(0, LATEST_SHARE), 3)
+    return Scenario(f"{phase}", phase, share=share, engine_id=engine_id, rank=rank if phase.in_worker else 0)

@@ -1,0 +1,42 @@
+"""How the server of a topology is started for the demo and the benchmarks, and what of the environment it gets.
+
+Owns no process: it says which model, which arguments, which log.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from holdfast.bench.loads import SERVER_ARGUMENTS
+from holdfast.bench.topologies import Topology
+from holdfast.chaos.model import default_model_folder, default_moe_folder, make_dense_model, make_moe_model
+from holdfast.chaos.server import CPU_ENVIRONMENT, ServerSpec
+
+# The port for notifications is the system's choice: two measurements may run side by side.
+FAULT_ARGUMENTS = ("--enable-fault-injection", "--external-fault-notify-port", "0")
+# A benchmark breaks the server more often than its defaults allow within their window.
+MANY_FAULTS = ("--max-retries", "100000")
+BENCH_VARIABLES = "HOLDFAST_BENCH_"
+
+
+def make_model(topology: Topology) -> Path:
+    """Make the topology's model unless it is there; returns its folder. Raises `OperatorError`."""
+    if topology.model == "moe":
+        return make_moe_model(default_moe_folder())
+    return make_dense_model(default_model_folder())
+
+
+def server_arguments(topology: Topology, *more: str) -> tuple[str, ...]:
+    return (*SERVER_ARGUMENTS, *topology.arguments, *FAULT_ARGUMENTS, *more)
+
+
+def server_spec(topology: Topology, log: Path, *more: str) -> ServerSpec:
+    """The topology's server with fault injection, on its model, which is made if need be."""
+    return ServerSpec(model=make_model(topology), log=log, arguments=server_arguments(topology, *more))
+
+
+def relevant_environment() -> dict[str, str]:
+    """The variables that change what is measured, as the server gets them: ours for benchmarks, and the CPU build's."""
+    chosen = {name: value for name, value in os.environ.items() if name.startswith(BENCH_VARIABLES)}
+    return {**chosen, **{name: os.environ.get(name, usual) for name, usual in CPU_ENVIRONMENT.items()}}

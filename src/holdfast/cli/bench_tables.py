@@ -1,0 +1,176 @@
+"""The benchmarks' documents as tables for people, readable at 100 columns. Pure: data in, text out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from holdfast.bench.figures import NeighbourFigures, RecoveryDocument, Stretch, TopologyFigures, Trial, stretch_of
+from holdfast.bench.overhead import OverheadDocument
+from holdfast.bench.restart import Restart
+from holdfast.bench.targets import TIMES_SHORTER_NAME, Target
+from holdfast.chaos.processes import SessionUsage
+
+_METRIC_NAMES = {
+    "tokens_per_s": "tokens/s",
+    "inter_token_p50_ms": "token gap p50, ms",
+    "inter_token_p99_ms": "token gap p99, ms",
+    "server_cpu_ms_per_token": "server CPU ms/token",
+}
+
+
+def recovery_report(document: RecoveryDocument, console: Console) -> None:
+    """A table per topology, and below it what belongs to the topology as a whole."""
+    if document.seed is not None:
+        console.print(f"Random faults drawn with --seed {document.seed}: the same seed draws the same.", markup=False)
+    for figures in document.topologies:
+        _report_topology(figures, console)
+
+
+def _report_topology(figures: TopologyFigures, console: Console) -> None:
+    console.print(_scenario_table(figures))
+    for line in [*_problems(figures), *_summary(figures)]:
+        console.print(line, markup=False, soft_wrap=True)
+    console.print()
+
+
+def _scenario_table(figures: TopologyFigures) -> Table:
+    many = figures.engines * figures.ranks_per_engine > 1
+    title = f"{figures.topology}: exceptions on a running server"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    where = ("engine", "rank") if many else ()
+    parts = ("paused", "rebuild") if many else ()
+    for heading in ("exception", *where, "runs", "median", "max", *parts, "lost", "twice", "changed", "exact"):
+        table.add_column(heading, justify="left" if heading == "exception" else "right", no_wrap=True)
+    for trials in _by_row(figures.trials):
+        table.add_row(*_row(trials, many))
+    return table
+
+
+def _by_row(trials: Iterable[Trial]) -> Iterable[Sequence[Trial]]:
+    """The trials of one scenario at one place share a row."""
+    rows: dict[tuple[str, int, int | None], list[Trial]] = {}
+    for trial in trials:
+        rows.setdefault((trial.scenario, trial.engine_id, trial.rank), []).append(trial)
+    return rows.values()
+
+
+def _row(trials: Sequence[Trial], many: bool) -> list[str]:
+    first, waits = trials[0], stretch_of(wait for trial in trials for wait in trial.interruptions_s)
+    where = [str(first.engine_id), "–" if first.rank is None else str(first.rank)] if many else []
+    parts = [_longest(trial.paused_s for trial in trials), _longest(trial.rebuild_s for trial in trials)]
+    return [
+        first.scenario,
+        *where,
+        str(len(trials)),
+        _duration(waits.median_s if waits else None),
+        _duration(waits.max_s if waits else None),
+        *(parts if many else []),
+        str(sum(trial.lost_tokens for trial in trials)),
+        str(sum(trial.repeated_tokens for trial in trials)),
+        str(sum(trial.changed_tokens for trial in trials)),
+        "NO" if any(trial.problems for trial in trials) else "yes",
+    ]
+
+
+def _problems(figures: TopologyFigures) -> list[str]:
+    told = [f"{trial.scenario}, {trial.place}: {problem}" for trial in figures.trials for problem in trial.problems]
+    told += [f"left behind: {what}" for what in figures.left_behind]
+    return told + ([f"ended early: {figures.failure}"] if figures.failure else [])
+
+
+def _summary(figures: TopologyFigures) -> list[str]:
+    lines = [_in_words("the streams waited", figures.interruption)]
+    lines.append(_in_words("every rank stood still after", figures.paused))
+    if figures.rebuild and figures.rebuild.max_s:
+        lines.append(_in_words("collectives were rebuilt in", figures.rebuild))
+    if figures.neighbours is not None:
+        lines.append(_neighbours(figures.neighbours))
+    if figures.restart is not None:
+        lines.append(_restart(figures.restart))
+    if figures.restart_to_median_interruption and figures.restart_to_max_interruption:
+        lines.append(
+            f"Interruption: {figures.restart_to_median_interruption:.0f} times shorter in the median, "
+            f"{figures.restart_to_max_interruption:.0f} times in the worst stream."
+        )
+    return [line for line in [*lines, _usage(figures.usage), *map(_target, figures.targets)] if line]
+
+
+def _target(target: Target) -> str:
+    """One line of the verdict."""
+    bound, found = (_of_target(target, value) for value in (target.bound, target.found))
+    return f"{'reached' if target.met else 'MISSED':>8}  {target.name}: {found} (to reach: {bound})"
+
+
+def _of_target(target: Target, value: float | None) -> str:
+    if target.name != TIMES_SHORTER_NAME:
+        return _duration(value)
+    return "–" if value is None else f"{value:.0f}"
+
+
+def _in_words(what: str, stretch: Stretch | None) -> str:
+    if stretch is None:
+        return ""
+    half = f"half of them {_duration(stretch.quartile_low_s)} to {_duration(stretch.quartile_high_s)}"
+    return (
+        f"After a fault {what} {_duration(stretch.median_s)} in the median, {_duration(stretch.max_s)} at most; {half}."
+    )
+
+
+def _neighbours(neighbours: NeighbourFigures) -> str:
+    return (
+        f"Meanwhile the other engine's streams had gaps of {_duration(neighbours.longest_gap.median_s)} at most in the "
+        f"median trial, {_duration(neighbours.longest_gap.max_s)} in the worst. Without a fault 99.9 % of their gaps "
+        f"are within {_duration(neighbours.fault_free_p999.median_s)} (median of the trials), the longest is "
+        f"{_duration(neighbours.fault_free_longest_gap.max_s)}. "
+        f"Not above their own fault-free 99.9 %: {neighbours.undisturbed_trials} of {neighbours.trials} trials."
+    )
+
+
+def _restart(restart: Restart) -> str:
+    return (
+        f"Full restart of the same server: {restart.total_s:.1f} s (stop {restart.stop_s:.1f}, "
+        f"start {restart.start_s:.1f}, first token {restart.first_token_s:.2f}); every answer would be lost."
+    )
+
+
+def _usage(usage: Sequence[SessionUsage]) -> str:
+    """What the server held before the first fault and after the last."""
+    if len(usage) < 2:
+        return ""
+    before, after = usage[0], usage[-1]
+    mib = 2**20
+    return (
+        f"The server held, before and after: {before.files} and {after.files} open files, {before.threads} and "
+        f"{after.threads} threads, {before.resident_bytes / mib:.0f} and {after.resident_bytes / mib:.0f} MiB, "
+        f"{before.shared_segments} and {after.shared_segments} segments of shared memory."
+    )
+
+
+def overhead_report(document: OverheadDocument, console: Console) -> None:
+    """One row per metric."""
+    table = Table(
+        title=f"Holdfast on / off, {len(document.pairs)} interleaved pairs", title_justify="left", box=SIMPLE_HEAD
+    )
+    for heading in ("", "off", "on", "on/off", "quartiles", "min", "max"):
+        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
+    for ratio in document.ratios:
+        quartiles = f"{ratio.quartile_low:.3f}–{ratio.quartile_high:.3f}"
+        figures = (f"{ratio.off_median:.4g}", f"{ratio.on_median:.4g}", f"{ratio.median:.3f}", quartiles)
+        table.add_row(_METRIC_NAMES[ratio.metric], *figures, f"{ratio.minimum:.3f}", f"{ratio.maximum:.3f}")
+    console.print(table)
+    console.print("The answers are equal, token by token." if not document.problems else "\n".join(document.problems))
+
+
+def _longest(durations_s: Iterable[float | None]) -> str:
+    stretch = stretch_of(durations_s)
+    return _duration(stretch.max_s if stretch else None)
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "–"
+    return f"{seconds * 1000:.0f} ms" if seconds < 10 else f"{seconds:.1f} s"
