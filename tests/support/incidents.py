@@ -7,6 +7,8 @@ from typing import Any
 
 Event = dict[str, Any]
 
+_EPOCH_S = time.time() - time.monotonic()  # once: the two clocks are not read at the same instant
+
 _STATES = {
     "engine-attached": "healthy",
     "fault-armed": "healthy",
@@ -36,4 +38,4 @@ def incident(fault_s: float, recovered_s: float, engine_id: int = 0) -> list[Eve
 
 
 def _wall(monotonic_s: float) -> float:
-    return time.time() - time.monotonic() + monotonic_s
+    return _EPOCH_S + monotonic_s
