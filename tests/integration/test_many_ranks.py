@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import pytest
@@ -12,7 +12,7 @@ from holdfast.chaos.checker import compare_runs
 from holdfast.chaos.control import FAULT, RECOVERED, Control
 from holdfast.chaos.history import History
 from holdfast.chaos.server import Server
-from holdfast.chaos.streams import Load
+from holdfast.chaos.streams import Load, StreamSpec
 from holdfast.core.faults import Phase
 from holdfast.core.injection import InjectionSpec
 from integration.conftest import V1_ASYNC, V1_SYNC, Kind, Servers, run
@@ -31,6 +31,7 @@ class Bench:
     server: Server
     topology: Topology
     kind: Kind
+    asks: Callable[[str], list[StreamSpec]] = every_feature
     _expected: list[History] = field(default_factory=list)
 
     @property
@@ -39,7 +40,7 @@ class Bench:
 
     def expected(self) -> list[History]:
         if not self._expected:
-            self._expected = run(Load(self.server.url, every_feature(fresh_salt())).run())
+            self._expected = run(Load(self.server.url, self.asks(fresh_salt())).run())
         return self._expected
 
     def assert_exact_through(self, *injections: InjectionSpec) -> list[dict]:
@@ -47,7 +48,7 @@ class Bench:
         expected, salt = self.expected(), fresh_salt()
         found, events = run(self._through(salt, injections))
         assert_exact(expected, found)
-        assert_exact(expected, run(Load(self.server.url, every_feature(salt)).run()))
+        assert_exact(expected, run(Load(self.server.url, self.asks(salt)).run()))
         return events
 
     async def _through(self, salt: str, injections: tuple[InjectionSpec, ...]) -> tuple[list[History], list[dict]]:
@@ -55,13 +56,14 @@ class Bench:
             before = await control.last_sequence()
             for injection in injections:
                 await control.inject(injection)
-            histories = await Load(self.server.url, every_feature(salt)).run()
+            histories = await Load(self.server.url, self.asks(salt)).run()
             events = await control.wait_recovered(before, faults=1)
             assert await control.unwell() is None
         return histories, events
 
 
-MANY = [(topology, kind) for topology in (TP2, PP2, DP2, MOE, MOE_EP) for kind in (V1_SYNC, V1_ASYNC)]
+# Stages schedule asynchronously only under the other model runner: the host refuses it under this one.
+MANY = [(t, k) for t in (TP2, PP2, DP2, MOE, MOE_EP) for k in (V1_SYNC, V1_ASYNC) if (t, k) != (PP2, V1_ASYNC)]
 
 
 @pytest.fixture(scope="module", params=MANY, ids=lambda p: f"{p[0].name}-{p[1].name}")
