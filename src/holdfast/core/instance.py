@@ -108,7 +108,7 @@ class Instance:
         return [self._publish(EventKind.ENGINE_ATTACHED, group, engine), *self._contain(group, now)]
 
     def _faulted(self, group: LockstepGroup, engine: Engine, fact: m.EngineFaulted, now: float) -> list[Effect]:
-        if fact.epoch != group.epoch:
+        if fact.epoch != group.epoch or group.is_expected(fact.fault):
             return []
         if engine.state is EngineState.RECOVERING:
             # It may have overtaken the report that the recovery worked: kept for that one. If not, whoever
@@ -117,6 +117,8 @@ class Instance:
             return _close_rendezvous(group)
         engine.begin_to_stop(Trigger.FAULT, now)
         effects = self._blame(group, engine, fact.fault, now) + self._contain(group, now)
+        if group.in_state(EngineState.RECOVERING):
+            effects += _close_rendezvous(group)  # their peer is in again and has failed again
         is_news = group.fault is fact.fault
         if is_news and (group.stands_paused or fact.fault.fault_class is FaultClass.UNRESPONSIVE):
             # Who does not answer will not come to stand still either.
@@ -194,7 +196,8 @@ class Instance:
             report=fact.report,
             interruption_s=now - group.began_at,
         )
-        return [recovered, *self._when_recovery_is_over(group, now)]
+        # A peer may have failed meanwhile: then this one must not run on until the last one is done.
+        return [recovered, *self._contain(group, now), *self._when_recovery_is_over(group, now)]
 
     def _recovery_failed(self, group: LockstepGroup, engine: Engine, fault: Fault, now: float) -> list[Effect]:
         fault = deeper(engine.fault_in_recovery, fault)
