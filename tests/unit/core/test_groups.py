@@ -1006,8 +1006,8 @@ class Story:
         return healthy or by_hand or self.bench.defeat is not None
 
 
-@settings(max_examples=100, deadline=None)
-@given(told=st.lists(HAPPENINGS, min_size=12, max_size=40), config=st.sampled_from([AUTO, EXTERNAL]))
+@settings(max_examples=60, deadline=None)
+@given(told=st.lists(HAPPENINGS, min_size=12, max_size=30), config=st.sampled_from([AUTO, EXTERNAL]))
 def test_whatever_happens_a_group_stands_and_goes_on_as_one_and_every_story_ends(told, config):
     story = Story(config)
     for number, happening in enumerate(told):

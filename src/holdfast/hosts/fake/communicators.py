@@ -9,9 +9,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from holdfast.core.errors import RecoveryFailed
 from holdfast.core.rendezvous import Rendezvous
+
+T = TypeVar("T")
 
 
 class CollectiveBroken(Exception):
@@ -26,13 +29,13 @@ class FakeGroup:
     joined: set[int] = field(default_factory=set)
     closed: bool = False
     broken: bool = False
-    rounds: list[dict[int, float]] = field(default_factory=list)
+    rounds: list[dict[int, object]] = field(default_factory=list)
 
     @property
     def ready(self) -> bool:
         return len(self.joined) == self.size
 
-    def contribute(self, rank: int, value: float) -> dict[int, float]:
+    def contribute(self, rank: int, value: object) -> dict[int, object]:
         """The round that this is the rank's part of: the first one that it has no part in."""
         for parts in self.rounds:
             if rank not in parts:
@@ -120,21 +123,25 @@ class FakeCommunicators:
         return ()
 
     def all_reduce(self, value: float, timeout_s: float) -> float:
-        """The sum over all ranks.
+        """The sum over all ranks. Raises as `all_gather` does."""
+        return sum(self.all_gather(value, timeout_s))
+
+    def all_gather(self, value: T, timeout_s: float) -> list[T]:
+        """What every rank contributed, in the order of the ranks. Nobody looks whether it is of the same step.
 
         Raises: `CollectiveBroken`; `TimeoutError` in the end.
         """
         network, group = self._network, self._group
         with network.changed:
             if group.broken:
-                raise CollectiveBroken(f"rank {self._rank}: the group is broken")
+                raise CollectiveBroken(f"rank {self._rank}: connection closed by peer before it began")
             parts = group.contribute(self._rank, value)
             network.changed.notify_all()
         if not network.wait_until(lambda: group.broken or len(parts) == group.size, timeout_s):
             raise TimeoutError(f"rank {self._rank} waited {timeout_s:g} s for its peers")
-        if group.broken and len(parts) < group.size:
-            raise CollectiveBroken(f"rank {self._rank}: the group was broken")
-        return sum(parts.values())
+        if len(parts) < group.size:
+            raise CollectiveBroken(f"rank {self._rank}: connection closed by peer")
+        return [parts[rank] for rank in sorted(parts)]  # type: ignore[misc]
 
     def _join(self, rendezvous: Rendezvous, timeout_s: float) -> FakeGroup:
         with self._network.changed:

@@ -17,14 +17,19 @@ from holdfast.core.messages import RecoveryReport
 from holdfast.core.ports import FaultReporter
 from holdfast.core.rendezvous import Rendezvous
 from holdfast.hosts.fake.blocks import BlockPool
+from holdfast.hosts.fake.communicators import FakeCommunicators
 from holdfast.hosts.fake.model import KVMemory
+from holdfast.hosts.fake.ranks import COLLECTIVE_S, RankThreads
 from holdfast.hosts.fake.scheduler import FakeRequest, FakeScheduler
-from holdfast.hosts.fake.worker import FakeWorker, LockstepGroup, Part, Traps, WorkerFailed
+from holdfast.hosts.fake.worker import REBUILD_S, FakeWorker, LockstepGroup, Part, Reply, Traps, WorkerFailed
 
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """How big the pretend engine is. `steps_in_flight` of 2 schedules ahead of the outputs."""
+    """How big the pretend engine is. `steps_in_flight` of 2 schedules ahead of the outputs.
+
+    With `rank_threads` every rank runs on a thread of its own and waits for the others in collectives.
+    """
 
     ranks: int = 1
     blocks: int = 32
@@ -32,7 +37,9 @@ class EngineOptions:
     step_tokens: int = 16
     max_running: int = 8
     steps_in_flight: int = 1
+    rank_threads: bool = False
     unsafe_keep_suspect_blocks: bool = False
+    unsafe_skip_fence: bool = False
 
 
 @dataclass(frozen=True)
@@ -46,9 +53,15 @@ class Interrupted(Exception):
 
 
 class FakeEngineCore:
-    """Implements `EngineHost`."""
+    """Implements `EngineHost`. With `data_parallel` it agrees with other engine cores after every step."""
 
-    def __init__(self, engine_id: int, options: EngineOptions, reporter: FaultReporter) -> None:
+    def __init__(
+        self,
+        engine_id: int,
+        options: EngineOptions,
+        reporter: FaultReporter,
+        data_parallel: FakeCommunicators | None = None,
+    ) -> None:
         self._engine_id = engine_id
         self._options = options
         self._scheduler = FakeScheduler(
@@ -60,10 +73,13 @@ class FakeEngineCore:
             FakeWorker(engine_id, rank, KVMemory(rank, options.blocks, options.block_size), reporter)
             for rank in range(options.ranks)
         )
-        self._group = LockstepGroup(self.workers)
+        for worker in self.workers:
+            worker.skips_fence = options.unsafe_skip_fence
+        self.ranks = RankThreads(self.workers) if options.rank_threads else LockstepGroup(self.workers)
+        self._data_parallel = data_parallel
         self._traps = Traps()
         self._interrupted = False
-        self._steps: deque[tuple[list[Part], dict[str, int] | WorkerFailed]] = deque()
+        self._steps: deque[tuple[list[Part], Reply]] = deque()
         self._processed: list[OutputToken] = []
         self._sent: list[OutputToken] = []
 
@@ -88,19 +104,27 @@ class FakeEngineCore:
     # ---- the busy loop
 
     def step(self) -> bool:
-        """One turn of the busy loop; false when there was nothing to do. Raises what a step raises."""
+        """One turn of the busy loop; false when nobody had anything to do. Raises what a step raises."""
         if self._interrupted:
             raise Interrupted(f"engine {self._engine_id} was told to stand still")
+        return self._agree(self._turn())
+
+    def _turn(self) -> bool:
         self._traps.pass_by(Phase.SCHEDULE_START)
         if len(self._steps) < self._options.steps_in_flight and self._submit():
             return True
         if not self._steps:
             return False
         parts, reply = self._steps.popleft()
-        if isinstance(reply, WorkerFailed):
-            raise reply
-        self._process(parts, reply)
+        self._process(parts, reply())
         return True
+
+    def _agree(self, busy: bool) -> bool:
+        """Engine cores in lockstep go on as long as one of them has something to do."""
+        if self._data_parallel is None:
+            return busy
+        self._traps.pass_by(Phase.DP_SYNC)
+        return self._data_parallel.all_reduce(float(busy), COLLECTIVE_S) > 0
 
     def _submit(self) -> bool:
         """Schedule a step and hand it to the workers; true when there is room for another."""
@@ -108,7 +132,7 @@ class FakeEngineCore:
         if not parts:
             return False
         self._traps.pass_by(Phase.SCHEDULE_END)
-        self._steps.append((parts, self._group.execute(parts)))
+        self._steps.append((parts, self.ranks.execute(parts)))
         return len(self._steps) < self._options.steps_in_flight
 
     def _process(self, parts: Sequence[Part], sampled: dict[str, int]) -> None:
@@ -136,13 +160,13 @@ class FakeEngineCore:
 
     @property
     def in_lockstep(self) -> bool:
-        return False
+        return self._data_parallel is not None
 
     def interrupt(self) -> None:
         self._interrupted = True
 
     def break_collectives(self) -> int:
-        return 0
+        return 0 if self._data_parallel is None else self._data_parallel.break_all()
 
     def is_interrupt(self, error: Exception) -> bool:
         return isinstance(error, Interrupted)
@@ -167,6 +191,8 @@ class FakeEngineCore:
         self._traps.pass_by(Phase.RECOVERY)
         salvaged = self._send()
         report = self._scheduler.rewind(keep_suspect_blocks=self._options.unsafe_keep_suspect_blocks)
-        self._group.restore(epoch, {i: r.tokens for i, r in self._scheduler.requests.items()})
+        self.ranks.restore(epoch, {i: r.tokens for i, r in self._scheduler.requests.items()}, rendezvous)
+        if self._data_parallel is not None and rendezvous is not None:
+            self._data_parallel.rebuild(rendezvous, REBUILD_S)
         self._traps.pass_by(Phase.RESUME)
         return msgspec.structs.replace(report, stale_replies=stale, salvaged_outputs=salvaged)

@@ -5,6 +5,7 @@ A rank that raises fences itself and tells its reporter; its peers find their co
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -13,9 +14,14 @@ from holdfast.core.errors import RankFenced
 from holdfast.core.faults import Fault, Phase, classify_error, describe_error
 from holdfast.core.injection import InjectedFault, InjectionSpec, Trap
 from holdfast.core.ports import FaultReporter
+from holdfast.core.rendezvous import Rendezvous
+from holdfast.hosts.fake.communicators import FakeCommunicators
 from holdfast.hosts.fake.model import KVMemory, sample
 
 R = TypeVar("R")
+Reply = Callable[[], dict[str, int]]
+
+REBUILD_S = 10.0
 
 
 class WorkerFailed(RuntimeError):
@@ -60,20 +66,29 @@ class FakeWorker:
     reporter: FaultReporter
     epoch: int = 0
     fenced: bool = False
+    fenced_in: int = 0
     gone: bool = False
+    skips_fence: bool = False  # makes answers wrong; a test shows so
+    communicators: FakeCommunicators | None = None  # none: its peers are looked after for it
     traps: Traps = field(default_factory=Traps)
     tokens: dict[str, list[int]] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def arm(self, spec: InjectionSpec) -> None:
         self.traps.arm(spec)
 
-    def restore(self, epoch: int, histories: Mapping[str, Sequence[int]]) -> None:
+    def restore(self, epoch: int, histories: Mapping[str, Sequence[int]], rendezvous: Rendezvous | None = None) -> None:
         """Forget everything but these histories; take part again."""
         if self.gone:
             raise WorkerFailed(f"rank {self.rank} is gone")
+        with self._lock:
+            self.epoch = epoch  # what belongs to an older one is history from now on
         self.traps.pass_by(Phase.REBUILD)
+        if rendezvous is not None and self.communicators is not None:
+            self.communicators.rebuild(rendezvous, REBUILD_S)
         self.tokens = {request_id: list(tokens) for request_id, tokens in histories.items()}
-        self.epoch, self.fenced = epoch, False
+        with self._lock:
+            self.fenced = self.fenced and self.fenced_in >= epoch
 
     def forward(self, parts: Sequence[Part]) -> list[int]:
         """Write the KV of a batch; what each request's last token attended to."""
@@ -90,16 +105,22 @@ class FakeWorker:
         return attended
 
     def break_collectives(self, epoch: int) -> int | None:
-        if self.epoch > epoch:
-            return None
-        self.fenced = True
-        return 0
+        with self._lock:
+            if self.epoch > epoch:
+                return None
+            self.fenced, self.fenced_in = True, epoch
+            return self._break()
 
     def fence(self, error: Exception, phase: Phase | None) -> None:
-        """Refuse work from now on, and say why to whoever listens."""
-        if self.fenced or self.gone:
+        """Refuse work from now on, let nobody wait, and say why to whoever listens."""
+        if self.fenced or self.gone or self.skips_fence:
             return
-        self.fenced = True
+        with self._lock:
+            self.fenced, self.fenced_in = True, self.epoch
+            self._break()
+        self.report(error, phase)
+
+    def report(self, error: Exception, phase: Phase | None) -> None:
         error_type, message = describe_error(error)
         fault = Fault(
             fault_class=classify_error(error_type, message),
@@ -111,6 +132,22 @@ class FakeWorker:
         )
         self.reporter.report(fault, self.epoch)
 
+    def fail_entering(self, error: Exception) -> None:
+        """A restore failed: the others would wait where they meet."""
+        with self._lock:
+            self._break()
+        self.report(error, Phase.REBUILD)
+
+    def refuse_if_fenced(self) -> None:
+        """Raises for a rank that takes part in nothing."""
+        if self.gone:
+            raise WorkerFailed(f"rank {self.rank} is gone")
+        if self.fenced:
+            raise RankFenced(f"rank {self.rank} is fenced")
+
+    def _break(self) -> int:
+        return 0 if self.communicators is None else self.communicators.break_all()
+
 
 class LockstepGroup:
     """The workers of one engine core. A step succeeds on every rank or fails on every rank."""
@@ -118,22 +155,23 @@ class LockstepGroup:
     def __init__(self, workers: Sequence[FakeWorker]) -> None:
         self.workers = tuple(workers)
 
-    def execute(self, parts: Sequence[Part]) -> dict[str, int] | WorkerFailed:
-        """Run one step: the sampled tokens, or the failure as the engine core gets to see it."""
+    def execute(self, parts: Sequence[Part]) -> Reply:
+        """Run one step. The reply is the sampled tokens, or raises as the engine core gets to see it."""
         try:
-            return self._phases(parts)
+            sampled = self._phases(parts)
         except _RankRaised as raised:
             raised.worker.fence(raised.error, raised.phase)
             for worker in self.workers:
                 worker.fenced = True  # their communicator is broken
-            return WorkerFailed(f"Worker failed with error '{raised.error}'")
+            return _raising(WorkerFailed(f"Worker failed with error '{raised.error}'"))
+        return lambda: sampled
 
-    def restore(self, epoch: int, histories: Mapping[str, Sequence[int]]) -> None:
+    def restore(self, epoch: int, histories: Mapping[str, Sequence[int]], rendezvous: Rendezvous | None) -> None:
         for worker in self.workers:
-            worker.restore(epoch, histories)
+            worker.restore(epoch, histories, rendezvous)
 
     def _phases(self, parts: Sequence[Part]) -> dict[str, int]:
-        self._on_each(None, _refuse_if_fenced)
+        self._on_each(None, FakeWorker.refuse_if_fenced)
         self._pass_by(Phase.STEP_START)
         attended = self._on_each(Phase.FORWARD, lambda w: w.forward(parts))
         self._pass_by(Phase.STEP_END)
@@ -168,8 +206,8 @@ class _RankRaised(Exception):
         self.worker, self.phase, self.error = worker, phase, error
 
 
-def _refuse_if_fenced(worker: FakeWorker) -> None:
-    if worker.gone:
-        raise WorkerFailed(f"rank {worker.rank} is gone")
-    if worker.fenced:
-        raise RankFenced(f"rank {worker.rank} is fenced")
+def _raising(error: Exception) -> Reply:
+    def reply() -> dict[str, int]:
+        raise error
+
+    return reply

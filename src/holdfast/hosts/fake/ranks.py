@@ -1,0 +1,90 @@
+"""Ranks on threads of their own that wait for each other in collectives, as processes of the host do.
+
+A step is handed to every rank and only the first one's reply is heard: what another rank raises comes to
+light where its peers wait for it, or through its reporter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+
+from holdfast.core.faults import Phase
+from holdfast.core.rendezvous import Rendezvous
+from holdfast.hosts.fake.communicators import FakeNetwork
+from holdfast.hosts.fake.model import sample
+from holdfast.hosts.fake.worker import REBUILD_S, FakeWorker, Part, Reply, WorkerFailed
+
+COLLECTIVE_S = 10.0
+REPLY_S = 15.0
+
+
+class RankThreads:
+    """The workers of one engine core, each in lockstep with the others through its communicators."""
+
+    def __init__(self, workers: Sequence[FakeWorker]) -> None:
+        self.workers = tuple(workers)
+        self.network = FakeNetwork(len(workers))
+        self._threads = [ThreadPoolExecutor(1, f"fake-rank-{w.rank}") for w in workers]
+        for worker in workers:
+            worker.communicators = self.network.rank(worker.rank)
+
+    def execute(self, parts: Sequence[Part]) -> Reply:
+        """Hand a step to every rank; the reply waits for the first one."""
+        replies = [thread.submit(_step, worker, parts) for thread, worker in self._each()]
+        return lambda: replies[0].result(REPLY_S)
+
+    def restore(self, epoch: int, histories: Mapping[str, Sequence[int]], rendezvous: Rendezvous | None) -> None:
+        """Let every rank back in. Raises as soon as one fails, whatever the others wait for."""
+        restored: list[Future[None]] = [
+            thread.submit(_restore, worker, epoch, histories, rendezvous) for thread, worker in self._each()
+        ]
+        done, late = wait(restored, REBUILD_S, FIRST_EXCEPTION)
+        for each in done:
+            each.result()
+        if late:
+            raise WorkerFailed(f"{len(late)} ranks did not restore within {REBUILD_S:g} s")
+
+    def close(self) -> None:
+        for thread in self._threads:
+            thread.shutdown(wait=False, cancel_futures=True)
+
+    def _each(self) -> list[tuple[ThreadPoolExecutor, FakeWorker]]:
+        return list(zip(self._threads, self.workers, strict=True))
+
+
+def _step(worker: FakeWorker, parts: Sequence[Part]) -> dict[str, int]:
+    worker.refuse_if_fenced()
+    try:
+        return _phases(worker, parts)
+    except Exception as error:
+        worker.fence(error, getattr(error, "phase", None))
+        raise WorkerFailed(f"Worker failed with error '{error}'") from error
+
+
+def _phases(worker: FakeWorker, parts: Sequence[Part]) -> dict[str, int]:
+    assert worker.communicators is not None
+    worker.traps.pass_by(Phase.STEP_START)
+    attended = worker.communicators.all_gather(worker.forward(parts), COLLECTIVE_S)
+    worker.traps.pass_by(Phase.STEP_END)
+    worker.traps.pass_by(Phase.SAMPLE_START)
+    # Of ranks that are not in the same step the shapes may differ: memory is read all the same.
+    sampled = {
+        part.request_id: sample(rank[index % len(rank)] for rank in attended)
+        for index, part in enumerate(parts)
+        if part.samples
+    }
+    for request_id, token in sampled.items():
+        worker.tokens[request_id].append(token)
+    worker.traps.pass_by(Phase.SAMPLE_END)
+    return sampled
+
+
+def _restore(
+    worker: FakeWorker, epoch: int, histories: Mapping[str, Sequence[int]], rendezvous: Rendezvous | None
+) -> None:
+    try:
+        worker.restore(epoch, histories, rendezvous)
+    except Exception as error:
+        worker.fail_entering(error)
+        raise

@@ -1,0 +1,167 @@
+"""One lockstep group in threads: the real sentinels over the in-memory wire, pretend engine cores and ranks."""
+
+import threading
+
+from holdfast.core import messages as m
+from holdfast.core.config import HoldfastConfig
+from holdfast.core.events import EventKind
+from holdfast.core.injection import InjectionSpec
+from holdfast.core.rendezvous import Rendezvous
+from holdfast.hosts.fake import EngineOptions, FakeEngineCore, fault_free_output
+from holdfast.hosts.fake.communicators import FakeNetwork
+from holdfast.sentinel import ClientSentinel, EngineCoreSentinel, EngineDefeated, WorkerSentinel
+from holdfast.wire import MemoryNetwork
+
+WAIT_S = 20.0
+PROMPTS = {"a": range(1, 14), "b": range(1, 10), "c": [7, 7, 7]}
+LENGTHS = {"a": 9, "b": 12, "c": 15}
+
+
+class Rank:
+    """A worker as its sentinel sees it. From the epoch `silent_from` on it does as it is told and says nothing."""
+
+    def __init__(self, worker):
+        self.worker = worker
+        self.reporter = None
+        self.silent_from = float("inf")
+        self.broke = []
+
+    def report(self, fault, epoch):
+        if epoch < self.silent_from:
+            self.reporter.report(fault, epoch)
+
+    def arm(self, spec):
+        self.worker.arm(spec)
+
+    def break_collectives(self, epoch):
+        connections = self.worker.break_collectives(epoch)
+        self.broke.append(epoch)
+        return connections if epoch < self.silent_from else None
+
+
+class EngineThread:
+    """An engine core, its ranks and their sentinels; its busy loop on a thread of its own."""
+
+    def __init__(self, bench, engine_id, options):
+        config, network = bench.config, bench.network
+        data_parallel = bench.data_parallel.rank(engine_id) if bench.data_parallel.size > 1 else None
+        self.core = FakeEngineCore(engine_id, options, None, data_parallel)
+        address = f"engine-{engine_id}"
+        self.sentinel = EngineCoreSentinel(engine_id, config, network.station(), "client", address)
+        self.ranks = [Rank(worker) for worker in self.core.workers]
+        self.workers = [WorkerSentinel(rank, i, network.station(), address) for i, rank in enumerate(self.ranks)]
+        self.streams = {name: [] for name in PROMPTS}
+        self.expected = {n: fault_free_output(list(p), LENGTHS[n], options.ranks) for n, p in PROMPTS.items()}
+        self.defeat = None
+        self._options = options
+        self._thread = threading.Thread(target=self._run, name=address, daemon=True)
+        for name, prompt in PROMPTS.items():
+            self.core.add(name, list(prompt), LENGTHS[name])
+
+    def attach(self):
+        self.sentinel.start()
+        for rank, sentinel in zip(self.ranks, self.workers, strict=True):
+            rank.reporter, rank.worker.reporter = sentinel, rank
+            sentinel.start(())
+        self.sentinel.announce(self.core, (), self.sentinel.await_workers(self._options.ranks, WAIT_S))
+
+    def start(self):
+        self._thread.start()
+
+    def join(self):
+        self._thread.join(WAIT_S)
+        assert not self._thread.is_alive(), f"engine {self.core.engine_id} never ends"
+
+    def close(self):
+        for sentinel in (*self.workers, self.sentinel):
+            sentinel.close()
+        self.core.ranks.close()
+
+    def _run(self):
+        try:
+            self.sentinel.run(self._busy_loop, lambda: True)
+        except EngineDefeated as defeat:
+            self.defeat = str(defeat)
+
+    def _busy_loop(self):
+        goes_on = True
+        while goes_on:
+            try:
+                goes_on = self.core.step()
+            finally:
+                for output in self.core.take_outputs():
+                    self.streams[output.request_id].append(output.token)
+
+
+class Lockstep:
+    """Engine cores that share collectives, and the front end that owns them."""
+
+    def __init__(self, engines=1, ranks=2, unsafe_skip_fence=False, **settings):
+        self.config = HoldfastConfig(
+            enable_fault_injection=True, max_retries=20, unsafe_skip_fence=unsafe_skip_fence, **settings
+        )
+        self.network, self.data_parallel = MemoryNetwork(), FakeNetwork(engines)
+        self.reason, self.ended = "", threading.Event()
+        group = tuple(range(engines))
+        self.client = ClientSentinel([group], self.config, self, self.network.station(), "client")
+        options = EngineOptions(
+            ranks=ranks, steps_in_flight=2, rank_threads=True, unsafe_skip_fence=self.config.unsafe_skip_fence
+        )
+        self.engines = [EngineThread(self, engine_id, options) for engine_id in group]
+        self.client.start()
+        for engine in self.engines:
+            engine.attach()
+        self.client.await_attached(WAIT_S)
+
+    # ---- what a test asks
+
+    def arm(self, phase, engine=0, rank=0, after_steps=0, times=1):
+        spec = InjectionSpec(phase=phase, engine_id=engine, rank=rank, after_steps=after_steps, times=times)
+        self.client.arm(f"{phase}-{engine}-{rank}-{after_steps}", spec).result(WAIT_S)
+
+    def run(self):
+        """Every engine core to the end of its requests, or to its own."""
+        for engine in self.engines:
+            engine.start()
+        for engine in self.engines:
+            engine.join()
+
+    def is_exact(self):
+        return all(engine.streams == engine.expected for engine in self.engines)
+
+    def happened(self, kind):
+        return [e for e in self.client.history() if e.kind is kind]
+
+    @property
+    def recoveries(self):
+        return len(self.happened(EventKind.ENGINE_RECOVERED))
+
+    def say(self, engine, message):
+        """A worker's message that its sentinel would not say now."""
+        sentinel = self.engines[engine].workers[message.rank]
+        assert isinstance(message, m.CollectivesBroken)
+        sentinel._thread.post(lambda: sentinel._send(message))
+
+    def close(self):
+        for engine in self.engines:
+            engine.close()
+        self.client.close()
+
+    # ---- FrontEndHost
+
+    def end_instance(self, reason):
+        self.reason = reason
+        self.ended.set()
+
+    def open_rendezvous(self, group, epoch):
+        meet = Rendezvous("memory", 0, epoch)
+        for network in self._networks():
+            network.open(epoch)
+        return meet
+
+    def close_rendezvous(self, group, epoch):
+        for network in self._networks():
+            network.close(epoch)
+
+    def _networks(self):
+        return [self.data_parallel, *(engine.core.ranks.network for engine in self.engines)]
