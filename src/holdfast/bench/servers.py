@@ -17,6 +17,7 @@ from holdfast.chaos.server import CPU_ENVIRONMENT, ServerSpec
 FAULT_ARGUMENTS = ("--enable-fault-injection", "--external-fault-notify-port", "0")
 # A benchmark breaks the server more often than its defaults allow within their window.
 MANY_FAULTS = ("--max-retries", "100000")
+READY_TIMEOUT_S = 240.0  # for each rank: on few cores they start one after another
 BENCH_VARIABLES = "HOLDFAST_BENCH_"
 
 
@@ -33,7 +34,12 @@ def server_arguments(topology: Topology, *more: str) -> tuple[str, ...]:
 
 def server_spec(topology: Topology, log: Path, *more: str) -> ServerSpec:
     """The topology's server with fault injection, on its model, which is made if need be."""
-    return ServerSpec(model=make_model(topology), log=log, arguments=server_arguments(topology, *more))
+    return ServerSpec(
+        model=make_model(topology),
+        log=log,
+        arguments=server_arguments(topology, *more),
+        ready_timeout_s=READY_TIMEOUT_S * topology.ranks,
+    )
 
 
 def relevant_environment() -> dict[str, str]:

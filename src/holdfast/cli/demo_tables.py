@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from textwrap import shorten
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -19,6 +20,7 @@ from holdfast.chaos.control import ARMED, FAULT
 from holdfast.chaos.history import History
 
 LAST_WORDS_CHARS = 48
+MESSAGE_CHARS = 80  # a library's own message may be a paragraph
 RATE_WINDOW_S = 1.0
 _STYLES = {
     "waiting": "dim",
@@ -95,7 +97,8 @@ def _event_line(event: Mapping[str, Any], begin: float | None, several: bool) ->
 
 def _event_detail(event: Mapping[str, Any]) -> str:
     if report := event.get("report"):
-        rebuilt = f"rebuilt in {rebuild * 1000:.0f} ms, " if (rebuild := report.get("rebuild_s")) else ""
+        rebuild = report.get("rebuild_s", 0.0)
+        rebuilt = f"rebuilt in {rebuild * 1000:.0f} ms, " if _worth_telling(rebuild) else ""
         return (
             f"{rebuilt}{report.get('requests', 0)} requests rewound, {report.get('kept_blocks', 0)} KV blocks kept, "
             f"{report.get('evicted_blocks', 0)} evicted, {report.get('tokens_to_recompute', 0)} tokens to redo"
@@ -103,8 +106,13 @@ def _event_detail(event: Mapping[str, Any]) -> str:
     if fault := event.get("fault"):
         rank = "" if fault.get("rank") is None else f" in rank {fault['rank']}"
         phase = f" at {fault['phase']}" if fault.get("phase") else ""
-        return f"{fault['error_type']}{rank}{phase}: {fault['message']}"
+        return f"{fault['error_type']}{rank}{phase}: {shorten(fault['message'], MESSAGE_CHARS, placeholder=' …')}"
     return str(event.get("reason") or "")
+
+
+def _worth_telling(rebuild_s: float) -> bool:
+    """Where there is nothing to rebuild, that takes a moment too."""
+    return rebuild_s >= 0.001
 
 
 _RESULTS = ("interruption", "tokens", "equal", "lost", "repeated", "changed")
@@ -148,14 +156,17 @@ def comparison(outcome: Outcome, restart: Restart) -> Table:
 
 def _recovery_parts(outcome: Outcome) -> str:
     """How long it took to stand still, and to rebuild what was broken."""
-    stood, rebuilt = paused_s(outcome.events), rebuild_s(outcome.events)
+    stood, rebuilt = paused_s(outcome.events), rebuild_s(outcome.events) or 0.0
     told = [] if stood is None else [f"every rank stood still after {stood * 1000:.0f} ms"]
-    return ", ".join([*told, *([f"collectives rebuilt in {rebuilt * 1000:.0f} ms"] if rebuilt else [])])
+    return ", ".join([*told, *([f"collectives rebuilt in {rebuilt * 1000:.0f} ms"] if _worth_telling(rebuilt) else [])])
 
 
 def _neighbours(neighbours: Neighbours) -> str:
+    longest, usual, usual_longest = (
+        f"{seconds * 1000:.0f} ms"
+        for seconds in (neighbours.longest_gap_s, neighbours.fault_free_p999_s, neighbours.fault_free_longest_gap_s)
+    )
     return (
-        f"longest gap between two tokens meanwhile {neighbours.longest_gap_s * 1000:.0f} ms; without a fault "
-        f"99.9 % within {neighbours.fault_free_p999_s * 1000:.0f} ms, "
-        f"longest {neighbours.fault_free_longest_gap_s * 1000:.0f} ms"
+        f"{neighbours.streams} not interrupted: longest gap between two tokens meanwhile {longest}; "
+        f"without a fault 99.9 % within {usual}, longest {usual_longest}"
     )

@@ -22,6 +22,7 @@ from holdfast.chaos.streams import Load
 from holdfast.cli.demo_tables import comparison, event_lines, screen, stream_results
 
 REDRAW_S = 0.12
+PLAIN_COLUMNS = 100  # a file or a pipe has no width of its own
 
 
 class View(Protocol):
@@ -45,7 +46,7 @@ class View(Protocol):
 def make_view() -> View:
     """The view that fits standard output."""
     console = Console(highlight=False)
-    return TerminalView(console) if console.is_terminal else PlainView(console)
+    return TerminalView(console) if console.is_terminal else PlainView(Console(highlight=False, width=PLAIN_COLUMNS))
 
 
 class PlainView:

@@ -109,6 +109,14 @@ def test_events_are_timed_from_the_fault() -> None:
     assert "rebuilt in 210 ms, 8 requests rewound, 9 KV blocks kept, 3 evicted" in recovered
 
 
+def test_a_librarys_paragraph_is_cut_short() -> None:
+    """What a peer says whose collective broke is long, and the same every time."""
+    [line] = event_lines([fault(1.0, message="Connection closed by peer. " * 20)])
+    assert "Connection closed by peer." in line
+    assert line.endswith("…")
+    assert len(line) < 160
+
+
 def test_events_of_several_engines_are_told_apart() -> None:
     """With one engine its number would be noise."""
     lines = event_lines([*EVENTS, event("engine-paused", 100.005, 1)])
