@@ -2,8 +2,9 @@
 
 gloo serves each process group by one thread over one epoll, which holds the group's listener, a pipe of
 its own and every connection to a peer. So a group's connections are what its epoll holds at the moment
-of the break, also those made late, and the thread's name and system call say which epoll is gloo's: a
-socket that somebody else opens meanwhile is in none of them.
+of the break, also those made late; the epoll is the one with a pipe that came while the group was made. A
+socket that somebody else opens meanwhile is in none of them. Looking for gloo's threads instead is a race:
+a thread that has not run yet has neither its name nor waits for its epoll.
 
 `abort` of a gloo process group has no effect (torch 2.13): the operation stays blocked. Shutting its
 connections down makes it raise within milliseconds, here and at the peers, and so does every later one.
@@ -14,11 +15,9 @@ from __future__ import annotations
 import os
 import socket
 import threading
-import time
 from dataclasses import dataclass
 
-LOOP_THREAD = "gloo_tcp_loop"
-SETTLE_S = 0.1  # a loop that is busy shows no epoll; it goes back to waiting within milliseconds
+EPOLL = "anon_inode:[eventpoll]"
 
 
 @dataclass(frozen=True)
@@ -58,14 +57,13 @@ class GlooSockets:
         self._adding = threading.Lock()
         self._loops: frozenset[Loop] = frozenset()
 
-    def threads(self) -> set[str]:
-        """The process's threads, to be compared with those after a group was made."""
-        return set(os.listdir("/proc/self/task"))
+    def present(self) -> frozenset[Loop]:
+        """Every loop of the process, to be compared with those after a group was made."""
+        return frozenset(loop for fd in os.listdir("/proc/self/fd") if (loop := _as_loop(int(fd))) is not None)
 
-    def add_since(self, before: set[str]) -> int:
-        """Remember the loops whose threads began since; returns how many."""
-        began = [t for t in self.threads() - before if _read_of_task(t, "comm").strip() == LOOP_THREAD]
-        found = {loop for thread in began if (loop := _loop_of(thread)) is not None}
+    def add_since(self, before: frozenset[Loop]) -> int:
+        """Remember the loops that came since; returns how many."""
+        found = self.present() - before
         with self._adding:
             self._loops |= found
         return len(found)
@@ -92,30 +90,11 @@ def _inode(row: list[str]) -> int:
     return next(int(word.removeprefix("ino:"), 16) for word in row if word.startswith("ino:"))
 
 
-def _loop_of(thread: str) -> Loop | None:
-    """The loop a thread waits in. Its first argument to epoll_wait is the epoll."""
-    deadline = time.monotonic() + SETTLE_S
-    while time.monotonic() < deadline:
-        call = _read_of_task(thread, "syscall").split()
-        if len(call) > 1 and (loop := _as_loop(int(call[1], 16))) is not None:
-            return loop
-        time.sleep(0.0001)
-    return None
-
-
 def _as_loop(fd: int) -> Loop | None:
-    if _target(fd) != "anon_inode:[eventpoll]":
+    if _target(fd) != EPOLL:
         return None
     pipes = [w.inode for w in watched_by(fd) if _target(w.fd) == f"pipe:[{w.inode}]"]
     return Loop(fd, pipes[0]) if len(pipes) == 1 else None
-
-
-def _read_of_task(thread: str, name: str) -> str:
-    try:
-        with open(f"/proc/self/task/{thread}/{name}") as file:
-            return file.read()
-    except OSError:  # it ended
-        return ""
 
 
 def _target(fd: int) -> str:

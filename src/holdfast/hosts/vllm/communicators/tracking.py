@@ -49,7 +49,7 @@ class TrackedGroups:
 
         `description` is for groups that torch itself keeps.
         """
-        before = self.sockets.threads()
+        before = self.sockets.present()
         made = create()
         group = made[0] if isinstance(made, tuple) else made
         found = self.sockets.add_since(before)

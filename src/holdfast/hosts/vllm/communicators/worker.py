@@ -53,6 +53,8 @@ class WorkerCommunicators:
         if not self._places.take():
             return
         self._replace_groups(rendezvous, timeout_s)
+        if self._tracked.unwatched:
+            raise RecoveryFailed(f"{self._tracked.unwatched} groups of epoch {rendezvous.epoch} could not be broken")
         if not self._state.mend(breaks):
             self._break()
             raise RecoveryFailed(f"the communicators of epoch {rendezvous.epoch} were broken while they were made")
