@@ -5,7 +5,7 @@ Every topology stands for itself: its medians, its maximum, and its own full res
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -50,6 +50,7 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
     changed_tokens: int
     recovery_reports: tuple[dict[str, Any], ...]  # one per engine that recovered, with its `engine_id`
     problems: tuple[str, ...]
+    events: tuple[Mapping[str, Any], ...] = ()  # what the server told, where there is a problem
 
     @property
     def place(self) -> str:
@@ -147,6 +148,7 @@ def trial_of(topology: Topology, scenario: Scenario, tokens: int, outcome: Outco
             {"engine_id": event["engine_id"], **event["report"]} for event in outcome.events if event.get("report")
         ),
         problems=outcome.problems,
+        events=outcome.events if outcome.problems else (),
     )
 
 

@@ -113,6 +113,14 @@ def test_a_trial_tells_where_it_was_hurt_and_what_each_part_took() -> None:
     assert one.recovery_reports == ({"engine_id": 1, "requests": 4, "rebuild_s": 0.2},)
 
 
+def test_a_trial_with_a_problem_keeps_its_events() -> None:
+    """They say why; of a hundred trials that went well they would only be ballast."""
+    assert trial(0.5).events == ()
+    kinds = [one["kind"] for one in trial(0.5, problems=("answer 1: 1 tokens lost",)).events]
+    assert kinds[0] == "fault-reported"
+    assert kinds[-1] == "engine-recovered"
+
+
 def test_a_fault_in_an_engine_core_has_no_rank() -> None:
     """The place says so."""
     one = trial_of(MOE_EP, Scenario("before the agreement", Phase.DP_SYNC, engine_id=1), 200, outcome(0.5))
