@@ -1,6 +1,7 @@
 """One lockstep group in threads: the real sentinels over the in-memory wire, pretend engine cores and ranks."""
 
 import threading
+import time
 
 from holdfast.core import messages as m
 from holdfast.core.config import HoldfastConfig
@@ -53,6 +54,8 @@ class EngineThread:
         self.streams = {name: [] for name in PROMPTS}
         self.expected = {n: fault_free_output(list(p), LENGTHS[n], options.ranks) for n, p in PROMPTS.items()}
         self.defeat = None
+        self.before_step = {}  # number of a step: what happens before it, on the busy loop's thread
+        self._steps = 0
         self._options = options
         self._thread = threading.Thread(target=self._run, name=address, daemon=True)
         for name, prompt in PROMPTS.items():
@@ -86,6 +89,8 @@ class EngineThread:
     def _busy_loop(self):
         goes_on = True
         while goes_on:
+            self._steps += 1
+            self.before_step.pop(self._steps, lambda: None)()
             try:
                 goes_on = self.core.step()
             finally:
@@ -119,12 +124,36 @@ class Lockstep:
         spec = InjectionSpec(phase=phase, engine_id=engine, rank=rank, after_steps=after_steps, times=times)
         self.client.arm(f"{phase}-{engine}-{rank}-{after_steps}", spec).result(WAIT_S)
 
+    def pause_before_step(self, step, soft=False):
+        """Have the whole group paused by hand before a step of the first engine core; how that ended."""
+        core, paused = self.engines[0].core, []
+
+        def pause():
+            paused.append(self.client.pause("pause", soft=soft))
+            deadline = time.monotonic() + WAIT_S
+            while not core.is_told_to_stop and time.monotonic() < deadline:
+                time.sleep(0.0005)
+
+        self.engines[0].before_step[step] = pause
+        return paused
+
     def run(self):
         """Every engine core to the end of its requests, or to its own."""
+        self.start()
+        self.join()
+
+    def start(self):
         for engine in self.engines:
             engine.start()
+
+    def join(self):
         for engine in self.engines:
             engine.join()
+
+    def wait_until(self, holds):
+        """Until the client has published what makes it true."""
+        with self.client._changed:
+            assert self.client._changed.wait_for(holds, WAIT_S)
 
     def is_exact(self):
         return all(engine.streams == engine.expected for engine in self.engines)

@@ -103,6 +103,11 @@ class FakeEngineCore:
 
     # ---- the busy loop
 
+    @property
+    def is_told_to_stop(self) -> bool:
+        """Whether the next step will not begin."""
+        return self._interrupted
+
     def step(self) -> bool:
         """One turn of the busy loop; false when nobody had anything to do. Raises what a step raises."""
         if self._interrupted:
