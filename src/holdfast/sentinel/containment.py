@@ -64,10 +64,10 @@ class Containment:
             self._changed.wait_for(lambda: self._fault is not None, timeout_s)
             return self._fault
 
-    def order_break(self, ranks: set[int], now: float) -> set[int]:
-        """The ranks to be told to break their collectives; nobody is told twice in an epoch."""
+    def order_break(self, epoch: int, ranks: set[int], now: float) -> set[int]:
+        """The ranks to be told to break their collectives of `epoch`; nobody is told twice."""
         with self._changed:
-            if self._broken:
+            if epoch != self._epoch or self._broken:
                 return set()
             self._broken = True
             self._owing = ranks - self._faulted
@@ -87,7 +87,7 @@ class Containment:
             while self._owing and (left_s := self._deadline - time.monotonic()) > 0:
                 self._changed.wait(left_s)
 
-    def during(self, epoch: int, call: Callable[[], None]) -> None:
+    def during(self, epoch: int, call: Callable[[], object]) -> None:
         """Run `call`, which must not wait, unless another epoch has begun; none begins meanwhile."""
         with self._changed:
             if epoch == self._epoch:

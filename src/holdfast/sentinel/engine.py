@@ -95,7 +95,9 @@ class EngineCoreSentinel:
         held_at = time.monotonic()
         fault = self._root_cause(error)
         if fault is not None and self._host_of_busy_loop().in_lockstep:
-            self._break_collectives()  # the peers would wait for this engine core until their time is over
+            self._break_collectives(
+                self._containment.epoch
+            )  # the peers would wait for this engine core until their time is over
         while True:
             self._containment.wait_stopped()
             order = self._stand_held(fault, is_running)
@@ -150,7 +152,7 @@ class EngineCoreSentinel:
         except Exception as again:
             logger.exception("engine %d: recovery failed", self._engine_id)
             if self._has_peers():
-                self._break_collectives()
+                self._break_collectives(order.epoch)
             self._post(self._aborted(order, again))
             return False
         self._post(
@@ -203,12 +205,15 @@ class EngineCoreSentinel:
         """Whether anybody waits for a rank of this engine core in a collective."""
         return len(self._attached) > 1 or (self._host is not None and self._host.in_lockstep)
 
-    def _break_collectives(self) -> None:
-        """Let nobody wait in a collective with this engine core or its ranks; they take no further step."""
-        ranks = self._containment.order_break(set(self._attached), time.monotonic())
+    def _break_collectives(self, epoch: int) -> None:
+        """Let nobody wait in a collective of `epoch` with this engine core or its ranks; they take no further step.
+
+        A recovery may begin meanwhile: its collectives are left alone.
+        """
+        ranks = self._containment.order_break(epoch, set(self._attached), time.monotonic())
         if self._host is not None:
-            self._host.break_collectives()
-        order = m.encode(m.BreakCollectives(epoch=self._containment.epoch))
+            self._containment.during(epoch, self._host.break_collectives)
+        order = m.encode(m.BreakCollectives(epoch=epoch))
         self._thread.post(lambda: self._tell_workers(ranks, order))
 
     def _tell_workers(self, ranks: set[int], order: bytes) -> None:
@@ -266,7 +271,7 @@ class EngineCoreSentinel:
 
     def _stop_everybody(self, epoch: int) -> None:
         """Only the output rank's failures reach the busy loop, and an idle loop notices nothing at all."""
-        self._break_collectives()
+        self._break_collectives(epoch)
         self._interrupt(epoch)
 
     def _interrupt(self, epoch: int) -> None:
@@ -291,7 +296,7 @@ class EngineCoreSentinel:
         if order.epoch != self._containment.epoch:
             return
         if not order.soft and self._has_peers():
-            self._break_collectives()
+            self._break_collectives(order.epoch)
         self._interrupt(order.epoch)
 
     def _arm(self, command_id: str, spec: InjectionSpec) -> None:
