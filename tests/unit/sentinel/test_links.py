@@ -316,10 +316,11 @@ def test_an_engine_cores_refusal_is_a_bad_instruction_on_a_link_too(owner: Owner
 def test_an_instruction_that_arrives_twice_is_followed_once(owner: Owner) -> None:
     made = owner.link()
     paused = made.pause("p", [0])
+    owner.told()
     again = owner.network.station().connect("client", link_identity(0))
     again.send(lm.encode(lm.AskPause(command_id="p", engine_ids=(0,))))
     made._thread.post(made._report)  # answers go to this end again
-    owner.told()
+    wait_until(lambda: owner.sentinel._hub.peers[link_identity(0)] is made._owner)  # type: ignore[attr-defined]
     owner.say(m.EngineHeld(engine_id=0, epoch=0, fault=None, unfinished_requests=0))
     assert ending(paused) is None
 
