@@ -88,6 +88,7 @@ class TopologyFigures(msgspec.Struct, frozen=True, kw_only=True):
     trials: tuple[Trial, ...]
     usage: tuple[SessionUsage, ...]  # of the server: before the first round of faults, and after each
     interruption: Stretch | None  # over every interrupted stream of every trial
+    fault_free_longest_gap: Stretch | None  # over the trials: the longest wait of the same load without a fault
     paused: Stretch | None  # over the trials
     rebuild: Stretch | None
     neighbours: NeighbourFigures | None
@@ -191,6 +192,7 @@ def figures_of(
         trials=tuple(trials),
         usage=tuple(usage),
         interruption=interruption,
+        fault_free_longest_gap=stretch_of(trial.fault_free_longest_gap_s for trial in trials),
         paused=paused,
         rebuild=stretch_of(trial.rebuild_s for trial in trials),
         neighbours=neighbours,

@@ -41,10 +41,9 @@ def _scenario_table(figures: TopologyFigures) -> Table:
     many = figures.engines * figures.ranks_per_engine > 1
     title = f"{figures.topology}: exceptions on a running server"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    where = ("engine", "rank") if many else ()
-    parts = ("paused", "rebuild") if many else ()
+    where, parts = (("at",), ("paused", "rebuild")) if many else ((), ())
     for heading in ("exception", *where, "runs", "median", "max", *parts, "lost", "twice", "changed", "exact"):
-        table.add_column(heading, justify="left" if heading == "exception" else "right", no_wrap=True)
+        table.add_column(heading, justify="left" if heading in {"exception", "at"} else "right", no_wrap=True)
     for trials in _by_row(figures.trials):
         table.add_row(*_row(trials, many))
     return table
@@ -60,11 +59,10 @@ def _by_row(trials: Iterable[Trial]) -> Iterable[Sequence[Trial]]:
 
 def _row(trials: Sequence[Trial], many: bool) -> list[str]:
     first, waits = trials[0], stretch_of(wait for trial in trials for wait in trial.interruptions_s)
-    where = [str(first.engine_id), "–" if first.rank is None else str(first.rank)] if many else []
     parts = [_longest(trial.paused_s for trial in trials), _longest(trial.rebuild_s for trial in trials)]
     return [
         first.scenario,
-        *where,
+        *([_place(first)] if many else []),
         str(len(trials)),
         _duration(waits.median_s if waits else None),
         _duration(waits.max_s if waits else None),
@@ -76,6 +74,11 @@ def _row(trials: Sequence[Trial], many: bool) -> list[str]:
     ]
 
 
+def _place(trial: Trial) -> str:
+    """Engine and rank; an engine core has no rank."""
+    return f"e{trial.engine_id}" + ("" if trial.rank is None else f" r{trial.rank}")
+
+
 def _problems(figures: TopologyFigures) -> list[str]:
     told = [f"{trial.scenario}, {trial.place}: {problem}" for trial in figures.trials for problem in trial.problems]
     told += [f"left behind: {what}" for what in figures.left_behind]
@@ -83,7 +86,7 @@ def _problems(figures: TopologyFigures) -> list[str]:
 
 
 def _summary(figures: TopologyFigures) -> list[str]:
-    lines = [_in_words("the streams waited", figures.interruption)]
+    lines = [_in_words("the streams waited", figures.interruption), _without_a_fault(figures.fault_free_longest_gap)]
     lines.append(_in_words("every rank stood still after", figures.paused))
     if figures.rebuild and figures.rebuild.max_s:
         lines.append(_in_words("collectives were rebuilt in", figures.rebuild))
@@ -117,6 +120,16 @@ def _in_words(what: str, stretch: Stretch | None) -> str:
     half = f"half of them {_duration(stretch.quartile_low_s)} to {_duration(stretch.quartile_high_s)}"
     return (
         f"After a fault {what} {_duration(stretch.median_s)} in the median, {_duration(stretch.max_s)} at most; {half}."
+    )
+
+
+def _without_a_fault(longest_gap: Stretch | None) -> str:
+    """What the machine itself does to a stream: a busy one makes every figure worse."""
+    if longest_gap is None:
+        return ""
+    return (
+        f"Without a fault the longest wait of a run was {_duration(longest_gap.median_s)} in the median, "
+        f"{_duration(longest_gap.max_s)} at most."
     )
 
 
@@ -173,4 +186,4 @@ def _longest(durations_s: Iterable[float | None]) -> str:
 def _duration(seconds: float | None) -> str:
     if seconds is None:
         return "–"
-    return f"{seconds * 1000:.0f} ms" if seconds < 10 else f"{seconds:.1f} s"
+    return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.2f} s" if seconds < 10 else f"{seconds:.1f} s"

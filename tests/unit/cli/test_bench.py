@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from typer.testing import CliRunner
 
@@ -114,6 +115,7 @@ def test_repetitions_of_a_scenario_share_a_row(monkeypatch: pytest.MonkeyPatch) 
     [row] = [line for line in result.stdout.splitlines() if "forward pass" in line]
     assert row.split()[2] == "2"
     assert "50 ms" in row
+    assert "Without a fault the longest wait of a run was 10 ms in the median, 10 ms at most." in result.stdout
     assert "800 times shorter" in result.stdout
 
 
@@ -121,9 +123,19 @@ def test_each_place_of_many_ranks_has_a_row(monkeypatch: pytest.MonkeyPatch) -> 
     """With what it took to stand still and to rebuild; a fault in an engine core has no rank."""
     document = recovery_document(figures(trial(0.2), trial(0.2, rank=0), trial(0.2, rank=None)))
     result = invoke(monkeypatch, "recovery", document)
-    rows = [line.split() for line in result.stdout.splitlines() if line.lstrip().startswith("forward pass")]
-    assert [row[2:5] for row in rows] == [["0", "1", "1"], ["0", "0", "1"], ["0", "–", "1"]]
-    assert all("34 ms" in " ".join(row) and "210 ms" in " ".join(row) for row in rows)
+    rows = [line for line in result.stdout.splitlines() if line.lstrip().startswith("forward pass")]
+    assert [row.split()[2:5] for row in rows] == [["e0", "r1", "1"], ["e0", "r0", "1"], ["e0", "1", "200"]]
+    assert all("34 ms" in row and "210 ms" in row for row in rows)
+
+
+def test_nothing_is_cut_off_where_the_output_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also with long names and long waits."""
+    slow = msgspec.structs.replace(trial(1.2), scenario="after the forward pass", paused_s=1.5, rebuild_s=1.25)
+    result = invoke(monkeypatch, "recovery", recovery_document(figures(slow)))
+    [row] = [line for line in result.stdout.splitlines() if "after the forward pass" in line]
+    assert "…" not in result.stdout
+    assert "1.20 s" in row
+    assert "1.25 s" in row
 
 
 def test_every_topology_has_a_table_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,7 +150,7 @@ def test_the_verdict_says_which_figures_were_reached(monkeypatch: pytest.MonkeyP
     result = invoke(monkeypatch, "recovery", recovery_document(figures(trial(1.0))))
     assert result.exit_code == 0
     assert "reached  pause, median: 34 ms (to reach: 100 ms)" in result.stdout
-    assert "MISSED  interruption, median: 1000 ms (to reach: 900 ms)" in result.stdout
+    assert "MISSED  interruption, median: 1.00 s (to reach: 900 ms)" in result.stdout
     assert "MISSED  times shorter than a restart: 20 (to reach: 30)" in result.stdout
 
 
