@@ -42,7 +42,7 @@ def _scenario_table(figures: TopologyFigures) -> Table:
     title = f"{figures.topology}: exceptions on a running server"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     where, parts = (("at",), ("paused", "rebuild")) if many else ((), ())
-    for heading in ("exception", *where, "runs", "median", "max", *parts, "lost", "twice", "changed", "exact"):
+    for heading in ("exception", *where, "runs", "median", "max", *parts, "lost", "twice", "changed", "lawful"):
         table.add_column(heading, justify="left" if heading in {"exception", "at"} else "right", no_wrap=True)
     for trials in _by_row(figures.trials):
         table.add_row(*_row(trials, many))
