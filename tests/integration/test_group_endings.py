@@ -45,7 +45,7 @@ async def _hurt_while_one_is_stopped(server: Server, stopped: psutil.Process, *f
             await control.inject(fault)
         running = asyncio.create_task(load.run())
         async with asyncio.timeout(60):
-            while min(len(h.tokens) for h in load.histories) < 3:
+            while min(len(h.token_ids) for h in load.histories) < 3:
                 await asyncio.sleep(0.01)
         stopped.send_signal(signal.SIGSTOP)
         return await running
@@ -77,7 +77,7 @@ def test_a_killed_process_ends_the_instance_cleanly(servers: Servers, topology: 
         load = Load(server.url, every_feature(fresh_salt()), timeout_s=60)
         running = asyncio.create_task(load.run())
         async with asyncio.timeout(60):
-            while min(len(h.tokens) for h in load.histories) < 3:
+            while min(len(h.token_ids) for h in load.histories) < 3:
                 await asyncio.sleep(0.01)
         os.kill(who(server)[-1].pid, signal.SIGKILL)
         return await running

@@ -69,13 +69,13 @@ async def states(client: httpx.AsyncClient) -> list[str]:
 
 
 def tokens(histories: list[History]) -> int:
-    return sum(len(h.tokens) for h in histories)
+    return sum(len(h.token_ids) for h in histories)
 
 
 async def flowing(load: Load) -> None:
     """Wait until every stream has had a few tokens."""
     async with asyncio.timeout(60):
-        while min(len(h.tokens) for h in load.histories) < 4:
+        while min(len(h.token_ids) for h in load.histories) < 4:
             await asyncio.sleep(0.01)
 
 

@@ -7,6 +7,7 @@ one place around all of them. No handler ever shows a stack.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import uuid
 from collections.abc import Awaitable, Callable
@@ -27,6 +28,7 @@ from holdfast.core.errors import (
     HoldfastError,
     InstructionConflict,
     OperatorError,
+    PeerSilent,
     RecoveryFailed,
     UnknownEngine,
 )
@@ -174,12 +176,8 @@ def _watch(command: Future[None]) -> asyncio.Future[None]:
 
 
 async def _accept(outcome: asyncio.Future[None], command_id: str) -> Response:
-    try:
+    with contextlib.suppress(RecoveryFailed):  # it was accepted: how it ends is for those who poll the status
         await _wait_ended(outcome, _REFUSAL_WAIT_S)
-    except OperatorError:
-        raise
-    except HoldfastError:
-        pass  # it was accepted: how it ends is for those who poll the status
     return _json(formats.Accepted(request_id=command_id), 202)
 
 
@@ -263,6 +261,8 @@ def _status_of(error: HoldfastError) -> int:
             return 404
         case InstructionConflict():
             return 409
+        case PeerSilent():
+            return 503
     return 500
 
 

@@ -104,7 +104,8 @@ class Instance:
         engine.pid, engine.hooks, engine.ranks = fact.pid, fact.hooks, len(fact.workers)
         common = set.intersection(*(set(w.hooks) for w in fact.workers)) if fact.workers else set()
         engine.worker_hooks = tuple(sorted(common))
-        engine.unrebuildable = tuple(dict.fromkeys(what for w in fact.workers for what in w.unrebuildable))
+        of_workers = (what for w in fact.workers for what in w.unrebuildable)
+        engine.unrebuildable = tuple(dict.fromkeys((*fact.unrebuildable, *of_workers)))
         return [self._publish(EventKind.ENGINE_ATTACHED, group, engine), *self._contain(group, now)]
 
     def _faulted(self, group: LockstepGroup, engine: Engine, fact: m.EngineFaulted, now: float) -> list[Effect]:
@@ -353,7 +354,8 @@ class Instance:
         return c.containment_timeout_s + c.drain_timeout_s + (c.rebuild_timeout_s if group.rebuilding else 0.0)
 
     def _harden(self, group: LockstepGroup, since: float, now: float) -> list[Effect]:
-        if not group.soft or group.unrebuildable or now - since < SOFT_PAUSE_S:
+        could_not_go_on = group.unrebuildable and not group.is_alone
+        if not group.soft or could_not_go_on or now - since < SOFT_PAUSE_S:
             return []
         group.soft, group.broken = False, True
         order = m.PauseEngine(command_id=self._new_command_id(), epoch=group.epoch)

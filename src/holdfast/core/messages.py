@@ -80,10 +80,13 @@ ToWorker = ArmWorkerFault | BreakCollectives
 
 
 class EngineAttached(Message, frozen=True, tag="engine-attached"):
+    """`unrebuildable` is of the engine core's own collectives; its workers say theirs."""
+
     engine_id: int
     pid: int
     hooks: tuple[str, ...]
     workers: tuple[WorkerAttached, ...]
+    unrebuildable: tuple[str, ...] = ()
 
 
 class EngineFaulted(Message, frozen=True, tag="engine-faulted"):

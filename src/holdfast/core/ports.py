@@ -36,6 +36,10 @@ class EngineHost(Protocol):
         """Let nobody wait in a collective of the engine core itself. Any thread; the connections broken."""
         ...
 
+    def unrebuildable(self) -> tuple[str, ...]:
+        """What a rebuild of the engine core's own collectives cannot bring back, in words."""
+        ...
+
     def unfinished_requests(self) -> int:
         """How many requests wait for this engine to go on."""
         ...

@@ -79,7 +79,15 @@ class EngineCoreSentinel:
     def announce(self, host: EngineHost, hooks: tuple[str, ...], workers: tuple[m.WorkerAttached, ...]) -> None:
         """Report to the client that this engine core is protected from now on."""
         self._host = host
-        self._post(m.EngineAttached(engine_id=self._engine_id, pid=os.getpid(), hooks=hooks, workers=workers))
+        self._post(
+            m.EngineAttached(
+                engine_id=self._engine_id,
+                pid=os.getpid(),
+                hooks=hooks,
+                workers=workers,
+                unrebuildable=host.unrebuildable(),
+            )
+        )
 
     def close(self) -> None:
         self._thread.close()
@@ -95,9 +103,8 @@ class EngineCoreSentinel:
         held_at = time.monotonic()
         fault = self._root_cause(error)
         if fault is not None and self._host_of_busy_loop().in_lockstep:
-            self._break_collectives(
-                self._containment.epoch
-            )  # the peers would wait for this engine core until their time is over
+            # The peers would wait for this engine core until their time is over.
+            self._break_collectives(self._containment.epoch)
         while True:
             self._containment.wait_stopped()
             order = self._stand_held(fault, is_running)

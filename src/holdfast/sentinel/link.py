@@ -108,7 +108,8 @@ class FrontEndLink:
         return self._ask(m.ArmFault(command_id=command_id, spec=spec))
 
     def _ask(self, ask: lm.Ask) -> Future[None]:
-        bound_s = self._config.containment_timeout_s + self._config.drain_timeout_s + MARGIN_S
+        c = self._config
+        bound_s = c.containment_timeout_s + c.drain_timeout_s + c.rebuild_timeout_s + MARGIN_S
         asked = _Asked(Future(), time.monotonic() + bound_s)
         self._thread.post(lambda: self._forward(ask, asked))
         return asked.ended

@@ -341,9 +341,9 @@ def test_an_instruction_ends_in_an_error_when_the_owner_is_gone(owner: Owner, mo
 def test_an_instruction_that_the_owner_never_settles_ends_in_its_deadline(
     make_owner: Callable[..., Owner], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(link, "MARGIN_S", -0.7)
+    monkeypatch.setattr(link, "MARGIN_S", -1.2)
     monkeypatch.setattr(link, "_TICK_S", 0.02)
-    owner = make_owner(containment_timeout_s=0.5, drain_timeout_s=0.5)
+    owner = make_owner(containment_timeout_s=0.5, drain_timeout_s=0.5, rebuild_timeout_s=0.5)
     owner.attach()
     assert isinstance(ending(owner.link().arm("a", InjectionSpec(phase=Phase.FORWARD))), PeerSilent)
 

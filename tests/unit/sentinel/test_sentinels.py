@@ -39,6 +39,9 @@ class Host:
 
     def interrupt(self) -> None: ...
 
+    def unrebuildable(self) -> tuple[str, ...]:
+        return ()
+
     def break_collectives(self, epoch: int | None = None) -> int:
         return 0
 

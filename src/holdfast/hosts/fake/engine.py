@@ -173,6 +173,9 @@ class FakeEngineCore:
     def break_collectives(self) -> int:
         return 0 if self._data_parallel is None else self._data_parallel.break_all()
 
+    def unrebuildable(self) -> tuple[str, ...]:
+        return () if self._data_parallel is None else self._data_parallel.unrebuildable()
+
     def is_interrupt(self, error: Exception) -> bool:
         return isinstance(error, Interrupted)
 

@@ -115,6 +115,9 @@ class VllmEngine:
     def break_collectives(self) -> int:
         return self._communicators.break_all()
 
+    def unrebuildable(self) -> tuple[str, ...]:
+        return self._communicators.unrebuildable()
+
     def unfinished_requests(self) -> int:
         return len(self._engine.scheduler.requests)
 
