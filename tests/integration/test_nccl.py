@@ -6,7 +6,6 @@ Runs on any machine with a GPU and the host's GPU build: `make test PYTEST_ARGS=
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -57,16 +56,16 @@ def coordinators(communicator: Communicator) -> list[Any]:
 
 
 @pytest.fixture
-def communicator() -> Iterator[Communicator]:
+def communicator() -> Communicator:
     torch.cuda.set_device(0)
-    yield make()
+    return make()
 
 
 def ones() -> Any:
     return torch.ones(1024, device="cuda:0")
 
 
-def test_an_abort_while_a_kernel_waits_ends_in_time_and_refuses_every_later_operation(
+def test_an_abort_while_a_kernel_waits_ends_in_time_and_refuses_what_comes_later(
     communicator: Communicator,
 ) -> None:
     from holdfast.hosts.vllm.communicators.nccl import break_nccl
