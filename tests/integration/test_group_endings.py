@@ -6,12 +6,13 @@ import asyncio
 import os
 import signal
 import time
+from collections.abc import Callable
 
 import httpx
 import psutil
 import pytest
 
-from holdfast.bench.topologies import DP2, MOE_EP, PP2, TP2, Topology
+from holdfast.bench.topologies import DP2, MOE_EP, TP2, Topology
 from holdfast.chaos.control import Control
 from holdfast.chaos.history import History
 from holdfast.chaos.server import Server
@@ -23,6 +24,8 @@ from integration.loads import every_feature, fresh_salt
 from integration.test_endings import EXIT_DEFEATED, last_line, wait_ended
 
 pytestmark = [pytest.mark.host, pytest.mark.server]
+
+Processes = Callable[[Server], list[psutil.Process]]
 
 BOUNDS = ("--acknowledge-timeout", "2", "--rebuild-timeout", "5", "--containment-timeout", "8")
 
@@ -51,7 +54,7 @@ async def _hurt_while_one_is_stopped(server: Server, stopped: psutil.Process, *f
         return await running
 
 
-@pytest.mark.parametrize("topology", [TP2, PP2, MOE_EP], ids=lambda t: t.name)
+@pytest.mark.parametrize("topology", [TP2, MOE_EP], ids=lambda t: t.name)
 def test_a_rank_that_does_not_acknowledge_ends_the_instance_cleanly(servers: Servers, topology: Topology) -> None:
     with servers.of(topology, arguments=BOUNDS) as server:
         stopped = workers(server)[-1]
@@ -70,9 +73,8 @@ def test_a_rank_that_does_not_acknowledge_ends_the_instance_cleanly(servers: Ser
         assert left_behind(server) == []
 
 
-@pytest.mark.parametrize("topology", [TP2, DP2, MOE_EP], ids=lambda t: t.name)
-@pytest.mark.parametrize("who", [workers, engine_cores], ids=["worker", "engine-core"])
-def test_a_killed_process_ends_the_instance_cleanly(servers: Servers, topology: Topology, who) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.parametrize(("topology", "who"), [(TP2, workers), (DP2, engine_cores), (MOE_EP, workers)])
+def test_a_killed_process_ends_the_instance_cleanly(servers: Servers, topology: Topology, who: Processes) -> None:
     async def scenario(server: Server) -> list[History]:
         load = Load(server.url, every_feature(fresh_salt()), timeout_s=60)
         running = asyncio.create_task(load.run())
