@@ -1,0 +1,59 @@
+"""Lockstep groups in the situations that stories begin with, and what is read from their effects."""
+
+from holdfast.core import messages as m
+from holdfast.core.effects import OrderRecovery, Send
+from holdfast.core.faults import FaultClass
+from support.instance_bench import AUTO, EXTERNAL, Bench, a_fault
+
+LEFT_ALONE = a_fault(1, "connection closed by peer", FaultClass.COMMUNICATOR)
+
+
+def a_pair(config=AUTO, attached=True):
+    """Engines 0 and 1 in lockstep, and two that wait for nobody."""
+    return Bench(config, groups=[(0, 1), (2,), (3,)], attached=attached)
+
+
+def two_pairs(config=AUTO):
+    return Bench(config, groups=[(0, 1), (2, 3)])
+
+
+def paused_after_a_fault(config=EXTERNAL):
+    """Both engines of the pair stand, the operator is to decide."""
+    bench = a_pair(config)
+    bench.faulted(0)
+    bench.held(0, broken=True)
+    bench.stands(1)
+    return bench
+
+
+def recovering(config=AUTO):
+    bench = paused_after_a_fault(config)
+    if config is EXTERNAL:
+        bench.retry("cmd", 0)
+    assert bench.states(0, 1) == ["recovering", "recovering"]
+    return bench
+
+
+def paused_by_hand(config=AUTO, soft=False):
+    bench = a_pair(config)
+    bench.pause("pause", 0, soft=soft)
+    bench.stands(0, broken=not soft)
+    bench.stands(1, broken=not soft)
+    return bench
+
+
+def told(effects):
+    """Which engines are told what, in the order they are told."""
+    return [(e.engine_id, type(e.message).__name__) for e in effects if isinstance(e, Send)]
+
+
+def pauses(effects):
+    return [(e.engine_id, e.message.soft) for e in effects if isinstance(e, Send) and _is_pause(e.message)]
+
+
+def _is_pause(message):
+    return isinstance(message, m.PauseEngine) and message.command_id != ""
+
+
+def orders(bench):
+    return bench.all(OrderRecovery)
