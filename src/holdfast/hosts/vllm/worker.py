@@ -111,8 +111,9 @@ class StepGuard:
         with self._lock:
             self._fenced_by, self._fenced_in = f"{error_type}: {message}", self._epoch
             self._reported_in = self._epoch
+            # Before the break: the peers' errors follow from it, and the cause must not come after them.
+            self._report(error, phase, self._epoch)
             self._communicators.break_all()
-        self._report(error, phase, self._epoch)
 
     def _report(self, error: Exception, phase: Phase, epoch: int) -> None:
         error_type, message = describe_error(error)
@@ -132,8 +133,8 @@ class StepGuard:
     def fail_entering(self, error: Exception, epoch: int) -> None:
         """A restore failed. The others would wait for this rank where they meet, so it is reported at once."""
         with self._lock:
+            self._report(error, Phase.REBUILD, epoch)
             self._communicators.break_all()
-        self._report(error, Phase.REBUILD, epoch)
 
     def stop(self, epoch: int) -> int | None:
         """Take no further step in `epoch` and let nobody wait in a collective; none where that is history."""
