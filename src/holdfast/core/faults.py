@@ -69,6 +69,11 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True):
         return f"{self.error_type} in {where}{phase}: {self.message}"
 
 
+def unresponsive(engine_id: int, what: str) -> Fault:
+    """The fault of something that did not answer within its bound."""
+    return Fault(fault_class=FaultClass.UNRESPONSIVE, error_type="PeerSilent", message=what, engine_id=engine_id)
+
+
 def deeper(known: Fault | None, other: Fault) -> Fault:
     """The one of two faults of one incident that decides: `other` only if it is of a deeper class."""
     if known is None:

@@ -8,9 +8,8 @@ from holdfast.core import messages as m
 from holdfast.core.effects import End, OrderRecovery, Publish, Send, Settle
 from holdfast.core.errors import InstructionConflict, UnknownEngine
 from holdfast.core.events import EventKind
-from holdfast.core.faults import FaultClass, Phase
+from holdfast.core.faults import FaultClass, Phase, unresponsive
 from holdfast.core.injection import InjectionSpec
-from holdfast.core.instance import unresponsive
 from holdfast.core.states import EngineState
 from support.instance_bench import AUTO, DEEP, EXTERNAL, SPEC, Bench, a_fault, is_affirming, kinds, states
 

@@ -1,0 +1,156 @@
+"""What an instance does about a lockstep group: pause it, decide, let it recover, end.
+
+Each changes the group at once and returns what has to be sent and told for it. Asks nobody whether it may:
+who reports or instructs has seen to that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from holdfast.core import messages as m
+from holdfast.core.commands import Commands
+from holdfast.core.config import HoldfastConfig
+from holdfast.core.effects import CloseRendezvous, Effect, End, OrderRecovery, Send, Settle
+from holdfast.core.events import EventKind
+from holdfast.core.group import Engine, LockstepGroup
+from holdfast.core.journal import Journal
+from holdfast.core.policy import Action, Decision, Incident, recent
+from holdfast.core.roster import Roster
+from holdfast.core.states import EngineState, Trigger
+
+Decide = Callable[[float, Incident, HoldfastConfig], Decision]
+
+
+class Interventions:
+    """What is done about the groups of one instance."""
+
+    def __init__(
+        self,
+        roster: Roster,
+        journal: Journal,
+        commands: Commands,
+        config: HoldfastConfig,
+        new_command_id: Callable[[], str],
+    ) -> None:
+        self._roster = roster
+        self._journal = journal
+        self._commands = commands
+        self._config = config
+        self._new_command_id = new_command_id
+
+    # ---- pausing
+
+    def contain(self, group: LockstepGroup, now: float) -> list[Effect]:
+        """Pause whoever still runs in a group of which somebody stands: it would wait for its peer for ever."""
+        culprits = group.in_state(EngineState.FAULTED, EngineState.PAUSED)
+        if not culprits:
+            return []
+        group.open_incident(now)
+        reason = f"engine {culprits[0].engine_id} of its lockstep group stands still"
+        effects: list[Effect] = []
+        for engine in group.in_state(EngineState.HEALTHY):
+            order = m.PauseEngine(command_id=self._new_command_id(), epoch=group.epoch)
+            effects += self.pause(group, engine, order, reason, now)
+        return effects
+
+    def pause(
+        self, group: LockstepGroup, engine: Engine, order: m.PauseEngine, reason: str, now: float
+    ) -> list[Effect]:
+        """Order one engine of a group to stand still."""
+        engine.begin_to_stop(Trigger.PAUSE_ORDERED, now)
+        group.broken |= not order.soft
+        ordered = self._journal.publish(
+            EventKind.PAUSE_ORDERED, group, engine, command_id=order.command_id, reason=reason
+        )
+        return [Send(engine.engine_id, order), ordered]
+
+    def harden(self, group: LockstepGroup) -> list[Effect]:
+        """Make a soft pause a hard one."""
+        group.soft, group.broken = False, True
+        order = m.PauseEngine(command_id=self._new_command_id(), epoch=group.epoch)
+        return [Send(engine_id, order) for engine_id in group.engine_ids]
+
+    def affirm(self, group: LockstepGroup, now: float) -> list[Effect]:
+        """Tell the engines that stand that somebody still lives."""
+        group.affirmed_at = now
+        order = m.PauseEngine(command_id="", epoch=group.epoch, soft=True)
+        return [Send(e.engine_id, order) for e in group.in_state(EngineState.PAUSED)]
+
+    # ---- deciding and recovering
+
+    def decide(self, group: LockstepGroup, decide: Decide, now: float, only: Action | None = None) -> list[Effect]:
+        """Do what is decided; with `only`, nothing unless it is that."""
+        decision = decide(now, _incident(group, now), self._config)
+        if only is not None and decision.action is not only:
+            return []
+        group.reason = decision.reason
+        spokesman = _spokesman(group)
+        made = self._journal.publish(EventKind.DECISION_MADE, group, spokesman, reason=decision.reason)
+        match decision.action:
+            case Action.RETRY:
+                command_id = self._new_command_id()
+                self._commands.begin(command_id, [group.group_id])
+                return [made, *self.recover(group, command_id, now)]
+            case Action.END:
+                return [made, *self.end(group, spokesman, decision.reason)]
+            case Action.AWAIT:
+                return [made]
+
+    def recover(self, group: LockstepGroup, command_id: str, now: float) -> list[Effect]:
+        """Let a group go on that stands paused, under its next epoch."""
+        if group.paused_by_hand:
+            group.waiting_since = now  # the pause was no wait for an instruction
+        if not group.paused_by_hand or group.fault is not None:
+            group.retried_at = (*recent(group.retried_at, now, self._config.retry_window_s), now)
+        group.epoch += 1
+        group.command_id = group.last_command_id = command_id
+        group.command_at = now
+        group.rebuilding = group.needs_rebuild
+        order = OrderRecovery(group.engine_ids, command_id, group.epoch, rebuild=group.rebuilding)
+        group.fault, group.broken, group.paused_by_hand, group.soft = None, False, False, False
+        for engine in group.engines:
+            engine.move(Trigger.RECOVERY_ORDERED)
+        publish = self._journal.publish
+        started = (publish(EventKind.RECOVERY_STARTED, group, e, command_id=command_id) for e in group.engines)
+        return [order, *started]
+
+    # ---- ending
+
+    def end(self, group: LockstepGroup, engine: Engine, reason: str) -> list[Effect]:
+        """End the whole instance; `engine` is the one that is to blame."""
+        group.reason = reason
+        self._roster.end(reason)
+        effects = self._commands.end_all(reason) + self._settle_armed(reason)
+        ended = self._journal.publish(EventKind.INSTANCE_DEFEATED, group, engine, fault=engine.fault, reason=reason)
+        stop = m.EndEngine(command_id=self._new_command_id(), reason=reason)
+        return [*effects, ended, *(Send(i, stop) for i in self._roster.engine_ids), End(reason)]
+
+    def _settle_armed(self, error: str) -> list[Effect]:
+        effects: list[Effect] = []
+        for engine in self._roster.engines:
+            effects += [Settle(c, error=error) for c in engine.armed]
+            engine.armed.clear()
+        return effects
+
+
+def close_rendezvous(group: LockstepGroup) -> list[Effect]:
+    """Nobody is to wait there for a rank that will not come."""
+    return [CloseRendezvous(group.engine_ids, group.epoch)] if group.rebuilding else []
+
+
+def _incident(group: LockstepGroup, now: float) -> Incident:
+    return Incident(
+        fault=group.fault,
+        began_at=now if group.began_at is None else group.waiting_since,
+        retried_at=group.retried_at,
+        broken=group.needs_rebuild,
+        unrebuildable=group.unrebuildable,
+        paused_by_hand=group.paused_by_hand,
+    )
+
+
+def _spokesman(group: LockstepGroup) -> Engine:
+    """The engine that an event about its whole group names: the one that is to blame."""
+    blamed = group.fault.engine_id if group.fault is not None else None
+    return next((e for e in group.engines if e.engine_id == blamed), group.engines[0])
