@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from datetime import timedelta
 from typing import Any
 
@@ -16,6 +17,8 @@ from holdfast.core.rendezvous import Rendezvous
 
 EPOCH_KEY = "holdfast/epoch"
 HOST = "127.0.0.1"
+CONNECT_TIMEOUT_S = 1.0
+MIN_TIMEOUT_S = 0.05
 
 
 class RendezvousHost:
@@ -57,24 +60,34 @@ def enter(rendezvous: Rendezvous, scope: str, timeout_s: float) -> Any:
 
     Raises: `RecoveryFailed` when the store is gone or belongs to another epoch.
     """
-    from torch.distributed import PrefixStore, TCPStore
+    from torch.distributed import PrefixStore
 
-    _knock(rendezvous, timeout_s)
-    store = TCPStore(
-        rendezvous.host,
-        rendezvous.port,
-        is_master=False,
-        wait_for_workers=False,
-        timeout=timedelta(seconds=timeout_s),
-    )
+    store = _connect(rendezvous, time.monotonic() + timeout_s)
+    store.set_timeout(timedelta(seconds=timeout_s))
     found = store.get(EPOCH_KEY) if store.check([EPOCH_KEY]) else b"none"
     if found != str(rendezvous.epoch).encode():
         raise RecoveryFailed(f"the rendezvous of epoch {rendezvous.epoch} is over (epoch {found.decode()} meets there)")
     return PrefixStore(f"{scope}/{rendezvous.epoch}", store)
 
 
+def _connect(rendezvous: Rendezvous, deadline: float) -> Any:
+    """In short tries: torch's client goes on trying a store that closed while it connected, for all of its timeout."""
+    from torch.distributed import DistError, TCPStore
+
+    where = (rendezvous.host, rendezvous.port)
+    while True:
+        left_s = deadline - time.monotonic()
+        _knock(rendezvous, max(left_s, MIN_TIMEOUT_S))
+        timeout = timedelta(seconds=max(min(left_s, CONNECT_TIMEOUT_S), MIN_TIMEOUT_S))
+        try:
+            return TCPStore(*where, is_master=False, wait_for_workers=False, timeout=timeout)
+        except DistError as error:
+            if time.monotonic() >= deadline:
+                raise RecoveryFailed(f"the rendezvous of epoch {rendezvous.epoch} does not answer: {error}") from error
+
+
 def _knock(rendezvous: Rendezvous, timeout_s: float) -> None:
-    """A store that is gone refuses at once; torch's client would try again, beyond its timeout."""
+    """A store that is gone refuses at once."""
     try:
         socket.create_connection((rendezvous.host, rendezvous.port), timeout=timeout_s).close()
     except OSError as error:
