@@ -27,6 +27,7 @@ pytestmark = [pytest.mark.host, pytest.mark.server]
 
 Processes = Callable[[Server], list[psutil.Process]]
 
+LONG_TOKENS = 900  # they last longer than it takes to hurt somebody
 BOUNDS = ("--acknowledge-timeout", "2", "--rebuild-timeout", "5", "--containment-timeout", "8")
 
 
@@ -42,7 +43,7 @@ def engine_cores(server: Server) -> list[psutil.Process]:
 
 
 async def _pause_while_one_is_stopped(server: Server, stopped: psutil.Process) -> list[History]:
-    load = Load(server.url, every_feature(fresh_salt()), timeout_s=60)
+    load = Load(server.url, every_feature(fresh_salt(), LONG_TOKENS), timeout_s=60)
     running = asyncio.create_task(load.run())
     async with asyncio.timeout(60):
         while min(len(h.token_ids) for h in load.histories) < 3:
@@ -72,7 +73,7 @@ def test_a_rank_that_does_not_acknowledge_ends_the_instance_cleanly(servers: Ser
 @pytest.mark.parametrize(("topology", "who"), [(TP2, workers), (DP2, engine_cores), (MOE_EP, workers)])
 def test_a_killed_process_ends_the_instance_cleanly(servers: Servers, topology: Topology, who: Processes) -> None:
     async def scenario(server: Server) -> list[History]:
-        load = Load(server.url, every_feature(fresh_salt()), timeout_s=60)
+        load = Load(server.url, every_feature(fresh_salt(), LONG_TOKENS), timeout_s=60)
         running = asyncio.create_task(load.run())
         async with asyncio.timeout(60):
             while min(len(h.token_ids) for h in load.histories) < 3:

@@ -53,6 +53,7 @@ def _serve_many_then_judge(original: Callable[[Any], None], args: Any) -> None:
     finally:
         owner = current_owner()
         if owner is not None and owner.defeat is not None:
+            owner.await_end()  # the host's own thread for that would not outlive the last line
             end_defeated(owner.defeat)
 
 

@@ -6,11 +6,10 @@ closed: an instance whose processes did not all report their hooks does not serv
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import multiprocessing.connection
-import os
 import shutil
-import signal
 import tempfile
 import threading
 import time
@@ -19,6 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import msgspec
+import psutil
 
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.errors import HookNotAttached
@@ -67,6 +67,7 @@ class Owner:
         self.defeat: str | None = None
         self._links = links
         self._processes: Sequence[Any] = ()
+        self._ending = threading.Thread(target=self._kill_after_grace, name="EngineCoreEnd", daemon=True)
         self._manager: Callable[[], Any] = lambda: None
         self._api_servers: Sequence[Any] = ()
         self._rendezvous: dict[tuple[int, ...], RendezvousHost] = {}
@@ -167,15 +168,20 @@ class Owner:
         """The engine cores were told to end; one that does not is killed. Does not wait."""
         if self.defeat is None:
             self.defeat = reason
-            threading.Thread(target=self._kill_after_grace, name="EngineCoreEnd", daemon=True).start()
+            self._ending.start()
+
+    def await_end(self) -> None:
+        """Wait, after a defeat, until no engine core is left, ended or killed."""
+        self._ending.join(2 * END_GRACE_S)
 
     def _kill_after_grace(self) -> None:
+        """An engine core that does not end goes with all its workers: a stopped one would not follow by itself."""
         deadline = time.monotonic() + END_GRACE_S
         for process in self._processes:
             process.join(max(0.0, deadline - time.monotonic()))
             if process.is_alive() and process.pid is not None:
                 logger.error("engine core pid %d did not end within %g s; killing it", process.pid, END_GRACE_S)
-                os.kill(process.pid, signal.SIGKILL)
+                kill_tree(process.pid)
 
     def close(self) -> None:
         """Idempotent."""
@@ -184,3 +190,12 @@ class Owner:
         for rendezvous in self._rendezvous.values():
             rendezvous.close_all()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def kill_tree(pid: int) -> None:
+    """End a process and all that it started, at once."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        root = psutil.Process(pid)
+        for process in [root, *root.children(recursive=True)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
