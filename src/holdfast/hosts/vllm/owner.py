@@ -67,6 +67,7 @@ class Owner:
         self.defeat: str | None = None
         self._links = links
         self._processes: Sequence[Any] = ()
+        self._defeated = threading.Event()
         self._ending = threading.Thread(target=self._kill_after_grace, name="EngineCoreEnd", daemon=True)
         self._manager: Callable[[], Any] = lambda: None
         self._api_servers: Sequence[Any] = ()
@@ -154,6 +155,7 @@ class Owner:
         if self.defeat is None:
             self.sentinel.engine_lost(dead, f"exit code {self._processes[dead].exitcode}")
         self.sentinel.await_defeat_known(KNOWN_TIMEOUT_S)
+        self._defeated.wait(KNOWN_TIMEOUT_S)  # links may know before this process does
 
     # ---- FrontEndHost
 
@@ -168,6 +170,7 @@ class Owner:
         """The engine cores were told to end; one that does not is killed. Does not wait."""
         if self.defeat is None:
             self.defeat = reason
+            self._defeated.set()
             self._ending.start()
 
     def await_end(self) -> None:
