@@ -15,7 +15,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import msgspec
 import psutil
@@ -143,17 +143,19 @@ class Owner:
 
         Theirs would be the last word otherwise: what they have open they end as if that had been asked for.
         """
+        by_sentinel = {p.sentinel: i for i, p in enumerate(self._processes)}
         while not manager.manager_stopped.is_set():
-            if multiprocessing.connection.wait([p.sentinel for p in self._processes], _WATCH_S):
-                self._judge_death(manager)
+            if gone := multiprocessing.connection.wait(list(by_sentinel), _WATCH_S):
+                self._judge_death(manager, by_sentinel[cast(int, gone[0])])
                 return
 
-    def _judge_death(self, manager: Any) -> None:
-        dead = next((i for i, p in enumerate(self._processes) if p.exitcode not in (None, 0)), None)
-        if dead is None or manager.manager_stopped.is_set():
+    def _judge_death(self, manager: Any, engine_id: int) -> None:
+        process = self._processes[engine_id]
+        process.join(KNOWN_TIMEOUT_S)  # its sentinel says that it ends before the system says how
+        if process.exitcode == 0 or manager.manager_stopped.is_set():
             return  # it was asked to end
         if self.defeat is None:
-            self.sentinel.engine_lost(dead, f"exit code {self._processes[dead].exitcode}")
+            self.sentinel.engine_lost(engine_id, f"exit code {process.exitcode}")
         self.sentinel.await_defeat_known(KNOWN_TIMEOUT_S)
         self._defeated.wait(KNOWN_TIMEOUT_S)  # links may know before this process does
 
