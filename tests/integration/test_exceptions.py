@@ -18,7 +18,8 @@ from integration.loads import every_feature, few_tokens, fresh_salt
 
 pytestmark = [pytest.mark.host, pytest.mark.server]
 
-STEP_PHASES = [phase for phase in Phase if phase is not Phase.RECOVERY]
+# One engine alone agrees with nobody on its steps, and inside a recovery is another test's matter.
+STEP_PHASES = [p for p in Phase if p not in (Phase.DP_SYNC, Phase.RECOVERY, Phase.REBUILD, Phase.RESUME)]
 V1 = pytest.mark.parametrize("kind", [V1_SYNC, V1_ASYNC], ids=lambda k: k.name)
 V2 = pytest.mark.parametrize("kind", [V2_SYNC, V2_ASYNC], ids=lambda k: k.name)
 MakeLoad = Callable[[str], list[StreamSpec]]
