@@ -11,6 +11,15 @@ from typing import Any
 import torch
 
 
+def new_generator(params: Any, tokens: int, runner: Any) -> torch.Generator | None:
+    """The generator of a request on a rank that never had it, where it stands after `tokens` tokens."""
+    if params.seed is None or params.temperature == 0:
+        return None
+    generator = torch.Generator(device=runner.device)
+    stand_after(generator, params.seed, tokens, runner)
+    return generator
+
+
 def stand_after(generator: torch.Generator, seed: int, tokens: int, runner: Any) -> None:
     """Put `generator` where the host's sampler has it after `tokens` tokens of a request seeded `seed`."""
     generator.manual_seed(seed)

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from holdfast.hosts.vllm.generators import stand_after
+from holdfast.hosts.vllm.generators import new_generator, stand_after
 from holdfast.hosts.vllm.restore import RequestHistory
+from holdfast.hosts.vllm.whole_requests import WholeRequest
 
 
 def restore_runner(runner: Any, requests: Sequence[RequestHistory]) -> tuple[str, ...]:
@@ -19,6 +20,39 @@ def restore_runner(runner: Any, requests: Sequence[RequestHistory]) -> tuple[str
     if hasattr(runner, "req_states"):
         return _restore_v2(runner)
     return _restore_v1(runner, requests)
+
+
+def learn(runner: Any, requests: Sequence[WholeRequest]) -> None:
+    """Know requests that others began. V2 is sent each of them whole when it is scheduled.
+
+    They wait for blocks: the scheduler gives them new ones when it resumes them.
+    """
+    if hasattr(runner, "req_states"):
+        return
+    for request in requests:
+        runner.requests[request.request_id] = _state_of(runner, request)
+        prompt_logprobs = request.sampling_params.prompt_logprobs
+        if prompt_logprobs is not None and not request.output_token_ids:
+            every = runner.input_batch.vocab_size
+            runner.num_prompt_logprobs[request.request_id] = every if prompt_logprobs == -1 else prompt_logprobs
+
+
+def _state_of(runner: Any, request: WholeRequest) -> Any:
+    from vllm.v1.worker.gpu_input_batch import CachedRequestState
+
+    params = request.sampling_params
+    groups = len(runner.input_batch.block_table.block_tables)
+    return CachedRequestState(
+        req_id=request.request_id,
+        prompt_token_ids=request.prompt_token_ids,
+        mm_features=[],
+        sampling_params=params,
+        generator=new_generator(params, len(request.output_token_ids), runner),
+        block_ids=tuple([] for _ in range(groups)),
+        num_computed_tokens=0,
+        output_token_ids=list(request.output_token_ids),
+        lora_request=request.lora_request,
+    )
 
 
 def _restore_v2(runner: Any) -> tuple[str, ...]:
