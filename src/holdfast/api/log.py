@@ -40,6 +40,8 @@ def describe_event(event: Event) -> str:
             return f"{engine} did not recover: {cause}"
         case EventKind.FAULT_ARMED:
             return f"{engine} has a fault armed (command {event.command_id})"
+        case EventKind.STANDBYS_CHANGED:
+            return f"{engine}: standby workers: {event.reason}"
         case EventKind.INSTANCE_DEFEATED:
             return f"giving up: {event.reason}"
 
@@ -55,11 +57,19 @@ def _describe_report(report: RecoveryReport | None) -> str:
     ]
     if report.rebuild_s >= _WORTH_SAYING_S:
         parts.append(f"collectives rebuilt in {report.rebuild_s:.3f} s")
+    if report.replaced_ranks:
+        parts.insert(0, _describe_replacement(report))
     if report.salvaged_outputs:
         parts.append(f"{report.salvaged_outputs} outputs salvaged")
     if report.failed_requests:
         parts.append(f"{report.failed_requests} requests failed")
     return ", ".join(parts)
+
+
+def _describe_replacement(report: RecoveryReport) -> str:
+    ranks = ", ".join(str(rank) for rank in report.replaced_ranks)
+    standbys = f" ({report.standbys_used} from standby)" if report.standbys_used else ""
+    return f"new process for rank {ranks} in {report.replace_s:.1f} s{standbys}"
 
 
 def _level(event: Event) -> int:

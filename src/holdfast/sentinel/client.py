@@ -139,6 +139,11 @@ class ClientSentinel:
     def resume(self, command_id: str, engine_ids: Sequence[int] = ()) -> Future[None]:
         return self._instruct(command_id, lambda: self._instance.resume(command_id, engine_ids, time.monotonic()))
 
+    def restart_workers(self, command_id: str, engine_id: int, ranks: Sequence[int] = ()) -> Future[None]:
+        return self._instruct(
+            command_id, lambda: self._instance.restart_workers(command_id, engine_id, ranks, time.monotonic())
+        )
+
     def arm(self, command_id: str, spec: InjectionSpec) -> Future[None]:
         return self._instruct(command_id, lambda: self._instance.arm(command_id, spec, time.monotonic()))
 
@@ -195,8 +200,9 @@ class ClientSentinel:
     def _order_recovery(self, effect: OrderRecovery) -> None:
         """The rendezvous is bound before any engine hears of it."""
         meet = self._host.open_rendezvous(effect.engine_ids, effect.epoch) if effect.rebuild else None
-        order = m.RetryEngine(command_id=effect.command_id, epoch=effect.epoch, rendezvous=meet)
         for engine_id in effect.engine_ids:
+            replace = effect.replace.get(engine_id, ())
+            order = m.RetryEngine(command_id=effect.command_id, epoch=effect.epoch, rendezvous=meet, replace=replace)
             self._send(engine_id, order)
 
     def _send(self, engine_id: int, message: m.ToEngine) -> None:

@@ -113,3 +113,4 @@ def _reset(coordinators: list[Any]) -> None:
     """Sends that were under way failed with their group; waiting for them would fail the next send."""
     for coordinator in coordinators:
         coordinator._pending_isends.clear()
+        coordinator.mq_broadcaster = None  # a newcomer shares none; over the group all are alike
