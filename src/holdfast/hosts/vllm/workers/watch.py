@@ -13,6 +13,8 @@ logger = logging.getLogger("holdfast")
 
 LOOK_S = 1.0  # how soon it sees that it is to watch others
 
+REAP_S = 0.2
+
 OnDeath = Callable[[int, str], None]
 
 
@@ -40,6 +42,7 @@ class WorkerWatch:
                     self._tell(rank, process)
 
     def _tell(self, rank: int, process: Any) -> None:
+        process.join(REAP_S)  # its sentinel says that it ends before the system says how
         how = describe_exit(process.exitcode)
         logger.error("rank %d (pid %s) is gone: %s", rank, process.pid, how)
         self._on_death(rank, how)
