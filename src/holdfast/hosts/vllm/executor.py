@@ -18,6 +18,7 @@ from holdfast.hosts.vllm.engine_core import attach_engine_hooks
 from holdfast.hosts.vllm.restore import RESTORE, RestoreOrder, RestoreReply, decode_reply, encode_order
 from holdfast.hosts.vllm.settings import inherited_settings
 from holdfast.hosts.vllm.worker import attach_worker_hooks
+from holdfast.hosts.vllm.workers.bounded import bounded
 from holdfast.hosts.vllm.workers.replacing import Replaced, replace_ranks
 from holdfast.hosts.vllm.workers.standby import PoolState, StandbyPool
 from holdfast.hosts.vllm.workers.starting import Newcomer, WorkerSeed, seed_of, start_standby
@@ -47,6 +48,11 @@ class HoldfastExecutor(MultiprocExecutor):
         size, preload = (config.standby_workers, config.standby_preload) if config else (0, False)
         self.standbys = StandbyPool(size, lambda slot: self._new_standby(slot, preload), self._tell_standbys)
         super()._init_executor()
+        self.attach_queue(self.rpc_broadcast_mq)
+
+    def attach_queue(self, queue: Any) -> None:
+        """Call the workers over `queue` from now on."""
+        self.rpc_broadcast_mq = bounded(queue, lambda: self.is_failed)
 
     def initialize_from_config(self, kv_cache_configs: list[Any]) -> None:
         self.kv_cache_configs = kv_cache_configs

@@ -72,6 +72,11 @@ class TrackedGroups:
     def any_nccl(self) -> bool:
         return any("nccl" in str(group.backend) for group, _ in self.torch_groups())
 
+    @property
+    def any_placeholder(self) -> bool:
+        """Whether torch keeps a group that sends nothing; after a rebuild none may be left."""
+        return any(str(description.backend) == "fake" for description, _ in self.torch_groups())
+
     def knows(self, group: Any) -> bool:
         with self._lock:
             return any(ref() is group for ref, _ in self._made)

@@ -53,6 +53,8 @@ class WorkerCommunicators:
         if not self._places.take():
             return
         self._replace_groups(rendezvous, timeout_s)
+        if self._tracked.any_placeholder:
+            raise RecoveryFailed(f"a group of epoch {rendezvous.epoch} is a placeholder: it would send nothing")
         if self._tracked.unwatched:
             raise RecoveryFailed(f"{self._tracked.unwatched} groups of epoch {rendezvous.epoch} could not be broken")
         if not self._state.mend(breaks):

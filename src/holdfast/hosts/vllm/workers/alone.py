@@ -17,7 +17,10 @@ from holdfast.hosts.vllm.communicators.tracking import TRACKED
 from holdfast.hosts.vllm.register import attach
 from holdfast.hosts.vllm.workers.touchpoints import BROADCAST_QUEUE, INIT_GROUPS, SAME_NODE
 
+PLACEHOLDER = "fake"  # torch's own name for a backend that sends nothing
+
 _alone = False
+_default_backend: Any = None
 
 
 def stand_alone() -> None:
@@ -54,8 +57,16 @@ def _make_placeholder(original: Callable[..., Any], *args: Any, **kwargs: Any) -
     given = inspect.signature(original).bind(*args, **kwargs).arguments
     if not _alone:
         return TRACKED.make(lambda: original(*args, **kwargs), described(given))
-    placeholder = {**given, "backend": "fake", "backend_options": None, "device_id": None}
-    return TRACKED.make(lambda: original(**placeholder), described(given))
+    placeholder = {**given, "backend": PLACEHOLDER, "backend_options": None, "device_id": None}
+    return TRACKED.make(lambda: original(**placeholder), described({**given, "backend": _real_backend(given)}))
+
+
+def _real_backend(given: dict[str, Any]) -> Any:
+    """The host gives later groups the backend of the default one, and finds a placeholder's there."""
+    global _default_backend
+    if not given["global_ranks_in_group"]:
+        _default_backend = given["backend"]
+    return _default_backend if str(given["backend"]) == PLACEHOLDER else given["backend"]
 
 
 def _all_on_this_node(original: Callable[..., list[bool]], pg: Any, *args: Any, **kwargs: Any) -> list[bool]:

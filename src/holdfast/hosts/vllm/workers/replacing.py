@@ -114,7 +114,7 @@ def _join(executor: HoldfastExecutor, ranks: Sequence[int], queue: Any, deadline
         executor.response_mqs[rank] = handle.worker_response_mq
         wait_until_ready(handle.worker_response_mq, deadline, f"rank {rank} does not answer")
     executor.await_each(nonce, survivors, deadline)
-    executor.rpc_broadcast_mq = queue
+    executor.attach_queue(queue)
     executor.futures_queue.clear()
     executor.is_failed = False
     executor.start_worker_monitor()
