@@ -114,6 +114,7 @@ class Interventions:
         if group.paused_by_hand:
             group.waiting_since = now  # the pause was no wait for an instruction
         group.replacing = group.wants_restart
+        group.broken |= group.replacing  # a newcomer has to meet its peers, whatever became of the old collectives
         self._count_try(group, now)
         group.epoch += 1
         group.command_id = group.last_command_id = command_id

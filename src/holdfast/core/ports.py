@@ -156,6 +156,11 @@ class Communicators(Protocol):
         """Whether `break_all` was called since the last rebuild that worked."""
         ...
 
+    @property
+    def any_placeholder(self) -> bool:
+        """Whether a collective here would send nothing: this process was started alone and met nobody yet."""
+        ...
+
     def break_all(self) -> int:
         """Make every collective in progress and every later one fail at once, here and at the peers.
 

@@ -117,8 +117,7 @@ class EngineCoreSentinel:
     def _repair(self, error: Exception, is_running: Callable[[], bool]) -> None:
         held_at = time.monotonic()
         fault = self._root_cause(error)
-        if fault is not None and self._host_of_busy_loop().in_lockstep:
-            # The peers would wait for this engine core until their time is over.
+        if fault is not None and self._leaves_peers_waiting(fault):
             self._break_collectives(self._containment.epoch)
         while True:
             self._containment.wait_stopped()
@@ -227,6 +226,11 @@ class EngineCoreSentinel:
     def _has_peers(self) -> bool:
         """Whether anybody waits for a rank of this engine core in a collective."""
         return len(self._attached) > 1 or (self._host is not None and self._host.in_lockstep)
+
+    def _leaves_peers_waiting(self, fault: Fault) -> bool:
+        """Whether peers would wait for this engine core, or for its lost rank, until their time is over."""
+        lost = fault.fault_class is FaultClass.WORKER_LOST and self._has_peers()
+        return lost or self._host_of_busy_loop().in_lockstep
 
     def _break_collectives(self, epoch: int) -> None:
         """Let nobody wait in a collective of `epoch` with this engine core or its ranks; they take no further step.

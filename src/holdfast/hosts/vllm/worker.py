@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from holdfast.core.errors import RankFenced
+from holdfast.core.errors import RankFenced, RecoveryFailed
 from holdfast.core.faults import Fault, Phase, classify_error, describe_error
 from holdfast.core.injection import InjectionSpec
 from holdfast.core.ports import Communicators, FaultReporter
@@ -208,6 +208,8 @@ class GuardedWorker:
         try:
             self._rebuild(order)
             rebuilt_at = time.monotonic()
+            if self._communicators.any_placeholder:
+                raise RecoveryFailed("this rank has met none of its peers: its collectives would send nothing")
             if self.is_newcomer:
                 learn(self._runner, decode_whole(order.whole))
             unknown = restore_runner(self._runner, order.requests)

@@ -72,11 +72,6 @@ class TrackedGroups:
     def any_nccl(self) -> bool:
         return any("nccl" in str(group.backend) for group, _ in self.torch_groups())
 
-    @property
-    def any_placeholder(self) -> bool:
-        """Whether torch keeps a group that sends nothing; after a rebuild none may be left."""
-        return any(str(description.backend) == "fake" for description, _ in self.torch_groups())
-
     def knows(self, group: Any) -> bool:
         with self._lock:
             return any(ref() is group for ref, _ in self._made)
@@ -87,6 +82,11 @@ class TrackedGroups:
             self._made.append((weakref.ref(group), description))
             self._shared = self._shared or group.size() > 1
             self._unwatched += group.size() > 1 and found == 0 and over_gloo(group)
+
+
+def is_placeholder(group: Any) -> bool:
+    """Whether it was made by torch's backend that sends nothing."""
+    return any("fake" in group._get_backend(device).name().lower() for device in group._device_types)
 
 
 def over_gloo(group: Any) -> bool:

@@ -12,6 +12,8 @@ from typing import Any
 
 import msgspec
 
+from holdfast.hosts.vllm.workers.compiling import compile_small_kernels
+
 READY = b"ready"
 
 
@@ -64,6 +66,7 @@ def standby_main(orders: Connection, preload: bool, **kwargs: Any) -> None:
     global _awaited
     _attach()
     if preload:
+        compile_small_kernels(kwargs["vllm_config"])
         _awaited = orders
     else:
         _import_everything(kwargs["vllm_config"])
@@ -117,3 +120,4 @@ def _import_everything(vllm_config: Any) -> None:
     resolve_obj_by_qualname(vllm_config.parallel_config.worker_cls)
     ModelRegistry.resolve_model_cls(vllm_config.model_config.architectures, vllm_config.model_config)
     current_platform.import_kernels()
+    compile_small_kernels(vllm_config)

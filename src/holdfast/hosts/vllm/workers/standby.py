@@ -57,6 +57,7 @@ class StandbyPool:
         self._fill_at = 0.0
         self._failures = 0
         self._stopped = threading.Event()
+        self._news = threading.Event()
         self._thread = threading.Thread(target=self._run, name="StandbyPool", daemon=True)
 
     def start(self) -> None:
@@ -84,12 +85,14 @@ class StandbyPool:
             self._standbys.remove(taken)
             self._fill_at = time.monotonic() + REFILL_DELAY_S
         set_policy(taken.newcomer.process.pid, os.SCHED_OTHER)
+        self._news.set()
         return taken.newcomer
 
     def _run(self) -> None:
         while not self._stopped.is_set():
             self._fill()
-            if self._look():
+            if self._look() or self._news.is_set():
+                self._news.clear()
                 self._tell()
 
     def _fill(self) -> None:

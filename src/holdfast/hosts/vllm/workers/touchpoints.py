@@ -23,6 +23,13 @@ WORKER_TOUCHPOINTS: tuple[Touchpoint, ...] = (
     SAME_NODE,
     BROADCAST_QUEUE,
     *attributes("vllm.distributed.parallel_state", "GroupCoordinator", "mq_broadcaster", "gone after a rebuild"),
+    call("vllm.v1.sample.ops.logprobs", "batched_count_greater_than", ("x", "values"), "compiled beforehand"),
+    call(
+        "vllm.model_executor.layers.vocab_parallel_embedding",
+        "get_masked_input_and_mask",
+        ("input_", "org_vocab_start_index"),
+        "compiled beforehand",
+    ),
     call(_EXECUTOR, "WorkerProc.worker_main", None, "what the process of a worker runs"),
     call(_EXECUTOR, "WorkerProc.wait_for_ready", ("unready_proc_handles",), "attaching to a newcomer"),
     call(_EXECUTOR, "MultiprocExecutor._init_executor", (), "the configuration that workers were started with"),
