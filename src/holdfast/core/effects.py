@@ -30,6 +30,7 @@ class OrderRecovery:
     epoch: int
     rebuild: bool
     replace: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+    patience_s: float = 0.0  # what a new process may take before it comes to the rendezvous
 
 
 @dataclass(frozen=True)

@@ -121,7 +121,14 @@ class Interventions:
         group.command_at = now
         group.rebuilding = group.needs_rebuild
         replace = {e.engine_id: tuple(sorted(e.sick_ranks)) for e in group.engines if e.sick_ranks}
-        order = OrderRecovery(group.engine_ids, command_id, group.epoch, rebuild=group.rebuilding, replace=replace)
+        order = OrderRecovery(
+            group.engine_ids,
+            command_id,
+            group.epoch,
+            rebuild=group.rebuilding,
+            replace=replace,
+            patience_s=self._config.worker_start_timeout_s if group.replacing else 0.0,
+        )
         group.fault, group.broken, group.paused_by_hand, group.soft, group.again_at = None, False, False, False, None
         for engine in group.engines:
             engine.move(Trigger.RECOVERY_ORDERED)

@@ -14,6 +14,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
+import msgspec
+
 from holdfast.core import messages as m
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.effects import CloseRendezvous, Effect, End, OrderRecovery, Publish, Send, Settle
@@ -199,7 +201,10 @@ class ClientSentinel:
 
     def _order_recovery(self, effect: OrderRecovery) -> None:
         """The rendezvous is bound before any engine hears of it."""
-        meet = self._host.open_rendezvous(effect.engine_ids, effect.epoch) if effect.rebuild else None
+        meet = None
+        if effect.rebuild:
+            opened = self._host.open_rendezvous(effect.engine_ids, effect.epoch)
+            meet = msgspec.structs.replace(opened, patience_s=effect.patience_s)
         for engine_id in effect.engine_ids:
             replace = effect.replace.get(engine_id, ())
             order = m.RetryEngine(command_id=effect.command_id, epoch=effect.epoch, rendezvous=meet, replace=replace)

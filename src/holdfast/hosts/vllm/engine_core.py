@@ -224,10 +224,10 @@ class VllmEngine:
             epoch=epoch,
             requests=self._histories(),
             rendezvous=rendezvous,
-            rebuild_timeout_s=config.rebuild_timeout_s,
+            rebuild_timeout_s=self._rebuild_timeout_s(rendezvous),
             whole=self._whole_histories(),
         )
-        timeout_s = config.drain_timeout_s + (config.rebuild_timeout_s if rendezvous else 0.0)
+        timeout_s = config.drain_timeout_s + self._rebuild_timeout_s(rendezvous)
         replies, stale = self._engine.model_executor.restore_workers(
             order, timeout_s, lambda: self._rebuild_own(rendezvous)
         )
@@ -241,7 +241,10 @@ class VllmEngine:
 
     def _rebuild_own(self, rendezvous: Rendezvous | None) -> None:
         if rendezvous is not None:
-            self._communicators.rebuild(rendezvous, self._config.rebuild_timeout_s)
+            self._communicators.rebuild(rendezvous, self._rebuild_timeout_s(rendezvous))
+
+    def _rebuild_timeout_s(self, rendezvous: Rendezvous | None) -> float:
+        return 0.0 if rendezvous is None else self._config.rebuild_timeout_s + rendezvous.patience_s
 
     def _histories(self) -> tuple[RequestHistory, ...]:
         """Requests that the workers are to keep. V2 is sent each of them whole."""

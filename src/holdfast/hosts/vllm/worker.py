@@ -54,7 +54,7 @@ def attach_worker_hooks() -> None:
 
 def _protect_worker(original: Step, proc: Any, input_shm_handle: Any, vllm_config: Any) -> None:
     is_newcomer = is_alone()
-    original(proc, awaited_queue(input_shm_handle), vllm_config)
+    original(proc, awaited_queue(input_shm_handle, proc.worker.worker), vllm_config)
     end_alone()
     config = inherited_settings()
     if config is None or not config.enable_fault_tolerance:

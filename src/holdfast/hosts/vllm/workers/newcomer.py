@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from holdfast.hosts.vllm.workers.compiling import compile_small_kernels
+from holdfast.hosts.vllm.workers.compiling import compile_small_kernels, run_once_alone
 
 READY = b"ready"
 
@@ -80,10 +80,11 @@ def standby_main(orders: Connection, preload: bool, **kwargs: Any) -> None:
     _run(kwargs)
 
 
-def awaited_queue(given: Any) -> Any:
+def awaited_queue(given: Any, worker: Any) -> Any:
     """The queue that a worker with its weights read is to read from; a standby waits here until it is told."""
     if _awaited is None:
         return given
+    run_once_alone(worker)
     return to_handle(_await_order(_awaited).queue)
 
 
