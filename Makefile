@@ -9,7 +9,7 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
-.PHONY: help setup demo test check contract-wheels bench constraints clean
+.PHONY: help setup demo test test-matrix check contract-wheels bench constraints clean
 .PHONY: check-tests check-ruff check-format check-mypy check-imports
 
 BIN := .venv/bin
@@ -37,6 +37,9 @@ demo: setup ## hurt a real server in the middle of eight answers and watch it ca
 
 test: setup ## the whole suite, with real servers
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-matrix: setup ## what `make test` leaves out: the same code in further combinations
+	$(BIN)/python -m pytest -m matrix $(PYTEST_ARGS)
 
 check: setup ## ruff, mypy, import-linter, unit, contract and simulation tests: under a minute
 	@$(MAKE) --no-print-directory --keep-going --jobs=2 --output-sync=target \
