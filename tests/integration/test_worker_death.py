@@ -195,16 +195,15 @@ def test_retries_that_do_not_last_end_in_a_new_process_for_the_rank(servers: Ser
         endless = InjectionSpec(phase=Phase.FORWARD, times=1000)
         events = bench.assert_exact_through(lambda b: run(_inject(b.server, endless)))
         assert replaced(events) == [(0, 0)]
-        run(_standby_is_ready(server))
+        run(_standbys_are_ready(server))
         events = bench.assert_exact_through(lambda b: b.kill(0, 0))
         assert [e["report"]["standbys_used"] for e in of_kind(events, RECOVERED)] == [1]
     assert left_behind(server) == []
 
 
-async def _standby_is_ready(server: Server) -> None:
-    async with Control(server.url) as control, asyncio.timeout(120):
-        while (await control._call_well("GET", "/fault_tolerance/status"))["engines"][0]["standbys"]["ready"] < 1:
-            await asyncio.sleep(0.2)
+async def _standbys_are_ready(server: Server) -> None:
+    async with Control(server.url) as control:
+        await control.await_standbys()
 
 
 def test_model_runner_v2_goes_on_in_a_new_worker(servers: Servers) -> None:
