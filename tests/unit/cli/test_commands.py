@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from holdfast.core import messages as m
-from holdfast.core.faults import FaultClass, Phase
+from holdfast.core.faults import Phase
 from support.control_plane import MemoryControl
 from support.live_server import LiveServer
 
@@ -24,8 +24,8 @@ def test_status_shows_the_engines_as_a_table(run: Run, control: MemoryControl) -
 
 
 def test_status_shows_a_defeat(run: Run, control: MemoryControl) -> None:
-    control.break_down(fault_class=FaultClass.DEVICE)
-    assert "defeated: the device error is sticky" in run("status").stdout
+    control.defeat()
+    assert "defeated: a rank did not answer in time" in run("status").stdout
 
 
 def test_status_shows_who_is_in_lockstep_and_what_was_paused_by_hand(run: Run, server: LiveServer) -> None:
