@@ -11,13 +11,21 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from holdfast.core.errors import HoldfastError, InstructionConflict
-from holdfast.core.events import EngineView, Event, InstanceView
+from holdfast.core.events import EngineView, Event, InstanceView, StandbyView
 from holdfast.core.states import EngineState
 
 TOPIC = b"vllm_fault"
 ACCEPTED_MESSAGE = "Request accepted; poll /fault_tolerance/status for updates."
 EXECUTED_MESSAGE = "Instruction executed successfully."
 FAILED_MESSAGE = "Failed to handle fault."
+
+
+class Standbys(msgspec.Struct, frozen=True, kw_only=True):
+    """Processes that stand ready to take a rank's place; `memory_bytes` is what all of them hold."""
+
+    wanted: int
+    ready: int
+    memory_bytes: int
 
 
 class EngineStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,6 +48,8 @@ class EngineStatus(msgspec.Struct, frozen=True, kw_only=True):
     reason: str | None
     recoveries: int
     faults: int
+    worker_restarts: int = 0
+    standbys: Standbys | UnsetType = UNSET
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
@@ -155,7 +165,15 @@ def _engine_status(engine: EngineView) -> EngineStatus:
         reason=engine.reason,
         recoveries=engine.recoveries,
         faults=engine.faults,
+        worker_restarts=engine.worker_restarts,
+        standbys=_standbys(engine.standbys),
     )
+
+
+def _standbys(view: StandbyView | None) -> Standbys | UnsetType:
+    if view is None:
+        return UNSET
+    return Standbys(wanted=view.wanted, ready=view.ready, memory_bytes=view.memory_bytes)
 
 
 def _optional(text: str | None) -> str | UnsetType:

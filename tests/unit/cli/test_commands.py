@@ -216,3 +216,21 @@ def test_a_url_that_is_none_is_a_usage_error(run: Run, url: str) -> None:
 
 def test_a_proxy_in_the_environment_is_not_asked_for_this_machine(run: Run, closed_url: str) -> None:
     assert run("status", HTTP_PROXY=closed_url, http_proxy=closed_url, ALL_PROXY=closed_url).exit_code == 0
+
+
+def test_apply_restarts_a_worker(run: Run, control: MemoryControl) -> None:
+    control.obedient = True
+    shown = run("apply", "restart-worker", "--engine", "0", "--rank", "0")
+    assert (shown.exit_code, shown.stdout) == (0, "Instruction executed successfully.\n")
+    assert control.view().engines[0].worker_restarts == 1
+
+
+def test_apply_says_that_a_restart_needs_an_engine(run: Run) -> None:
+    assert run("apply", "restart-worker").exit_code == 2
+
+
+def test_status_shows_worker_restarts_and_standbys(run: Run, control: MemoryControl) -> None:
+    control.standbys(wanted=2, ready=1, memory_bytes=3 * 2**20)
+    shown = run("status").stdout
+    assert "restarts" in shown
+    assert "standby workers of engine 0: 1 of 2 ready, 3 MiB" in shown
