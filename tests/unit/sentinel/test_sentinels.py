@@ -281,3 +281,15 @@ def test_garbage_on_every_link_is_dropped(bench: Bench) -> None:
     bench.engine._answer("nobody asked", None)
     bench.run(ValueError("boom"))
     bench.settled(EventKind.ENGINE_RECOVERED)
+
+
+def test_a_rank_whose_process_is_gone_is_reported_interrupts_the_busy_loop_and_is_replaced(bench: Bench) -> None:
+    bench.engine.rank_lost(0, "killed by SIGKILL")
+    bench.settled(EventKind.FAULT_REPORTED)
+    assert bench.host.interrupted.wait(WAIT_S)
+    fault = bench.client.view().engines[0].fault
+    assert fault is not None
+    assert (fault.fault_class, fault.rank) == (FaultClass.WORKER_LOST, 0)
+    assert fault.message == "the process of rank 0 is gone: killed by SIGKILL"
+    bench.run(ValueError("told to stand still"))
+    assert bench.host.replaced == [(0,)]
