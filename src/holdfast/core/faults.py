@@ -107,10 +107,11 @@ _STICKY_DEVICE_ERROR = re.compile(
 )
 
 
-# What a rank says whose collective a peer left, and one that was told to take no further step.
+# What a rank says whose collective a peer left or who met nobody, and one that was told to take no further step.
 _LEFT_ALONE = re.compile(
     r"gloo/|connection closed by peer|connection reset by peer|socket closed|broken pipe|"
-    r"NCCL communicator was aborted|ncclRemoteError|ncclSystemError|remote process exited|is fenced since",
+    r"NCCL communicator was aborted|ncclRemoteError|ncclSystemError|remote process exited|is fenced since|"
+    r"the rendezvous of epoch \d+|of epoch \d+ did not meet",
     re.IGNORECASE,
 )
 _FENCED_TYPE = "RankFenced"
