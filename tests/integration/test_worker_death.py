@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+import httpx
 import psutil
 import pytest
 
@@ -172,18 +173,20 @@ def test_an_idle_worker_that_is_killed_is_replaced_before_anybody_asks(bench: Be
     assert verdict.exact, verdict.reasons
 
 
-def test_a_stopped_rank_beside_a_failed_one_is_taken_for_hung_and_replaced(bench: Bench) -> None:
-    """It cannot say that it has stopped; what it was to write is not waited for."""
+def test_a_stopped_rank_that_is_told_to_pause_is_taken_for_hung_and_replaced_when_all_go_on(bench: Bench) -> None:
+    """It cannot say that it has stopped, and its peer waits for it in a collective until that is broken."""
     if len(bench.topology.places) < 2:
         pytest.skip("there is one rank only")
-    (engine, rank), stopped = bench.topology.places[0], bench.topology.places[1]
+    stopped = bench.topology.places[1]
 
-    def stop_one_and_fail_the_other(bench: Bench) -> None:
+    def stop_pause_and_resume(bench: Bench) -> None:
         os.kill(bench.workers()[stopped], signal.SIGSTOP)
-        run(_inject(bench.server, InjectionSpec(phase=Phase.STEP_START, engine_id=engine, rank=rank)))
+        for instruction in ("pause", "resume"):
+            body = {"fault_tolerance_instruction": instruction, "fault_tolerance_timeout": 60}
+            answer = httpx.post(f"{bench.server.url}/fault_tolerance/apply", json=body, timeout=60)
+            assert answer.status_code == 200, answer.text
 
-    events = bench.assert_exact_through(stop_one_and_fail_the_other)
-    assert stopped in replaced(events)
+    assert replaced(bench.assert_exact_through(stop_pause_and_resume)) == [stopped]
 
 
 async def _inject(server: Server, spec: InjectionSpec) -> None:
