@@ -45,6 +45,11 @@ V2_SYNC = Kind("v2-sync", runner="v2")
 V2_ASYNC = Kind("v2-async", runner="v2", asynchronous=True)
 
 
+def in_matrix(*values: object) -> object:
+    """A parameter whose case `make test` leaves to `make test-matrix`: the same code in one more combination."""
+    return pytest.param(*values, marks=pytest.mark.matrix)
+
+
 class Servers:
     """Starts servers and ends them all."""
 

@@ -15,7 +15,7 @@ from holdfast.chaos.server import Server, log_tail
 from holdfast.chaos.streams import MODEL_NAME
 from holdfast.core.faults import Phase
 from holdfast.core.injection import InjectionSpec
-from integration.conftest import V1_ASYNC, V1_SYNC, Kind, Servers, left_behind, run, state
+from integration.conftest import V1_ASYNC, V1_SYNC, Kind, Servers, in_matrix, left_behind, run, state
 
 pytestmark = [pytest.mark.host, pytest.mark.server]
 
@@ -46,7 +46,7 @@ def last_line(server: Server) -> str:
     return log_tail(server.spec.log, 1)
 
 
-@pytest.mark.parametrize("kind", [V1_SYNC, V1_ASYNC], ids=lambda k: k.name)
+@pytest.mark.parametrize("kind", [in_matrix(V1_SYNC), V1_ASYNC], ids=lambda k: k.name)
 def test_a_fault_that_never_goes_away_ends_the_instance_after_the_retries(servers: Servers, kind: Kind) -> None:
     arguments = ("--enable-fault-injection", "--max-retries", "3", "--retry-window", "30", *NO_RESTARTS)
     with servers.start(*arguments, kind=kind) as server:

@@ -13,7 +13,7 @@ from holdfast.chaos.server import Server
 from holdfast.chaos.streams import Load, StreamSpec
 from holdfast.core.faults import Phase
 from holdfast.core.injection import InjectionSpec
-from integration.conftest import V1_ASYNC, V1_SYNC, V2_ASYNC, V2_SYNC, Kind, Servers, run
+from integration.conftest import V1_ASYNC, V1_SYNC, V2_ASYNC, V2_SYNC, Kind, Servers, in_matrix, run
 from integration.loads import every_feature, few_tokens, fresh_salt
 
 pytestmark = [pytest.mark.host, pytest.mark.server]
@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.host, pytest.mark.server]
 # One engine alone agrees with nobody on its steps, and inside a recovery is another test's matter.
 STEP_PHASES = [p for p in Phase if p not in (Phase.DP_SYNC, Phase.RECOVERY, Phase.REBUILD, Phase.RESUME)]
 V1 = pytest.mark.parametrize("kind", [V1_SYNC, V1_ASYNC], ids=lambda k: k.name)
-V2 = pytest.mark.parametrize("kind", [V2_SYNC, V2_ASYNC], ids=lambda k: k.name)
+V2 = pytest.mark.parametrize("kind", [in_matrix(V2_SYNC), V2_ASYNC], ids=lambda k: k.name)
 MakeLoad = Callable[[str], list[StreamSpec]]
 
 _references: dict[tuple[str, str], list[History]] = {}

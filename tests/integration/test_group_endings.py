@@ -18,7 +18,7 @@ from holdfast.chaos.server import Server
 from holdfast.chaos.streams import Load
 from holdfast.core.faults import Phase
 from holdfast.core.injection import InjectionSpec
-from integration.conftest import Servers, left_behind, run
+from integration.conftest import Servers, in_matrix, left_behind, run
 from integration.loads import every_feature, fresh_salt
 from integration.test_endings import EXIT_DEFEATED, NO_RESTARTS, last_line, wait_ended
 from integration.test_pauses import apply
@@ -55,7 +55,7 @@ async def _pause_while_one_is_stopped(server: Server, stopped: psutil.Process) -
     return await running
 
 
-@pytest.mark.parametrize("topology", [TP2, MOE_EP], ids=lambda t: t.name)
+@pytest.mark.parametrize("topology", [in_matrix(TP2), MOE_EP], ids=lambda t: t.name)
 def test_a_rank_that_does_not_acknowledge_ends_the_instance_cleanly(servers: Servers, topology: Topology) -> None:
     with servers.of(topology, arguments=BOUNDS) as server:
         stopped = workers(server)[-1]
@@ -70,7 +70,9 @@ def test_a_rank_that_does_not_acknowledge_ends_the_instance_cleanly(servers: Ser
         assert left_behind(server) == []
 
 
-@pytest.mark.parametrize(("topology", "who"), [(TP2, workers), (DP2, engine_cores), (MOE_EP, workers)])
+@pytest.mark.parametrize(
+    ("topology", "who"), [(TP2, workers), in_matrix(DP2, engine_cores), in_matrix(MOE_EP, workers)]
+)
 def test_a_killed_process_ends_the_instance_cleanly(servers: Servers, topology: Topology, who: Processes) -> None:
     async def scenario(server: Server) -> list[History]:
         load = Load(server.url, every_feature(fresh_salt(), LONG_TOKENS), timeout_s=60)

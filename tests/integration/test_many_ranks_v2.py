@@ -9,13 +9,13 @@ import pytest
 from holdfast.bench.topologies import MOE_EP, PP2, TP2
 from holdfast.core.faults import Phase
 from holdfast.core.injection import InjectionSpec
-from integration.conftest import V2_ASYNC, V2_SYNC, Servers
+from integration.conftest import V2_ASYNC, V2_SYNC, Servers, in_matrix
 from integration.loads import few_tokens
 from integration.test_many_ranks import Bench, injected
 
 pytestmark = [pytest.mark.host, pytest.mark.server]
 
-SAMPLED = [(TP2, V2_SYNC), (TP2, V2_ASYNC), (PP2, V2_ASYNC), (MOE_EP, V2_ASYNC)]
+SAMPLED = [in_matrix((TP2, V2_SYNC)), (TP2, V2_ASYNC), in_matrix((PP2, V2_ASYNC)), (MOE_EP, V2_ASYNC)]
 
 
 @pytest.fixture(scope="module", params=SAMPLED, ids=lambda p: f"{p[0].name}-{p[1].name}")

@@ -14,7 +14,7 @@ from holdfast.chaos.server import Server
 from holdfast.chaos.streams import Load, StreamSpec
 from holdfast.core.faults import Phase
 from holdfast.core.injection import InjectionSpec
-from integration.conftest import MANY_RETRIES, V1_ASYNC, V1_SYNC, Kind, Servers, run
+from integration.conftest import MANY_RETRIES, V1_ASYNC, V1_SYNC, Kind, Servers, in_matrix, run
 from integration.loads import fresh_salt
 
 pytestmark = [pytest.mark.host, pytest.mark.server, pytest.mark.slow]
@@ -54,7 +54,7 @@ async def _one_fault(server: Server, phase: Phase, after_steps: int) -> list:
     return histories
 
 
-@pytest.mark.parametrize("kind", [V1_SYNC, V1_ASYNC], ids=lambda k: k.name)
+@pytest.mark.parametrize("kind", [in_matrix(V1_SYNC), V1_ASYNC], ids=lambda k: k.name)
 def test_fifty_faults_lose_nothing_and_leak_nothing(servers: Servers, kind: Kind) -> None:
     chance = random.Random(SEED)
     phases = [p for p in Phase if p not in (Phase.DP_SYNC, Phase.RECOVERY, Phase.REBUILD, Phase.RESUME)]
