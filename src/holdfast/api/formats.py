@@ -40,6 +40,7 @@ class EngineStatus(msgspec.Struct, frozen=True, kw_only=True):
     reason: str | None
     recoveries: int
     faults: int
+    restarts: int = 0
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
@@ -155,6 +156,7 @@ def _engine_status(engine: EngineView) -> EngineStatus:
         reason=engine.reason,
         recoveries=engine.recoveries,
         faults=engine.faults,
+        restarts=engine.restarts,
     )
 
 

@@ -40,6 +40,12 @@ def describe_event(event: Event) -> str:
             return f"{engine} did not recover: {cause}"
         case EventKind.FAULT_ARMED:
             return f"{engine} has a fault armed (command {event.command_id})"
+        case EventKind.ENGINE_LOST:
+            return f"{engine} is lost: {event.reason}"
+        case EventKind.ENGINE_RESTARTED:
+            return (
+                f"{engine} is another process and takes load again, {event.interruption_s or 0.0:.1f} s after its loss"
+            )
         case EventKind.INSTANCE_DEFEATED:
             return f"giving up: {event.reason}"
 
@@ -64,7 +70,7 @@ def _describe_report(report: RecoveryReport | None) -> str:
 
 def _level(event: Event) -> int:
     match event.kind:
-        case EventKind.INSTANCE_DEFEATED | EventKind.RECOVERY_FAILED:
+        case EventKind.INSTANCE_DEFEATED | EventKind.RECOVERY_FAILED | EventKind.ENGINE_LOST:
             return logging.ERROR
         case EventKind.FAULT_REPORTED | EventKind.PAUSE_ORDERED | EventKind.ENGINE_PAUSED | EventKind.FAULT_ARMED:
             return logging.WARNING

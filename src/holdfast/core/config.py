@@ -26,6 +26,8 @@ _RENAMED = {
     "acknowledge_timeout_s": "acknowledge_timeout",
     "gloo_comm_timeout_s": "gloo_comm_timeout",
     "containment_timeout_s": "containment_timeout",
+    "engine_restart_window_s": "engine_restart_window",
+    "engine_start_timeout_s": "engine_start_timeout",
 }
 
 
@@ -41,6 +43,9 @@ class HoldfastConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     containment_timeout_s: Seconds = 30.0
     acknowledge_timeout_s: Seconds = 5.0
     rebuild_timeout_s: Seconds = 30.0
+    max_engine_restarts: Count = 5
+    engine_restart_window_s: Seconds = 600.0
+    engine_start_timeout_s: Seconds = 600.0
     # Of a gloo collective. None: the host's own; a prefill or a compilation on one rank keeps its peers waiting.
     gloo_comm_timeout_s: Seconds | None = None
     external_fault_notify_host: str = "127.0.0.1"

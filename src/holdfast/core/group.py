@@ -34,6 +34,10 @@ class Engine:
     recoveries: int = 0
     faults: int = 0
     armed: dict[str, float] = field(default_factory=dict)
+    worker_pids: tuple[int, ...] = ()
+    lost_pid: int | None = None  # of the process that is gone
+    restarts: int = 0
+    restarted_at: tuple[float, ...] = ()
     stopping_since: float = 0.0  # while it is faulted or pausing
 
     def move(self, trigger: Trigger) -> None:
@@ -44,6 +48,16 @@ class Engine:
         if self.state not in STOPPING:
             self.stopping_since = now
         self.move(trigger)
+
+    def lose(self, now: float, window_s: float) -> None:
+        """Its process is gone, with everything that was known of it."""
+        self.move(Trigger.LOST)
+        self.lost_pid = self.pid if self.pid is not None else self.lost_pid
+        self.pid, self.ranks, self.worker_pids = None, 0, ()
+        self.hooks = self.worker_hooks = self.unrebuildable = ()
+        self.fault = self.fault_in_recovery = self.last_error = None
+        self.restarts += 1
+        self.restarted_at = (*(at for at in self.restarted_at if now - at < window_s), now)
 
     @property
     def is_contained(self) -> bool:
@@ -122,6 +136,12 @@ class LockstepGroup:
         self.fault = self.reason = self.command_id = self.began_at = None
         self.broken = self.rebuilding = self.paused_by_hand = self.soft = False
 
+    def begin_anew(self, began_at: float) -> None:
+        """Its one engine is another process from now on, which knows no epoch yet."""
+        self.close_incident()
+        self.epoch = 0
+        self.began_at = self.waiting_since = began_at
+
     def view_of(self, engine: Engine) -> EngineView:
         return EngineView(
             engine_id=engine.engine_id,
@@ -140,6 +160,7 @@ class LockstepGroup:
             last_error=engine.last_error,
             recoveries=engine.recoveries,
             faults=engine.faults,
+            restarts=engine.restarts,
         )
 
 

@@ -45,6 +45,7 @@ class Scenario:
             retry_window_s=30.0,
             drain_timeout_s=2.0,
             containment_timeout_s=5.0,
+            max_engine_restarts=0,  # what takes its place is no part of this simulation
         )
         object.__setattr__(self, "config", config)
 

@@ -21,8 +21,9 @@ from holdfast.hosts.vllm.communicators import WorkerCommunicators, attach_commun
 from holdfast.hosts.vllm.injection import Traps, arm_model, raise_at
 from holdfast.hosts.vllm.register import WORKER_QUEUES, attach, attached
 from holdfast.hosts.vllm.restore import RESTORE, RestoreOrder, RestoreReply, decode_order, encode_reply
-from holdfast.hosts.vllm.runners import restore_runner
+from holdfast.hosts.vllm.runners import learn, restore_runner
 from holdfast.hosts.vllm.settings import inherited_settings
+from holdfast.hosts.vllm.whole_requests import LEARN, decode_whole
 from holdfast.sentinel import WorkerSentinel
 from holdfast.sentinel.addresses import engine_address
 from holdfast.wire import ZmqStation
@@ -177,6 +178,7 @@ class GuardedWorker:
         if proc.use_async_scheduling:
             proc.enqueue_output = self._resolving(proc.enqueue_output)
         setattr(wrapper, RESTORE, self.restore)
+        setattr(wrapper, LEARN, self.learn)
 
     @property
     def _runner(self) -> Any:
@@ -203,6 +205,10 @@ class GuardedWorker:
             return encode_reply(RestoreReply(nonce=order.nonce, error=": ".join(describe_error(error))))
         self._lift(order)
         return encode_reply(RestoreReply(nonce=order.nonce, unknown=unknown, rebuild_s=rebuilt_at - began_at))
+
+    def learn(self, data: bytes) -> None:
+        """Know requests that another engine core began, before they are scheduled here. Main thread."""
+        learn(self._runner, decode_whole(data))
 
     def _rebuild(self, order: RestoreOrder) -> None:
         worker = self._proc.worker.worker
