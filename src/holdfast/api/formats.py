@@ -11,7 +11,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from holdfast.core.errors import HoldfastError, InstructionConflict
-from holdfast.core.events import EngineView, Event, InstanceView
+from holdfast.core.events import EngineView, Event, InstanceView, StandbyView
 from holdfast.core.states import EngineState
 
 TOPIC = b"vllm_fault"
@@ -39,6 +39,8 @@ class EngineStatus(msgspec.Struct, frozen=True, kw_only=True):
     worker_hooks: tuple[str, ...]
     reason: str | None
     recoveries: int
+    worker_restarts: int = 0
+    standbys: StandbyView | UnsetType = UNSET
     faults: int
     restarts: int = 0
 
@@ -155,6 +157,8 @@ def _engine_status(engine: EngineView) -> EngineStatus:
         worker_hooks=engine.worker_hooks,
         reason=engine.reason,
         recoveries=engine.recoveries,
+        worker_restarts=engine.worker_restarts,
+        standbys=UNSET if engine.standbys is None else engine.standbys,
         faults=engine.faults,
         restarts=engine.restarts,
     )

@@ -30,7 +30,7 @@ def describe_event(event: Event) -> str:
             return f"{engine} is told to pause: {event.reason} (command {event.command_id})"
         case EventKind.ENGINE_PAUSED:
             return f"{engine} is paused"
-        case EventKind.DECISION_MADE:
+        case EventKind.DECISION_MADE | EventKind.ENGINE_LOST:
             return f"{engine}: {event.reason}"
         case EventKind.RECOVERY_STARTED:
             return f"{engine} recovering, epoch {event.epoch} (command {event.command_id})"
@@ -40,12 +40,12 @@ def describe_event(event: Event) -> str:
             return f"{engine} did not recover: {cause}"
         case EventKind.FAULT_ARMED:
             return f"{engine} has a fault armed (command {event.command_id})"
-        case EventKind.ENGINE_LOST:
-            return f"{engine} is lost: {event.reason}"
         case EventKind.ENGINE_RESTARTED:
             return (
                 f"{engine} is another process and takes load again, {event.interruption_s or 0.0:.1f} s after its loss"
             )
+        case EventKind.STANDBYS_CHANGED:
+            return f"{engine}: standby workers: {event.reason}"
         case EventKind.INSTANCE_DEFEATED:
             return f"giving up: {event.reason}"
 
@@ -61,11 +61,19 @@ def _describe_report(report: RecoveryReport | None) -> str:
     ]
     if report.rebuild_s >= _WORTH_SAYING_S:
         parts.append(f"collectives rebuilt in {report.rebuild_s:.3f} s")
+    if report.replaced_ranks:
+        parts.insert(0, _describe_replacement(report))
     if report.salvaged_outputs:
         parts.append(f"{report.salvaged_outputs} outputs salvaged")
     if report.failed_requests:
         parts.append(f"{report.failed_requests} requests failed")
     return ", ".join(parts)
+
+
+def _describe_replacement(report: RecoveryReport) -> str:
+    ranks = ", ".join(str(rank) for rank in report.replaced_ranks)
+    standbys = f" ({report.standbys_used} from standby)" if report.standbys_used else ""
+    return f"new process for rank {ranks} in {report.replace_s:.1f} s{standbys}"
 
 
 def _level(event: Event) -> int:

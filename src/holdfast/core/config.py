@@ -28,6 +28,8 @@ _RENAMED = {
     "containment_timeout_s": "containment_timeout",
     "engine_restart_window_s": "engine_restart_window",
     "engine_start_timeout_s": "engine_start_timeout",
+    "worker_restart_window_s": "worker_restart_window",
+    "worker_start_timeout_s": "worker_start_timeout",
 }
 
 
@@ -46,6 +48,11 @@ class HoldfastConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     max_engine_restarts: Count = 5
     engine_restart_window_s: Seconds = 600.0
     engine_start_timeout_s: Seconds = 600.0
+    max_worker_restarts: Count = 20
+    worker_restart_window_s: Seconds = 600.0
+    worker_start_timeout_s: Seconds = 600.0
+    standby_workers: Annotated[int, msgspec.Meta(ge=0, le=64)] = 0  # of each engine core
+    standby_preload: bool = False
     # Of a gloo collective. None: the host's own; a prefill or a compilation on one rank keeps its peers waiting.
     gloo_comm_timeout_s: Seconds | None = None
     external_fault_notify_host: str = "127.0.0.1"

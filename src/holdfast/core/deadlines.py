@@ -50,7 +50,8 @@ def _first_to_stop(group: LockstepGroup) -> Engine | None:
 def _recovery_bound_s(group: LockstepGroup, config: HoldfastConfig) -> float:
     """Longer than every bounded wait of the host's recovery: what it says itself says more."""
     rebuild_s = config.rebuild_timeout_s if group.rebuilding else 0.0
-    return config.containment_timeout_s + config.drain_timeout_s + rebuild_s
+    replace_s = config.worker_start_timeout_s if group.replacing else 0.0
+    return config.containment_timeout_s + config.drain_timeout_s + rebuild_s + replace_s
 
 
 def _did_not_stand_still(engine: Engine, bound_s: float) -> str:

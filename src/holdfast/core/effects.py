@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from holdfast.core import messages as m
 from holdfast.core.events import Event, InstanceView
@@ -20,13 +21,16 @@ class Send:
 class OrderRecovery:
     """Order every engine of a lockstep group to recover under one epoch.
 
-    Where collectives were broken, they are rebuilt at a rendezvous that is opened for this epoch.
+    Where collectives were broken, they are rebuilt at a rendezvous that is opened for this epoch. `replace`
+    names the ranks of an engine that get a new process.
     """
 
     engine_ids: tuple[int, ...]
     command_id: str
     epoch: int
     rebuild: bool
+    replace: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+    patience_s: float = 0.0  # what a new process may take before it comes to the rendezvous
 
 
 @dataclass(frozen=True)

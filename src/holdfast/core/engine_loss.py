@@ -40,6 +40,8 @@ def decide_replacement(
         return Replacement(False, "engine cores in lockstep are not replaced by this version")
     if config.fault_policy == "external":
         return Replacement(False, "with --fault-policy external nothing is restarted unasked")
+    if not config.max_engine_restarts:
+        return Replacement(False, "engine cores are not restarted here (--max-engine-restarts 0)")
     tries = len(recent(tried_at, now, config.engine_restart_window_s))
     if tries >= config.max_engine_restarts:
         limit = f"(--max-engine-restarts {config.max_engine_restarts})"

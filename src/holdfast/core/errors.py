@@ -76,7 +76,11 @@ class PortInUse(WorldError):
 
 
 class PeerSilent(WorldError):
-    """A bounded wait ended without an answer."""
+    """A bounded wait ended without an answer. `rank` says whose, where that is known."""
+
+    def __init__(self, message: str, *, hint: str = "", rank: int | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.rank = rank
 
 
 class RecoveryError(HoldfastError):

@@ -26,6 +26,7 @@ class EventKind(enum.StrEnum):
     FAULT_ARMED = "fault-armed"
     ENGINE_LOST = "engine-lost"
     ENGINE_RESTARTED = "engine-restarted"
+    STANDBYS_CHANGED = "standbys-changed"
     INSTANCE_DEFEATED = "instance-defeated"
 
 
@@ -43,6 +44,17 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     reason: str | None = None
     report: RecoveryReport | None = None
     interruption_s: float | None = None
+
+
+class StandbyView(msgspec.Struct, frozen=True, kw_only=True):
+    """The processes that stand ready to take a rank's place; `memory_bytes` is what all of them hold."""
+
+    wanted: int
+    ready: int
+    memory_bytes: int
+
+    def __str__(self) -> str:
+        return f"{self.ready} of {self.wanted} ready, {self.memory_bytes / 2**20:.0f} MiB"
 
 
 class EngineView(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,6 +75,8 @@ class EngineView(msgspec.Struct, frozen=True, kw_only=True):
     last_command_id: str | None = None
     last_error: str | None = None
     recoveries: int = 0
+    worker_restarts: int = 0
+    standbys: StandbyView | None = None
     faults: int = 0
     restarts: int = 0  # how often another process had to take its place
 

@@ -74,6 +74,14 @@ def unresponsive(engine_id: int, what: str) -> Fault:
     return Fault(fault_class=FaultClass.UNRESPONSIVE, error_type="PeerSilent", message=what, engine_id=engine_id)
 
 
+def is_of_the_process(fault: Fault) -> bool:
+    """Whether nothing in the rank's process can be trusted to work again, and only a new one helps."""
+    return fault.fault_class in _OF_THE_PROCESS
+
+
+_OF_THE_PROCESS = frozenset({FaultClass.DEVICE, FaultClass.WORKER_LOST, FaultClass.UNRESPONSIVE})
+
+
 def deeper(known: Fault | None, other: Fault) -> Fault:
     """The one of two faults of one incident that decides: `other` only if it is of a deeper class."""
     if known is None:

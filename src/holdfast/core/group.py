@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from holdfast.core.events import EngineView
-from holdfast.core.faults import Fault, FaultClass, deeper
+from holdfast.core.events import EngineView, StandbyView
+from holdfast.core.faults import Fault, FaultClass, deeper, is_of_the_process
 from holdfast.core.states import EngineState, Trigger, next_state
 
 STOPPING = (EngineState.FAULTED, EngineState.PAUSING)
@@ -38,6 +38,9 @@ class Engine:
     lost_pid: int | None = None  # of the process that is gone
     restarts: int = 0
     restarted_at: tuple[float, ...] = ()
+    sick_ranks: set[int] = field(default_factory=set)  # they get a new process in the next recovery
+    worker_restarts: int = 0
+    standbys: StandbyView | None = None
     stopping_since: float = 0.0  # while it is faulted or pausing
 
     def move(self, trigger: Trigger) -> None:
@@ -55,7 +58,8 @@ class Engine:
         self.lost_pid = self.pid if self.pid is not None else self.lost_pid
         self.pid, self.ranks, self.worker_pids = None, 0, ()
         self.hooks = self.worker_hooks = self.unrebuildable = ()
-        self.fault = self.fault_in_recovery = self.last_error = None
+        self.fault = self.fault_in_recovery = self.last_error = self.standbys = None
+        self.sick_ranks.clear()
         self.restarts += 1
         self.restarted_at = (*(at for at in self.restarted_at if now - at < window_s), now)
 
@@ -80,6 +84,11 @@ class LockstepGroup:
     command_at: float = 0.0
     last_command_id: str | None = None
     retried_at: tuple[float, ...] = ()
+    restarted_at: tuple[float, ...] = ()  # when worker restarts were ordered
+    failed_restarts: int = 0  # of this incident, one after another
+    replacing: bool = False  # the recovery under way gives ranks a new process
+    asked: str | None = None  # the command that asks for a restart of healthy ranks
+    again_at: float | None = None  # when to decide anew, after a pause between tries
     broken: bool = False  # collectives were broken and have to be rebuilt
     rebuilding: bool = False  # the recovery under way has a rendezvous
     paused_by_hand: bool = False
@@ -111,6 +120,11 @@ class LockstepGroup:
         return self.broken and not self.is_alone
 
     @property
+    def wants_restart(self) -> bool:
+        """Whether a rank needs a new process."""
+        return any(e.sick_ranks for e in self.engines) or (self.fault is not None and is_of_the_process(self.fault))
+
+    @property
     def unrebuildable(self) -> tuple[str, ...]:
         return tuple(what for e in self.engines for what in e.unrebuildable)
 
@@ -127,6 +141,8 @@ class LockstepGroup:
 
     def blame(self, fault: Fault) -> bool:
         """Take a fault into the incident; true when it goes deeper than what was known."""
+        if fault.rank is not None and is_of_the_process(fault):
+            next(e for e in self.engines if e.engine_id == fault.engine_id).sick_ranks.add(fault.rank)
         news = deeper(self.fault, fault) is fault
         if news:
             self.fault = fault
@@ -134,12 +150,14 @@ class LockstepGroup:
 
     def close_incident(self) -> None:
         self.fault = self.reason = self.command_id = self.began_at = None
-        self.broken = self.rebuilding = self.paused_by_hand = self.soft = False
+        self.broken = self.rebuilding = self.paused_by_hand = self.soft = self.replacing = False
+        self.asked = self.again_at = None
+        self.failed_restarts = 0
 
     def begin_anew(self, began_at: float) -> None:
         """Its one engine is another process from now on, which knows no epoch yet."""
         self.close_incident()
-        self.epoch = 0
+        self.epoch, self.retried_at = 0, ()
         self.began_at = self.waiting_since = began_at
 
     def view_of(self, engine: Engine) -> EngineView:
@@ -159,6 +177,8 @@ class LockstepGroup:
             last_command_id=self.last_command_id,
             last_error=engine.last_error,
             recoveries=engine.recoveries,
+            worker_restarts=engine.worker_restarts,
+            standbys=engine.standbys,
             faults=engine.faults,
             restarts=engine.restarts,
         )

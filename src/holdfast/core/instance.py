@@ -21,8 +21,13 @@ from holdfast.core.group import LockstepGroup
 from holdfast.core.injection import InjectionSpec
 from holdfast.core.interventions import Interventions
 from holdfast.core.journal import Journal
-from holdfast.core.policy import Action, decide_wait
-from holdfast.core.refusals import refuse_unless_healthy, refuse_unless_it_can_go_on, refuse_unless_paused
+from holdfast.core.policy import Action, decide_repair, decide_wait
+from holdfast.core.refusals import (
+    refuse_unknown_ranks,
+    refuse_unless_healthy,
+    refuse_unless_it_can_go_on,
+    refuse_unless_paused,
+)
 from holdfast.core.reports import Reports
 from holdfast.core.roster import Roster
 from holdfast.core.states import EngineState
@@ -124,6 +129,28 @@ class Instance:
                 effects += self._interventions.pause(group, engine, order, "asked for", now)
         return effects
 
+    def restart_workers(self, command_id: str, engine_id: int, ranks: Sequence[int], now: float) -> list[Effect]:
+        """Give ranks of an engine a new process, healthy as they are; every one when none is named.
+
+        Raises:
+            UnknownEngine, BadInstruction: no such engine, no such rank.
+            InstructionConflict: its lockstep group is not healthy, or could not go on after it.
+        """
+        group, engine = self._roster.find(engine_id)
+        self._refuse_if_ended_or_repeated(group, command_id)
+        refuse_unknown_ranks(engine, ranks)
+        refuse_unless_healthy(group)
+        refuse_unless_it_can_go_on(group, soft=False)
+        self._commands.begin(command_id, [group.group_id])
+        group.open_incident(now)
+        group.asked = command_id
+        engine.sick_ranks.update(ranks or range(engine.ranks))
+        effects: list[Effect] = []
+        for member in group.engines:
+            order = m.PauseEngine(command_id=command_id, epoch=group.epoch)
+            effects += self._interventions.pause(group, member, order, "its workers are to be restarted", now)
+        return effects
+
     def arm(self, command_id: str, spec: InjectionSpec, now: float) -> list[Effect]:
         """Arm a fault. Raises `UnknownEngine`, or `InstructionConflict` where nothing can be armed."""
         group, engine = self._roster.find(spec.engine_id)
@@ -167,8 +194,10 @@ class Instance:
             effects += self._interventions.harden(group)
         if is_to_affirm(group, now, self._config, AFFIRM_S):
             effects += self._interventions.affirm(group, now)
-        if group.stands_paused:
+        if group.stands_paused and group.again_at is None:
             effects += self._interventions.decide(group, decide_wait, now, only=Action.END)
+        elif group.again_at is not None and now >= group.again_at:
+            effects += self._interventions.decide(group, decide_repair, now)
         return effects
 
     def _forget_unanswered(self, group: LockstepGroup, now: float) -> list[Effect]:

@@ -84,36 +84,65 @@ class Interventions:
         decision = decide(now, _incident(group, now), self._config)
         if only is not None and decision.action is not only:
             return []
-        group.reason = decision.reason
+        group.reason, group.again_at = decision.reason, decision.again_at
         spokesman = _spokesman(group)
         made = self._journal.publish(EventKind.DECISION_MADE, group, spokesman, reason=decision.reason)
         match decision.action:
             case Action.RETRY:
-                command_id = self._new_command_id()
-                self._commands.begin(command_id, [group.group_id])
-                return [made, *self.recover(group, command_id, now)]
+                return [made, *self._recover_unasked(group, now)]
+            case Action.RESTART_WORKERS:
+                _give_up_on_faulty_rank(group)
+                return [made, *self._restart(group, now)]
             case Action.END:
                 return [made, *self.end(group, spokesman, decision.reason)]
             case Action.AWAIT:
                 return [made]
 
+    def _recover_unasked(self, group: LockstepGroup, now: float) -> list[Effect]:
+        command_id = self._new_command_id()
+        self._commands.begin(command_id, [group.group_id])
+        return self.recover(group, command_id, now)
+
+    def _restart(self, group: LockstepGroup, now: float) -> list[Effect]:
+        if group.asked is None:
+            return self._recover_unasked(group, now)
+        command_id, group.asked = group.asked, None
+        return self.recover(group, command_id, now)
+
     def recover(self, group: LockstepGroup, command_id: str, now: float) -> list[Effect]:
-        """Let a group go on that stands paused, under its next epoch."""
+        """Let a group go on that stands paused, under its next epoch; its sick ranks get a new process first."""
         if group.paused_by_hand:
             group.waiting_since = now  # the pause was no wait for an instruction
-        if not group.paused_by_hand or group.fault is not None:
-            group.retried_at = (*recent(group.retried_at, now, self._config.retry_window_s), now)
+        group.replacing = group.wants_restart
+        group.broken |= group.replacing  # a newcomer has to meet its peers, whatever became of the old collectives
+        self._count_try(group, now)
         group.epoch += 1
         group.command_id = group.last_command_id = command_id
         group.command_at = now
         group.rebuilding = group.needs_rebuild
-        order = OrderRecovery(group.engine_ids, command_id, group.epoch, rebuild=group.rebuilding)
-        group.fault, group.broken, group.paused_by_hand, group.soft = None, False, False, False
+        replace = {e.engine_id: tuple(sorted(e.sick_ranks)) for e in group.engines if e.sick_ranks}
+        order = OrderRecovery(
+            group.engine_ids,
+            command_id,
+            group.epoch,
+            rebuild=group.rebuilding,
+            replace=replace,
+            patience_s=self._config.worker_start_timeout_s if group.replacing else 0.0,
+        )
+        group.fault, group.broken, group.paused_by_hand, group.soft, group.again_at = None, False, False, False, None
         for engine in group.engines:
             engine.move(Trigger.RECOVERY_ORDERED)
         publish = self._journal.publish
         started = (publish(EventKind.RECOVERY_STARTED, group, e, command_id=command_id) for e in group.engines)
         return [order, *started]
+
+    def _count_try(self, group: LockstepGroup, now: float) -> None:
+        config = self._config
+        if group.replacing:
+            group.restarted_at = (*recent(group.restarted_at, now, config.worker_restart_window_s), now)
+            group.retried_at = ()  # what is retried after this is retried in another process
+        elif not group.paused_by_hand or group.fault is not None:
+            group.retried_at = (*recent(group.retried_at, now, config.retry_window_s), now)
 
     # ---- ending
 
@@ -144,10 +173,21 @@ def _incident(group: LockstepGroup, now: float) -> Incident:
         fault=group.fault,
         began_at=now if group.began_at is None else group.waiting_since,
         retried_at=group.retried_at,
+        restarted_at=group.restarted_at,
+        failed_restarts=group.failed_restarts,
+        wants_restart=group.wants_restart,
+        asked=group.asked is not None,
         broken=group.needs_rebuild,
         unrebuildable=group.unrebuildable,
         paused_by_hand=group.paused_by_hand,
     )
+
+
+def _give_up_on_faulty_rank(group: LockstepGroup) -> None:
+    """Retries did not last: the rank that failed in all of them is not to be trusted any more."""
+    fault = group.fault
+    if fault is not None and fault.rank is not None:
+        next(e for e in group.engines if e.engine_id == fault.engine_id).sick_ranks.add(fault.rank)
 
 
 def _spokesman(group: LockstepGroup) -> Engine:

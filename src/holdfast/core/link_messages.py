@@ -61,7 +61,13 @@ class AskResume(m.Message, frozen=True, tag="ask-resume"):
     engine_ids: tuple[int, ...] = ()
 
 
-Ask = AskRetry | AskPause | AskResume | m.ArmFault
+class AskRestartWorkers(m.Message, frozen=True, tag="ask-restart-workers"):
+    command_id: str
+    engine_id: int
+    ranks: tuple[int, ...] = ()
+
+
+Ask = AskRetry | AskPause | AskResume | AskRestartWorkers | m.ArmFault
 FromLink = LinkReported | Ask
 
 

@@ -123,6 +123,9 @@ class RecoveryReport(msgspec.Struct, frozen=True, kw_only=True):
     rewind_s: float = 0.0
     restore_s: float = 0.0
     rebuild_s: float = 0.0
+    replaced_ranks: tuple[int, ...] = ()
+    standbys_used: int = 0
+    replace_s: float = 0.0
 
 
 class EngineRecovered(Message, frozen=True, tag="engine-recovered"):
@@ -147,7 +150,18 @@ class EngineAnswered(Message, frozen=True, tag="engine-answered"):
     refused: str | None = None
 
 
-FromEngine = EngineAttached | EngineFaulted | EngineHeld | EngineRecovered | RecoveryAborted | EngineAnswered
+class StandbysChanged(Message, frozen=True, tag="standbys-changed"):
+    """Processes that stand ready to take a rank's place; `memory_bytes` is what all of them hold."""
+
+    engine_id: int
+    wanted: int
+    ready: int
+    memory_bytes: int
+
+
+FromEngine = (
+    EngineAttached | EngineFaulted | EngineHeld | EngineRecovered | RecoveryAborted | EngineAnswered | StandbysChanged
+)
 
 
 # ---- client -> engine core
@@ -156,12 +170,14 @@ FromEngine = EngineAttached | EngineFaulted | EngineHeld | EngineRecovered | Rec
 class RetryEngine(Message, frozen=True, tag="retry-engine"):
     """Rewind the requests, let the ranks back in under `epoch`, go on.
 
-    Where collectives were broken, the ranks of the lockstep group meet at `rendezvous` and rebuild them.
+    Where collectives were broken, the ranks of the lockstep group meet at `rendezvous` and rebuild them. The
+    ranks to `replace` get a new process first, and so does every rank whose process is gone.
     """
 
     command_id: str
     epoch: int
     rendezvous: Rendezvous | None = None
+    replace: tuple[int, ...] = ()
 
 
 class PauseEngine(Message, frozen=True, tag="pause-engine"):

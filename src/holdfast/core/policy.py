@@ -10,58 +10,103 @@ import msgspec
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.faults import Fault, FaultClass
 
+LONGEST_PAUSE_S = 30.0  # between tries to restart a worker
+
 
 class Action(enum.StrEnum):
     RETRY = "retry"  # rung 1: rewind the requests, rebuild broken collectives, go on
-    AWAIT = "await-instruction"  # stay paused; somebody outside decides
+    RESTART_WORKERS = "restart-workers"  # rung 2: the same, after the sick ranks got a new process
+    AWAIT = "await-instruction"  # stay paused; somebody outside decides, or time
     END = "end-instance"  # nothing left that can help
 
 
 class Decision(msgspec.Struct, frozen=True):
-    """What to do and why; the reason is shown to people."""
+    """What to do and why; the reason is shown to people. `again_at`: decide anew then (seconds)."""
 
     action: Action
     reason: str
+    again_at: float | None = None
 
 
 class Incident(msgspec.Struct, frozen=True, kw_only=True):
-    """What the decision depends on: the fault, when it began, and the retries before it (seconds).
+    """What the decision depends on: the fault, when it began, and the tries before it (seconds).
 
     `fault` is none where somebody only asked for a pause; `broken` says that collectives have to be
-    rebuilt, `unrebuildable` what that could not bring back.
+    rebuilt, `unrebuildable` what that could not bring back. `wants_restart` says that a rank needs a new
+    process, `asked` that an operator wants it; `failed_restarts` counts those of this incident.
     """
 
     fault: Fault | None
     began_at: float
     retried_at: tuple[float, ...] = ()
+    restarted_at: tuple[float, ...] = ()
+    failed_restarts: int = 0
     broken: bool = False
     unrebuildable: tuple[str, ...] = ()
     paused_by_hand: bool = False
+    wants_restart: bool = False
+    asked: bool = False
 
 
-def recent(retried_at: Sequence[float], now: float, window_s: float) -> tuple[float, ...]:
-    """The retries that lie within the window that ends now."""
-    return tuple(at for at in retried_at if now - at < window_s)
+def recent(tried_at: Sequence[float], now: float, window_s: float) -> tuple[float, ...]:
+    """The tries that lie within the window that ends now."""
+    return tuple(at for at in tried_at if now - at < window_s)
 
 
 def decide_repair(now: float, incident: Incident, config: HoldfastConfig) -> Decision:
     """The repair for a lockstep group that stands held."""
-    if unrepairable := _beyond_retry(incident):
+    if unrepairable := _beyond_repair(incident):
         return Decision(Action.END, unrepairable)
     if incident.paused_by_hand:
         return Decision(Action.AWAIT, "paused by hand; goes on when told to resume")
+    if incident.asked:
+        return Decision(Action.RESTART_WORKERS, "asked for; only the named ranks get a new process")
     if config.fault_policy == "external" and incident.fault is not None:
         return decide_wait(now, incident, config)
+    if incident.wants_restart:
+        return _decide_restart(now, incident, config, _why_restart(incident))
+    return _decide_retry(now, incident, config)
+
+
+def _decide_retry(now: float, incident: Incident, config: HoldfastConfig) -> Decision:
     retries = len(recent(incident.retried_at, now, config.retry_window_s))
-    if retries >= config.max_retries:
-        return Decision(
-            Action.END,
-            f"{retries} retries within {config.retry_window_s:g} s did not last "
-            f"(--max-retries {config.max_retries}); last fault: {_summary(incident)}",
+    if retries < config.max_retries:
+        repair = "its collectives are rebuilt; " if incident.broken else ""
+        cause = "exception with state intact" if incident.fault else "it stands still and nothing is wrong"
+        return Decision(Action.RETRY, f"{cause}; {repair}retry {retries + 1} of {config.max_retries}")
+    exhausted = (
+        f"{retries} retries within {config.retry_window_s:g} s did not last "
+        f"(--max-retries {config.max_retries}); last fault: {_summary(incident)}"
+    )
+    if incident.fault is not None and incident.fault.rank is not None and config.max_worker_restarts:
+        return _decide_restart(now, incident, config, exhausted)
+    return Decision(Action.END, exhausted)
+
+
+def _decide_restart(now: float, incident: Incident, config: HoldfastConfig, why: str) -> Decision:
+    restarts = recent(incident.restarted_at, now, config.worker_restart_window_s)
+    if len(restarts) >= config.max_worker_restarts:
+        limit = (
+            f"{len(restarts)} worker restarts within {config.worker_restart_window_s:g} s did not last "
+            f"(--max-worker-restarts {config.max_worker_restarts})"
+            if config.max_worker_restarts
+            else "workers are not restarted here (--max-worker-restarts 0)"
         )
-    repair = "its collectives are rebuilt; " if incident.broken else ""
-    cause = "exception with state intact" if incident.fault else "it stands still and nothing is wrong"
-    return Decision(Action.RETRY, f"{cause}; {repair}retry {retries + 1} of {config.max_retries}")
+        return Decision(Action.END, f"{why}; {limit}")
+    again_at = _next_try_at(incident)
+    if now < again_at:
+        wait = f"the restart failed {incident.failed_restarts} times, tried again in {again_at - now:.1f} s"
+        return Decision(Action.AWAIT, f"{why}; {wait}", again_at)
+    count = f"worker restart {len(restarts) + 1} of {config.max_worker_restarts}"
+    return Decision(Action.RESTART_WORKERS, f"{why}; its rank gets a new process; {count}")
+
+
+def _next_try_at(incident: Incident) -> float:
+    """At once the first time and after the first failure; then with growing pauses."""
+    if incident.failed_restarts < 2 or not incident.restarted_at:
+        return 0.0
+    pause_s = min(LONGEST_PAUSE_S, 2.0 ** (incident.failed_restarts - 2))
+    return incident.restarted_at[-1] + pause_s
 
 
 def decide_wait(now: float, incident: Incident, config: HoldfastConfig) -> Decision:
@@ -83,21 +128,26 @@ def _summary(incident: Incident) -> str:
     return "none" if incident.fault is None else incident.fault.summary()
 
 
-_WHY_NOT = {
+_WHY_RESTART = {
     FaultClass.DEVICE: "the device error is sticky and the worker cannot go on",
     FaultClass.WORKER_LOST: "a worker process is gone",
     FaultClass.UNRESPONSIVE: "a rank did not answer in time",
 }
 
 
-def _beyond_retry(incident: Incident) -> str | None:
+def _why_restart(incident: Incident) -> str:
     fault = incident.fault
-    if fault is not None and fault.fault_class in _WHY_NOT:
-        return f"{_WHY_NOT[fault.fault_class]}, and restarting workers is not part of this version; {fault.summary()}"
+    if fault is None or fault.fault_class not in _WHY_RESTART:
+        return "a rank's process is not to be trusted any more"
+    return f"{_WHY_RESTART[fault.fault_class]}: {fault.summary()}"
+
+
+def _beyond_repair(incident: Incident) -> str | None:
+    fault = incident.fault
     if incident.broken and incident.unrebuildable:
         what = "; ".join(dict.fromkeys(incident.unrebuildable))
-        return (
-            f"broken collectives cannot be rebuilt in place here ({what}), "
-            f"and restarting workers is not part of this version; fault: {_summary(incident)}"
-        )
+        return f"broken collectives cannot be rebuilt in place here ({what}); fault: {_summary(incident)}"
+    if fault is not None and fault.fault_class is FaultClass.UNRESPONSIVE and fault.rank is None:
+        # Nobody knows which process to replace: the engine core itself does not answer.
+        return f"{_WHY_RESTART[fault.fault_class]} and it is not known which; {fault.summary()}"
     return None

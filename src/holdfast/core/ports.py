@@ -57,10 +57,17 @@ class EngineHost(Protocol):
         """Whether a worker process of this engine core is gone."""
         ...
 
-    def recover(self, error: Exception, epoch: int, rendezvous: Rendezvous | None) -> RecoveryReport:
+    def kill_rank(self, rank: int) -> None:
+        """End the process of a rank that is taken for hung, so that nobody waits for it. Any thread."""
+        ...
+
+    def recover(
+        self, error: Exception, epoch: int, rendezvous: Rendezvous | None, replace: Sequence[int] = ()
+    ) -> RecoveryReport:
         """Drain stale replies, rewind every request, let the ranks back in under `epoch`.
 
-        With a `rendezvous` every rank rebuilds its collectives there. Takes back interrupts of before.
+        With a `rendezvous` every rank rebuilds its collectives there. Takes back interrupts of before. The ranks
+        to `replace` get a new process first, and so does every rank whose process is gone.
 
         Raises: anything; a recovery that raises is a fault like any other.
         """
@@ -139,6 +146,10 @@ class ControlPlane(Protocol):
         """Let groups go on that were paused by hand."""
         ...
 
+    def restart_workers(self, command_id: str, engine_id: int, ranks: Sequence[int] = ()) -> Future[None]:
+        """Give ranks of a healthy engine a new process; every one of its ranks when none is named."""
+        ...
+
     def arm(self, command_id: str, spec: InjectionSpec) -> Future[None]: ...
 
 
@@ -148,6 +159,11 @@ class Communicators(Protocol):
     @property
     def broken(self) -> bool:
         """Whether `break_all` was called since the last rebuild that worked."""
+        ...
+
+    @property
+    def any_placeholder(self) -> bool:
+        """Whether a collective here would send nothing: this process was started alone and met nobody yet."""
         ...
 
     def break_all(self) -> int:

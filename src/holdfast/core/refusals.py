@@ -5,8 +5,10 @@ Only looks; never changes anything.
 
 from __future__ import annotations
 
-from holdfast.core.errors import InstructionConflict
-from holdfast.core.group import LockstepGroup
+from collections.abc import Sequence
+
+from holdfast.core.errors import BadInstruction, InstructionConflict
+from holdfast.core.group import Engine, LockstepGroup
 from holdfast.core.states import EngineState
 
 
@@ -22,6 +24,13 @@ def refuse_unless_paused(group: LockstepGroup, what: str) -> None:
             f"engine {moving[0].engine_id} is {moving[0].state}, there is nothing to {what}",
             state=moving[0].state,
             hint=f"{what} makes sense while an engine is paused",
+        )
+
+
+def refuse_unknown_ranks(engine: Engine, ranks: Sequence[int]) -> None:
+    if unknown := [r for r in ranks if not 0 <= r < engine.ranks]:
+        raise BadInstruction(
+            f"engine {engine.engine_id} has no rank {unknown[0]}", hint=f"it has ranks 0 to {engine.ranks - 1}"
         )
 
 

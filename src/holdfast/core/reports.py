@@ -8,7 +8,7 @@ from __future__ import annotations
 from holdfast.core import messages as m
 from holdfast.core.commands import Commands
 from holdfast.core.effects import Effect, Settle
-from holdfast.core.events import EventKind
+from holdfast.core.events import EventKind, StandbyView
 from holdfast.core.faults import Fault, FaultClass, deeper, unresponsive
 from holdfast.core.group import STOPPING, Engine, LockstepGroup
 from holdfast.core.interventions import Interventions, close_rendezvous
@@ -40,6 +40,9 @@ class Reports:
                 return self._recovery_failed(group, engine, fact.fault, now) if _answers(fact, group, engine) else []
             case m.EngineAnswered():
                 return self._answered(group, engine, fact)
+            case m.StandbysChanged():
+                engine.standbys = StandbyView(wanted=fact.wanted, ready=fact.ready, memory_bytes=fact.memory_bytes)
+                return [self._journal.publish(EventKind.STANDBYS_CHANGED, group, engine, reason=str(engine.standbys))]
 
     def _attached(self, group: LockstepGroup, engine: Engine, fact: m.EngineAttached, now: float) -> list[Effect]:
         if engine.pid is not None:
@@ -73,8 +76,9 @@ class Reports:
         if group.in_state(EngineState.RECOVERING):
             effects += close_rendezvous(group)  # their peer is in again and has failed again
         is_news = group.fault is fact.fault
-        if is_news and (group.stands_paused or fact.fault.fault_class is FaultClass.UNRESPONSIVE):
-            # Who does not answer will not come to stand still either.
+        hangs = fact.fault.fault_class is FaultClass.UNRESPONSIVE and fact.fault.rank is None
+        if is_news and (group.stands_paused or hangs):
+            # An engine core that does not answer will not come to stand still either.
             effects += self._interventions.decide(group, decide_repair, now)
         return effects
 
@@ -120,6 +124,8 @@ class Reports:
         engine.move(Trigger.RECOVERED)
         engine.fault = engine.last_error = None
         engine.recoveries += 1
+        engine.worker_restarts += len(fact.report.replaced_ranks)
+        engine.sick_ranks.clear()
         recovered = self._journal.publish(
             EventKind.ENGINE_RECOVERED,
             group,
@@ -139,6 +145,7 @@ class Reports:
         engine.faults += 1
         group.blame(fault)
         group.broken = True
+        group.failed_restarts += group.replacing
         failed = self._journal.publish(
             EventKind.RECOVERY_FAILED, group, engine, command_id=group.last_command_id, fault=fault
         )

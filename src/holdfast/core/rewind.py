@@ -54,6 +54,13 @@ def plan_rewind(requests: Iterable[HeldRequest], block_size: int) -> RewindPlan:
     return RewindPlan(_one_writer_per_block(held, good, block_size), frozenset(trusted), block_size)
 
 
+def plan_restart(requests: Iterable[HeldRequest], block_size: int) -> RewindPlan:
+    """Plan for an engine core of which a rank's memory is gone: no KV is good, every block is suspect."""
+    held = list(requests)
+    blocks = frozenset(block for r in held for block in r.blocks)
+    return RewindPlan({r.request_id: 0 for r in held}, blocks, block_size)
+
+
 def _own_written_tokens(r: HeldRequest) -> int:
     # At least one token is computed anew: the last one, whose logits the next token needs.
     return max(0, min(r.computed - r.in_flight, r.total - 1))

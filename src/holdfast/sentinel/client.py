@@ -14,6 +14,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
+import msgspec
+
 from holdfast.core import messages as m
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.effects import CloseRendezvous, Effect, End, OrderRecovery, Publish, ReplaceEngine, Send, Settle
@@ -158,6 +160,11 @@ class ClientSentinel:
     def resume(self, command_id: str, engine_ids: Sequence[int] = ()) -> Future[None]:
         return self._instruct(command_id, lambda: self._instance.resume(command_id, engine_ids, time.monotonic()))
 
+    def restart_workers(self, command_id: str, engine_id: int, ranks: Sequence[int] = ()) -> Future[None]:
+        return self._instruct(
+            command_id, lambda: self._instance.restart_workers(command_id, engine_id, ranks, time.monotonic())
+        )
+
     def arm(self, command_id: str, spec: InjectionSpec) -> Future[None]:
         return self._instruct(command_id, lambda: self._instance.arm(command_id, spec, time.monotonic()))
 
@@ -215,9 +222,13 @@ class ClientSentinel:
 
     def _order_recovery(self, effect: OrderRecovery) -> None:
         """The rendezvous is bound before any engine hears of it."""
-        meet = self._host.open_rendezvous(effect.engine_ids, effect.epoch) if effect.rebuild else None
-        order = m.RetryEngine(command_id=effect.command_id, epoch=effect.epoch, rendezvous=meet)
+        meet = None
+        if effect.rebuild:
+            opened = self._host.open_rendezvous(effect.engine_ids, effect.epoch)
+            meet = msgspec.structs.replace(opened, patience_s=effect.patience_s)
         for engine_id in effect.engine_ids:
+            replace = effect.replace.get(engine_id, ())
+            order = m.RetryEngine(command_id=effect.command_id, epoch=effect.epoch, rendezvous=meet, replace=replace)
             self._send(engine_id, order)
 
     def _send(self, engine_id: int, message: m.ToEngine) -> None:

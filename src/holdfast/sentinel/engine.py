@@ -10,7 +10,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from queue import Empty, SimpleQueue
 
 import msgspec
@@ -76,6 +76,21 @@ class EngineCoreSentinel:
             )
         return tuple(self._attached[rank] for rank in range(ranks))
 
+    def await_processes(self, pids: Mapping[int, int], timeout_s: float) -> None:
+        """Wait until the new processes of these ranks have reported. Raises `HookNotAttached` for a silent one."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._unreported(pids), timeout_s)
+            missing = self._unreported(pids)
+        if missing:
+            raise HookNotAttached(f"the new process(es) of rank(s) {missing} did not report their hooks")
+
+    def _unreported(self, pids: Mapping[int, int]) -> list[int]:
+        return [r for r, pid in pids.items() if (seen := self._attached.get(r)) is None or seen.pid != pid]
+
+    def report_standbys(self, wanted: int, ready: int, memory_bytes: int) -> None:
+        """How many processes stand ready to take a rank's place. Any thread."""
+        self._post(m.StandbysChanged(engine_id=self._engine_id, wanted=wanted, ready=ready, memory_bytes=memory_bytes))
+
     def announce(self, host: EngineHost, hooks: tuple[str, ...], workers: tuple[m.WorkerAttached, ...]) -> None:
         """Report to the client that this engine core is protected from now on."""
         self._host = host
@@ -102,8 +117,7 @@ class EngineCoreSentinel:
     def _repair(self, error: Exception, is_running: Callable[[], bool]) -> None:
         held_at = time.monotonic()
         fault = self._root_cause(error)
-        if fault is not None and self._host_of_busy_loop().in_lockstep:
-            # The peers would wait for this engine core until their time is over.
+        if fault is not None and self._leaves_peers_waiting(fault):
             self._break_collectives(self._containment.epoch)
         while True:
             self._containment.wait_stopped()
@@ -155,7 +169,7 @@ class EngineCoreSentinel:
         """Follow one retry; true when the busy loop may go on."""
         self._containment.begin(order.epoch)
         try:
-            report = self._host_of_busy_loop().recover(error, order.epoch, order.rendezvous)
+            report = self._host_of_busy_loop().recover(error, order.epoch, order.rendezvous, order.replace)
         except Exception as again:
             logger.exception("engine %d: recovery failed", self._engine_id)
             if self._has_peers():
@@ -202,6 +216,7 @@ class EngineCoreSentinel:
             error_type=error_type,
             message=message,
             engine_id=self._engine_id,
+            rank=getattr(error, "rank", None),
             phase=getattr(error, "phase", None),
             at=time.time(),
         )
@@ -211,6 +226,11 @@ class EngineCoreSentinel:
     def _has_peers(self) -> bool:
         """Whether anybody waits for a rank of this engine core in a collective."""
         return len(self._attached) > 1 or (self._host is not None and self._host.in_lockstep)
+
+    def _leaves_peers_waiting(self, fault: Fault) -> bool:
+        """Whether peers would wait for this engine core, or for its lost rank, until their time is over."""
+        lost = fault.fault_class is FaultClass.WORKER_LOST and self._has_peers()
+        return lost or self._host_of_busy_loop().in_lockstep
 
     def _break_collectives(self, epoch: int) -> None:
         """Let nobody wait in a collective of `epoch` with this engine core or its ranks; they take no further step.
@@ -246,6 +266,25 @@ class EngineCoreSentinel:
                 at=time.time(),
             )
             self._rank_faulted(m.RankFaulted(rank=rank, epoch=self._containment.epoch, fault=fault))
+            if self._host is not None:
+                self._host.kill_rank(rank)  # the busy loop may wait for its reply
+
+    def rank_lost(self, rank: int, how: str) -> None:
+        """The process of a rank is gone. Any thread."""
+        self._thread.post(lambda: self._rank_lost(rank, how))
+
+    def _rank_lost(self, rank: int, how: str) -> None:
+        epoch = self._containment.epoch
+        fault = Fault(
+            fault_class=FaultClass.WORKER_LOST,
+            error_type="WorkerLost",
+            message=f"the process of rank {rank} is gone: {how}",
+            engine_id=self._engine_id,
+            rank=rank,
+            at=time.time(),
+        )
+        self._rank_faulted(m.RankFaulted(rank=rank, epoch=epoch, fault=fault))
+        self._interrupt(epoch)  # also where it has no peers: nobody else would end the busy loop
 
     def _deliver(self, delivery: Delivery) -> None:
         try:

@@ -105,12 +105,16 @@ class FrontEndLink:
     def resume(self, command_id: str, engine_ids: Sequence[int] = ()) -> Future[None]:
         return self._ask(lm.AskResume(command_id=command_id, engine_ids=tuple(engine_ids)))
 
+    def restart_workers(self, command_id: str, engine_id: int, ranks: Sequence[int] = ()) -> Future[None]:
+        ask = lm.AskRestartWorkers(command_id=command_id, engine_id=engine_id, ranks=tuple(ranks))
+        return self._ask(ask, self._config.worker_start_timeout_s)
+
     def arm(self, command_id: str, spec: InjectionSpec) -> Future[None]:
         return self._ask(m.ArmFault(command_id=command_id, spec=spec))
 
-    def _ask(self, ask: lm.Ask) -> Future[None]:
+    def _ask(self, ask: lm.Ask, more_s: float = 0.0) -> Future[None]:
         c = self._config
-        bound_s = c.containment_timeout_s + c.drain_timeout_s + c.rebuild_timeout_s + MARGIN_S
+        bound_s = c.containment_timeout_s + c.drain_timeout_s + c.rebuild_timeout_s + MARGIN_S + more_s
         asked = _Asked(Future(), time.monotonic() + bound_s)
         self._thread.post(lambda: self._forward(ask, asked))
         return asked.ended

@@ -92,6 +92,8 @@ class Links:
                 return self._control.pause(ask.command_id, ask.engine_ids, soft=ask.soft)
             case lm.AskResume():
                 return self._control.resume(ask.command_id, ask.engine_ids)
+            case lm.AskRestartWorkers():
+                return self._control.restart_workers(ask.command_id, ask.engine_id, ask.ranks)
             case m.ArmFault():
                 return self._control.arm(ask.command_id, ask.spec)
 

@@ -55,6 +55,9 @@ class BlockPool:
             if prefix is not None:
                 del self._block_of[prefix]
 
+    def evict_all(self) -> None:
+        self.evict(list(self._prefix_of))
+
     def free(self, blocks: Sequence[int]) -> None:
         """Give blocks back, the last first, so that a prefix outlives what follows it."""
         for block in reversed(blocks):

@@ -98,6 +98,10 @@ class FakeCommunicators:
     def broken(self) -> bool:
         return self._breaks != self._mended
 
+    @property
+    def any_placeholder(self) -> bool:
+        return False
+
     def break_all(self) -> int:
         if self._network.size == 1:
             return 0

@@ -191,16 +191,34 @@ class FakeEngineCore:
     def arm(self, spec: InjectionSpec) -> None:
         self._traps.arm(spec)
 
-    def recover(self, error: Exception, epoch: int, rendezvous: Rendezvous | None) -> RecoveryReport:
+    def kill_rank(self, rank: int) -> None:
+        self.workers[rank].gone = True
+
+    def recover(
+        self, error: Exception, epoch: int, rendezvous: Rendezvous | None, replace: Sequence[int] = ()
+    ) -> RecoveryReport:
         """Drop stale replies, rewind, give the workers every history, let them in under `epoch`."""
         self._interrupted = False
         stale = len(self._steps)
         self._steps.clear()
         self._traps.pass_by(Phase.RECOVERY)
         salvaged = self._send()
-        report = self._scheduler.rewind(keep_suspect_blocks=self._options.unsafe_keep_suspect_blocks)
+        replaced = self._replace(replace)
+        report = self._scheduler.rewind(
+            keep_suspect_blocks=self._options.unsafe_keep_suspect_blocks, memory_lost=bool(replaced)
+        )
         self.ranks.restore(epoch, {i: r.tokens for i, r in self._scheduler.requests.items()}, rendezvous)
         if self._data_parallel is not None and rendezvous is not None:
             self._data_parallel.rebuild(rendezvous, REBUILD_S)
         self._traps.pass_by(Phase.RESUME)
-        return msgspec.structs.replace(report, stale_replies=stale, salvaged_outputs=salvaged)
+        return msgspec.structs.replace(
+            report, stale_replies=stale, salvaged_outputs=salvaged, replaced_ranks=tuple(replaced)
+        )
+
+    def _replace(self, ranks: Sequence[int]) -> list[int]:
+        """Workers whose memory holds nothing, in the places of these and of the dead."""
+        replaced = [w.rank for w in self.workers if w.gone or w.rank in ranks]
+        for rank in replaced:
+            memory = KVMemory(rank, self._options.blocks, self._options.block_size)
+            self.workers[rank].begin_anew(memory)
+        return replaced

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from holdfast.core.messages import RecoveryReport
-from holdfast.core.rewind import HeldRequest, given_up_blocks, plan_rewind, release_until_rest_fits
+from holdfast.core.rewind import HeldRequest, given_up_blocks, plan_restart, plan_rewind, release_until_rest_fits
 from holdfast.hosts.fake.blocks import BlockPool
 from holdfast.hosts.fake.worker import Part
 
@@ -172,11 +172,14 @@ class FakeScheduler:
 
     # ---- after a fault
 
-    def rewind(self, *, keep_suspect_blocks: bool) -> RecoveryReport:
+    def rewind(self, *, keep_suspect_blocks: bool, memory_lost: bool = False) -> RecoveryReport:
         """Put every request back to what was written for certain; nothing is in flight any more."""
         requests = [*self._running, *self._holding]
         held = [r.held() for r in requests]
         plan = plan_rewind([*held, *self._gone_in_flight()], self._pool.block_size)
+        if memory_lost:
+            plan = plan_restart(held, self._pool.block_size)
+            self._pool.evict_all()
         free = self._pool.free_blocks + given_up_blocks(plan, held)
         plan = release_until_rest_fits(plan, held, free, self._step_tokens)
         if not keep_suspect_blocks:

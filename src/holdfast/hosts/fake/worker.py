@@ -90,6 +90,10 @@ class FakeWorker:
         with self._lock:
             self.fenced = self.fenced and self.fenced_in >= epoch
 
+    def begin_anew(self, memory: KVMemory) -> None:
+        """What a new process in this rank's place is: nothing written, nothing known, not let in yet."""
+        self.memory, self.tokens, self.gone = memory, {}, False
+
     def forward(self, parts: Sequence[Part]) -> list[int]:
         """Write the KV of a batch; what each request's last token attended to."""
         attended: list[int] = []

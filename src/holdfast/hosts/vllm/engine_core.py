@@ -6,7 +6,7 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +29,10 @@ from holdfast.hosts.vllm.resuming import attach_resuming_hooks
 from holdfast.hosts.vllm.salvage import request_being_added, salvage
 from holdfast.hosts.vllm.settings import inherited_settings
 from holdfast.hosts.vllm.standing_still import agree_on_wave, forget_interrupts
+from holdfast.hosts.vllm.whole_requests import NotRestorable, encode_whole, whole_request
 from holdfast.hosts.vllm.worker import TOLD_TO_STOP
+from holdfast.hosts.vllm.workers.replacing import Replaced
+from holdfast.hosts.vllm.workers.standby import PoolState
 from holdfast.sentinel import EngineCoreSentinel
 from holdfast.sentinel.addresses import client_address, engine_address
 from holdfast.wire import ZmqStation
@@ -59,10 +62,11 @@ def _protect_engine(original: Callable[..., None], engine: Any, *args: Any, **kw
     )
     original(engine, *args, **kwargs)
     sentinel.start()
-    host = VllmEngine(engine, config)
+    host = VllmEngine(engine, config, sentinel)
     workers = sentinel.await_workers(engine.model_executor.world_size, ATTACH_TIMEOUT_S)
     engine.holdfast = sentinel
     sentinel.announce(host, attached(), workers)
+    engine.model_executor.standbys.start()
 
 
 def _run_protected(original: Callable[..., None], engine: Any) -> None:
@@ -88,9 +92,13 @@ class _Restored:
 class VllmEngine:
     """Implements `EngineHost` on the host's engine core."""
 
-    def __init__(self, engine: Any, config: HoldfastConfig) -> None:
+    def __init__(self, engine: Any, config: HoldfastConfig, sentinel: EngineCoreSentinel) -> None:
         self._engine = engine
         self._config = config
+        self._sentinel = sentinel
+        self._newcomers: set[int] = set()  # ranks that know no request yet
+        engine.model_executor.on_rank_lost = sentinel.rank_lost
+        engine.model_executor.on_standbys = self._report_standbys
         self._communicators = EngineCommunicators(engine)
         self._traps = Traps()
         self._salvaged: Exception | None = None
@@ -129,24 +137,30 @@ class VllmEngine:
     def lost_a_worker(self) -> bool:
         return bool(self._engine.model_executor.is_failed)
 
+    def kill_rank(self, rank: int) -> None:
+        self._engine.model_executor.kill_rank(rank)
+
     def arm(self, spec: InjectionSpec) -> None:
         self._traps.arm(spec)
 
-    def recover(self, error: Exception, epoch: int, rendezvous: Rendezvous | None) -> RecoveryReport:
-        """Salvage, rewind, restore. May be called again after it raised: every step is idempotent."""
-        if self.lost_a_worker():
-            raise RecoveryFailed("a worker process is gone")
+    def recover(
+        self, error: Exception, epoch: int, rendezvous: Rendezvous | None, replace: Sequence[int] = ()
+    ) -> RecoveryReport:
+        """Salvage, replace, rewind, restore. May be called again after it raised: every step is idempotent."""
         forget_interrupts(self._engine)
         started = time.monotonic()
         salvaged, failed = self._salvage_once(error)
         self._traps.passes(Phase.RECOVERY)
         if self._engine.batch_queue is not None:
             self._engine.batch_queue.clear()
+        replaced = self._replace({*replace, *self._engine.model_executor.dead_ranks()})
         rewound = rewinding.rewind(
             self._engine.scheduler,
             self._departures.in_flight() if self._departures else (),
             keep_suspect_blocks=self._config.unsafe_keep_suspect_blocks,
+            memory_lost=bool(self._newcomers),
         )
+        self._fail_unrestorable()
         rewound_at = time.monotonic()
         restored = self._restore_workers(epoch, rendezvous)
         if self.in_lockstep:
@@ -163,7 +177,25 @@ class VllmEngine:
             rewind_s=rewound_at - started,
             restore_s=time.monotonic() - rewound_at,
             rebuild_s=restored.rebuild_s,
+            replaced_ranks=tuple(sorted(replaced.pids)),
+            standbys_used=replaced.standbys_used,
+            replace_s=replaced.elapsed_s,
         )
+
+    def _replace(self, ranks: set[int]) -> Replaced:
+        """New processes for these ranks, which count once their sentinels have reported."""
+        if not ranks:
+            return Replaced({}, 0, 0.0)
+        config = self._config
+        self._newcomers |= ranks
+        replaced: Replaced = self._engine.model_executor.replace_workers(
+            sorted(ranks), config.worker_start_timeout_s, config.drain_timeout_s
+        )
+        self._sentinel.await_processes(replaced.pids, config.drain_timeout_s)
+        return replaced
+
+    def _report_standbys(self, state: PoolState) -> None:
+        self._sentinel.report_standbys(state.wanted, state.ready, state.memory_bytes)
 
     def _watch_departures(self) -> Departures | None:
         """Only where suspect blocks are told from good ones; other caches are dropped as a whole."""
@@ -194,22 +226,27 @@ class VllmEngine:
             epoch=epoch,
             requests=self._histories(),
             rendezvous=rendezvous,
-            rebuild_timeout_s=config.rebuild_timeout_s,
+            rebuild_timeout_s=self._rebuild_timeout_s(rendezvous),
+            whole=self._whole_histories(),
         )
-        timeout_s = config.drain_timeout_s + (config.rebuild_timeout_s if rendezvous else 0.0)
+        timeout_s = config.drain_timeout_s + self._rebuild_timeout_s(rendezvous)
         replies, stale = self._engine.model_executor.restore_workers(
             order, timeout_s, lambda: self._rebuild_own(rendezvous)
         )
         if errors := [r.error for r in replies if r.error]:
             raise RecoveryFailed(f"restoring a worker failed: {errors[0]}")
         self._salvaged = None
+        self._newcomers.clear()
         if self._departures is not None:
             self._departures.clear()
         return _Restored(stale, self._fail_unknown(replies), max(r.rebuild_s for r in replies))
 
     def _rebuild_own(self, rendezvous: Rendezvous | None) -> None:
         if rendezvous is not None:
-            self._communicators.rebuild(rendezvous, self._config.rebuild_timeout_s)
+            self._communicators.rebuild(rendezvous, self._rebuild_timeout_s(rendezvous))
+
+    def _rebuild_timeout_s(self, rendezvous: Rendezvous | None) -> float:
+        return 0.0 if rendezvous is None else self._config.rebuild_timeout_s + rendezvous.patience_s
 
     def _histories(self) -> tuple[RequestHistory, ...]:
         """Requests that the workers are to keep. V2 is sent each of them whole."""
@@ -218,16 +255,38 @@ class VllmEngine:
             return ()
         return tuple(
             RequestHistory(r.request_id, r.num_output_tokens, tuple(r.output_token_ids[-TAIL_TOKENS:]))
-            for r in scheduler.requests.values()
-            if r.num_output_tokens and not r.is_finished()
+            for r in self._begun()
         )
+
+    def _whole_histories(self) -> bytes:
+        """For ranks that know no request; V2 is sent each of them whole anyway."""
+        if not self._newcomers or self._engine.scheduler.use_v2_model_runner:
+            return b""
+        return encode_whole(whole_request(r) for r in self._begun())
+
+    def _begun(self) -> list[Any]:
+        """Requests with output, which a rank must know before they are scheduled again."""
+        requests = self._engine.scheduler.requests.values()
+        return [r for r in requests if r.num_output_tokens and not r.is_finished()]
+
+    def _fail_unrestorable(self) -> None:
+        """What a newcomer cannot be told ends alone, with an error; the others go on."""
+        for request in self._begun() if self._newcomers else ():
+            try:
+                whole_request(request)
+            except NotRestorable as error:
+                logger.error("engine %d: %s", self.engine_id, error)
+                self._end_alone([request.request_id])
+
+    def _end_alone(self, request_ids: Iterable[str]) -> None:
+        ended = self._engine.scheduler.finish_requests(request_ids, RequestStatus.FINISHED_ERROR)
+        for request in ended:
+            self._engine._send_error_outputs_to_client([request.request_id], request.client_index)
 
     def _fail_unknown(self, replies: Sequence[RestoreReply]) -> int:
         """A request that a worker never saw cannot go on; it ends alone, with an error."""
         unknown = {request_id for reply in replies for request_id in reply.unknown}
         if unknown:
             logger.error("engine %d (pid %d): cannot restore %d request(s)", self.engine_id, os.getpid(), len(unknown))
-            ended = self._engine.scheduler.finish_requests(unknown, RequestStatus.FINISHED_ERROR)
-            for request in ended:
-                self._engine._send_error_outputs_to_client([request.request_id], request.client_index)
+            self._end_alone(unknown)
         return len(unknown)

@@ -20,6 +20,7 @@ from holdfast.hosts.vllm.touchpoint import Touchpoint
 from holdfast.hosts.vllm.touchpoint import attributes as _attributes
 from holdfast.hosts.vllm.touchpoint import call as _call
 from holdfast.hosts.vllm.touchpoint import wrap as _wrap
+from holdfast.hosts.vllm.workers.touchpoints import WORKER_TOUCHPOINTS
 
 _CORE = "vllm.v1.engine.core"
 _EXECUTOR = "vllm.v1.executor.multiproc_executor"
@@ -66,6 +67,7 @@ TOUCHPOINTS: tuple[Touchpoint, ...] = (
     *CPU_TOUCHPOINTS,
     *COMMUNICATOR_TOUCHPOINTS,
     *FRONT_END_TOUCHPOINTS,
+    *WORKER_TOUCHPOINTS,
     ENGINE_INIT,
     BUSY_LOOP,
     LOCKSTEP_BUSY_LOOP,

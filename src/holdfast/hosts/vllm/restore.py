@@ -32,6 +32,7 @@ class RestoreOrder(msgspec.Struct, frozen=True):
     requests: tuple[RequestHistory, ...]
     rendezvous: Rendezvous | None = None
     rebuild_timeout_s: float = 0.0
+    whole: bytes = b""  # the same requests with their whole history, where a rank may not know them
 
 
 class RestoreReply(msgspec.Struct, frozen=True):

@@ -19,6 +19,7 @@ from holdfast.core.rewind import (
     HeldRequest,
     RewindPlan,
     given_up_blocks,
+    plan_restart,
     plan_rewind,
     release_until_rest_fits,
 )
@@ -37,19 +38,26 @@ class Rewound:
     tokens_to_recompute: int
 
 
-def rewind(scheduler: Any, departed: Sequence[HeldRequest], *, keep_suspect_blocks: bool) -> Rewound:
+def rewind(
+    scheduler: Any, departed: Sequence[HeldRequest], *, keep_suspect_blocks: bool, memory_lost: bool = False
+) -> Rewound:
     """Put every running request back to waiting with nothing in flight.
 
     Args:
         departed: what requests held that left while a step of theirs was in flight.
+        memory_lost: a rank's memory is gone, and with it all KV.
         keep_suspect_blocks: leave suspect KV in the prefix cache (tests only: answers go wrong).
     """
     if scheduler.defer_block_free:
         scheduler.processed_step_seq = scheduler.sched_step_seq
         scheduler._drain_deferred_frees()
     manager = only_full_attention(scheduler)
+    if memory_lost:
+        scheduler.encoder_cache_manager.reset()
     if manager is None:
         rewound = _rewind_all(scheduler)
+    elif memory_lost:
+        rewound = _rewind_from_nothing(scheduler, manager)
     else:
         rewound = _rewind_in_place(scheduler, manager, departed, keep_suspect_blocks)
     for request in scheduler.requests.values():
@@ -90,6 +98,23 @@ def _rewind_in_place(
         kept_blocks=sum(plan.kept_blocks(h.request_id) for h in held),
         evicted_blocks=len(evicted),
         tokens_to_recompute=sum(h.total - plan.good_tokens[h.request_id] for h in held),
+    )
+
+
+def _rewind_from_nothing(scheduler: Any, manager: Any) -> Rewound:
+    requests = _holders(scheduler, manager)
+    held = [_held(request, manager) for request in requests]
+    plan = plan_restart(held, manager.block_size)
+    evicted = _cached(scheduler, range(len(scheduler.kv_cache_manager.block_pool.blocks)))
+    scheduler.kv_cache_manager.evict_blocks(evicted)
+    _leave_queues(scheduler, requests)
+    for request in reversed(requests):
+        _put_back(scheduler, manager, request, plan)
+    return Rewound(
+        requests=len(requests),
+        kept_blocks=0,
+        evicted_blocks=len(evicted),
+        tokens_to_recompute=sum(h.total for h in held),
     )
 
 

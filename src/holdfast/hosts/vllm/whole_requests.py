@@ -16,8 +16,6 @@ from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
 from holdfast.core.errors import RecoveryError
 
-LEARN = "holdfast_learn"  # the name under which a worker is told of such requests
-
 
 class NotRestorable(RecoveryError):
     """A request whose state cannot be made again elsewhere; the message says what of it."""

@@ -6,6 +6,7 @@ already queued would run on a broken state, and in a lockstep group pair up with
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import threading
@@ -13,7 +14,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from holdfast.core.errors import RankFenced
+from holdfast.core.errors import RankFenced, RecoveryFailed
 from holdfast.core.faults import Fault, Phase, classify_error, describe_error
 from holdfast.core.injection import InjectionSpec
 from holdfast.core.ports import Communicators, FaultReporter
@@ -23,7 +24,10 @@ from holdfast.hosts.vllm.register import WORKER_QUEUES, attach, attached
 from holdfast.hosts.vllm.restore import RESTORE, RestoreOrder, RestoreReply, decode_order, encode_reply
 from holdfast.hosts.vllm.runners import learn, restore_runner
 from holdfast.hosts.vllm.settings import inherited_settings
-from holdfast.hosts.vllm.whole_requests import LEARN, decode_whole
+from holdfast.hosts.vllm.whole_requests import decode_whole
+from holdfast.hosts.vllm.workers.alone import end_alone, is_alone
+from holdfast.hosts.vllm.workers.newcomer import awaited_queue
+from holdfast.hosts.vllm.workers.orders import JOIN, LEARN, PREPARE, join, prepare
 from holdfast.sentinel import WorkerSentinel
 from holdfast.sentinel.addresses import engine_address
 from holdfast.wire import ZmqStation
@@ -49,7 +53,9 @@ def attach_worker_hooks() -> None:
 
 
 def _protect_worker(original: Step, proc: Any, input_shm_handle: Any, vllm_config: Any) -> None:
-    original(proc, input_shm_handle, vllm_config)
+    is_newcomer = is_alone()
+    original(proc, awaited_queue(input_shm_handle, proc.worker.worker), vllm_config)
+    end_alone()
     config = inherited_settings()
     if config is None or not config.enable_fault_tolerance:
         return
@@ -62,6 +68,7 @@ def _protect_worker(original: Step, proc: Any, input_shm_handle: Any, vllm_confi
     sentinel = WorkerSentinel(host, proc.rank, ZmqStation(), engine_address(config.runtime_dir, engine_id))
     guard.reporter = sentinel
     proc.holdfast = host
+    host.is_newcomer = is_newcomer
     sentinel.start(attached(), communicators.unrebuildable())
 
 
@@ -167,6 +174,7 @@ class GuardedWorker:
         self._guard = guard
         self._communicators = communicators
         self._traps = Traps()
+        self.is_newcomer = False  # knows no request until it is let in for the first time
         wrapper = proc.worker
         for name, phase in STEP_METHODS.items():
             step = getattr(wrapper, name)
@@ -179,6 +187,8 @@ class GuardedWorker:
             proc.enqueue_output = self._resolving(proc.enqueue_output)
         setattr(wrapper, RESTORE, self.restore)
         setattr(wrapper, LEARN, self.learn)
+        setattr(wrapper, JOIN, functools.partial(join, proc))
+        setattr(wrapper, PREPARE, functools.partial(prepare, proc))
 
     @property
     def _runner(self) -> Any:
@@ -198,16 +208,21 @@ class GuardedWorker:
         try:
             self._rebuild(order)
             rebuilt_at = time.monotonic()
+            if self._communicators.any_placeholder:
+                raise RecoveryFailed("this rank has met none of its peers: its collectives would send nothing")
+            if self.is_newcomer:
+                learn(self._runner, decode_whole(order.whole))
             unknown = restore_runner(self._runner, order.requests)
         except Exception as error:
             logger.exception("restoring rank %d failed", self._proc.rank)
             self._guard.fail_entering(error, order.epoch)
             return encode_reply(RestoreReply(nonce=order.nonce, error=": ".join(describe_error(error))))
+        self.is_newcomer = False
         self._lift(order)
         return encode_reply(RestoreReply(nonce=order.nonce, unknown=unknown, rebuild_s=rebuilt_at - began_at))
 
     def learn(self, data: bytes) -> None:
-        """Know requests that another engine core began, before they are scheduled here. Main thread."""
+        """Know requests that another engine core began, before they are scheduled."""
         learn(self._runner, decode_whole(data))
 
     def _rebuild(self, order: RestoreOrder) -> None:

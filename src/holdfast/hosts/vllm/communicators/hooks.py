@@ -20,6 +20,13 @@ def attach_communicator_hooks() -> None:
     attach(STATELESS_GLOO_GROUP, _watch_stateless_group)
 
 
+def described(given: dict[str, Any]) -> TorchGroup:
+    """How torch was told to make a group: everything but the store, which is another one in every epoch."""
+    options = {key: value for key, value in given.items() if key not in {*_OWN_FIELDS, "store"}}
+    name, size, rank, ranks, backend, timeout = (given[key] for key in _OWN_FIELDS)
+    return TorchGroup(name, size, rank, tuple(ranks), backend, timeout, options)
+
+
 def watch_torch_groups() -> None:
     """The half that needs no host."""
     from holdfast.hosts.vllm.register import attach
@@ -29,14 +36,7 @@ def watch_torch_groups() -> None:
 
 def _watch_torch_group(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     given = inspect.signature(original).bind(*args, **kwargs).arguments
-    return TRACKED.make(lambda: original(*args, **kwargs), _described(given))
-
-
-def _described(given: dict[str, Any]) -> TorchGroup:
-    """Everything but the store, which is another one in every epoch."""
-    options = {key: value for key, value in given.items() if key not in {*_OWN_FIELDS, "store"}}
-    name, size, rank, ranks, backend, timeout = (given[key] for key in _OWN_FIELDS)
-    return TorchGroup(name, size, rank, tuple(ranks), backend, timeout, options)
+    return TRACKED.make(lambda: original(*args, **kwargs), described(given))
 
 
 def _watch_stateless_group(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -84,6 +84,11 @@ class TrackedGroups:
             self._unwatched += group.size() > 1 and found == 0 and over_gloo(group)
 
 
+def is_placeholder(group: Any) -> bool:
+    """Whether it was made by torch's backend that sends nothing."""
+    return any("fake" in group._get_backend(device).name().lower() for device in group._device_types)
+
+
 def over_gloo(group: Any) -> bool:
     import torch
 

@@ -41,6 +41,15 @@ class WorkerCommunicators:
     def broken(self) -> bool:
         return self._state.broken
 
+    @property
+    def any_placeholder(self) -> bool:
+        """Whether a collective here would send nothing, because this rank was started alone and met nobody yet."""
+        from holdfast.hosts.vllm.communicators.making import standing_groups
+        from holdfast.hosts.vllm.communicators.tracking import is_placeholder
+
+        standing = standing_groups(self._tracked)
+        return any(is_placeholder(group) for description, group in standing if description.size > 1)
+
     def break_all(self) -> int:
         if not self._tracked.any_shared:
             return 0
@@ -53,6 +62,8 @@ class WorkerCommunicators:
         if not self._places.take():
             return
         self._replace_groups(rendezvous, timeout_s)
+        if self.any_placeholder:
+            raise RecoveryFailed(f"a group of epoch {rendezvous.epoch} is a placeholder: it would send nothing")
         if self._tracked.unwatched:
             raise RecoveryFailed(f"{self._tracked.unwatched} groups of epoch {rendezvous.epoch} could not be broken")
         if not self._state.mend(breaks):
@@ -113,3 +124,4 @@ def _reset(coordinators: list[Any]) -> None:
     """Sends that were under way failed with their group; waiting for them would fail the next send."""
     for coordinator in coordinators:
         coordinator._pending_isends.clear()
+        coordinator.mq_broadcaster = None  # a newcomer shares none; over the group all are alike

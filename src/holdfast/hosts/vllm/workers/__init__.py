@@ -1,0 +1,1 @@
+"""Worker processes: noticing that one is gone, giving its rank a new one, keeping one ready."""

@@ -1,0 +1,124 @@
+"""The process that takes a rank's place: started when it is needed, or kept ready as a standby.
+
+A standby waits in one of two places, for one message: with everything imported and no rank yet, or as one
+rank with its weights read. What is said to it is a typed message over the pipe that it was started with; when
+the pipe closes, its engine core is gone and so is its purpose.
+"""
+
+from __future__ import annotations
+
+from multiprocessing.connection import Connection
+from typing import Any
+
+import msgspec
+
+from holdfast.hosts.vllm.workers.compiling import compile_small_kernels, run_once_alone
+
+READY = b"ready"
+
+
+class QueueHandle(msgspec.Struct, frozen=True):
+    """The broadcast queue of an engine core, as one of its readers finds it: the fields of the host's handle."""
+
+    local_reader_ranks: list[int]
+    buffer_handle: tuple[int, int, int, str] | None
+    local_subscribe_addr: str | None
+    local_notify_addr: str | None
+    remote_subscribe_addr: str | None = None
+    remote_addr_ipv6: bool = False
+    tensor_arena_handle: tuple[int, int, int, str] | None = None
+
+
+class TakeOver(msgspec.Struct, frozen=True):
+    """Become `rank`, and read from `queue` what is to be done."""
+
+    rank: int
+    is_driver: bool
+    queue: QueueHandle
+
+
+_orders = msgspec.msgpack.Decoder(TakeOver)
+
+# What this process still waits for once its weights are read; none where it was started for a rank at once.
+_awaited: Connection | None = None
+
+
+def to_handle(queue: QueueHandle) -> Any:
+    """The host's own handle."""
+    from vllm.distributed.device_communicators.shm_broadcast import Handle
+
+    return Handle(**msgspec.structs.asdict(queue))
+
+
+def of_handle(handle: Any) -> QueueHandle:
+    fields = msgspec.structs.fields(QueueHandle)
+    return QueueHandle(**{field.name: getattr(handle, field.name) for field in fields})
+
+
+def replacement_main(**kwargs: Any) -> None:
+    """The main function of a worker that was started for a rank at once."""
+    _attach()
+    _run(kwargs)
+
+
+def standby_main(orders: Connection, preload: bool, **kwargs: Any) -> None:
+    """The main function of a standby. `kwargs` are a worker's; without `preload` its rank is still to be told."""
+    global _awaited
+    _attach()
+    if preload:
+        compile_small_kernels(kwargs["vllm_config"])
+        _awaited = orders
+    else:
+        _import_everything(kwargs["vllm_config"])
+        order = _await_order(orders)
+        kwargs |= {
+            "rank": order.rank,
+            "local_rank": order.rank,
+            "is_driver_worker": order.is_driver,
+            "input_shm_handle": to_handle(order.queue),
+        }
+    _run(kwargs)
+
+
+def awaited_queue(given: Any, worker: Any) -> Any:
+    """The queue that a worker with its weights read is to read from; a standby waits here until it is told."""
+    if _awaited is None:
+        return given
+    run_once_alone(worker)
+    return to_handle(_await_order(_awaited).queue)
+
+
+def _await_order(orders: Connection) -> TakeOver:
+    """Say that it is ready, and wait. Raises `SystemExit` once its engine core is gone."""
+    try:
+        orders.send_bytes(READY)
+        return _orders.decode(orders.recv_bytes())
+    except (EOFError, OSError):
+        raise SystemExit(0) from None
+
+
+def _attach() -> None:
+    from holdfast.hosts.vllm.workers.alone import stand_alone
+
+    stand_alone()  # before the hooks of every worker: the first to attach stays
+    import holdfast.hosts.vllm.executor  # noqa: F401 - attaches the hooks of a worker
+
+
+def _run(kwargs: dict[str, Any]) -> None:
+    from vllm.v1.executor.multiproc_executor import WorkerProc
+
+    WorkerProc.worker_main(**kwargs)
+
+
+def _import_everything(vllm_config: Any) -> None:
+    """What a worker would import only once it has a rank: most of the time that its start takes."""
+    from vllm.model_executor.models import ModelRegistry
+    from vllm.platforms import current_platform
+    from vllm.plugins import load_general_plugins
+    from vllm.utils.import_utils import resolve_obj_by_qualname
+
+    load_general_plugins()
+    resolve_obj_by_qualname(vllm_config.parallel_config.worker_cls)
+    ModelRegistry.resolve_model_cls(vllm_config.model_config.architectures, vllm_config.model_config)
+    current_platform.import_kernels()
+    compile_small_kernels(vllm_config)
