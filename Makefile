@@ -3,13 +3,14 @@
 #   make setup HOLDFAST_HOST=path/to/wheel   puts another CPU build of the host in the default one's place
 #   make test PYTEST_ARGS="-k name"          passes arguments to pytest
 #   make demo TOPOLOGY=tp2                   many ranks: tp2, pp2, dp2, moe or moe-ep
+#   make demo FAULT=kill-worker          kills a worker process instead of raising in it
 #   make demo DEMO_ARGS="--help"             passes arguments to the demo
 #   make bench BENCH_TOPOLOGIES="tp2 moe"    measures recovery of these only
 
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
-.PHONY: help setup demo test check contract-wheels bench constraints clean
+.PHONY: help setup demo test test-matrix check contract-wheels bench constraints clean
 .PHONY: check-tests check-ruff check-format check-mypy check-imports
 
 BIN := .venv/bin
@@ -22,6 +23,7 @@ export PYTHON := $(shell for p in python3.11 python3; do \
 endif
 
 TOPOLOGY ?= one
+FAULT ?= exception
 BENCH_TOPOLOGIES ?= one tp2 pp2 dp2 moe moe-ep
 FAST_TESTS := $(wildcard tests/unit tests/contract tests/simulation)
 
@@ -33,10 +35,13 @@ setup: ## make .venv with the host's CPU build and everything pinned
 	@$(PYTHON) scripts/setup
 
 demo: setup ## hurt a real server in the middle of eight answers and watch it carry on; TOPOLOGY=tp2 for many ranks
-	@$(BIN)/holdfast demo --topology $(TOPOLOGY) $(DEMO_ARGS)
+	@$(BIN)/holdfast demo --topology $(TOPOLOGY) --fault $(FAULT) $(DEMO_ARGS)
 
 test: setup ## the whole suite, with real servers
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-matrix: setup ## what `make test` leaves out: the same code in further combinations
+	$(BIN)/python -m pytest -m matrix $(PYTEST_ARGS)
 
 check: setup ## ruff, mypy, import-linter, unit, contract and simulation tests: under a minute
 	@$(MAKE) --no-print-directory --keep-going --jobs=2 --output-sync=target \

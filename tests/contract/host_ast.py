@@ -89,6 +89,9 @@ class HostSources:
                 return Definition(module, statement)
             if isinstance(statement, ast.ImportFrom) and (source := self._imported(module, statement, name)):
                 return self._in_module(*source)
+            is_star = isinstance(statement, ast.ImportFrom) and statement.names[0].name == "*"
+            if is_star and (found := self._in_module(self._absolute(module, statement), name)):
+                return found
         return None
 
     def _imported(self, module: str, statement: ast.ImportFrom, name: str) -> tuple[str, str] | None:

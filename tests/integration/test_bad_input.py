@@ -170,7 +170,7 @@ def test_a_server_port_in_use_is_named(servers: Servers) -> None:
         (("--max-retries", "-1"), "max_retries"),
         (("--additional-config", '{"holdfast": {"retry_windw": 3}}'), "did you mean 'retry_window'?"),
         (("--unsafe-keep-suspect-blocks",), "it needs enable_fault_injection"),
-        (("--tensor-parallel-size", "2"), "protects one engine with one rank"),
+        (("--data-parallel-size", "2", "--data-parallel-size-local", "1"), "does not protect an instance on several"),
     ],
 )
 def test_a_setting_that_makes_no_sense_is_refused_in_one_line(

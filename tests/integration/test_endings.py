@@ -20,6 +20,7 @@ from integration.conftest import V1_ASYNC, V1_SYNC, Kind, Servers, left_behind, 
 pytestmark = [pytest.mark.host, pytest.mark.server]
 
 EXIT_DEFEATED = 70
+NO_RESTARTS = ("--max-worker-restarts", "0")
 BODY = {"model": MODEL_NAME, "prompt": "The keeper", "max_tokens": 30}
 
 
@@ -47,7 +48,7 @@ def last_line(server: Server) -> str:
 
 @pytest.mark.parametrize("kind", [V1_SYNC, V1_ASYNC], ids=lambda k: k.name)
 def test_a_fault_that_never_goes_away_ends_the_instance_after_the_retries(servers: Servers, kind: Kind) -> None:
-    arguments = ("--enable-fault-injection", "--max-retries", "3", "--retry-window", "30")
+    arguments = ("--enable-fault-injection", "--max-retries", "3", "--retry-window", "30", *NO_RESTARTS)
     with servers.start(*arguments, kind=kind) as server:
         answer = run(_hurt(server, InjectionSpec(phase=Phase.FORWARD, times=1000)))
         assert isinstance(answer, httpx.HTTPError) or answer.status_code == 500
@@ -97,8 +98,8 @@ async def _failing_retry(server: Server) -> None:
         assert (await victim).status_code == 200
 
 
-def test_a_killed_worker_ends_the_instance_at_once_and_not_with_success(servers: Servers) -> None:
-    with servers.start() as server:
+def test_a_killed_worker_that_may_not_be_replaced_ends_the_instance_and_not_with_success(servers: Servers) -> None:
+    with servers.start(*NO_RESTARTS) as server:
         os.kill(_child(server, "Worker"), signal.SIGKILL)
         run(_hurt_plain(server))
         assert wait_ended(server, 40) == EXIT_DEFEATED

@@ -1,4 +1,4 @@
-"""When a lockstep group cannot go on: a rank that does not acknowledge ends the instance, bounded and said clearly."""
+"""When a lockstep group cannot go on, because no rank may be replaced: the instance ends, bounded and said clearly."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from holdfast.core.faults import Phase
 from holdfast.core.injection import InjectionSpec
 from integration.conftest import Servers, left_behind, run
 from integration.loads import every_feature, fresh_salt
-from integration.test_endings import EXIT_DEFEATED, last_line, wait_ended
+from integration.test_endings import EXIT_DEFEATED, NO_RESTARTS, last_line, wait_ended
 from integration.test_pauses import apply
 
 pytestmark = [pytest.mark.host, pytest.mark.server]
@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.host, pytest.mark.server]
 Processes = Callable[[Server], list[psutil.Process]]
 
 LONG_TOKENS = 900  # they last longer than it takes to hurt somebody
-BOUNDS = ("--acknowledge-timeout", "2", "--rebuild-timeout", "5", "--containment-timeout", "8")
+BOUNDS = (*NO_RESTARTS, "--acknowledge-timeout", "2", "--rebuild-timeout", "5", "--containment-timeout", "8")
 
 
 def workers(server: Server) -> list[psutil.Process]:
@@ -99,7 +99,7 @@ def test_a_fault_in_every_rebuild_ends_the_instance_after_the_retries(servers: S
             except httpx.HTTPError:
                 return None
 
-    with servers.start("--enable-fault-injection", "--max-retries", "3", *TP2.arguments) as server:
+    with servers.start("--enable-fault-injection", "--max-retries", "3", *NO_RESTARTS, *TP2.arguments) as server:
         answer = run(scenario(server))
         assert answer is None or answer.status_code >= 400
         assert wait_ended(server, 60) == EXIT_DEFEATED

@@ -27,7 +27,7 @@ def bench(request: pytest.FixtureRequest, servers: Servers) -> Iterator[Bench]:
 
 @pytest.mark.parametrize(("place", "phase"), [(0, Phase.FORWARD), (1, Phase.STEP_END)])
 def test_a_fault_on_any_rank_changes_no_token(bench: Bench, place: int, phase: Phase) -> None:
-    engine, rank = bench.places[place]
+    engine, rank = bench.topology.places[place]
     events = bench.assert_exact_through(InjectionSpec(phase=phase, engine_id=engine, rank=rank, after_steps=5))
     [fault] = injected(events)
     assert (fault["engine_id"], fault["rank"], fault["phase"]) == (engine, rank, phase)

@@ -191,8 +191,8 @@ def test_what_makes_no_sense_is_refused_and_loses_nothing(bench: Bench) -> None:
 
 
 def on_engine(engine_id: int) -> list[StreamSpec]:
-    """Greedy streams that name the engine that serves them."""
-    greedy = replace(every_feature(fresh_salt())[0], data_parallel_rank=engine_id, max_tokens=200)
+    """Greedy streams that name the engine that serves them, and outlast a pause."""
+    greedy = replace(every_feature(fresh_salt())[0], data_parallel_rank=engine_id, max_tokens=1500)
     return [replace(greedy, name=f"e{engine_id}-{i}", prompt=f"The keeper {i}") for i in range(3)]
 
 

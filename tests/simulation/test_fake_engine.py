@@ -10,6 +10,7 @@ from holdfast.core.faults import Fault, FaultClass, Phase
 from holdfast.core.injection import InjectedFault, InjectionSpec
 from holdfast.core.ports import EngineHost, WorkerHost
 from holdfast.hosts.fake import EngineOptions, FakeEngineCore, WorkerFailed, fault_free_output
+from holdfast.hosts.fake.blocks import BlockPool
 
 PROMPTS = {"a": range(1, 14), "b": range(1, 10), "c": [7, 7, 7], "d": [*range(1, 13), 99, 98]}
 LENGTHS = {"a": 9, "b": 12, "c": 15, "d": 6}
@@ -185,14 +186,59 @@ def test_the_rank_that_raised_reports_it_once_and_its_peers_stay_silent():
     assert driver.reports == [(fault, 0)]
 
 
-def test_a_worker_that_is_gone_fails_the_step_and_the_recovery():
+def test_a_worker_that_is_gone_fails_the_step_and_a_recovery_puts_another_in_its_place():
     driver = Driver(SYNC)
     driver.engine.workers[0].gone = True
     with pytest.raises(WorkerFailed) as caught:
         driver.engine.step()
     assert driver.engine.lost_a_worker()
-    with pytest.raises(WorkerFailed):
-        driver.engine.recover(caught.value, 1, None)
+    assert driver.engine.recover(caught.value, 1, None).replaced_ranks == (0,)
+    assert not driver.engine.lost_a_worker()
+
+
+@pytest.mark.parametrize("after", [0, 1, 2, 5, 9])
+@pytest.mark.parametrize("options", ALL)
+def test_a_rank_that_dies_and_comes_back_with_an_empty_memory_changes_no_token(options, after):
+    driver = Driver(options)
+    for _ in range(after):
+        driver.turn()
+    driver.engine.kill_rank(options.ranks - 1)
+    assert driver.run() == driver.expected
+    assert [r.replaced_ranks for r in driver.recoveries] == [(options.ranks - 1,)]
+    assert driver.recoveries[0].kept_blocks == 0  # what one rank lost is lost for all
+
+
+@pytest.mark.parametrize("options", ALL)
+def test_a_healthy_rank_that_is_replaced_because_somebody_asks_changes_no_token(options):
+    driver = Driver(options)
+    for _ in range(4):
+        driver.turn()
+    driver.engine.interrupt()
+    driver.epoch += 1
+    report = driver.engine.recover(RuntimeError("told to stand still"), driver.epoch, None, (0,))
+    assert report.replaced_ranks == (0,)
+    assert driver.run() == driver.expected
+
+
+def test_what_was_cached_before_a_rank_lost_its_memory_is_hit_by_nobody_later():
+    driver = Driver(SYNC)
+    driver.run()
+    driver.engine.kill_rank(0)
+    driver.engine.recover(RuntimeError("rank 0 is gone"), 1, None)
+    driver.engine.add("again", list(PROMPTS["d"]), LENGTHS["d"])
+    driver.got["again"] = []
+    assert driver.run()["again"] == driver.expected["d"]
+
+
+def test_without_eviction_the_empty_memory_of_a_new_rank_makes_tokens_wrong(monkeypatch):
+    monkeypatch.setattr(BlockPool, "evict_all", lambda pool: None)
+    driver = Driver(SYNC)
+    driver.run()
+    driver.engine.kill_rank(0)
+    driver.engine.recover(RuntimeError("rank 0 is gone"), 1, None)
+    driver.engine.add("again", list(PROMPTS["d"]), LENGTHS["d"])
+    driver.got["again"] = []
+    assert driver.run()["again"] != driver.expected["d"]
 
 
 def test_a_request_that_could_never_fit_is_refused_at_the_door():

@@ -118,8 +118,42 @@ def test_faults_one_after_the_other_also_in_recoveries_change_no_token(make_lock
 # ---- who does not say that it stopped
 
 
-def test_a_lost_acknowledgement_ends_the_instance_in_its_bound_and_says_whose(make_lockstep):
+def test_a_rank_whose_acknowledgement_is_lost_is_killed_in_its_bound_and_replaced(make_lockstep):
     lockstep = make_lockstep(**TWO_RANKS, acknowledge_timeout_s=0.2)
+    lockstep.engines[0].ranks[0].silent_from, lockstep.engines[0].ranks[0].silent_until = 0, 1
+    lockstep.arm(Phase.STEP_START, rank=1, after_steps=3)
+    lockstep.run()
+    assert lockstep.is_exact()
+    assert lockstep.reason == ""
+    assert lockstep.client.view().engine(0).worker_restarts == 1
+    accused = [e.fault.message for e in lockstep.happened(EventKind.FAULT_REPORTED)]
+    assert any("rank 0 did not acknowledge within 0.2 s that it stopped" in message for message in accused)
+
+
+@pytest.mark.parametrize("about", [TWO_RANKS, TWO_ENGINES])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_dies_in_the_middle_gets_a_new_process_and_no_token_changes(make_lockstep, about, rank):
+    lockstep = make_lockstep(**about)
+    lockstep.lose_before_step(6, rank)
+    lockstep.run()
+    assert lockstep.is_exact()
+    assert lockstep.reason == ""
+    assert lockstep.client.view().engine(0).worker_restarts == 1
+
+
+@pytest.mark.parametrize("about", [TWO_RANKS, TWO_ENGINES])
+def test_workers_that_are_restarted_by_hand_in_the_middle_change_no_token(make_lockstep, about):
+    lockstep = make_lockstep(**about)
+    restarting = lockstep.restart_workers_before_step(6)
+    lockstep.run()
+    assert restarting[0].result(WAIT_S) is None
+    assert lockstep.is_exact()
+    assert lockstep.client.view().engine(0).worker_restarts == 2
+    assert lockstep.happened(EventKind.FAULT_REPORTED) == []
+
+
+def test_a_lost_acknowledgement_ends_the_instance_where_workers_are_not_restarted_and_says_whose(make_lockstep):
+    lockstep = make_lockstep(**TWO_RANKS, acknowledge_timeout_s=0.2, max_worker_restarts=0)
     lockstep.engines[0].ranks[0].silent_from = 0
     lockstep.arm(Phase.STEP_START, rank=1, after_steps=3)
     lockstep.run()
@@ -129,7 +163,7 @@ def test_a_lost_acknowledgement_ends_the_instance_in_its_bound_and_says_whose(ma
 
 
 def test_an_acknowledgement_of_an_old_epoch_is_none_of_the_new_one(make_lockstep):
-    lockstep = make_lockstep(**TWO_RANKS, acknowledge_timeout_s=0.3)
+    lockstep = make_lockstep(**TWO_RANKS, acknowledge_timeout_s=0.3, max_worker_restarts=0)
     lockstep.arm(Phase.STEP_START, rank=1, after_steps=3)
     lockstep.arm(Phase.STEP_START, rank=1, after_steps=8)
     silent = lockstep.engines[0].ranks[0]

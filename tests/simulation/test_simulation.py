@@ -48,8 +48,11 @@ def test_the_seeds_between_them_see_everything_that_can_happen():
         "no instruction repaired it",
         "is gone",
         "sticky",
+        "workers are not restarted here",
     ):
         assert why in ends
+
+    assert sum(o.worker_restarts for o in survived) > 20
 
 
 # ---- one fault, told
@@ -84,6 +87,29 @@ def test_an_engine_that_is_stuck_after_its_fault_ends_in_the_containment_timeout
     outcome = run(faults=(FAULT,), stuck=1.0)
     assert "did not stand still within 5 s" in outcome.ended
     assert outcome.virtual_s < 9.0
+
+
+@pytest.mark.parametrize("policy", ["auto", "external"])
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_worker_that_is_lost_costs_a_restart_and_no_request(policy, ranks):
+    outcome = run(policy=policy, worker_lost=1.0, engines=(EngineOptions(ranks=ranks),))
+    assert (outcome.ended, outcome.recoveries, outcome.worker_restarts) == (None, 1, 1)
+    assert outcome.finished_requests == 4
+
+
+def test_a_worker_that_is_lost_ends_the_instance_where_workers_are_not_restarted():
+    outcome = run(worker_lost=1.0, max_worker_restarts=0)
+    assert "workers are not restarted here (--max-worker-restarts 0)" in outcome.ended
+
+
+def test_a_rank_whose_faults_outlast_its_retries_gets_a_new_process():
+    outcome = run(faults=(InjectionSpec(phase=Phase.FORWARD, after_steps=3, times=6),))
+    assert (outcome.ended, outcome.worker_restarts, outcome.finished_requests) == (None, 1, 4)
+
+
+def test_workers_whose_restarts_do_not_last_end_the_instance():
+    outcome = run(faults=(InjectionSpec(phase=Phase.FORWARD, after_steps=3, times=1000),))
+    assert "3 worker restarts within 120 s did not last (--max-worker-restarts 3)" in outcome.ended
 
 
 # ---- one message lost

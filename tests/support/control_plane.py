@@ -12,7 +12,7 @@ from holdfast.core.config import HoldfastConfig
 from holdfast.core.effects import Effect, OrderRecovery, Publish, Send, Settle
 from holdfast.core.errors import OperatorError, RecoveryFailed
 from holdfast.core.events import Event, InstanceView
-from holdfast.core.faults import Fault, FaultClass
+from holdfast.core.faults import Fault, FaultClass, unresponsive
 from holdfast.core.injection import InjectionSpec
 from holdfast.core.instance import Instance
 
@@ -70,17 +70,32 @@ class MemoryControl:
     def resume(self, command_id: str, engine_ids: Sequence[int] = ()) -> Future[None]:
         return self._follow(command_id, lambda: self._instance.resume(command_id, engine_ids, self.now))
 
+    def restart_workers(self, command_id: str, engine_id: int, ranks: Sequence[int] = ()) -> Future[None]:
+        return self._follow(command_id, lambda: self._instance.restart_workers(command_id, engine_id, ranks, self.now))
+
     def arm(self, command_id: str, spec: InjectionSpec) -> Future[None]:
         return self._follow(command_id, lambda: self._instance.arm(command_id, spec, self.now))
 
     # ---- the engine cores' part
 
-    def attach(self, unrebuildable: tuple[str, ...] = ()) -> MemoryControl:
+    def attach(self, unrebuildable: tuple[str, ...] = (), ranks: int = 1) -> MemoryControl:
         for engine in self._view.engines:
-            worker = m.WorkerAttached(rank=0, pid=4002, hooks=("worker.step",), unrebuildable=unrebuildable)
-            self._observe(
-                m.EngineAttached(engine_id=engine.engine_id, pid=4001, hooks=("engine.loop",), workers=(worker,))
+            workers = tuple(
+                m.WorkerAttached(rank=r, pid=4002 + r, hooks=("worker.step",), unrebuildable=unrebuildable)
+                for r in range(ranks)
             )
+            self._observe(
+                m.EngineAttached(engine_id=engine.engine_id, pid=4001, hooks=("engine.loop",), workers=workers)
+            )
+        return self
+
+    def standbys(self, wanted: int = 1, ready: int = 1, memory_bytes: int = 2**30, engine_id: int = 0) -> None:
+        self._observe(m.StandbysChanged(engine_id=engine_id, wanted=wanted, ready=ready, memory_bytes=memory_bytes))
+
+    def defeat(self, engine_id: int = 0) -> MemoryControl:
+        """An engine core stops answering, and nobody knows which of its processes hangs."""
+        fault = unresponsive(engine_id, "nothing was heard from it")
+        self._observe(m.EngineFaulted(engine_id=engine_id, epoch=self._epoch(engine_id), fault=fault))
         return self
 
     def break_down(self, engine_id: int = 0, fault_class: FaultClass = FaultClass.TRANSIENT) -> MemoryControl:
@@ -113,7 +128,9 @@ class MemoryControl:
 
     def _recovered(self, order: tuple[int, m.RetryEngine]) -> m.EngineRecovered:
         engine_id, retry = order
-        report = m.RecoveryReport(requests=8, kept_blocks=5, evicted_blocks=2, tokens_to_recompute=40)
+        report = m.RecoveryReport(
+            requests=8, kept_blocks=5, evicted_blocks=2, tokens_to_recompute=40, replaced_ranks=retry.replace
+        )
         return m.EngineRecovered(engine_id=engine_id, command_id=retry.command_id, epoch=retry.epoch, report=report)
 
     def _epoch(self, engine_id: int) -> int:
@@ -152,8 +169,11 @@ class MemoryControl:
                     self._settle(command_id, error)
                 case Send():
                     orders.append(effect)
-                case OrderRecovery(engine_ids, command_id, epoch):
-                    orders += [Send(i, m.RetryEngine(command_id=command_id, epoch=epoch)) for i in engine_ids]
+                case OrderRecovery(engine_ids, command_id, epoch, _, replace):
+                    orders += [
+                        Send(i, m.RetryEngine(command_id=command_id, epoch=epoch, replace=replace.get(i, ())))
+                        for i in engine_ids
+                    ]
         self.sent += orders
         if self.obedient:
             for order in orders:

@@ -10,6 +10,7 @@ from holdfast.core.injection import InjectionSpec
 from holdfast.core.instance import Instance
 
 AUTO = HoldfastConfig(max_retries=3, retry_window_s=60.0)
+NO_RESTARTS = HoldfastConfig(max_retries=3, retry_window_s=60.0, max_worker_restarts=0)
 EXTERNAL = HoldfastConfig(fault_policy="external", engine_recovery_timeout_s=120.0)
 SPEC = InjectionSpec(phase=Phase.FORWARD)
 
@@ -77,14 +78,14 @@ class Bench:
         held = m.EngineHeld(engine_id=engine, epoch=epoch, fault=fault, unfinished_requests=2, broken=broken)
         return self.observe(held)
 
-    def recovered(self, engine=0, command_id=None, epoch=None):
+    def recovered(self, engine=0, command_id=None, epoch=None, replaced=()):
         view = self.view(engine)
         return self.observe(
             m.EngineRecovered(
                 engine_id=engine,
                 command_id=command_id or view.last_command_id or "none",
                 epoch=view.epoch if epoch is None else epoch,
-                report=m.RecoveryReport(requests=2),
+                report=m.RecoveryReport(requests=2, replaced_ranks=replaced),
             )
         )
 
@@ -108,6 +109,9 @@ class Bench:
     def resume(self, command_id="resume", *engines):
         return self.did(self.instance.resume(command_id, engines, self.now))
 
+    def restart_workers(self, command_id="restart", engine=0, ranks=()):
+        return self.did(self.instance.restart_workers(command_id, engine, ranks, self.now))
+
     def arm(self, command_id="arm", spec=SPEC):
         return self.did(self.instance.arm(command_id, spec, self.now))
 
@@ -119,8 +123,12 @@ class Bench:
         return self.did(self.instance.lost(engine, "killed by signal 9", self.now))
 
 
-def a_fault(engine=0, message="boom", fault_class=FaultClass.TRANSIENT):
-    return Fault(fault_class=fault_class, error_type="RuntimeError", message=message, engine_id=engine, rank=0)
+def a_fault(engine=0, message="boom", fault_class=FaultClass.TRANSIENT, rank=0):
+    return Fault(fault_class=fault_class, error_type="RuntimeError", message=message, engine_id=engine, rank=rank)
+
+
+def a_loss(engine=0, rank=0):
+    return a_fault(engine, f"the process of rank {rank} is gone", FaultClass.WORKER_LOST, rank)
 
 
 DEEP = a_fault(message="illegal memory access", fault_class=FaultClass.DEVICE)

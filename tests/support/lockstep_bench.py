@@ -19,16 +19,16 @@ LENGTHS = {"a": 9, "b": 12, "c": 15}
 
 
 class Rank:
-    """A worker as its sentinel sees it. From the epoch `silent_from` on it does as it is told and says nothing."""
+    """A worker as its sentinel sees it. In the epochs of its silence it does as it is told and says nothing."""
 
     def __init__(self, worker):
         self.worker = worker
         self.reporter = None
-        self.silent_from = float("inf")
+        self.silent_from = self.silent_until = float("inf")
         self.broke = []
 
     def report(self, fault, epoch):
-        if epoch < self.silent_from:
+        if not self._is_silent(epoch):
             self.reporter.report(fault, epoch)
 
     def arm(self, spec):
@@ -37,7 +37,10 @@ class Rank:
     def break_collectives(self, epoch):
         connections = self.worker.break_collectives(epoch)
         self.broke.append(epoch)
-        return connections if epoch < self.silent_from else None
+        return None if self._is_silent(epoch) else connections
+
+    def _is_silent(self, epoch):
+        return self.silent_from <= epoch < self.silent_until
 
 
 class EngineThread:
@@ -130,12 +133,36 @@ class Lockstep:
 
         def pause():
             paused.append(self.client.pause("pause", soft=soft))
-            deadline = time.monotonic() + WAIT_S
-            while not core.is_told_to_stop and time.monotonic() < deadline:
-                time.sleep(0.0005)
+            self._await_stop(core)
 
         self.engines[0].before_step[step] = pause
         return paused
+
+    def _await_stop(self, core):
+        deadline = time.monotonic() + WAIT_S
+        while not core.is_told_to_stop and time.monotonic() < deadline:
+            time.sleep(0.0005)
+
+    def restart_workers_before_step(self, step):
+        """Have every worker of the first engine core restarted before a step of it; how that ended."""
+        core, restarting = self.engines[0].core, []
+
+        def restart():
+            restarting.append(self.client.restart_workers("restart", 0))
+            self._await_stop(core)
+
+        self.engines[0].before_step[step] = restart
+        return restarting
+
+    def lose_before_step(self, step, rank):
+        """Have the process of a rank of the first engine core end before a step of it."""
+        engine = self.engines[0]
+
+        def lose():
+            engine.core.kill_rank(rank)
+            engine.sentinel.rank_lost(rank, "killed by SIGKILL")
+
+        engine.before_step[step] = lose
 
     def run(self):
         """Every engine core to the end of its requests, or to its own."""

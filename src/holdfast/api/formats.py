@@ -20,6 +20,14 @@ EXECUTED_MESSAGE = "Instruction executed successfully."
 FAILED_MESSAGE = "Failed to handle fault."
 
 
+class Standbys(msgspec.Struct, frozen=True, kw_only=True):
+    """Processes that stand ready to take a rank's place; `memory_bytes` is what all of them hold."""
+
+    wanted: int
+    ready: int
+    memory_bytes: int
+
+
 class EngineStatus(msgspec.Struct, frozen=True, kw_only=True):
     """One engine: the host's fields first, then ours."""
 
@@ -40,9 +48,9 @@ class EngineStatus(msgspec.Struct, frozen=True, kw_only=True):
     reason: str | None
     recoveries: int
     worker_restarts: int = 0
-    standbys: StandbyView | UnsetType = UNSET
     faults: int
     restarts: int = 0
+    standbys: Standbys | UnsetType = UNSET
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
@@ -158,10 +166,16 @@ def _engine_status(engine: EngineView) -> EngineStatus:
         reason=engine.reason,
         recoveries=engine.recoveries,
         worker_restarts=engine.worker_restarts,
-        standbys=UNSET if engine.standbys is None else engine.standbys,
         faults=engine.faults,
         restarts=engine.restarts,
+        standbys=_standbys(engine.standbys),
     )
+
+
+def _standbys(view: StandbyView | None) -> Standbys | UnsetType:
+    if view is None:
+        return UNSET
+    return Standbys(wanted=view.wanted, ready=view.ready, memory_bytes=view.memory_bytes)
 
 
 def _optional(text: str | None) -> str | UnsetType:

@@ -20,6 +20,7 @@ from holdfast.core.injection import InjectionSpec
 MAX_BODY_BYTES = 64 * 1024
 MAX_TIMEOUT_S = 3600
 MAX_ENGINE_IDS = 1024
+MAX_RANKS = 1024
 MAX_SHOWN_CHARS = 300
 
 
@@ -29,6 +30,7 @@ class Instruction(enum.StrEnum):
     PAUSE = "pause"
     RESUME = "resume"
     RETRY = "retry"
+    RESTART_WORKER = "restart-worker"
 
 
 class PauseMode(enum.StrEnum):
@@ -40,17 +42,26 @@ class PauseMode(enum.StrEnum):
 
 TimeoutS = Annotated[float, msgspec.Meta(gt=0, le=MAX_TIMEOUT_S)]
 EngineIds = Annotated[tuple[int, ...], msgspec.Meta(max_length=MAX_ENGINE_IDS, extra_json_schema={"uniqueItems": True})]
+Rank = Annotated[int, msgspec.Meta(ge=0)]
+Ranks = Annotated[
+    tuple[Rank, ...], msgspec.Meta(min_length=1, max_length=MAX_RANKS, extra_json_schema={"uniqueItems": True})
+]
 # Texts, not enums: an unknown one is answered with those that are known, and never repeated in full.
 InstructionName = Annotated[str, msgspec.Meta(extra_json_schema={"enum": list(Instruction)})]
 ModeName = Annotated[str, msgspec.Meta(extra_json_schema={"enum": list(PauseMode)})]
 
 
 class Params(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Which engines an instruction is for, one or several; none: all that it makes sense for."""
+    """Which engines an instruction is for, one or several; none: all that it makes sense for.
+
+    `rank` or `ranks` say which of the one engine's workers to restart; none: all of them.
+    """
 
     engine_id: int | None = None
     engine_ids: EngineIds | None = None
     mode: ModeName | None = None
+    rank: Rank | None = None
+    ranks: Ranks | None = None
 
 
 class AwaitedRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -74,6 +85,7 @@ class ApplyCommand:
 
     instruction: Instruction
     engine_ids: tuple[int, ...] = ()
+    ranks: tuple[int, ...] = ()
     soft: bool = False
     timeout_s: float | None = None
 
@@ -125,22 +137,40 @@ def is_json(content_type: str | None) -> bool:
 
 def _command(name: str, params: Params, timeout_s: float | None) -> ApplyCommand:
     instruction = _known(name, Instruction, "instruction")
-    return ApplyCommand(instruction, _engine_ids(params), _is_soft(instruction, params.mode), timeout_s)
+    engine_ids, ranks = _engine_ids(params), _ranks(instruction, params)
+    if instruction is Instruction.RESTART_WORKER and len(engine_ids) != 1:
+        raise BadInstruction(f"{instruction} is for one engine, {len(engine_ids)} are named", hint="name one engine")
+    return ApplyCommand(instruction, engine_ids, ranks, _is_soft(instruction, params.mode), timeout_s)
 
 
 def _engine_ids(params: Params) -> tuple[int, ...]:
     match params.engine_id, params.engine_ids:
         case None, named:
-            _refuse_repeated(named or ())
+            _refuse_repeated(named or (), "engine")
             return named or ()
         case int(engine_id), None:
             return (engine_id,)
     raise BadInstruction("'engine_id' and 'engine_ids' say the same", hint="send one of them")
 
 
-def _refuse_repeated(engine_ids: Sequence[int]) -> None:
-    if repeated := [engine_id for engine_id, times in Counter(engine_ids).items() if times > 1]:
-        raise BadInstruction(f"'engine_ids' names engine {repeated[0]} twice", hint="name every engine once")
+def _ranks(instruction: Instruction, params: Params) -> tuple[int, ...]:
+    ranks = params.ranks or ()
+    if params.rank is not None:
+        if ranks:
+            raise BadInstruction("'rank' and 'ranks' say the same", hint="send one of them")
+        ranks = (params.rank,)
+    if ranks and instruction is not Instruction.RESTART_WORKER:
+        raise BadInstruction(
+            f"{instruction} is for whole engines", hint=f"'rank' and 'ranks' are for {Instruction.RESTART_WORKER} only"
+        )
+    _refuse_repeated(ranks, "rank")
+    return ranks
+
+
+def _refuse_repeated(ids: Sequence[int], what: str) -> None:
+    if repeated := [named for named, times in Counter(ids).items() if times > 1]:
+        field = "ranks" if what == "rank" else "engine_ids"
+        raise BadInstruction(f"{field!r} names {what} {repeated[0]} twice", hint=f"name every {what} once")
 
 
 def _is_soft(instruction: Instruction, name: str | None) -> bool:

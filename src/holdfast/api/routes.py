@@ -166,6 +166,9 @@ def _order(control: ControlPlane, command: requests.ApplyCommand, command_id: st
             return control.resume(command_id, command.engine_ids)
         case requests.Instruction.RETRY:
             return control.retry(command_id, command.engine_ids)
+        case requests.Instruction.RESTART_WORKER:
+            [engine_id] = command.engine_ids
+            return control.restart_workers(command_id, engine_id, command.ranks)
 
 
 def _watch(command: Future[None]) -> asyncio.Future[None]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from holdfast.chaos.control import ARMED, ATTACHED, FAULT, PAUSED, RECOVERED, RECOVERY_STARTED, is_over, monotonic_of
 from holdfast.core.faults import FaultClass
-from holdfast.core.injection import InjectionSpec
+from holdfast.core.injection import FaultKind, InjectionSpec
 
 Events = Sequence[Mapping[str, Any]]
 
@@ -73,7 +73,8 @@ def misreported(events: Events, injection: InjectionSpec) -> list[str]:
     if cause is None:
         return []
     rank = injection.rank if injection.phase.in_worker else None
-    expected, told = (injection.engine_id, rank, str(injection.phase)), _place_told(cause["fault"])
+    phase = str(injection.phase) if injection.kind is FaultKind.RAISE else None  # the dead do not say where they died
+    expected, told = (injection.engine_id, rank, phase), _place_told(cause["fault"])
     return [] if told == expected else [f"the cause was reported as {_in_words(told)}, it was {_in_words(expected)}"]
 
 

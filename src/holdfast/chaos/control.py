@@ -77,6 +77,17 @@ class Control:
                 return events
             await asyncio.sleep(0.05)
 
+    async def await_standbys(self, timeout_s: float = 120.0) -> None:
+        """Wait until every standby worker that is wanted is ready. Raises `ControlFailed` when the time is over."""
+        deadline_s = time.monotonic() + timeout_s
+        while time.monotonic() < deadline_s:
+            engines = (await self._call_well("GET", "/fault_tolerance/status"))["engines"]
+            pools = [engine.get("standbys") for engine in engines]
+            if all(pool is not None and pool["ready"] >= pool["wanted"] for pool in pools):
+                return
+            await asyncio.sleep(0.2)
+        raise ControlFailed(f"no standby worker was ready within {timeout_s:.0f} s")
+
     async def unwell(self) -> str | None:
         """Why the instance is not well now: liveness, readiness or an engine's status; None when all is well."""
         for path in ("/health", "/fault_tolerance/ready"):

@@ -20,13 +20,20 @@ def apply(
     engine: Annotated[
         list[int] | None, typer.Option(help="An engine; may be repeated. Without it, all that it makes sense for.")
     ] = None,
+    rank: Annotated[
+        list[int] | None, typer.Option(help="Of restart-worker: a rank; may be repeated. Without it, every one.")
+    ] = None,
     soft: Annotated[bool, typer.Option("--soft", help="Pause at the next step boundary, not at once.")] = False,
     timeout: Annotated[float, typer.Option(help=f"Seconds to wait for the end, up to {MAX_TIMEOUT_S}.")] = 30.0,
     url: Url = DEFAULT_URL,
     api_key: ApiKey = "",
 ) -> None:
-    """Give a running server an instruction: pause it by hand, resume after that, retry after a fault."""
-    params = Params(engine_ids=tuple(engine) if engine else None, mode=PauseMode.SOFT if soft else None)
+    """Give a running server an instruction: pause, resume, retry after a fault, or restart-worker."""
+    params = Params(
+        engine_ids=tuple(engine) if engine else None,
+        mode=PauseMode.SOFT if soft else None,
+        ranks=tuple(rank) if rank else None,
+    )
     request = AwaitedRequest(
         fault_tolerance_instruction=instruction, fault_tolerance_timeout=timeout, fault_tolerance_params=params
     )

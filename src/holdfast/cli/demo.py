@@ -6,6 +6,7 @@ Exit 0 only if every law held; a message says what failed. The server is ended i
 from __future__ import annotations
 
 import asyncio
+import enum
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,9 +30,16 @@ from holdfast.cli.interrupting import ending_like_ctrl_c
 from holdfast.cli.topology_options import OneTopology, choose_place
 from holdfast.core.errors import HoldfastError
 from holdfast.core.faults import Phase
-from holdfast.core.injection import InjectionSpec
+from holdfast.core.injection import FaultKind, InjectionSpec
 
 EXIT_BROKEN, EXIT_CANNOT_RUN, EXIT_INTERRUPTED = 1, 2, 130
+
+
+class DemoFault(enum.StrEnum):
+    """What the demo can do to a server."""
+
+    EXCEPTION = "exception"
+    KILL_WORKER = "kill-worker"
 
 
 @dataclass(frozen=True)
@@ -43,14 +51,20 @@ class DemoOptions:
     streams: int
     tokens: int
     log: Path
+    standby: bool = False
 
     @property
     def place(self) -> str:
-        """Where the exception is raised, in words."""
+        """Where it is hurt, in words."""
         fault, topology = self.injection, self.topology
         engine = f" of engine {fault.engine_id}" if topology.engines > 1 else ""
         rank = f" in rank {fault.rank}" if topology.ranks_per_engine > 1 and fault.phase.in_worker else ""
         return f"'{fault.phase}'{rank}{engine}"
+
+    @property
+    def hurt(self) -> str:
+        """What happens there, in words."""
+        return "its worker killed" if self.injection.kind is FaultKind.KILL else "an exception"
 
     def load(self, server: Server) -> Load:
         engines = self.topology.engines
@@ -58,13 +72,15 @@ class DemoOptions:
         return Load(server.url, specs)
 
 
-def demo(
+def demo(  # noqa: PLR0913, PLR0917 - one parameter per option
     topology: OneTopology = ONE,
     engine: Annotated[int | None, typer.Option(min=0, help="Engine to hurt; by default the last.")] = None,
     rank: Annotated[int | None, typer.Option(min=0, help="Rank of it to hurt; by default the last.")] = None,
     streams: Annotated[int, typer.Option(min=1, max=16, help="Concurrent answers.")] = 8,
     tokens: Annotated[int, typer.Option(min=40, max=1500, help="Tokens per answer.")] = 400,
-    phase: Annotated[Phase, typer.Option(help="Where in a step the exception is raised.")] = Phase.FORWARD,
+    phase: Annotated[Phase, typer.Option(help="Where in a step it is hurt.")] = Phase.FORWARD,
+    fault: Annotated[DemoFault, typer.Option(help="What hurts it.")] = DemoFault.EXCEPTION,
+    standby: Annotated[bool, typer.Option(help="Keep a worker ready that has read the weights.")] = False,
 ) -> None:
     """Watch a real vLLM server get hurt in the middle of eight streaming answers and carry on, every token right."""
     if importlib.util.find_spec("openai") is None:
@@ -72,9 +88,13 @@ def demo(
         raise typer.Exit(EXIT_CANNOT_RUN)
     engine_id, its_rank = choose_place(topology, engine, rank)
     after = passages(phase, tokens // 3)
-    injection = InjectionSpec(phase=phase, engine_id=engine_id, rank=its_rank, after_steps=after)
+    kind = FaultKind.KILL if fault is DemoFault.KILL_WORKER else FaultKind.RAISE
+    if kind is FaultKind.KILL and not phase.in_worker:
+        typer.echo(f"{phase} is no phase of a worker: it kills no worker", err=True)
+        raise typer.Exit(EXIT_CANNOT_RUN)
+    injection = InjectionSpec(phase=phase, kind=kind, engine_id=engine_id, rank=its_rank, after_steps=after)
     log = default_model_folder().parent / "logs" / f"demo-{topology.name}.log"
-    options = DemoOptions(topology, injection, streams, tokens, log)
+    options = DemoOptions(topology, injection, streams, tokens, log, standby=standby)
     with ending_like_ctrl_c():
         raise typer.Exit(_show(options, make_view()))
 
@@ -99,8 +119,9 @@ def _perform(options: DemoOptions, view: View) -> list[str]:
     with view.waiting("making a small model"):
         make_model(options.topology)
     options.log.unlink(missing_ok=True)
-    server = Server(server_spec(options.topology, options.log))
-    flags = " ".join(["--enable-fault-injection", *options.topology.arguments])
+    more = ("--standby-workers", "1", "--standby-preload") if options.standby else ()
+    server = Server(server_spec(options.topology, options.log, *more))
+    flags = " ".join(["--enable-fault-injection", *options.topology.arguments, *more])
     try:
         with view.waiting(f"starting vLLM on it: holdfast serve … {flags}") as tick:
             server.start(tick)
@@ -124,7 +145,10 @@ async def _stream_twice(options: DemoOptions, view: View, server: Server) -> Out
     async with Control(server.url) as control:
         with view.waiting("streaming the answers once without a fault, as the reference"):
             reference = await run_reference(options.load(server), control)
-        view.say(f"the same again, with an exception at {options.place} after {options.injection.after_steps} steps")
+        if options.standby:
+            with view.waiting("until the standby workers are ready"):
+                await control.await_standbys()
+        view.say(f"the same again, with {options.hurt} at {options.place} after {options.injection.after_steps} steps")
         load = options.load(server)
         watching = asyncio.create_task(view.watch(load, control))
         try:

@@ -10,7 +10,7 @@ from holdfast.api.formats import Accepted
 from holdfast.cli.client import ControlClient, reporting
 from holdfast.cli.options import DEFAULT_URL, ApiKey, Url
 from holdfast.core.faults import Phase
-from holdfast.core.injection import InjectionSpec
+from holdfast.core.injection import FaultKind, InjectionSpec
 
 # The server waits for the rank to confirm before it answers.
 _CONFIRM_TIMEOUT_S = 30.0
@@ -20,6 +20,7 @@ def inject(  # noqa: PLR0913, PLR0917 - one parameter per option
     phase: Annotated[Phase, typer.Option(help="Where in a step to raise.")],
     engine: Annotated[int, typer.Option(help="Engine to hurt.")] = 0,
     rank: Annotated[int, typer.Option(help="Rank to hurt, for phases in a worker.")] = 0,
+    kind: Annotated[FaultKind, typer.Option(help="Raise an exception, or kill the process.")] = FaultKind.RAISE,
     after_steps: Annotated[int, typer.Option(help="Steps to let pass first.")] = 0,
     times: Annotated[int, typer.Option(help="How many passages in a row raise.")] = 1,
     request_index: Annotated[int, typer.Option(help="For output-request: before which request of the batch.")] = 1,
@@ -30,6 +31,7 @@ def inject(  # noqa: PLR0913, PLR0917 - one parameter per option
     """Inject a fault into a server that was started with --enable-fault-injection."""
     spec = InjectionSpec(
         phase=phase,
+        kind=kind,
         engine_id=engine,
         rank=rank,
         after_steps=after_steps,

@@ -27,13 +27,24 @@ def status(url: Url = DEFAULT_URL, api_key: ApiKey = "", as_json: AsJson = False
         return
     console = Console()
     console.print(_table(found))
-    for line in (*_limits(found), _summary(found)):
+    for line in (*_limits(found), *_standbys(found), _summary(found)):
         console.print(Text(line))
 
 
 def _table(found: Status) -> Table:
     table = Table()
-    for title in ("engine", "in lockstep with", "status", "state", "epoch", "ranks", "pid", "faults", "recoveries"):
+    for title in (
+        "engine",
+        "in lockstep with",
+        "status",
+        "state",
+        "epoch",
+        "ranks",
+        "pid",
+        "faults",
+        "recoveries",
+        "restarts",
+    ):
         table.add_column(title)
     table.add_column("about")
     for engine in found.engines:
@@ -43,7 +54,7 @@ def _table(found: Status) -> Table:
 
 def _row(engine: EngineStatus) -> list[Text]:
     about = engine.fault_info or engine.reason or engine.ft_error or ""
-    counts = (engine.epoch, engine.ranks, engine.pid or "–", engine.faults, engine.recoveries)
+    counts = (engine.epoch, engine.ranks, engine.pid or "–", engine.faults, engine.recoveries, engine.worker_restarts)
     return [
         Text(str(engine.id)),
         Text(", ".join(map(str, engine.lockstep_with)) or "–"),
@@ -65,6 +76,14 @@ def _limits(found: Status) -> Iterator[str]:
     for what in whats:
         engines = ", ".join(str(engine.id) for engine in found.engines if what in engine.unrebuildable)
         yield f"collectives of engine {engines} cannot be rebuilt: {printable(what)}"
+
+
+def _standbys(found: Status) -> Iterator[str]:
+    for engine in found.engines:
+        if engine.standbys:
+            s = engine.standbys
+            memory = f"{s.memory_bytes / 2**20:.0f} MiB"
+            yield f"standby workers of engine {engine.id}: {s.ready} of {s.wanted} ready, {memory}"
 
 
 def _summary(found: Status) -> str:

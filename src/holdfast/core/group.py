@@ -137,12 +137,20 @@ class LockstepGroup:
 
     def is_expected(self, fault: Fault) -> bool:
         """Whether somebody asked for what happened: a hard pause breaks collectives, and a rank notices."""
-        return self.paused_by_hand and not self.soft and fault.fault_class is FaultClass.COMMUNICATOR
+        breaks_by_hand = (self.paused_by_hand and not self.soft) or self.asked is not None
+        return breaks_by_hand and fault.fault_class is FaultClass.COMMUNICATOR
 
-    def blame(self, fault: Fault) -> bool:
-        """Take a fault into the incident; true when it goes deeper than what was known."""
+    def sick_ranks_of(self, engine: Engine) -> tuple[int, ...]:
+        """The ranks that need a new process: every one where nobody knows whose device failed."""
+        if not engine.sick_ranks and self.fault is not None and self.fault.engine_id == engine.engine_id:
+            of_any_rank = self.fault.fault_class is FaultClass.DEVICE and self.fault.rank is None
+            return tuple(range(engine.ranks)) if of_any_rank else ()
+        return tuple(sorted(engine.sick_ranks))
+
+    def blame(self, engine: Engine, fault: Fault) -> bool:
+        """Take what an engine reports into the incident; true when it goes deeper than what was known."""
         if fault.rank is not None and is_of_the_process(fault):
-            next(e for e in self.engines if e.engine_id == fault.engine_id).sick_ranks.add(fault.rank)
+            engine.sick_ranks.add(fault.rank)
         news = deeper(self.fault, fault) is fault
         if news:
             self.fault = fault

@@ -1,8 +1,9 @@
-"""Faults to inject: where, when and how often. The closed list is `Phase`; the kind is `raise`."""
+"""Faults to inject: what, where, when and how often. The closed lists are `FaultKind` and `Phase`."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import enum
+from typing import Annotated
 
 import msgspec
 
@@ -11,8 +12,15 @@ from holdfast.core.faults import Phase
 MAX_TIMES = 1000
 
 
+class FaultKind(enum.StrEnum):
+    """What happens at a phase."""
+
+    RAISE = "raise"  # an exception
+    KILL = "kill"  # the process ends itself by SIGKILL: nothing of it is said or cleaned up
+
+
 class InjectionSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Raise at `phase`, `after_steps` matching passages from now, `times` passages in a row.
+    """Raise, or kill the process, at `phase`, `after_steps` matching passages from now, `times` passages in a row.
 
     `engine_id` and `rank` say where (a worker phase needs a rank, an engine-core phase has none);
     `request_index` says before which request of the batch an `output-request` fault raises;
@@ -20,7 +28,7 @@ class InjectionSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """
 
     phase: Phase
-    kind: Literal["raise"] = "raise"
+    kind: FaultKind = FaultKind.RAISE
     engine_id: int = 0
     rank: int = 0
     after_steps: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 0

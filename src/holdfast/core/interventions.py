@@ -120,7 +120,7 @@ class Interventions:
         group.command_id = group.last_command_id = command_id
         group.command_at = now
         group.rebuilding = group.needs_rebuild
-        replace = {e.engine_id: tuple(sorted(e.sick_ranks)) for e in group.engines if e.sick_ranks}
+        replace = {e.engine_id: ranks for e in group.engines if (ranks := group.sick_ranks_of(e))}
         order = OrderRecovery(
             group.engine_ids,
             command_id,
@@ -187,7 +187,7 @@ def _give_up_on_faulty_rank(group: LockstepGroup) -> None:
     """Retries did not last: the rank that failed in all of them is not to be trusted any more."""
     fault = group.fault
     if fault is not None and fault.rank is not None:
-        next(e for e in group.engines if e.engine_id == fault.engine_id).sick_ranks.add(fault.rank)
+        _spokesman(group).sick_ranks.add(fault.rank)
 
 
 def _spokesman(group: LockstepGroup) -> Engine:

@@ -90,7 +90,7 @@ class Reports:
         own_cause = engine.fault is None and (opens or fault.fault_class is not FaultClass.COMMUNICATOR)
         engine.faults += own_cause
         engine.fault = deeper(engine.fault, fault)
-        is_news = group.blame(fault) or own_cause
+        is_news = group.blame(engine, fault) or own_cause
         return [self._journal.publish(EventKind.FAULT_REPORTED, group, engine, fault=fault)] if is_news else []
 
     def _held(self, group: LockstepGroup, engine: Engine, fact: m.EngineHeld, now: float) -> list[Effect]:
@@ -143,9 +143,8 @@ class Reports:
         engine.fault, engine.fault_in_recovery = fault, None
         engine.last_error = fault.summary()
         engine.faults += 1
-        group.blame(fault)
+        group.blame(engine, fault)
         group.broken = True
-        group.failed_restarts += group.replacing
         failed = self._journal.publish(
             EventKind.RECOVERY_FAILED, group, engine, command_id=group.last_command_id, fault=fault
         )
@@ -160,6 +159,8 @@ class Reports:
         if len(group.in_state(EngineState.HEALTHY)) == len(group.engines):
             group.close_incident()
             return self._commands.ended(command_id, group.group_id) + self._overtaken(group, now)
+        if group.replacing and any(e.last_error for e in group.engines):  # one restart, whoever failed in it
+            group.failed_restarts += 1
         error = group.fault.summary() if group.fault is not None else "an engine stands still again"
         settled = self._commands.ended(command_id, group.group_id, error)
         return settled + self._overtaken(group, now) + self._when_paused(group, now)

@@ -97,20 +97,25 @@ class FrontEndLink:
         return tuple(e for e in self._history if e.sequence > after)
 
     def retry(self, command_id: str, engine_ids: Sequence[int] = ()) -> Future[None]:
-        return self._ask(lm.AskRetry(command_id=command_id, engine_ids=tuple(engine_ids)))
+        return self._ask(lm.AskRetry(command_id=command_id, engine_ids=tuple(engine_ids)), self._worker_start_s)
 
     def pause(self, command_id: str, engine_ids: Sequence[int] = (), *, soft: bool = False) -> Future[None]:
         return self._ask(lm.AskPause(command_id=command_id, engine_ids=tuple(engine_ids), soft=soft))
 
     def resume(self, command_id: str, engine_ids: Sequence[int] = ()) -> Future[None]:
-        return self._ask(lm.AskResume(command_id=command_id, engine_ids=tuple(engine_ids)))
+        return self._ask(lm.AskResume(command_id=command_id, engine_ids=tuple(engine_ids)), self._worker_start_s)
 
     def restart_workers(self, command_id: str, engine_id: int, ranks: Sequence[int] = ()) -> Future[None]:
         ask = lm.AskRestartWorkers(command_id=command_id, engine_id=engine_id, ranks=tuple(ranks))
-        return self._ask(ask, self._config.worker_start_timeout_s)
+        return self._ask(ask, self._worker_start_s)
 
     def arm(self, command_id: str, spec: InjectionSpec) -> Future[None]:
         return self._ask(m.ArmFault(command_id=command_id, spec=spec))
+
+    @property
+    def _worker_start_s(self) -> float:
+        """Whatever lets a group go on may first have to give a rank a new process."""
+        return self._config.worker_start_timeout_s
 
     def _ask(self, ask: lm.Ask, more_s: float = 0.0) -> Future[None]:
         c = self._config

@@ -297,3 +297,37 @@ def test_injection_with_an_unknown_field_names_it(client: TestClient) -> None:
 
 def _await_order(control: MemoryControl, answer: Future[object]) -> None:
     assert control.ordered.wait(10), answer
+
+
+# ---- restart-worker
+
+
+@pytest.mark.parametrize("form", [awaited, accepted])
+@pytest.mark.parametrize(("params", "ranks"), [({}, (0,)), ({"rank": 0}, (0,)), ({"ranks": [0]}, (0,))])
+def test_workers_are_restarted_and_the_status_counts_them(form, params, ranks) -> None:  # type: ignore[no-untyped-def]
+    control, client = pair()
+    answer = client.post("/fault_tolerance/apply", json=form("restart-worker", engine_id=1, **params))
+    assert answer.status_code == (200 if form is awaited else 202)
+    orders = {s.engine_id: s.message.replace for s in control.sent if isinstance(s.message, m.RetryEngine)}
+    assert orders == {0: (), 1: ranks}
+    engines = client.get("/fault_tolerance/status").json()["engines"]
+    assert [(e["state"], e["worker_restarts"]) for e in engines] == [("healthy", 0), ("healthy", 1)]
+
+
+@pytest.mark.parametrize(("params", "status"), [({"engine_id": 0, "rank": 7}, 400), ({}, 400), ({"engine_id": 7}, 404)])
+def test_a_restart_of_who_does_not_exist_is_refused(params: dict[str, object], status: int) -> None:
+    _, client = pair()
+    assert client.post("/fault_tolerance/apply", json=awaited("restart-worker", **params)).status_code == status
+
+
+def test_a_restart_of_an_engine_that_is_not_healthy_is_a_conflict(client: TestClient, control: MemoryControl) -> None:
+    control.break_down()
+    answer = client.post("/fault_tolerance/apply", json=awaited("restart-worker", engine_id=0))
+    assert (answer.status_code, answer.json()["error"]["state"]) == (409, "paused")
+
+
+def test_standbys_stand_in_the_status_once_there_are_any(client: TestClient, control: MemoryControl) -> None:
+    assert "standbys" not in client.get("/fault_tolerance/status").json()["engines"][0]
+    control.standbys(wanted=2, ready=1, memory_bytes=5)
+    [engine] = client.get("/fault_tolerance/status").json()["engines"]
+    assert engine["standbys"] == {"wanted": 2, "ready": 1, "memory_bytes": 5}

@@ -3,7 +3,6 @@ from __future__ import annotations
 import msgspec
 
 from holdfast.api import formats
-from holdfast.core.faults import FaultClass
 from holdfast.core.states import EngineState
 from support.control_plane import MemoryControl
 
@@ -55,7 +54,7 @@ def test_the_status_says_what_cannot_be_rebuilt() -> None:
 
 
 def test_a_defeated_instance_is_dead_whatever_its_engines_do() -> None:
-    view = MemoryControl(ALONE).attach().break_down(0).break_down(1, FaultClass.DEVICE).view()
+    view = MemoryControl(ALONE).attach().break_down(0).defeat(1).view()
     assert formats.instance_state(view) is EngineState.DEAD
 
 

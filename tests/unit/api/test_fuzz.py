@@ -43,12 +43,14 @@ ANY_JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=10), inner, max_size=3),
     max_leaves=8,
 )
-INSTRUCTIONS = st.sampled_from(["pause", "resume", "retry"])
+INSTRUCTIONS = st.sampled_from(["pause", "resume", "retry", "restart-worker"])
 PARAMS = st.fixed_dictionaries(
     {},
     optional={
         "engine_id": st.integers(0, 2) | ANY_JSON,
         "engine_ids": st.lists(st.integers(0, 2), max_size=3) | ANY_JSON,
+        "rank": st.integers(-1, 2) | ANY_JSON,
+        "ranks": st.lists(st.integers(-1, 2), max_size=3) | ANY_JSON,
         "mode": st.sampled_from(["hard", "soft"]) | ANY_JSON,
         "x": ANY_JSON,
     },

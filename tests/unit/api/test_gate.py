@@ -14,7 +14,6 @@ from holdfast.api.access import Access
 from holdfast.api.gate import ControlGate, install_gate
 from holdfast.api.routes import install
 from holdfast.core.config import HoldfastConfig
-from holdfast.core.faults import FaultClass
 from support.control_plane import MemoryControl
 
 
@@ -236,11 +235,11 @@ def test_reading_and_control_are_never_held(method: str, path: str) -> None:
 
 
 def test_a_defeated_instance_refuses_at_once_and_says_why() -> None:
-    gate = ControlGate(Engine(), holding(1000).break_down(fault_class=FaultClass.DEVICE))
+    gate = ControlGate(Engine(), holding(1000).defeat())
     refused = asyncio.run(ask(gate))
     assert refused[0]["status"] == 503
     assert b'"state":"dead"' in refused[1]["body"]
-    assert b"sticky" in refused[1]["body"]
+    assert b"did not answer in time" in refused[1]["body"]
 
 
 def test_a_starting_instance_holds_too() -> None:

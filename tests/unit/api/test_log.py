@@ -6,7 +6,6 @@ import msgspec
 import pytest
 
 from holdfast.api.log import describe_event, log_event
-from holdfast.core.faults import FaultClass
 from support.control_plane import MemoryControl
 
 
@@ -55,11 +54,11 @@ def test_a_rebuild_is_told_where_there_was_one(rebuild_s: float, said: bool) -> 
 
 
 def test_the_last_line_says_why_the_instance_ends(caplog: pytest.LogCaptureFixture) -> None:
-    control = MemoryControl().attach().break_down(fault_class=FaultClass.DEVICE)
+    control = MemoryControl().attach().defeat()
     with caplog.at_level(logging.INFO, "holdfast"):
         log_event(control.events[-1], control.view())
     assert caplog.records[-1].levelno == logging.ERROR
-    assert caplog.messages[-1].startswith("giving up: the device error is sticky")
+    assert caplog.messages[-1].startswith("giving up: a rank did not answer in time")
 
 
 def test_every_event_is_one_line(caplog: pytest.LogCaptureFixture) -> None:

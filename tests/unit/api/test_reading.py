@@ -3,7 +3,6 @@ from __future__ import annotations
 import pytest
 from starlette.testclient import TestClient
 
-from holdfast.core.faults import FaultClass
 from support.control_plane import MemoryControl
 from support.http_app import Connect
 
@@ -31,15 +30,15 @@ def test_ready_is_503_with_the_state_while_paused(client: TestClient, control: M
 
 
 def test_ready_says_dead_after_a_defeat(client: TestClient, control: MemoryControl) -> None:
-    control.break_down(fault_class=FaultClass.DEVICE)
+    control.defeat()
     assert client.get("/fault_tolerance/ready").json()["state"] == "dead"
 
 
 def test_a_defeat_stands_in_the_status(client: TestClient, control: MemoryControl) -> None:
-    control.break_down(fault_class=FaultClass.DEVICE)
+    control.defeat()
     status = client.get("/fault_tolerance/status").json()
     assert status["engines"][0]["status"] == "dead"
-    assert "sticky" in status["defeat"]
+    assert "did not answer in time" in status["defeat"]
 
 
 @BOTH_PREFIXES

@@ -30,7 +30,7 @@ def test_the_hosts_format_is_not_waited_for() -> None:
     assert requests.parse_apply(b'{"instruction": "retry", "params": {}}') == ApplyCommand(Instruction.RETRY)
 
 
-@pytest.mark.parametrize("name", ["pause", "resume", "retry"])
+@pytest.mark.parametrize("name", [i for i in Instruction if i is not Instruction.RESTART_WORKER])
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_both_formats_know_every_instruction(template: str, name: str) -> None:
     assert requests.parse_apply(template.replace("?", name).encode()).instruction == name
@@ -137,7 +137,7 @@ def test_an_injection_is_read_with_its_defaults() -> None:
     [
         b"{}",
         b'{"phase": "lunch"}',
-        b'{"phase": "forward", "kind": "kill"}',
+        b'{"phase": "forward", "kind": "explode"}',
         b'{"phase": "forward", "times": 0}',
         b'{"phase": "forward", "after_steps": -1}',
         b'{"phase": "forward", "where": "here"}',
@@ -178,3 +178,56 @@ def test_json_is_recognised(header: str) -> None:
 @pytest.mark.parametrize("header", [None, "", "text/plain", "application/jsonp", "application/x-www-form-urlencoded"])
 def test_other_content_is_not_json(header: str | None) -> None:
     assert not requests.is_json(header)
+
+
+# ---- restart-worker
+
+RESTART = (
+    '"instruction": "restart-worker", "params"',
+    '"fault_tolerance_instruction": "restart-worker", "fault_tolerance_params"',
+)
+
+
+@pytest.mark.parametrize(
+    ("params", "ranks"),
+    [
+        ('{"engine_id": 1}', ()),
+        ('{"engine_ids": [1]}', ()),
+        ('{"engine_id": 1, "rank": 0}', (0,)),
+        ('{"engine_id": 1, "ranks": [3, 2]}', (3, 2)),
+        ('{"engine_id": 1, "rank": null, "ranks": null}', ()),
+    ],
+)
+@pytest.mark.parametrize("key", RESTART)
+def test_both_formats_may_name_the_ranks_of_one_engine_to_restart(
+    key: str, params: str, ranks: tuple[int, ...]
+) -> None:
+    command = requests.parse_apply(f"{{{key}: {params}}}".encode())
+    assert (command.instruction, command.engine_ids, command.ranks) == (Instruction.RESTART_WORKER, (1,), ranks)
+
+
+@pytest.mark.parametrize(
+    ("params", "says"),
+    [
+        ("{}", "for one engine, 0 are named"),
+        ('{"engine_ids": []}', "for one engine, 0 are named"),
+        ('{"engine_ids": [0, 1], "rank": 0}', "for one engine, 2 are named"),
+        ('{"engine_id": 0, "rank": 0, "ranks": [1]}', "'rank' and 'ranks' say the same"),
+        ('{"engine_id": 0, "ranks": [1, 1]}', "'ranks' names rank 1 twice"),
+        ('{"engine_id": 0, "ranks": []}', "bad field"),
+        ('{"engine_id": 0, "rank": -1}', "bad field"),
+        ('{"engine_id": 0, "rank": "0"}', "bad field"),
+        ('{"engine_id": 0, "mode": "soft"}', "cannot be soft"),
+    ],
+)
+@pytest.mark.parametrize("key", RESTART)
+def test_a_restart_that_does_not_say_whose_workers_is_refused(key: str, params: str, says: str) -> None:
+    with pytest.raises(BadInstruction, match=says):
+        requests.parse_apply(f"{{{key}: {params}}}".encode())
+
+
+@pytest.mark.parametrize("name", ["pause", "resume", "retry"])
+@pytest.mark.parametrize("ranks", ['"rank": 0', '"ranks": [0]'])
+def test_ranks_are_for_restart_worker_only(name: str, ranks: str) -> None:
+    with pytest.raises(BadInstruction, match="is for whole engines"):
+        requests.parse_apply(f'{{"instruction": "{name}", "params": {{{ranks}}}}}'.encode())

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from holdfast.core import messages as m
-from holdfast.core.faults import FaultClass, Phase
+from holdfast.core.faults import Phase
 from support.control_plane import MemoryControl
 from support.live_server import LiveServer
 
@@ -24,8 +24,8 @@ def test_status_shows_the_engines_as_a_table(run: Run, control: MemoryControl) -
 
 
 def test_status_shows_a_defeat(run: Run, control: MemoryControl) -> None:
-    control.break_down(fault_class=FaultClass.DEVICE)
-    assert "defeated: the device error is sticky" in run("status").stdout
+    control.defeat()
+    assert "defeated: a rank did not answer in time" in run("status").stdout
 
 
 def test_status_shows_who_is_in_lockstep_and_what_was_paused_by_hand(run: Run, server: LiveServer) -> None:
@@ -216,3 +216,21 @@ def test_a_url_that_is_none_is_a_usage_error(run: Run, url: str) -> None:
 
 def test_a_proxy_in_the_environment_is_not_asked_for_this_machine(run: Run, closed_url: str) -> None:
     assert run("status", HTTP_PROXY=closed_url, http_proxy=closed_url, ALL_PROXY=closed_url).exit_code == 0
+
+
+def test_apply_restarts_a_worker(run: Run, control: MemoryControl) -> None:
+    control.obedient = True
+    shown = run("apply", "restart-worker", "--engine", "0", "--rank", "0")
+    assert (shown.exit_code, shown.stdout) == (0, "Instruction executed successfully.\n")
+    assert control.view().engines[0].worker_restarts == 1
+
+
+def test_apply_says_that_a_restart_needs_an_engine(run: Run) -> None:
+    assert run("apply", "restart-worker").exit_code == 2
+
+
+def test_status_shows_worker_restarts_and_standbys(run: Run, control: MemoryControl) -> None:
+    control.standbys(wanted=2, ready=1, memory_bytes=3 * 2**20)
+    shown = run("status").stdout
+    assert "restarts" in shown
+    assert "standby workers of engine 0: 1 of 2 ready, 3 MiB" in shown

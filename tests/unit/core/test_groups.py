@@ -5,7 +5,7 @@ import pytest
 from holdfast.core.effects import CloseRendezvous, End, OrderRecovery, Settle
 from holdfast.core.events import EventKind
 from support.groups_bench import a_pair, orders, paused_after_a_fault, paused_by_hand, pauses, recovering, two_pairs
-from support.instance_bench import AUTO, EXTERNAL, Bench, a_fault, kinds
+from support.instance_bench import AUTO, EXTERNAL, NO_RESTARTS, Bench, a_fault, kinds
 
 # ---- a fault pauses the peers, and only them
 
@@ -130,7 +130,7 @@ def test_the_interruption_of_each_engine_counts_from_the_first_fault_of_the_grou
 
 
 def test_a_recovery_of_the_group_is_one_retry_and_not_one_for_each_engine():
-    bench = a_pair()
+    bench = a_pair(NO_RESTARTS)
     for _ in range(AUTO.max_retries):
         bench.faulted(0)
         bench.held(0)
@@ -220,7 +220,7 @@ def test_a_recovery_that_fails_on_both_sides_is_tried_again_at_once():
 
 
 def test_a_group_whose_recoveries_fail_ends_when_the_retries_are_used_up():
-    bench = recovering()
+    bench = recovering(NO_RESTARTS)
     for _ in range(AUTO.max_retries):
         bench.aborted(0)
         bench.aborted(1)

@@ -4,9 +4,9 @@ import pytest
 
 from holdfast.core.effects import CloseRendezvous, End, Settle
 from holdfast.core.events import EventKind
-from holdfast.core.faults import FaultClass
+from holdfast.core.faults import FaultClass, unresponsive
 from support.groups_bench import LEFT_ALONE, a_pair, orders, paused_by_hand, pauses, recovering, told
-from support.instance_bench import AUTO, DEEP, EXTERNAL, a_fault, is_affirming, kinds
+from support.instance_bench import AUTO, DEEP, EXTERNAL, NO_RESTARTS, a_fault, is_affirming, kinds
 
 SILENT = a_fault(1, "rank 0 did not acknowledge", FaultClass.UNRESPONSIVE)
 
@@ -25,7 +25,7 @@ def test_faults_of_two_ranks_at_once_are_one_incident_with_two_causes():
 
 
 def test_of_two_faults_the_deeper_one_decides():
-    bench = a_pair()
+    bench = a_pair(NO_RESTARTS)
     bench.faulted(0)
     bench.faulted(1, fault=a_fault(1, "illegal memory access", FaultClass.DEVICE))
     bench.held(0)
@@ -86,8 +86,16 @@ def test_a_fault_while_rebuilding_fails_the_recovery_and_the_group_is_tried_agai
     assert bench.states(0, 1) == ["healthy", "healthy"]
 
 
-def test_a_device_error_while_rebuilding_ends_the_instance_although_both_aborts_look_transient():
+def test_a_device_error_while_rebuilding_restarts_its_rank_although_both_aborts_look_transient():
     bench = recovering()
+    bench.faulted(0, fault=DEEP)
+    bench.aborted(0)
+    bench.aborted(1)
+    assert orders(bench)[-1].replace == {0: (0,)}
+
+
+def test_a_device_error_while_rebuilding_ends_the_instance_where_workers_are_not_restarted():
+    bench = recovering(NO_RESTARTS)
     bench.faulted(0, fault=DEEP)
     bench.aborted(0)
     bench.aborted(1)
@@ -134,10 +142,19 @@ def test_an_engine_that_stands_again_without_a_word_on_how_its_recovery_ended_ha
 # ---- who does not answer
 
 
-def test_a_rank_that_does_not_acknowledge_ends_the_instance_before_anybody_stands():
+def test_a_rank_that_does_not_acknowledge_gets_a_new_process_once_everybody_stands():
     bench = a_pair()
     bench.faulted(0)
-    ended = bench.faulted(1, fault=SILENT)
+    assert kinds(bench.faulted(1, fault=SILENT)) == ["fault-reported"]
+    bench.held(0)
+    bench.held(1, fault=SILENT)
+    assert [o.replace for o in orders(bench)] == [{1: (0,)}]
+
+
+def test_an_engine_core_that_does_not_answer_ends_the_instance_before_anybody_stands():
+    bench = a_pair()
+    bench.faulted(0)
+    ended = bench.faulted(1, fault=unresponsive(1, "no word"))
     assert told(ended) == [(e, "EndEngine") for e in range(4)]
     assert isinstance(ended[-1], End)
     assert "a rank did not answer in time" in bench.defeat

@@ -5,7 +5,7 @@ import pytest
 from holdfast.core.effects import End, Publish, Settle
 from holdfast.core.errors import InstructionConflict, UnknownEngine
 from holdfast.core.events import EventKind
-from holdfast.core.faults import FaultClass
+from holdfast.core.faults import FaultClass, unresponsive
 from holdfast.core.instance import AFFIRM_S, SOFT_PAUSE_S
 from support.groups_bench import LEFT_ALONE, a_pair, orders, paused_by_hand, pauses
 from support.instance_bench import AUTO, DEEP, EXTERNAL, Bench, a_fault, is_affirming, kinds
@@ -136,9 +136,18 @@ def test_a_fault_during_a_pause_by_hand_is_reported_and_waits_for_the_hand():
     assert bench.view(1).fault == a_fault(1)
 
 
-def test_a_deep_fault_ends_even_a_pause_by_hand():
+def test_a_worker_that_is_lost_while_paused_by_hand_is_replaced_at_the_resume():
     bench = paused_by_hand()
-    assert kinds(bench.faulted(1, fault=DEEP))[-1] == "End"
+    assert kinds(bench.faulted(1, fault=DEEP)) == ["fault-reported", "decision-made"]
+    assert bench.view(0).reason == "paused by hand; goes on when told to resume"
+    assert orders(bench) == []
+    bench.resume("resume", 0)
+    assert [o.replace for o in orders(bench)] == [{1: (0,)}]
+
+
+def test_an_engine_core_that_does_not_answer_ends_even_a_pause_by_hand():
+    bench = paused_by_hand()
+    assert kinds(bench.faulted(1, fault=unresponsive(1, "no word")))[-1] == "End"
 
 
 # ---- soft

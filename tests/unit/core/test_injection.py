@@ -21,7 +21,7 @@ def test_a_trap_skips_its_steps_then_goes_off_so_many_times_in_a_row(after, time
     "wrong",
     [
         {"phase": "lunch"},
-        {"phase": "forward", "kind": "kill"},
+        {"phase": "forward", "kind": "explode"},
         {"phase": "forward", "times": 0},
         {"phase": "forward", "times": MAX_TIMES + 1},
         {"phase": "forward", "after_steps": -1},

@@ -12,7 +12,7 @@ from holdfast.core.events import EventKind
 from holdfast.core.faults import FaultClass, Phase, unresponsive
 from holdfast.core.injection import InjectionSpec
 from holdfast.core.states import EngineState
-from support.instance_bench import AUTO, DEEP, EXTERNAL, SPEC, Bench, a_fault, is_affirming, kinds, states
+from support.instance_bench import AUTO, DEEP, EXTERNAL, NO_RESTARTS, SPEC, Bench, a_fault, is_affirming, kinds, states
 
 # ---- the life of one fault
 
@@ -105,7 +105,7 @@ def test_attaching_twice_says_nothing_new():
 
 
 def test_auto_retries_a_failed_recovery_until_the_intensity_is_exceeded():
-    bench = Bench()
+    bench = Bench(NO_RESTARTS)
     bench.held()
     for attempt in (1, 2):
         aborted = bench.aborted()
@@ -165,15 +165,37 @@ def test_a_fault_that_a_recovery_had_and_failed_of_is_not_reported_twice():
     assert kinds(bench.recovered()) == ["engine-recovered", "Settle"]
 
 
-def test_a_device_fault_in_a_recovery_ends_it_although_the_abort_looks_transient():
+def test_retries_that_did_not_last_give_the_rank_that_failed_in_them_a_new_process():
     bench = Bench()
+    for _ in range(AUTO.max_retries):
+        bench.held()
+        bench.recovered()
+    bench.held()
+    assert "3 retries within 60 s did not last" in bench.view().reason
+    assert bench.all(OrderRecovery)[-1].replace == {0: (0,)}
+    bench.recovered(replaced=(0,))
+    assert (bench.view().state, bench.view().worker_restarts) == (EngineState.HEALTHY, 1)
+    bench.held()
+    assert bench.all(OrderRecovery)[-1].replace == {}  # what is retried now is retried in another process
+
+
+def test_a_device_fault_in_a_recovery_restarts_its_rank_although_the_abort_looks_transient():
+    bench = Bench()
+    bench.held()
+    bench.faulted(fault=DEEP)
+    assert kinds(bench.aborted())[-2:] == ["OrderRecovery", "recovery-started"]
+    assert bench.all(OrderRecovery)[-1].replace == {0: (0,)}
+
+
+def test_a_device_fault_in_a_recovery_ends_it_where_workers_are_not_restarted():
+    bench = Bench(NO_RESTARTS)
     bench.held()
     bench.faulted(fault=DEEP)
     assert kinds(bench.aborted())[-1] == "End"
 
 
 def test_a_peer_s_transient_error_does_not_hide_a_device_error():
-    bench = Bench()
+    bench = Bench(NO_RESTARTS)
     bench.faulted(fault=DEEP)
     assert kinds(bench.held())[-1] == "End"
     assert "illegal memory access" in bench.instance.view().defeat
@@ -183,7 +205,16 @@ def test_a_deeper_fault_that_comes_to_light_while_paused_is_decided_at_once():
     bench = Bench(EXTERNAL)
     bench.held()
     assert bench.faulted() == []
-    assert kinds(bench.faulted(fault=DEEP))[0] == "fault-reported"
+    assert kinds(bench.faulted(fault=DEEP)) == ["fault-reported", "decision-made"]
+    assert bench.instance.view().defeat is None
+    bench.retry()
+    assert bench.all(OrderRecovery)[-1].replace == {0: (0,)}
+
+
+def test_a_silence_that_comes_to_light_while_paused_ends_at_once():
+    bench = Bench(EXTERNAL)
+    bench.held()
+    bench.faulted(fault=unresponsive(0, "no word"))
     assert bench.instance.view().defeat is not None
 
 
@@ -380,12 +411,12 @@ def test_a_healthy_instance_has_no_deadline():
     assert Bench().tick(1e9) == []
 
 
-NO_RESTARTS = HoldfastConfig(max_engine_restarts=0)
+NOT_REPLACED = HoldfastConfig(max_engine_restarts=0)
 
 
 @pytest.mark.parametrize("state", ["starting", "healthy", "faulted", "recovering"])
 def test_an_engine_core_that_is_lost_ends_an_instance_without_restarts_whatever_it_was_doing(state):
-    bench = Bench(NO_RESTARTS, attached=state != "starting")
+    bench = Bench(NOT_REPLACED, attached=state != "starting")
     if state in ("faulted", "recovering"):
         bench.faulted()
     if state == "recovering":
@@ -449,21 +480,21 @@ happenings = st.one_of(
     facts,
     st.tuples(st.just("retry"), texts, st.none() | engines),
     st.tuples(st.just("arm"), texts, engines),
+    st.tuples(st.just("restart"), texts, engines),
     st.tuples(st.just("tick"), st.sampled_from([0.1, 0.1, 1.0, 5.0, 15.0, 200.0]), st.none()),
 )
 
 
 @settings(max_examples=400, deadline=None)
-@given(story=st.lists(happenings, max_size=40), config=st.sampled_from([AUTO, EXTERNAL]))
+@given(story=st.lists(happenings, max_size=40), config=st.sampled_from([AUTO, EXTERNAL, NO_RESTARTS]))
 def test_whatever_is_said_in_whatever_order_the_laws_of_an_instance_hold(story, config):
     bench = Bench(config, engines=(0, 1), attached=False)
     accepted = []
     for happening in story:
         match happening:
-            case ("retry" | "arm" as what, command_id, engine):
-                spec = InjectionSpec(phase=Phase.FORWARD, engine_id=engine or 0)
+            case ("retry" | "arm" | "restart" as what, command_id, engine):
                 try:
-                    bench.retry(command_id, engine) if what == "retry" else bench.arm(command_id, spec)
+                    instruct(bench, what, command_id, engine)
                 except (InstructionConflict, UnknownEngine):
                     continue
                 accepted.append(command_id)
@@ -471,8 +502,8 @@ def test_whatever_is_said_in_whatever_order_the_laws_of_an_instance_hold(story, 
                 bench.tick(after_s)
             case fact:
                 bench.observe(fact)
-    for _ in range(4):  # after silence long enough, every wait has ended
-        bench.tick(250.0)
+    for _ in range(6):  # after silence long enough, every wait has ended
+        bench.tick(config.worker_start_timeout_s + 250.0)
     accepted += [order.command_id for order in bench.all(OrderRecovery)]
     assert sorted(s.command_id for s in bench.all(Settle)) == sorted(_once(accepted, bench))
     assert [e.sequence for e in bench.events] == list(range(1, len(bench.events) + 1))
@@ -482,9 +513,21 @@ def test_whatever_is_said_in_whatever_order_the_laws_of_an_instance_hold(story, 
     assert not open_states or bench.instance.view().defeat is not None
 
 
+def instruct(bench, what, command_id, engine):
+    match what:
+        case "retry":
+            bench.retry(command_id, engine)
+        case "restart":
+            bench.restart_workers(command_id, engine)
+        case "arm":
+            bench.arm(command_id, InjectionSpec(phase=Phase.FORWARD, engine_id=engine))
+
+
 def _once(accepted, bench):
     """A retry from outside was counted when it was accepted and again when it was sent."""
     sent = [order.command_id for order in bench.all(OrderRecovery)]
     arms = [s.message.command_id for s in bench.all(Send) if isinstance(s.message, m.ArmFault)]
-    assert set(accepted) == set(sent + arms)
-    return sent + arms
+    pauses = [s.message.command_id for s in bench.all(Send) if isinstance(s.message, m.PauseEngine)]
+    unsent = [c for c in pauses if c.startswith(("cmd", "arm", "own", "?")) and c in accepted and c not in sent]
+    assert set(accepted) == set(sent + arms + unsent)
+    return sent + arms + unsent

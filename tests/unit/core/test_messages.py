@@ -29,13 +29,16 @@ faults = st.builds(Fault, fault_class=st.sampled_from(FaultClass), error_type=st
 specs = st.builds(InjectionSpec, phase=st.sampled_from(Phase), engine_id=numbers, rank=numbers,
                   after_steps=st.integers(0, 10**6), times=st.integers(1, 1000),
                   request_index=st.integers(0, 10**5), message=st.text(max_size=200))  # fmt: skip
-reports = st.builds(m.RecoveryReport, requests=numbers, evicted_blocks=numbers, held_s=seconds, drain_s=seconds)
+ranks = st.lists(numbers).map(tuple)
+reports = st.builds(m.RecoveryReport, requests=numbers, evicted_blocks=numbers, held_s=seconds, drain_s=seconds,
+                    replaced_ranks=ranks, standbys_used=numbers, replace_s=seconds)  # fmt: skip
 rendezvous = st.builds(Rendezvous, host=st.text(), port=numbers, epoch=numbers)
 FIELDS = {
     int: numbers,
     bool: st.booleans(),
     str: st.text(),
     str | None: st.none() | st.text(),
+    tuple[int, ...]: ranks,
     tuple[str, ...]: st.lists(st.text()).map(tuple),
     Fault: faults,
     Fault | None: st.none() | faults,

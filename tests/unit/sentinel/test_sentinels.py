@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import pytest
@@ -37,7 +37,12 @@ class Host:
     in_lockstep: bool = False
     rendezvous: list[Rendezvous | None] = field(default_factory=list)
 
-    def interrupt(self) -> None: ...
+    killed: list[int] = field(default_factory=list)
+    replaced: list[tuple[int, ...]] = field(default_factory=list)
+    interrupted: threading.Event = field(default_factory=threading.Event)
+
+    def interrupt(self) -> None:
+        self.interrupted.set()
 
     def unrebuildable(self) -> tuple[str, ...]:
         return ()
@@ -57,12 +62,18 @@ class Host:
     def lost_a_worker(self) -> bool:
         return False
 
-    def recover(self, error: Exception, epoch: int, rendezvous: Rendezvous | None) -> RecoveryReport:
+    def kill_rank(self, rank: int) -> None:
+        self.killed.append(rank)
+
+    def recover(
+        self, error: Exception, epoch: int, rendezvous: Rendezvous | None, replace: Sequence[int] = ()
+    ) -> RecoveryReport:
         self.epochs.append(epoch)
+        self.replaced.append(tuple(replace))
         self.rendezvous.append(rendezvous)
         if self.failures:
             raise self.failures.pop(0)
-        return RecoveryReport(requests=3)
+        return RecoveryReport(requests=3, replaced_ranks=tuple(replace))
 
     def arm(self, spec: InjectionSpec) -> None:
         self.armed.append(spec)
@@ -270,3 +281,15 @@ def test_garbage_on_every_link_is_dropped(bench: Bench) -> None:
     bench.engine._answer("nobody asked", None)
     bench.run(ValueError("boom"))
     bench.settled(EventKind.ENGINE_RECOVERED)
+
+
+def test_a_rank_whose_process_is_gone_is_reported_interrupts_the_busy_loop_and_is_replaced(bench: Bench) -> None:
+    bench.engine.rank_lost(0, "killed by SIGKILL")
+    bench.settled(EventKind.FAULT_REPORTED)
+    assert bench.host.interrupted.wait(WAIT_S)
+    fault = bench.client.view().engines[0].fault
+    assert fault is not None
+    assert (fault.fault_class, fault.rank) == (FaultClass.WORKER_LOST, 0)
+    assert fault.message == "the process of rank 0 is gone: killed by SIGKILL"
+    bench.run(ValueError("told to stand still"))
+    assert bench.host.replaced == [(0,)]

@@ -86,8 +86,9 @@ class SimulatedClient:
     def _order_recovery(self, effect: OrderRecovery) -> None:
         self._open_commands.add(effect.command_id)
         meet = Rendezvous("memory", 0, effect.epoch) if effect.rebuild else None
-        order = m.RetryEngine(command_id=effect.command_id, epoch=effect.epoch, rendezvous=meet)
         for engine_id in effect.engine_ids:
+            replace = effect.replace.get(engine_id, ())
+            order = m.RetryEngine(command_id=effect.command_id, epoch=effect.epoch, rendezvous=meet, replace=replace)
             self._send(engine_id, order)
 
     def _send(self, engine_id: int, message: m.ToEngine) -> None:

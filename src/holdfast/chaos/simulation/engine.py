@@ -7,9 +7,9 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from holdfast.core import messages as m
-from holdfast.core.faults import Fault, FaultClass, classify_error, describe_error
+from holdfast.core.faults import Fault, FaultClass, classify_error, deeper, describe_error
 from holdfast.core.injection import InjectedFault, InjectionSpec
-from holdfast.hosts.fake import EngineOptions, FakeEngineCore, WorkerFailed, fault_free_output
+from holdfast.hosts.fake import EngineOptions, FakeEngineCore, Interrupted, WorkerFailed, fault_free_output
 
 if TYPE_CHECKING:
     from holdfast.chaos.simulation.run import Simulation
@@ -28,6 +28,7 @@ class SimulatedEngine:
         self._deadline_s = 0.0
         self._orders: deque[m.RetryEngine] = deque()
         self._gone = False
+        self._recovering = False
         self._streams: dict[str, list[int]] = {}
         self.expected: dict[str, list[int]] = {}
         self._draw_requests(options)
@@ -47,7 +48,10 @@ class SimulatedEngine:
     # ---- its life
 
     def start(self) -> None:
-        self._send(m.EngineAttached(engine_id=self._id, pid=1, hooks=("step",), workers=()))
+        workers = tuple(m.WorkerAttached(rank=w.rank, pid=2 + w.rank, hooks=("step",)) for w in self._host.workers)
+        self._send(m.EngineAttached(engine_id=self._id, pid=1, hooks=("step",), workers=workers))
+        if self._sim.dice.random() < self._sim.scenario.worker_lost:
+            self._sim.time.after(self._sim.dice.uniform(0.0, 2.0), self._lose_worker)
         if self._sim.dice.random() < self._sim.scenario.lost:
             self._sim.time.after(self._sim.dice.uniform(0.0, 2.0), self._die)
         self._turn()
@@ -59,6 +63,27 @@ class SimulatedEngine:
         if not self._gone:
             self._gone = True
             self._sim.time.after(self._sim.dice.uniform(0.0, 0.1), lambda: self._sim.client.lost(self._id))
+
+    def _lose_worker(self) -> None:
+        """A worker's process ends: its exit is noticed, whatever the busy loop is at."""
+        if self._gone:
+            return
+        if self._recovering:  # the host finds it itself; what it says of that is not part of this
+            self._sim.time.after(0.05, self._lose_worker)
+            return
+        rank = self._sim.dice.randrange(len(self._host.workers))
+        self._host.kill_rank(rank)
+        self._sim.note(f"rank {rank} of engine {self._id} is gone")
+        self._host.interrupt()
+        fault = Fault(
+            fault_class=FaultClass.WORKER_LOST,
+            error_type="WorkerLost",
+            message=f"the process of rank {rank} is gone: killed by SIGKILL",
+            engine_id=self._id,
+            rank=rank,
+        )
+        self._rank_fault = deeper(self._rank_fault, fault)
+        self._send(m.EngineFaulted(engine_id=self._id, epoch=self._epoch, fault=fault))
 
     def is_done(self) -> bool:
         return not self._gone and self._error is None and self.finished_requests() == len(self.expected)
@@ -86,7 +111,7 @@ class SimulatedEngine:
             return
         try:
             self._host.step()
-        except (InjectedFault, WorkerFailed) as error:
+        except (InjectedFault, WorkerFailed, Interrupted) as error:
             self._hold(error)
             return
         finally:
@@ -156,14 +181,16 @@ class SimulatedEngine:
         error, self._epoch, self._rank_fault = self._error, order.epoch, None
         assert error is not None
         self._deadline_s = float("inf")
+        self._recovering = True
         drained_s = self._sim.dice.uniform(0.0, 0.2)
         self._sim.time.after(drained_s, lambda: self._recover(order, error))
 
     def _recover(self, order: m.RetryEngine, error: Exception) -> None:
+        self._recovering = False
         if self._gone:
             return
         try:
-            report = self._host.recover(error, order.epoch, order.rendezvous)
+            report = self._host.recover(error, order.epoch, order.rendezvous, order.replace)
         except InjectedFault as again:
             self._send(
                 m.RecoveryAborted(

@@ -32,6 +32,7 @@ class Outcome:
     ended: str | None
     recoveries: int
     failed_recoveries: int
+    worker_restarts: int
     lost_messages: int
     finished_requests: int
     virtual_s: float
@@ -67,6 +68,7 @@ class Simulation:
             ended=self.client.ended,
             recoveries=kinds[EventKind.ENGINE_RECOVERED],
             failed_recoveries=kinds[EventKind.RECOVERY_FAILED],
+            worker_restarts=sum(e.worker_restarts for e in self.client.instance.view().engines),
             lost_messages=self.lost_messages,
             finished_requests=sum(e.finished_requests() for e in self.engines),
             virtual_s=self.time.now,

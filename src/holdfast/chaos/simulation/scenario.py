@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from holdfast.core.config import FaultPolicy, HoldfastConfig
 from holdfast.core.faults import Phase
 from holdfast.core.injection import InjectionSpec
+from holdfast.core.policy import LONGEST_PAUSE_S
 from holdfast.hosts.fake import EngineOptions
 
 
@@ -34,6 +35,8 @@ class Scenario:
     aborts: int = 0
     operator_answers: float = 1.0  # external: the odds that somebody orders a retry
     stuck: float = 0.0  # the odds that a busy loop never comes back from a fault
+    worker_lost: float = 0.0  # the odds, per engine core, that the process of one of its ranks dies
+    max_worker_restarts: int = 3
     lost: float = 0.0  # the odds, per engine core, that its process dies
     config: HoldfastConfig = field(init=False)
 
@@ -46,6 +49,9 @@ class Scenario:
             drain_timeout_s=2.0,
             containment_timeout_s=5.0,
             max_engine_restarts=0,  # what takes its place is no part of this simulation
+            max_worker_restarts=self.max_worker_restarts,
+            worker_restart_window_s=120.0,
+            worker_start_timeout_s=3.0,
         )
         object.__setattr__(self, "config", config)
 
@@ -53,8 +59,11 @@ class Scenario:
     def recovery_bound_s(self) -> float:
         """From a first fault until healthy or ended, whatever is lost and whatever fails on the way."""
         c = self.config
-        one_recovery_s = c.containment_timeout_s + c.drain_timeout_s
-        return c.engine_recovery_timeout_s + c.containment_timeout_s + (c.max_retries + 1) * one_recovery_s
+        one_recovery_s = c.containment_timeout_s + c.drain_timeout_s + c.rebuild_timeout_s + c.worker_start_timeout_s
+        # After every worker restart the retries are counted anew.
+        tries = (c.max_retries + 1) * (c.max_worker_restarts + 1)
+        pauses_s = LONGEST_PAUSE_S * c.max_worker_restarts
+        return c.engine_recovery_timeout_s + c.containment_timeout_s + tries * one_recovery_s + pauses_s
 
 
 def draw_scenario(seed: int) -> Scenario:
@@ -85,6 +94,8 @@ def draw_scenario(seed: int) -> Scenario:
         operator_answers=0.9,
         stuck=0.1 if rough else 0.0,
         lost=0.1 if rough else 0.0,
+        worker_lost=dice.choice([0.0, 0.0, 0.5]),
+        max_worker_restarts=dice.choice([0, 3, 3]),
     )
 
 

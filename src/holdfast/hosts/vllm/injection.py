@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable
 from typing import Any
 
 from holdfast.core.faults import Phase
-from holdfast.core.injection import InjectedFault, InjectionSpec, Trap
+from holdfast.core.injection import FaultKind, InjectedFault, InjectionSpec, Trap
 
 Step = Callable[..., Any]
 
@@ -28,6 +30,8 @@ class Traps:
         """One passage of `phase`. Raises when a fault is due."""
         for trap in self._traps:
             if trap.spec.phase is phase and trap.passes():
+                if trap.spec.kind is FaultKind.KILL:
+                    os.kill(os.getpid(), signal.SIGKILL)
                 raise InjectedFault(trap.spec)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from holdfast.hosts.vllm.workers import gentle
 from holdfast.hosts.vllm.workers.compiling import compile_small_kernels, run_once_alone
 
 READY = b"ready"
@@ -92,7 +93,9 @@ def _await_order(orders: Connection) -> TakeOver:
     """Say that it is ready, and wait. Raises `SystemExit` once its engine core is gone."""
     try:
         orders.send_bytes(READY)
-        return _orders.decode(orders.recv_bytes())
+        order = orders.recv_bytes()
+        gentle.end()
+        return _orders.decode(order)
     except (EOFError, OSError):
         raise SystemExit(0) from None
 

@@ -101,7 +101,11 @@ class StandbyPool:
             missing = [slot for slot in range(self._size) if slot not in taken]
             if not missing or time.monotonic() < self._fill_at:
                 return
-        newcomer = self._start(missing[0])
+        try:
+            newcomer = self._start(missing[0])
+        except OSError as error:  # no process, no memory: perhaps later
+            self._postpone(f"none could be started: {error}")
+            return
         set_policy(newcomer.process.pid, os.SCHED_IDLE)
         with self._lock:
             self._standbys.append(_Standby(newcomer, missing[0]))
@@ -128,13 +132,15 @@ class StandbyPool:
                 standby.ready, self._failures = True, 0
                 return True
         self._standbys.remove(standby)
+        standby.newcomer.kill()
+        self._postpone(describe_exit(standby.newcomer.process.exitcode))
+        return True
+
+    def _postpone(self, why: str) -> None:
         self._failures += 1
         pause_s = min(LONGEST_PAUSE_S, 2.0**self._failures)
         self._fill_at = time.monotonic() + pause_s
-        how = describe_exit(standby.newcomer.process.exitcode)
-        logger.warning("a standby is gone (%s); another one is started in %.0f s", how, pause_s)
-        standby.newcomer.kill()
-        return True
+        logger.warning("a standby is gone (%s); another one is started in %.0f s", why, pause_s)
 
     def _tell(self) -> None:
         with self._lock:

@@ -17,6 +17,7 @@ import msgspec
 from vllm.v1.executor.multiproc_executor import OMPProcessManager, UnreadyWorkerProcHandle, WorkerProc
 
 from holdfast.core.errors import RecoveryFailed
+from holdfast.hosts.vllm.workers.gentle import GentleMain
 from holdfast.hosts.vllm.workers.newcomer import TakeOver, of_handle, replacement_main, standby_main
 from holdfast.hosts.vllm.workers.watch import describe_exit
 
@@ -109,7 +110,7 @@ def start_standby(seed: WorkerSeed, rank: int, *, is_driver: bool, preload: bool
     """A process that waits until it is needed; with `preload` as `rank`, with its weights read."""
     ours, theirs = _SPAWN.Pipe()
     kwargs = seed.kwargs(rank, is_driver=is_driver, queue=None)
-    newcomer = _start(seed, rank, standby_main, {**kwargs, "orders": theirs, "preload": preload})
+    newcomer = _start(seed, rank, GentleMain(standby_main), {**kwargs, "orders": theirs, "preload": preload})
     theirs.close()
     newcomer.orders, newcomer.rank = ours, rank if preload else None
     return newcomer

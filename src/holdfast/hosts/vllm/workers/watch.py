@@ -43,6 +43,8 @@ class WorkerWatch:
 
     def _tell(self, rank: int, process: Any) -> None:
         process.join(REAP_S)  # its sentinel says that it ends before the system says how
+        if self._stopped.is_set():
+            return  # its rank is being replaced already
         how = describe_exit(process.exitcode)
         logger.error("rank %d (pid %s) is gone: %s", rank, process.pid, how)
         self._on_death(rank, how)

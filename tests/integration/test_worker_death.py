@@ -1,0 +1,218 @@
+"""A worker process that is gone, or hangs: its rank gets a new one, and every stream ends with the right tokens."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import psutil
+import pytest
+
+from holdfast.bench.topologies import MOE_EP, ONE, TP2, Topology
+from holdfast.chaos.checker import compare_runs
+from holdfast.chaos.control import FAULT, RECOVERED, RECOVERY_STARTED, Control
+from holdfast.chaos.history import History
+from holdfast.chaos.server import Server
+from holdfast.chaos.streams import Load, StreamSpec
+from holdfast.core.faults import FaultClass, Phase
+from holdfast.core.injection import InjectionSpec
+from integration.conftest import V1_ASYNC, V1_SYNC, V2_SYNC, Servers, left_behind, run
+from integration.loads import every_feature, few_tokens, fresh_salt
+
+pytestmark = [pytest.mark.host, pytest.mark.server, pytest.mark.slow]
+
+TOKENS = 250
+RECOVERY_S = 90.0
+
+
+def many_tokens(salt: str) -> list[StreamSpec]:
+    return every_feature(salt, TOKENS)
+
+
+@dataclass
+class Bench:
+    """One server and its fault-free run."""
+
+    server: Server
+    topology: Topology
+    asks: Callable[[str], list[StreamSpec]] = many_tokens
+    _expected: list[History] = field(default_factory=list)
+
+    def expected(self) -> list[History]:
+        if not self._expected:
+            self._expected = run(Load(self.server.url, self.asks(fresh_salt())).run())
+        return self._expected
+
+    def assert_exact_through(self, hurt: Callable[[Bench], None], tokens: int = 5) -> list[dict]:
+        """A load that is hurt in its middle, then once more into what that left in the prefix cache; the events."""
+        expected, salt = self.expected(), fresh_salt()
+        found, events = run(self._hurt_in_the_middle(hurt, salt, tokens))
+        for histories in (found, run(Load(self.server.url, self.asks(salt)).run())):
+            verdict = compare_runs(expected, histories)
+            assert verdict.exact, verdict.reasons
+        assert run(_unwell(self.server)) is None
+        return events
+
+    async def _hurt_in_the_middle(
+        self, hurt: Callable[[Bench], None], salt: str, tokens: int
+    ) -> tuple[list[History], list[dict]]:
+        async with Control(self.server.url) as control:
+            before = await control.last_sequence()
+            load = Load(self.server.url, self.asks(salt))
+            running = asyncio.create_task(load.run())
+            async with asyncio.timeout(60):
+                while min(len(h.token_ids) for h in load.histories) < tokens:
+                    await asyncio.sleep(0.005)
+            await asyncio.to_thread(hurt, self)
+            found = await running
+            return found, await control.wait_recovered(before, timeout_s=RECOVERY_S)
+
+    def workers(self) -> dict[tuple[int, int], int]:
+        """Process of every rank by engine and rank, as their own names tell."""
+        found = {}
+        for process in psutil.Process(self.server.pid).children(recursive=True):
+            name = _name(process)
+            if name.startswith("VLLM::Worker"):
+                found[_number(name, "_DP"), max(_number(name, "_TP"), _number(name, "_PP"))] = process.pid
+        return found
+
+    def kill(self, engine: int, rank: int) -> None:
+        os.kill(self.workers()[engine, rank], signal.SIGKILL)
+
+
+def _name(process: psutil.Process) -> str:
+    """Empty for one that is gone: what is left of its name is cut short."""
+    try:
+        return "" if process.status() == psutil.STATUS_ZOMBIE else process.name()
+    except psutil.NoSuchProcess:
+        return ""
+
+
+def _number(name: str, key: str) -> int:
+    return int(name.split(key)[1][0]) if key in name else 0
+
+
+async def _unwell(server: Server) -> str | None:
+    async with Control(server.url) as control:
+        return await control.unwell()
+
+
+def of_kind(events: list[dict], kind: str) -> list[dict]:
+    return [e for e in events if e["kind"] == kind]
+
+
+def lost_ranks(events: list[dict]) -> set[tuple[int, int]]:
+    lost = [e["fault"] for e in of_kind(events, FAULT) if e["fault"]["fault_class"] == FaultClass.WORKER_LOST]
+    return {(fault["engine_id"], fault["rank"]) for fault in lost}
+
+
+def replaced(events: list[dict]) -> list[tuple[int, int]]:
+    reports = of_kind(events, RECOVERED)
+    return sorted((e["engine_id"], rank) for e in reports for rank in e["report"].get("replaced_ranks", ()))
+
+
+@pytest.fixture(scope="module", params=[(ONE, V1_ASYNC), (TP2, V1_SYNC), (MOE_EP, V1_SYNC)], ids=lambda p: p[0].name)
+def bench(request: pytest.FixtureRequest, servers: Servers) -> Iterator[Bench]:
+    topology, kind = request.param
+    with servers.of(topology, kind, ["--acknowledge-timeout", "2"]) as server:
+        yield Bench(server, topology)
+    assert left_behind(server) == []
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_killed_worker_is_replaced_and_changes_no_token(bench: Bench, place: int) -> None:
+    if place >= len(bench.topology.places):
+        pytest.skip("there is one rank only")
+    victim = bench.topology.places[place]
+    before = bench.workers()
+    events = bench.assert_exact_through(lambda b: b.kill(*victim))
+    after = bench.workers()
+    assert lost_ranks(events) == {victim}
+    assert replaced(events) == [victim]
+    assert {where for where in before if before[where] != after[where]} == {victim}, "survivors keep their process"
+
+
+def test_all_workers_killed_at_once_are_replaced_and_change_no_token(bench: Bench) -> None:
+    def kill_all(bench: Bench) -> None:
+        for pid in bench.workers().values():
+            os.kill(pid, signal.SIGKILL)
+
+    events = bench.assert_exact_through(kill_all)
+    assert set(replaced(events)) == set(bench.topology.places)
+
+
+def test_a_worker_killed_again_while_its_successor_loads_changes_no_token(bench: Bench) -> None:
+    def twice(bench: Bench) -> None:
+        victim = bench.topology.places[-1]
+        first = bench.workers()[victim]
+        bench.kill(*victim)
+        deadline = time.monotonic() + 60
+        while (now := bench.workers().get(victim, first)) == first and time.monotonic() < deadline:
+            time.sleep(0.02)
+        os.kill(now, signal.SIGKILL)
+
+    events = bench.assert_exact_through(twice)
+    assert len(of_kind(events, RECOVERY_STARTED)) >= 2
+
+
+def test_an_idle_worker_that_is_killed_is_replaced_before_anybody_asks(bench: Bench) -> None:
+    async def scenario() -> list[dict]:
+        async with Control(bench.server.url) as control:
+            before = await control.last_sequence()
+            bench.kill(*bench.topology.places[-1])
+            return await control.wait_recovered(before, timeout_s=RECOVERY_S)
+
+    bench.expected()
+    assert replaced(run(scenario())) == [bench.topology.places[-1]]
+    verdict = compare_runs(bench.expected(), run(Load(bench.server.url, many_tokens(fresh_salt())).run()))
+    assert verdict.exact, verdict.reasons
+
+
+def test_a_stopped_rank_beside_a_failed_one_is_taken_for_hung_and_replaced(bench: Bench) -> None:
+    """It cannot say that it has stopped; what it was to write is not waited for."""
+    if len(bench.topology.places) < 2:
+        pytest.skip("there is one rank only")
+    (engine, rank), stopped = bench.topology.places[0], bench.topology.places[1]
+
+    def stop_one_and_fail_the_other(bench: Bench) -> None:
+        os.kill(bench.workers()[stopped], signal.SIGSTOP)
+        run(_inject(bench.server, InjectionSpec(phase=Phase.STEP_START, engine_id=engine, rank=rank)))
+
+    events = bench.assert_exact_through(stop_one_and_fail_the_other)
+    assert stopped in replaced(events)
+
+
+async def _inject(server: Server, spec: InjectionSpec) -> None:
+    async with Control(server.url) as control:
+        await control.inject(spec)
+
+
+def test_retries_that_do_not_last_end_in_a_new_process_for_the_rank(servers: Servers) -> None:
+    """What is wrong with a process goes with it; with standbys, which are replaced in their turn."""
+    arguments = ("--enable-fault-injection", "--max-retries", "2", "--standby-workers", "1", "--standby-preload")
+    with servers.start(*arguments) as server:
+        bench = Bench(server, ONE)
+        bench.expected()
+        endless = InjectionSpec(phase=Phase.FORWARD, times=1000)
+        events = bench.assert_exact_through(lambda b: run(_inject(b.server, endless)))
+        assert replaced(events) == [(0, 0)]
+        run(_standbys_are_ready(server))
+        events = bench.assert_exact_through(lambda b: b.kill(0, 0))
+        assert [e["report"]["standbys_used"] for e in of_kind(events, RECOVERED)] == [1]
+    assert left_behind(server) == []
+
+
+async def _standbys_are_ready(server: Server) -> None:
+    async with Control(server.url) as control:
+        await control.await_standbys()
+
+
+def test_model_runner_v2_goes_on_in_a_new_worker(servers: Servers) -> None:
+    with servers.start("--enable-fault-injection", kind=V2_SYNC) as server:
+        bench = Bench(server, ONE, few_tokens)
+        events = bench.assert_exact_through(lambda b: b.kill(0, 0), tokens=3)
+        assert replaced(events) == [(0, 0)]

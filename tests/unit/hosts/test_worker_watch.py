@@ -1,0 +1,37 @@
+"""The death of a worker process is noticed, and said in words."""
+
+import multiprocessing
+import os
+import queue
+import signal
+
+import pytest
+
+from holdfast.hosts.vllm.workers.watch import WorkerWatch, describe_exit
+
+WAIT_S = 10.0
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (None, "it is ending"),
+        (0, "exit code 0"),
+        (3, "exit code 3"),
+        (-9, "killed by SIGKILL"),
+        (-99, "killed by signal 99"),
+    ],
+)
+def test_how_a_process_ended_is_said_in_words(code, words):
+    assert describe_exit(code) == words
+
+
+def test_the_death_of_a_process_is_told_once_with_its_rank_and_how_it_went():
+    told = queue.Queue()
+    process = multiprocessing.get_context("spawn").Process(target=signal.pause, daemon=True)
+    process.start()
+    watch = WorkerWatch({3: process}, lambda rank, how: told.put((rank, how)))
+    watch.start()
+    os.kill(process.pid, signal.SIGKILL)
+    assert told.get(timeout=WAIT_S) == (3, "killed by SIGKILL")
+    assert told.empty()
