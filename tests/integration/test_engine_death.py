@@ -24,7 +24,7 @@ from integration.test_endings import wait_ended
 
 pytestmark = [pytest.mark.host, pytest.mark.server]
 
-TOKENS = 300
+TOKENS = 500  # enough that the kill comes in their middle, also where the client lags behind
 RESTART_S = 180.0
 
 
@@ -86,6 +86,10 @@ def interruptions(histories: list[History], killed_at: float) -> list[float]:
     return [max(gaps, default=0.0) for h in histories if (gaps := gaps_touching_s(h, killed_at, killed_at))]
 
 
+def neighbours(histories: list[History], engine_id: int, killed_at: float) -> list[float]:
+    return interruptions([h for h in histories if h.engine_id != engine_id], killed_at)
+
+
 @pytest.mark.parametrize("engine_id", [0, 1])
 def test_streams_go_on_with_a_sibling_at_once_token_for_token(pair: Server, engine_id: int) -> None:
     async def scenario() -> None:
@@ -94,7 +98,9 @@ def test_streams_go_on_with_a_sibling_at_once_token_for_token(pair: Server, engi
         verdict = compare_runs(reference, observed)
         assert verdict.exact, verdict.reasons
         waits = interruptions([h for h in observed if h.engine_id == engine_id], killed_at)
+        assert len(waits) >= 3, "the kill came too late to interrupt anything"
         assert spread_of(waits).median < 1.0  # 0.3 s where nothing else runs
+        print(f"interrupted: {waits}; neighbours: {neighbours(observed, engine_id, killed_at)}")
         await wait_healthy(pair)
         verdict = compare_runs(reference, await load(pair, 2).run())  # pinned: the newcomer computes its share
         assert verdict.exact, verdict.reasons

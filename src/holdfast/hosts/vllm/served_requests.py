@@ -166,11 +166,8 @@ class ServedRequests:
                 del self._gone[identity]
                 self._losses.pop(identity, None)
                 logger.info("engine core %d takes requests of this process again", engine.engine_id)
-        if self._held and any(self._has_taker(client, entry.request) for entry in self._waiting()):
+        if self._held:
             self._start(self._resume())
-
-    def _waiting(self) -> list[Any]:
-        return [entry for request_id in self._held if (entry := self.open.get(request_id)) is not None]
 
     def _lose(self, client: Any, engine: bytes) -> None:
         """Nothing more is sent there; what was open there waits, for a moment or for its successor."""
