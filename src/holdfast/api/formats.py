@@ -49,6 +49,7 @@ class EngineStatus(msgspec.Struct, frozen=True, kw_only=True):
     recoveries: int
     worker_restarts: int = 0
     faults: int
+    restarts: int = 0
     standbys: Standbys | UnsetType = UNSET
 
 
@@ -166,6 +167,7 @@ def _engine_status(engine: EngineView) -> EngineStatus:
         recoveries=engine.recoveries,
         worker_restarts=engine.worker_restarts,
         faults=engine.faults,
+        restarts=engine.restarts,
         standbys=_standbys(engine.standbys),
     )
 

@@ -30,7 +30,7 @@ def describe_event(event: Event) -> str:
             return f"{engine} is told to pause: {event.reason} (command {event.command_id})"
         case EventKind.ENGINE_PAUSED:
             return f"{engine} is paused"
-        case EventKind.DECISION_MADE:
+        case EventKind.DECISION_MADE | EventKind.ENGINE_LOST:
             return f"{engine}: {event.reason}"
         case EventKind.RECOVERY_STARTED:
             return f"{engine} recovering, epoch {event.epoch} (command {event.command_id})"
@@ -40,6 +40,10 @@ def describe_event(event: Event) -> str:
             return f"{engine} did not recover: {cause}"
         case EventKind.FAULT_ARMED:
             return f"{engine} has a fault armed (command {event.command_id})"
+        case EventKind.ENGINE_RESTARTED:
+            return (
+                f"{engine} is another process and takes load again, {event.interruption_s or 0.0:.1f} s after its loss"
+            )
         case EventKind.STANDBYS_CHANGED:
             return f"{engine}: standby workers: {event.reason}"
         case EventKind.INSTANCE_DEFEATED:
@@ -74,7 +78,7 @@ def _describe_replacement(report: RecoveryReport) -> str:
 
 def _level(event: Event) -> int:
     match event.kind:
-        case EventKind.INSTANCE_DEFEATED | EventKind.RECOVERY_FAILED:
+        case EventKind.INSTANCE_DEFEATED | EventKind.RECOVERY_FAILED | EventKind.ENGINE_LOST:
             return logging.ERROR
         case EventKind.FAULT_REPORTED | EventKind.PAUSE_ORDERED | EventKind.ENGINE_PAUSED | EventKind.FAULT_ARMED:
             return logging.WARNING

@@ -44,6 +44,11 @@ class Commands:
         waiting = [c for c, command in self._open.items() if command.awaits_pause and group_id in command.groups]
         return [effect for command_id in waiting for effect in self.ended(command_id, group_id)]
 
+    def fail(self, group_id: int, error: str) -> list[Effect]:
+        """What is under way on a group will not be followed there any more."""
+        concerned = [c for c, command in self._open.items() if group_id in command.groups]
+        return [effect for command_id in concerned for effect in self.ended(command_id, group_id, error)]
+
     def end_all(self, error: str) -> list[Effect]:
         """Nothing that is under way will be followed any more."""
         settled: list[Effect] = [Settle(command_id, error=error) for command_id in self._open]

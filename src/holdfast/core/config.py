@@ -26,6 +26,8 @@ _RENAMED = {
     "acknowledge_timeout_s": "acknowledge_timeout",
     "gloo_comm_timeout_s": "gloo_comm_timeout",
     "containment_timeout_s": "containment_timeout",
+    "engine_restart_window_s": "engine_restart_window",
+    "engine_start_timeout_s": "engine_start_timeout",
     "worker_restart_window_s": "worker_restart_window",
     "worker_start_timeout_s": "worker_start_timeout",
 }
@@ -43,6 +45,9 @@ class HoldfastConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     containment_timeout_s: Seconds = 30.0
     acknowledge_timeout_s: Seconds = 5.0
     rebuild_timeout_s: Seconds = 30.0
+    max_engine_restarts: Count = 5
+    engine_restart_window_s: Seconds = 600.0
+    engine_start_timeout_s: Seconds = 600.0
     max_worker_restarts: Count = 20
     worker_restart_window_s: Seconds = 600.0
     worker_start_timeout_s: Seconds = 600.0

@@ -65,4 +65,18 @@ class End:
     reason: str
 
 
-Effect = Send | OrderRecovery | CloseRendezvous | Publish | Settle | End
+@dataclass(frozen=True)
+class ReplaceEngine:
+    """Start another process for an engine core that is gone, after a pause.
+
+    Not before whoever serves its requests has seen the event `known_at`, and not while one of `processes`, which
+    its workers were, is still there.
+    """
+
+    engine_id: int
+    after_s: float
+    known_at: int
+    processes: tuple[int, ...] = ()
+
+
+Effect = Send | OrderRecovery | CloseRendezvous | ReplaceEngine | Publish | Settle | End

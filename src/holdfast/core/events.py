@@ -24,6 +24,8 @@ class EventKind(enum.StrEnum):
     ENGINE_RECOVERED = "engine-recovered"
     RECOVERY_FAILED = "recovery-failed"
     FAULT_ARMED = "fault-armed"
+    ENGINE_LOST = "engine-lost"
+    ENGINE_RESTARTED = "engine-restarted"
     STANDBYS_CHANGED = "standbys-changed"
     INSTANCE_DEFEATED = "instance-defeated"
 
@@ -76,6 +78,7 @@ class EngineView(msgspec.Struct, frozen=True, kw_only=True):
     worker_restarts: int = 0
     standbys: StandbyView | None = None
     faults: int = 0
+    restarts: int = 0  # how often another process had to take its place
 
 
 class InstanceView(msgspec.Struct, frozen=True, kw_only=True):

@@ -34,6 +34,10 @@ class Engine:
     recoveries: int = 0
     faults: int = 0
     armed: dict[str, float] = field(default_factory=dict)
+    worker_pids: tuple[int, ...] = ()
+    lost_pid: int | None = None  # of the process that is gone
+    restarts: int = 0
+    restarted_at: tuple[float, ...] = ()
     sick_ranks: set[int] = field(default_factory=set)  # they get a new process in the next recovery
     worker_restarts: int = 0
     standbys: StandbyView | None = None
@@ -47,6 +51,17 @@ class Engine:
         if self.state not in STOPPING:
             self.stopping_since = now
         self.move(trigger)
+
+    def lose(self, now: float, window_s: float) -> None:
+        """Its process is gone, with everything that was known of it."""
+        self.move(Trigger.LOST)
+        self.lost_pid = self.pid if self.pid is not None else self.lost_pid
+        self.pid, self.ranks, self.worker_pids = None, 0, ()
+        self.hooks = self.worker_hooks = self.unrebuildable = ()
+        self.fault = self.fault_in_recovery = self.last_error = self.standbys = None
+        self.sick_ranks.clear()
+        self.restarts += 1
+        self.restarted_at = (*(at for at in self.restarted_at if now - at < window_s), now)
 
     @property
     def is_contained(self) -> bool:
@@ -147,6 +162,12 @@ class LockstepGroup:
         self.asked = self.again_at = None
         self.failed_restarts = 0
 
+    def begin_anew(self, began_at: float) -> None:
+        """Its one engine is another process from now on, which knows no epoch yet."""
+        self.close_incident()
+        self.epoch, self.retried_at = 0, ()
+        self.began_at = self.waiting_since = began_at
+
     def view_of(self, engine: Engine) -> EngineView:
         return EngineView(
             engine_id=engine.engine_id,
@@ -167,6 +188,7 @@ class LockstepGroup:
             worker_restarts=engine.worker_restarts,
             standbys=engine.standbys,
             faults=engine.faults,
+            restarts=engine.restarts,
         )
 
 

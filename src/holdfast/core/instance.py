@@ -14,6 +14,7 @@ from holdfast.core.commands import Commands
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.deadlines import find_overdue, find_unanswered, is_to_affirm, is_to_harden
 from holdfast.core.effects import Effect, Send, Settle
+from holdfast.core.engine_loss import EngineLosses
 from holdfast.core.errors import InstructionConflict
 from holdfast.core.events import InstanceView
 from holdfast.core.group import LockstepGroup
@@ -59,6 +60,7 @@ class Instance:
         )
         self._interventions = Interventions(self._roster, self._journal, self._commands, config, new_command_id)
         self._reports = Reports(self._journal, self._commands, self._interventions)
+        self._losses = EngineLosses(self._journal, self._commands, self._interventions, self._reports, config)
 
     def view(self) -> InstanceView:
         return self._journal.view()
@@ -73,14 +75,19 @@ class Instance:
         home = self._roster.look_up(fact.engine_id)
         if home is None or self._roster.defeat is not None:
             return []
+        if home[1].state is EngineState.RESTARTING:
+            return self._losses.returned(*home, fact, now)
         return self._reports.take(*home, fact, now)
 
-    def lost(self, engine_id: int, why: str, now: float) -> list[Effect]:
-        """An engine core's process is gone. Once the instance has ended, they all go: that is no news."""
+    def lost(self, engine_id: int, why: str, now: float, hopeless: str = "") -> list[Effect]:
+        """An engine core's process is gone. Once the instance has ended, they all go: that is no news.
+
+        `hopeless` says why nothing could take its place, empty where something can.
+        """
         home = self._roster.look_up(engine_id)
         if home is None or self._roster.defeat is not None:
             return []
-        return self._interventions.end(*home, f"engine core {engine_id} is gone: {why}")
+        return self._losses.lost(*home, why, hopeless, now)
 
     # ---- instructions from outside
 

@@ -10,6 +10,7 @@ from concurrent.futures import Future
 from typing import Protocol
 
 from holdfast.core.config import HoldfastConfig
+from holdfast.core.effects import ReplaceEngine
 from holdfast.core.events import Event, InstanceView
 from holdfast.core.faults import Fault
 from holdfast.core.injection import InjectionSpec
@@ -90,6 +91,10 @@ class FrontEndHost(Protocol):
 
     def close_rendezvous(self, group: tuple[int, ...], epoch: int) -> None:
         """Let whoever still waits there fail at once."""
+        ...
+
+    def replace_engine(self, order: ReplaceEngine) -> None:
+        """Start another process for an engine core that is gone. Does not wait; one that fails is lost again."""
         ...
 
 

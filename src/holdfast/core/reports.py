@@ -47,9 +47,13 @@ class Reports:
     def _attached(self, group: LockstepGroup, engine: Engine, fact: m.EngineAttached, now: float) -> list[Effect]:
         if engine.pid is not None:
             return []
-        if engine.state is EngineState.STARTING:  # else a fault was faster: only the details are news
+        if engine.state in (
+            EngineState.STARTING,
+            EngineState.RESTARTING,
+        ):  # else a fault was faster: only the details are news
             engine.move(Trigger.ATTACHED)
         engine.pid, engine.hooks, engine.ranks = fact.pid, fact.hooks, len(fact.workers)
+        engine.worker_pids = tuple(w.pid for w in fact.workers)
         common = set.intersection(*(set(w.hooks) for w in fact.workers)) if fact.workers else set()
         engine.worker_hooks = tuple(sorted(common))
         of_workers = (what for w in fact.workers for what in w.unrebuildable)

@@ -12,6 +12,7 @@ class EngineState(enum.StrEnum):
     PAUSING = "pausing"
     PAUSED = "paused"
     RECOVERING = "recovering"
+    RESTARTING = "restarting"
     DEAD = "dead"
 
     @property
@@ -32,6 +33,7 @@ class Trigger(enum.StrEnum):
     RECOVERY_ORDERED = "recovery-ordered"
     RECOVERED = "recovered"
     RECOVERY_FAILED = "recovery-failed"
+    LOST = "lost"  # the engine core's process is gone; another one takes its place
     DEFEATED = "defeated"
 
 
@@ -55,6 +57,9 @@ TRANSITIONS: dict[tuple[EngineState, Trigger], EngineState] = {
     (S.RECOVERING, T.FAULT): S.RECOVERING,
     (S.RECOVERING, T.RECOVERED): S.HEALTHY,
     (S.RECOVERING, T.RECOVERY_FAILED): S.PAUSED,
+    **{(state, T.LOST): S.RESTARTING for state in S if state not in (S.STARTING, S.DEAD)},
+    (S.RESTARTING, T.FAULT): S.RESTARTING,
+    (S.RESTARTING, T.ATTACHED): S.HEALTHY,
     **{(state, T.DEFEATED): S.DEAD for state in S if state is not S.DEAD},
 }
 

@@ -18,7 +18,7 @@ import msgspec
 
 from holdfast.core import messages as m
 from holdfast.core.config import HoldfastConfig
-from holdfast.core.effects import CloseRendezvous, Effect, End, OrderRecovery, Publish, Send, Settle
+from holdfast.core.effects import CloseRendezvous, Effect, End, OrderRecovery, Publish, ReplaceEngine, Send, Settle
 from holdfast.core.errors import BadInstruction, HookNotAttached, OperatorError, RecoveryFailed
 from holdfast.core.events import Event, InstanceView
 from holdfast.core.injection import InjectionSpec
@@ -67,6 +67,7 @@ class ClientSentinel:
         self._history: deque[Event] = deque(maxlen=MAX_HISTORY)
         self._sinks = tuple(sinks)
         self._waiting: dict[str, Future[None]] = {}
+        self._on_view: Callable[[InstanceView], None] = lambda view: None
         self._changed = threading.Condition()
         self._links = Links(self._hub, self)
         self._thread = SentinelThread("ClientSentinel", station, self._deliver, self._tick, lambda: TICK_S)
@@ -106,9 +107,27 @@ class ClientSentinel:
     def close(self) -> None:
         self._thread.close()
 
-    def engine_lost(self, engine_id: int, why: str) -> None:
-        """An engine core's process is gone. Any thread."""
-        self._thread.post(lambda: self._perform(self._instance.lost(engine_id, why, time.monotonic())))
+    def engine_lost(self, engine_id: int, why: str, hopeless: str = "") -> None:
+        """An engine core's process is gone; `hopeless` says why nothing can take its place. Any thread."""
+        self._thread.post(lambda: self._perform(self._instance.lost(engine_id, why, time.monotonic(), hopeless)))
+
+    def tell(self, on_view: Callable[[InstanceView], None]) -> None:
+        """Have `on_view` told every later view, on the sentinel's thread."""
+        self._on_view = on_view
+
+    def await_known(self, sequence: int, timeout_s: float) -> bool:
+        """Wait until every link has seen the event with this number; whether all have."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._links.behind(sequence), timeout_s)
+
+    def await_state(self, engine_id: int, states: Sequence[EngineState], timeout_s: float) -> bool:
+        """Wait until an engine is in one of some states; whether it is."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._is_in(engine_id, states), timeout_s)
+
+    def _is_in(self, engine_id: int, states: Sequence[EngineState]) -> bool:
+        engine = self._view.engine(engine_id)
+        return engine is not None and engine.state in states
 
     def _defeat_is_known(self) -> bool:
         return self._view.defeat is not None and not self._links.behind(self._view.sequence)
@@ -192,6 +211,8 @@ class ClientSentinel:
                     self._order_recovery(effect)
                 case CloseRendezvous():
                     self._host.close_rendezvous(effect.engine_ids, effect.epoch)
+                case ReplaceEngine():
+                    self._host.replace_engine(effect)
                 case Publish():
                     self._publish(effect)
                 case Settle():
@@ -220,7 +241,7 @@ class ClientSentinel:
         self._view = effect.view
         self._links.publish(effect.event, effect.view)
         self._notify()
-        for sink in self._sinks:
+        for sink in (lambda event, view: self._on_view(view), *self._sinks):
             try:
                 sink(effect.event, effect.view)
             except Exception:

@@ -19,7 +19,7 @@ from holdfast.core import link_messages as lm
 from holdfast.core import messages as m
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.errors import HoldfastError, HookNotAttached, PeerSilent
-from holdfast.core.events import Event, InstanceView
+from holdfast.core.events import Event, EventKind, InstanceView
 from holdfast.core.injection import InjectionSpec
 from holdfast.sentinel.addresses import link_identity
 from holdfast.sentinel.client import MAX_HISTORY
@@ -32,6 +32,7 @@ REPORT_S = 2.0
 MAX_UNANSWERED = 4  # the owner answers every report; after so many without an answer it is taken for gone
 MARGIN_S = 5.0  # beyond the owner's own bound of an instruction
 _TICK_S = 0.5
+_AWAITED = (EventKind.ENGINE_LOST, EventKind.DECISION_MADE)  # the owner waits until everybody knows
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,7 @@ class FrontEndLink:
             return
         self._learn((event,))
         self._show(view)
-        if view.defeat is not None:
+        if view.defeat is not None or event.kind in _AWAITED:
             self._report()  # the owner waits for a moment until everybody knows
 
     @property

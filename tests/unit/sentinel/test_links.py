@@ -356,15 +356,17 @@ def test_the_owner_knows_when_every_link_has_heard_of_the_end(owner: Owner) -> N
     links = [owner.link(0), owner.link(1)]
     for made in links:
         made.tell(heard.append)
-    owner.sentinel.engine_lost(1, "exit code -9")
+    owner.sentinel.engine_lost(1, "exit code -9", "nobody goes on with its requests")
     owner.sentinel.await_defeat_known(WAIT_S)
-    assert [view.defeat for view in heard] == ["engine core 1 is gone: exit code -9"] * 2
+    assert [view.defeat for view in heard] == [
+        "engine core 1 is gone: exit code -9; nobody goes on with its requests"
+    ] * 2
     assert links[0].history()[-1].kind is EventKind.INSTANCE_DEFEATED
 
 
 def test_the_owner_does_not_wait_for_ever_for_a_link_that_cannot_hear(owner: Owner) -> None:
     owner.link().close()
-    owner.sentinel.engine_lost(0, "exit code -9")
+    owner.sentinel.engine_lost(0, "exit code -9", "nobody goes on with its requests")
     began = time.monotonic()
     owner.sentinel.await_defeat_known(0.2)
     assert time.monotonic() - began < WAIT_S

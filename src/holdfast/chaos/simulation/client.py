@@ -6,7 +6,7 @@ import itertools
 from typing import TYPE_CHECKING
 
 from holdfast.core import messages as m
-from holdfast.core.effects import CloseRendezvous, Effect, End, OrderRecovery, Publish, Send, Settle
+from holdfast.core.effects import CloseRendezvous, Effect, End, OrderRecovery, Publish, ReplaceEngine, Send, Settle
 from holdfast.core.errors import InstructionConflict
 from holdfast.core.events import Event, EventKind
 from holdfast.core.instance import Instance
@@ -73,7 +73,7 @@ class SimulatedClient:
                     self._send(effect.engine_id, effect.message)
                 case OrderRecovery():
                     self._order_recovery(effect)
-                case CloseRendezvous():
+                case CloseRendezvous() | ReplaceEngine():
                     pass
                 case Publish():
                     self._published(effect)

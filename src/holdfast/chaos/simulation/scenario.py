@@ -48,6 +48,7 @@ class Scenario:
             retry_window_s=30.0,
             drain_timeout_s=2.0,
             containment_timeout_s=5.0,
+            max_engine_restarts=0,  # what takes its place is no part of this simulation
             max_worker_restarts=self.max_worker_restarts,
             worker_restart_window_s=120.0,
             worker_start_timeout_s=3.0,

@@ -25,6 +25,7 @@ from holdfast.hosts.vllm.departures import Departures
 from holdfast.hosts.vllm.injection import Traps, arm_engine
 from holdfast.hosts.vllm.register import BUSY_LOOP, ENGINE_INIT, LOCKSTEP_BUSY_LOOP, attach, attached
 from holdfast.hosts.vllm.restore import TAIL_TOKENS, RequestHistory, RestoreOrder, RestoreReply
+from holdfast.hosts.vllm.resuming import attach_resuming_hooks
 from holdfast.hosts.vllm.salvage import request_being_added, salvage
 from holdfast.hosts.vllm.settings import inherited_settings
 from holdfast.hosts.vllm.standing_still import agree_on_wave, forget_interrupts
@@ -46,6 +47,7 @@ def attach_engine_hooks() -> None:
     attach(ENGINE_INIT, _protect_engine)
     attach(BUSY_LOOP, _run_protected)
     attach(LOCKSTEP_BUSY_LOOP, _run_protected)
+    attach_resuming_hooks()
 
 
 def _protect_engine(original: Callable[..., None], engine: Any, *args: Any, **kwargs: Any) -> None:

@@ -19,16 +19,19 @@ from holdfast.core.config import HoldfastConfig
 from holdfast.core.errors import BadConfiguration, HookNotAttached
 from holdfast.core.events import InstanceView
 from holdfast.core.ports import ControlPlane
+from holdfast.hosts.vllm.engine_replacement import save_arguments
 from holdfast.hosts.vllm.front_end_touchpoints import (
     CLIENT_INIT,
     LAUNCH_IN_CLIENT,
     LAUNCH_IN_LAUNCHER,
     ROUTE,
     SERVE_HEADLESS,
+    START_ENGINES,
     WATCH_ENGINES,
 )
 from holdfast.hosts.vllm.owner import MakeOutlets, Owner, current_owner
 from holdfast.hosts.vllm.register import attach, attached
+from holdfast.hosts.vllm.request_hooks import attach_client_hooks, serve_until, served_requests
 from holdfast.hosts.vllm.routing import route_around_paused
 from holdfast.hosts.vllm.settings import handed_down, inherited_settings, is_asked_for, take_settings
 from holdfast.hosts.vllm.topology import (
@@ -62,6 +65,7 @@ def attach_front_end_hooks(make_outlets: MakeOutlets) -> None:
     """In a process that may own engine cores."""
     attach(LAUNCH_IN_CLIENT, functools.partial(_launch_protected, make_outlets, lambda addresses: 0))
     attach(WATCH_ENGINES, _watch_engines)
+    attach(START_ENGINES, save_arguments)
     attach_request_hooks()
     if LAUNCH_IN_LAUNCHER.module in sys.modules:  # the command is there before any plugin is loaded
         attach(LAUNCH_IN_LAUNCHER, functools.partial(_launch_protected, make_outlets, _one_for_each_input))
@@ -77,6 +81,7 @@ def attach_request_hooks() -> None:
     """In a process that may serve requests."""
     attach(CLIENT_INIT, _init_client)
     attach(ROUTE, _route)
+    attach_client_hooks()
 
 
 # ---- owning
@@ -97,7 +102,7 @@ def _launch_protected(
     owner = Owner(config, lockstep_groups(vllm_config), count_links(bound.arguments["addresses"]), make_outlets)
     with _closed_on_failure(owner):
         with handed_down(owner.config), original(*bound.args, **bound.kwargs) as launch:
-            owner.own(launch.engine_manager)
+            owner.own(launch)
             yield launch
         owner.start(launch.watched_frontend_processes)
 
@@ -141,11 +146,21 @@ def _init_client(original: Callable[..., None], client: Any, *args: Any, **kwarg
     bound = inspect.signature(original).bind(client, *args, **kwargs)
     if not bound.arguments.get("client_addresses"):
         original(*bound.args, **bound.kwargs)  # it launches its own engine cores
+        _serve_for_owner(client, current_owner())
         return
     config = take_settings(bound.arguments["vllm_config"])
     original(*bound.args, **bound.kwargs)
     if config is not None and config.enable_fault_tolerance:
         _link_to_owner(client, bound.arguments.get("client_index", 0))
+
+
+def _serve_for_owner(client: Any, owner: Owner | None) -> None:
+    """In the process that owns the engine cores and serves for them."""
+    served = served_requests(client)
+    if owner is not None and served is not None:
+        serve_until(lambda: owner.defeat is not None)
+        owner.sentinel.tell(served.follow)
+        owner.serves = True
 
 
 def _link_to_owner(client: Any, link_id: int) -> None:
@@ -155,10 +170,19 @@ def _link_to_owner(client: Any, link_id: int) -> None:
         raise HookNotAttached("the settings of Holdfast were taken by nobody: its hooks did not attach in the launcher")
     link = FrontEndLink(link_id, config, ZmqStation(), client_address(config.runtime_dir))
     weakref.finalize(client, link.close)
-    link.tell(functools.partial(_end_with_instance, weakref.ref(client)))
+    serve_until(lambda: link.view().defeat is not None)
+    link.tell(functools.partial(_follow, weakref.ref(client)))
     link.start(attached())
     link.await_attached(OWNER_TIMEOUT_S)
     _current_link = link
+
+
+def _follow(client: Callable[[], Any], view: InstanceView) -> None:
+    serving = client()
+    served = served_requests(serving) if serving is not None else None
+    if served is not None:
+        served.follow(view)
+    _end_with_instance(client, view)
 
 
 def _end_with_instance(client: Callable[[], Any], view: InstanceView) -> None:
@@ -174,4 +198,6 @@ def _route(original: Callable[..., bytes], client: Any, request: Any) -> bytes:
     control = current_control()
     if control is None:
         return original(client, request)
-    return route_around_paused(functools.partial(original, client), client, request, control.view())
+    served = served_requests(client)
+    is_gone = served.is_gone if served is not None else lambda engine: False
+    return route_around_paused(functools.partial(original, client), client, request, control.view(), is_gone)

@@ -33,6 +33,28 @@ WATCH_ENGINES = wrap(
     (),
     "the API servers hear of an engine core's death before the host ends the others",
 )
+ADD = wrap(_CLIENT, "AsyncMPClient.add_request_async", ("request",), "the journal of open requests begins here")
+ADD_DATA_PARALLEL = wrap(_CLIENT, "DPAsyncMPClient.add_request_async", ("request",), "the same with several engines")
+ABORT = wrap(_CLIENT, "AsyncMPClient.abort_requests_async", ("request_ids",), "what nobody wants is never resumed")
+ABORT_BALANCED = wrap(
+    _CLIENT, "DPLBAsyncMPClient.abort_requests_async", ("request_ids",), "the same with several engines"
+)
+RECEIVE = wrap(_CLIENT, "AsyncMPClient._ensure_output_queue_task", (), "the one place that every output passes")
+VALIDATE_ALIVE = wrap(
+    _CLIENT, "BackgroundResources.validate_alive", ("frames",), "an engine core's last word does not end the client"
+)
+CALL_UTILITY = wrap(
+    _CLIENT, "AsyncMPClient._call_utility_async", ("method",), "a call to a lost engine core ends with an error"
+)
+CALL_EVERY_UTILITY = wrap(
+    _CLIENT, "AsyncMPClient.call_utility_all_async", ("method",), "calls to every engine core leave a lost one out"
+)
+START_ENGINES = wrap(
+    _ENGINES,
+    "CoreEngineProcManager.__init__",
+    ("local_engine_count", "start_index", "local_start_index", "vllm_config", "local_client", "handshake_address"),
+    "an engine core that takes a dead one's place is started with the same arguments",
+)
 SERVE_HTTP = wrap(
     "vllm.entrypoints.launchers.api_server.entry",
     "serve_http",
@@ -44,7 +66,7 @@ SERVE_MANY = wrap(
 )
 SERVE_HEADLESS = wrap(_SERVE, "run_headless", ("args",), "engine cores without an API server are refused, not ignored")
 
-_LAUNCHED = "engine_manager watched_frontend_processes"
+_LAUNCHED = "engine_manager watched_frontend_processes coordinator addresses tensor_queue"
 
 FRONT_END_TOUCHPOINTS: tuple[Touchpoint, ...] = (
     LAUNCH_IN_CLIENT,
@@ -52,21 +74,56 @@ FRONT_END_TOUCHPOINTS: tuple[Touchpoint, ...] = (
     CLIENT_INIT,
     ROUTE,
     WATCH_ENGINES,
+    ADD,
+    ADD_DATA_PARALLEL,
+    ABORT,
+    ABORT_BALANCED,
+    RECEIVE,
+    VALIDATE_ALIVE,
+    CALL_UTILITY,
+    CALL_EVERY_UTILITY,
+    START_ENGINES,
     SERVE_HTTP,
     SERVE_MANY,
     SERVE_HEADLESS,
     *attributes(_ENGINES, "CoreEngineLaunch", _LAUNCHED, "the processes of the instance"),
     *attributes(_ENGINES, "EngineZmqAddresses", "inputs", "how many API servers there are"),
     *attributes(
-        _ENGINES, "CoreEngineProcManager", "processes manager_stopped", "telling an engine core's death from its end"
+        _ENGINES,
+        "CoreEngineProcManager",
+        "processes manager_stopped _finalizer",
+        "telling an engine core's death from its end",
     ),
     call("vllm.v1.utils", "shutdown", ("procs", "timeout"), "ending what was started when the start failed"),
-    *attributes(_CLIENT, "MPClient", "resources core_engines", "the engine cores of a client"),
+    *attributes(
+        _CLIENT,
+        "MPClient",
+        "resources core_engines core_engine engine_ranks_managed input_socket decoder",
+        "the engine cores of a client",
+    ),
+    *attributes(_CLIENT, "AsyncMPClient", "outputs_queue", "failing one request that cannot go on elsewhere"),
+    call(
+        _ENGINES,
+        "wait_for_engine_startup",
+        ("handshake_socket", "core_engines", "parallel_config", "coordinated_dp", "cache_config", "launch"),
+        "the handshake with an engine core that takes another one's place",
+    ),
+    Touchpoint(_ENGINES, "CoreEngine", "class", None, "the handshake with one engine core"),
+    call("vllm.utils.network_utils", "zmq_socket_ctx", ("path", "socket_type"), "the handshake with one engine core"),
+    call("vllm.utils.network_utils", "get_open_zmq_ipc_path", (), "the handshake with one engine core"),
+    call("vllm.utils.system_utils", "get_mp_context", (), "whether a process can be started from a server at work"),
+    call("vllm.sampling_params", "SamplingParams.clone", (), "a request with its history is another one"),
     *attributes(
         _CLIENT, "BackgroundResources", "output_queue_task", "open requests end in an error when the instance does"
     ),
     *attributes(_CLIENT, "DPLBAsyncMPClient", "reqs_in_flight engine_inflight", "where a request was sent"),
-    *attributes("vllm.v1.engine", "EngineCoreRequest", "request_id data_parallel_rank pooling_params", "routing"),
+    *attributes(
+        "vllm.v1.engine",
+        "EngineCoreRequest",
+        "request_id data_parallel_rank pooling_params mm_features prompt_embeds prompt_token_ids resumable "
+        "sampling_params",
+        "routing and resuming",
+    ),
     *attributes(
         "vllm.config.parallel",
         "ParallelConfig",

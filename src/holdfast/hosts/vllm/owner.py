@@ -6,7 +6,7 @@ closed: an instance whose processes did not all report their hooks does not serv
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import logging
 import multiprocessing.connection
 import shutil
@@ -18,14 +18,23 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol, cast
 
 import msgspec
-import psutil
 
 from holdfast.core.config import HoldfastConfig
+from holdfast.core.effects import ReplaceEngine
 from holdfast.core.errors import HookNotAttached
+from holdfast.core.events import EngineView
 from holdfast.core.rendezvous import Rendezvous
+from holdfast.core.states import EngineState
 from holdfast.hosts.vllm.communicators.rendezvous import RendezvousHost
+from holdfast.hosts.vllm.engine_replacement import (
+    Launch,
+    cannot_replace,
+    end_processes,
+    kill_tree,
+    start_engine_core,
+)
 from holdfast.hosts.vllm.front_end_touchpoints import CLIENT_INIT
-from holdfast.hosts.vllm.register import BUSY_LOOP, ENGINE_INIT, WORKER_QUEUES, missing
+from holdfast.hosts.vllm.register import ADD_TO_SCHEDULER, BUSY_LOOP, ENGINE_INIT, MAKE_REQUEST, WORKER_QUEUES, missing
 from holdfast.sentinel import ClientSentinel
 from holdfast.sentinel.addresses import client_address
 from holdfast.sentinel.client import Sink
@@ -37,6 +46,7 @@ ATTACH_TIMEOUT_S = 60.0
 LINK_TIMEOUT_S = 180.0  # an API server is imported anew, on a busy machine beside every engine core
 END_GRACE_S = 10.0
 KNOWN_TIMEOUT_S = 1.0
+LINK_KNOWN_TIMEOUT_S = 10.0  # links report every few seconds what they have seen, if not asked before
 _WATCH_S = 1.0
 
 
@@ -65,7 +75,10 @@ class Owner:
 
     def __init__(self, config: HoldfastConfig, groups: Groups, links: int, make_outlets: MakeOutlets) -> None:
         self.defeat: str | None = None
+        self.serves = False  # whether this process serves requests that can move
         self._links = links
+        self._launch: Launch | None = None
+        self._being_replaced: set[int] = set()
         self._processes: Sequence[Any] = ()
         self._defeated = threading.Event()
         self._ending = threading.Thread(target=self._kill_after_grace, name="EngineCoreEnd", daemon=True)
@@ -88,8 +101,10 @@ class Owner:
 
     # ---- the start
 
-    def own(self, manager: Any) -> None:
+    def own(self, launch: Any) -> None:
         """The engine cores are started, and nobody else may own them."""
+        manager = launch.engine_manager
+        self._launch = Launch.of(launch)
         self._processes = manager.processes
         self._manager = weakref.ref(manager)
         weakref.finalize(manager, self.close)
@@ -108,10 +123,7 @@ class Owner:
 
     def _check_engines(self) -> None:
         for engine in self.sentinel.await_attached(ATTACH_TIMEOUT_S).engines:
-            if absent := missing((ENGINE_INIT, BUSY_LOOP), engine.hooks):
-                raise HookNotAttached(f"engine core {engine.engine_id} did not attach {', '.join(absent)}")
-            if absent := missing((WORKER_QUEUES,), engine.worker_hooks):
-                raise HookNotAttached(f"a worker of engine core {engine.engine_id} did not attach {', '.join(absent)}")
+            _check_hooks(engine)
 
     def _check_links(self, api_servers: Sequence[Any]) -> None:
         deadline = time.monotonic() + LINK_TIMEOUT_S
@@ -143,21 +155,84 @@ class Owner:
 
         Theirs would be the last word otherwise: what they have open they end as if that had been asked for.
         """
-        by_sentinel = {p.sentinel: i for i, p in enumerate(self._processes)}
         while not manager.manager_stopped.is_set():
-            if gone := multiprocessing.connection.wait(list(by_sentinel), _WATCH_S):
-                self._judge_death(manager, by_sentinel[cast(int, gone[0])])
+            watched = [i for i in range(len(self._processes)) if i not in self._being_replaced]
+            by_sentinel = {self._processes[i].sentinel: i for i in watched}
+            gone = multiprocessing.connection.wait(list(by_sentinel), _WATCH_S) if watched else []
+            if not watched:
+                manager.manager_stopped.wait(_WATCH_S)
+            if not all(self._goes_on_without(manager, by_sentinel[cast(int, sentinel)]) for sentinel in gone):
                 return
 
-    def _judge_death(self, manager: Any, engine_id: int) -> None:
+    def _goes_on_without(self, manager: Any, engine_id: int) -> bool:
+        """Judge the death of an engine core: whether the instance goes on."""
         process = self._processes[engine_id]
         process.join(KNOWN_TIMEOUT_S)  # its sentinel says that it ends before the system says how
         if process.exitcode == 0 or manager.manager_stopped.is_set():
-            return  # it was asked to end
+            return False  # it was asked to end
         if self.defeat is None:
-            self.sentinel.engine_lost(engine_id, f"exit code {process.exitcode}")
+            self._being_replaced.add(engine_id)
+            self.sentinel.engine_lost(engine_id, f"exit code {process.exitcode}", self._hopeless())
+            self.sentinel.await_state(engine_id, (EngineState.RESTARTING, EngineState.DEAD), KNOWN_TIMEOUT_S)
+            if self.sentinel.view().defeat is None:
+                return True
         self.sentinel.await_defeat_known(KNOWN_TIMEOUT_S)
         self._defeated.wait(KNOWN_TIMEOUT_S)  # links may know before this process does
+        return False
+
+    def _hopeless(self) -> str:
+        if not self._links and not self.serves:
+            return "nobody could go on with its requests: it was not started to serve them over HTTP"
+        return cannot_replace()
+
+    def replace_engine(self, order: ReplaceEngine) -> None:
+        """Start another engine core, on a thread of its own."""
+        self._being_replaced.add(order.engine_id)
+        name = f"EngineCoreRestart-{order.engine_id}"
+        threading.Thread(target=self._replace, args=(order, time.time()), name=name, daemon=True).start()
+
+    def _replace(self, order: ReplaceEngine, lost_at: float) -> None:
+        engine_id = order.engine_id
+        try:
+            end_processes(order.processes, lost_at)
+            if not self.sentinel.await_known(order.known_at, LINK_KNOWN_TIMEOUT_S):
+                logger.warning("an API server has not heard yet that engine core %d is lost", engine_id)
+            if self._ends_within(order.after_s):
+                return
+            self._start_another(engine_id)
+        except Exception as error:
+            if not self._ends_within(0.0):
+                logger.exception("another engine core %d did not start", engine_id)
+                self._kill(engine_id)
+                why = f"what was to take its place did not start: {' '.join(str(error).split())}"
+                self.sentinel.engine_lost(engine_id, why, self._hopeless())
+
+    def _start_another(self, engine_id: int) -> None:
+        assert self._launch is not None
+        start_engine_core(self._launch, engine_id, self.config, functools.partial(self._put_in_place, engine_id))
+        if not self.sentinel.await_state(engine_id, (EngineState.HEALTHY,), ATTACH_TIMEOUT_S):
+            raise HookNotAttached(f"engine core {engine_id} did not report its hooks within {ATTACH_TIMEOUT_S:g} s")
+        view = self.sentinel.view().engine(engine_id)
+        if view is not None:
+            _check_hooks(view)
+        self._being_replaced.discard(engine_id)
+
+    def _put_in_place(self, engine_id: int, process: Any) -> None:
+        """From now on it ends with the others."""
+        cast(list[Any], self._processes)[engine_id] = process
+        if self._ends_within(0.0):
+            self._kill(engine_id)
+
+    def _kill(self, engine_id: int) -> None:
+        process = self._processes[engine_id]
+        if process.pid is not None and process.is_alive():
+            kill_tree(process.pid)
+            process.join(KNOWN_TIMEOUT_S)
+
+    def _ends_within(self, seconds: float) -> bool:
+        """Whether the instance ends within that time, or has ended."""
+        manager = self._manager()
+        return manager is None or bool(manager.manager_stopped.wait(seconds)) or self.defeat is not None
 
     # ---- FrontEndHost
 
@@ -197,10 +272,9 @@ class Owner:
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
-def kill_tree(pid: int) -> None:
-    """End a process and all that it started, at once."""
-    with contextlib.suppress(psutil.NoSuchProcess):
-        root = psutil.Process(pid)
-        for process in [root, *root.children(recursive=True)]:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
+def _check_hooks(engine: EngineView) -> None:
+    """Raises `HookNotAttached` for an engine core that is not protected."""
+    if absent := missing((ENGINE_INIT, BUSY_LOOP, MAKE_REQUEST, ADD_TO_SCHEDULER), engine.hooks):
+        raise HookNotAttached(f"engine core {engine.engine_id} did not attach {', '.join(absent)}")
+    if absent := missing((WORKER_QUEUES,), engine.worker_hooks):
+        raise HookNotAttached(f"a worker of engine core {engine.engine_id} did not attach {', '.join(absent)}")

@@ -50,6 +50,19 @@ WORKER_QUEUES = _wrap(
     "the last step of a worker's start: the model is loaded, no step has run",
 )
 
+MAKE_REQUEST = _wrap(
+    _CORE,
+    "EngineCore.preprocess_add_request",
+    ("request",),
+    "a request that another engine core began brings its history",
+)
+ADD_TO_SCHEDULER = _wrap(
+    _CORE,
+    "EngineCore.add_request",
+    ("request", "request_wave"),
+    "workers must know such a request before it is scheduled",
+)
+
 TOUCHPOINTS: tuple[Touchpoint, ...] = (
     *CPU_TOUCHPOINTS,
     *COMMUNICATOR_TOUCHPOINTS,
@@ -59,6 +72,8 @@ TOUCHPOINTS: tuple[Touchpoint, ...] = (
     BUSY_LOOP,
     LOCKSTEP_BUSY_LOOP,
     WORKER_QUEUES,
+    MAKE_REQUEST,
+    ADD_TO_SCHEDULER,
     *_attributes(
         _CORE,
         "DPEngineCoreProc",
@@ -66,6 +81,17 @@ TOUCHPOINTS: tuple[Touchpoint, ...] = (
         "engine cores in lockstep go on at one step of one wave",
     ),
     _call(_CORE, "DPEngineCoreProc._has_global_unfinished_reqs", ("local_unfinished",), "injection before agreeing"),
+    _call(_EXECUTOR, "MultiprocExecutor.collective_rpc", ("method", "timeout", "args"), "telling workers of a request"),
+    _call(_REQUEST, "Request.append_output_token_ids", ("token_ids",), "resuming"),
+    _call(_REQUEST, "Request.take_prefill_stats", (), "resuming"),
+    _call(
+        "vllm.v1.structured_output",
+        "StructuredOutputManager.accept_tokens",
+        ("request", "new_token_ids"),
+        "the grammar of a resumed request stands where its history ends",
+    ),
+    *_attributes("vllm.v1.structured_output.request", "StructuredOutputRequest", "_grammar", "resuming"),
+    *_attributes(_CORE, "EngineCore", "structured_output_manager", "resuming"),
     *_attributes(_CORE, "EngineCoreProc", "input_queue", "interrupting a busy loop that idles"),
     *_attributes("vllm.v1.engine", "EngineCoreRequestType", "EXECUTOR_FAILED", "interrupting a busy loop that idles"),
     Touchpoint(_EXECUTOR, "MultiprocExecutor", "class", None, "its subclass drains stale replies"),

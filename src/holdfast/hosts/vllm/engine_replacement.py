@@ -1,0 +1,135 @@
+"""Another process in the place of an engine core that is gone: started as the host started the first one.
+
+The host's own manager starts it and the host's own handshake waits for it, with the arguments of the first
+launch as they were before anything changed them. Knows nothing of requests.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import inspect
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+
+from holdfast.core.config import HoldfastConfig
+from holdfast.hosts.vllm.settings import handed_down, inherited_settings
+
+logger = logging.getLogger("holdfast")
+
+LINGER_S = 5.0  # what a dead engine core started follows it by itself, or is killed then
+
+_spawning = threading.Lock()  # the settings travel in the environment, which is one for all
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What the host started engine cores with."""
+
+    arguments: dict[str, Any]
+    coordinator: Any
+    addresses: Any
+    tensor_queue: Any
+
+    @classmethod
+    def of(cls, launch: Any) -> Launch:
+        saved = launch.engine_manager.holdfast_arguments
+        return cls(saved, launch.coordinator, launch.addresses, launch.tensor_queue)
+
+
+def save_arguments(original: Callable[..., None], manager: Any, *args: Any, **kwargs: Any) -> None:
+    """Around the manager's `__init__`: a protected instance may have to start an engine core once more."""
+    if inherited_settings() is not None:
+        bound = inspect.signature(original).bind(manager, *args, **kwargs)
+        arguments = dict(list(bound.arguments.items())[1:])
+        manager.holdfast_arguments = {**arguments, "vllm_config": copy.deepcopy(arguments["vllm_config"])}
+    original(manager, *args, **kwargs)
+
+
+def cannot_replace() -> str:
+    """Why no engine core could be started from this process any more; empty where one can."""
+    from vllm.utils.system_utils import get_mp_context
+
+    method = get_mp_context().get_start_method()
+    return "" if method == "spawn" else f"processes are started by {method} here, which a server at work cannot do"
+
+
+def start_engine_core(launch: Launch, index: int, config: HoldfastConfig, on_started: Callable[[Any], None]) -> None:
+    """Start the engine core with this index and wait until it is ready. `on_started` is given its process at once.
+
+    Raises: anything, when it does not become ready within the engine start timeout; it may still be running then.
+    """
+    import zmq
+    from vllm.utils.network_utils import get_open_zmq_ipc_path, zmq_socket_ctx
+    from vllm.v1.engine.utils import CoreEngine, CoreEngineLaunch, CoreEngineProcManager, wait_for_engine_startup
+
+    arguments = {**launch.arguments, "vllm_config": copy.deepcopy(launch.arguments["vllm_config"])}
+    first, first_local = arguments["start_index"], arguments["local_start_index"]
+    address = get_open_zmq_ipc_path()
+    arguments |= {
+        "local_engine_count": 1,
+        "start_index": first + index,
+        "local_start_index": first_local + index,
+        "handshake_address": address,
+    }
+    parallel = copy.copy(arguments["vllm_config"].parallel_config)
+    parallel.data_parallel_size_local = 1
+    with zmq_socket_ctx(address, zmq.ROUTER, bind=True) as handshake:
+        with _spawning, handed_down(config):
+            manager = CoreEngineProcManager(**arguments)
+        manager._finalizer.detach()  # its process belongs to the first manager from now on
+        on_started(manager.processes[0])
+        one = CoreEngineLaunch(manager, launch.coordinator, launch.addresses, launch.tensor_queue)
+        cache = copy.deepcopy(launch.arguments["vllm_config"].cache_config)
+        with _killed_after(manager.processes[0].pid, config.engine_start_timeout_s):
+            wait_for_engine_startup(
+                handshake, [CoreEngine(index=first + index, local=True)], parallel, False, cache, one
+            )
+
+
+@contextlib.contextmanager
+def _killed_after(pid: int, timeout_s: float) -> Iterator[None]:
+    timer = threading.Timer(timeout_s, kill_tree, [pid])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def end_processes(pids: Iterable[int], lost_at: float) -> None:
+    """Wait until the workers of a dead engine core have followed it; kill what does not. `lost_at` is wall-clock."""
+    deadline = time.monotonic() + LINGER_S
+    while (left := [p for p in map(_same_session, pids) if p is not None and p.create_time() < lost_at]) and (
+        time.monotonic() < deadline
+    ):
+        time.sleep(0.05)
+    for process in left:
+        logger.warning("process %d did not follow its engine core within %g s; killing it", process.pid, LINGER_S)
+        kill_tree(process.pid)
+
+
+def _same_session(pid: int) -> psutil.Process | None:
+    """The process with this id, if it is alive and can be one of ours: ids are used again."""
+    with contextlib.suppress(psutil.Error, OSError):
+        process = psutil.Process(pid)
+        if os.getsid(pid) == os.getsid(0) and process.status() != psutil.STATUS_ZOMBIE:
+            return process
+    return None
+
+
+def kill_tree(pid: int) -> None:
+    """End a process and all that it started, at once."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        root = psutil.Process(pid)
+        for process in [root, *root.children(recursive=True)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()

@@ -1,0 +1,233 @@
+"""The open requests of a process that serves: where each of them is computed, and how it moves when that is gone.
+
+On the event loop of the host's client, but for `follow`. A request that no engine can take waits here and goes on
+when one can. What a lost engine core still says about a request that has left it is dropped: exactly once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import weakref
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import zmq
+
+from holdfast.core.errors import PeerSilent
+from holdfast.core.events import InstanceView
+from holdfast.core.open_requests import OpenRequests
+from holdfast.core.states import EngineState
+from holdfast.hosts.vllm.resuming import resumption, strip_history, unmovable
+
+logger = logging.getLogger("holdfast")
+
+Add = Callable[[Any, Any], Awaitable[None]]
+
+
+class EngineGone(PeerSilent):
+    """A call to an engine core whose process is gone."""
+
+
+class ServedRequests:
+    """One for each client of the host's."""
+
+    def __init__(self, client: Any) -> None:
+        self.open: OpenRequests[Any] = OpenRequests()
+        self._client = weakref.ref(client)
+        self._add: Add | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._restarts: Counter[int] = Counter()  # how many losses of each engine were followed
+        self._gone: dict[bytes, bool] = {}  # the engines that are lost: whether the next one said that it is ready
+        self._losses: dict[bytes, asyncio.Future[None]] = {}
+        self._held: dict[str, bool] = {}  # requests that are with no engine, oldest first: whether they were with one
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._view: InstanceView | None = None
+        # Before a lost engine core's successor connects under the same identity.
+        client.input_socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
+
+    # ---- what the client does
+
+    async def add(self, original: Add, client: Any, request: Any) -> None:
+        self._add = original
+        strip_history(request)
+        self.open.open(request.request_id, request, unmovable(request))
+        if not self._has_taker(client, request):
+            self._held[request.request_id] = False
+            return
+        try:
+            await original(client, request)
+        except BaseException:
+            self._forget([request.request_id])
+            raise
+
+    async def abort(self, original: Callable[..., Awaitable[None]], client: Any, request_ids: Sequence[str]) -> None:
+        self._forget(request_ids)
+        await original(client, request_ids)
+
+    def _forget(self, request_ids: Sequence[str]) -> None:
+        for request_id in request_ids:
+            self.open.close(request_id)
+            self._held.pop(request_id, None)
+
+    def is_gone(self, engine: bytes) -> bool:
+        return engine in self._gone
+
+    def _has_taker(self, client: Any, request: Any) -> bool:
+        if not self._gone:
+            return True
+        if not hasattr(client, "reqs_in_flight"):
+            return client.core_engine not in self._gone
+        if request.data_parallel_rank is not None:
+            return client.core_engines[request.data_parallel_rank] not in self._gone
+        return any(engine not in self._gone for engine in client.core_engines)
+
+    async def call_utility(self, call: Callable[[], Awaitable[Any]], engine: bytes) -> Any:
+        """A call to one engine core, which ends when that is lost. Raises `EngineGone`."""
+        loss = self._loss_of(engine)
+        answer = asyncio.ensure_future(call())
+        try:
+            await asyncio.wait({answer, loss}, return_when=asyncio.FIRST_COMPLETED)
+            if answer.done():
+                return answer.result()
+            raise EngineGone(f"engine core {int.from_bytes(engine, 'little')} is gone, and does not answer")
+        finally:
+            answer.cancel()
+
+    def _loss_of(self, engine: bytes) -> asyncio.Future[None]:
+        if engine not in self._losses:
+            self._losses[engine] = asyncio.get_running_loop().create_future()
+            if engine in self._gone:
+                self._losses[engine].set_result(None)
+        return self._losses[engine]
+
+    # ---- what the engine cores say
+
+    def take(self, outputs: Any) -> Any:
+        """Outputs of one engine core, without those of requests that have left it; they count as delivered."""
+        client = self._client()
+        if client is None or not (outputs.outputs or outputs.finished_requests):
+            return outputs
+        engine = client.core_engines[outputs.engine_index - client.engine_ranks_managed[0]]
+        if self._has_moved:
+            outputs.outputs = [o for o in outputs.outputs if self._is_with(client, o.request_id, engine)]
+            if outputs.finished_requests:
+                outputs.finished_requests = {i for i in outputs.finished_requests if self._is_with(client, i, engine)}
+        for output in outputs.outputs:
+            self.open.deliver(output.request_id, output.new_token_ids)
+            if output.finish_reason is not None:
+                self.open.close(output.request_id)
+        return outputs
+
+    @property
+    def _has_moved(self) -> bool:
+        return bool(self._restarts)
+
+    def _is_with(self, client: Any, request_id: str, engine: bytes) -> bool:
+        """Whether an engine is the one that computes a request; of one that is not open nobody cares."""
+        return request_id not in self.open or self._engine_of(client, request_id) == engine
+
+    def _engine_of(self, client: Any, request_id: str) -> bytes | None:
+        if request_id in self._held:
+            return None
+        engine: bytes | None = (
+            client.reqs_in_flight.get(request_id) if hasattr(client, "reqs_in_flight") else client.core_engine
+        )
+        return engine
+
+    # ---- what the owner says
+
+    def bind(self, loop: asyncio.AbstractEventLoop) -> None:
+        """The loop on which the client lives."""
+        self._loop = loop
+        if self._view is not None:
+            loop.call_soon(self._follow)
+
+    def follow(self, view: InstanceView) -> None:
+        """A later view of the instance. Any thread; does not wait."""
+        self._view = view
+        if self._loop is not None and not self._loop.is_closed() and self._is_news(view):
+            self._loop.call_soon_threadsafe(self._follow)
+
+    def _is_news(self, view: InstanceView) -> bool:
+        return bool(self._gone) or any(e.restarts > self._restarts[e.engine_id] for e in view.engines)
+
+    def _follow(self) -> None:
+        client, view = self._client(), self._view
+        if client is None or view is None or view.defeat is not None:
+            return
+        for engine in view.engines:
+            identity = client.core_engines[engine.engine_id]
+            if engine.restarts > self._restarts[engine.engine_id]:
+                self._restarts[engine.engine_id] = engine.restarts
+                self._lose(client, identity)
+            if engine.state is EngineState.HEALTHY and self._gone.get(identity):
+                del self._gone[identity]
+                self._losses.pop(identity, None)
+                logger.info("engine core %d takes requests of this process again", engine.engine_id)
+        if self._held:
+            self._start(self._resume())
+
+    def _lose(self, client: Any, engine: bytes) -> None:
+        """Nothing more is sent there; what was open there waits, for a moment or for its successor."""
+        is_first = not self._gone
+        self._gone[engine] = False
+        self._loss_of(engine)
+        if not self._losses[engine].done():
+            self._losses[engine].set_result(None)
+        leaving = [i for i in self.open if self._engine_of(client, i) == engine]
+        self._held.update(dict.fromkeys(leaving, True))
+        if hasattr(client, "reqs_in_flight"):
+            for request_id in [i for i, at in client.reqs_in_flight.items() if at == engine]:
+                del client.reqs_in_flight[request_id]
+            client.engine_inflight[engine] = 0
+        logger.warning("engine core %d is lost: %d requests leave it", int.from_bytes(engine, "little"), len(leaving))
+        if is_first:
+            self._start(self._hear_ready(client.input_socket))
+
+    async def _hear_ready(self, socket: Any) -> None:
+        """A successor says that it is ready where requests are sent to it; nothing may be sent to it before."""
+        while not all(self._gone.values()):
+            identity, *_ = await socket.recv_multipart()
+            if identity in self._gone:
+                self._gone[identity] = True
+                self._follow()
+
+    async def _resume(self) -> None:
+        """Send what waits to whoever can take it, oldest first."""
+        client = self._client()
+        if client is None or self._add is None:
+            return
+        for request_id in list(self._held):
+            entry = self.open.get(request_id)
+            if request_id not in self._held or entry is None:
+                continue  # aborted meanwhile
+            began = self._held[request_id]
+            if began and entry.unmovable:
+                self._fail(client, request_id, entry.unmovable)
+                continue
+            request = resumption(entry.request, entry.delivered) if began else entry.request
+            if self._has_taker(client, request):
+                del self._held[request_id]
+                await self._add(client, request)
+
+    def _fail(self, client: Any, request_id: str, why: str) -> None:
+        """It ends alone, with an error."""
+        from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
+
+        logger.error("request %s was lost with its engine core and cannot go on: %s", request_id, why)
+        self._forget([request_id])
+        lost = EngineCoreOutput(request_id, [], finish_reason=FinishReason.ERROR)
+        client.outputs_queue.put_nowait(EngineCoreOutputs(outputs=[lost]))
+
+    def _start(self, work: Any) -> None:
+        assert self._loop is not None
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("moving requests failed", exc_info=error)

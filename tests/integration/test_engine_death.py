@@ -1,0 +1,160 @@
+"""A killed engine core loses no request: its streams go on with a sibling, or on the process that takes its place."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+
+import httpx
+import psutil
+import pytest
+
+from holdfast.bench.topologies import DP2, ONE
+from holdfast.chaos.checker import compare_runs, gaps_touching_s, spread_of
+from holdfast.chaos.history import History
+from holdfast.chaos.server import Server
+from holdfast.chaos.streams import MODEL_NAME, Load, StreamSpec
+from integration.conftest import Servers, left_behind, run
+from integration.loads import every_feature, fresh_salt
+from integration.test_endings import wait_ended
+
+pytestmark = [pytest.mark.host, pytest.mark.server]
+
+TOKENS = 500  # enough that the kill comes in their middle, also where the client lags behind
+RESTART_S = 180.0
+
+
+@pytest.fixture(scope="module")
+def pair(servers: Servers) -> Iterator[Server]:
+    """Two dense engines behind two API servers, the default."""
+    with servers.of(DP2, arguments=("--max-engine-restarts", "1000")) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def alone(servers: Servers) -> Iterator[Server]:
+    with servers.of(ONE, arguments=("--max-engine-restarts", "1000")) as started:
+        yield started
+
+
+def spread(specs: list[StreamSpec], engines: int) -> list[StreamSpec]:
+    """Each engine gets its share, always the same."""
+    if engines == 1:
+        return specs
+    return [replace(spec, data_parallel_rank=number % engines) for number, spec in enumerate(specs)]
+
+
+def load(server: Server, engines: int) -> Load:
+    return Load(server.url, spread(every_feature(fresh_salt(), TOKENS), engines))
+
+
+async def engines_of(server: Server) -> list[dict]:  # type: ignore[type-arg]
+    async with httpx.AsyncClient(base_url=server.url, timeout=30, trust_env=False) as client:
+        return list((await client.get("/fault_tolerance/status")).json()["engines"])
+
+
+async def wait_healthy(server: Server) -> None:
+    async with asyncio.timeout(RESTART_S):
+        while any(e["state"] != "healthy" for e in await engines_of(server)):
+            await asyncio.sleep(0.2)
+
+
+async def kill_in_mid_stream(server: Server, running: Load, engine_id: int, tokens: int = 20) -> float:
+    """Kill an engine core as soon as streams of it have some tokens; when that was."""
+    pid = (await engines_of(server))[engine_id]["pid"]
+    victims = [h for h in running.histories if h.engine_id in (None, engine_id)]
+    async with asyncio.timeout(60):
+        while sum(len(h.token_ids) >= tokens for h in victims) < 2:
+            await asyncio.sleep(0.005)
+    os.kill(pid, signal.SIGKILL)
+    return time.monotonic()
+
+
+async def killed_run(server: Server, engines: int, engine_id: int) -> tuple[list[History], float]:
+    running = load(server, engines)
+    streams = asyncio.create_task(running.run())
+    killed_at = await kill_in_mid_stream(server, running, engine_id)
+    return await streams, killed_at
+
+
+def interruptions(histories: list[History], killed_at: float) -> list[float]:
+    """How long each stream waited around the kill; none for one that had ended."""
+    return [max(gaps, default=0.0) for h in histories if (gaps := gaps_touching_s(h, killed_at, killed_at))]
+
+
+def neighbours(histories: list[History], engine_id: int, killed_at: float) -> list[float]:
+    return interruptions([h for h in histories if h.engine_id != engine_id], killed_at)
+
+
+@pytest.mark.parametrize("engine_id", [0, 1])
+def test_streams_go_on_with_a_sibling_at_once_token_for_token(pair: Server, engine_id: int) -> None:
+    async def scenario() -> None:
+        reference = await load(pair, 2).run()
+        observed, killed_at = await killed_run(pair, 2, engine_id)
+        verdict = compare_runs(reference, observed)
+        assert verdict.exact, verdict.reasons
+        waits = interruptions([h for h in observed if h.engine_id == engine_id], killed_at)
+        assert len(waits) >= 3, "the kill came too late to interrupt anything"
+        assert spread_of(waits).median < 1.0  # 0.3 s where nothing else runs
+        print(f"interrupted: {waits}; neighbours: {neighbours(observed, engine_id, killed_at)}")
+        await wait_healthy(pair)
+        verdict = compare_runs(reference, await load(pair, 2).run())  # pinned: the newcomer computes its share
+        assert verdict.exact, verdict.reasons
+
+    run(scenario())
+
+
+def test_a_stream_that_was_cancelled_is_not_resumed(pair: Server) -> None:
+    async def scenario() -> None:
+        running = load(pair, 2)
+        streams = asyncio.create_task(running.run())
+        await kill_in_mid_stream(pair, running, 0)
+        streams.cancel()
+        await asyncio.sleep(2.0)
+        async with httpx.AsyncClient(base_url=pair.url, timeout=30, trust_env=False) as client:
+            metrics = (await client.get("/metrics")).text
+        lines = [line for line in metrics.splitlines() if line.startswith("vllm:num_requests_running{")]
+        assert lines
+        assert sum(float(line.rsplit(" ", 1)[1]) for line in lines if 'engine="1"' in line) == 0
+        await wait_healthy(pair)
+
+    run(scenario())
+
+
+def test_without_a_sibling_streams_wait_for_the_process_that_takes_its_place(alone: Server) -> None:
+    async def scenario() -> None:
+        reference = await load(alone, 1).run()
+        running = load(alone, 1)
+        streams = asyncio.create_task(running.run())
+        await kill_in_mid_stream(alone, running, 0)
+        async with httpx.AsyncClient(base_url=alone.url, timeout=RESTART_S, trust_env=False) as client:
+            await asyncio.sleep(0.5)
+            assert (await client.get("/health")).status_code == 200
+            assert (await client.get("/fault_tolerance/ready")).status_code == 503
+            arrives = await client.post("/v1/completions", json={"model": MODEL_NAME, "prompt": "The", "max_tokens": 5})
+            assert arrives.status_code == 200  # it waited, as the others do
+        verdict = compare_runs(reference, await streams)
+        assert verdict.exact, verdict.reasons
+
+    run(scenario())
+
+
+def test_sigterm_while_an_engine_core_is_being_replaced_ends_orderly(alone: Server) -> None:
+    """The last of this server: nothing is restarted, nothing is left."""
+
+    async def hurt() -> None:
+        await wait_healthy(alone)
+        os.kill((await engines_of(alone))[0]["pid"], signal.SIGKILL)
+        before = set(psutil.Process(alone.pid).children())
+        async with asyncio.timeout(20):
+            while not set(psutil.Process(alone.pid).children()) - before:
+                await asyncio.sleep(0.05)  # the newcomer is not there yet
+
+    run(hurt())
+    os.kill(alone.pid, signal.SIGTERM)
+    assert wait_ended(alone, 30) == 0
+    assert left_behind(alone) == []
