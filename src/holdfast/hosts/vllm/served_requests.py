@@ -43,6 +43,7 @@ class ServedRequests:
         self._losses: dict[bytes, asyncio.Future[None]] = {}
         self._held: dict[str, bool] = {}  # requests that are with no engine, oldest first: whether they were with one
         self._tasks: set[asyncio.Task[None]] = set()
+        self._is_listening = False  # whether somebody hears what successors say; one at a time may read
         self._view: InstanceView | None = None
         # Before a lost engine core's successor connects under the same identity.
         client.input_socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
@@ -171,7 +172,6 @@ class ServedRequests:
 
     def _lose(self, client: Any, engine: bytes) -> None:
         """Nothing more is sent there; what was open there waits, for a moment or for its successor."""
-        is_first = not self._gone
         self._gone[engine] = False
         self._loss_of(engine)
         if not self._losses[engine].done():
@@ -183,16 +183,20 @@ class ServedRequests:
                 del client.reqs_in_flight[request_id]
             client.engine_inflight[engine] = 0
         logger.warning("engine core %d is lost: %d requests leave it", int.from_bytes(engine, "little"), len(leaving))
-        if is_first:
+        if not self._is_listening:
+            self._is_listening = True
             self._start(self._hear_ready(client.input_socket))
 
     async def _hear_ready(self, socket: Any) -> None:
         """A successor says that it is ready where requests are sent to it; nothing may be sent to it before."""
-        while not all(self._gone.values()):
-            identity, *_ = await socket.recv_multipart()
-            if identity in self._gone:
-                self._gone[identity] = True
-                self._follow()
+        try:
+            while not all(self._gone.values()):
+                identity, *_ = await socket.recv_multipart()
+                if identity in self._gone:
+                    self._gone[identity] = True
+                    self._follow()
+        finally:
+            self._is_listening = False
 
     async def _resume(self) -> None:
         """Send what waits to whoever can take it, oldest first."""
@@ -210,7 +214,13 @@ class ServedRequests:
             request = resumption(entry.request, entry.delivered) if began else entry.request
             if self._has_taker(client, request):
                 del self._held[request_id]
-                await self._add(client, request)
+                await self._add_again(self._add, client, request)
+
+    async def _add_again(self, add: Add, client: Any, request: Any) -> None:
+        try:
+            await add(client, request)
+        except Exception as error:  # else its client would wait for ever, and those behind it
+            self._fail(client, request.request_id, f"it could not be sent: {error}")
 
     def _fail(self, client: Any, request_id: str, why: str) -> None:
         """It ends alone, with an error."""

@@ -1,0 +1,119 @@
+"""The open requests of a serving process when engine cores are lost in awkward moments."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+pytest.importorskip("vllm")
+
+from holdfast.core.events import EngineView, InstanceView
+from holdfast.core.states import EngineState
+from holdfast.hosts.vllm.served_requests import ServedRequests
+
+ENGINES = [b"\x00\x00", b"\x01\x00"]
+
+
+class Socket:
+    """Where successors say that they are ready."""
+
+    def __init__(self) -> None:
+        self.said: asyncio.Queue[list[bytes]] = asyncio.Queue()
+
+    def setsockopt(self, option: int, value: int) -> None:
+        pass
+
+    async def recv_multipart(self) -> list[bytes]:
+        return await self.said.get()
+
+
+class Client:
+    """As much of the host's client as is asked for."""
+
+    def __init__(self) -> None:
+        self.input_socket = Socket()
+        self.core_engines = ENGINES
+        self.reqs_in_flight: dict[str, bytes] = {}
+        self.engine_inflight: dict[bytes, int] = {}
+        self.outputs_queue: asyncio.Queue[Any] = asyncio.Queue()
+
+
+def view(*engines: tuple[EngineState, int]) -> InstanceView:
+    views = (EngineView(engine_id=i, state=s, epoch=0, restarts=r) for i, (s, r) in enumerate(engines))
+    return InstanceView(engines=tuple(views), fault_policy="auto")
+
+
+def request(request_id: str, rank: int | None = None) -> Any:
+    return SimpleNamespace(
+        request_id=request_id,
+        sampling_params=None,
+        mm_features=None,
+        prompt_embeds=None,
+        prompt_token_ids=[1],
+        resumable=False,
+        data_parallel_rank=rank,
+    )
+
+
+async def settle() -> None:
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+UP, DOWN = EngineState.HEALTHY, EngineState.RESTARTING
+
+
+async def both_lost_one_after_another() -> tuple[Client, ServedRequests]:
+    """The first one's successor is ready, but does not serve yet, when the second one is lost."""
+    client = Client()
+    served = ServedRequests(client)
+    served.bind(asyncio.get_running_loop())
+    served.follow(view((DOWN, 1), (UP, 0)))
+    await settle()
+    client.input_socket.said.put_nowait([ENGINES[0], b""])
+    await settle()
+    served.follow(view((DOWN, 1), (DOWN, 1)))
+    await settle()
+    return client, served
+
+
+def test_a_loss_while_another_successor_is_about_to_serve_is_followed_to_its_end() -> None:
+    async def scenario() -> None:
+        client, served = await both_lost_one_after_another()
+        client.input_socket.said.put_nowait([ENGINES[1], b""])
+        await settle()
+        served.follow(view((UP, 1), (UP, 1)))
+        await settle()
+        assert not any(map(served.is_gone, ENGINES))
+
+    asyncio.run(scenario())
+
+
+def test_a_request_that_cannot_be_sent_again_ends_alone() -> None:
+    async def scenario() -> None:
+        sent: list[str] = []
+
+        async def add(client: Any, request: Any) -> None:
+            if client.is_hurt and request.request_id == "bad":
+                raise ValueError("hurt")
+            client.reqs_in_flight[request.request_id] = ENGINES[int(client.is_hurt)]
+            sent.append(request.request_id)
+
+        client = Client()
+        client.is_hurt = False  # type: ignore[attr-defined]
+        served = ServedRequests(client)
+        served.bind(asyncio.get_running_loop())
+        for name in ("bad", "good"):
+            await served.add(add, client, request(name))
+        client.is_hurt = True  # type: ignore[attr-defined]
+        served.follow(view((DOWN, 1), (UP, 0)))
+        await settle()
+        assert sent == ["bad", "good", "good"]
+        failed = client.outputs_queue.get_nowait()
+        assert [o.request_id for o in failed.outputs] == ["bad"]
+        assert list(served.open) == ["good"]
+
+    asyncio.run(scenario())
