@@ -20,7 +20,7 @@ from integration.conftest import V1_ASYNC, V1_SYNC, Kind, Servers, in_matrix, le
 pytestmark = [pytest.mark.host, pytest.mark.server]
 
 EXIT_DEFEATED = 70
-NO_RESTARTS = ("--max-worker-restarts", "0")
+NO_RESTARTS = ("--max-worker-restarts", "0", "--max-engine-restarts", "0")
 BODY = {"model": MODEL_NAME, "prompt": "The keeper", "max_tokens": 30}
 
 
@@ -106,8 +106,10 @@ def test_a_killed_worker_that_may_not_be_replaced_ends_the_instance_and_not_with
         assert "a worker process is gone" in last_line(server)
 
 
-def test_a_killed_engine_core_ends_the_instance_and_not_with_success(servers: Servers) -> None:
-    with servers.start() as server:
+def test_a_killed_engine_core_that_may_not_be_replaced_ends_the_instance_and_not_with_success(
+    servers: Servers,
+) -> None:
+    with servers.start(*NO_RESTARTS) as server:
         os.kill(_child(server, "EngineCore"), signal.SIGKILL)
         assert wait_ended(server, 40) == EXIT_DEFEATED
         assert "engine core 0 is gone" in last_line(server)
