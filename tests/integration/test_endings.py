@@ -106,10 +106,8 @@ def test_a_killed_worker_that_may_not_be_replaced_ends_the_instance_and_not_with
         assert "a worker process is gone" in last_line(server)
 
 
-def test_a_killed_engine_core_that_may_not_be_replaced_ends_the_instance_and_not_with_success(
-    servers: Servers,
-) -> None:
-    with servers.start(*NO_RESTARTS) as server:
+def test_a_killed_engine_core_that_is_not_replaced_ends_the_instance_and_not_with_success(servers: Servers) -> None:
+    with servers.start("--max-engine-restarts", "0") as server:
         os.kill(_child(server, "EngineCore"), signal.SIGKILL)
         assert wait_ended(server, 40) == EXIT_DEFEATED
         assert "engine core 0 is gone" in last_line(server)

@@ -85,6 +85,8 @@ def start_engine_core(launch: Launch, index: int, config: HoldfastConfig, on_sta
         with _spawning, handed_down(config):
             manager = CoreEngineProcManager(**arguments)
         manager._finalizer.detach()  # its process belongs to the first manager from now on
+        # Looking at an exit code takes it out of the process table, where the host's own shutdown fails without it.
+        manager.finished_procs = lambda: {"the one that takes its place": "ended"}
         on_started(manager.processes[0])
         one = CoreEngineLaunch(manager, launch.coordinator, launch.addresses, launch.tensor_queue)
         cache = copy.deepcopy(launch.arguments["vllm_config"].cache_config)

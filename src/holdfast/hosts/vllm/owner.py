@@ -166,6 +166,8 @@ class Owner:
 
     def _goes_on_without(self, manager: Any, engine_id: int) -> bool:
         """Judge the death of an engine core: whether the instance goes on."""
+        if manager.manager_stopped.is_set():
+            return False  # and its exit code is for the host to look at
         process = self._processes[engine_id]
         process.join(KNOWN_TIMEOUT_S)  # its sentinel says that it ends before the system says how
         if process.exitcode == 0 or manager.manager_stopped.is_set():
@@ -224,10 +226,9 @@ class Owner:
             self._kill(engine_id)
 
     def _kill(self, engine_id: int) -> None:
-        process = self._processes[engine_id]
-        if process.pid is not None and process.is_alive():
-            kill_tree(process.pid)
-            process.join(KNOWN_TIMEOUT_S)
+        pid = self._processes[engine_id].pid
+        if pid is not None:
+            kill_tree(pid)
 
     def _ends_within(self, seconds: float) -> bool:
         """Whether the instance ends within that time, or has ended."""

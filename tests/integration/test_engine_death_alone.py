@@ -1,0 +1,63 @@
+"""One engine core alone is killed: its streams wait for the process that takes its place, and go on there."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Iterator
+
+import httpx
+import psutil
+import pytest
+
+from holdfast.bench.topologies import ONE
+from holdfast.chaos.checker import compare_runs
+from holdfast.chaos.server import Server
+from holdfast.chaos.streams import MODEL_NAME
+from integration.conftest import Servers, left_behind, run
+from integration.test_endings import wait_ended
+from integration.test_engine_death import RESTART_S, engines_of, kill_in_mid_stream, load, wait_healthy
+
+pytestmark = [pytest.mark.host, pytest.mark.server]
+
+
+@pytest.fixture(scope="module")
+def alone(servers: Servers) -> Iterator[Server]:
+    with servers.of(ONE, arguments=("--max-engine-restarts", "1000")) as started:
+        yield started
+
+
+def test_without_a_sibling_streams_wait_for_the_process_that_takes_its_place(alone: Server) -> None:
+    async def scenario() -> None:
+        reference = await load(alone, 1).run()
+        running = load(alone, 1)
+        streams = asyncio.create_task(running.run())
+        await kill_in_mid_stream(alone, running, 0)
+        async with httpx.AsyncClient(base_url=alone.url, timeout=RESTART_S, trust_env=False) as client:
+            await asyncio.sleep(0.5)
+            assert (await client.get("/health")).status_code == 200
+            assert (await client.get("/fault_tolerance/ready")).status_code == 503
+            arrives = await client.post("/v1/completions", json={"model": MODEL_NAME, "prompt": "The", "max_tokens": 5})
+            assert arrives.status_code == 200  # it waited, as the others do
+        verdict = compare_runs(reference, await streams)
+        assert verdict.exact, verdict.reasons
+
+    run(scenario())
+
+
+def test_sigterm_while_an_engine_core_is_being_replaced_ends_orderly(alone: Server) -> None:
+    """The last of this server: nothing is restarted, nothing is left."""
+
+    async def hurt() -> None:
+        await wait_healthy(alone)
+        os.kill((await engines_of(alone))[0]["pid"], signal.SIGKILL)
+        before = set(psutil.Process(alone.pid).children())
+        async with asyncio.timeout(20):
+            while not set(psutil.Process(alone.pid).children()) - before:
+                await asyncio.sleep(0.05)  # the newcomer is not there yet
+
+    run(hurt())
+    os.kill(alone.pid, signal.SIGTERM)
+    assert wait_ended(alone, 30) == 0
+    assert left_behind(alone) == []
