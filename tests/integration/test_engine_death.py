@@ -66,8 +66,7 @@ async def kill_in_mid_stream(server: Server, running: Load, engine_id: int, toke
     return time.monotonic()
 
 
-async def killed_run(server: Server, engines: int, engine_id: int) -> tuple[list[History], float]:
-    running = load(server, engines)
+async def killed_run(server: Server, running: Load, engine_id: int) -> tuple[list[History], float]:
     streams = asyncio.create_task(running.run())
     killed_at = await kill_in_mid_stream(server, running, engine_id)
     return await streams, killed_at
@@ -78,21 +77,18 @@ def interruptions(histories: list[History], killed_at: float) -> list[float]:
     return [max(gaps, default=0.0) for h in histories if (gaps := gaps_touching_s(h, killed_at, killed_at))]
 
 
-def neighbours(histories: list[History], engine_id: int, killed_at: float) -> list[float]:
-    return interruptions([h for h in histories if h.engine_id != engine_id], killed_at)
-
-
 @pytest.mark.parametrize("engine_id", [0, 1])
 def test_streams_go_on_with_a_sibling_at_once_token_for_token(pair: Server, engine_id: int) -> None:
     async def scenario() -> None:
         reference = await load(pair, 2).run()
-        observed, killed_at = await killed_run(pair, 2, engine_id)
+        running = load(pair, 2)
+        observed, killed_at = await killed_run(pair, running, engine_id)
         verdict = compare_runs(reference, observed)
         assert verdict.exact, verdict.reasons
         waits = interruptions([h for h in observed if h.engine_id == engine_id], killed_at)
         assert len(waits) >= 3, "the kill came too late to interrupt anything"
-        assert spread_of(waits).median < 1.0  # 0.3 s where nothing else runs
-        print(f"interrupted: {waits}; neighbours: {neighbours(observed, engine_id, killed_at)}")
+        lag_s = running.longest_lag_s(killed_at, killed_at + 1.0)  # the client's own, on a busy machine
+        assert spread_of(waits).median < 1.0 + lag_s, (waits, lag_s)  # 0.1 s where nothing else runs
         await wait_healthy(pair)
         verdict = compare_runs(reference, await load(pair, 2).run())  # pinned: the newcomer computes its share
         assert verdict.exact, verdict.reasons
