@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -76,9 +77,8 @@ class Bench:
         """Process of every rank by engine and rank, as their own names tell."""
         found = {}
         for process in psutil.Process(self.server.pid).children(recursive=True):
-            name = _name(process)
-            if name.startswith("VLLM::Worker"):
-                found[_number(name, "_DP"), max(_number(name, "_TP"), _number(name, "_PP"))] = process.pid
+            if (place := _place(_name(process))) is not None:
+                found[place] = process.pid
         return found
 
     def kill(self, engine: int, rank: int) -> None:
@@ -93,8 +93,12 @@ def _name(process: psutil.Process) -> str:
         return ""
 
 
-def _number(name: str, key: str) -> int:
-    return int(name.split(key)[1][0]) if key in name else 0
+def _place(name: str) -> tuple[int, int] | None:
+    """Engine and rank of a worker; none for a name that is no worker's, or is cut short as it comes and goes."""
+    if re.fullmatch(r"VLLM::Worker(_(DP|TP|PP|EP)\d+)*", name) is None:
+        return None
+    numbers = {kind: int(number) for kind, number in re.findall(r"_(DP|TP|PP)(\d+)", name)}
+    return numbers.get("DP", 0), numbers.get("TP", numbers.get("PP", 0))
 
 
 async def _unwell(server: Server) -> str | None:

@@ -85,8 +85,14 @@ def awaited_queue(given: Any, worker: Any) -> Any:
     """The queue that a worker with its weights read is to read from; a standby waits here until it is told."""
     if _awaited is None:
         return given
+    import setproctitle  # the host's
+
     run_once_alone(worker)
-    return to_handle(_await_order(_awaited).queue)
+    title = setproctitle.getproctitle()
+    setproctitle.setproctitle(title.replace("Worker", "Standby"))  # whoever looks for a rank's process finds one
+    order = _await_order(_awaited)
+    setproctitle.setproctitle(title)
+    return to_handle(order.queue)
 
 
 def _await_order(orders: Connection) -> TakeOver:
