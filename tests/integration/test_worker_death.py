@@ -21,7 +21,7 @@ from holdfast.chaos.history import History
 from holdfast.chaos.server import Server
 from holdfast.chaos.streams import Load, StreamSpec
 from holdfast.core.faults import FaultClass, Phase
-from holdfast.core.injection import InjectionSpec
+from holdfast.core.injection import FaultKind, InjectionSpec
 from integration.conftest import V1_ASYNC, V1_SYNC, V2_SYNC, Servers, left_behind, run
 from integration.loads import every_feature, few_tokens, fresh_salt
 
@@ -57,6 +57,22 @@ class Bench:
             verdict = compare_runs(expected, histories)
             assert verdict.exact, verdict.reasons
         assert run(_unwell(self.server)) is None
+        return events
+
+    def assert_exact_through_injection(self, spec: InjectionSpec) -> list[dict]:
+        """The same with a fault that was armed before: it comes at a moment of the run, however late this client is."""
+
+        async def scenario() -> tuple[list[History], list[dict]]:
+            async with Control(self.server.url) as control:
+                before = await control.last_sequence()
+                await control.inject(spec)
+                found = await Load(self.server.url, self.asks(fresh_salt())).run()
+                return found, await control.wait_recovered(before, timeout_s=RECOVERY_S)
+
+        expected = self.expected()
+        found, events = run(scenario())
+        verdict = compare_runs(expected, found)
+        assert verdict.exact, verdict.reasons
         return events
 
     async def _hurt_in_the_middle(
@@ -193,22 +209,18 @@ def test_a_stopped_rank_that_is_told_to_pause_is_taken_for_hung_and_replaced_whe
     assert replaced(bench.assert_exact_through(stop_pause_and_resume)) == [stopped]
 
 
-async def _inject(server: Server, spec: InjectionSpec) -> None:
-    async with Control(server.url) as control:
-        await control.inject(spec)
-
-
 def test_retries_that_do_not_last_end_in_a_new_process_for_the_rank(servers: Servers) -> None:
     """What is wrong with a process goes with it; with standbys, which are replaced in their turn."""
     arguments = ("--enable-fault-injection", "--max-retries", "2", "--standby-workers", "1", "--standby-preload")
     with servers.start(*arguments) as server:
         bench = Bench(server, ONE)
         bench.expected()
-        endless = InjectionSpec(phase=Phase.FORWARD, times=1000)
-        events = bench.assert_exact_through(lambda b: run(_inject(b.server, endless)))
+        run(_standbys_are_ready(server))
+        events = bench.assert_exact_through_injection(InjectionSpec(phase=Phase.FORWARD, after_steps=60, times=1000))
         assert replaced(events) == [(0, 0)]
         run(_standbys_are_ready(server))
-        events = bench.assert_exact_through(lambda b: b.kill(0, 0))
+        death = InjectionSpec(phase=Phase.FORWARD, kind=FaultKind.KILL, after_steps=60)
+        events = bench.assert_exact_through_injection(death)
         assert [e["report"]["standbys_used"] for e in of_kind(events, RECOVERED)] == [1]
     assert left_behind(server) == []
 
