@@ -57,6 +57,8 @@ def decide_repair(now: float, incident: Incident, config: HoldfastConfig) -> Dec
     """The repair for a lockstep group that stands held."""
     if unrepairable := _beyond_repair(incident):
         return Decision(Action.END, unrepairable)
+    if incident.wants_restart and not config.max_worker_restarts and not incident.asked:
+        return _decide_restart(now, incident, config, _why_restart(incident))  # the end, also of a pause by hand
     if incident.paused_by_hand:
         return Decision(Action.AWAIT, "paused by hand; goes on when told to resume")
     if incident.asked:

@@ -116,7 +116,8 @@ class Reports:
         if not group.stands_paused:
             return []
         group.affirmed_at = now
-        return self._commands.paused(group.group_id) + self._interventions.decide(group, decide_repair, now)
+        decided = self._interventions.decide(group, decide_repair, now)
+        return decided + self._commands.paused(group.group_id)  # a pause that ends the instance has not worked
 
     def _recovered(self, group: LockstepGroup, engine: Engine, fact: m.EngineRecovered, now: float) -> list[Effect]:
         if not _answers(fact, group, engine) or group.began_at is None:
