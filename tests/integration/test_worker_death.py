@@ -230,6 +230,7 @@ async def _standbys_are_ready(server: Server) -> None:
         await control.await_standbys()
 
 
+@pytest.mark.matrix
 def test_model_runner_v2_goes_on_in_a_new_worker(servers: Servers) -> None:
     with servers.start("--enable-fault-injection", kind=V2_SYNC) as server:
         bench = Bench(server, ONE, few_tokens)
