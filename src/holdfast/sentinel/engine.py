@@ -55,7 +55,7 @@ class EngineCoreSentinel:
         self._changed = threading.Condition()
         self._attached: dict[int, m.WorkerAttached] = {}
         self._containment = Containment(config.acknowledge_timeout_s)
-        self._killed: set[int] = set()  # ranks that were taken for hung
+        self._killed: set[tuple[int, int]] = set()  # epoch and rank of those that were taken for hung
         self._heard_at = 0.0
         self._host: EngineHost | None = None
 
@@ -267,7 +267,7 @@ class EngineCoreSentinel:
                 at=time.time(),
             )
             self._rank_faulted(m.RankFaulted(rank=rank, epoch=self._containment.epoch, fault=fault))
-            self._killed.add(rank)
+            self._killed.add((self._containment.epoch, rank))
             if self._host is not None:
                 self._host.kill_rank(rank)  # the busy loop may wait for its reply
 
@@ -277,8 +277,8 @@ class EngineCoreSentinel:
 
     def _rank_lost(self, rank: int, how: str) -> None:
         epoch = self._containment.epoch
-        if rank in self._killed:  # why it was killed has been told, and says more than that it is dead
-            self._killed.discard(rank)
+        if (epoch, rank) in self._killed:  # why it was killed has been told, and says more than that it is dead
+            self._killed.discard((epoch, rank))
             self._interrupt(epoch)
             return
         fault = Fault(

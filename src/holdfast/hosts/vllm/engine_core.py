@@ -97,6 +97,7 @@ class VllmEngine:
         self._config = config
         self._sentinel = sentinel
         self._newcomers: set[int] = set()  # ranks that know no request yet
+        self._unprepared: set[int] = set()  # ranks whose replacement was begun and has not worked
         engine.model_executor.on_rank_lost = sentinel.rank_lost
         engine.model_executor.on_standbys = self._report_standbys
         self._communicators = EngineCommunicators(engine)
@@ -153,7 +154,7 @@ class VllmEngine:
         self._traps.passes(Phase.RECOVERY)
         if self._engine.batch_queue is not None:
             self._engine.batch_queue.clear()
-        replaced = self._replace({*replace, *self._engine.model_executor.dead_ranks()})
+        replaced = self._replace({*replace, *self._engine.model_executor.dead_ranks(), *self._unprepared})
         rewound = rewinding.rewind(
             self._engine.scheduler,
             self._departures.in_flight() if self._departures else (),
@@ -188,10 +189,12 @@ class VllmEngine:
             return Replaced({}, 0, 0.0)
         config = self._config
         self._newcomers |= ranks
+        self._unprepared = ranks  # should it fail: one without its KV cache must not be let in
         replaced: Replaced = self._engine.model_executor.replace_workers(
             sorted(ranks), config.worker_start_timeout_s, config.drain_timeout_s
         )
         self._sentinel.await_processes(replaced.pids, config.drain_timeout_s)
+        self._unprepared = set()
         return replaced
 
     def _report_standbys(self, state: PoolState) -> None:
