@@ -164,7 +164,8 @@ def test_a_fault_that_waits_for_the_resume_changes_no_token(bench: Bench) -> Non
             assert (await apply(client, "pause")).status_code == 200
             engine, rank = bench.topology.places[1]
             await control.inject(InjectionSpec(phase=Phase.STEP_START, engine_id=engine, rank=rank))
-            assert (await apply(client, "resume")).status_code == 200
+            resumed = await apply(client, "resume")  # the fault may strike before the last rank is in again
+            assert resumed.status_code == 200 or "InjectedFault" in resumed.text
             found = await running
             await control.wait_recovered(before, faults=2)
             return found

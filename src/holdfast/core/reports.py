@@ -160,10 +160,12 @@ class Reports:
         if len(group.in_state(EngineState.HEALTHY)) == len(group.engines):
             group.close_incident()
             return self._commands.ended(command_id, group.group_id) + self._overtaken(group, now)
-        if group.replacing and any(e.last_error for e in group.engines):  # one restart, whoever failed in it
+        failed = any(e.last_error for e in group.engines)
+        if group.replacing and failed:  # one restart, whoever failed in it
             group.failed_restarts += 1
         error = group.fault.summary() if group.fault is not None else "an engine stands still again"
-        settled = self._commands.ended(command_id, group.group_id, error)
+        # Where each came through and one has failed anew since, the command has worked: what follows is another matter.
+        settled = self._commands.ended(command_id, group.group_id, error if failed else None)
         return settled + self._overtaken(group, now) + self._when_paused(group, now)
 
     def _overtaken(self, group: LockstepGroup, now: float) -> list[Effect]:
