@@ -9,8 +9,8 @@ from holdfast.core.faults import Fault, FaultClass, Phase
 from holdfast.core.injection import InjectionSpec
 from holdfast.core.instance import Instance
 
-AUTO = HoldfastConfig(max_retries=3, retry_window_s=60.0)
-NO_RESTARTS = HoldfastConfig(max_retries=3, retry_window_s=60.0, max_worker_restarts=0)
+AUTO = HoldfastConfig(max_retries=3, retry_window_s=60.0, max_engine_restarts=0)
+NO_RESTARTS = HoldfastConfig(max_retries=3, retry_window_s=60.0, max_worker_restarts=0, max_engine_restarts=0)
 EXTERNAL = HoldfastConfig(fault_policy="external", engine_recovery_timeout_s=120.0)
 SPEC = InjectionSpec(phase=Phase.FORWARD)
 

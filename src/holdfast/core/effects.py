@@ -70,13 +70,16 @@ class ReplaceEngine:
     """Start another process for an engine core that is gone, after a pause.
 
     Not before whoever serves its requests has seen the event `known_at`, and not while one of `processes`, which
-    its workers were, is still there.
+    its workers were, is still there. `kill`: it is still there itself, and has to go first. With `joins_epoch` it
+    starts alone and stands until its lockstep group lets it in, out of that epoch.
     """
 
     engine_id: int
     after_s: float
     known_at: int
     processes: tuple[int, ...] = ()
+    kill: bool = False
+    joins_epoch: int | None = None
 
 
 Effect = Send | OrderRecovery | CloseRendezvous | ReplaceEngine | Publish | Settle | End

@@ -1,54 +1,18 @@
-"""What follows when the process of an engine core is gone: another one takes its place, or the instance ends.
-
-The third rung of the ladder. Its requests are no matter of this module: whoever serves them sees in the view that
-an engine was lost once more, and moves them.
-"""
+"""What follows when the process of an engine core is gone: another one takes its place, or the instance ends."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 from holdfast.core import messages as m
 from holdfast.core.commands import Commands
 from holdfast.core.config import HoldfastConfig
-from holdfast.core.effects import CloseRendezvous, Effect, ReplaceEngine, Settle
+from holdfast.core.effects import Effect
 from holdfast.core.events import EventKind
 from holdfast.core.group import Engine, LockstepGroup
 from holdfast.core.interventions import Interventions
 from holdfast.core.journal import Journal
-from holdfast.core.policy import recent
+from holdfast.core.policy import Replacement, decide_replacement
 from holdfast.core.reports import Reports
 from holdfast.core.states import EngineState
-
-LONGEST_PAUSE_S = 30.0  # between two tries
-
-
-@dataclass(frozen=True)
-class Replacement:
-    """Whether a lost engine core is replaced, why, and after which pause."""
-
-    is_possible: bool
-    reason: str
-    after_s: float = 0.0
-
-
-def decide_replacement(
-    now: float, engine_id: int, in_lockstep: bool, tried_at: tuple[float, ...], config: HoldfastConfig
-) -> Replacement:
-    """Whether a lost engine core is replaced; `tried_at` is when it was before (seconds)."""
-    if in_lockstep:
-        return Replacement(False, "engine cores in lockstep are not replaced by this version")
-    if config.fault_policy == "external":
-        return Replacement(False, "with --fault-policy external nothing is restarted unasked")
-    if not config.max_engine_restarts:
-        return Replacement(False, "engine cores are not restarted here (--max-engine-restarts 0)")
-    tries = len(recent(tried_at, now, config.engine_restart_window_s))
-    if tries >= config.max_engine_restarts:
-        limit = f"(--max-engine-restarts {config.max_engine_restarts})"
-        return Replacement(False, f"{tries} restarts within {config.engine_restart_window_s:g} s did not last {limit}")
-    after_s = min(LONGEST_PAUSE_S, 2.0 ** (tries - 1)) if tries else 0.0
-    reason = f"another engine core {engine_id} is started; restart {tries + 1} of {config.max_engine_restarts}"
-    return Replacement(True, reason, after_s)
 
 
 class EngineLosses:
@@ -76,37 +40,48 @@ class EngineLosses:
         gone = f"engine core {engine.engine_id} is gone: {why}"
         if hopeless or engine.state is EngineState.STARTING:
             return self._interventions.end(group, engine, f"{gone}; {hopeless}" if hopeless else gone)
-        in_lockstep = len(group.engines) > 1
-        plan = decide_replacement(now, engine.engine_id, in_lockstep, engine.restarted_at, self._config)
+        return self._replace_or_end(group, engine, gone, now, kill=False)
+
+    def give_up_on(self, group: LockstepGroup, engine: Engine, why: str, now: float) -> list[Effect]:
+        """An engine core did not come to an end in time with what it is at: it is not waited for any longer."""
+        return self._replace_or_end(group, engine, why, now, kill=True)
+
+    def restart(self, group: LockstepGroup, engine: Engine, command_id: str, now: float) -> list[Effect]:
+        """Somebody wants another process in its place, whatever its state."""
+        plan = Replacement(True, f"engine core {engine.engine_id} is restarted: asked for")
+        effects = self._interventions.replace(group, engine, plan, now, kill=True, asked=command_id)
+        self._commands.begin(command_id, [group.group_id])
+        return effects
+
+    def _replace_or_end(
+        self, group: LockstepGroup, engine: Engine, why: str, now: float, *, kill: bool
+    ) -> list[Effect]:
+        if kill and engine.pid is None:
+            return self._interventions.end(group, engine, f"{why}; it has never served")
+        plan = self._plan(group, engine, now)
+        reason = f"{why}; {plan.reason}"
         if not plan.is_possible:
-            return self._interventions.end(group, engine, f"{gone}; {plan.reason}")
-        return self._replace(group, engine, gone, plan, now)
+            return self._interventions.end(group, engine, reason)
+        decided = self._journal.publish(EventKind.DECISION_MADE, group, engine, reason=reason)
+        plan = Replacement(True, why, plan.after_s)
+        replaced = self._interventions.replace(group, engine, plan, now, kill=kill)
+        return [decided, *replaced, *self._reports.when_recovery_is_over(group, now)]
 
-    def _replace(self, group: LockstepGroup, engine: Engine, gone: str, plan: Replacement, now: float) -> list[Effect]:
-        effects = self._fail_commands(group, engine, gone)
-        effects.append(CloseRendezvous(group.engine_ids, group.epoch))
-        processes = engine.worker_pids
-        began_at = now if group.began_at is None else group.began_at
-        engine.lose(now, self._config.engine_restart_window_s)
-        group.begin_anew(began_at)
-        group.reason = gone
-        lost = self._journal.publish(EventKind.ENGINE_LOST, group, engine, reason=gone)
-        decided = self._journal.publish(EventKind.DECISION_MADE, group, engine, reason=f"{gone}; {plan.reason}")
-        known_at = decided.event.sequence
-        return [*effects, lost, decided, ReplaceEngine(engine.engine_id, plan.after_s, known_at, processes)]
-
-    def _fail_commands(self, group: LockstepGroup, engine: Engine, error: str) -> list[Effect]:
-        settled = self._commands.fail(group.group_id, error)
-        settled += [Settle(command_id, error=error) for command_id in engine.armed]
-        engine.armed.clear()
-        return settled
+    def _plan(self, group: LockstepGroup, engine: Engine, now: float) -> Replacement:
+        if group.is_lockstep and group.unrebuildable:
+            what = "; ".join(dict.fromkeys(group.unrebuildable))
+            return Replacement(False, f"nobody could join its lockstep group: {what} cannot be rebuilt in place")
+        return decide_replacement(now, engine.restarted_at, self._config)
 
     def returned(self, group: LockstepGroup, engine: Engine, fact: m.FromEngine, now: float) -> list[Effect]:
         """A report while another process is being started: only its own first one is news."""
         if not isinstance(fact, m.EngineAttached) or fact.pid == engine.lost_pid:
             return []
         began_at = now if group.began_at is None else group.began_at
-        group.close_incident()
+        if not group.is_lockstep:
+            group.close_incident()
+        group.waiting_since = now
         effects = self._reports.take(group, engine, fact, now)
         restarted = self._journal.publish(EventKind.ENGINE_RESTARTED, group, engine, interruption_s=now - began_at)
-        return [*effects, restarted]
+        asked = [] if group.is_lockstep else self._reports.settle_restarts(group)
+        return [*effects, restarted, *asked]

@@ -37,7 +37,8 @@ class Engine:
     worker_pids: tuple[int, ...] = ()
     lost_pid: int | None = None  # of the process that is gone
     restarts: int = 0
-    restarted_at: tuple[float, ...] = ()
+    restarted_at: tuple[float, ...] = ()  # unasked
+    asked_restart: str | None = None  # the command that asks for another process in its place
     sick_ranks: set[int] = field(default_factory=set)  # they get a new process in the next recovery
     worker_restarts: int = 0
     standbys: StandbyView | None = None
@@ -52,7 +53,7 @@ class Engine:
             self.stopping_since = now
         self.move(trigger)
 
-    def lose(self, now: float, window_s: float) -> None:
+    def lose(self) -> None:
         """Its process is gone, with everything that was known of it."""
         self.move(Trigger.LOST)
         self.lost_pid = self.pid if self.pid is not None else self.lost_pid
@@ -61,7 +62,6 @@ class Engine:
         self.fault = self.fault_in_recovery = self.last_error = self.standbys = None
         self.sick_ranks.clear()
         self.restarts += 1
-        self.restarted_at = (*(at for at in self.restarted_at if now - at < window_s), now)
 
     @property
     def is_contained(self) -> bool:
@@ -162,8 +162,19 @@ class LockstepGroup:
         self.asked = self.again_at = None
         self.failed_restarts = 0
 
-    def begin_anew(self, began_at: float) -> None:
-        """Its one engine is another process from now on, which knows no epoch yet."""
+    @property
+    def is_lockstep(self) -> bool:
+        """Whether several engines wait for each other."""
+        return len(self.engines) > 1
+
+    def lose(self, engine: Engine, now: float) -> None:
+        """An engine of it is another process from now on. Alone it knows no epoch yet, else it joins this one."""
+        engine.lose()
+        self.open_incident(now)
+        if self.is_lockstep:
+            self.broken, self.asked, self.again_at = True, None, None
+            return
+        began_at = now if self.began_at is None else self.began_at
         self.close_incident()
         self.epoch, self.retried_at = 0, ()
         self.began_at = self.waiting_since = began_at

@@ -24,10 +24,12 @@ from holdfast.core.journal import Journal
 from holdfast.core.policy import Action, decide_repair, decide_wait
 from holdfast.core.refusals import (
     refuse_unknown_ranks,
+    refuse_unless_engine_can_restart,
     refuse_unless_healthy,
     refuse_unless_it_can_go_on,
     refuse_unless_paused,
 )
+from holdfast.core.replacements import Replacements
 from holdfast.core.reports import Reports
 from holdfast.core.roster import Roster
 from holdfast.core.states import EngineState
@@ -58,7 +60,10 @@ class Instance:
         self._journal = Journal(
             self._roster, wall_clock, fault_policy=config.fault_policy, notify_address=notify_address
         )
-        self._interventions = Interventions(self._roster, self._journal, self._commands, config, new_command_id)
+        replacements = Replacements(self._journal, self._commands, config)
+        self._interventions = Interventions(
+            self._roster, self._journal, self._commands, config, new_command_id, replacements
+        )
         self._reports = Reports(self._journal, self._commands, self._interventions)
         self._losses = EngineLosses(self._journal, self._commands, self._interventions, self._reports, config)
 
@@ -151,6 +156,20 @@ class Instance:
             effects += self._interventions.pause(group, member, order, "its workers are to be restarted", now)
         return effects
 
+    def restart_engine(self, command_id: str, engine_id: int, now: float, irreplaceable: str = "") -> list[Effect]:
+        """Put another process in the place of an engine core, healthy as it is, and of all its workers.
+
+        `irreplaceable` says why nobody could start another or go on with its requests.
+
+        Raises:
+            UnknownEngine: no such engine.
+            InstructionConflict: it could not be replaced, or something is already under way.
+        """
+        group, engine = self._roster.find(engine_id)
+        self._refuse_if_ended_or_repeated(group, command_id)
+        refuse_unless_engine_can_restart(group, engine, irreplaceable)
+        return self._losses.restart(group, engine, command_id, now)
+
     def arm(self, command_id: str, spec: InjectionSpec, now: float) -> list[Effect]:
         """Arm a fault. Raises `UnknownEngine`, or `InstructionConflict` where nothing can be armed."""
         group, engine = self._roster.find(spec.engine_id)
@@ -188,7 +207,7 @@ class Instance:
 
     def _tick_group(self, group: LockstepGroup, now: float) -> list[Effect]:
         if overdue := find_overdue(group, now, self._config):
-            return self._interventions.end(group, *overdue)
+            return self._losses.give_up_on(group, *overdue, now)
         effects: list[Effect] = []
         if is_to_harden(group, now, SOFT_PAUSE_S):
             effects += self._interventions.harden(group)

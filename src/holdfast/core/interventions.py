@@ -15,7 +15,8 @@ from holdfast.core.effects import CloseRendezvous, Effect, End, OrderRecovery, S
 from holdfast.core.events import EventKind
 from holdfast.core.group import Engine, LockstepGroup
 from holdfast.core.journal import Journal
-from holdfast.core.policy import Action, Decision, Incident, recent
+from holdfast.core.policy import Action, Decision, Incident, Replacement, recent
+from holdfast.core.replacements import Replacements
 from holdfast.core.roster import Roster
 from holdfast.core.states import EngineState, Trigger
 
@@ -32,18 +33,20 @@ class Interventions:
         commands: Commands,
         config: HoldfastConfig,
         new_command_id: Callable[[], str],
+        replacements: Replacements,
     ) -> None:
         self._roster = roster
         self._journal = journal
         self._commands = commands
         self._config = config
         self._new_command_id = new_command_id
+        self._replacements = replacements
 
     # ---- pausing
 
     def contain(self, group: LockstepGroup, now: float) -> list[Effect]:
         """Pause whoever still runs in a group of which somebody stands: it would wait for its peer for ever."""
-        culprits = group.in_state(EngineState.FAULTED, EngineState.PAUSED)
+        culprits = group.in_state(EngineState.FAULTED, EngineState.PAUSED, EngineState.RESTARTING)
         if not culprits:
             return []
         group.open_incident(now)
@@ -93,6 +96,8 @@ class Interventions:
             case Action.RESTART_WORKERS:
                 _give_up_on_faulty_rank(group)
                 return [made, *self._restart(group, now)]
+            case Action.RESTART_ENGINE:
+                return [made, *self.replace(group, spokesman, Replacement(True, decision.reason), now, kill=True)]
             case Action.END:
                 return [made, *self.end(group, spokesman, decision.reason)]
             case Action.AWAIT:
@@ -144,6 +149,20 @@ class Interventions:
         elif not group.paused_by_hand or group.fault is not None:
             group.retried_at = (*recent(group.retried_at, now, config.retry_window_s), now)
 
+    def replace(
+        self,
+        group: LockstepGroup,
+        engine: Engine,
+        plan: Replacement,
+        now: float,
+        *,
+        kill: bool,
+        asked: str | None = None,
+    ) -> list[Effect]:
+        """Put another process in the place of an engine core; its lockstep group waits for that one."""
+        replaced = self._replacements.replace(group, engine, plan, now, kill=kill, asked=asked)
+        return replaced + self.contain(group, now)
+
     # ---- ending
 
     def end(self, group: LockstepGroup, engine: Engine, reason: str) -> list[Effect]:
@@ -177,6 +196,8 @@ def _incident(group: LockstepGroup, now: float) -> Incident:
         failed_restarts=group.failed_restarts,
         wants_restart=group.wants_restart,
         asked=group.asked is not None,
+        engine_restarted_at=_spokesman(group).restarted_at,
+        in_lockstep=group.is_lockstep,
         broken=group.needs_rebuild,
         unrebuildable=group.unrebuildable,
         paused_by_hand=group.paused_by_hand,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import msgspec
 
@@ -16,6 +17,7 @@ LONGEST_PAUSE_S = 30.0  # between tries to restart a worker
 class Action(enum.StrEnum):
     RETRY = "retry"  # rung 1: rewind the requests, rebuild broken collectives, go on
     RESTART_WORKERS = "restart-workers"  # rung 2: the same, after the sick ranks got a new process
+    RESTART_ENGINE = "restart-engine"  # rung 3: another process in the place of the engine core, and of its workers
     AWAIT = "await-instruction"  # stay paused; somebody outside decides, or time
     END = "end-instance"  # nothing left that can help
 
@@ -46,6 +48,17 @@ class Incident(msgspec.Struct, frozen=True, kw_only=True):
     paused_by_hand: bool = False
     wants_restart: bool = False
     asked: bool = False
+    engine_restarted_at: tuple[float, ...] = ()
+    in_lockstep: bool = False
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """Whether an engine core is replaced, why, and after which pause."""
+
+    is_possible: bool
+    reason: str
+    after_s: float = 0.0
 
 
 def recent(tried_at: Sequence[float], now: float, window_s: float) -> tuple[float, ...]:
@@ -56,7 +69,7 @@ def recent(tried_at: Sequence[float], now: float, window_s: float) -> tuple[floa
 def decide_repair(now: float, incident: Incident, config: HoldfastConfig) -> Decision:
     """The repair for a lockstep group that stands held."""
     if unrepairable := _beyond_repair(incident):
-        return Decision(Action.END, unrepairable)
+        return _decide_replacement(now, incident, config, unrepairable)
     if incident.wants_restart and not config.max_worker_restarts and not incident.asked:
         return _decide_restart(now, incident, config, _why_restart(incident))  # the end, also of a pause by hand
     if incident.paused_by_hand:
@@ -82,7 +95,7 @@ def _decide_retry(now: float, incident: Incident, config: HoldfastConfig) -> Dec
     )
     if incident.fault is not None and incident.fault.rank is not None and config.max_worker_restarts:
         return _decide_restart(now, incident, config, exhausted)
-    return Decision(Action.END, exhausted)
+    return _decide_replacement(now, incident, config, exhausted)
 
 
 def _decide_restart(now: float, incident: Incident, config: HoldfastConfig, why: str) -> Decision:
@@ -94,13 +107,38 @@ def _decide_restart(now: float, incident: Incident, config: HoldfastConfig, why:
             if config.max_worker_restarts
             else "workers are not restarted here (--max-worker-restarts 0)"
         )
-        return Decision(Action.END, f"{why}; {limit}")
+        return _decide_replacement(now, incident, config, f"{why}; {limit}")
     again_at = _next_try_at(incident)
     if now < again_at:
         wait = f"the restart failed {incident.failed_restarts} times, tried again in {again_at - now:.1f} s"
         return Decision(Action.AWAIT, f"{why}; {wait}", again_at)
     count = f"worker restart {len(restarts) + 1} of {config.max_worker_restarts}"
     return Decision(Action.RESTART_WORKERS, f"{why}; its rank gets a new process; {count}")
+
+
+def _decide_replacement(now: float, incident: Incident, config: HoldfastConfig, why: str) -> Decision:
+    """The last rung, where no smaller repair is left."""
+    if incident.in_lockstep and incident.broken and incident.unrebuildable:
+        return Decision(Action.END, why)  # a newcomer could not join either
+    plan = decide_replacement(now, incident.engine_restarted_at, config)
+    action = Action.RESTART_ENGINE if plan.is_possible else Action.END
+    return Decision(action, f"{why}; {plan.reason}")
+
+
+def decide_replacement(now: float, tried_at: Sequence[float], config: HoldfastConfig) -> Replacement:
+    """Whether an engine core that is gone, or has to go, is replaced; `tried_at` is when it was before (seconds)."""
+    if config.fault_policy == "external":
+        return Replacement(False, "with --fault-policy external no engine core is restarted unasked")
+    if not config.max_engine_restarts:
+        return Replacement(False, "engine cores are not restarted here (--max-engine-restarts 0)")
+    tries = len(recent(tried_at, now, config.engine_restart_window_s))
+    if tries >= config.max_engine_restarts:
+        limit = f"(--max-engine-restarts {config.max_engine_restarts})"
+        window = f"{config.engine_restart_window_s:g} s"
+        return Replacement(False, f"{tries} engine core restarts within {window} did not last {limit}")
+    after_s = min(LONGEST_PAUSE_S, 2.0 ** (tries - 1)) if tries else 0.0
+    reason = f"another engine core takes its place; engine core restart {tries + 1} of {config.max_engine_restarts}"
+    return Replacement(True, reason, after_s)
 
 
 def _next_try_at(incident: Incident) -> float:

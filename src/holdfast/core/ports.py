@@ -97,6 +97,10 @@ class FrontEndHost(Protocol):
         """Start another process for an engine core that is gone. Does not wait; one that fails is lost again."""
         ...
 
+    def why_irreplaceable(self) -> str:
+        """Why nobody could start another engine core, or go on with its requests; empty where one can."""
+        ...
+
 
 class WorkerHost(Protocol):
     """A worker, seen from its sentinel. Any thread."""

@@ -43,6 +43,23 @@ def refuse_unless_healthy(group: LockstepGroup) -> None:
         )
 
 
+def refuse_unless_engine_can_restart(group: LockstepGroup, engine: Engine, irreplaceable: str) -> None:
+    """Nobody is asked to put a process in a place that it could not take."""
+    name = f"engine core {engine.engine_id}"
+    if engine.state in (EngineState.STARTING, EngineState.RESTARTING):
+        raise InstructionConflict(
+            f"{name} is {engine.state} already", state=engine.state, hint="wait until it is healthy"
+        )
+    if group.command_id is not None:
+        raise InstructionConflict(
+            f"command {group.command_id} is already under way on {name}", state=engine.state, hint="wait for it to end"
+        )
+    if group.is_lockstep and group.unrebuildable:
+        irreplaceable = irreplaceable or "; ".join(dict.fromkeys(group.unrebuildable))
+    if irreplaceable:
+        raise InstructionConflict(f"{name} cannot be replaced: {irreplaceable}", state=engine.state)
+
+
 def refuse_unless_it_can_go_on(group: LockstepGroup, soft: bool) -> None:
     """Nobody pauses by hand what could not go on afterwards: a pause that breaks what cannot be rebuilt."""
     breaks = not soft or len(group.engines) > 1  # engines in lockstep come to stand still only with broken collectives

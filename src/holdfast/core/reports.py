@@ -47,11 +47,11 @@ class Reports:
     def _attached(self, group: LockstepGroup, engine: Engine, fact: m.EngineAttached, now: float) -> list[Effect]:
         if engine.pid is not None:
             return []
-        if engine.state in (
-            EngineState.STARTING,
-            EngineState.RESTARTING,
-        ):  # else a fault was faster: only the details are news
+        joins = engine.state is EngineState.RESTARTING and group.is_lockstep
+        if engine.state in (EngineState.STARTING, EngineState.RESTARTING):  # else a fault was faster
             engine.move(Trigger.ATTACHED)
+        if joins:  # it stands from the start, until it is let in
+            engine.begin_to_stop(Trigger.PAUSE_ORDERED, now)
         engine.pid, engine.hooks, engine.ranks = fact.pid, fact.hooks, len(fact.workers)
         engine.worker_pids = tuple(w.pid for w in fact.workers)
         common = set.intersection(*(set(w.hooks) for w in fact.workers)) if fact.workers else set()
@@ -136,7 +136,7 @@ class Reports:
             interruption_s=now - group.began_at,
         )
         # A peer may have failed meanwhile: then this one must not run on until the last one is done.
-        return [recovered, *self._interventions.contain(group, now), *self._when_recovery_is_over(group, now)]
+        return [recovered, *self._interventions.contain(group, now), *self.when_recovery_is_over(group, now)]
 
     def _recovery_failed(self, group: LockstepGroup, engine: Engine, fault: Fault, now: float) -> list[Effect]:
         fault = deeper(engine.fault_in_recovery, fault)
@@ -150,16 +150,17 @@ class Reports:
             EventKind.RECOVERY_FAILED, group, engine, command_id=group.last_command_id, fault=fault
         )
         effects = [failed, *close_rendezvous(group)]
-        return effects + self._interventions.contain(group, now) + self._when_recovery_is_over(group, now)
+        return effects + self._interventions.contain(group, now) + self.when_recovery_is_over(group, now)
 
-    def _when_recovery_is_over(self, group: LockstepGroup, now: float) -> list[Effect]:
+    def when_recovery_is_over(self, group: LockstepGroup, now: float) -> list[Effect]:
         """Once no member is recovering any more: closed if all are healthy, else the group stands paused again."""
-        if group.in_state(EngineState.RECOVERING):
+        if group.command_id is None or group.in_state(EngineState.RECOVERING):
             return []
         command_id, group.command_id = group.command_id, None
         if len(group.in_state(EngineState.HEALTHY)) == len(group.engines):
             group.close_incident()
-            return self._commands.ended(command_id, group.group_id) + self._overtaken(group, now)
+            settled = self._commands.ended(command_id, group.group_id) + self.settle_restarts(group)
+            return settled + self._overtaken(group, now)
         failed = any(e.last_error for e in group.engines)
         if group.replacing and failed:  # one restart, whoever failed in it
             group.failed_restarts += 1
@@ -167,6 +168,14 @@ class Reports:
         # Where each came through and one has failed anew since, the command has worked: what follows is another matter.
         settled = self._commands.ended(command_id, group.group_id, error if failed else None)
         return settled + self._overtaken(group, now) + self._when_paused(group, now)
+
+    def settle_restarts(self, group: LockstepGroup) -> list[Effect]:
+        """Restarts of engine cores that were asked for have ended well."""
+        effects: list[Effect] = []
+        for engine in group.engines:
+            effects += self._commands.ended(engine.asked_restart, group.group_id)
+            engine.asked_restart = None
+        return effects
 
     def _overtaken(self, group: LockstepGroup, now: float) -> list[Effect]:
         """Faults that were reported before the recovery that they followed."""

@@ -21,6 +21,11 @@ class EngineState(enum.StrEnum):
         return _ON_THE_WIRE.get(self, "unhealthy")
 
     @property
+    def is_attached(self) -> bool:
+        """Whether its present process has reported, and is there."""
+        return self not in (EngineState.STARTING, EngineState.RESTARTING, EngineState.DEAD)
+
+    @property
     def makes_progress(self) -> bool:
         return self is EngineState.HEALTHY
 

@@ -120,6 +120,10 @@ class ClientSentinel:
         with self._changed:
             return self._changed.wait_for(lambda: not self._links.behind(sequence), timeout_s)
 
+    def await_attached_again(self, engine_id: int, timeout_s: float) -> bool:
+        """Wait until the process that takes an engine core's place has reported; whether it has."""
+        return self.await_state(engine_id, [s for s in EngineState if s.is_attached], timeout_s)
+
     def await_state(self, engine_id: int, states: Sequence[EngineState], timeout_s: float) -> bool:
         """Wait until an engine is in one of some states; whether it is."""
         with self._changed:
@@ -163,6 +167,14 @@ class ClientSentinel:
     def restart_workers(self, command_id: str, engine_id: int, ranks: Sequence[int] = ()) -> Future[None]:
         return self._instruct(
             command_id, lambda: self._instance.restart_workers(command_id, engine_id, ranks, time.monotonic())
+        )
+
+    def restart_engine(self, command_id: str, engine_id: int) -> Future[None]:
+        return self._instruct(
+            command_id,
+            lambda: self._instance.restart_engine(
+                command_id, engine_id, time.monotonic(), self._host.why_irreplaceable()
+            ),
         )
 
     def arm(self, command_id: str, spec: InjectionSpec) -> Future[None]:

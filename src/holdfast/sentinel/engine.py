@@ -38,11 +38,22 @@ class EngineDefeated(Exception):
     """The engine core ends: nothing repaired it. Its cause is the original error."""
 
 
+class StartedAlone(Exception):
+    """Why an engine core stands that takes a place in a lockstep group: nothing is wrong with it."""
+
+
 class EngineCoreSentinel:
     """One per engine core. Built before the workers start, so that they find its address; started after."""
 
     def __init__(
-        self, engine_id: int, config: HoldfastConfig, station: Station, client_address: str, own_address: str
+        self,
+        engine_id: int,
+        config: HoldfastConfig,
+        station: Station,
+        client_address: str,
+        own_address: str,
+        *,
+        joins_epoch: int | None = None,
     ) -> None:
         self._engine_id = engine_id
         self._config = config
@@ -55,6 +66,8 @@ class EngineCoreSentinel:
         self._changed = threading.Condition()
         self._attached: dict[int, m.WorkerAttached] = {}
         self._containment = Containment(config.acknowledge_timeout_s)
+        self._joins = joins_epoch is not None  # it has met none of its peers yet
+        self._containment.begin(joins_epoch or 0)
         self._killed: set[tuple[int, int]] = set()  # epoch and rank of those that were taken for hung
         self._heard_at = 0.0
         self._host: EngineHost | None = None
@@ -112,6 +125,8 @@ class EngineCoreSentinel:
 
     def run(self, busy_loop: Callable[[], None], is_running: Callable[[], bool]) -> None:
         """Run the busy loop through its faults. Returns or raises only when the engine core ends."""
+        if self._joins:
+            self._stand_until_let_in(None, StartedAlone("it has met none of its peers yet"), is_running)
         while (error := _outcome(busy_loop)) is not None:
             self._repair(error, is_running)
 
@@ -120,6 +135,12 @@ class EngineCoreSentinel:
         fault = self._root_cause(error)
         if fault is not None and self._leaves_peers_waiting(fault):
             self._break_collectives(self._containment.epoch)
+        self._stand_until_let_in(fault, error, is_running, held_at)
+
+    def _stand_until_let_in(
+        self, fault: Fault | None, error: Exception, is_running: Callable[[], bool], held_at: float | None = None
+    ) -> None:
+        held_at = time.monotonic() if held_at is None else held_at
         while True:
             self._containment.wait_stopped()
             order = self._stand_held(fault, is_running)

@@ -4,10 +4,10 @@ import pytest
 
 from holdfast.core import messages as m
 from holdfast.core.config import HoldfastConfig
-from holdfast.core.effects import ReplaceEngine, Settle
-from holdfast.core.engine_loss import decide_replacement
+from holdfast.core.effects import CloseRendezvous, OrderRecovery, ReplaceEngine, Settle
+from holdfast.core.errors import InstructionConflict
 from holdfast.core.states import EngineState
-from support.instance_bench import EXTERNAL, Bench, kinds
+from support.instance_bench import Bench, kinds
 
 CONFIG = HoldfastConfig(max_engine_restarts=3, engine_restart_window_s=100.0)
 
@@ -20,7 +20,7 @@ def lost(bench, engine=0):
 def test_a_lost_engine_core_is_replaced_and_the_instance_goes_on():
     bench = Bench(CONFIG, engines=(0, 1))
     effects = lost(bench, 1)
-    assert kinds(effects)[-3:] == ["engine-lost", "decision-made", "ReplaceEngine"]
+    assert kinds(effects)[-3:] == ["CloseRendezvous", "engine-lost", "ReplaceEngine"]
     assert bench.states(0, 1) == ["healthy", "restarting"]
     assert bench.view(1).state.on_the_wire == "unhealthy"
     assert bench.instance.view().ready
@@ -91,32 +91,203 @@ def test_tries_pause_longer_and_longer_and_end_in_the_end_of_the_instance():
     assert pauses == [0.0, 1.0, 2.0]
     assert kinds(lost(bench))[-1] == "End"
     assert bench.defeat == (
-        "engine core 0 is gone: killed by signal 9; 3 restarts within 100 s did not last (--max-engine-restarts 3)"
+        "engine core 0 is gone: killed by signal 9; 3 engine core restarts within 100 s did not last (--max-engine-restarts 3)"
     )
 
 
-def test_restarts_of_long_ago_do_not_count():
-    assert decide_replacement(200.0, 0, False, (1.0, 2.0, 3.0), CONFIG).is_possible
+def restarting(bench, engine=0, command_id="restart"):
+    return bench.did(bench.instance.restart_engine(command_id, engine, bench.now))
 
 
-@pytest.mark.parametrize(
-    ("in_lockstep", "config", "reason"),
-    [
-        (True, CONFIG, "in lockstep"),
-        (False, EXTERNAL, "unasked"),
-        (False, HoldfastConfig(max_engine_restarts=0), "--max-engine-restarts 0"),
-    ],
-)
-def test_what_is_not_replaced_says_why(in_lockstep, config, reason):
-    plan = decide_replacement(0.0, 0, in_lockstep, (), config)
-    assert not plan.is_possible
-    assert reason in plan.reason
+def test_a_healthy_engine_core_is_restarted_when_somebody_asks_and_the_command_ends_when_it_serves():
+    bench = Bench(CONFIG, engines=(0, 1))
+    [order] = [e for e in restarting(bench, 1) if isinstance(e, ReplaceEngine)]
+    assert order.kill
+    assert bench.states(0, 1) == ["healthy", "restarting"]
+    assert bench.all(Settle) == []
+    bench.attached(1, pid=8)
+    assert bench.all(Settle) == [Settle("restart")]
+    assert bench.states(0, 1) == ["healthy", "healthy"]
 
 
-def test_an_engine_core_in_lockstep_takes_the_instance_with_it():
-    bench = Bench(CONFIG, groups=[(0, 1)])
+def test_a_restart_that_was_asked_for_counts_against_no_budget():
+    bench = Bench(CONFIG)
+    for number in range(5):
+        restarting(bench, command_id=f"restart-{number}")
+        bench.attached(0, pid=10 + number)
+    [order] = [e for e in lost(bench) if isinstance(e, ReplaceEngine)]
+    assert order.after_s == 0.0
+
+
+def test_a_restart_that_was_asked_for_fails_when_what_was_started_dies():
+    bench = Bench(CONFIG)
+    restarting(bench)
+    lost(bench)
+    assert bench.all(Settle) == [Settle("restart", error="engine core 0 is gone: killed by signal 9")]
+    assert bench.view().state is EngineState.RESTARTING
+
+
+@pytest.mark.parametrize("irreplaceable", ["processes are forked here"])
+def test_what_could_not_be_replaced_is_not_restarted_by_hand_either(irreplaceable):
+    bench = Bench(CONFIG)
+    with pytest.raises(InstructionConflict, match="cannot be replaced: processes are forked here"):
+        bench.instance.restart_engine("restart", 0, bench.now, irreplaceable)
+    assert bench.states(0) == ["healthy"]
+
+
+def test_what_is_being_restarted_is_not_restarted_again():
+    bench = Bench(CONFIG)
+    restarting(bench)
+    with pytest.raises(InstructionConflict, match="restarting already"):
+        restarting(bench, command_id="again")
+
+
+def test_an_engine_core_that_does_not_come_to_stand_still_is_killed_and_replaced():
+    bench = Bench(CONFIG)
+    bench.faulted()
+    effects = bench.tick(1000.0)
+    [order] = [e for e in effects if isinstance(e, ReplaceEngine)]
+    assert order.kill
+    assert "did not stand still" in bench.view().reason
+    assert bench.defeat is None
+
+
+def test_one_that_never_served_is_not_replaced():
+    bench = Bench(CONFIG, attached=False)
+    bench.faulted()
+    bench.tick(1000.0)
+    assert bench.defeat.endswith("it has never served")
+
+
+def test_where_retries_do_not_last_another_engine_core_goes_on():
+    bench = Bench(HoldfastConfig(max_retries=0, max_worker_restarts=0, max_engine_restarts=1))
+    bench.faulted()
+    effects = bench.held()
+    assert [e.kill for e in effects if isinstance(e, ReplaceEngine)] == [True]
+    bench.attached(0, pid=8)
+    assert bench.view().state is EngineState.HEALTHY
+    bench.faulted()
+    assert kinds(bench.held())[-1] == "End"
+
+
+# ---- in lockstep
+
+
+def lockstep_pair():
+    return Bench(CONFIG, groups=[(0, 1)])
+
+
+def test_the_peers_of_a_lost_engine_core_stand_until_another_joins_them():
+    bench = lockstep_pair()
+    [order] = [e for e in lost(bench, 1) if isinstance(e, ReplaceEngine)]
+    assert order.joins_epoch == 0
+    assert bench.states(0, 1) == ["pausing", "restarting"]
+    bench.stands(0)
+    assert bench.states(0, 1) == ["paused", "restarting"]
+    bench.attached(1, pid=8)
+    assert bench.states(0, 1) == ["paused", "pausing"]
+    assert bench.all(OrderRecovery) == []
+
+
+def joined(bench, engine=1):
+    bench.attached(engine, pid=8)
+    return bench.stands(engine, broken=False)
+
+
+def test_with_the_one_that_joins_the_group_rebuilds_its_collectives_and_goes_on():
+    bench = lockstep_pair()
     lost(bench, 1)
-    assert bench.defeat.startswith("engine core 1 is gone: killed by signal 9; engine cores in lockstep")
+    bench.stands(0)
+    [order] = [e for e in joined(bench) if isinstance(e, OrderRecovery)]
+    assert (order.engine_ids, order.epoch, order.rebuild) == ((0, 1), 1, True)
+    bench.recovered(1)
+    bench.recovered(0)
+    assert bench.states(0, 1) == ["healthy", "healthy"]
+
+
+def test_a_peer_may_come_to_stand_after_the_one_that_joins():
+    bench = lockstep_pair()
+    lost(bench, 1)
+    joined(bench)
+    assert [e.rebuild for e in bench.stands(0) if isinstance(e, OrderRecovery)] == [True]
+
+
+def test_both_engine_cores_of_a_group_may_be_lost():
+    bench = lockstep_pair()
+    lost(bench, 1)
+    lost(bench, 0)
+    assert bench.states(0, 1) == ["restarting", "restarting"]
+    joined(bench, 0)
+    joined(bench, 1)
+    bench.recovered(0)
+    bench.recovered(1)
+    assert bench.states(0, 1) == ["healthy", "healthy"]
+
+
+def recovering_pair():
+    bench = lockstep_pair()
+    bench.faulted(0)
+    bench.held(0)
+    bench.stands(1)
+    assert bench.states(0, 1) == ["recovering", "recovering"]
+    return bench
+
+
+def test_an_engine_core_lost_in_a_recovery_lets_nobody_wait_for_it():
+    bench = recovering_pair()
+    assert CloseRendezvous((0, 1), 1) in lost(bench, 1)
+    bench.aborted(0)
+    assert bench.states(0, 1) == ["paused", "restarting"]
+    joined(bench)
+    bench.recovered(0)
+    bench.recovered(1)
+    assert bench.states(0, 1) == ["healthy", "healthy"]
+
+
+def test_a_peer_that_had_recovered_already_stands_again():
+    bench = recovering_pair()
+    bench.recovered(0)
+    lost(bench, 1)
+    assert bench.states(0, 1) == ["pausing", "restarting"]
+    bench.stands(0)
+    joined(bench)
+    bench.recovered(0)
+    bench.recovered(1)
+    assert bench.states(0, 1) == ["healthy", "healthy"]
+
+
+def test_a_restart_in_lockstep_ends_once_the_whole_group_serves():
+    bench = lockstep_pair()
+    restarting(bench, 1)
+    bench.stands(0)
+    joined(bench)
+    bench.recovered(0)
+    assert bench.all(Settle) == []
+    bench.recovered(1)
+    assert Settle("restart") in bench.all(Settle)
+
+
+def test_a_group_that_was_paused_by_hand_waits_for_the_hand_with_its_new_member():
+    bench = lockstep_pair()
+    bench.pause()
+    bench.stands(0)
+    bench.stands(1)
+    lost(bench, 1)
+    joined(bench)
+    assert bench.states(0, 1) == ["paused", "paused"]
+    bench.resume()
+    assert bench.all(OrderRecovery)[-1].rebuild
+
+
+def test_nobody_can_join_where_collectives_cannot_be_rebuilt():
+    bench = Bench(CONFIG, groups=[(0, 1)], attached=False)
+    bench.attached(0, unrebuildable=("captured graphs",))
+    bench.attached(1)
+    lost(bench, 1)
+    assert "captured graphs cannot be rebuilt in place" in bench.defeat
+
+
+# ---- beside it
 
 
 def test_faults_of_a_neighbour_are_handled_while_an_engine_core_is_replaced():

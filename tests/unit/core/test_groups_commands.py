@@ -162,5 +162,5 @@ def test_the_end_settles_commands_over_several_groups_once():
     bench.retry("all", None)
     bench.recovered(0)
     bench.lost(2)
-    assert bench.defeat.startswith("engine core 2 is gone: killed by signal 9; engine cores in lockstep")
+    assert bench.defeat.startswith("engine core 2 is gone: killed by signal 9; with --fault-policy external")
     assert bench.all(Settle) == [Settle("all", error=bench.defeat)]

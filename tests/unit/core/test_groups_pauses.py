@@ -121,7 +121,7 @@ def test_a_pause_by_hand_whose_engine_does_not_stand_is_not_said_to_have_a_fault
     bench.stands(0)
     bench.faulted(1, fault=LEFT_ALONE)
     bench.tick(AUTO.containment_timeout_s)
-    assert bench.defeat == "engine 1 was told to pause and did not stand still within 30 s"
+    assert bench.defeat.startswith("engine 1 was told to pause and did not stand still within 30 s; ")
     assert bench.all(Settle) == [Settle("p", error=bench.defeat)]
 
 

@@ -1,13 +1,14 @@
 """Decisions are pure and say why."""
 
+import msgspec
 import pytest
 
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.faults import Fault, FaultClass, is_of_the_process
-from holdfast.core.policy import Action, Incident, decide_repair, decide_wait, recent
+from holdfast.core.policy import Action, Incident, decide_repair, decide_replacement, decide_wait, recent
 
-AUTO = HoldfastConfig(max_retries=3, retry_window_s=60.0)
-NO_RESTARTS = HoldfastConfig(max_retries=3, retry_window_s=60.0, max_worker_restarts=0)
+AUTO = HoldfastConfig(max_retries=3, retry_window_s=60.0, max_engine_restarts=0)
+NO_RESTARTS = HoldfastConfig(max_retries=3, retry_window_s=60.0, max_worker_restarts=0, max_engine_restarts=0)
 EXTERNAL = HoldfastConfig(fault_policy="external", engine_recovery_timeout_s=120.0)
 
 
@@ -75,7 +76,7 @@ def test_a_retry_leaves_the_window_exactly_when_it_is_as_old_as_the_window_is_lo
 
 @pytest.mark.parametrize(("restarts", "action"), [(0, Action.END), (1, Action.RESTART_WORKERS)])
 def test_no_retries_allowed_means_the_first_fault_goes_to_the_next_rung(restarts, action):
-    config = HoldfastConfig(max_retries=0, max_worker_restarts=restarts)
+    config = HoldfastConfig(max_retries=0, max_worker_restarts=restarts, max_engine_restarts=0)
     assert decide_repair(0.0, incident(), config).action is action
 
 
@@ -104,7 +105,7 @@ def test_every_fault_class_has_a_decision():
 def test_what_a_retry_cannot_repair_gives_the_rank_a_new_process(fault_class, why):
     decision = decide_repair(0.0, sick(fault_class), AUTO)
     assert decision.action is Action.RESTART_WORKERS
-    assert decision.reason.startswith(why)
+    assert why in decision.reason
     assert decision.reason.endswith("boom; its rank gets a new process; worker restart 1 of 20")
 
 
@@ -112,8 +113,9 @@ def test_what_a_retry_cannot_repair_gives_the_rank_a_new_process(fault_class, wh
 def test_what_a_retry_cannot_repair_ends_at_once_where_workers_are_not_restarted(fault_class, why):
     decision = decide_repair(0.0, sick(fault_class), NO_RESTARTS)
     assert decision.action is Action.END
-    assert decision.reason.startswith(why)
-    assert decision.reason.endswith("boom; workers are not restarted here (--max-worker-restarts 0)")
+    assert why in decision.reason
+    assert "boom; workers are not restarted here (--max-worker-restarts 0)" in decision.reason
+    assert decision.reason.endswith("; engine cores are not restarted here (--max-engine-restarts 0)")
 
 
 def test_external_a_restart_too_waits_for_an_instruction():
@@ -135,10 +137,10 @@ def test_a_restart_that_was_asked_for_does_not_depend_on_how_many_there_were():
 
 
 def test_more_restarts_than_allowed_within_the_window_end_the_instance():
-    config = HoldfastConfig(max_worker_restarts=2, worker_restart_window_s=100.0)
+    config = HoldfastConfig(max_worker_restarts=2, worker_restart_window_s=100.0, max_engine_restarts=0)
     decision = decide_repair(99.0, sick(restarted_at=(0.0, 50.0)), config)
     assert decision.action is Action.END
-    assert decision.reason.endswith("2 worker restarts within 100 s did not last (--max-worker-restarts 2)")
+    assert "2 worker restarts within 100 s did not last (--max-worker-restarts 2)" in decision.reason
     forgiven = decide_repair(100.0, sick(restarted_at=(0.0, 50.0)), config)
     assert forgiven.reason.endswith("worker restart 2 of 2")
 
@@ -168,6 +170,53 @@ def test_broken_collectives_that_cannot_be_rebuilt_end_at_once_although_a_rank_c
     for about in ({}, {"asked": True}):
         lost = sick(broken=True, unrebuildable=("custom all-reduce",), **about)
         assert decide_repair(0.0, lost, AUTO).action is Action.END
+
+
+# ---- engine core restarts
+
+CLIMBING = HoldfastConfig(max_retries=3, max_worker_restarts=1, max_engine_restarts=2, engine_restart_window_s=100.0)
+CLIMBS = [
+    (incident(1.0, 2.0, 3.0, rank=None), "3 retries within 60 s did not last"),
+    (sick(restarted_at=(0.0,)), "1 worker restarts within 600 s did not last"),
+    (incident(fault_class=FaultClass.UNRESPONSIVE, rank=None, wants_restart=True), "a rank did not answer in time"),
+    (incident(broken=True, unrebuildable=("custom all-reduce",)), "broken collectives cannot be rebuilt in place"),
+]
+
+
+@pytest.mark.parametrize(("found", "why"), CLIMBS)
+def test_what_no_smaller_repair_helped_against_gets_another_engine_core(found, why):
+    decision = decide_repair(5.0, found, CLIMBING)
+    assert decision.action is Action.RESTART_ENGINE
+    assert why in decision.reason
+    assert decision.reason.endswith("another engine core takes its place; engine core restart 1 of 2")
+
+
+@pytest.mark.parametrize(("found", "why"), CLIMBS)
+def test_more_engine_core_restarts_than_allowed_end_the_instance(found, why):
+    decision = decide_repair(5.0, msgspec.structs.replace(found, engine_restarted_at=(1.0, 2.0)), CLIMBING)
+    assert decision.action is Action.END
+    assert why in decision.reason
+    assert decision.reason.endswith("2 engine core restarts within 100 s did not last (--max-engine-restarts 2)")
+
+
+def test_nobody_is_started_to_join_a_lockstep_group_that_cannot_rebuild_its_collectives():
+    stuck = incident(broken=True, unrebuildable=("custom all-reduce",))
+    assert decide_repair(5.0, msgspec.structs.replace(stuck, in_lockstep=True), CLIMBING).action is Action.END
+
+
+def test_restarts_of_long_ago_do_not_count():
+    config = HoldfastConfig(max_engine_restarts=3, engine_restart_window_s=100.0)
+    assert decide_replacement(200.0, (1.0, 2.0, 3.0), config).is_possible
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [(EXTERNAL, "unasked"), (HoldfastConfig(max_engine_restarts=0), "--max-engine-restarts 0")],
+)
+def test_an_engine_core_that_is_not_replaced_says_why(config, reason):
+    plan = decide_replacement(0.0, (), config)
+    assert not plan.is_possible
+    assert reason in plan.reason
 
 
 # ---- external

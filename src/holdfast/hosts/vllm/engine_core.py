@@ -27,7 +27,7 @@ from holdfast.hosts.vllm.register import BUSY_LOOP, ENGINE_INIT, LOCKSTEP_BUSY_L
 from holdfast.hosts.vllm.restore import TAIL_TOKENS, RequestHistory, RestoreOrder, RestoreReply
 from holdfast.hosts.vllm.resuming import attach_resuming_hooks
 from holdfast.hosts.vllm.salvage import request_being_added, salvage
-from holdfast.hosts.vllm.settings import inherited_settings
+from holdfast.hosts.vllm.settings import inherited_settings, joins_epoch
 from holdfast.hosts.vllm.standing_still import agree_on_wave, forget_interrupts
 from holdfast.hosts.vllm.whole_requests import NotRestorable, encode_whole, whole_request
 from holdfast.hosts.vllm.worker import TOLD_TO_STOP
@@ -57,9 +57,8 @@ def _protect_engine(original: Callable[..., None], engine: Any, *args: Any, **kw
         return
     engine_id = kwargs.get("engine_index", 0)
     folder = config.runtime_dir
-    sentinel = EngineCoreSentinel(
-        engine_id, config, ZmqStation(), client_address(folder), engine_address(folder, engine_id)
-    )
+    addresses = client_address(folder), engine_address(folder, engine_id)
+    sentinel = EngineCoreSentinel(engine_id, config, ZmqStation(), *addresses, joins_epoch=joins_epoch())
     original(engine, *args, **kwargs)
     sentinel.start()
     host = VllmEngine(engine, config, sentinel)
@@ -247,6 +246,8 @@ class VllmEngine:
     def _rebuild_own(self, rendezvous: Rendezvous | None) -> None:
         if rendezvous is not None:
             self._communicators.rebuild(rendezvous, self._rebuild_timeout_s(rendezvous))
+        if self._communicators.any_placeholder:
+            raise RecoveryFailed("this engine core has met none of its peers: it would run on alone")
 
     def _rebuild_timeout_s(self, rendezvous: Rendezvous | None) -> float:
         return 0.0 if rendezvous is None else self._config.rebuild_timeout_s + rendezvous.patience_s

@@ -61,8 +61,16 @@ def cannot_replace() -> str:
     return "" if method == "spawn" else f"processes are started by {method} here, which a server at work cannot do"
 
 
-def start_engine_core(launch: Launch, index: int, config: HoldfastConfig, on_started: Callable[[Any], None]) -> None:
+def start_engine_core(
+    launch: Launch,
+    index: int,
+    config: HoldfastConfig,
+    on_started: Callable[[Any], None],
+    joins_epoch: int | None = None,
+) -> None:
     """Start the engine core with this index and wait until it is ready. `on_started` is given its process at once.
+
+    With `joins_epoch` it starts alone: the peers of its lockstep group are met when they are let in together.
 
     Raises: anything, when it does not become ready within the engine start timeout; it may still be running then.
     """
@@ -79,10 +87,12 @@ def start_engine_core(launch: Launch, index: int, config: HoldfastConfig, on_sta
         "local_start_index": first_local + index,
         "handshake_address": address,
     }
+    if joins_epoch is not None:
+        arguments["vllm_config"].parallel_config._coord_store_port = 0  # nobody is met there any more
     parallel = copy.copy(arguments["vllm_config"].parallel_config)
     parallel.data_parallel_size_local = 1
     with zmq_socket_ctx(address, zmq.ROUTER, bind=True) as handshake:
-        with _spawning, handed_down(config):
+        with _spawning, handed_down(config, joins_epoch):
             manager = CoreEngineProcManager(**arguments)
         manager._finalizer.detach()  # its process belongs to the first manager from now on
         # Looking at an exit code takes it out of the process table, where the host's own shutdown fails without it.

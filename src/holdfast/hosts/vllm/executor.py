@@ -15,6 +15,7 @@ from vllm.v1.executor.multiproc_executor import MultiprocExecutor, WorkerProc
 
 from holdfast.core.errors import PeerSilent, RecoveryFailed
 from holdfast.hosts.vllm.engine_core import attach_engine_hooks
+from holdfast.hosts.vllm.joining import attach_joining_hooks
 from holdfast.hosts.vllm.restore import RESTORE, RestoreOrder, RestoreReply, decode_reply, encode_order
 from holdfast.hosts.vllm.settings import inherited_settings
 from holdfast.hosts.vllm.worker import attach_worker_hooks
@@ -24,6 +25,7 @@ from holdfast.hosts.vllm.workers.standby import PoolState, StandbyPool
 from holdfast.hosts.vllm.workers.starting import Newcomer, WorkerSeed, seed_of, start_standby
 from holdfast.hosts.vllm.workers.watch import WorkerWatch
 
+attach_joining_hooks()  # the first to attach stays
 attach_engine_hooks()
 attach_worker_hooks()
 

@@ -174,7 +174,7 @@ class Owner:
             return False  # it was asked to end
         if self.defeat is None:
             self._being_replaced.add(engine_id)
-            self.sentinel.engine_lost(engine_id, f"exit code {process.exitcode}", self._hopeless())
+            self.sentinel.engine_lost(engine_id, f"exit code {process.exitcode}", self.why_irreplaceable())
             self.sentinel.await_state(engine_id, (EngineState.RESTARTING, EngineState.DEAD), KNOWN_TIMEOUT_S)
             if self.sentinel.view().defeat is None:
                 return True
@@ -182,37 +182,43 @@ class Owner:
         self._defeated.wait(KNOWN_TIMEOUT_S)  # links may know before this process does
         return False
 
-    def _hopeless(self) -> str:
+    def why_irreplaceable(self) -> str:
         if not self._links and not self.serves:
             return "nobody could go on with its requests: it was not started to serve them over HTTP"
         return cannot_replace()
 
     def replace_engine(self, order: ReplaceEngine) -> None:
         """Start another engine core, on a thread of its own."""
-        self._being_replaced.add(order.engine_id)
+        self._being_replaced.add(order.engine_id)  # before it is killed: that is no news
+        if why := self.why_irreplaceable():
+            self.sentinel.engine_lost(order.engine_id, "it has to be replaced", why)
+            return
         name = f"EngineCoreRestart-{order.engine_id}"
         threading.Thread(target=self._replace, args=(order, time.time()), name=name, daemon=True).start()
 
     def _replace(self, order: ReplaceEngine, lost_at: float) -> None:
         engine_id = order.engine_id
         try:
+            if order.kill:
+                self._kill(engine_id)
             end_processes(order.processes, lost_at)
             if not self.sentinel.await_known(order.known_at, LINK_KNOWN_TIMEOUT_S):
                 logger.warning("an API server has not heard yet that engine core %d is lost", engine_id)
             if self._ends_within(order.after_s):
                 return
-            self._start_another(engine_id)
+            self._start_another(engine_id, order.joins_epoch)
         except Exception as error:
             if not self._ends_within(0.0):
                 logger.exception("another engine core %d did not start", engine_id)
                 self._kill(engine_id)
                 why = f"what was to take its place did not start: {' '.join(str(error).split())}"
-                self.sentinel.engine_lost(engine_id, why, self._hopeless())
+                self.sentinel.engine_lost(engine_id, why, self.why_irreplaceable())
 
-    def _start_another(self, engine_id: int) -> None:
+    def _start_another(self, engine_id: int, joins_epoch: int | None) -> None:
         assert self._launch is not None
-        start_engine_core(self._launch, engine_id, self.config, functools.partial(self._put_in_place, engine_id))
-        if not self.sentinel.await_state(engine_id, (EngineState.HEALTHY,), ATTACH_TIMEOUT_S):
+        put_in_place = functools.partial(self._put_in_place, engine_id)
+        start_engine_core(self._launch, engine_id, self.config, put_in_place, joins_epoch)
+        if not self.sentinel.await_attached_again(engine_id, ATTACH_TIMEOUT_S):
             raise HookNotAttached(f"engine core {engine_id} did not report its hooks within {ATTACH_TIMEOUT_S:g} s")
         view = self.sentinel.view().engine(engine_id)
         if view is not None:

@@ -18,6 +18,7 @@ from holdfast.core.errors import BadConfiguration
 
 KEY = "holdfast"
 ENVIRONMENT = "HOLDFAST_SETTINGS"
+JOINS_EPOCH = "HOLDFAST_JOINS_EPOCH"
 
 
 def take_settings(vllm_config: Any) -> HoldfastConfig | None:
@@ -43,11 +44,20 @@ def inherited_settings() -> HoldfastConfig | None:
     return parse_config(json.loads(encoded)) if encoded else None
 
 
+def joins_epoch() -> int | None:
+    """The epoch of the lockstep group that the engine core of this process joins; none where it starts with it."""
+    epoch = os.environ.get(JOINS_EPOCH)
+    return int(epoch) if epoch else None
+
+
 @contextmanager
-def handed_down(config: HoldfastConfig) -> Iterator[None]:
-    """Processes started inside inherit `config`."""
+def handed_down(config: HoldfastConfig, joins_epoch: int | None = None) -> Iterator[None]:
+    """Processes started inside inherit `config`, and which epoch they join."""
     os.environ[ENVIRONMENT] = json.dumps(dump_config(config))
+    if joins_epoch is not None:
+        os.environ[JOINS_EPOCH] = str(joins_epoch)
     try:
         yield
     finally:
         del os.environ[ENVIRONMENT]
+        os.environ.pop(JOINS_EPOCH, None)

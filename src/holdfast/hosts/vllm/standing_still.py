@@ -24,7 +24,9 @@ def agree_on_wave(engine: Any) -> None:
     """Let the engine cores of a lockstep group go on at one step of one wave, all of them or none.
 
     They count steps to know when to ask each other whether anybody has work left; standing still, one may have
-    counted further. A pause of the host's own goes on only where every one of them had come to it.
+    counted further, or have ended the wave. They run on, were it only for a moment: so the wave ends with the word
+    of it that the host's coordinator and front ends wait for. A pause of the host's own goes on only where every one
+    of them had come to it.
     """
     has_work = engine.scheduler.has_unfinished_requests()
     ranks_say = [engine.current_wave, has_work, engine.pending_pause, not engine.ignore_start_dp_wave]
@@ -32,7 +34,7 @@ def agree_on_wave(engine: Any) -> None:
     torch.distributed.all_reduce(state, op=torch.distributed.ReduceOp.MAX, group=engine.dp_group)
     wave, any_work, any_pending, any_unpaused = state.tolist()
     engine.current_wave = wave
-    engine.engines_running = bool(any_work or any_pending)
+    engine.engines_running = bool(any_work or any_pending or any_unpaused)
     engine.pending_pause = bool(any_pending)
     engine.ignore_start_dp_wave = not any_unpaused
     engine.step_counter = 0

@@ -35,7 +35,8 @@ class EngineCommunicators:
 
     @property
     def any_placeholder(self) -> bool:
-        return False  # an engine core meets its peers when it starts
+        """Whether it took a place in its lockstep group and has met none of its peers yet."""
+        return self._group is not None and self._group.size() != self._engine.dp_size
 
     def break_all(self) -> int:
         if self._group is None:

@@ -20,9 +20,17 @@ STATELESS_GLOO_GROUP = wrap(
     "the data-parallel group of the engine cores is made here, and made again",
 )
 
+ENGINES_GROUP = wrap(
+    "vllm.config.parallel",
+    "ParallelConfig.stateless_init_dp_group",
+    ("return_store",),
+    "an engine core that joins a lockstep group meets nobody while it starts",
+)
+
 COMMUNICATOR_TOUCHPOINTS: tuple[Touchpoint, ...] = (
     TORCH_GROUP,
     STATELESS_GLOO_GROUP,
+    ENGINES_GROUP,
     call(_C10D, "destroy_process_group", ("group",), "old groups go before new ones take their names"),
     call(_C10D, "_update_default_pg", ("pg",), "the new default group"),
     call(_C10D, "_set_pg_timeout", ("timeout", "group"), "a new group waits as long as the old one"),

@@ -1,0 +1,31 @@
+"""An engine core that takes a place in a lockstep group whose other members stand and wait for it.
+
+It starts alone, as do its workers: what they would do together is done once they are let in together. Until then
+its group of engine cores has one member, itself, and nothing runs on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from holdfast.hosts.vllm.communicators.touchpoints import ENGINES_GROUP
+from holdfast.hosts.vllm.register import attach
+from holdfast.hosts.vllm.settings import joins_epoch
+from holdfast.hosts.vllm.workers.alone import stand_alone
+
+
+def attach_joining_hooks() -> None:
+    """In an engine core that joins, and in its workers. Elsewhere it does nothing."""
+    if joins_epoch() is not None:
+        stand_alone()
+        attach(ENGINES_GROUP, _group_of_one)
+
+
+def _group_of_one(original: Callable[..., Any], parallel_config: Any, return_store: bool = False) -> Any:
+    from torch.distributed import HashStore
+    from vllm.distributed import utils
+
+    store = HashStore()
+    group = utils.init_gloo_process_group(store, 0, 1, parallel_config.cpu_distributed_timeout)
+    return (group, store) if return_store else group
