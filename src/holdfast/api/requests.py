@@ -31,6 +31,16 @@ class Instruction(enum.StrEnum):
     RESUME = "resume"
     RETRY = "retry"
     RESTART_WORKER = "restart-worker"
+    RESTART_ENGINE = "restart-engine"
+
+    @property
+    def is_for_one_engine(self) -> bool:
+        return self in (Instruction.RESTART_WORKER, Instruction.RESTART_ENGINE)
+
+    @property
+    def wait_s(self) -> float:
+        """How long its end is waited for where nobody says: processes that load a model take long."""
+        return 300.0 if self.is_for_one_engine else 30.0
 
 
 class PauseMode(enum.StrEnum):
@@ -68,7 +78,7 @@ class AwaitedRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """The original format: the answer comes when the instruction has ended."""
 
     fault_tolerance_instruction: InstructionName
-    fault_tolerance_timeout: TimeoutS = 30.0
+    fault_tolerance_timeout: TimeoutS | msgspec.UnsetType = msgspec.UNSET
     fault_tolerance_params: Params = Params()
 
 
@@ -103,8 +113,9 @@ def parse_apply(body: bytes) -> ApplyCommand:
     match _AWAITED_KEY in fields, _ACCEPTED_KEY in fields:
         case True, False:
             awaited = _convert(fields, AwaitedRequest)
-            params, timeout_s = awaited.fault_tolerance_params, awaited.fault_tolerance_timeout
-            return _command(awaited.fault_tolerance_instruction, params, timeout_s)
+            name, given_s = awaited.fault_tolerance_instruction, awaited.fault_tolerance_timeout
+            timeout_s = _known(name, Instruction, "instruction").wait_s if given_s is msgspec.UNSET else given_s
+            return _command(name, awaited.fault_tolerance_params, timeout_s)
         case False, True:
             accepted = _convert(fields, AcceptedRequest)
             return _command(accepted.instruction, accepted.params, None)
@@ -138,7 +149,7 @@ def is_json(content_type: str | None) -> bool:
 def _command(name: str, params: Params, timeout_s: float | None) -> ApplyCommand:
     instruction = _known(name, Instruction, "instruction")
     engine_ids, ranks = _engine_ids(params), _ranks(instruction, params)
-    if instruction is Instruction.RESTART_WORKER and len(engine_ids) != 1:
+    if instruction.is_for_one_engine and len(engine_ids) != 1:
         raise BadInstruction(f"{instruction} is for one engine, {len(engine_ids)} are named", hint="name one engine")
     return ApplyCommand(instruction, engine_ids, ranks, _is_soft(instruction, params.mode), timeout_s)
 

@@ -169,6 +169,9 @@ def _order(control: ControlPlane, command: requests.ApplyCommand, command_id: st
         case requests.Instruction.RESTART_WORKER:
             [engine_id] = command.engine_ids
             return control.restart_workers(command_id, engine_id, command.ranks)
+        case requests.Instruction.RESTART_ENGINE:
+            [engine_id] = command.engine_ids
+            return control.restart_engine(command_id, engine_id)
 
 
 def _watch(command: Future[None]) -> asyncio.Future[None]:

@@ -24,19 +24,23 @@ def apply(
         list[int] | None, typer.Option(help="Of restart-worker: a rank; may be repeated. Without it, every one.")
     ] = None,
     soft: Annotated[bool, typer.Option("--soft", help="Pause at the next step boundary, not at once.")] = False,
-    timeout: Annotated[float, typer.Option(help=f"Seconds to wait for the end, up to {MAX_TIMEOUT_S}.")] = 30.0,
+    timeout: Annotated[
+        float | None,
+        typer.Option(help=f"Seconds to wait for the end, up to {MAX_TIMEOUT_S}.  [default: 30; of a restart 300]"),
+    ] = None,
     url: Url = DEFAULT_URL,
     api_key: ApiKey = "",
 ) -> None:
-    """Give a running server an instruction: pause, resume, retry after a fault, or restart-worker."""
+    """Give a running server an instruction: pause, resume, retry after a fault, restart-worker or restart-engine."""
+    timeout_s = instruction.wait_s if timeout is None else timeout
     params = Params(
         engine_ids=tuple(engine) if engine else None,
         mode=PauseMode.SOFT if soft else None,
         ranks=tuple(rank) if rank else None,
     )
     request = AwaitedRequest(
-        fault_tolerance_instruction=instruction, fault_tolerance_timeout=timeout, fault_tolerance_params=params
+        fault_tolerance_instruction=instruction, fault_tolerance_timeout=timeout_s, fault_tolerance_params=params
     )
     with reporting():
-        answer = ControlClient(url, api_key).post("apply", request, Executed, max(timeout, 0) + _ANSWER_MARGIN_S)
+        answer = ControlClient(url, api_key).post("apply", request, Executed, max(timeout_s, 0) + _ANSWER_MARGIN_S)
     typer.echo(answer.message)

@@ -67,7 +67,12 @@ class AskRestartWorkers(m.Message, frozen=True, tag="ask-restart-workers"):
     ranks: tuple[int, ...] = ()
 
 
-Ask = AskRetry | AskPause | AskResume | AskRestartWorkers | m.ArmFault
+class AskRestartEngine(m.Message, frozen=True, tag="ask-restart-engine"):
+    command_id: str
+    engine_id: int
+
+
+Ask = AskRetry | AskPause | AskResume | AskRestartWorkers | AskRestartEngine | m.ArmFault
 FromLink = LinkReported | Ask
 
 

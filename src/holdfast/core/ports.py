@@ -154,6 +154,10 @@ class ControlPlane(Protocol):
         """Give ranks of a healthy engine a new process; every one of its ranks when none is named."""
         ...
 
+    def restart_engine(self, command_id: str, engine_id: int) -> Future[None]:
+        """Put another process in the place of an engine core, and of all its workers, whatever its state."""
+        ...
+
     def arm(self, command_id: str, spec: InjectionSpec) -> Future[None]: ...
 
 

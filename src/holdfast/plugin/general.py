@@ -33,8 +33,10 @@ def register() -> None:
 def _join_instance() -> None:
     """Nobody says which process of the instance this is: an engine core, a worker or an API server."""
     from holdfast.hosts.vllm.front_end import attach_request_hooks
+    from holdfast.hosts.vllm.joining import attach_joining_hooks
     from holdfast.hosts.vllm.worker import attach_worker_hooks
 
+    attach_joining_hooks()  # the first to attach stays
     attach_worker_hooks()
     attach_request_hooks()
 

@@ -109,6 +109,10 @@ class FrontEndLink:
         ask = lm.AskRestartWorkers(command_id=command_id, engine_id=engine_id, ranks=tuple(ranks))
         return self._ask(ask, self._worker_start_s)
 
+    def restart_engine(self, command_id: str, engine_id: int) -> Future[None]:
+        more_s = self._config.engine_start_timeout_s + self._config.containment_timeout_s
+        return self._ask(lm.AskRestartEngine(command_id=command_id, engine_id=engine_id), more_s)
+
     def arm(self, command_id: str, spec: InjectionSpec) -> Future[None]:
         return self._ask(m.ArmFault(command_id=command_id, spec=spec))
 

@@ -94,6 +94,8 @@ class Links:
                 return self._control.resume(ask.command_id, ask.engine_ids)
             case lm.AskRestartWorkers():
                 return self._control.restart_workers(ask.command_id, ask.engine_id, ask.ranks)
+            case lm.AskRestartEngine():
+                return self._control.restart_engine(ask.command_id, ask.engine_id)
             case m.ArmFault():
                 return self._control.arm(ask.command_id, ask.spec)
 

@@ -95,7 +95,8 @@ class VllmEngine:
         self._engine = engine
         self._config = config
         self._sentinel = sentinel
-        self._newcomers: set[int] = set()  # ranks that know no request yet
+        joins = joins_epoch() is not None
+        self._newcomers = set(range(engine.model_executor.world_size)) if joins else set()  # they know no request yet
         self._unprepared: set[int] = set()  # ranks whose replacement was begun and has not worked
         engine.model_executor.on_rank_lost = sentinel.rank_lost
         engine.model_executor.on_standbys = self._report_standbys

@@ -6,6 +6,7 @@ its group of engine cores has one member, itself, and nothing runs on it.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,8 @@ from holdfast.hosts.vllm.communicators.touchpoints import ENGINES_GROUP
 from holdfast.hosts.vllm.register import attach
 from holdfast.hosts.vllm.settings import joins_epoch
 from holdfast.hosts.vllm.workers.alone import stand_alone
+
+_ALONE_S = 10.0  # nobody is waited for
 
 
 def attach_joining_hooks() -> None:
@@ -24,8 +27,10 @@ def attach_joining_hooks() -> None:
 
 def _group_of_one(original: Callable[..., Any], parallel_config: Any, return_store: bool = False) -> Any:
     from torch.distributed import HashStore
-    from vllm.distributed import utils
+
+    from holdfast.hosts.vllm.communicators.making import make_stateless_group
 
     store = HashStore()
-    group = utils.init_gloo_process_group(store, 0, 1, parallel_config.cpu_distributed_timeout)
+    deadline = time.monotonic() + _ALONE_S
+    group = make_stateless_group(store, 0, 1, parallel_config.cpu_distributed_timeout, deadline)
     return (group, store) if return_store else group
