@@ -111,6 +111,8 @@ class Story:
         """Nothing more happens: every wait ends."""
         for _ in range(40):
             self.bench.tick(10.0)
+        for _ in range(6):
+            self.bench.tick(AUTO.worker_start_timeout_s + 250.0)  # a new process may take that long
 
     def is_over(self, group):
         views = [self.bench.view(e) for e in group]

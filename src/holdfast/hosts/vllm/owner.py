@@ -161,7 +161,9 @@ class Owner:
             gone = multiprocessing.connection.wait(list(by_sentinel), _WATCH_S) if watched else []
             if not watched:
                 manager.manager_stopped.wait(_WATCH_S)
-            if not all(self._goes_on_without(manager, by_sentinel[cast(int, sentinel)]) for sentinel in gone):
+            ended = (by_sentinel[cast(int, sentinel)] for sentinel in gone)
+            # One that was killed to be replaced, meanwhile, is no news.
+            if not all(i in self._being_replaced or self._goes_on_without(manager, i) for i in ended):
                 return
 
     def _goes_on_without(self, manager: Any, engine_id: int) -> bool:
