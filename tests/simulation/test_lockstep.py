@@ -153,7 +153,7 @@ def test_workers_that_are_restarted_by_hand_in_the_middle_change_no_token(make_l
 
 
 def test_a_lost_acknowledgement_ends_the_instance_where_workers_are_not_restarted_and_says_whose(make_lockstep):
-    lockstep = make_lockstep(**TWO_RANKS, acknowledge_timeout_s=0.2, max_worker_restarts=0)
+    lockstep = make_lockstep(**TWO_RANKS, acknowledge_timeout_s=0.2, max_worker_restarts=0, max_engine_restarts=0)
     lockstep.engines[0].ranks[0].silent_from = 0
     lockstep.arm(Phase.STEP_START, rank=1, after_steps=3)
     lockstep.run()
@@ -163,7 +163,7 @@ def test_a_lost_acknowledgement_ends_the_instance_where_workers_are_not_restarte
 
 
 def test_an_acknowledgement_of_an_old_epoch_is_none_of_the_new_one(make_lockstep):
-    lockstep = make_lockstep(**TWO_RANKS, acknowledge_timeout_s=0.3, max_worker_restarts=0)
+    lockstep = make_lockstep(**TWO_RANKS, acknowledge_timeout_s=0.3, max_worker_restarts=0, max_engine_restarts=0)
     lockstep.arm(Phase.STEP_START, rank=1, after_steps=3)
     lockstep.arm(Phase.STEP_START, rank=1, after_steps=8)
     silent = lockstep.engines[0].ranks[0]

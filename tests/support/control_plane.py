@@ -73,6 +73,9 @@ class MemoryControl:
     def restart_workers(self, command_id: str, engine_id: int, ranks: Sequence[int] = ()) -> Future[None]:
         return self._follow(command_id, lambda: self._instance.restart_workers(command_id, engine_id, ranks, self.now))
 
+    def restart_engine(self, command_id: str, engine_id: int) -> Future[None]:
+        return self._follow(command_id, lambda: self._instance.restart_engine(command_id, engine_id, self.now))
+
     def arm(self, command_id: str, spec: InjectionSpec) -> Future[None]:
         return self._follow(command_id, lambda: self._instance.arm(command_id, spec, self.now))
 
@@ -88,6 +91,11 @@ class MemoryControl:
                 m.EngineAttached(engine_id=engine.engine_id, pid=4001, hooks=("engine.loop",), workers=workers)
             )
         return self
+
+    def return_engine(self, engine_id: int = 0) -> None:
+        """The process that takes an engine core's place reports."""
+        workers = (m.WorkerAttached(rank=0, pid=5002, hooks=("worker.step",)),)
+        self._observe(m.EngineAttached(engine_id=engine_id, pid=5001, hooks=("engine.loop",), workers=workers))
 
     def standbys(self, wanted: int = 1, ready: int = 1, memory_bytes: int = 2**30, engine_id: int = 0) -> None:
         self._observe(m.StandbysChanged(engine_id=engine_id, wanted=wanted, ready=ready, memory_bytes=memory_bytes))

@@ -326,6 +326,25 @@ def test_a_restart_of_an_engine_that_is_not_healthy_is_a_conflict(client: TestCl
     assert (answer.status_code, answer.json()["error"]["state"]) == (409, "paused")
 
 
+def test_an_engine_core_is_restarted_and_the_status_counts_it() -> None:
+    control = MemoryControl(((0,), (1,))).attach()
+    client = TestClient(build_app(control), client=("127.0.0.1", 1))
+    answer = client.post("/fault_tolerance/apply", json=accepted("restart-engine", engine_id=1))
+    assert answer.status_code == 202
+    states = [e["state"] for e in client.get("/fault_tolerance/status").json()["engines"]]
+    assert states == ["healthy", "restarting"]
+    control.return_engine(1)
+    engines = client.get("/fault_tolerance/status").json()["engines"]
+    assert [(e["state"], e["restarts"]) for e in engines] == [("healthy", 0), ("healthy", 1)]
+
+
+def test_an_engine_core_that_is_being_restarted_is_not_restarted_again() -> None:
+    client = TestClient(build_app(MemoryControl(((0,), (1,))).attach()), client=("127.0.0.1", 1))
+    client.post("/fault_tolerance/apply", json=accepted("restart-engine", engine_id=1))
+    answer = client.post("/fault_tolerance/apply", json=awaited("restart-engine", engine_id=1))
+    assert (answer.status_code, answer.json()["error"]["state"]) == (409, "restarting")
+
+
 def test_standbys_stand_in_the_status_once_there_are_any(client: TestClient, control: MemoryControl) -> None:
     assert "standbys" not in client.get("/fault_tolerance/status").json()["engines"][0]
     control.standbys(wanted=2, ready=1, memory_bytes=5)

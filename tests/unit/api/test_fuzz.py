@@ -43,7 +43,7 @@ ANY_JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=10), inner, max_size=3),
     max_leaves=8,
 )
-INSTRUCTIONS = st.sampled_from(["pause", "resume", "retry", "restart-worker"])
+INSTRUCTIONS = st.sampled_from(["pause", "resume", "retry", "restart-worker", "restart-engine"])
 PARAMS = st.fixed_dictionaries(
     {},
     optional={

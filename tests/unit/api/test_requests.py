@@ -26,11 +26,22 @@ def test_the_original_format_waits_thirty_seconds_unless_told() -> None:
     assert requests.parse_apply(b'{"fault_tolerance_instruction": "retry"}').timeout_s == 30
 
 
+def test_a_process_that_loads_a_model_is_waited_for_longer() -> None:
+    body = b'{"fault_tolerance_instruction": "restart-engine", "fault_tolerance_params": {"engine_id": 0}}'
+    assert requests.parse_apply(body) == ApplyCommand(Instruction.RESTART_ENGINE, (0,), timeout_s=300)
+
+
+def test_an_engine_core_is_restarted_with_all_its_ranks() -> None:
+    for params, says in (("{}", "for one engine, 0 are named"), ('{"engine_id": 0, "rank": 0}', "whole engines")):
+        with pytest.raises(BadInstruction, match=says):
+            requests.parse_apply(f'{{"instruction": "restart-engine", "params": {params}}}'.encode())
+
+
 def test_the_hosts_format_is_not_waited_for() -> None:
     assert requests.parse_apply(b'{"instruction": "retry", "params": {}}') == ApplyCommand(Instruction.RETRY)
 
 
-@pytest.mark.parametrize("name", [i for i in Instruction if i is not Instruction.RESTART_WORKER])
+@pytest.mark.parametrize("name", [i for i in Instruction if not i.is_for_one_engine])
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_both_formats_know_every_instruction(template: str, name: str) -> None:
     assert requests.parse_apply(template.replace("?", name).encode()).instruction == name

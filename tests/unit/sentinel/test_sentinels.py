@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from holdfast.core.config import HoldfastConfig
+from holdfast.core.effects import ReplaceEngine
 from holdfast.core.errors import BadInstruction, HookNotAttached, InstructionConflict, RecoveryFailed
 from holdfast.core.events import EventKind
 from holdfast.core.faults import Fault, FaultClass, Phase
@@ -82,6 +83,12 @@ class Host:
         return Rendezvous("here", 1, epoch)
 
     def close_rendezvous(self, group: tuple[int, ...], epoch: int) -> None: ...
+
+    def replace_engine(self, order: ReplaceEngine) -> None:
+        raise AssertionError("nothing here may be replaced")
+
+    def why_irreplaceable(self) -> str:
+        return ""
 
     def end_instance(self, reason: str) -> None:
         self.reason = reason
@@ -213,7 +220,7 @@ def test_a_fault_in_a_recovery_is_tried_again_under_the_next_epoch(bench: Bench)
 def test_beyond_the_retries_the_engine_core_ends_with_the_original_error_as_its_cause(
     make_bench: Callable[..., Bench],
 ) -> None:
-    bench = make_bench(max_retries=0)
+    bench = make_bench(max_retries=0, max_engine_restarts=0)
     bench.attach()
     error = ValueError("boom")
     with pytest.raises(EngineDefeated, match="0 retries") as ended:
