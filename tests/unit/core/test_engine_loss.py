@@ -91,7 +91,8 @@ def test_tries_pause_longer_and_longer_and_end_in_the_end_of_the_instance():
     assert pauses == [0.0, 1.0, 2.0]
     assert kinds(lost(bench))[-1] == "End"
     assert bench.defeat == (
-        "engine core 0 is gone: killed by signal 9; 3 engine core restarts within 100 s did not last (--max-engine-restarts 3)"
+        "engine core 0 is gone: killed by signal 9; "
+        "3 engine core restarts within 100 s did not last (--max-engine-restarts 3)"
     )
 
 

@@ -1,0 +1,84 @@
+"""A killed engine core of a lockstep group: its peers stand until another one joins them, and no request is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Awaitable, Callable, Iterator
+
+import httpx
+import pytest
+
+from holdfast.bench.topologies import MOE_EP
+from holdfast.chaos.checker import compare_runs
+from holdfast.chaos.control import Control
+from holdfast.chaos.server import Server
+from holdfast.chaos.streams import Load
+from integration.conftest import Servers, run
+from integration.loads import every_feature, fresh_salt
+from integration.test_engine_death import engines_of, wait_healthy
+
+pytestmark = [pytest.mark.host, pytest.mark.server, pytest.mark.slow]
+
+TOKENS = 300
+Harm = Callable[[Server], Awaitable[None]]
+
+
+@pytest.fixture(scope="module")
+def group(servers: Servers) -> Iterator[Server]:
+    with servers.of(MOE_EP, arguments=("--max-engine-restarts", "1000")) as started:
+        yield started
+
+
+def load(server: Server) -> Load:
+    return Load(server.url, every_feature(fresh_salt(), TOKENS))
+
+
+async def begun(running: Load) -> None:
+    async with asyncio.timeout(60):
+        while min(len(h.token_ids) for h in running.histories) < 5:
+            await asyncio.sleep(0.005)
+
+
+async def assert_exact_through(server: Server, harm: Harm) -> None:
+    """A load that meets the harm, and one after it, are those of a fault-free run."""
+    reference = await load(server).run()
+    running = load(server)
+    streams = asyncio.create_task(running.run())
+    await begun(running)
+    await harm(server)
+    for observed in (await streams, await load(server).run()):
+        verdict = compare_runs(reference, observed)
+        assert verdict.exact, verdict.reasons
+    await wait_healthy(server)
+    async with Control(server.url) as control:
+        assert await control.unwell() is None
+
+
+def killed(*engine_ids: int) -> Harm:
+    async def harm(server: Server) -> None:
+        engines = await engines_of(server)
+        for engine_id in engine_ids:
+            os.kill(engines[engine_id]["pid"], signal.SIGKILL)
+
+    return harm
+
+
+async def restarted_by_hand(server: Server) -> None:
+    before = (await engines_of(server))[1]
+    body = {"fault_tolerance_instruction": "restart-engine", "fault_tolerance_params": {"engine_id": 1}}
+    async with httpx.AsyncClient(base_url=server.url, timeout=300, trust_env=False) as client:
+        assert (await client.post("/fault_tolerance/apply", json=body)).status_code == 200
+    after = (await engines_of(server))[1]
+    assert after["pid"] != before["pid"]
+    assert after["restarts"] == before["restarts"] + 1
+
+
+@pytest.mark.parametrize("engine_ids", [(1,), (0,), (0, 1)], ids=["second", "first", "both"])
+def test_a_group_goes_on_with_a_new_member_and_changes_no_token(group: Server, engine_ids: tuple[int, ...]) -> None:
+    run(assert_exact_through(group, killed(*engine_ids)))
+
+
+def test_a_member_is_restarted_by_hand_under_load_and_changes_no_token(group: Server) -> None:
+    run(assert_exact_through(group, restarted_by_hand))
