@@ -103,6 +103,12 @@ TOUCHPOINTS: tuple[Touchpoint, ...] = (
         "vllm.distributed.device_communicators.shm_broadcast", "MessageQueue.enqueue", ("obj", "timeout"), "draining"
     ),
     _call("vllm.distributed.device_communicators.shm_broadcast", "MessageQueue.dequeue", ("timeout",), "draining"),
+    *_attributes(
+        "vllm.v1.core.sched.output",
+        "SchedulerOutput",
+        "total_num_scheduled_tokens num_scheduled_tokens",
+        "how much work a step is",
+    ),
     _call("vllm.v1.worker.worker_base", "WorkerWrapperBase.execute_model", ("scheduler_output",), "guarding steps"),
     *_attributes(
         _CORE,
