@@ -153,3 +153,5 @@ class RankWatch:
         for stall in stalls:
             self._accused.add(stall.pid)
             self._accuser.accuse(stall)
+        if stalls:
+            self.begin_anew()  # the others may still be in a step in which they waited for it
