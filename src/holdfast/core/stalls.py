@@ -71,6 +71,10 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     late_s: float = 0.1  # of a look: less is no news
 
 
+# A step waits for ranks of other engine cores, and nobody here sees what these are at: a prefill, a compilation.
+LOCKSTEP_LIMITS = Limits(decode_floor_s=30.0, prefill_floor_s=30.0)
+
+
 class Deadline(msgspec.Struct, frozen=True):
     """Seconds that a call may take, and where they come from, in words."""
 

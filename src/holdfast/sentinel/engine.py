@@ -21,9 +21,10 @@ from holdfast.core.errors import HookNotAttached
 from holdfast.core.faults import Fault, FaultClass, classify_error, describe_error, hung
 from holdfast.core.injection import InjectionSpec
 from holdfast.core.ports import EngineHost
-from holdfast.core.stalls import Stall
+from holdfast.core.stalls import LOCKSTEP_LIMITS, Limits, Stall
 from holdfast.sentinel.addresses import engine_identity, worker_identity
 from holdfast.sentinel.containment import Containment
+from holdfast.sentinel.incident_files import IncidentFiles
 from holdfast.sentinel.stall_watch import PERIOD_S, RankWatch
 from holdfast.sentinel.thread import IDLE_S, SentinelThread
 from holdfast.wire import Delivery, Hub, Spoke, Station
@@ -59,7 +60,8 @@ class EngineCoreSentinel:
         self._containment = Containment(config.acknowledge_timeout_s)
         self._killed: set[tuple[int, int]] = set()  # epoch and rank of those that were taken for hung
         self._heard_at = 0.0
-        self._watch = RankWatch(config.runtime_dir, self) if config.stall_detection and config.runtime_dir else None
+        self._incidents = IncidentFiles(config.incident_dir, config.runtime_dir, engine_id)
+        self._watch: RankWatch | None = None
         self._host: EngineHost | None = None
 
     def start(self) -> None:
@@ -97,6 +99,9 @@ class EngineCoreSentinel:
 
     def announce(self, host: EngineHost, hooks: tuple[str, ...], workers: tuple[m.WorkerAttached, ...]) -> None:
         """Report to the client that this engine core is protected from now on."""
+        if self._config.stall_detection and self._config.runtime_dir:
+            limits = LOCKSTEP_LIMITS if host.in_lockstep else Limits()
+            self._watch = RankWatch(self._config.runtime_dir, self, limits)
         self._host = host
         self._post(
             m.EngineAttached(
@@ -306,6 +311,7 @@ class EngineCoreSentinel:
         phase, step = (call.phase, call.step) if call is not None else (None, None)
         fault = hung(self._engine_id, stall.rank, f"stalled: {stall.reason}", time.time(), phase=phase, step=step)
         logger.error("EngineCoreSentinel-%d: %s", self._engine_id, fault.message)
+        self._incidents.keep(stall, self.rank_pids())
         self._kill_hung(fault, stall.rank)
 
     def rank_lost(self, rank: int, how: str) -> None:

@@ -305,11 +305,12 @@ def test_a_rank_that_makes_no_progress_in_a_step_is_killed_and_gets_a_new_proces
     for step in range(20):
         progress.begin(Phase.FORWARD, step, 4, 4)
         progress.end()
-    bench = make_bench(runtime_dir=str(tmp_path))
+    bench = make_bench(runtime_dir=str(tmp_path), incident_dir=str(tmp_path / "incidents"))
     bench.attach()
     progress.begin(Phase.FORWARD, 20, 4, 4)
     bench.settled(EventKind.FAULT_REPORTED)
     assert bench.host.killed == [0]
+    assert len(list((tmp_path / "incidents").glob("*/incident.json"))) == 1
     [fault] = [e.fault for e in bench.client.history() if e.fault is not None]
     assert (fault.fault_class, fault.rank, fault.phase, fault.step) == (FaultClass.UNRESPONSIVE, 0, Phase.FORWARD, 20)
     progress.end()
@@ -322,4 +323,5 @@ def test_a_rank_that_makes_no_progress_in_a_step_is_killed_and_gets_a_new_proces
 
 def test_without_stall_detection_nobody_looks(make_bench: Callable[..., Bench], tmp_path: Path) -> None:
     bench = make_bench(runtime_dir=str(tmp_path), stall_detection=False)
+    bench.attach()
     assert bench.engine._watch is None

@@ -7,12 +7,14 @@ from typing import Any
 
 from holdfast.core.faults import Phase
 from holdfast.progress import ProgressWriter, publish_progress
+from holdfast.progress.stacks import answer_for_stacks
 
 Call = Callable[..., Any]
 
 
 def record_progress(engine: Any, folder: str) -> None:
     """Instance attributes over the host's methods; after injection, so that what is injected counts as theirs."""
+    answer_for_stacks(folder)
     progress = _EngineProgress(ProgressWriter(publish_progress(folder)), engine.scheduler)
     scheduler = engine.scheduler
     scheduler.schedule = progress.recorded(Phase.SCHEDULE_START, scheduler.schedule)

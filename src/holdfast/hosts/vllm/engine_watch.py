@@ -9,7 +9,9 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 
+from holdfast.core.config import HoldfastConfig
 from holdfast.core.stalls import Limits, Stall
+from holdfast.sentinel.incident_files import IncidentFiles
 from holdfast.sentinel.stall_watch import PERIOD_S, ProgressWatch
 
 # An engine core that is condemned costs more than a rank, and often nothing stands ready to take its place.
@@ -22,8 +24,8 @@ Pids = Callable[[], Mapping[int, int]]
 class EngineCoreWatch:
     """Asks for the processes of the engine cores, and says once of each which one stalls."""
 
-    def __init__(self, folder: str, pids: Pids, condemn: Condemn) -> None:
-        self._folder = folder
+    def __init__(self, config: HoldfastConfig, pids: Pids, condemn: Condemn) -> None:
+        self._config = config
         self._pids = pids
         self._condemn = condemn
         self._watches: dict[int, ProgressWatch] = {}  # each its own: none waits for another in what is watched
@@ -43,8 +45,9 @@ class EngineCoreWatch:
 
     def look(self, now: float) -> None:
         for engine_id, pid in self._pids().items():
-            watch = self._watches.setdefault(engine_id, ProgressWatch(self._folder, LIMITS))
+            watch = self._watches.setdefault(engine_id, ProgressWatch(self._config.runtime_dir, LIMITS))
             stalls = watch.look(now, {engine_id: pid}) if pid not in self._condemned else []
             for stall in stalls:
                 self._condemned.add(pid)
+                IncidentFiles(self._config.incident_dir, self._config.runtime_dir, engine_id).keep(stall, {})
                 self._condemn(stall)

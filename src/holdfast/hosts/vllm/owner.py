@@ -100,7 +100,7 @@ class Owner:
             notify_address=self._outlets.address,
         )
         self.sentinel.expect_links(links)
-        self._watch = EngineCoreWatch(self._folder, self._engine_pids, self._condemn)
+        self._watch = EngineCoreWatch(self.config, self._engine_pids, self._condemn)
         self._condemned: dict[int, str] = {}
 
     # ---- the start

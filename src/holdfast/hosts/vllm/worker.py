@@ -30,6 +30,7 @@ from holdfast.hosts.vllm.workers.alone import end_alone, is_alone
 from holdfast.hosts.vllm.workers.newcomer import awaited_queue
 from holdfast.hosts.vllm.workers.orders import JOIN, LEARN, PREPARE, join, prepare
 from holdfast.progress import Lane, ProgressWriter, publish_progress
+from holdfast.progress.stacks import answer_for_stacks
 from holdfast.sentinel import WorkerSentinel
 from holdfast.sentinel.addresses import engine_address
 from holdfast.wire import ZmqStation
@@ -65,6 +66,7 @@ def _protect_worker(original: Step, proc: Any, input_shm_handle: Any, vllm_confi
     engine_id = vllm_config.parallel_config.data_parallel_index
     communicators = WorkerCommunicators(proc.worker.worker)
     memory = publish_progress(config.runtime_dir)
+    answer_for_stacks(config.runtime_dir)
     guard = StepGuard(engine_id, proc.rank, communicators, memory)
     if config.unsafe_skip_fence:
         guard.fence = lambda error, phase: None  # type: ignore[method-assign]
