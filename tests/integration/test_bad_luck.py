@@ -128,7 +128,15 @@ def _worker(server: Server) -> int:
 
 
 def test_a_rank_that_stops_answering_in_a_recovery_gets_a_new_process_with_the_next_retry(servers: Servers) -> None:
-    arguments = ("--enable-fault-injection", "--fault-policy", "external", "--drain-timeout", "2")
+    # Without the watch of stalls, which would be faster than the bound of a recovery.
+    arguments = (
+        "--enable-fault-injection",
+        "--fault-policy",
+        "external",
+        "--drain-timeout",
+        "2",
+        "--no-stall-detection",
+    )
     with servers.start(*arguments) as server:
         answer = run(_retry_a_stopped_worker(server))
         assert answer.status_code == 200

@@ -20,7 +20,7 @@ def inject(  # noqa: PLR0913, PLR0917 - one parameter per option
     phase: Annotated[Phase, typer.Option(help="Where in a step to raise.")],
     engine: Annotated[int, typer.Option(help="Engine to hurt.")] = 0,
     rank: Annotated[int, typer.Option(help="Rank to hurt, for phases in a worker.")] = 0,
-    kind: Annotated[FaultKind, typer.Option(help="Raise an exception, or kill the process.")] = FaultKind.RAISE,
+    kind: Annotated[FaultKind, typer.Option(help="What happens there.")] = FaultKind.RAISE,
     after_steps: Annotated[int, typer.Option(help="Steps to let pass first.")] = 0,
     times: Annotated[int, typer.Option(help="How many passages in a row raise.")] = 1,
     request_index: Annotated[int, typer.Option(help="For output-request: before which request of the batch.")] = 1,

@@ -74,6 +74,20 @@ def unresponsive(engine_id: int, what: str) -> Fault:
     return Fault(fault_class=FaultClass.UNRESPONSIVE, error_type="PeerSilent", message=what, engine_id=engine_id)
 
 
+def hung(engine_id: int, rank: int, why: str, at: float, *, phase: str | None = None, step: int | None = None) -> Fault:
+    """The fault of a rank that is taken for hung, and why it is."""
+    return Fault(
+        fault_class=FaultClass.UNRESPONSIVE,
+        error_type=_UNANSWERED_TYPE,
+        message=f"rank {rank} {why}",
+        engine_id=engine_id,
+        rank=rank,
+        phase=phase,
+        step=step,
+        at=at,
+    )
+
+
 def is_of_the_process(fault: Fault) -> bool:
     """Whether nothing in the rank's process can be trusted to work again, and only a new one helps."""
     return fault.fault_class in _OF_THE_PROCESS

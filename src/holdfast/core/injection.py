@@ -17,10 +17,14 @@ class FaultKind(enum.StrEnum):
 
     RAISE = "raise"  # an exception
     KILL = "kill"  # the process ends itself by SIGKILL: nothing of it is said or cleaned up
+    STOP = "stop"  # the process stops itself by SIGSTOP: no thread of it runs any more
+    HANG = "hang"  # the thread waits for what never comes
+    SPIN = "spin"  # the thread computes for ever
+    DEADLOCK = "deadlock"  # the thread takes a lock that it holds
 
 
 class InjectionSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Raise, or kill the process, at `phase`, `after_steps` matching passages from now, `times` passages in a row.
+    """Let `kind` happen at `phase`, `after_steps` matching passages from now, `times` passages in a row.
 
     `engine_id` and `rank` say where (a worker phase needs a rank, an engine-core phase has none);
     `request_index` says before which request of the batch an `output-request` fault raises;

@@ -28,6 +28,7 @@ class Containment:
         self._faulted: set[int] = set()
         self._owing: set[int] = set()
         self._deadline = float("inf")
+        self._searching_until = 0.0
 
     def begin(self, epoch: int) -> None:
         with self._changed:
@@ -82,10 +83,19 @@ class Containment:
                 self._changed.notify_all()
 
     def wait_stopped(self) -> None:
-        """Until every rank that was told to stop has said so, or its time is over."""
+        """Until every rank that was told to stop has said so and nobody is looked for, or their time is over."""
         with self._changed:
-            while self._owing and (left_s := self._deadline - time.monotonic()) > 0:
+            while (left_s := self._awaited_until() - time.monotonic()) > 0:
                 self._changed.wait(left_s)
+
+    def _awaited_until(self) -> float:
+        return max(self._searching_until, self._deadline if self._owing else 0.0)
+
+    def search(self, until: float) -> None:
+        """Who is to blame is looked for until then: what is said before would be said too early. 0 ends it."""
+        with self._changed:
+            self._searching_until = until
+            self._changed.notify_all()
 
     def during(self, epoch: int, call: Callable[[], object]) -> None:
         """Run `call`, which must not wait, unless another epoch has begun; none begins meanwhile."""

@@ -18,11 +18,14 @@ import msgspec
 from holdfast.core import messages as m
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.errors import HookNotAttached
-from holdfast.core.faults import Fault, FaultClass, classify_error, describe_error
+from holdfast.core.faults import Fault, FaultClass, classify_error, describe_error, hung
 from holdfast.core.injection import InjectionSpec
 from holdfast.core.ports import EngineHost
+from holdfast.core.stalls import LOCKSTEP_LIMITS, Limits, Stall
 from holdfast.sentinel.addresses import engine_identity, worker_identity
 from holdfast.sentinel.containment import Containment
+from holdfast.sentinel.incident_files import IncidentFiles
+from holdfast.sentinel.stall_watch import PERIOD_S, RankWatch
 from holdfast.sentinel.thread import IDLE_S, SentinelThread
 from holdfast.wire import Delivery, Hub, Spoke, Station
 
@@ -60,7 +63,7 @@ class EngineCoreSentinel:
         self._workers: Hub = station.bind(own_address)
         self._client: Spoke = station.connect(client_address, engine_identity(engine_id))
         self._thread = SentinelThread(
-            f"EngineCoreSentinel-{engine_id}", station, self._deliver, self._accuse_overdue, self._idle_s
+            f"EngineCoreSentinel-{engine_id}", station, self._deliver, self._tick, self._idle_s
         )
         self._orders: SimpleQueue[m.RetryEngine | m.EndEngine] = SimpleQueue()
         self._changed = threading.Condition()
@@ -70,6 +73,8 @@ class EngineCoreSentinel:
         self._containment.begin(joins_epoch or 0)
         self._killed: set[tuple[int, int]] = set()  # epoch and rank of those that were taken for hung
         self._heard_at = 0.0
+        self._incidents = IncidentFiles(config.incident_dir, config.runtime_dir, engine_id)
+        self._watch: RankWatch | None = None
         self._host: EngineHost | None = None
 
     def start(self) -> None:
@@ -107,6 +112,9 @@ class EngineCoreSentinel:
 
     def announce(self, host: EngineHost, hooks: tuple[str, ...], workers: tuple[m.WorkerAttached, ...]) -> None:
         """Report to the client that this engine core is protected from now on."""
+        if self._config.stall_detection and self._config.runtime_dir:
+            limits = LOCKSTEP_LIMITS if host.in_lockstep else Limits()
+            self._watch = RankWatch(self._config.runtime_dir, self, limits)
         self._host = host
         self._post(
             m.EngineAttached(
@@ -190,6 +198,8 @@ class EngineCoreSentinel:
     def _carry_out(self, order: m.RetryEngine, error: Exception, held_at: float) -> bool:
         """Follow one retry; true when the busy loop may go on."""
         self._containment.begin(order.epoch)
+        if self._watch is not None:
+            self._thread.post(self._watch.begin_anew)
         try:
             report = self._host_of_busy_loop().recover(error, order.epoch, order.rendezvous, order.replace)
         except Exception as again:
@@ -273,24 +283,57 @@ class EngineCoreSentinel:
     # ---- the sentinel's thread
 
     def _idle_s(self) -> float:
+        if self._watch is not None and self._host is not None:
+            return PERIOD_S
         return _POLL_S if self._containment.owes else IDLE_S
+
+    def _tick(self) -> None:
+        self._accuse_overdue()
+        if self._watch is not None and self._host is not None:
+            self._watch.tick(time.monotonic())
 
     def _accuse_overdue(self) -> None:
         """A rank that does not even say that it has stopped is taken for hung."""
         for rank in sorted(self._containment.overdue(time.monotonic())):
-            bound_s = self._config.acknowledge_timeout_s
-            fault = Fault(
-                fault_class=FaultClass.UNRESPONSIVE,
-                error_type="PeerSilent",
-                message=f"rank {rank} did not acknowledge within {bound_s:g} s that it stopped; it is taken for hung",
-                engine_id=self._engine_id,
-                rank=rank,
-                at=time.time(),
-            )
-            self._rank_faulted(m.RankFaulted(rank=rank, epoch=self._containment.epoch, fault=fault))
-            self._killed.add((self._containment.epoch, rank))
-            if self._host is not None:
-                self._host.kill_rank(rank)  # the busy loop may wait for its reply
+            why = f"did not acknowledge within {self._config.acknowledge_timeout_s:g} s that it stopped"
+            self._kill_hung(hung(self._engine_id, rank, f"{why}; it is taken for hung", time.time()), rank)
+
+    def _kill_hung(self, fault: Fault, rank: int) -> None:
+        """Whoever waits for it, also the busy loop for its reply, is told by its death."""
+        self._rank_faulted(m.RankFaulted(rank=rank, epoch=self._containment.epoch, fault=fault))
+        self._killed.add((self._containment.epoch, rank))
+        if self._host is not None:
+            self._host.kill_rank(rank)
+
+    # ---- what the watch of the ranks needs
+
+    def rank_pids(self) -> Mapping[int, int]:
+        return {rank: report.pid for rank, report in self._attached.items()}
+
+    def has_peers(self) -> bool:
+        return self._has_peers()
+
+    def may_accuse(self) -> bool:
+        """Where collectives cannot be rebuilt an accusation would end the instance: the host's own bound decides."""
+        if not self._has_peers():
+            return True
+        own = self._host_of_busy_loop().unrebuildable()
+        return not own and not any(report.unrebuildable for report in self._attached.values())
+
+    def break_to_find(self, until: float) -> None:
+        self._containment.search(until)
+        self._break_collectives(self._containment.epoch)
+
+    def found(self) -> None:
+        self._containment.search(0.0)
+
+    def accuse(self, stall: Stall) -> None:
+        call = stall.call
+        phase, step = (call.phase, call.step) if call is not None else (None, None)
+        fault = hung(self._engine_id, stall.rank, f"stalled: {stall.reason}", time.time(), phase=phase, step=step)
+        logger.error("EngineCoreSentinel-%d: %s", self._engine_id, fault.message)
+        self._incidents.keep(stall, self.rank_pids())
+        self._kill_hung(fault, stall.rank)
 
     def rank_lost(self, rank: int, how: str) -> None:
         """The process of a rank is gone. Any thread."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
@@ -17,6 +18,7 @@ from holdfast.core.injection import InjectionSpec
 from holdfast.core.messages import RecoveryReport
 from holdfast.core.rendezvous import Rendezvous
 from holdfast.core.states import EngineState
+from holdfast.progress import ProgressWriter, publish_progress
 from holdfast.sentinel import ClientSentinel, EngineCoreSentinel, EngineDefeated, WorkerSentinel
 from holdfast.sentinel.addresses import engine_identity, worker_identity
 from holdfast.wire import MemoryNetwork
@@ -141,7 +143,7 @@ def make_bench() -> Iterator[Callable[..., Bench]]:
     made: list[Bench] = []
 
     def make(**settings: object) -> Bench:
-        made.append(Bench(**settings))
+        made.append(Bench(**{"stall_detection": True, **settings}))
         return made[-1]
 
     yield make
@@ -300,3 +302,33 @@ def test_a_rank_whose_process_is_gone_is_reported_interrupts_the_busy_loop_and_i
     assert fault.message == "the process of rank 0 is gone: killed by SIGKILL"
     bench.run(ValueError("told to stand still"))
     assert bench.host.replaced == [(0,)]
+
+
+def test_a_rank_that_makes_no_progress_in_a_step_is_killed_and_gets_a_new_process(
+    make_bench: Callable[..., Bench], tmp_path: Path
+) -> None:
+    """Real time: its step is over its deadline after a second; this process is the one that is watched."""
+    progress = ProgressWriter(publish_progress(str(tmp_path)))
+    for step in range(20):
+        progress.begin(Phase.FORWARD, step, 4, 4)
+        progress.end()
+    bench = make_bench(runtime_dir=str(tmp_path), incident_dir=str(tmp_path / "incidents"))
+    bench.attach()
+    progress.begin(Phase.FORWARD, 20, 4, 4)
+    bench.settled(EventKind.FAULT_REPORTED)
+    assert bench.host.killed == [0]
+    assert len(list((tmp_path / "incidents").glob("*/incident.json"))) == 1
+    [fault] = [e.fault for e in bench.client.history() if e.fault is not None]
+    assert (fault.fault_class, fault.rank, fault.phase, fault.step) == (FaultClass.UNRESPONSIVE, 0, Phase.FORWARD, 20)
+    progress.end()
+    bench.engine.rank_lost(0, "killed by SIGKILL")
+    assert bench.host.interrupted.wait(WAIT_S)
+    bench.run(RuntimeError("Executor failed."))
+    bench.settled(EventKind.ENGINE_RECOVERED)
+    assert bench.host.replaced == [(0,)]
+
+
+def test_without_stall_detection_nobody_looks(make_bench: Callable[..., Bench], tmp_path: Path) -> None:
+    bench = make_bench(runtime_dir=str(tmp_path), stall_detection=False)
+    bench.attach()
+    assert bench.engine._watch is None

@@ -22,6 +22,7 @@ from holdfast.core.rendezvous import Rendezvous
 from holdfast.hosts.vllm import rewind as rewinding
 from holdfast.hosts.vllm.communicators import EngineCommunicators, attach_communicator_hooks
 from holdfast.hosts.vllm.departures import Departures
+from holdfast.hosts.vllm.engine_progress import record_progress
 from holdfast.hosts.vllm.injection import Traps, arm_engine
 from holdfast.hosts.vllm.register import BUSY_LOOP, ENGINE_INIT, LOCKSTEP_BUSY_LOOP, attach, attached
 from holdfast.hosts.vllm.restore import TAIL_TOKENS, RequestHistory, RestoreOrder, RestoreReply
@@ -106,6 +107,7 @@ class VllmEngine:
         self._departures = self._watch_departures()
         if config.enable_fault_injection:
             arm_engine(self._traps, engine)
+        record_progress(engine, config.runtime_dir)
 
     @property
     def engine_id(self) -> int:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Callable
 from typing import Any
 
 from holdfast.core.faults import Phase
-from holdfast.core.injection import FaultKind, InjectedFault, InjectionSpec, Trap
+from holdfast.core.injection import InjectionSpec, Trap
+from holdfast.hosts.vllm.harm import happen
 
 Step = Callable[..., Any]
 
@@ -27,12 +26,10 @@ class Traps:
         return next((t.spec for t in self._traps if t.spec.phase is phase and not t.spent), None)
 
     def passes(self, phase: Phase) -> None:
-        """One passage of `phase`. Raises when a fault is due."""
+        """One passage of `phase`. Raises, or does worse, when a fault is due."""
         for trap in self._traps:
             if trap.spec.phase is phase and trap.passes():
-                if trap.spec.kind is FaultKind.KILL:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                raise InjectedFault(trap.spec)
+                happen(trap.spec)
 
 
 # Before and after which phases each of a worker's step methods stands.

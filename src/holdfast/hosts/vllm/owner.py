@@ -24,6 +24,7 @@ from holdfast.core.effects import ReplaceEngine
 from holdfast.core.errors import HookNotAttached
 from holdfast.core.events import EngineView
 from holdfast.core.rendezvous import Rendezvous
+from holdfast.core.stalls import Stall
 from holdfast.core.states import EngineState
 from holdfast.hosts.vllm.communicators.rendezvous import RendezvousHost
 from holdfast.hosts.vllm.engine_replacement import (
@@ -33,6 +34,7 @@ from holdfast.hosts.vllm.engine_replacement import (
     kill_tree,
     start_engine_core,
 )
+from holdfast.hosts.vllm.engine_watch import EngineCoreWatch
 from holdfast.hosts.vllm.front_end_touchpoints import CLIENT_INIT
 from holdfast.hosts.vllm.register import ADD_TO_SCHEDULER, BUSY_LOOP, ENGINE_INIT, MAKE_REQUEST, WORKER_QUEUES, missing
 from holdfast.sentinel import ClientSentinel
@@ -98,6 +100,8 @@ class Owner:
             notify_address=self._outlets.address,
         )
         self.sentinel.expect_links(links)
+        self._watch = EngineCoreWatch(self.config, self._engine_pids, self._condemn)
+        self._condemned: dict[int, str] = {}
 
     # ---- the start
 
@@ -119,6 +123,8 @@ class Owner:
         self.sentinel.start()
         self._check_engines()
         self._check_links(api_servers)
+        if self.config.stall_detection:
+            self._watch.start()
         _current = self
 
     def _check_engines(self) -> None:
@@ -176,13 +182,24 @@ class Owner:
             return False  # it was asked to end
         if self.defeat is None:
             self._being_replaced.add(engine_id)
-            self.sentinel.engine_lost(engine_id, f"exit code {process.exitcode}", self.why_irreplaceable())
+            why = self._condemned.pop(engine_id, f"exit code {process.exitcode}")
+            self.sentinel.engine_lost(engine_id, why, self.why_irreplaceable())
             self.sentinel.await_state(engine_id, (EngineState.RESTARTING, EngineState.DEAD), KNOWN_TIMEOUT_S)
             if self.sentinel.view().defeat is None:
                 return True
         self.sentinel.await_defeat_known(KNOWN_TIMEOUT_S)
         self._defeated.wait(KNOWN_TIMEOUT_S)  # links may know before this process does
         return False
+
+    def _engine_pids(self) -> dict[int, int]:
+        engines = self.sentinel.view().engines if self.defeat is None else ()
+        return {e.engine_id: e.pid for e in engines if e.pid is not None and e.state is not EngineState.DEAD}
+
+    def _condemn(self, stall: Stall) -> None:
+        """An engine core stalls: its death is what everything else follows from."""
+        self._condemned[stall.rank] = f"it stalled and was killed: {stall.reason}"
+        logger.error("engine core %d stalls: %s; killing it", stall.rank, stall.reason)
+        kill_tree(stall.pid)
 
     def why_irreplaceable(self) -> str:
         if not self._links and not self.serves:
@@ -274,6 +291,7 @@ class Owner:
 
     def close(self) -> None:
         """Idempotent."""
+        self._watch.close()
         self.sentinel.close()
         self._outlets.close()
         for rendezvous in self._rendezvous.values():

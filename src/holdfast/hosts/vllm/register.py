@@ -103,6 +103,12 @@ TOUCHPOINTS: tuple[Touchpoint, ...] = (
         "vllm.distributed.device_communicators.shm_broadcast", "MessageQueue.enqueue", ("obj", "timeout"), "draining"
     ),
     _call("vllm.distributed.device_communicators.shm_broadcast", "MessageQueue.dequeue", ("timeout",), "draining"),
+    *_attributes(
+        "vllm.v1.core.sched.output",
+        "SchedulerOutput",
+        "total_num_scheduled_tokens num_scheduled_tokens",
+        "how much work a step is",
+    ),
     _call("vllm.v1.worker.worker_base", "WorkerWrapperBase.execute_model", ("scheduler_output",), "guarding steps"),
     *_attributes(
         _CORE,
@@ -112,10 +118,10 @@ TOUCHPOINTS: tuple[Touchpoint, ...] = (
     ),
     _call(_CORE, "EngineCoreProc.is_running", (), "an orderly shutdown ends a hold"),
     _call(_CORE, "EngineCoreProc._send_error_outputs_to_client", ("req_ids", "client_index"), "failing one request"),
-    _call(_CORE, "EngineCore._attach_iteration_details", ("outputs",), "injection after output processing"),
+    _call(_CORE, "EngineCore._attach_iteration_details", ("outputs",), "injection and progress after outputs"),
     _call(_CORE, "EngineCore.step", (), "salvage", "engine_core_outputs"),
     _call(_CORE, "EngineCore.step_with_batch_queue", (), "salvage", "engine_core_outputs"),
-    _call(_SCHEDULER, "Scheduler.schedule", (), "injection around scheduling"),
+    _call(_SCHEDULER, "Scheduler.schedule", (), "injection around scheduling, and the progress of it"),
     _call(
         _SCHEDULER,
         "Scheduler.update_from_output",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import mmap
 import os
 import threading
 import time
@@ -28,6 +29,8 @@ from holdfast.hosts.vllm.whole_requests import decode_whole
 from holdfast.hosts.vllm.workers.alone import end_alone, is_alone
 from holdfast.hosts.vllm.workers.newcomer import awaited_queue
 from holdfast.hosts.vllm.workers.orders import JOIN, LEARN, PREPARE, join, prepare
+from holdfast.progress import Lane, ProgressWriter, publish_progress
+from holdfast.progress.stacks import answer_for_stacks
 from holdfast.sentinel import WorkerSentinel
 from holdfast.sentinel.addresses import engine_address
 from holdfast.wire import ZmqStation
@@ -45,6 +48,7 @@ STEP_METHODS = {
 TOLD_TO_STOP = "it was told to stop"
 
 Step = Callable[..., Any]
+Memory = mmap.mmap | bytearray
 
 
 def attach_worker_hooks() -> None:
@@ -61,7 +65,9 @@ def _protect_worker(original: Step, proc: Any, input_shm_handle: Any, vllm_confi
         return
     engine_id = vllm_config.parallel_config.data_parallel_index
     communicators = WorkerCommunicators(proc.worker.worker)
-    guard = StepGuard(engine_id, proc.rank, communicators)
+    memory = publish_progress(config.runtime_dir)
+    answer_for_stacks(config.runtime_dir)
+    guard = StepGuard(engine_id, proc.rank, communicators, memory)
     if config.unsafe_skip_fence:
         guard.fence = lambda error, phase: None  # type: ignore[method-assign]
     host = GuardedWorker(proc, guard, communicators, injection=config.enable_fault_injection)
@@ -72,6 +78,13 @@ def _protect_worker(original: Step, proc: Any, input_shm_handle: Any, vllm_confi
     sentinel.start(attached(), communicators.unrebuildable())
 
 
+def _batch(args: tuple[Any, ...]) -> tuple[int, int]:
+    """Tokens and requests of a step by the arguments of its first call; none for an idle rank's stand-in."""
+    planned = args[0] if args else None
+    tokens = getattr(planned, "total_num_scheduled_tokens", 0)
+    return (tokens, len(planned.num_scheduled_tokens)) if tokens and planned is not None else (0, 0)
+
+
 class StepGuard:
     """The fence and the step counter of one rank.
 
@@ -79,9 +92,12 @@ class StepGuard:
     steps is one attribute: looking at it takes no lock.
     """
 
-    def __init__(self, engine_id: int, rank: int, communicators: Communicators) -> None:
+    def __init__(self, engine_id: int, rank: int, communicators: Communicators, memory: Memory) -> None:
         self.reporter: FaultReporter | None = None
         self.steps = 0
+        self._progress = ProgressWriter(memory)
+        self._outputs_progress = ProgressWriter(memory, Lane.OUTPUTS)
+        self._batch = (0, 0)
         self._engine_id = engine_id
         self._rank = rank
         self._communicators = communicators
@@ -98,18 +114,35 @@ class StepGuard:
         Only `execute_model` and its stand-in for an idle rank count as a step: sampling is part of one.
         """
         counts = phase is Phase.FORWARD
+        begin, end = self._progress.begin, self._progress.end
 
         def run(*args: Any, **kwargs: Any) -> Any:
             if self._fenced_by is not None:
                 raise RankFenced(f"rank {self._rank} is fenced since {self._fenced_by}")
-            self.steps += counts
+            if counts:
+                self.steps += 1
+                self._batch = _batch(args)
+            begin(phase, self.steps, *self._batch)
             try:
                 return step(*args, **kwargs)
             except Exception as error:
                 self.fence(error, phase)
                 raise
+            finally:
+                end()
 
         return run
+
+    def finish_output(self, output: Any) -> Any:
+        """The asynchronous output of a step, computed; its thread is not the one that takes steps."""
+        self._outputs_progress.begin(Phase.SAMPLE_END, self.steps, *self._batch)
+        try:
+            return output.get_output()
+        except Exception as error:
+            self.fence(error, Phase.SAMPLE_END)
+            return error
+        finally:
+            self._outputs_progress.end()
 
     def fence(self, error: Exception, phase: Phase) -> None:
         """Take no further step, let nobody wait for this rank in a collective, report why, once."""
@@ -242,11 +275,7 @@ class GuardedWorker:
 
         def run(output: Any) -> None:
             if hasattr(output, "get_output"):
-                try:
-                    output = output.get_output()
-                except Exception as error:
-                    self._guard.fence(error, Phase.SAMPLE_END)
-                    output = error
+                output = self._guard.finish_output(output)
             enqueue(output)
 
         return run

@@ -1,0 +1,234 @@
+"""When a step takes too long: deadlines that are learned, and a judgement that distrusts the judge. Pure.
+
+Nobody is asked whether it is well: a rank that makes no progress in a step which never took so long has
+stalled, whatever its other threads answer. Never in doubt: what is not learned yet gets a long time, and so does
+everything that could explain it otherwise: a first batch of its shape (compilation, graph capture), a
+prefill, a suspect that gets no processor, a machine that slept, a judge who came late.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict, deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import msgspec
+
+from holdfast.core.faults import Phase
+
+
+class BatchShape(msgspec.Struct, frozen=True):
+    """How much work a step is."""
+
+    tokens: int
+    requests: int
+
+    @property
+    def is_prefill(self) -> bool:
+        """Whether a request in it computes more than its next token."""
+        return self.tokens > self.requests
+
+    @property
+    def bucket(self) -> int:
+        """Shapes of about the same work: the next power of two of its tokens, prefill and decode apart."""
+        return 2 * self.tokens.bit_length() + self.is_prefill
+
+
+class Running(msgspec.Struct, frozen=True):
+    """A call that was begun and has not ended. `began_at` is on the monotonic clock."""
+
+    lane: int
+    call: int
+    step: int
+    phase: Phase
+    shape: BatchShape
+    began_at: float
+    is_first: bool = False
+
+
+class Ended(msgspec.Struct, frozen=True):
+    """A call that ended."""
+
+    phase: Phase
+    shape: BatchShape
+    lasted_s: float
+    is_first: bool = False
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """The bounds of judgement. A deadline is `factor` times the slowest of the last calls of its bucket, and no
+    shorter than the floor for its kind; a bucket is learned after so many calls."""
+
+    decode_floor_s: float = 1.0
+    prefill_floor_s: float = 10.0
+    unlearned_s: float = 300.0
+    stopped_s: float = 0.8
+    factor: float = 10.0
+    quantile: float = 0.99
+    learned_calls: int = 5
+    kept_calls: int = 64
+    late_s: float = 0.1  # of a look: less is no news
+
+
+# A step waits for ranks of other engine cores, and nobody here sees what these are at: a prefill, a compilation.
+LOCKSTEP_LIMITS = Limits(decode_floor_s=30.0, prefill_floor_s=30.0)
+
+
+class Deadline(msgspec.Struct, frozen=True):
+    """Seconds that a call may take, and where they come from, in words."""
+
+    seconds: float
+    source: str
+
+
+class Deadlines:
+    """What one process's calls took, by phase and bucket."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._lasted: defaultdict[tuple[Phase, int], deque[float]] = defaultdict(
+            lambda: deque(maxlen=limits.kept_calls)
+        )
+
+    def learn(self, ended: Ended) -> None:
+        """The first of a shape is compiled, captured or measured: it says nothing about the next."""
+        if not ended.is_first:
+            self._lasted[ended.phase, ended.shape.bucket].append(ended.lasted_s)
+
+    def forget(self) -> None:
+        """After a recovery peers may be new, and compile while this one waits for them."""
+        self._lasted.clear()
+
+    def of(self, call: Running) -> Deadline:
+        limits = self._limits
+        lasted = self._lasted.get((call.phase, call.shape.bucket), ())
+        if call.is_first or len(lasted) < limits.learned_calls:
+            return Deadline(limits.unlearned_s, f"{len(lasted)} steps of its shape known, fewer than needed")
+        slowest_s = quantile(lasted, limits.quantile)
+        kind, floor_s = (
+            ("prefill", limits.prefill_floor_s) if call.shape.is_prefill else ("decode", limits.decode_floor_s)
+        )
+        if limits.factor * slowest_s <= floor_s:
+            return Deadline(
+                floor_s, f"the least for a {kind}; of {len(lasted)} like it the slowest took {slowest_s:.3f} s"
+            )
+        return Deadline(
+            limits.factor * slowest_s, f"{limits.factor:g} times {slowest_s:.3f} s, of {len(lasted)} like it"
+        )
+
+
+def quantile(values: deque[float] | tuple[float, ...], q: float) -> float:
+    """The smallest value that a share `q` of all does not exceed; of few values the largest."""
+    return sorted(values)[max(0, math.ceil(q * len(values)) - 1)]
+
+
+class Look(msgspec.Struct, frozen=True):
+    """What was seen of a process just now. `starved_s`: since the last look it was so long ready to run and did not."""
+
+    pid: int
+    state: str
+    running: tuple[Running, ...] = ()
+    ended: tuple[Ended, ...] = ()
+    starved_s: float = 0.0
+
+
+class Stall(msgspec.Struct, frozen=True):
+    """A process that makes no progress. `is_certain`: it is stopped, and does not merely wait for another."""
+
+    rank: int
+    pid: int
+    is_certain: bool
+    reason: str
+    call: Running | None = None
+    age_s: float = 0.0
+    deadline: Deadline | None = None
+
+
+@dataclass
+class _Known:
+    """One process."""
+
+    pid: int
+    deadlines: Deadlines
+    excused_s: dict[tuple[int, int], float] = field(default_factory=dict)  # of its running calls
+    stopped_for_s: float | None = None
+
+
+STOPPED, TRACED, DEAD = "T", "t", frozenset("XZ")
+
+
+class Stalls:
+    """Judges processes that wait for each other in their steps: the ranks of one engine core.
+
+    A rank that waits for another in a collective waits as long as the other one may take: so every call has the
+    longest deadline, and every excuse, of all that run.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._known: dict[int, _Known] = {}
+        self._looked_at: float | None = None
+
+    def begin_anew(self) -> None:
+        """A recovery has let ranks back in: nothing that was learned holds until it is seen again."""
+        for known in self._known.values():
+            known.deadlines.forget()
+
+    def watch_for(self, rank: int, pid: int) -> None:
+        if rank not in self._known or self._known[rank].pid != pid:
+            self._known[rank] = _Known(pid, Deadlines(self._limits))
+
+    def look(self, now: float, due_s: float, looks: Mapping[int, Look]) -> list[Stall]:
+        """Judge what is seen, `due_s` after the last look if it came in time. Whoever is stopped is to blame alone."""
+        elapsed_s = now - self._looked_at if self._looked_at is not None else due_s
+        self._looked_at = now
+        late_s = max(0.0, elapsed_s - due_s)
+        late_s = late_s if late_s > self._limits.late_s else 0.0
+        alive = {rank: look for rank, look in looks.items() if look.state not in DEAD}
+        traced = any(look.state == TRACED for look in alive.values())
+        excuse_s = elapsed_s if traced else late_s + max((look.starved_s for look in alive.values()), default=0.0)
+        for rank, look in alive.items():
+            self._take(rank, look, excuse_s)
+        stopped = [s for rank, look in alive.items() if (s := self._stopped(rank, look, elapsed_s - late_s))]
+        some_stand = any(look.state == STOPPED for look in alive.values())  # and the others may wait for them
+        return stopped if some_stand else self._overdue(now, alive)
+
+    def _take(self, rank: int, look: Look, excuse_s: float) -> None:
+        self.watch_for(rank, look.pid)
+        known = self._known[rank]
+        for ended in look.ended:
+            known.deadlines.learn(ended)
+        before = known.excused_s
+        running = [(call.lane, call.call) for call in look.running]
+        known.excused_s = {key: before.get(key, 0.0) + excuse_s for key in running}
+
+    def _stopped(self, rank: int, look: Look, elapsed_s: float) -> Stall | None:
+        known = self._known[rank]
+        if look.state != STOPPED:
+            known.stopped_for_s = None
+            return None
+        known.stopped_for_s = 0.0 if known.stopped_for_s is None else known.stopped_for_s + elapsed_s
+        if known.stopped_for_s < self._limits.stopped_s:
+            return None
+        call = look.running[0] if look.running else None
+        reason = f"its process {look.pid} is stopped (state T) for {known.stopped_for_s:.1f} s"
+        return Stall(rank, look.pid, True, reason, call)
+
+    def _overdue(self, now: float, looks: Mapping[int, Look]) -> list[Stall]:
+        calls = [(rank, look, call) for rank, look in looks.items() for call in look.running]
+        if not calls:
+            return []
+        bounds = [self._known[rank].deadlines.of(call) for rank, _, call in calls]
+        longest = max(bounds, key=lambda bound: bound.seconds)
+        excused_s = max(max(self._known[rank].excused_s.values(), default=0.0) for rank, _, _ in calls)
+        late = [(r, look, call) for r, look, call in calls if now - call.began_at - excused_s >= longest.seconds]
+        return [self._judged(rank, look, call, now - call.began_at, longest) for rank, look, call in late]
+
+    def _judged(self, rank: int, look: Look, call: Running, age_s: float, deadline: Deadline) -> Stall:
+        batch = f"{call.shape.tokens} tokens of {call.shape.requests} requests"
+        reason = (
+            f"no progress in {call.phase} of step {call.step} ({batch}) for {age_s:.1f} s, state {look.state}; "
+            f"its deadline was {deadline.seconds:.1f} s: {deadline.source}"
+        )
+        return Stall(rank, look.pid, False, reason, call, age_s, deadline)

@@ -1,0 +1,53 @@
+"""The owner's watch of its engine cores: one that is stopped, or does not come on, is condemned and replaced.
+
+Its own sentinel cannot say so: that is a thread of the same process.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+
+from holdfast.core.config import HoldfastConfig
+from holdfast.core.stalls import Limits, Stall
+from holdfast.sentinel.incident_files import IncidentFiles
+from holdfast.sentinel.stall_watch import PERIOD_S, ProgressWatch
+
+# An engine core that is condemned costs more than a rank, and often nothing stands ready to take its place.
+LIMITS = Limits(decode_floor_s=3.0, stopped_s=1.5)
+
+Condemn = Callable[[Stall], None]
+Pids = Callable[[], Mapping[int, int]]
+
+
+class EngineCoreWatch:
+    """Asks for the processes of the engine cores, and says once of each which one stalls."""
+
+    def __init__(self, config: HoldfastConfig, pids: Pids, condemn: Condemn) -> None:
+        self._config = config
+        self._pids = pids
+        self._condemn = condemn
+        self._watches: dict[int, ProgressWatch] = {}  # each its own: none waits for another in what is watched
+        self._condemned: set[int] = set()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="EngineCoreWatch", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        self._stop.set()
+
+    def _run(self) -> None:
+        while not self._stop.wait(PERIOD_S):
+            self.look(time.monotonic())
+
+    def look(self, now: float) -> None:
+        for engine_id, pid in self._pids().items():
+            watch = self._watches.setdefault(engine_id, ProgressWatch(self._config.runtime_dir, LIMITS))
+            stalls = watch.look(now, {engine_id: pid}) if pid not in self._condemned else []
+            for stall in stalls:
+                self._condemned.add(pid)
+                IncidentFiles(self._config.incident_dir, self._config.runtime_dir, engine_id).keep(stall, {})
+                self._condemn(stall)

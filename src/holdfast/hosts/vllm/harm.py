@@ -1,0 +1,40 @@
+"""What an injected fault does to the thread that meets it. Nothing here waits for ever: a test may be forgotten."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+
+from holdfast.core.injection import FaultKind, InjectedFault, InjectionSpec
+
+LONGEST_S = 3600.0
+
+
+def happen(spec: InjectionSpec) -> None:
+    """Let an armed fault happen in this thread. Raises `InjectedFault`, sooner or much later."""
+    match spec.kind:
+        case FaultKind.RAISE:
+            pass
+        case FaultKind.KILL:
+            os.kill(os.getpid(), signal.SIGKILL)
+        case FaultKind.STOP:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        case FaultKind.HANG:
+            threading.Event().wait(LONGEST_S)
+        case FaultKind.SPIN:
+            _spin(time.monotonic() + LONGEST_S)
+        case FaultKind.DEADLOCK:
+            _take_twice(threading.Lock())
+    raise InjectedFault(spec)
+
+
+def _spin(until: float) -> None:
+    while time.monotonic() < until:
+        pass
+
+
+def _take_twice(lock: threading.Lock) -> None:
+    with lock:
+        lock.acquire(timeout=LONGEST_S)

@@ -1,0 +1,17 @@
+"""What a process is at, written where another one can read it while this one is stuck or stopped."""
+
+from holdfast.progress.processes import ProcessLook, look_at, starved_s
+from holdfast.progress.reader import ProgressReader, Seen
+from holdfast.progress.record import Lane
+from holdfast.progress.writer import ProgressWriter, publish_progress
+
+__all__ = [
+    "Lane",
+    "ProcessLook",
+    "ProgressReader",
+    "ProgressWriter",
+    "Seen",
+    "look_at",
+    "publish_progress",
+    "starved_s",
+]

@@ -1,0 +1,46 @@
+"""The layout of a progress record: what a process has begun, and the last calls that it ended.
+
+One lane per thread that works: a header for the call that was begun last, and a ring of ended ones. Beginning
+writes the header, ending writes one slot; whether a call is still running follows from both. Native sizes and
+alignment, so that every field is stored as a whole. The number of the call stands first and last in what is
+written; whoever reads the last one first and the first one last sees two different numbers where a write fell
+into the reading (processors that keep the order of stores, as x86 does; elsewhere the next look is right).
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+
+from holdfast.core.faults import Phase
+
+PHASES = tuple(Phase)
+PHASE_NUMBERS = {phase: number for number, phase in enumerate(PHASES)}
+
+# call, step, began (monotonic ns), tokens, requests, phase, first of its shape, call
+HEADER = struct.Struct("@QQQIIIIQ")
+# call, step, lasted (ns), tokens, requests, phase, first of its shape, call
+SLOT = struct.Struct("@QQQIIIIQ")
+NUMBER = struct.Struct("@Q")
+TAIL_OFFSET = HEADER.size - NUMBER.size
+
+RING_SLOTS = 256  # a reader that looks every 100 ms misses nothing below 2,560 calls a second
+LANE_BYTES = HEADER.size + RING_SLOTS * SLOT.size
+
+
+class Lane(enum.IntEnum):
+    """The threads of a process that work on steps."""
+
+    MAIN = 0
+    OUTPUTS = 1  # finishes asynchronous outputs
+
+
+RECORD_BYTES = len(Lane) * LANE_BYTES
+
+
+def header_at(lane: Lane) -> int:
+    return lane * LANE_BYTES
+
+
+def slot_at(lane: Lane, call: int) -> int:
+    return lane * LANE_BYTES + HEADER.size + (call % RING_SLOTS) * SLOT.size

@@ -1,0 +1,62 @@
+"""Writes a process's own progress: one store into shared memory as a call begins, one as it ends.
+
+On the step path: no lock, no system call (the clock is read without one), nothing that could wait.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import time
+from pathlib import Path
+
+from holdfast.core.faults import Phase
+from holdfast.core.stalls import BatchShape
+from holdfast.progress.record import HEADER, PHASE_NUMBERS, RECORD_BYTES, SLOT, Lane, header_at, slot_at
+
+
+class ProgressWriter:
+    """One lane of a record; of one thread."""
+
+    def __init__(self, memory: mmap.mmap | bytearray, lane: Lane = Lane.MAIN) -> None:
+        self._memory = memory
+        self._lane = lane
+        self._header = header_at(lane)
+        self._call = 0
+        self._seen: set[tuple[int, int]] = set()
+        self._running = (0, 0, 0, 0, 0, 0, False)
+
+    def begin(self, phase: Phase, step: int, tokens: int = 0, requests: int = 0) -> None:
+        self._call = call = self._call + 1
+        number = PHASE_NUMBERS[phase]
+        shape = (number, BatchShape(tokens, requests).bucket)
+        is_first = shape not in self._seen
+        if is_first:
+            self._seen.add(shape)
+        now_ns = time.monotonic_ns()
+        self._running = (call, step, now_ns, tokens, requests, number, is_first)
+        HEADER.pack_into(self._memory, self._header, call, step, now_ns, tokens, requests, number, is_first, call)
+
+    def end(self) -> None:
+        call, step, began_ns, tokens, requests, number, is_first = self._running
+        lasted_ns = time.monotonic_ns() - began_ns
+        at = slot_at(self._lane, call)
+        SLOT.pack_into(self._memory, at, call, step, lasted_ns, tokens, requests, number, is_first, call)
+
+
+def publish_progress(folder: str) -> mmap.mmap:
+    """Memory of this process for its record, found in `folder` under its process id.
+
+    It has no file of its own: what stands in the folder points at a descriptor of this process. So nothing is ever
+    written to a disk, which could hold up a store, and it goes with the process.
+    """
+    descriptor = os.memfd_create("holdfast-progress", os.MFD_CLOEXEC)
+    os.ftruncate(descriptor, RECORD_BYTES)
+    link = record_path(folder, os.getpid())
+    link.unlink(missing_ok=True)  # process ids come back
+    link.symlink_to(f"/proc/{os.getpid()}/fd/{descriptor}")
+    return mmap.mmap(descriptor, RECORD_BYTES)
+
+
+def record_path(folder: str, pid: int) -> Path:
+    return Path(folder) / f"progress-{pid}"

@@ -1,0 +1,116 @@
+"""What is known of a stall, kept before anything is killed: one folder for each, bounded in number and size.
+
+Never holds prompts, tokens, arguments or environments: states, names of threads and kernel functions, sizes, and
+Python stacks without values. Evidence is worth something only beside a repair: whatever fails here is logged, and the
+repair goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from holdfast.core.stalls import Stall
+from holdfast.progress.stacks import ask_for_stacks, forget_stacks
+
+logger = logging.getLogger("holdfast")
+
+MAX_INCIDENTS = 32
+MAX_THREADS = 256
+
+
+class IncidentFiles:
+    """Writes the incidents of one engine. `runtime_dir` is where its processes answer."""
+
+    def __init__(self, incident_dir: str, runtime_dir: str, engine_id: int) -> None:
+        self._folder = Path(incident_dir) if incident_dir else default_folder()
+        self._runtime_dir = runtime_dir
+        self._engine_id = engine_id
+
+    def keep(self, stall: Stall, pids: Mapping[int, int]) -> Path | None:
+        """Write down a stall and what its process and its peers are at; none where that failed."""
+        try:
+            return self._keep(stall, pids)
+        except OSError as error:
+            logger.warning("the evidence of a stall could not be kept: %s", error)
+            return None
+
+    def _keep(self, stall: Stall, pids: Mapping[int, int]) -> Path:
+        stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
+        folder = self._folder / f"{stamp}-engine{self._engine_id}-{stall.pid}"
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        summary = self._summary(stall, pids)
+        (folder / "incident.json").write_text(json.dumps(summary, indent=2) + "\n")
+        ranks = {pid: rank for rank, pid in {**pids, stall.rank: stall.pid}.items()}
+        for pid, stacks in ask_for_stacks(self._runtime_dir, ranks).items():
+            (folder / f"stacks-{ranks[pid]}-{pid}.txt").write_text(stacks)
+        forget_stacks(self._runtime_dir, stall.pid)
+        self._drop_oldest()
+        return folder
+
+    def _summary(self, stall: Stall, pids: Mapping[int, int]) -> dict[str, Any]:
+        call, deadline = stall.call, stall.deadline
+        return {
+            "at": time.time(),
+            "engine_id": self._engine_id,
+            "rank": stall.rank,
+            "pid": stall.pid,
+            "reason": stall.reason,
+            "phase": call.phase if call else None,
+            "step": call.step if call else None,
+            "tokens": call.shape.tokens if call else None,
+            "requests": call.shape.requests if call else None,
+            "age_s": round(stall.age_s, 3),
+            "deadline_s": deadline.seconds if deadline else None,
+            "deadline_source": deadline.source if deadline else None,
+            "memory": _fields("/proc/meminfo", ("MemTotal", "MemAvailable", "SwapFree")),
+            "load": os.getloadavg(),
+            "processes": {str(rank): _process(pid) for rank, pid in {**pids, stall.rank: stall.pid}.items()},
+        }
+
+    def _drop_oldest(self) -> None:
+        kept = sorted((p for p in self._folder.iterdir() if (p / "incident.json").is_file()), reverse=True)
+        for old in kept[MAX_INCIDENTS:]:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def default_folder() -> Path:
+    """Where programs keep what outlives them and is no data of the user's."""
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "holdfast" / "incidents"
+
+
+def _process(pid: int) -> dict[str, Any]:
+    status = _fields(f"/proc/{pid}/status", ("State", "VmRSS", "Threads"))
+    threads = sorted(_names(f"/proc/{pid}/task"), key=int)[:MAX_THREADS]
+    return {"pid": pid, **status, "threads": [_thread(pid, thread) for thread in threads]}
+
+
+def _thread(pid: int, thread: str) -> dict[str, str]:
+    at = f"/proc/{pid}/task/{thread}"
+    state = _fields(f"{at}/status", ("State",)).get("State", "gone")
+    kernel = _read(f"{at}/stack").strip() or _read(f"{at}/wchan").strip()  # the first for root only
+    return {"id": thread, "name": _read(f"{at}/comm").strip(), "state": state, "kernel": kernel}
+
+
+def _fields(path: str, names: tuple[str, ...]) -> dict[str, str]:
+    pairs = (line.partition(":") for line in _read(path).splitlines())
+    return {name: value.strip() for name, _, value in pairs if name in names}
+
+
+def _read(path: str) -> str:
+    with contextlib.suppress(OSError):
+        return Path(path).read_text(errors="replace")
+    return ""
+
+
+def _names(folder: str) -> list[str]:
+    with contextlib.suppress(OSError):
+        return os.listdir(folder)
+    return []

@@ -1,0 +1,157 @@
+"""Looks at the progress of processes, from a thread that runs while they do not.
+
+A look is a few reads of shared memory and one of /proc for each process. Must never wait for what it looks at.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from holdfast.core.stalls import Limits, Look, Stall, Stalls
+from holdfast.progress import ProgressReader, Seen, look_at, starved_s
+
+logger = logging.getLogger("holdfast")
+
+PERIOD_S = 0.1
+PROBE_S = 0.4  # until a rank whose collectives were broken has left its step, if it only waited in one
+_CLOSER_S = 0.25  # a call that is older is looked at more closely
+
+
+@dataclass
+class _Watched:
+    pid: int
+    reader: ProgressReader | None
+    starved: dict[int, float] = field(default_factory=dict)
+    cpu_s: float = 0.0
+
+
+class ProgressWatch:
+    """Looks at some processes, each by the number it goes by, and judges what it sees."""
+
+    def __init__(self, folder: str, limits: Limits | None = None) -> None:
+        self.stalls = Stalls(limits or Limits())
+        self._folder = folder
+        self._watched: dict[int, _Watched] = {}
+        self._looked_at: float | None = None
+        self._closer = False
+
+    def is_due(self, now: float) -> bool:
+        return self._looked_at is None or now - self._looked_at >= PERIOD_S
+
+    def look(self, now: float, pids: Mapping[int, int]) -> list[Stall]:
+        """The stalls that there are now."""
+        elapsed_s = PERIOD_S if self._looked_at is None else now - self._looked_at
+        self._looked_at = now
+        looks = {number: self._look(number, pid, elapsed_s) for number, pid in pids.items()}
+        self._closer = any(now - c.began_at >= _CLOSER_S for look in looks.values() for c in look.running)
+        return self.stalls.look(now, PERIOD_S, looks)
+
+    def _look(self, number: int, pid: int, elapsed_s: float) -> Look:
+        watched = self._watched.get(number)
+        if watched is None or watched.pid != pid:
+            watched = self._watched[number] = _Watched(pid, self._open(pid))
+        process = look_at(pid)
+        seen = watched.reader.look() if watched.reader is not None else Seen()
+        starved = self._starved(watched, process.cpu_s, process.state, elapsed_s) if self._closer else 0.0
+        watched.cpu_s = process.cpu_s
+        if not self._closer:
+            watched.starved = {}
+        return Look(pid, process.state, seen.running, seen.ended, starved)
+
+    def _open(self, pid: int) -> ProgressReader | None:
+        try:
+            return ProgressReader.of(self._folder, pid)
+        except OSError as error:
+            logger.error("the progress of process %d cannot be read, only whether it is stopped: %s", pid, error)
+            return None
+
+    def _starved(self, watched: _Watched, cpu_s: float, state: str, elapsed_s: float) -> float:
+        """Of the thread that waited longest for a processor; where nobody counts that, by what it got of one."""
+        before, watched.starved = watched.starved, starved_s(watched.pid)
+        if watched.starved:
+            waits = (s - before[thread] for thread, s in watched.starved.items() if thread in before)
+            return min(elapsed_s, max(waits, default=0.0))
+        got_s = cpu_s - watched.cpu_s
+        return elapsed_s - got_s if state == "R" and got_s < elapsed_s / 2 else 0.0
+
+
+class Accuser(Protocol):
+    """The engine core's sentinel, as the watch of its ranks needs it. Its thread."""
+
+    def rank_pids(self) -> Mapping[int, int]: ...
+
+    def may_accuse(self) -> bool:
+        """Whether a rank that is accused could be replaced, or collectives broken to find it."""
+        ...
+
+    def has_peers(self) -> bool: ...
+
+    def break_to_find(self, until: float) -> None:
+        """Break the ranks' collectives; nothing is decided before `until` (monotonic), unless `found` comes."""
+        ...
+
+    def found(self) -> None: ...
+
+    def accuse(self, stall: Stall) -> None: ...
+
+
+class RankWatch:
+    """Accuses the rank that stalls, and not the one that waits for it.
+
+    Where several do not come on, their collectives are broken: who only waited in one leaves its step, and whoever
+    is still in it is to blame.
+    """
+
+    def __init__(self, folder: str, accuser: Accuser, limits: Limits | None = None) -> None:
+        self._watch = ProgressWatch(folder, limits)
+        self._accuser = accuser
+        self._accused: set[int] = set()  # by process: each once
+        self._suspects: dict[int, Stall] = {}
+        self._until = 0.0
+        self._told = False
+
+    def begin_anew(self) -> None:
+        self._watch.stalls.begin_anew()
+
+    def tick(self, now: float) -> None:
+        if not self._watch.is_due(now):
+            return
+        pids = {r: pid for r, pid in self._accuser.rank_pids().items() if pid not in self._accused}
+        stalls = self._watch.look(now, pids)
+        if not (stalls or self._suspects) or not self._may_accuse():
+            return
+        if self._suspects:
+            self._go_on_searching(now, stalls)
+        elif stalls and (stalls[0].is_certain or not self._accuser.has_peers()):
+            self._accuse(stalls)
+        elif stalls:
+            self._suspects, self._until = {s.rank: s for s in stalls}, now + PROBE_S
+            logger.warning("rank(s) %s do not come on; looking who is to blame", sorted(self._suspects))
+            self._accuser.break_to_find(self._until + 2 * PERIOD_S)
+
+    def _may_accuse(self) -> bool:
+        if self._accuser.may_accuse():
+            return True
+        if not self._told:
+            logger.warning("ranks do not come on; nothing is done, for their collectives cannot be rebuilt")
+        self._told = True
+        return False
+
+    def _go_on_searching(self, now: float, stalls: list[Stall]) -> None:
+        """Whoever was suspected and is still in the same call, once the others had time to leave theirs."""
+        still = [s for s in stalls if (was := self._suspects.get(s.rank)) is not None and s.call == was.call]
+        certain = [s for s in stalls if s.is_certain]
+        if certain or now >= self._until:
+            self._accuse(certain or still)
+            self._suspects = {}
+            self._accuser.found()
+
+    def _accuse(self, stalls: list[Stall]) -> None:
+        for stall in stalls:
+            self._accused.add(stall.pid)
+            self._accuser.accuse(stall)
+        if stalls:
+            self.begin_anew()  # the others may still be in a step in which they waited for it

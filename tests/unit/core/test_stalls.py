@@ -1,0 +1,165 @@
+"""A step that takes too long is a stall, unless something else explains it. Time is a number here."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from holdfast.core.faults import Phase
+from holdfast.core.stalls import BatchShape, Deadlines, Ended, Limits, Look, Running, Stall, Stalls, quantile
+
+LIMITS = Limits()
+TICK_S = 0.1
+DECODE, PREFILL = BatchShape(8, 8), BatchShape(512, 1)
+
+
+def a_call(began_at: float, shape: BatchShape = DECODE, *, call: int = 100, first: bool = False) -> Running:
+    return Running(0, call, call, Phase.FORWARD, shape, began_at, first)
+
+
+def known(shape: BatchShape = DECODE, lasted_s: float = 0.01) -> tuple[Ended, ...]:
+    return tuple(Ended(Phase.FORWARD, shape, lasted_s) for _ in range(LIMITS.learned_calls))
+
+
+class Bench:
+    """Two ranks that have learned how long a decode takes, looked at every tick."""
+
+    def __init__(self, *shapes: BatchShape, ranks: int = 2, lasted_s: float = 0.01) -> None:
+        self.stalls, self.now, self.ranks = Stalls(LIMITS), 0.0, ranks
+        taught = tuple(ended for shape in shapes or (DECODE,) for ended in known(shape, lasted_s))
+        self.see({rank: {"ended": taught} for rank in range(ranks)})
+
+    def see(self, ranks: dict[int, dict], after_s: float = TICK_S) -> list[Stall]:
+        self.now += after_s
+        looks = {rank: Look(**{"pid": 10 + rank, "state": "S", **seen}) for rank, seen in ranks.items()}
+        return self.stalls.look(self.now, TICK_S, looks)
+
+    def watch(self, seconds: float, seen: dict[int, dict]) -> tuple[list[Stall], float]:
+        """The first stalls of some ranks that stay as they are, and when after now."""
+        began = self.now
+        while self.now - began < seconds:
+            if stalls := self.see(seen):
+                return stalls, self.now - began
+        return [], seconds
+
+
+def in_step(bench: Bench, shape: BatchShape = DECODE, **seen: object) -> dict:
+    return {"running": (a_call(bench.now, shape, first=bool(seen.pop("first", False))),), **seen}
+
+
+def test_a_decode_that_does_not_end_is_a_stall_soon_after_its_floor() -> None:
+    bench = Bench(ranks=1)
+    stalls, after_s = bench.watch(5, {0: in_step(bench)})
+    assert [(s.rank, s.is_certain) for s in stalls] == [(0, False)]
+    assert LIMITS.decode_floor_s <= after_s <= LIMITS.decode_floor_s + 2 * TICK_S
+    assert "forward" in stalls[0].reason and "8 tokens of 8 requests" in stalls[0].reason
+
+
+def test_a_rank_that_is_in_no_step_has_all_the_time_there_is() -> None:
+    bench = Bench()
+    assert bench.watch(600, {0: {}, 1: {}})[0] == []
+
+
+def test_of_a_stopped_rank_and_one_that_waits_for_it_the_stopped_one_is_to_blame() -> None:
+    bench = Bench()
+    stalls, after_s = bench.watch(5, {0: in_step(bench), 1: in_step(bench, state="T")})
+    assert [(s.rank, s.is_certain) for s in stalls] == [(1, True)]
+    assert after_s <= LIMITS.stopped_s + 2 * TICK_S
+
+
+def test_a_rank_that_is_stopped_between_steps_is_one_too() -> None:
+    bench = Bench()
+    assert [s.rank for s in bench.watch(5, {0: in_step(bench), 1: {"state": "T"}})[0]] == [1]
+
+
+def test_a_process_that_goes_on_before_its_time_was_never_stopped() -> None:
+    bench = Bench(ranks=1)
+    for _ in range(10):
+        assert bench.watch(LIMITS.stopped_s - 2 * TICK_S, {0: {"state": "T"}})[0] == []
+        assert bench.see({0: {"state": "S"}}) == []
+
+
+def test_a_rank_held_by_a_debugger_is_not_accused() -> None:
+    bench = Bench()
+    assert bench.watch(60, {0: in_step(bench), 1: in_step(bench, state="t")})[0] == []
+
+
+def test_who_is_gone_is_not_accused() -> None:
+    bench = Bench(ranks=1)
+    assert bench.watch(60, {0: in_step(bench, state="X")})[0] == []
+
+
+def test_a_prefill_has_longer_and_so_has_a_decode_that_waits_for_one() -> None:
+    bench = Bench(DECODE, PREFILL)
+    seen = {0: in_step(bench), 1: in_step(bench, PREFILL)}
+    assert bench.watch(LIMITS.prefill_floor_s - 2 * TICK_S, seen)[0] == []
+    assert {s.rank for s in bench.watch(1, seen)[0]} == {0, 1}
+
+
+def test_the_first_of_a_shape_may_compile_for_minutes_and_its_peers_wait() -> None:
+    bench = Bench()
+    seen = {0: in_step(bench), 1: in_step(bench, first=True)}
+    assert bench.watch(LIMITS.unlearned_s - 1, seen)[0] == []
+
+
+def test_a_shape_that_was_seen_too_rarely_has_no_short_deadline_yet() -> None:
+    bench = Bench(PREFILL, ranks=1)
+    assert bench.watch(100, {0: in_step(bench)})[0] == []
+
+
+def test_what_was_learned_is_forgotten_after_a_recovery() -> None:
+    bench = Bench(ranks=1)
+    bench.stalls.begin_anew()
+    assert bench.watch(100, {0: in_step(bench)})[0] == []
+
+
+def test_another_process_of_a_rank_learns_anew() -> None:
+    bench = Bench(ranks=1)
+    assert bench.watch(100, {0: in_step(bench, pid=99)})[0] == []
+
+
+@given(st.floats(0.2, 3600))
+def test_a_machine_that_slept_accuses_nobody_on_waking(slept_s: float) -> None:
+    bench = Bench()
+    seen = {0: in_step(bench), 1: in_step(bench)}
+    bench.watch(0.5, seen)
+    assert bench.see(seen, after_s=TICK_S + slept_s) == []
+    assert {s.rank for s in bench.watch(1, seen)[0]} == {0, 1}, "but what it was watching it still watches"
+
+
+@given(st.lists(st.floats(0.25, 5), min_size=1, max_size=40))
+def test_a_watch_that_always_comes_late_never_accuses(gaps_s: list[float]) -> None:
+    bench = Bench()
+    seen = {0: in_step(bench), 1: in_step(bench, state="S")}
+    assert all(bench.see(seen, after_s=TICK_S + gap_s) == [] for gap_s in gaps_s if len(gaps_s) * TICK_S < 1)
+
+
+def test_a_rank_that_gets_no_processor_is_not_accused_nor_is_one_that_waits_for_it() -> None:
+    bench = Bench()
+    seen = {0: in_step(bench), 1: in_step(bench, state="R", starved_s=TICK_S)}
+    assert bench.watch(60, seen)[0] == []
+
+
+def test_a_rank_that_spins_and_gets_its_processor_is_accused() -> None:
+    bench = Bench(ranks=1)
+    assert bench.watch(3, {0: in_step(bench, state="R", starved_s=0.001)})[0]
+
+
+@given(st.floats(0.001, 30))
+def test_the_deadline_grows_with_what_steps_take(lasted_s: float) -> None:
+    deadlines = Deadlines(LIMITS)
+    for ended in known(lasted_s=lasted_s):
+        deadlines.learn(ended)
+    assert deadlines.of(a_call(0)).seconds >= max(LIMITS.decode_floor_s, LIMITS.factor * lasted_s * 0.999)
+
+
+def test_a_compilation_teaches_nothing_about_the_steps_after_it() -> None:
+    deadlines = Deadlines(LIMITS)
+    for ended in (Ended(Phase.FORWARD, DECODE, 60.0, True), *known()):
+        deadlines.learn(ended)
+    assert deadlines.of(a_call(0)).seconds == LIMITS.decode_floor_s
+
+
+@given(st.lists(st.floats(0, 100), min_size=1, max_size=64).map(tuple))
+def test_of_few_values_the_highest_quantile_is_the_largest(values: tuple[float, ...]) -> None:
+    assert quantile(values, 0.99) == max(values)

@@ -1,0 +1,61 @@
+"""What an injected fault does to a real process, as the watch of the ranks sees it."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from holdfast.core.faults import Phase
+from holdfast.core.injection import FaultKind, InjectedFault, InjectionSpec
+from holdfast.hosts.vllm.harm import happen
+from holdfast.progress import look_at
+
+VICTIM = """
+import sys
+from holdfast.core.faults import Phase
+from holdfast.core.injection import FaultKind, InjectionSpec
+from holdfast.hosts.vllm.harm import happen
+print("about to", flush=True)
+happen(InjectionSpec(phase=Phase.FORWARD, kind=FaultKind(sys.argv[1])))
+"""
+
+
+def victim(kind: FaultKind) -> subprocess.Popen[bytes]:
+    process = subprocess.Popen([sys.executable, "-c", VICTIM, kind], stdout=subprocess.PIPE)
+    assert process.stdout is not None and process.stdout.readline() == b"about to\n"
+    return process
+
+
+def in_state(process: subprocess.Popen[bytes], states: str, within_s: float = 5.0) -> bool:
+    deadline = time.monotonic() + within_s
+    while (there := look_at(process.pid).state in states) is False and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return there
+
+
+@pytest.mark.parametrize(
+    ("kind", "states"),
+    [(FaultKind.STOP, "T"), (FaultKind.HANG, "S"), (FaultKind.DEADLOCK, "S"), (FaultKind.SPIN, "R")],
+)
+def test_a_process_that_goes_silent_lives_on_in_the_state_of_its_kind(kind: FaultKind, states: str) -> None:
+    with victim(kind) as process:
+        try:
+            assert in_state(process, states)
+            assert process.poll() is None
+        finally:
+            process.kill()
+
+
+def test_a_killed_process_is_gone() -> None:
+    with victim(FaultKind.KILL) as process:
+        assert process.wait(5) == -signal.SIGKILL
+
+
+def test_what_raises_says_where() -> None:
+    with pytest.raises(InjectedFault) as raised:
+        happen(InjectionSpec(phase=Phase.FORWARD, message="here"))
+    assert raised.value.phase is Phase.FORWARD

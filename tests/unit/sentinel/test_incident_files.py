@@ -1,0 +1,88 @@
+"""The evidence of a stall, of processes that really hang or are really stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from holdfast.core.faults import Phase
+from holdfast.core.stalls import BatchShape, Deadline, Running, Stall
+from holdfast.sentinel.incident_files import MAX_INCIDENTS, IncidentFiles
+
+HANGS = """
+import sys, threading
+from holdfast.progress.stacks import answer_for_stacks
+answer_for_stacks(sys.argv[1])
+def waits_for_what_never_comes(secret="a prompt"):
+    print("waits", flush=True)
+    threading.Event().wait(60)
+waits_for_what_never_comes()
+"""
+
+
+@pytest.fixture
+def hanging(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen([sys.executable, "-c", HANGS, str(tmp_path)], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"waits\n"
+        yield process
+        process.kill()
+
+
+def a_stall(pid: int, rank: int = 1) -> Stall:
+    call = Running(0, 40, 20, Phase.FORWARD, BatchShape(8, 8), 0.0)
+    return Stall(rank, pid, False, "no progress", call, 1.2, Deadline(1.0, "the least for a decode"))
+
+
+def kept(tmp_path: Path, stall: Stall, **pids: int) -> Path:
+    folder = IncidentFiles(str(tmp_path / "incidents"), str(tmp_path), 0).keep(stall, {1: stall.pid})
+    assert folder is not None
+    return folder
+
+
+def test_a_hanging_process_says_where_and_no_value(tmp_path: Path, hanging: subprocess.Popen[bytes]) -> None:
+    folder = kept(tmp_path, a_stall(hanging.pid))
+    stacks = (folder / f"stacks-1-{hanging.pid}.txt").read_text()
+    assert "waits_for_what_never_comes" in stacks
+    assert "a prompt" not in stacks
+    summary = json.loads((folder / "incident.json").read_text())
+    assert (summary["rank"], summary["phase"], summary["step"], summary["tokens"]) == (1, "forward", 20, 8)
+    assert (summary["deadline_s"], summary["age_s"]) == (1.0, 1.2)
+    assert summary["processes"]["1"]["threads"][0]["state"].startswith("S")
+    assert hanging.poll() is None, "asking ends nobody"
+
+
+def test_a_stopped_process_is_described_from_outside(tmp_path: Path, hanging: subprocess.Popen[bytes]) -> None:
+    os.kill(hanging.pid, signal.SIGSTOP)
+    os.waitpid(hanging.pid, os.WUNTRACED)
+    folder = kept(tmp_path, a_stall(hanging.pid))
+    assert "no answer" in (folder / f"stacks-1-{hanging.pid}.txt").read_text()
+    summary = json.loads((folder / "incident.json").read_text())
+    assert summary["processes"]["1"]["State"].startswith("T")
+
+
+def test_a_process_that_does_not_answer_for_stacks_is_not_asked(tmp_path: Path) -> None:
+    with subprocess.Popen(["sleep", "60"]) as process:
+        folder = kept(tmp_path, a_stall(process.pid))
+        assert process.poll() is None, "the signal would end it"
+        process.kill()
+    assert "not asked" in (folder / f"stacks-1-{process.pid}.txt").read_text()
+
+
+def test_the_oldest_incidents_go_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "incidents" / "mine").mkdir(parents=True)
+    files = IncidentFiles(str(tmp_path / "incidents"), str(tmp_path), 0)
+    for pid in range(2**22 + 1, 2**22 + MAX_INCIDENTS + 4):  # above every process id
+        assert files.keep(a_stall(pid), {}) is not None
+    assert len(list((tmp_path / "incidents").iterdir())) == MAX_INCIDENTS + 1
+
+
+def test_where_nothing_can_be_written_the_repair_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert IncidentFiles(str(tmp_path / "file"), str(tmp_path), 0).keep(a_stall(2**22 + 1), {}) is None
