@@ -15,7 +15,7 @@ from holdfast.chaos.checker import compare_runs
 from holdfast.chaos.control import Control
 from holdfast.chaos.server import Server
 from holdfast.chaos.streams import Load
-from integration.conftest import Servers, run
+from integration.conftest import Servers, in_matrix, run
 from integration.loads import every_feature, fresh_salt
 from integration.test_engine_death import engines_of, wait_healthy
 
@@ -75,7 +75,7 @@ async def restarted_by_hand(server: Server) -> None:
     assert after["restarts"] == before["restarts"] + 1
 
 
-@pytest.mark.parametrize("engine_ids", [(1,), (0,), (0, 1)], ids=["second", "first", "both"])
+@pytest.mark.parametrize("engine_ids", [in_matrix((1,)), (0,), (0, 1)], ids=["second", "first", "both"])
 def test_a_group_goes_on_with_a_new_member_and_changes_no_token(group: Server, engine_ids: tuple[int, ...]) -> None:
     run(assert_exact_through(group, killed(*engine_ids)))
 
