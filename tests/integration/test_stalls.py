@@ -24,7 +24,7 @@ from holdfast.chaos.server import Server
 from holdfast.chaos.streams import Load, StreamSpec
 from holdfast.core.faults import FaultClass, Phase
 from holdfast.core.injection import FaultKind, InjectionSpec
-from integration.conftest import V1_ASYNC, V1_SYNC, Servers, left_behind, run
+from integration.conftest import V1_ASYNC, V1_SYNC, Servers, in_matrix, left_behind, run
 from integration.loads import every_feature, fresh_salt
 
 pytestmark = [pytest.mark.host, pytest.mark.server, pytest.mark.slow]
@@ -88,10 +88,12 @@ def longest_gap(histories: list[History]) -> tuple[float, float]:
     return max(gaps)
 
 
-@pytest.fixture(scope="module", params=[(ONE, V1_ASYNC), (TP2, V1_SYNC)], ids=lambda p: p[0].name)
+@pytest.fixture(scope="module", params=[(ONE, V1_ASYNC), in_matrix((TP2, V1_SYNC))], ids=lambda p: p[0].name)
 def bench(request: pytest.FixtureRequest, servers: Servers) -> Iterator[Bench]:
     topology, kind = request.param
-    arguments = ["--stall-detection", "--standby-workers", "1", "--standby-preload", "--max-worker-restarts", "1000"]
+    arguments = ["--stall-detection", "--standby-workers", "1", "--max-worker-restarts", "1000"]
+    if topology is ONE:
+        arguments.append("--standby-preload")  # among several it would be for one rank only
     with servers.of(topology, kind, arguments) as server:
         yield Bench(server, topology)
     assert left_behind(server) == []
