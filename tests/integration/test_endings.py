@@ -24,7 +24,7 @@ NO_RESTARTS = ("--max-worker-restarts", "0", "--max-engine-restarts", "0")
 BODY = {"model": MODEL_NAME, "prompt": "The keeper", "max_tokens": 30}
 
 
-async def _hurt(server: Server, *injections: InjectionSpec) -> httpx.Response | httpx.HTTPError:
+async def hurt(server: Server, *injections: InjectionSpec) -> httpx.Response | httpx.HTTPError:
     async with Control(server.url) as control, httpx.AsyncClient(base_url=server.url, timeout=60) as client:
         for injection in injections:
             await control.inject(injection)
@@ -50,7 +50,7 @@ def last_line(server: Server) -> str:
 def test_a_fault_that_never_goes_away_ends_the_instance_after_the_retries(servers: Servers, kind: Kind) -> None:
     arguments = ("--enable-fault-injection", "--max-retries", "3", "--retry-window", "30", *NO_RESTARTS)
     with servers.start(*arguments, kind=kind) as server:
-        answer = run(_hurt(server, InjectionSpec(phase=Phase.FORWARD, times=1000)))
+        answer = run(hurt(server, InjectionSpec(phase=Phase.FORWARD, times=1000)))
         assert isinstance(answer, httpx.HTTPError) or answer.status_code == 500
         assert wait_ended(server, 40) == EXIT_DEFEATED
         assert "3 retries within 30 s did not last" in last_line(server)
@@ -59,8 +59,8 @@ def test_a_fault_that_never_goes_away_ends_the_instance_after_the_retries(server
 
 
 def test_a_fault_inside_every_recovery_ends_the_instance(servers: Servers) -> None:
-    with servers.start("--enable-fault-injection", "--max-retries", "3") as server:
-        run(_hurt(server, InjectionSpec(phase=Phase.RECOVERY, times=1000), InjectionSpec(phase=Phase.FORWARD)))
+    with servers.start("--enable-fault-injection", "--max-retries", "3", *NO_RESTARTS) as server:
+        run(hurt(server, InjectionSpec(phase=Phase.RECOVERY, times=1000), InjectionSpec(phase=Phase.FORWARD)))
         assert wait_ended(server, 40) == EXIT_DEFEATED
         assert "holdfast: instance ended: 3 retries" in last_line(server)
 
@@ -69,7 +69,7 @@ def test_without_an_instruction_the_instance_ends_after_the_recovery_timeout(ser
     arguments = ("--enable-fault-injection", "--fault-policy", "external", "--engine-recovery-timeout", "3")
     with servers.start(*arguments) as server:
         began = time.monotonic()
-        run(_hurt(server, InjectionSpec(phase=Phase.FORWARD)))
+        run(hurt(server, InjectionSpec(phase=Phase.FORWARD)))
         assert wait_ended(server, 40) == EXIT_DEFEATED
         assert time.monotonic() - began < 25
         assert "no instruction repaired it within 3 s" in last_line(server)

@@ -15,8 +15,10 @@ from holdfast.bench.topologies import ONE
 from holdfast.chaos.checker import compare_runs
 from holdfast.chaos.server import Server
 from holdfast.chaos.streams import MODEL_NAME
+from holdfast.core.faults import Phase
+from holdfast.core.injection import InjectionSpec
 from integration.conftest import Servers, left_behind, run
-from integration.test_endings import wait_ended
+from integration.test_endings import hurt, wait_ended
 from integration.test_engine_death import RESTART_S, engines_of, kill_in_mid_stream, load, wait_healthy
 
 pytestmark = [pytest.mark.host, pytest.mark.server]
@@ -61,3 +63,12 @@ def test_sigterm_while_an_engine_core_is_being_replaced_ends_orderly(alone: Serv
     os.kill(alone.pid, signal.SIGTERM)
     assert wait_ended(alone, 30) == 0
     assert left_behind(alone) == []
+
+
+def test_where_no_recovery_lasts_another_engine_core_answers(servers: Servers) -> None:
+    """The climb: retries fail, nobody knows a rank to blame, and what is wrong with the process goes with it."""
+    with servers.start("--enable-fault-injection", "--max-retries", "2") as server:
+        answer = run(hurt(server, InjectionSpec(phase=Phase.RECOVERY, times=1000), InjectionSpec(phase=Phase.FORWARD)))
+        assert isinstance(answer, httpx.Response)
+        assert answer.status_code == 200
+        assert [e["restarts"] for e in run(engines_of(server))] == [1]
