@@ -8,11 +8,16 @@ from __future__ import annotations
 import mmap
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from holdfast.core.faults import Phase
 from holdfast.core.stalls import BatchShape
 from holdfast.progress.record import HEADER, PHASE_NUMBERS, RECORD_BYTES, SLOT, Lane, header_at, slot_at
+
+Call = Callable[..., Any]
+About = Callable[..., tuple[int, int, int]]
 
 
 class ProgressWriter:
@@ -37,6 +42,18 @@ class ProgressWriter:
         self._running = (call, step, now_ns, tokens, requests, number, is_first)
         HEADER.pack_into(self._memory, self._header, call, step, now_ns, tokens, requests, number, is_first, call)
 
+    def recorded(self, phase: Phase, call: Call, about: About) -> Call:
+        """`call`, recorded; `about` says by its arguments in which step it is, with how many tokens and requests."""
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            self.begin(phase, *about(*args))
+            try:
+                return call(*args, **kwargs)
+            finally:
+                self.end()
+
+        return run
+
     def end(self) -> None:
         call, step, began_ns, tokens, requests, number, is_first = self._running
         lasted_ns = time.monotonic_ns() - began_ns
@@ -50,12 +67,21 @@ def publish_progress(folder: str) -> mmap.mmap:
     It has no file of its own: what stands in the folder points at a descriptor of this process. So nothing is ever
     written to a disk, which could hold up a store, and it goes with the process.
     """
+    _forget_the_gone(Path(folder))
     descriptor = os.memfd_create("holdfast-progress", os.MFD_CLOEXEC)
     os.ftruncate(descriptor, RECORD_BYTES)
     link = record_path(folder, os.getpid())
     link.unlink(missing_ok=True)  # process ids come back
     link.symlink_to(f"/proc/{os.getpid()}/fd/{descriptor}")
     return mmap.mmap(descriptor, RECORD_BYTES)
+
+
+def _forget_the_gone(folder: Path) -> None:
+    """Those before this one left their links and their stacks here."""
+    for link in folder.glob("progress-*"):
+        if not link.exists():  # it points into a process that is no more
+            link.unlink(missing_ok=True)
+            (folder / link.name.replace("progress", "stacks", 1)).unlink(missing_ok=True)
 
 
 def record_path(folder: str, pid: int) -> Path:

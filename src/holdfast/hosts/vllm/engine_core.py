@@ -107,7 +107,7 @@ class VllmEngine:
         self._departures = self._watch_departures()
         if config.enable_fault_injection:
             arm_engine(self._traps, engine)
-        record_progress(engine, config.runtime_dir)
+        record_progress(engine, config)
 
     @property
     def engine_id(self) -> int:

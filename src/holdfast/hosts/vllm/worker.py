@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import mmap
 import os
 import threading
 import time
@@ -29,8 +28,7 @@ from holdfast.hosts.vllm.whole_requests import decode_whole
 from holdfast.hosts.vllm.workers.alone import end_alone, is_alone
 from holdfast.hosts.vllm.workers.newcomer import awaited_queue
 from holdfast.hosts.vllm.workers.orders import JOIN, LEARN, PREPARE, join, prepare
-from holdfast.progress import Lane, ProgressWriter, publish_progress
-from holdfast.progress.stacks import answer_for_stacks
+from holdfast.hosts.vllm.workers.progress import StepProgress, step_progress
 from holdfast.sentinel import WorkerSentinel
 from holdfast.sentinel.addresses import engine_address
 from holdfast.wire import ZmqStation
@@ -48,7 +46,6 @@ STEP_METHODS = {
 TOLD_TO_STOP = "it was told to stop"
 
 Step = Callable[..., Any]
-Memory = mmap.mmap | bytearray
 
 
 def attach_worker_hooks() -> None:
@@ -65,24 +62,17 @@ def _protect_worker(original: Step, proc: Any, input_shm_handle: Any, vllm_confi
         return
     engine_id = vllm_config.parallel_config.data_parallel_index
     communicators = WorkerCommunicators(proc.worker.worker)
-    memory = publish_progress(config.runtime_dir)
-    answer_for_stacks(config.runtime_dir)
-    guard = StepGuard(engine_id, proc.rank, communicators, memory)
+    guard = StepGuard(engine_id, proc.rank, communicators)
     if config.unsafe_skip_fence:
         guard.fence = lambda error, phase: None  # type: ignore[method-assign]
-    host = GuardedWorker(proc, guard, communicators, injection=config.enable_fault_injection)
+    host = GuardedWorker(
+        proc, guard, communicators, injection=config.enable_fault_injection, progress=step_progress(config)
+    )
     sentinel = WorkerSentinel(host, proc.rank, ZmqStation(), engine_address(config.runtime_dir, engine_id))
     guard.reporter = sentinel
     proc.holdfast = host
     host.is_newcomer = is_newcomer
     sentinel.start(attached(), communicators.unrebuildable())
-
-
-def _batch(args: tuple[Any, ...]) -> tuple[int, int]:
-    """Tokens and requests of a step by the arguments of its first call; none for an idle rank's stand-in."""
-    planned = args[0] if args else None
-    tokens = getattr(planned, "total_num_scheduled_tokens", 0)
-    return (tokens, len(planned.num_scheduled_tokens)) if tokens and planned is not None else (0, 0)
 
 
 class StepGuard:
@@ -92,12 +82,9 @@ class StepGuard:
     steps is one attribute: looking at it takes no lock.
     """
 
-    def __init__(self, engine_id: int, rank: int, communicators: Communicators, memory: Memory) -> None:
+    def __init__(self, engine_id: int, rank: int, communicators: Communicators) -> None:
         self.reporter: FaultReporter | None = None
         self.steps = 0
-        self._progress = ProgressWriter(memory)
-        self._outputs_progress = ProgressWriter(memory, Lane.OUTPUTS)
-        self._batch = (0, 0)
         self._engine_id = engine_id
         self._rank = rank
         self._communicators = communicators
@@ -114,35 +101,18 @@ class StepGuard:
         Only `execute_model` and its stand-in for an idle rank count as a step: sampling is part of one.
         """
         counts = phase is Phase.FORWARD
-        begin, end = self._progress.begin, self._progress.end
 
         def run(*args: Any, **kwargs: Any) -> Any:
             if self._fenced_by is not None:
                 raise RankFenced(f"rank {self._rank} is fenced since {self._fenced_by}")
-            if counts:
-                self.steps += 1
-                self._batch = _batch(args)
-            begin(phase, self.steps, *self._batch)
+            self.steps += counts
             try:
                 return step(*args, **kwargs)
             except Exception as error:
                 self.fence(error, phase)
                 raise
-            finally:
-                end()
 
         return run
-
-    def finish_output(self, output: Any) -> Any:
-        """The asynchronous output of a step, computed; its thread is not the one that takes steps."""
-        self._outputs_progress.begin(Phase.SAMPLE_END, self.steps, *self._batch)
-        try:
-            return output.get_output()
-        except Exception as error:
-            self.fence(error, Phase.SAMPLE_END)
-            return error
-        finally:
-            self._outputs_progress.end()
 
     def fence(self, error: Exception, phase: Phase) -> None:
         """Take no further step, let nobody wait for this rank in a collective, report why, once."""
@@ -202,7 +172,15 @@ class StepGuard:
 class GuardedWorker:
     """Implements `WorkerHost` on a worker process of the host."""
 
-    def __init__(self, proc: Any, guard: StepGuard, communicators: Communicators, *, injection: bool) -> None:
+    def __init__(
+        self,
+        proc: Any,
+        guard: StepGuard,
+        communicators: Communicators,
+        *,
+        injection: bool,
+        progress: StepProgress | None = None,
+    ) -> None:
         self._proc = proc
         self._guard = guard
         self._communicators = communicators
@@ -213,11 +191,13 @@ class GuardedWorker:
             step = getattr(wrapper, name)
             if injection:
                 step = raise_at(self._traps, name, step)
+            if progress is not None:
+                step = progress.recorded(phase, step)
             setattr(wrapper, name, guard.guarded(phase, step))
         if injection:
             arm_model(self._traps, self._runner)
         if proc.use_async_scheduling:
-            proc.enqueue_output = self._resolving(proc.enqueue_output)
+            proc.enqueue_output = self._resolving(proc.enqueue_output, progress)
         setattr(wrapper, RESTORE, self.restore)
         setattr(wrapper, LEARN, self.learn)
         setattr(wrapper, JOIN, functools.partial(join, proc))
@@ -270,12 +250,17 @@ class GuardedWorker:
         self._guard.lift(order.epoch)
         logger.info("rank %d takes work again (epoch %d, pid %d)", self._proc.rank, order.epoch, os.getpid())
 
-    def _resolving(self, enqueue: Step) -> Step:
+    def _resolving(self, enqueue: Step, progress: StepProgress | None) -> Step:
         """Asynchronous outputs are computed where they are sent: a fault there fences the rank too."""
+        finished = progress.finished if progress is not None else lambda compute: compute()
 
         def run(output: Any) -> None:
             if hasattr(output, "get_output"):
-                output = self._guard.finish_output(output)
+                try:
+                    output = finished(output.get_output)
+                except Exception as error:
+                    self._guard.fence(error, Phase.SAMPLE_END)
+                    output = error
             enqueue(output)
 
         return run

@@ -1,0 +1,37 @@
+"""A worker's own progress: written where somebody watches, and nowhere else."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+from holdfast.core.config import HoldfastConfig
+from holdfast.core.faults import Phase
+from holdfast.core.stalls import BatchShape
+from holdfast.hosts.vllm.workers.progress import StepProgress, step_progress
+from holdfast.progress import Lane, ProgressReader
+from holdfast.progress.record import RECORD_BYTES
+
+PLANNED = SimpleNamespace(total_num_scheduled_tokens=9, num_scheduled_tokens={"a": 8, "b": 1})
+
+
+def test_where_nobody_watches_nothing_is_recorded(tmp_path: Path) -> None:
+    assert step_progress(HoldfastConfig(runtime_dir=str(tmp_path))) is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_step_is_running_while_it_is_and_says_how_large_its_batch_is() -> None:
+    memory = bytearray(RECORD_BYTES)
+    progress, reader = StepProgress(memory), ProgressReader(memory)
+    step = progress.recorded(Phase.FORWARD, lambda planned: reader.look().running)
+    [running] = step(PLANNED)
+    assert (running.step, running.phase, running.shape) == (1, Phase.FORWARD, BatchShape(9, 2))
+    assert reader.look().running == ()
+
+
+def test_what_follows_in_a_step_and_its_output_belong_to_it() -> None:
+    memory = bytearray(RECORD_BYTES)
+    progress, reader = StepProgress(memory), ProgressReader(memory)
+    progress.recorded(Phase.FORWARD, lambda planned: None)(PLANNED)
+    [sampling] = progress.recorded(Phase.SAMPLE_START, lambda grammar: reader.look().running)(None)
+    [finishing] = progress.finished(lambda: reader.look().running)
+    assert (sampling.step, finishing.step) == (1, 1)
+    assert (sampling.lane, finishing.lane) == (Lane.MAIN, Lane.OUTPUTS)
