@@ -48,8 +48,8 @@ class EngineLosses:
 
     def restart(self, group: LockstepGroup, engine: Engine, command_id: str, now: float) -> list[Effect]:
         """Somebody wants another process in its place, whatever its state."""
-        plan = Replacement(True, f"engine core {engine.engine_id} is restarted: asked for")
-        effects = self._interventions.replace(group, engine, plan, now, kill=True, asked=command_id)
+        why = f"engine core {engine.engine_id} is restarted: asked for"
+        effects = self._interventions.replace(group, engine, Replacement(True, why, kill=True, asked=command_id), now)
         self._commands.begin(command_id, [group.group_id])
         return effects
 
@@ -63,8 +63,8 @@ class EngineLosses:
         if not plan.is_possible:
             return self._interventions.end(group, engine, reason)
         decided = self._journal.publish(EventKind.DECISION_MADE, group, engine, reason=reason)
-        plan = Replacement(True, why, plan.after_s)
-        replaced = self._interventions.replace(group, engine, plan, now, kill=kill)
+        plan = Replacement(True, why, plan.after_s, kill=kill)
+        replaced = self._interventions.replace(group, engine, plan, now)
         return [decided, *replaced, *self._reports.when_recovery_is_over(group, now)]
 
     def _plan(self, group: LockstepGroup, engine: Engine, now: float) -> Replacement:

@@ -97,7 +97,8 @@ class Interventions:
                 _give_up_on_faulty_rank(group)
                 return [made, *self._restart(group, now)]
             case Action.RESTART_ENGINE:
-                return [made, *self.replace(group, spokesman, Replacement(True, decision.reason), now, kill=True)]
+                plan = Replacement(True, decision.reason, decision.after_s, kill=True)
+                return [made, *self.replace(group, spokesman, plan, now)]
             case Action.END:
                 return [made, *self.end(group, spokesman, decision.reason)]
             case Action.AWAIT:
@@ -149,19 +150,9 @@ class Interventions:
         elif not group.paused_by_hand or group.fault is not None:
             group.retried_at = (*recent(group.retried_at, now, config.retry_window_s), now)
 
-    def replace(
-        self,
-        group: LockstepGroup,
-        engine: Engine,
-        plan: Replacement,
-        now: float,
-        *,
-        kill: bool,
-        asked: str | None = None,
-    ) -> list[Effect]:
+    def replace(self, group: LockstepGroup, engine: Engine, plan: Replacement, now: float) -> list[Effect]:
         """Put another process in the place of an engine core; its lockstep group waits for that one."""
-        replaced = self._replacements.replace(group, engine, plan, now, kill=kill, asked=asked)
-        return replaced + self.contain(group, now)
+        return self._replacements.replace(group, engine, plan, now) + self.contain(group, now)
 
     # ---- ending
 

@@ -23,11 +23,15 @@ class Action(enum.StrEnum):
 
 
 class Decision(msgspec.Struct, frozen=True):
-    """What to do and why; the reason is shown to people. `again_at`: decide anew then (seconds)."""
+    """What to do and why; the reason is shown to people.
+
+    `again_at`: decide anew then (seconds). `after_s`: the pause before another engine core is started.
+    """
 
     action: Action
     reason: str
     again_at: float | None = None
+    after_s: float = 0.0
 
 
 class Incident(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,11 +58,16 @@ class Incident(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class Replacement:
-    """Whether an engine core is replaced, why, and after which pause."""
+    """Whether an engine core is replaced, why, and after which pause.
+
+    `kill`: the old process is still there; `asked`: the command that wants it.
+    """
 
     is_possible: bool
     reason: str
     after_s: float = 0.0
+    kill: bool = False
+    asked: str | None = None
 
 
 def recent(tried_at: Sequence[float], now: float, window_s: float) -> tuple[float, ...]:
@@ -122,7 +131,7 @@ def _decide_replacement(now: float, incident: Incident, config: HoldfastConfig, 
         return Decision(Action.END, why)  # a newcomer could not join either
     plan = decide_replacement(now, incident.engine_restarted_at, config)
     action = Action.RESTART_ENGINE if plan.is_possible else Action.END
-    return Decision(action, f"{why}; {plan.reason}")
+    return Decision(action, f"{why}; {plan.reason}", after_s=plan.after_s)
 
 
 def decide_replacement(now: float, tried_at: Sequence[float], config: HoldfastConfig) -> Replacement:

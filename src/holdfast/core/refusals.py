@@ -62,7 +62,7 @@ def refuse_unless_engine_can_restart(group: LockstepGroup, engine: Engine, irrep
 
 def refuse_unless_it_can_go_on(group: LockstepGroup, soft: bool) -> None:
     """Nobody pauses by hand what could not go on afterwards: a pause that breaks what cannot be rebuilt."""
-    breaks = not soft or len(group.engines) > 1  # engines in lockstep come to stand still only with broken collectives
+    breaks = not soft or group.is_lockstep  # engines in lockstep come to stand still only with broken collectives
     if group.unrebuildable and breaks and not group.is_alone:
         raise InstructionConflict(
             f"engine {group.engine_ids[0]} could not go on after a pause: its collectives would be broken "

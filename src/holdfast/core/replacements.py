@@ -23,24 +23,17 @@ class Replacements:
         self._commands = commands
         self._config = config
 
-    def replace(
-        self,
-        group: LockstepGroup,
-        engine: Engine,
-        plan: Replacement,
-        now: float,
-        *,
-        kill: bool,
-        asked: str | None = None,
-    ) -> list[Effect]:
-        """Put another process in its place. `kill`: the old one is still there; `asked`: the command that wants it.
+    def replace(self, group: LockstepGroup, engine: Engine, plan: Replacement, now: float) -> list[Effect]:
+        """Put another process in its place.
 
         What is under way on its group is not followed any more, and whoever waits there for a peer waits in vain.
         """
         effects = self._fail_commands(group, engine, plan.reason)
         effects.append(CloseRendezvous(group.engine_ids, group.epoch))
         processes = engine.worker_pids
-        self._count(engine, now, asked)
+        if plan.kill and engine.pid is not None:
+            processes = (*processes, engine.pid)  # it goes at once, and is waited for all the same
+        self._count(engine, now, plan.asked)
         group.lose(engine, now)
         group.reason = plan.reason
         lost = self._journal.publish(EventKind.ENGINE_LOST, group, engine, reason=plan.reason)
@@ -49,7 +42,7 @@ class Replacements:
             plan.after_s,
             known_at=lost.event.sequence,
             processes=processes,
-            kill=kill,
+            kill=plan.kill,
             joins_epoch=group.epoch if group.is_lockstep else None,
         )
         return [*effects, lost, order]

@@ -160,6 +160,21 @@ def test_one_that_never_served_is_not_replaced():
     assert bench.defeat.endswith("it has never served")
 
 
+def test_who_is_killed_to_be_replaced_is_waited_for_with_its_workers():
+    bench = Bench(CONFIG)
+    [order] = [e for e in restarting(bench) if isinstance(e, ReplaceEngine)]
+    assert order.processes == (8, 7)
+
+
+def test_where_engine_cores_fail_again_and_again_the_next_one_waits_longer_and_longer():
+    bench = Bench(HoldfastConfig(max_retries=0, max_worker_restarts=0, max_engine_restarts=3))
+    for number in range(3):
+        bench.faulted()
+        bench.held()
+        bench.attached(0, pid=10 + number)
+    assert [e.after_s for e in bench.all(ReplaceEngine)] == [0.0, 1.0, 2.0]
+
+
 def test_where_retries_do_not_last_another_engine_core_goes_on():
     bench = Bench(HoldfastConfig(max_retries=0, max_worker_restarts=0, max_engine_restarts=1))
     bench.faulted()
