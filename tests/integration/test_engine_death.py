@@ -55,8 +55,8 @@ async def wait_healthy(server: Server) -> None:
             await asyncio.sleep(0.2)
 
 
-async def kill_in_mid_stream(server: Server, running: Load, engine_id: int, tokens: int = 20) -> float:
-    """Kill an engine core as soon as streams of it have some tokens; when that was."""
+async def kill_in_mid_stream(server: Server, running: Load, engine_id: int, tokens: int = 5) -> float:
+    """Kill an engine core as soon as streams of it have a few tokens, so that most are far from their end."""
     pid = (await engines_of(server))[engine_id]["pid"]
     victims = [h for h in running.histories if h.engine_id in (None, engine_id)]
     async with asyncio.timeout(60):
@@ -86,7 +86,7 @@ def test_streams_go_on_with_a_sibling_at_once_token_for_token(pair: Server, engi
         verdict = compare_runs(reference, observed)
         assert verdict.exact, verdict.reasons
         waits = interruptions([h for h in observed if h.engine_id == engine_id], killed_at)
-        assert waits, "the kill came too late to interrupt anything"
+        assert len(waits) >= 3, "the kill came too late to interrupt anything"
         lag_s = running.longest_lag_s(killed_at, killed_at + 1.0)  # the client's own, on a busy machine
         assert spread_of(waits).median < 1.0 + lag_s, (waits, lag_s)  # 0.1 s where nothing else runs
         await wait_healthy(pair)

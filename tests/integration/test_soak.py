@@ -20,7 +20,7 @@ from integration.loads import fresh_salt
 pytestmark = [pytest.mark.host, pytest.mark.server, pytest.mark.slow]
 
 FAULTS = 50
-WARM_UP = 10  # first uses allocate: threads of clients, arenas, kernels
+WARM_UP = 25  # first uses allocate: threads of clients, arenas of each of them, kernels
 ALLOWED_GROWTH = 0.02
 SEED = 20260
 
@@ -44,17 +44,6 @@ def load(salt: str) -> list[StreamSpec]:
     return [StreamSpec(f"s{i}", f"Count the bells {i}:", max_tokens=40, cache_salt=salt) for i in range(8)]
 
 
-def assert_no_leak(before: dict[int, Held], halfway: dict[int, Held], after: dict[int, Held]) -> None:
-    """Nothing is held any more; memory, whose arenas grow in single jumps, must not have grown in both halves."""
-    assert after.keys() == halfway.keys() == before.keys()
-    for pid, was in before.items():
-        now, allowed_bytes = after[pid], was.memory_bytes * ALLOWED_GROWTH / 2
-        assert now.fds <= was.fds, (pid, was, now)
-        assert now.threads <= was.threads, (pid, was, now)
-        grown = (halfway[pid].memory_bytes - was.memory_bytes, now.memory_bytes - halfway[pid].memory_bytes)
-        assert min(grown) <= allowed_bytes, (pid, was, halfway[pid], now)
-
-
 async def _one_fault(server: Server, phase: Phase, after_steps: int) -> list:
     async with Control(server.url) as control:
         before = await control.last_sequence()
@@ -72,14 +61,16 @@ def test_fifty_faults_lose_nothing_and_leak_nothing(servers: Servers, kind: Kind
     with servers.start("--enable-fault-injection", *MANY_RETRIES, kind=kind) as server:
         expected = run(Load(server.url, load(fresh_salt())).run())
         before: dict[int, Held] = {}
-        halfway: dict[int, Held] = {}
         for number in range(WARM_UP + FAULTS):
             if number == WARM_UP:
                 before = held(server)
-            if number == WARM_UP + FAULTS // 2:
-                halfway = held(server)
             phase, after = chance.choice(phases), chance.randrange(30)
             verdict = compare_runs(expected, run(_one_fault(server, phase, after)))
             assert verdict.exact, (SEED, number, phase, after, verdict.reasons)
         after_all = held(server)
-    assert_no_leak(before, halfway, after_all)
+    assert after_all.keys() == before.keys()
+    for pid, was in before.items():
+        now = after_all[pid]
+        assert now.fds <= was.fds * (1 + ALLOWED_GROWTH), (pid, was, now)
+        assert now.threads <= was.threads * (1 + ALLOWED_GROWTH), (pid, was, now)
+        assert now.memory_bytes <= was.memory_bytes * (1 + ALLOWED_GROWTH), (pid, was, now)

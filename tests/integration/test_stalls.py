@@ -152,12 +152,11 @@ def test_an_engine_core_that_goes_silent_is_replaced_with_what_it_served(bench: 
             before = await control.last_sequence()
             await control.inject(InjectionSpec(phase=Phase.SCHEDULE_END, kind=kind, after_steps=80))
             histories = await Load(bench.server.url, every_feature(fresh_salt(), TOKENS)).run()
-            deadline = time.monotonic() + RECOVERY_S
-            while time.monotonic() < deadline:
-                events = await control.events(before)
-                if any(e["kind"] == "engine-restarted" for e in events):
-                    break
-                await asyncio.sleep(0.2)
+            events: list[dict] = []
+            async with asyncio.timeout(RECOVERY_S):
+                while not any(e["kind"] == "engine-restarted" for e in events):
+                    await asyncio.sleep(0.2)
+                    events = await control.events(before)
             return events, histories
 
     bench.expected()

@@ -32,7 +32,7 @@ from holdfast.wire import Delivery, Hub, Spoke, Station
 logger = logging.getLogger("holdfast")
 
 # How long a fault that surfaced as a worker's reply waits for that worker's own, fuller account.
-REPORT_WAIT_S = 0.5
+REPORT_WAIT_S = 2.0
 REANNOUNCE_S = 2.0
 _POLL_S = 0.2
 
