@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import httpx
 import pytest
@@ -15,13 +17,20 @@ import pytest
 from holdfast.bench.loads import SERVER_ARGUMENTS
 from holdfast.bench.topologies import Topology
 from holdfast.chaos.control import Control
+from holdfast.chaos.history import History
 from holdfast.chaos.model import make_dense_model, make_moe_model
 from holdfast.chaos.server import Server, ServerSpec
+from holdfast.chaos.streams import Load, StreamSpec
+from holdfast.core.errors import HoldfastError
+from integration.loads import fresh_salt
 
 CPU_BENCH = Path(__file__).parents[1] / "support" / "cpu_bench"
 
-# A fault per test adds up: the limit on retries is what other tests are about.
+# A fault per test adds up: the limits are what other tests are about.
 MANY_RETRIES = ("--max-retries", "100000")
+NO_LIMITS = (*MANY_RETRIES, "--max-worker-restarts", "100000", "--max-engine-restarts", "100000")
+USABLE_WITHIN_S = 20.0  # what a test has left under way may come to its end
+TOLD_LINES = 50
 
 
 @dataclass(frozen=True)
@@ -50,12 +59,28 @@ def in_matrix(*values: object) -> object:
     return pytest.param(*values, marks=pytest.mark.matrix)
 
 
+def in_matrix_but(wanted: object, values: Iterable[object]) -> list[object]:
+    """Parameters of which `make test` runs one only."""
+    return [value if value == wanted else in_matrix(value) for value in values]
+
+
+Asks = Callable[[str], list[StreamSpec]]  # what a load asks for, given a salt of its own
+
+
 class Servers:
-    """Starts servers and ends them all."""
+    """Starts servers and ends them all.
+
+    A start takes half a minute, so tests share them: one server for each kind of one rank, and the last one of many
+    ranks. Whoever shares gets one that is well: what a test has damaged beyond that is replaced for the next.
+    """
+
+    latest: ClassVar[Server | None] = None  # whose log is told when a test fails
 
     def __init__(self, model: Path, folder: Path) -> None:
         self._model, self._folder = model, folder
         self._kept: dict[str, Server] = {}
+        self._of_many: tuple[str, Server] | None = None
+        self._references: dict[tuple[str, Asks], list[History]] = {}
         self._count = 0
 
     def spec(self, *arguments: str, kind: Kind = V1_SYNC, holdfast: bool = True, **environment: str) -> ServerSpec:
@@ -71,25 +96,105 @@ class Servers:
 
     def start(self, *arguments: str, kind: Kind = V1_SYNC, **environment: str) -> Server:
         """A server of the caller's own; use it as a context manager."""
-        return Server(self.spec(*arguments, kind=kind, **environment)).start()
+        return self._start(self.spec(*arguments, kind=kind, **environment))
 
     def of(self, topology: Topology, kind: Kind = V1_SYNC, arguments: Sequence[str] = ()) -> Server:
         """A server of a topology, with fault injection; use it as a context manager."""
         spec = self.spec(*topology.arguments, "--enable-fault-injection", *MANY_RETRIES, *arguments, kind=kind)
-        return Server(replace(spec, model=self._model_for(topology))).start()
+        return self._start(replace(spec, model=self._model_for(topology)))
+
+    @classmethod
+    def _start(cls, spec: ServerSpec) -> Server:
+        cls.latest = Server(spec)
+        return cls.latest.start()
 
     def _model_for(self, topology: Topology) -> Path:
         return self._model if topology.model == "dense" else make_moe_model(self._folder / "moe")
 
     def shared(self, kind: Kind) -> Server:
         """The session's server of a kind, with fault injection."""
-        if kind.name not in self._kept:
-            self._kept[kind.name] = self.start("--enable-fault-injection", *MANY_RETRIES, kind=kind)
+        if kind.name not in self._kept or not is_usable(self._kept[kind.name]):
+            self._end(self._kept.pop(kind.name, None))
+            self._kept[kind.name] = self.start("--enable-fault-injection", *NO_LIMITS, kind=kind)
+        Servers.latest = self._kept[kind.name]
         return self._kept[kind.name]
 
+    def shared_of(self, topology: Topology, kind: Kind = V1_SYNC) -> Server:
+        """The session's server of a topology, with fault injection; one topology at a time."""
+        if topology.ranks == 1:
+            return self.shared(kind)
+        name = served_name((topology, kind))
+        if self._of_many is None or self._of_many[0] != name or not is_usable(self._of_many[1]):
+            ended, self._of_many = self._of_many, None
+            self._end(ended[1] if ended else None)
+            self._of_many = name, self.of(topology, kind, NO_LIMITS)
+        Servers.latest = self._of_many[1]
+        return self._of_many[1]
+
+    def reference(self, topology: Topology, kind: Kind, asks: Asks) -> list[History]:
+        """The fault-free run of a load on a shared server, made once."""
+        name = served_name((topology, kind)), asks
+        if name not in self._references:
+            self._references[name] = run(Load(self.shared_of(topology, kind).url, asks(fresh_salt())).run())
+        return self._references[name]
+
+    @staticmethod
+    def _end(server: Server | None) -> None:
+        if server is not None:
+            was_alive = server.exit_code is None
+            assert server.stop() == 0 or not was_alive, "SIGTERM ends a server with success"
+            assert left_behind(server) == []
+
     def close(self) -> None:
-        for server in self._kept.values():
-            server.stop()
+        for server in (*self._kept.values(), *([self._of_many[1]] if self._of_many else [])):
+            self._end(server)
+
+
+def is_usable(server: Server) -> bool:
+    """Whether it serves and every engine is healthy, at the latest in a while."""
+    deadline = time.monotonic() + USABLE_WITHIN_S
+    while server.exit_code is None:
+        with contextlib.suppress(httpx.HTTPError, HoldfastError):
+            if run(well(server)) is None:
+                return True
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+    return False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests on one shared server of many ranks run one after the other, whatever module they are in."""
+    first_seen: dict[object, int] = {}
+
+    def place(item: pytest.Item) -> int:
+        served = [p for p in item.callspec.params.values() if _is_served(p)] if hasattr(item, "callspec") else []
+        return first_seen.setdefault(served[0], len(first_seen)) if served else -1
+
+    items.sort(key=place)
+
+
+def _is_served(parameter: object) -> bool:
+    return isinstance(parameter, tuple) and [type(part) for part in parameter] == [Topology, Kind]
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """A test that fails tells what its server logged last: on another machine nobody can look there."""
+    report = (yield).get_result()  # type: ignore[misc, attr-defined]
+    if report.failed and "servers" in getattr(item, "fixturenames", ()) and Servers.latest is not None:
+        report.sections.append(("the server's log", told_last(Servers.latest.spec.log)))
+
+
+def told_last(log: Path) -> str:
+    """The last lines of a log that are more than an access."""
+    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+    return "\n".join([line[:240] for line in lines if not line.startswith("INFO:")][-TOLD_LINES:])
+
+
+def served_name(served: tuple[Topology, Kind]) -> str:
+    """The id of a fixture's parameter."""
+    return f"{served[0].name}-{served[1].name}"
 
 
 @pytest.fixture(scope="session")

@@ -17,12 +17,12 @@ from holdfast.chaos.server import Server
 from holdfast.chaos.streams import MODEL_NAME, Load, StreamSpec
 from holdfast.core.faults import Phase
 from holdfast.core.injection import InjectionSpec
-from integration.conftest import MANY_RETRIES, V1_ASYNC, V1_SYNC, Kind, Servers, left_behind, run, state
+from integration.conftest import MANY_RETRIES, V1_ASYNC, V1_SYNC, Kind, Servers, in_matrix, left_behind, run, state
 from integration.loads import LONG, fresh_salt
 
 pytestmark = [pytest.mark.host, pytest.mark.server]
 
-KINDS = pytest.mark.parametrize("kind", [V1_SYNC, V1_ASYNC], ids=lambda k: k.name)
+KINDS = pytest.mark.parametrize("kind", [in_matrix(V1_SYNC), V1_ASYNC], ids=lambda k: k.name)
 
 # Eight requests of up to four blocks of 128 tokens; the null block takes one of these.
 FEW_BLOCKS = ("--num-gpu-blocks-override", "18")

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from holdfast.bench.topologies import MOE, PP2, TOPOLOGIES, ModelKind, Topology, one_rank
+from holdfast.bench.topologies import MOE, MOE_EP, PP2, TOPOLOGIES, ModelKind, Topology, one_rank
 from holdfast.chaos.checker import compare_runs
 from holdfast.chaos.history import History
 from holdfast.chaos.model import make_dense_model, make_moe_model
 from holdfast.chaos.server import Server
 from holdfast.chaos.streams import Load, StreamSpec
-from integration.conftest import Servers, in_matrix, run
+from integration.conftest import Servers, in_matrix_but, run
 from integration.loads import LONG, fresh_salt
 
 pytestmark = [pytest.mark.host, pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -68,7 +68,7 @@ def mixed_load(tokens: int = 80) -> list[StreamSpec]:
     ]
 
 
-@pytest.mark.parametrize("topology", [in_matrix(t) if t == MOE else t for t in MANY_RANKS], ids=lambda t: t.name)
+@pytest.mark.parametrize("topology", in_matrix_but(MOE_EP, MANY_RANKS), ids=lambda t: t.name)
 def test_its_tokens_are_those_of_one_rank(topologies: Topologies, topology: Topology) -> None:
     """Also in a second run, when every kernel is compiled and steps are fast."""
     expected = topologies.reference(topology)

@@ -128,7 +128,8 @@ def _child(server: Server, title: str) -> int:
     return next(c.pid for c in children if title in " ".join(c.cmdline()) or title in c.name())
 
 
-@pytest.mark.parametrize("paused", [False, True], ids=["healthy", "paused"])
+# Every shared server ends with SIGTERM while it is healthy, and is looked at.
+@pytest.mark.parametrize("paused", [in_matrix(False), True], ids=["healthy", "paused"])
 def test_sigterm_ends_a_server_orderly_and_leaves_nothing_behind(servers: Servers, paused: bool) -> None:
     arguments = ("--enable-fault-injection", "--fault-policy", "external")
     with servers.start(*arguments) as server:

@@ -6,7 +6,6 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 
 import httpx
@@ -17,7 +16,7 @@ from holdfast.chaos.checker import compare_runs, gaps_touching_s, spread_of
 from holdfast.chaos.history import History
 from holdfast.chaos.server import Server
 from holdfast.chaos.streams import Load, StreamSpec
-from integration.conftest import Servers, run
+from integration.conftest import V1_SYNC, Servers, run, served_name
 from integration.loads import every_feature, fresh_salt
 
 pytestmark = [pytest.mark.host, pytest.mark.server]
@@ -26,11 +25,10 @@ TOKENS = 500  # enough that the kill comes in their middle, also where the clien
 RESTART_S = 180.0
 
 
-@pytest.fixture(scope="module")
-def pair(servers: Servers) -> Iterator[Server]:
+@pytest.fixture(params=[(DP2, V1_SYNC)], ids=served_name)
+def pair(request: pytest.FixtureRequest, servers: Servers) -> Server:
     """Two dense engines behind two API servers, the default."""
-    with servers.of(DP2, arguments=("--max-engine-restarts", "1000")) as started:
-        yield started
+    return servers.shared_of(*request.param)
 
 
 async def compile_everywhere(server: Server) -> None:
@@ -123,7 +121,9 @@ def test_a_stream_that_was_cancelled_is_not_resumed(pair: Server) -> None:
             running = load(pair, 2)
             streams = asyncio.create_task(running.run())
             await kill_in_mid_stream(pair, running, 0)
-            assert await sample("vllm:num_requests_running", 'engine="1"')
+            async with asyncio.timeout(60):
+                while not await sample("vllm:num_requests_running", 'engine="1"'):
+                    await asyncio.sleep(0.05)
             streams.cancel()
             async with asyncio.timeout(60):
                 while await sample("vllm:num_requests_running", 'engine="1"'):

@@ -5,29 +5,26 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Iterator
 
 import httpx
 import psutil
 import pytest
 
-from holdfast.bench.topologies import ONE
 from holdfast.chaos.checker import compare_runs
 from holdfast.chaos.server import Server
 from holdfast.chaos.streams import MODEL_NAME
 from holdfast.core.faults import Phase
 from holdfast.core.injection import InjectionSpec
-from integration.conftest import Servers, left_behind, run
+from integration.conftest import V1_SYNC, Servers, left_behind, run
 from integration.test_endings import hurt, wait_ended
 from integration.test_engine_death import RESTART_S, engines_of, kill_in_mid_stream, load, wait_healthy
 
 pytestmark = [pytest.mark.host, pytest.mark.server]
 
 
-@pytest.fixture(scope="module")
-def alone(servers: Servers) -> Iterator[Server]:
-    with servers.of(ONE, arguments=("--max-engine-restarts", "1000")) as started:
-        yield started
+@pytest.fixture
+def alone(servers: Servers) -> Server:
+    return servers.shared(V1_SYNC)
 
 
 def test_without_a_sibling_streams_wait_for_the_process_that_takes_its_place(alone: Server) -> None:

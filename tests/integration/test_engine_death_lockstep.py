@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 
 import httpx
 import pytest
@@ -15,20 +15,20 @@ from holdfast.chaos.checker import compare_runs
 from holdfast.chaos.control import Control
 from holdfast.chaos.server import Server
 from holdfast.chaos.streams import Load
-from integration.conftest import Servers, in_matrix, run
+from integration.conftest import V1_SYNC, Servers, in_matrix, run, served_name
 from integration.loads import every_feature, fresh_salt
 from integration.test_engine_death import engines_of, wait_healthy
 
 pytestmark = [pytest.mark.host, pytest.mark.server, pytest.mark.slow]
 
 TOKENS = 300
+IDLE_S = 2.0  # longer than a group without requests runs on
 Harm = Callable[[Server], Awaitable[None]]
 
 
-@pytest.fixture(scope="module")
-def group(servers: Servers) -> Iterator[Server]:
-    with servers.of(MOE_EP, arguments=("--max-engine-restarts", "1000")) as started:
-        yield started
+@pytest.fixture(params=[(MOE_EP, V1_SYNC)], ids=served_name)
+def group(request: pytest.FixtureRequest, servers: Servers) -> Server:
+    return servers.shared_of(*request.param)
 
 
 def load(server: Server) -> Load:
@@ -75,9 +75,27 @@ async def restarted_by_hand(server: Server) -> None:
     assert after["restarts"] == before["restarts"] + 1
 
 
-@pytest.mark.parametrize("engine_ids", [in_matrix((1,)), (0,), (0, 1)], ids=["second", "first", "both"])
+@pytest.mark.parametrize("engine_ids", [in_matrix((1,)), in_matrix((0,)), (0, 1)], ids=["second", "first", "both"])
 def test_a_group_goes_on_with_a_new_member_and_changes_no_token(group: Server, engine_ids: tuple[int, ...]) -> None:
     run(assert_exact_through(group, killed(*engine_ids)))
+
+
+def test_a_group_that_is_all_new_and_that_everybody_has_left_serves_who_comes_later(group: Server) -> None:
+    """The host's coordinator and front ends remember a running wave, of which no member knows."""
+
+    async def scenario() -> None:
+        reference = await load(group).run()
+        leaving = load(group)
+        streams = asyncio.create_task(leaving.run())
+        await begun(leaving)
+        await killed(0, 1)(group)
+        streams.cancel()
+        await wait_healthy(group)
+        await asyncio.sleep(IDLE_S)
+        verdict = compare_runs(reference, await load(group).run())
+        assert verdict.exact, verdict.reasons
+
+    run(scenario())
 
 
 def test_a_member_is_restarted_by_hand_under_load_and_changes_no_token(group: Server) -> None:

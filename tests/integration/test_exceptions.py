@@ -89,7 +89,7 @@ def test_a_fault_in_the_very_first_step_of_requests_changes_no_token(
     assert_exact_through(servers, kind, every_feature, InjectionSpec(phase=phase))
 
 
-@V1
+@pytest.mark.parametrize("kind", [in_matrix(V1_SYNC), V1_ASYNC], ids=lambda k: k.name)
 @pytest.mark.parametrize("phase", [Phase.FORWARD, Phase.STEP_END, Phase.SCHEDULE_END, Phase.SAMPLE_END])
 @pytest.mark.parametrize("chunk", [1, 2, 3])
 def test_a_fault_in_a_chunked_prefill_changes_no_token(servers: Servers, kind: Kind, phase: Phase, chunk: int) -> None:

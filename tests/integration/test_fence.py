@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from holdfast.bench.topologies import TP2
+from holdfast.bench.topologies import TP2, Topology
 from holdfast.chaos.control import Control
 from holdfast.chaos.server import Server
 from holdfast.chaos.streams import Load, StreamSpec
 from holdfast.core.faults import Phase
 from holdfast.core.injection import InjectionSpec
-from integration.conftest import V1_ASYNC, Servers, run
+from integration.conftest import V1_ASYNC, Kind, Servers, run, served_name
 from integration.loads import fresh_salt
 
 pytestmark = [pytest.mark.host, pytest.mark.server]
@@ -39,11 +39,12 @@ async def _wrong_streams(server: Server) -> int:
     return wrong
 
 
+@pytest.mark.matrix
 def test_without_the_fence_streams_carry_wrong_tokens(servers: Servers) -> None:
     with servers.of(TP2, V1_ASYNC, ["--unsafe-skip-fence"]) as server:
         assert run(_wrong_streams(server)) > 0
 
 
-def test_with_the_fence_the_same_faults_change_no_token(servers: Servers) -> None:
-    with servers.of(TP2, V1_ASYNC) as server:
-        assert run(_wrong_streams(server)) == 0
+@pytest.mark.parametrize("served", [(TP2, V1_ASYNC)], ids=served_name)
+def test_with_the_fence_the_same_faults_change_no_token(servers: Servers, served: tuple[Topology, Kind]) -> None:
+    assert run(_wrong_streams(servers.shared_of(*served))) == 0

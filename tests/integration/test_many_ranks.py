@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import pytest
 
-from holdfast.bench.topologies import DP2, MOE, MOE_EP, PP2, TP2, Topology
+from holdfast.bench.topologies import DP2, MOE, MOE_EP, ONE, PP2, TP2, Topology
 from holdfast.chaos.checker import compare_runs
 from holdfast.chaos.control import FAULT, RECOVERED, Control
 from holdfast.chaos.history import History
 from holdfast.chaos.server import Server
-from holdfast.chaos.streams import Load, StreamSpec
+from holdfast.chaos.streams import Load
 from holdfast.core.faults import Phase
 from holdfast.core.injection import InjectionSpec
-from integration.conftest import V1_ASYNC, V1_SYNC, Kind, Servers, in_matrix, run
+from integration.conftest import V1_ASYNC, V1_SYNC, Asks, Kind, Servers, in_matrix, run, served_name
 from integration.loads import every_feature, fresh_salt
 
 pytestmark = [pytest.mark.host, pytest.mark.server]
@@ -24,35 +23,32 @@ RANK_PHASES = [Phase.STEP_START, Phase.FORWARD, Phase.STEP_END, Phase.SAMPLE_END
 PAUSED = "engine-paused"
 
 
-@dataclass
+@dataclass(frozen=True)
 class Bench:
-    """One server of a topology and its fault-free run."""
+    """The server of a topology and its fault-free run."""
 
-    server: Server
+    servers: Servers
     topology: Topology
     kind: Kind
-    asks: Callable[[str], list[StreamSpec]] = every_feature
-    _expected: list[History] = field(default_factory=list)
-
-    def expected(self) -> list[History]:
-        if not self._expected:
-            self._expected = run(Load(self.server.url, self.asks(fresh_salt())).run())
-        return self._expected
+    asks: Asks = every_feature
 
     def assert_exact_through(self, *injections: InjectionSpec) -> list[dict]:
         """A load through faults, then once more into what they left in the prefix cache; the events."""
-        expected, salt = self.expected(), fresh_salt()
-        found, events = run(self._through(salt, injections))
+        expected, salt = self.servers.reference(self.topology, self.kind, self.asks), fresh_salt()
+        server = self.servers.shared_of(self.topology, self.kind)
+        found, events = run(self._through(server, salt, injections))
         assert_exact(expected, found)
-        assert_exact(expected, run(Load(self.server.url, self.asks(salt)).run()))
+        assert_exact(expected, run(Load(server.url, self.asks(salt)).run()))
         return events
 
-    async def _through(self, salt: str, injections: tuple[InjectionSpec, ...]) -> tuple[list[History], list[dict]]:
-        async with Control(self.server.url) as control:
+    async def _through(
+        self, server: Server, salt: str, injections: tuple[InjectionSpec, ...]
+    ) -> tuple[list[History], list[dict]]:
+        async with Control(server.url) as control:
             before = await control.last_sequence()
             for injection in injections:
                 await control.inject(injection)
-            histories = await Load(self.server.url, self.asks(salt)).run()
+            histories = await Load(server.url, self.asks(salt)).run()
             events = await control.wait_recovered(before, faults=1)
             assert await control.unwell() is None
         return histories, events
@@ -63,15 +59,9 @@ MANY = [(TP2, V1_ASYNC), (PP2, V1_SYNC), (DP2, V1_SYNC), (MOE_EP, V1_SYNC)]
 REST = [(TP2, V1_SYNC), (DP2, V1_ASYNC), (MOE, V1_SYNC), (MOE, V1_ASYNC), (MOE_EP, V1_ASYNC)]
 
 
-@pytest.fixture(
-    scope="module",
-    params=[*MANY, *(in_matrix(pair) for pair in REST)],
-    ids=lambda p: f"{p[0].name}-{p[1].name}",
-)
-def bench(request: pytest.FixtureRequest, servers: Servers) -> Iterator[Bench]:
-    topology, kind = request.param
-    with servers.of(topology, kind) as server:
-        yield Bench(server, topology, kind)
+@pytest.fixture(params=[*MANY, *(in_matrix(pair) for pair in REST)], ids=served_name)
+def bench(request: pytest.FixtureRequest, servers: Servers) -> Bench:
+    return Bench(servers, *request.param)
 
 
 def assert_exact(expected: list[History], found: list[History]) -> None:
@@ -86,6 +76,14 @@ def injected(events: list[dict]) -> list[dict]:
 
 def places_and_phases(faults: list[dict]) -> set[tuple[int, int | None, str]]:
     return {(fault["engine_id"], fault["rank"], fault["phase"]) for fault in faults}
+
+
+def test_its_tokens_are_those_of_one_rank(bench: Bench) -> None:
+    """On the CPU; a mixture of experts is compared in `test_cpu_topologies`."""
+    if bench.topology.model != "dense":
+        pytest.skip("the shared server of one rank has the dense model")
+    expected = bench.servers.reference(ONE, bench.kind, bench.asks)
+    assert_exact(expected, bench.servers.reference(bench.topology, bench.kind, bench.asks))
 
 
 @pytest.mark.parametrize("place", [0, 1])

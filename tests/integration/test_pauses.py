@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import httpx
 import pytest
@@ -17,7 +16,7 @@ from holdfast.chaos.server import Server
 from holdfast.chaos.streams import Load, StreamSpec
 from holdfast.core.faults import Phase
 from holdfast.core.injection import InjectionSpec
-from integration.conftest import Servers, run
+from integration.conftest import V1_ASYNC, V1_SYNC, Servers, run, served_name, well
 from integration.loads import every_feature, fresh_salt
 from integration.test_arrivals import running_requests
 
@@ -27,41 +26,37 @@ STANDS_S = 0.6  # long enough for hundreds of tokens, were anything moving
 MODES = pytest.mark.parametrize("mode", ["soft", "hard"])
 
 
-@dataclass
+@dataclass(frozen=True)
 class Bench:
     server: Server
     topology: Topology
-    _expected: list[History] = field(default_factory=list)
+    expected: list[History]
 
     def client(self) -> httpx.AsyncClient:
         return httpx.AsyncClient(base_url=self.server.url, timeout=60, trust_env=False)
 
-    def load(self, salt: str | None = None) -> Load:
-        return Load(self.server.url, every_feature(salt or fresh_salt()))
-
-    def expected(self) -> list[History]:
-        if not self._expected:
-            self._expected = run(self.load().run())
-        return self._expected
+    def load(self) -> Load:
+        return Load(self.server.url, every_feature(fresh_salt()))
 
     def assert_well(self) -> None:
-        assert run(_unwell(self.server)) is None
+        assert run(well(self.server)) is None
 
 
-async def _unwell(server: Server) -> str | None:
-    async with Control(server.url) as control:
-        return await control.unwell()
-
-
-@pytest.fixture(scope="module", params=[TP2, DP2, MOE_EP], ids=lambda t: t.name)
-def bench(request: pytest.FixtureRequest, servers: Servers) -> Iterator[Bench]:
-    with servers.of(request.param) as server:
-        yield Bench(server, request.param)
+@pytest.fixture(params=[(TP2, V1_ASYNC), (DP2, V1_SYNC), (MOE_EP, V1_SYNC)], ids=served_name)
+def bench(request: pytest.FixtureRequest, servers: Servers) -> Bench:
+    topology, kind = request.param
+    expected = servers.reference(topology, kind, every_feature)
+    return Bench(servers.shared_of(topology, kind), topology, expected)
 
 
 async def apply(client: httpx.AsyncClient, instruction: str, **params: object) -> httpx.Response:
     body = {"fault_tolerance_instruction": instruction, "fault_tolerance_params": params}
     return await client.post("/fault_tolerance/apply", json=body)
+
+
+async def told(client: httpx.AsyncClient, instruction: str, **params: object) -> None:
+    answer = await apply(client, instruction, **params)
+    assert answer.status_code == 200, answer.text
 
 
 async def states(client: httpx.AsyncClient) -> list[str]:
@@ -83,22 +78,21 @@ async def _pause_and_resume(bench: Bench, load: Load, mode: str) -> tuple[list[H
     async with bench.client() as client:
         running = asyncio.create_task(load.run())
         await flowing(load)
-        assert (await apply(client, "pause", mode=mode)).status_code == 200
+        await told(client, "pause", mode=mode)
         assert set(await states(client)) == {"paused"}
         await asyncio.sleep(0.1)  # what was under way to the client arrives
         before = tokens(load.histories)
         await asyncio.sleep(STANDS_S)
         after = tokens(load.histories)
-        assert (await apply(client, "resume")).status_code == 200
+        await told(client, "resume")
         return await running, before, after
 
 
 @MODES
 def test_a_pause_under_load_stops_every_stream_and_a_resume_changes_no_token(bench: Bench, mode: str) -> None:
-    expected = bench.expected()
     found, before, after = run(_pause_and_resume(bench, bench.load(), mode))
     assert before == after
-    verdict = compare_runs(expected, found)
+    verdict = compare_runs(bench.expected, found)
     assert verdict.exact, verdict.reasons
     bench.assert_well()
 
@@ -107,30 +101,30 @@ def test_a_pause_under_load_stops_every_stream_and_a_resume_changes_no_token(ben
 def test_an_idle_instance_pauses_and_resumes(bench: Bench, mode: str) -> None:
     async def scenario() -> None:
         async with bench.client() as client:
-            assert (await apply(client, "pause", mode=mode)).status_code == 200
+            await told(client, "pause", mode=mode)
             assert set(await states(client)) == {"paused"}
             assert (await client.get("/fault_tolerance/ready")).status_code == 503
             assert (await client.get("/health")).status_code == 200
-            assert (await apply(client, "resume")).status_code == 200
+            await told(client, "resume")
 
     run(scenario())
     bench.assert_well()
-    verdict = compare_runs(bench.expected(), run(bench.load().run()))
+    verdict = compare_runs(bench.expected, run(bench.load().run()))
     assert verdict.exact, verdict.reasons
 
 
 def test_what_arrives_in_a_pause_is_served_after_it(bench: Bench) -> None:
     async def scenario() -> list[History]:
         async with bench.client() as client:
-            assert (await apply(client, "pause")).status_code == 200
+            await told(client, "pause")
             arriving = bench.load()
             running = asyncio.create_task(arriving.run())
             await asyncio.sleep(STANDS_S)
             assert tokens(arriving.histories) == 0
-            assert (await apply(client, "resume")).status_code == 200
+            await told(client, "resume")
             return await running
 
-    verdict = compare_runs(bench.expected(), run(scenario()))
+    verdict = compare_runs(bench.expected, run(scenario()))
     assert verdict.exact, verdict.reasons
 
 
@@ -140,17 +134,17 @@ def test_a_pause_after_which_every_client_leaves_keeps_no_request(bench: Bench) 
             load = bench.load()
             running = asyncio.create_task(load.run())
             await flowing(load)
-            assert (await apply(client, "pause")).status_code == 200
+            await told(client, "pause")
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)
-            assert (await apply(client, "resume")).status_code == 200
+            await told(client, "resume")
             async with asyncio.timeout(30):
                 while running_requests((await client.get("/metrics")).text):
                     await asyncio.sleep(0.1)
 
     run(scenario())
     bench.assert_well()
-    verdict = compare_runs(bench.expected(), run(bench.load().run()))
+    verdict = compare_runs(bench.expected, run(bench.load().run()))
     assert verdict.exact, verdict.reasons
 
 
@@ -161,7 +155,7 @@ def test_a_fault_that_waits_for_the_resume_changes_no_token(bench: Bench) -> Non
             running = asyncio.create_task(load.run())
             await flowing(load)
             before = await control.last_sequence()
-            assert (await apply(client, "pause")).status_code == 200
+            await told(client, "pause")
             engine, rank = bench.topology.places[1]
             await control.inject(InjectionSpec(phase=Phase.STEP_START, engine_id=engine, rank=rank))
             resumed = await apply(client, "resume")  # the fault may strike before the last rank is in again
@@ -170,7 +164,7 @@ def test_a_fault_that_waits_for_the_resume_changes_no_token(bench: Bench) -> Non
             await control.wait_recovered(before, faults=2)
             return found
 
-    verdict = compare_runs(bench.expected(), run(scenario()))
+    verdict = compare_runs(bench.expected, run(scenario()))
     assert verdict.exact, verdict.reasons
     bench.assert_well()
 
@@ -180,12 +174,12 @@ def test_what_makes_no_sense_is_refused_and_loses_nothing(bench: Bench) -> None:
         async with bench.client() as client:
             assert (await apply(client, "resume")).status_code == 409
             assert (await apply(client, "pause", engine_id=7)).status_code == 404
-            assert (await apply(client, "pause")).status_code == 200
+            await told(client, "pause")
             assert (await apply(client, "pause")).status_code == 409
-            assert (await apply(client, "resume", engine_ids=[0])).status_code == 200
+            await told(client, "resume", engine_ids=[0])
             if bench.topology.engines > 1 and not bench.topology.lockstep:
                 assert await states(client) == ["healthy", "paused"]
-                assert (await apply(client, "resume", engine_id=1)).status_code == 200
+                await told(client, "resume", engine_id=1)
 
     run(scenario())
     bench.assert_well()
@@ -206,12 +200,12 @@ def test_one_engine_that_is_paused_stops_its_lockstep_group_and_nobody_else(benc
             loads = [Load(bench.server.url, on_engine(e)) for e in (0, 1)]
             running = [asyncio.create_task(load.run()) for load in loads]
             await asyncio.gather(*(flowing(load) for load in loads))
-            assert (await apply(client, "pause", engine_id=1)).status_code == 200
+            await told(client, "pause", engine_id=1)
             await asyncio.sleep(0.1)
             before = [tokens(load.histories) for load in loads]
             await asyncio.sleep(STANDS_S)
             after = [tokens(load.histories) for load in loads]
-            assert (await apply(client, "resume", engine_id=1)).status_code == 200
+            await told(client, "resume", engine_id=1)
             await asyncio.gather(*running)
             return before, after
 

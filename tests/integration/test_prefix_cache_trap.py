@@ -38,6 +38,7 @@ def test_the_victim_and_the_next_client_with_its_prompt_get_the_right_tokens(ser
     assert verdict.exact, verdict.reasons
 
 
+@pytest.mark.matrix
 def test_without_eviction_both_get_wrong_tokens(servers: Servers) -> None:
     """The trap is real: if this test ever fails, eviction has become unnecessary or untested."""
     with servers.start("--enable-fault-injection", "--unsafe-keep-suspect-blocks") as server:

@@ -7,8 +7,8 @@ import os
 import re
 import signal
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import httpx
 import psutil
@@ -22,7 +22,19 @@ from holdfast.chaos.server import Server
 from holdfast.chaos.streams import Load, StreamSpec
 from holdfast.core.faults import FaultClass, Phase
 from holdfast.core.injection import FaultKind, InjectionSpec
-from integration.conftest import V1_ASYNC, V1_SYNC, V2_SYNC, Servers, left_behind, run
+from integration.conftest import (
+    V1_ASYNC,
+    V1_SYNC,
+    V2_SYNC,
+    Asks,
+    Kind,
+    Servers,
+    in_matrix,
+    left_behind,
+    run,
+    served_name,
+    well,
+)
 from integration.loads import every_feature, few_tokens, fresh_salt
 
 pytestmark = [pytest.mark.host, pytest.mark.server, pytest.mark.slow]
@@ -35,28 +47,23 @@ def many_tokens(salt: str) -> list[StreamSpec]:
     return every_feature(salt, TOKENS)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Bench:
     """One server and its fault-free run."""
 
     server: Server
     topology: Topology
-    asks: Callable[[str], list[StreamSpec]] = many_tokens
-    _expected: list[History] = field(default_factory=list)
-
-    def expected(self) -> list[History]:
-        if not self._expected:
-            self._expected = run(Load(self.server.url, self.asks(fresh_salt())).run())
-        return self._expected
+    expected: list[History]
+    asks: Asks = many_tokens
 
     def assert_exact_through(self, hurt: Callable[[Bench], None], tokens: int = 5) -> list[dict]:
         """A load that is hurt in its middle, then once more into what that left in the prefix cache; the events."""
-        expected, salt = self.expected(), fresh_salt()
+        salt = fresh_salt()
         found, events = run(self._hurt_in_the_middle(hurt, salt, tokens))
         for histories in (found, run(Load(self.server.url, self.asks(salt)).run())):
-            verdict = compare_runs(expected, histories)
+            verdict = compare_runs(self.expected, histories)
             assert verdict.exact, verdict.reasons
-        assert run(_unwell(self.server)) is None
+        assert run(well(self.server)) is None
         return events
 
     def assert_exact_through_injection(self, spec: InjectionSpec) -> list[dict]:
@@ -69,9 +76,8 @@ class Bench:
                 found = await Load(self.server.url, self.asks(fresh_salt())).run()
                 return found, await control.wait_recovered(before, timeout_s=RECOVERY_S)
 
-        expected = self.expected()
         found, events = run(scenario())
-        verdict = compare_runs(expected, found)
+        verdict = compare_runs(self.expected, found)
         assert verdict.exact, verdict.reasons
         return events
 
@@ -117,11 +123,6 @@ def _place(name: str) -> tuple[int, int] | None:
     return numbers.get("DP", 0), numbers.get("TP", numbers.get("PP", 0))
 
 
-async def _unwell(server: Server) -> str | None:
-    async with Control(server.url) as control:
-        return await control.unwell()
-
-
 def of_kind(events: list[dict], kind: str) -> list[dict]:
     return [e for e in events if e["kind"] == kind]
 
@@ -136,18 +137,30 @@ def replaced(events: list[dict]) -> list[tuple[int, int]]:
     return sorted((e["engine_id"], rank) for e in reports for rank in e["report"].get("replaced_ranks", ()))
 
 
-@pytest.fixture(scope="module", params=[(ONE, V1_ASYNC), (TP2, V1_SYNC), (MOE_EP, V1_SYNC)], ids=lambda p: p[0].name)
-def bench(request: pytest.FixtureRequest, servers: Servers) -> Iterator[Bench]:
+SERVED = [(ONE, V1_ASYNC), (TP2, V1_ASYNC), (MOE_EP, V1_SYNC)]
+PAIR, GROUP = SERVED[1:]
+
+
+def on(*wanted: tuple[Topology, Kind]) -> pytest.MarkDecorator:
+    """On these `make test` runs it, on the others `make test-matrix` does."""
+    values = [served if served in wanted else in_matrix(served) for served in SERVED]
+    return pytest.mark.parametrize("bench", values, ids=served_name, indirect=True)
+
+
+@pytest.fixture(params=SERVED, ids=served_name)
+def bench(request: pytest.FixtureRequest, servers: Servers) -> Bench:
     topology, kind = request.param
-    with servers.of(topology, kind, ["--acknowledge-timeout", "2"]) as server:
-        yield Bench(server, topology)
-    assert left_behind(server) == []
+    expected = servers.reference(topology, kind, many_tokens)
+    return Bench(servers.shared_of(topology, kind), topology, expected)
 
 
-@pytest.mark.parametrize("place", [0, 1])
+VICTIMS = [(SERVED[0], 0), (PAIR, 0), (PAIR, 1), in_matrix(GROUP, 0), (GROUP, 1)]
+
+
+@pytest.mark.parametrize(
+    ("bench", "place"), VICTIMS, indirect=["bench"], ids=lambda p: str(p) if p in (0, 1) else served_name(p)
+)
 def test_a_killed_worker_is_replaced_and_changes_no_token(bench: Bench, place: int) -> None:
-    if place >= len(bench.topology.places):
-        pytest.skip("there is one rank only")
     victim = bench.topology.places[place]
     before = bench.workers()
     events = bench.assert_exact_through(lambda b: b.kill(*victim))
@@ -157,6 +170,7 @@ def test_a_killed_worker_is_replaced_and_changes_no_token(bench: Bench, place: i
     assert {where for where in before if before[where] != after[where]} == {victim}, "survivors keep their process"
 
 
+@on(GROUP)
 def test_all_workers_killed_at_once_are_replaced_and_change_no_token(bench: Bench) -> None:
     def kill_all(bench: Bench) -> None:
         for pid in bench.workers().values():
@@ -166,6 +180,7 @@ def test_all_workers_killed_at_once_are_replaced_and_change_no_token(bench: Benc
     assert set(replaced(events)) == set(bench.topology.places)
 
 
+@on(PAIR)
 def test_a_worker_killed_again_while_its_successor_loads_changes_no_token(bench: Bench) -> None:
     def twice(bench: Bench) -> None:
         victim = bench.topology.places[-1]
@@ -180,6 +195,7 @@ def test_a_worker_killed_again_while_its_successor_loads_changes_no_token(bench:
     assert len(of_kind(events, RECOVERY_STARTED)) >= 2
 
 
+@on(PAIR)
 def test_an_idle_worker_that_is_killed_is_replaced_before_anybody_asks(bench: Bench) -> None:
     async def scenario() -> list[dict]:
         async with Control(bench.server.url) as control:
@@ -187,12 +203,12 @@ def test_an_idle_worker_that_is_killed_is_replaced_before_anybody_asks(bench: Be
             bench.kill(*bench.topology.places[-1])
             return await control.wait_recovered(before, timeout_s=RECOVERY_S)
 
-    bench.expected()
     assert replaced(run(scenario())) == [bench.topology.places[-1]]
-    verdict = compare_runs(bench.expected(), run(Load(bench.server.url, many_tokens(fresh_salt())).run()))
+    verdict = compare_runs(bench.expected, run(Load(bench.server.url, many_tokens(fresh_salt())).run()))
     assert verdict.exact, verdict.reasons
 
 
+@on(PAIR)
 def test_a_stopped_rank_that_is_told_to_pause_is_taken_for_hung_and_replaced_when_all_go_on(bench: Bench) -> None:
     """It cannot say that it has stopped, and its peer waits for it in a collective until that is broken."""
     if len(bench.topology.places) < 2:
@@ -213,8 +229,7 @@ def test_retries_that_do_not_last_end_in_a_new_process_for_the_rank(servers: Ser
     """What is wrong with a process goes with it; with standbys, which are replaced in their turn."""
     arguments = ("--enable-fault-injection", "--max-retries", "2", "--standby-workers", "1", "--standby-preload")
     with servers.start(*arguments) as server:
-        bench = Bench(server, ONE)
-        bench.expected()
+        bench = Bench(server, ONE, run(Load(server.url, many_tokens(fresh_salt())).run()))
         run(_standbys_are_ready(server))
         events = bench.assert_exact_through_injection(InjectionSpec(phase=Phase.FORWARD, after_steps=60, times=1000))
         assert replaced(events) == [(0, 0)]
@@ -233,6 +248,6 @@ async def _standbys_are_ready(server: Server) -> None:
 @pytest.mark.matrix
 def test_model_runner_v2_goes_on_in_a_new_worker(servers: Servers) -> None:
     with servers.start("--enable-fault-injection", kind=V2_SYNC) as server:
-        bench = Bench(server, ONE, few_tokens)
+        bench = Bench(server, ONE, run(Load(server.url, few_tokens(fresh_salt())).run()), few_tokens)
         events = bench.assert_exact_through(lambda b: b.kill(0, 0), tokens=3)
         assert replaced(events) == [(0, 0)]

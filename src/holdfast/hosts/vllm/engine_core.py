@@ -29,7 +29,7 @@ from holdfast.hosts.vllm.restore import TAIL_TOKENS, RequestHistory, RestoreOrde
 from holdfast.hosts.vllm.resuming import attach_resuming_hooks
 from holdfast.hosts.vllm.salvage import request_being_added, salvage
 from holdfast.hosts.vllm.settings import inherited_settings, joins_epoch
-from holdfast.hosts.vllm.standing_still import agree_on_wave, forget_interrupts
+from holdfast.hosts.vllm.standing_still import agree_on_wave, begin_later_than_any_wave, forget_interrupts
 from holdfast.hosts.vllm.whole_requests import NotRestorable, encode_whole, whole_request
 from holdfast.hosts.vllm.worker import TOLD_TO_STOP
 from holdfast.hosts.vllm.workers.replacing import Replaced
@@ -96,8 +96,10 @@ class VllmEngine:
         self._engine = engine
         self._config = config
         self._sentinel = sentinel
-        joins = joins_epoch() is not None
-        self._newcomers = set(range(engine.model_executor.world_size)) if joins else set()  # they know no request yet
+        self._newcomers: set[int] = set()  # ranks that know no request yet
+        if (joins := joins_epoch()) is not None:
+            self._newcomers |= set(range(engine.model_executor.world_size))
+            begin_later_than_any_wave(engine, joins)
         self._unprepared: set[int] = set()  # ranks whose replacement was begun and has not worked
         engine.model_executor.on_rank_lost = sentinel.rank_lost
         engine.model_executor.on_standbys = self._report_standbys

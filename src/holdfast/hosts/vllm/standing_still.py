@@ -20,6 +20,19 @@ def forget_interrupts(engine: Any) -> None:
         waiting.queue.extend(kept)
 
 
+_WAVES_PER_EPOCH = 1 << 32  # more than a group runs between two recoveries, and 64 bits hold two billion epochs of it
+
+
+def begin_later_than_any_wave(engine: Any, epoch: int) -> None:
+    """Give an engine core that joins a lockstep group a wave that nobody has heard of, and with it its whole group.
+
+    The host's coordinator and front ends know the wave that was running, a process that joins does not, and where all
+    members are new nobody there does. Waves below theirs they would not hear the end of: they would go on believing in
+    a running wave and wake nobody.
+    """
+    engine.current_wave = (epoch + 1) * _WAVES_PER_EPOCH
+
+
 def agree_on_wave(engine: Any) -> None:
     """Let the engine cores of a lockstep group go on at one step of one wave, all of them or none.
 
