@@ -31,6 +31,7 @@ MANY_RETRIES = ("--max-retries", "100000")
 NO_LIMITS = (*MANY_RETRIES, "--max-worker-restarts", "100000", "--max-engine-restarts", "100000")
 USABLE_WITHIN_S = 20.0  # what a test has left under way may come to its end
 TOLD_LINES = 50
+UNTOLD = ("INFO:", " - ", "nanobind:")
 
 
 @dataclass(frozen=True)
@@ -187,9 +188,9 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
 
 
 def told_last(log: Path) -> str:
-    """The last lines of a log that are more than an access."""
+    """The last lines of a log, without accesses and what a library says as it is unloaded."""
     lines = log.read_text(errors="replace").splitlines() if log.exists() else []
-    return "\n".join([line[:240] for line in lines if not line.startswith("INFO:")][-TOLD_LINES:])
+    return "\n".join([line[:240] for line in lines if not line.startswith(UNTOLD)][-TOLD_LINES:])
 
 
 def served_name(served: tuple[Topology, Kind]) -> str:

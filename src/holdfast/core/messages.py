@@ -56,7 +56,15 @@ class CollectivesBroken(Message, frozen=True, tag="collectives-broken"):
     connections: int = 0
 
 
-FromWorker = WorkerAttached | RankFaulted | WorkerAnswered | CollectivesBroken
+class RankStuck(Message, frozen=True, tag="rank-stuck"):
+    """A rank still waits in a collective that was broken a while ago: it will not come out of it."""
+
+    rank: int
+    pid: int
+    collective: str
+
+
+FromWorker = WorkerAttached | RankFaulted | WorkerAnswered | CollectivesBroken | RankStuck
 
 
 # ---- engine core -> worker

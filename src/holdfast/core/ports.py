@@ -115,6 +115,10 @@ class WorkerHost(Protocol):
         """
         ...
 
+    def collective_under_way(self, epoch: int) -> str | None:
+        """The collective of `epoch` or before that the main thread waits in; the same text for the same call."""
+        ...
+
 
 class FaultReporter(Protocol):
     """Where a worker's main thread leaves its own fault, without waiting."""

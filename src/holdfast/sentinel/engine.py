@@ -298,6 +298,11 @@ class EngineCoreSentinel:
             why = f"did not acknowledge within {self._config.acknowledge_timeout_s:g} s that it stopped"
             self._kill_hung(hung(self._engine_id, rank, f"{why}; it is taken for hung", time.time()), rank)
 
+    def _rank_stuck(self, report: m.RankStuck) -> None:
+        if report.rank in self._attached and self._attached[report.rank].pid == report.pid:
+            why = f"did not leave {report.collective}, which was broken; it never will"
+            self._kill_hung(hung(self._engine_id, report.rank, why, time.time()), report.rank)
+
     def _kill_hung(self, fault: Fault, rank: int) -> None:
         """Whoever waits for it, also the busy loop for its reply, is told by its death."""
         self._rank_faulted(m.RankFaulted(rank=rank, epoch=self._containment.epoch, fault=fault))
@@ -377,6 +382,8 @@ class EngineCoreSentinel:
                 self._containment.acknowledged(report.rank, report.epoch)
             case m.WorkerAnswered():
                 self._answer(report.command_id, report.refused)
+            case m.RankStuck():
+                self._rank_stuck(report)
 
     def _rank_faulted(self, report: m.RankFaulted) -> None:
         if not self._containment.rank_faulted(report.rank, report.fault, report.epoch):

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 
 from holdfast.core import messages as m
 from holdfast.core.faults import Fault
 from holdfast.core.ports import WorkerHost
 from holdfast.sentinel.addresses import worker_identity
-from holdfast.sentinel.thread import SentinelThread
+from holdfast.sentinel.thread import IDLE_S, SentinelThread
 from holdfast.wire import Delivery, Station
 
 logger = logging.getLogger("holdfast")
+
+LEAVES_WITHIN_S = 1.0  # a collective that was broken raises within milliseconds
+_LOOK_S = 0.25
 
 
 class WorkerSentinel:
@@ -22,7 +26,9 @@ class WorkerSentinel:
         self._host = host
         self._rank = rank
         self._spoke = station.connect(engine_address, worker_identity(rank))
-        self._thread = SentinelThread(f"WorkerSentinel-{rank}", station, self._deliver)
+        self._thread = SentinelThread(f"WorkerSentinel-{rank}", station, self._deliver, self._tick, self._tick_s)
+        self._broken: tuple[int, float] | None = None  # the epoch whose collectives were broken, and when
+        self._waits_in: str | None = None
 
     def start(self, hooks: tuple[str, ...], unrebuildable: tuple[str, ...] = ()) -> None:
         self._send(m.WorkerAttached(rank=self._rank, pid=os.getpid(), hooks=hooks, unrebuildable=unrebuildable))
@@ -49,7 +55,22 @@ class WorkerSentinel:
             case m.BreakCollectives():
                 connections = self._host.break_collectives(order.epoch)
                 if connections is not None:
+                    self._broken, self._waits_in = (order.epoch, time.monotonic()), None
                     self._send(m.CollectivesBroken(rank=self._rank, epoch=order.epoch, connections=connections))
+
+    def _tick_s(self) -> float:
+        return IDLE_S if self._broken is None else _LOOK_S
+
+    def _tick(self) -> None:
+        """See whether the main thread has left the collectives that were broken."""
+        if self._broken is None or time.monotonic() < self._broken[1] + LEAVES_WITHIN_S:
+            return
+        waits_in, before = self._host.collective_under_way(self._broken[0]), self._waits_in
+        self._waits_in = waits_in
+        if waits_in is None or waits_in == before:
+            self._broken = None
+        if waits_in is not None and waits_in == before:
+            self._send(m.RankStuck(rank=self._rank, pid=os.getpid(), collective=waits_in))
 
     def _send(self, message: m.FromWorker) -> None:
         if not self._spoke.send(m.encode(message)):

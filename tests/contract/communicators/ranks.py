@@ -76,6 +76,14 @@ def all_reduce(member: Any, value: float) -> float:
     return member.all_reduce(value)
 
 
+def all_reduce_on_and_on(member: Any, numbers: int) -> None:
+    """Ends with the error of a break."""
+    import torch
+
+    while True:
+        torch.distributed.all_reduce(torch.ones(numbers), group=member.group)
+
+
 def break_all(member: Any) -> int:
     return member.communicators.break_all()
 

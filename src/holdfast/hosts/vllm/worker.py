@@ -19,6 +19,7 @@ from holdfast.core.faults import Fault, Phase, classify_error, describe_error
 from holdfast.core.injection import InjectionSpec
 from holdfast.core.ports import Communicators, FaultReporter
 from holdfast.hosts.vllm.communicators import WorkerCommunicators, attach_communicator_hooks
+from holdfast.hosts.vllm.communicators.stuck import collective_under_way
 from holdfast.hosts.vllm.injection import Traps, arm_model, raise_at
 from holdfast.hosts.vllm.register import WORKER_QUEUES, attach, attached
 from holdfast.hosts.vllm.restore import RESTORE, RestoreOrder, RestoreReply, decode_order, encode_reply
@@ -156,6 +157,10 @@ class StepGuard:
             self._fenced_by = self._fenced_by or TOLD_TO_STOP
             return self._communicators.break_all()
 
+    def has_entered_after(self, epoch: int) -> bool:
+        """Whether a restore has begun that leads out of `epoch`."""
+        return self._entering > epoch
+
     def enter(self, epoch: int) -> None:
         """A restore has begun: what belongs to an older epoch is history from now on."""
         with self._lock:
@@ -212,6 +217,11 @@ class GuardedWorker:
 
     def break_collectives(self, epoch: int) -> int | None:
         return self._guard.stop(epoch)
+
+    def collective_under_way(self, epoch: int) -> str | None:
+        if self._guard.has_entered_after(epoch):
+            return None
+        return collective_under_way(threading.main_thread().ident or 0)
 
     def restore(self, data: bytes) -> bytes:
         """Carry out a restore order on the worker's main thread; never raises."""

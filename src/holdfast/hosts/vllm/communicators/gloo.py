@@ -6,8 +6,9 @@ of the break, also those made late; the epoll is the one with a pipe that came w
 socket that somebody else opens meanwhile is in none of them. Looking for gloo's threads instead is a race:
 a thread that has not run yet has neither its name nor waits for its epoll.
 
-`abort` of a gloo process group has no effect (torch 2.13): the operation stays blocked. Shutting its
-connections down makes it raise within milliseconds, here and at the peers, and so does every later one.
+`abort` of a gloo process group has no effect (torch 2.13): the operation stays blocked. Shutting the reading
+side of its connections down makes it raise within milliseconds, and every later one at once; how the peers'
+come to an end is told in `closing`, and what remains when one does not in `stuck`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import os
 import socket
 import threading
 from dataclasses import dataclass
+
+from holdfast.hosts.vllm.communicators.closing import close_gently, stop_reading
 
 EPOLL = "anon_inode:[eventpoll]"
 
@@ -69,11 +72,13 @@ class GlooSockets:
         return len(found)
 
     def break_all(self) -> int:
-        """Shut every connection down; returns how many it was."""
-        broken = sum(_shut_down(watched) for loop in self._loops for watched in loop.connections())
+        """End every connection; returns how many it was. Does not wait for the peers."""
+        watched = [w for loop in self._loops for w in loop.connections()]
+        ending = [connection for w in watched if (connection := _end(w)) is not None]
+        close_gently(ending)
         with self._adding:
             self._loops = frozenset(loop for loop in self._loops if loop.alive)
-        return broken
+        return len(ending)
 
 
 def watched_by(epoll_fd: int) -> list[Watched]:
@@ -104,8 +109,8 @@ def _target(fd: int) -> str:
         return ""
 
 
-def _shut_down(watched: Watched) -> bool:
-    """Whether there was a connection to shut down. A listener stays: shutting it down would upset gloo.
+def _end(watched: Watched) -> socket.socket | None:
+    """A connection that is read from no more; none for a listener, whose end would upset gloo.
 
     gloo may close the socket and somebody open another under its number meanwhile, hence a duplicate,
     whose inode is looked at.
@@ -113,14 +118,12 @@ def _shut_down(watched: Watched) -> bool:
     try:
         fd = os.dup(watched.fd)
     except OSError:
-        return False
+        return None
     if os.fstat(fd).st_ino != watched.inode:
         os.close(fd)
-        return False
-    with socket.socket(fileno=fd) as connection:
-        try:
-            connection.getpeername()
-            connection.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            return False
-    return True
+        return None
+    connection = socket.socket(fileno=fd)
+    if stop_reading(connection):
+        return connection
+    connection.close()
+    return None
