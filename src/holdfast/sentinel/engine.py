@@ -232,11 +232,12 @@ class EngineCoreSentinel:
         None where nothing is wrong here: the busy loop was only told to stand still.
         """
         host = self._host_of_busy_loop()
-        if host.is_workers_reply(error):
+        was_told = host.is_interrupt(error)
+        if host.is_workers_reply(error) and not was_told:
             self._containment.wait_for_rank_fault(REPORT_WAIT_S)
         if self._containment.fault is not None:
             return self._containment.fault
-        return None if host.is_interrupt(error) else self._own_fault(error)
+        return None if was_told else self._own_fault(error)
 
     def _own_fault(self, error: Exception) -> Fault:
         error_type, message = describe_error(error)

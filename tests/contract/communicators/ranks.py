@@ -84,6 +84,13 @@ def all_reduce_on_and_on(member: Any, numbers: int) -> None:
         torch.distributed.all_reduce(torch.ones(numbers), group=member.group)
 
 
+def waits_in(member: Any) -> str | None:
+    """The collective of this process's main thread."""
+    from holdfast.hosts.vllm.communicators.stuck import collective_under_way
+
+    return collective_under_way(threading.main_thread().ident or 0)
+
+
 def break_all(member: Any) -> int:
     return member.communicators.break_all()
 

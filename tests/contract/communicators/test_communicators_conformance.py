@@ -14,6 +14,7 @@ from contract.communicators.ranks import (
     broken,
     rebuild,
     unrebuildable,
+    waits_in,
 )
 
 SOON_S = 0.1
@@ -146,3 +147,13 @@ def test_a_break_in_the_middle_of_messages_leaves_nobody_waiting(gloo):
             rank.now(break_all)
         assert all(pending.result(LONG_S).error for pending in under_way)
         assert [outcome.error for outcome in gloo.rebuild()] == ["", ""]
+
+
+def test_who_waits_in_a_collective_is_seen_from_beside_it_until_it_raises(gloo):
+    pending = blocked(gloo, gloo.first)
+    seen = [gloo.first.now(waits_in).value for _ in range(2)]
+    assert seen[0] == seen[1]
+    assert seen[0].startswith("all_reduce (call ")
+    gloo.first.now(break_all)
+    assert pending.result(LONG_S).error
+    assert gloo.first.now(waits_in).value is None

@@ -6,9 +6,12 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from queue import SimpleQueue
 
 import pytest
 
+import holdfast.sentinel.worker as worker_sentinel
+from holdfast.core import messages as m
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.effects import ReplaceEngine
 from holdfast.core.errors import BadInstruction, HookNotAttached, InstructionConflict, RecoveryFailed
@@ -40,6 +43,8 @@ class Host:
     in_lockstep: bool = False
     rendezvous: list[Rendezvous | None] = field(default_factory=list)
 
+    waits_in: str | None = None
+    looks: SimpleQueue[int] = field(default_factory=SimpleQueue)
     killed: list[int] = field(default_factory=list)
     replaced: list[tuple[int, ...]] = field(default_factory=list)
     interrupted: threading.Event = field(default_factory=threading.Event)
@@ -52,6 +57,10 @@ class Host:
 
     def break_collectives(self, epoch: int | None = None) -> int:
         return 0
+
+    def collective_under_way(self, epoch: int) -> str | None:
+        self.looks.put(epoch)
+        return self.waits_in
 
     def is_interrupt(self, error: Exception) -> bool:
         return False
@@ -302,6 +311,37 @@ def test_a_rank_whose_process_is_gone_is_reported_interrupts_the_busy_loop_and_i
     assert fault.message == "the process of rank 0 is gone: killed by SIGKILL"
     bench.run(ValueError("told to stand still"))
     assert bench.host.replaced == [(0,)]
+
+
+@pytest.fixture
+def told_to_break(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    """Real time, made short: how long a broken collective may take to raise."""
+    monkeypatch.setattr(worker_sentinel, "LEAVES_WITHIN_S", 0.05)
+    monkeypatch.setattr(worker_sentinel, "_LOOK_S", 0.02)
+    return bench
+
+
+def test_a_rank_that_does_not_leave_a_broken_collective_is_killed(told_to_break: Bench) -> None:
+    told_to_break.host.waits_in = "all_reduce"
+    told_to_break.engine._break_collectives(0)
+    told_to_break.settled(EventKind.FAULT_REPORTED)
+    [fault] = [e.fault for e in told_to_break.client.history() if e.fault is not None]
+    assert (fault.fault_class, fault.rank) == (FaultClass.UNRESPONSIVE, 0)
+    assert fault.message == "rank 0 did not leave all_reduce, which was broken; it never will"
+    assert told_to_break.host.killed == [0]
+
+
+def test_a_rank_that_has_left_its_broken_collective_is_let_alone(told_to_break: Bench) -> None:
+    told_to_break.engine._break_collectives(0)
+    assert told_to_break.host.looks.get(timeout=WAIT_S) == 0
+    told_to_break.run(ValueError("boom"))
+    told_to_break.settled(EventKind.ENGINE_RECOVERED)
+    assert told_to_break.host.killed == []
+
+
+def test_a_word_of_a_process_that_is_no_rank_any_more_kills_nobody(bench: Bench) -> None:
+    bench.engine._from_worker(m.RankStuck(rank=0, pid=1, collective="all_reduce"))
+    assert bench.host.killed == []
 
 
 def test_a_rank_that_makes_no_progress_in_a_step_is_killed_and_gets_a_new_process(
