@@ -19,7 +19,7 @@ def log_event(event: Event, view: InstanceView) -> None:
 
 def describe_event(event: Event) -> str:
     """One line that says what happened."""
-    engine = f"engine {event.engine_id}"
+    engine = event.process or f"engine {event.engine_id}"
     cause = event.fault.summary() if event.fault else "no cause given"
     match event.kind:
         case EventKind.ENGINE_ATTACHED:
@@ -46,6 +46,10 @@ def describe_event(event: Event) -> str:
             )
         case EventKind.STANDBYS_CHANGED:
             return f"{engine}: standby workers: {event.reason}"
+        case EventKind.PROCESS_LOST:
+            return str(event.reason)
+        case EventKind.PROCESS_RESTARTED:
+            return f"{engine} is another process, {event.interruption_s or 0.0:.1f} s after its loss"
         case EventKind.INSTANCE_DEFEATED:
             return f"giving up: {event.reason}"
 
@@ -78,7 +82,7 @@ def _describe_replacement(report: RecoveryReport) -> str:
 
 def _level(event: Event) -> int:
     match event.kind:
-        case EventKind.INSTANCE_DEFEATED | EventKind.RECOVERY_FAILED | EventKind.ENGINE_LOST:
+        case EventKind.INSTANCE_DEFEATED | EventKind.RECOVERY_FAILED | EventKind.ENGINE_LOST | EventKind.PROCESS_LOST:
             return logging.ERROR
         case EventKind.FAULT_REPORTED | EventKind.PAUSE_ORDERED | EventKind.ENGINE_PAUSED | EventKind.FAULT_ARMED:
             return logging.WARNING

@@ -201,7 +201,11 @@ class ArmFault(Message, frozen=True, tag="arm-fault"):
     spec: InjectionSpec
 
 
-ToEngine = RetryEngine | PauseEngine | EndEngine | ArmFault
+class CoordinatorReplaced(Message, frozen=True, tag="coordinator-replaced"):
+    """The host's coordinator of engine cores is another process, which was told nothing yet."""
+
+
+ToEngine = RetryEngine | PauseEngine | EndEngine | ArmFault | CoordinatorReplaced
 
 
 M = TypeVar("M")

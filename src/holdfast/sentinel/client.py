@@ -18,7 +18,17 @@ import msgspec
 
 from holdfast.core import messages as m
 from holdfast.core.config import HoldfastConfig
-from holdfast.core.effects import CloseRendezvous, Effect, End, OrderRecovery, Publish, ReplaceEngine, Send, Settle
+from holdfast.core.effects import (
+    CloseRendezvous,
+    Effect,
+    End,
+    OrderRecovery,
+    Publish,
+    ReplaceEngine,
+    ReplaceProcess,
+    Send,
+    Settle,
+)
 from holdfast.core.errors import BadInstruction, HookNotAttached, OperatorError, RecoveryFailed
 from holdfast.core.events import Event, InstanceView
 from holdfast.core.injection import InjectionSpec
@@ -110,6 +120,14 @@ class ClientSentinel:
     def engine_lost(self, engine_id: int, why: str, hopeless: str = "") -> None:
         """An engine core's process is gone; `hopeless` says why nothing can take its place. Any thread."""
         self._thread.post(lambda: self._perform(self._instance.lost(engine_id, why, time.monotonic(), hopeless)))
+
+    def process_lost(self, name: str, why: str, hopeless: str = "") -> None:
+        """A process beside the engine cores is gone; `hopeless` as for an engine core. Any thread."""
+        self._thread.post(lambda: self._perform(self._instance.process_lost(name, why, time.monotonic(), hopeless)))
+
+    def process_returned(self, name: str) -> None:
+        """Another process has taken its place. Any thread."""
+        self._thread.post(lambda: self._perform(self._instance.process_returned(name, time.monotonic())))
 
     def tell(self, on_view: Callable[[InstanceView], None]) -> None:
         """Have `on_view` told every later view, on the sentinel's thread."""
@@ -225,6 +243,8 @@ class ClientSentinel:
                     self._host.close_rendezvous(effect.engine_ids, effect.epoch)
                 case ReplaceEngine():
                     self._host.replace_engine(effect)
+                case ReplaceProcess():
+                    self._host.replace_process(effect)
                 case Publish():
                     self._publish(effect)
                 case Settle():

@@ -407,6 +407,9 @@ class EngineCoreSentinel:
                 self._orders.put(order)
             case m.ArmFault():
                 self._arm(order.command_id, order.spec)
+            case m.CoordinatorReplaced():
+                if self._host is not None:  # one that is still starting has said nothing yet that could be lost
+                    self._host.introduce_to_coordinator()
 
     def _pause(self, order: m.PauseEngine) -> None:
         if order.epoch != self._containment.epoch:

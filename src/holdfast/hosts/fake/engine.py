@@ -191,6 +191,9 @@ class FakeEngineCore:
     def arm(self, spec: InjectionSpec) -> None:
         self._traps.arm(spec)
 
+    def introduce_to_coordinator(self) -> None:
+        """There is none."""
+
     def kill_rank(self, rank: int) -> None:
         self.workers[rank].gone = True
 

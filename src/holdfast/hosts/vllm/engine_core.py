@@ -21,6 +21,7 @@ from holdfast.core.messages import RecoveryReport
 from holdfast.core.rendezvous import Rendezvous
 from holdfast.hosts.vllm import rewind as rewinding
 from holdfast.hosts.vllm.communicators import EngineCommunicators, attach_communicator_hooks
+from holdfast.hosts.vllm.coordinator import introduce
 from holdfast.hosts.vllm.departures import Departures
 from holdfast.hosts.vllm.engine_progress import record_progress
 from holdfast.hosts.vllm.injection import Traps, arm_engine
@@ -147,6 +148,9 @@ class VllmEngine:
 
     def arm(self, spec: InjectionSpec) -> None:
         self._traps.arm(spec)
+
+    def introduce_to_coordinator(self) -> None:
+        introduce(self._engine)
 
     def recover(
         self, error: Exception, epoch: int, rendezvous: Rendezvous | None, replace: Sequence[int] = ()

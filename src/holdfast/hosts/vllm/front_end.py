@@ -19,13 +19,16 @@ from holdfast.core.config import HoldfastConfig
 from holdfast.core.errors import BadConfiguration, HookNotAttached
 from holdfast.core.events import InstanceView
 from holdfast.core.ports import ControlPlane
+from holdfast.hosts.vllm.coordinator import save_coordinator_arguments
 from holdfast.hosts.vllm.engine_replacement import save_arguments
 from holdfast.hosts.vllm.front_end_touchpoints import (
+    AWAIT_END,
     CLIENT_INIT,
     LAUNCH_IN_CLIENT,
     LAUNCH_IN_LAUNCHER,
     ROUTE,
     SERVE_HEADLESS,
+    START_COORDINATOR,
     START_ENGINES,
     WATCH_ENGINES,
 )
@@ -66,9 +69,11 @@ def attach_front_end_hooks(make_outlets: MakeOutlets) -> None:
     attach(LAUNCH_IN_CLIENT, functools.partial(_launch_protected, make_outlets, lambda addresses: 0))
     attach(WATCH_ENGINES, _watch_engines)
     attach(START_ENGINES, save_arguments)
+    attach(START_COORDINATOR, save_coordinator_arguments)
     attach_request_hooks()
     if LAUNCH_IN_LAUNCHER.module in sys.modules:  # the command is there before any plugin is loaded
         attach(LAUNCH_IN_LAUNCHER, functools.partial(_launch_protected, make_outlets, _one_for_each_input))
+        attach(AWAIT_END, _await_end)
         attach(SERVE_HEADLESS, _refuse_headless)
 
 
@@ -131,6 +136,19 @@ def _watch_engines(original: Callable[[Any], None], manager: Any) -> None:
     if owner is not None and owner.owns(manager):
         owner.await_death(manager)
     original(manager)
+
+
+def _await_end(original: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+    """The host's launcher of several API servers waits here, and ends them all when this returns or raises."""
+    bound = inspect.signature(original).bind(*args, **kwargs)
+    owner = current_owner()
+    if owner is None or not owner.owns(bound.arguments.get("engine_manager")):
+        original(*bound.args, **bound.kwargs)
+        return
+    try:
+        original(**owner.stand_ins(bound.arguments))
+    finally:
+        owner.expect_end()
 
 
 def _refuse_headless(original: Callable[[Any], None], args: Any) -> None:

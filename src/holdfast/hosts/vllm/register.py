@@ -92,6 +92,10 @@ TOUCHPOINTS: tuple[Touchpoint, ...] = (
     ),
     *_attributes("vllm.v1.structured_output.request", "StructuredOutputRequest", "_grammar", "resuming"),
     *_attributes(_CORE, "EngineCore", "structured_output_manager", "resuming"),
+    *_attributes(
+        _CORE, "EngineCoreProc", "has_coordinator last_counts", "telling a new coordinator what there is to do"
+    ),
+    _call(_SCHEDULER, "Scheduler.has_unfinished_requests", (), "telling a new coordinator the wave that runs"),
     *_attributes(_CORE, "EngineCoreProc", "input_queue", "interrupting a busy loop that idles"),
     *_attributes("vllm.v1.engine", "EngineCoreRequestType", "EXECUTOR_FAILED", "interrupting a busy loop that idles"),
     Touchpoint(_EXECUTOR, "MultiprocExecutor", "class", None, "its subclass drains stale replies"),
