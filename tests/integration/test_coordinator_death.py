@@ -23,13 +23,10 @@ from integration.test_engine_death_lockstep import IDLE_S, begun
 
 pytestmark = [pytest.mark.host, pytest.mark.server]
 
-TOKENS = 150
+TOKENS = 90
 BACK_WITHIN_S = 60.0
+END_S = 60.0
 SERVED = [(MOE_EP, V1_SYNC), (DP2, V1_SYNC), in_matrix((MOE, V1_SYNC))]
-
-
-def name_of(served):  # type: ignore[no-untyped-def]
-    return served_name(served)
 
 
 @pytest.fixture(params=SERVED, ids=served_name)
@@ -122,8 +119,7 @@ def test_without_a_restart_left_the_instance_ends_and_says_why(servers: Servers,
     arguments = ("--max-api-server-restarts", "0", "--api-server-count", str(api_servers))
     with servers.of(DP2, arguments=arguments) as server:
         coordinator_of(server).send_signal(signal.SIGKILL)
-        wait_ended(server)
-        assert server.exit_code == EXIT_DEFEATED
+        assert wait_ended(server, END_S) == EXIT_DEFEATED
         assert "coordinator is gone: exit code -9; such a process is not restarted here" in last_line(server)
         assert left_behind(server) == []
 
@@ -136,8 +132,7 @@ def test_a_coordinator_that_is_being_started_ends_with_the_others(servers: Serve
         while coordinator_count(server, but=gone.pid) == 0 and time.monotonic() < deadline:
             time.sleep(0.01)
         os.kill(server.pid, signal.SIGTERM)
-        wait_ended(server)
-        assert server.exit_code == 0
+        assert wait_ended(server, END_S) == 0
         assert left_behind(server) == []
 
 

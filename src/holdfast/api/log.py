@@ -19,7 +19,11 @@ def log_event(event: Event, view: InstanceView) -> None:
 
 def describe_event(event: Event) -> str:
     """One line that says what happened."""
-    engine = event.process or f"engine {event.engine_id}"
+    return _describe_process(event) if event.process is not None else _describe_engine(event)
+
+
+def _describe_engine(event: Event) -> str:
+    engine = f"engine {event.engine_id}"
     cause = event.fault.summary() if event.fault else "no cause given"
     match event.kind:
         case EventKind.ENGINE_ATTACHED:
@@ -30,7 +34,7 @@ def describe_event(event: Event) -> str:
             return f"{engine} is told to pause: {event.reason} (command {event.command_id})"
         case EventKind.ENGINE_PAUSED:
             return f"{engine} is paused"
-        case EventKind.DECISION_MADE | EventKind.ENGINE_LOST:
+        case EventKind.DECISION_MADE | EventKind.ENGINE_LOST | EventKind.PROCESS_LOST | EventKind.PROCESS_RESTARTED:
             return f"{engine}: {event.reason}"
         case EventKind.RECOVERY_STARTED:
             return f"{engine} recovering, epoch {event.epoch} (command {event.command_id})"
@@ -46,12 +50,14 @@ def describe_event(event: Event) -> str:
             )
         case EventKind.STANDBYS_CHANGED:
             return f"{engine}: standby workers: {event.reason}"
-        case EventKind.PROCESS_LOST:
-            return str(event.reason)
-        case EventKind.PROCESS_RESTARTED:
-            return f"{engine} is another process, {event.interruption_s or 0.0:.1f} s after its loss"
         case EventKind.INSTANCE_DEFEATED:
             return f"giving up: {event.reason}"
+
+
+def _describe_process(event: Event) -> str:
+    if event.kind is EventKind.PROCESS_RESTARTED:
+        return f"{event.process} is another process, {event.interruption_s or 0.0:.1f} s after its loss"
+    return f"giving up: {event.reason}" if event.kind is EventKind.INSTANCE_DEFEATED else str(event.reason)
 
 
 def _describe_report(report: RecoveryReport | None) -> str:

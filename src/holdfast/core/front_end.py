@@ -18,8 +18,19 @@ from holdfast.core.policy import LONGEST_PAUSE_S, Replacement, recent
 from holdfast.core.roster import Roster
 
 COORDINATOR = "coordinator"
+_API_SERVER = "api-server-"
 # Told once only, what an engine core says could reach a new coordinator before the word of its peers does.
 TELL_AGAIN_AFTER_S = (1.0, 5.0)
+
+
+def api_server(index: int) -> str:
+    """The name of one of several API servers."""
+    return f"{_API_SERVER}{index}"
+
+
+def index_of_api_server(name: str) -> int | None:
+    """Which API server that is; none for another process."""
+    return int(name.removeprefix(_API_SERVER)) if name.startswith(_API_SERVER) else None
 
 
 def decide_restart(now: float, tried_at: tuple[float, ...], config: HoldfastConfig) -> Replacement:
@@ -70,7 +81,7 @@ class FrontEndProcesses:
         window_s = self.config.api_server_restart_window_s
         process.restarted_at = (*recent(process.restarted_at, now, window_s), now)
         told = self.journal.publish_of(name, EventKind.PROCESS_LOST, reason=reason)
-        return [told, ReplaceProcess(name, plan.after_s)]
+        return [*self._forget_requests_of(name), told, ReplaceProcess(name, plan.after_s)]
 
     def returned(self, name: str, now: float) -> list[Effect]:
         """Another process is in its place and does its work."""
@@ -90,6 +101,13 @@ class FrontEndProcesses:
             return []
         self._tell_at = tuple(at for at in self._tell_at if at > now)
         return self._introduce_coordinator()
+
+    def _forget_requests_of(self, name: str) -> list[Effect]:
+        """Its clients are gone with it: nobody takes what is computed for them."""
+        index = index_of_api_server(name)
+        if index is None:
+            return []
+        return [Send(engine_id, m.ClientLost(client_index=index)) for engine_id in self.roster.engine_ids]
 
     def _introduce_coordinator(self) -> list[Effect]:
         """It knows nothing of what its predecessor was told: every engine core says again where it stands."""

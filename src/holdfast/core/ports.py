@@ -77,6 +77,10 @@ class EngineHost(Protocol):
         """Arm a fault at an engine-core phase. Any thread."""
         ...
 
+    def drop_requests_of(self, client_index: int) -> None:
+        """Compute nothing more for an API server that is gone. Any thread."""
+        ...
+
     def introduce_to_coordinator(self) -> None:
         """Say to a coordinator that has been told nothing yet where this engine core stands. Any thread."""
         ...

@@ -31,6 +31,7 @@ from holdfast.core.effects import (
 )
 from holdfast.core.errors import BadInstruction, HookNotAttached, OperatorError, RecoveryFailed
 from holdfast.core.events import Event, InstanceView
+from holdfast.core.front_end import index_of_api_server
 from holdfast.core.injection import InjectionSpec
 from holdfast.core.instance import Instance
 from holdfast.core.link_messages import LinkReported
@@ -123,7 +124,7 @@ class ClientSentinel:
 
     def process_lost(self, name: str, why: str, hopeless: str = "") -> None:
         """A process beside the engine cores is gone; `hopeless` as for an engine core. Any thread."""
-        self._thread.post(lambda: self._perform(self._instance.process_lost(name, why, time.monotonic(), hopeless)))
+        self._thread.post(lambda: self._process_lost(name, why, hopeless))
 
     def process_returned(self, name: str) -> None:
         """Another process has taken its place. Any thread."""
@@ -204,6 +205,11 @@ class ClientSentinel:
         return ended
 
     # ---- the sentinel's thread
+
+    def _process_lost(self, name: str, why: str, hopeless: str) -> None:
+        if (link_id := index_of_api_server(name)) is not None:
+            self._links.forget(link_id)
+        self._perform(self._instance.process_lost(name, why, time.monotonic(), hopeless))
 
     def _follow(self, command_id: str, order: Callable[[], list[Effect]], ended: Future[None]) -> None:
         try:

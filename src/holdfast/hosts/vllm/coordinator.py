@@ -43,6 +43,9 @@ class CoordinatorMember:
     def process(self) -> Any:
         return self._coordinator.proc
 
+    def note_loss(self) -> None:
+        """Nobody keeps books on it."""
+
     def why_irreplaceable(self) -> str:
         return cannot_replace()
 

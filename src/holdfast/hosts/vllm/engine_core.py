@@ -20,6 +20,7 @@ from holdfast.core.injection import InjectionSpec
 from holdfast.core.messages import RecoveryReport
 from holdfast.core.rendezvous import Rendezvous
 from holdfast.hosts.vllm import rewind as rewinding
+from holdfast.hosts.vllm.clients import answer_greetings, drop_requests
 from holdfast.hosts.vllm.communicators import EngineCommunicators, attach_communicator_hooks
 from holdfast.hosts.vllm.coordinator import introduce
 from holdfast.hosts.vllm.departures import Departures
@@ -65,6 +66,7 @@ def _protect_engine(original: Callable[..., None], engine: Any, *args: Any, **kw
     sentinel.start()
     host = VllmEngine(engine, config, sentinel)
     workers = sentinel.await_workers(engine.model_executor.world_size, ATTACH_TIMEOUT_S)
+    answer_greetings(engine)
     engine.holdfast = sentinel
     sentinel.announce(host, attached(), workers)
     engine.model_executor.standbys.start()
@@ -148,6 +150,9 @@ class VllmEngine:
 
     def arm(self, spec: InjectionSpec) -> None:
         self._traps.arm(spec)
+
+    def drop_requests_of(self, client_index: int) -> None:
+        drop_requests(self._engine, client_index)
 
     def introduce_to_coordinator(self) -> None:
         introduce(self._engine)

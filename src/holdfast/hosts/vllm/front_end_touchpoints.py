@@ -55,6 +55,18 @@ START_ENGINES = wrap(
     ("local_engine_count", "start_index", "local_start_index", "vllm_config", "local_client", "handshake_address"),
     "an engine core that takes a dead one's place is started with the same arguments",
 )
+START_API_SERVERS = wrap(
+    "vllm.v1.utils",
+    "APIServerProcessManager.__init__",
+    ("listen_address", "sock", "args", "num_servers"),
+    "an API server that takes a dead one's place is started with the same arguments",
+)
+GREET = wrap(
+    _CLIENT,
+    "MPClient._start_mm_warmup",
+    (),
+    "the one thing that a client does between binding its sockets and waiting for the engine cores to be ready",
+)
 START_COORDINATOR = wrap(
     "vllm.v1.engine.coordinator",
     "DPCoordinator.__init__",
@@ -95,6 +107,8 @@ FRONT_END_TOUCHPOINTS: tuple[Touchpoint, ...] = (
     CALL_UTILITY,
     CALL_EVERY_UTILITY,
     START_ENGINES,
+    START_API_SERVERS,
+    GREET,
     START_COORDINATOR,
     AWAIT_END,
     SERVE_HTTP,
@@ -107,6 +121,15 @@ FRONT_END_TOUCHPOINTS: tuple[Touchpoint, ...] = (
         "CoreEngineProcManager",
         "processes manager_stopped _finalizer",
         "telling an engine core's death from its end",
+    ),
+    *attributes("vllm.v1.utils", "APIServerProcessManager", "processes", "another API server in a dead one's place"),
+    *attributes(_CLIENT, "BackgroundResources", "ctx input_socket", "hearing again that the engine cores are ready"),
+    *attributes("vllm.v1.engine", "EngineCoreRequestType", "UTILITY", "greeting the engine cores"),
+    *attributes(
+        "vllm.v1.fault_tolerance.engine_core_sentinel",
+        "EngineCoreSentinel",
+        "handle_command",
+        "greeting the engine cores: the one call that is answered where messages arrive",
     ),
     *attributes(
         "vllm.v1.engine.coordinator",
@@ -125,7 +148,7 @@ FRONT_END_TOUCHPOINTS: tuple[Touchpoint, ...] = (
     *attributes(
         _CLIENT,
         "MPClient",
-        "resources core_engines core_engine engine_ranks_managed input_socket decoder",
+        "resources core_engines core_engine engine_ranks_managed input_socket decoder utility_results",
         "the engine cores of a client",
     ),
     *attributes(_CLIENT, "AsyncMPClient", "outputs_queue", "failing one request that cannot go on elsewhere"),

@@ -35,6 +35,10 @@ class Member(Protocol):
         """The one that is there, or was there last."""
         ...
 
+    def note_loss(self) -> None:
+        """It is gone, and does not come back by itself."""
+        ...
+
     def why_irreplaceable(self) -> str:
         """Why nobody could start another one; empty where somebody can."""
         ...
@@ -83,9 +87,12 @@ class FrontEndWatch:
         self._thread = threading.Thread(target=self._watch, name="FrontEndWatch", daemon=True)
 
     def start(self, members: Sequence[Member]) -> None:
-        self._members = {member.name: member for member in members}
-        if members:
-            self._thread.start()
+        self.add(members)
+        self._thread.start()
+
+    def add(self, members: Sequence[Member]) -> None:
+        """Watch these too."""
+        self._members = {**self._members, **{member.name: member for member in members}}
 
     def stand_in(self, name: str) -> StandIn:
         """What the host is to watch in its place."""
@@ -120,6 +127,7 @@ class FrontEndWatch:
         if process.exitcode == 0:
             self._ended_for_good(member.name)
         elif not self._ends_within(ASKED_S if process.exitcode in (-signal.SIGTERM, -signal.SIGINT) else 0.0):
+            member.note_loss()
             self._sentinel.process_lost(member.name, f"exit code {process.exitcode}", member.why_irreplaceable())
 
     def _ended_for_good(self, name: str) -> None:

@@ -28,6 +28,7 @@ from holdfast.core.front_end import COORDINATOR
 from holdfast.core.rendezvous import Rendezvous
 from holdfast.core.stalls import Stall
 from holdfast.core.states import EngineState
+from holdfast.hosts.vllm.api_servers import ApiServerMember
 from holdfast.hosts.vllm.communicators.rendezvous import RendezvousHost
 from holdfast.hosts.vllm.coordinator import CoordinatorMember
 from holdfast.hosts.vllm.engine_replacement import (
@@ -274,9 +275,13 @@ class Owner:
 
     def stand_ins(self, watched: dict[str, Any]) -> dict[str, Any]:
         """What the host is to watch in the place of what is watched here; takes and returns its own arguments."""
-        if watched.get("coordinator") is None:
-            return watched
-        return {**watched, "coordinator": SimpleNamespace(proc=self._front_end.stand_in(COORDINATOR))}
+        manager, stand_in = watched["api_server_manager"], self._front_end.stand_in
+        servers = [ApiServerMember(manager, i, self.sentinel, self.config) for i in range(len(manager.processes))]
+        self._front_end.add(servers)
+        shown = {**watched, "api_server_manager": SimpleNamespace(processes=[stand_in(s.name) for s in servers])}
+        if watched.get("coordinator") is not None:
+            shown["coordinator"] = SimpleNamespace(proc=stand_in(COORDINATOR))
+        return shown
 
     def expect_end(self) -> None:
         """The host is about to end every process."""

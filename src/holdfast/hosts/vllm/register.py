@@ -92,9 +92,17 @@ TOUCHPOINTS: tuple[Touchpoint, ...] = (
     ),
     *_attributes("vllm.v1.structured_output.request", "StructuredOutputRequest", "_grammar", "resuming"),
     *_attributes(_CORE, "EngineCore", "structured_output_manager", "resuming"),
-    *_attributes(
-        _CORE, "EngineCoreProc", "has_coordinator last_counts", "telling a new coordinator what there is to do"
+    _call(
+        _CORE,
+        "EngineCoreProc.process_input_sockets",
+        ("input_addresses", "coord_input_address", "identity", "ready_event"),
+        "saying once more to a client that it is ready",
+        "input_socket",
+        "ready_payload",
     ),
+    *_attributes(_CORE, "EngineCoreProc", "ft_sentinel", "where a client's greeting arrives"),
+    *_attributes("vllm.v1.engine", "EngineCoreRequestType", "ABORT", "what nobody waits for any more"),
+    *_attributes(_CORE, "EngineCoreProc", "has_coordinator last_counts", "telling a new coordinator of the load"),
     _call(_SCHEDULER, "Scheduler.has_unfinished_requests", (), "telling a new coordinator the wave that runs"),
     *_attributes(_CORE, "EngineCoreProc", "input_queue", "interrupting a busy loop that idles"),
     *_attributes("vllm.v1.engine", "EngineCoreRequestType", "EXECUTOR_FAILED", "interrupting a busy loop that idles"),
