@@ -86,8 +86,10 @@ def connections(server: Server, pid: int) -> int:
 
 async def load_both(server: Server) -> list[tuple[Load, asyncio.Task[list[History]]]]:
     """Loads until each of the two servers has streams: the kernel and they themselves spread connections."""
-    running = []
+    running: list[tuple[Load, asyncio.Task[list[History]]]] = []
     async with asyncio.timeout(60):
+        while any(connections(server, pid) for pid in api_servers(server)):  # those of before are being closed
+            await asyncio.sleep(0.05)
         while not all(connections(server, pid) > 1 for pid in api_servers(server)):
             one = load(server)
             running.append((one, asyncio.create_task(one.run())))
