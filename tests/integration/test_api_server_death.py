@@ -29,9 +29,9 @@ from integration.test_pauses import apply
 pytestmark = [pytest.mark.host, pytest.mark.server]
 
 TOKENS = 100
-MANY_TOKENS = (
-    700  # an engine core is far ahead of a client on a busy machine: enough that the kill comes in their middle
-)
+# An engine core is far ahead of a client on a busy machine: enough that the kill comes in the middle.
+MANY_TOKENS = 700
+
 BACK_WITHIN_S = 120.0
 EMPTY_WITHIN_S = 20.0
 
@@ -149,9 +149,11 @@ def test_only_the_streams_of_a_killed_api_server_end(instance: Server) -> None:
 def test_an_engine_core_lost_meanwhile_costs_the_living_server_nothing(instance: Server) -> None:
     async def scenario() -> None:
         reference, before = await load(instance).run(), await last_sequence(instance)
-        os.kill(last_started(instance), signal.SIGKILL)
-        await asyncio.sleep(0.5)  # the living one takes every connection from now on
         long_reference = await load(instance, MANY_TOKENS).run()
+        os.kill(last_started(instance), signal.SIGKILL)
+        async with asyncio.timeout(BACK_WITHIN_S):
+            while not await told(instance, before):  # the living one takes every connection from now on
+                await asyncio.sleep(0.05)
         running = load(instance, MANY_TOKENS)
         streams = asyncio.create_task(running.run())
         await begun(running)

@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.host, pytest.mark.server]
 TOKENS = 90
 BACK_WITHIN_S = 60.0
 END_S = 60.0
-SERVED = [(MOE_EP, V1_SYNC), (DP2, V1_SYNC), in_matrix((MOE, V1_SYNC))]
+SERVED = [(MOE_EP, V1_SYNC), in_matrix((DP2, V1_SYNC)), in_matrix((MOE, V1_SYNC))]
 
 
 @pytest.fixture(params=SERVED, ids=served_name)
@@ -96,6 +96,7 @@ def test_who_comes_to_an_idle_instance_without_a_coordinator_is_served(instance:
     run(scenario())
 
 
+@pytest.mark.matrix
 def test_a_coordinator_and_an_engine_core_may_be_lost_at_once(instance: Server) -> None:
     async def scenario() -> None:
         reference, before = await load(instance).run(), await last_sequence(instance)
@@ -114,6 +115,7 @@ def test_a_coordinator_and_an_engine_core_may_be_lost_at_once(instance: Server) 
     run(scenario())
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("api_servers", [2, 1])
 def test_without_a_restart_left_the_instance_ends_and_says_why(servers: Servers, api_servers: int) -> None:
     arguments = ("--max-api-server-restarts", "0", "--api-server-count", str(api_servers))
@@ -124,6 +126,7 @@ def test_without_a_restart_left_the_instance_ends_and_says_why(servers: Servers,
         assert left_behind(server) == []
 
 
+@pytest.mark.matrix
 def test_a_coordinator_that_is_being_started_ends_with_the_others(servers: Servers) -> None:
     with servers.of(DP2, arguments=("--api-server-count", "1")) as server:
         gone = coordinator_of(server)

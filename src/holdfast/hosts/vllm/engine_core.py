@@ -62,11 +62,13 @@ def _protect_engine(original: Callable[..., None], engine: Any, *args: Any, **kw
     folder = config.runtime_dir
     addresses = client_address(folder), engine_address(folder, engine_id)
     sentinel = EngineCoreSentinel(engine_id, config, ZmqStation(), *addresses, joins_epoch=joins_epoch())
+    answer_greetings(engine)
     original(engine, *args, **kwargs)
+    if engine.enable_fault_tolerance:  # the host has put its own sentinel there
+        answer_greetings(engine)
     sentinel.start()
     host = VllmEngine(engine, config, sentinel)
     workers = sentinel.await_workers(engine.model_executor.world_size, ATTACH_TIMEOUT_S)
-    answer_greetings(engine)
     engine.holdfast = sentinel
     sentinel.announce(host, attached(), workers)
     engine.model_executor.standbys.start()

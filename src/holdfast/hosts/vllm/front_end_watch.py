@@ -163,6 +163,7 @@ class FrontEndWatch:
 
     def _did_not_start(self, member: Member, error: Exception) -> None:
         member.process.kill()
+        member.note_loss()
         if not self._ends_within(0.0):
             logger.error("another %s did not start", member.name, exc_info=error)
             why = f"what was to take its place did not start: {' '.join(str(error).split())}"

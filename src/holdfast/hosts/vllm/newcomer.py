@@ -70,7 +70,8 @@ class Newcomer:
                 who = ", ".join(str(e.engine_id) for e in silent)
                 raise PeerSilent(f"engine core(s) {who} did not answer within {self._timeout_s:g} s")
             for engine in silent:
-                self._send_greeting(socket, engine)
+                if engine.pid is not None:  # it has reported: before that it could not answer
+                    self._send_greeting(socket, engine)
             while socket.poll(_AGAIN_MS):
                 self._take(socket.recv_multipart(), said)
         return said

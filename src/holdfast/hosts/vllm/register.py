@@ -100,7 +100,7 @@ TOUCHPOINTS: tuple[Touchpoint, ...] = (
         "input_socket",
         "ready_payload",
     ),
-    *_attributes(_CORE, "EngineCoreProc", "ft_sentinel", "where a client's greeting arrives"),
+    *_attributes(_CORE, "EngineCoreProc", "ft_sentinel enable_fault_tolerance", "where a client's greeting arrives"),
     *_attributes("vllm.v1.engine", "EngineCoreRequestType", "ABORT", "what nobody waits for any more"),
     *_attributes(_CORE, "EngineCoreProc", "has_coordinator last_counts", "telling a new coordinator of the load"),
     _call(_SCHEDULER, "Scheduler.has_unfinished_requests", (), "telling a new coordinator the wave that runs"),
