@@ -87,8 +87,11 @@ def connections(server: Server, pid: int) -> int:
     return sum(c.status == psutil.CONN_ESTABLISHED and c.laddr.port == server.port for c in open_ones)
 
 
-async def load_both(server: Server) -> list[tuple[Load, asyncio.Task[list[History]]]]:
-    """Loads until each of the two servers has streams: the kernel and they themselves spread connections."""
+async def load_both(server: Server, victim: int) -> list[tuple[Load, asyncio.Task[list[History]]]]:
+    """Loads until each of the two servers has streams: the kernel and they themselves spread connections.
+
+    The victim is stopped as soon as it has: on a busy machine its streams would be sent before the client reads them.
+    """
     running: list[tuple[Load, asyncio.Task[list[History]]]] = []
     async with asyncio.timeout(60):
         while any(connections(server, pid) for pid in api_servers(server)):  # those of before are being closed
@@ -96,7 +99,11 @@ async def load_both(server: Server) -> list[tuple[Load, asyncio.Task[list[Histor
         while not all(connections(server, pid) > 1 for pid in api_servers(server)):
             one = load(server, MANY_TOKENS)
             running.append((one, asyncio.create_task(one.run())))
-            await begun(one)
+            while not any(h.token_ids for h in one.histories):
+                await asyncio.sleep(0.001)
+            os.kill(victim, signal.SIGSTOP)
+            if connections(server, victim) < 2:
+                os.kill(victim, signal.SIGCONT)
     return running
 
 
@@ -123,8 +130,9 @@ def test_only_the_streams_of_a_killed_api_server_end(instance: Server) -> None:
     async def scenario() -> None:
         reference, before = await load(instance).run(), await last_sequence(instance)
         long_reference = await load(instance, MANY_TOKENS).run()
-        running = await load_both(instance)
-        os.kill(last_started(instance), signal.SIGKILL)
+        victim = last_started(instance)
+        running = await load_both(instance, victim)
+        os.kill(victim, signal.SIGKILL)
         histories = [await streams for _, streams in running]
         ended = sum(assert_exact_but_those_that_ended(long_reference, observed) for observed in histories)
         assert 0 < ended < sum(map(len, histories))
