@@ -19,6 +19,10 @@ def log_event(event: Event, view: InstanceView) -> None:
 
 def describe_event(event: Event) -> str:
     """One line that says what happened."""
+    return _describe_process(event) if event.process is not None else _describe_engine(event)
+
+
+def _describe_engine(event: Event) -> str:
     engine = f"engine {event.engine_id}"
     cause = event.fault.summary() if event.fault else "no cause given"
     match event.kind:
@@ -30,7 +34,7 @@ def describe_event(event: Event) -> str:
             return f"{engine} is told to pause: {event.reason} (command {event.command_id})"
         case EventKind.ENGINE_PAUSED:
             return f"{engine} is paused"
-        case EventKind.DECISION_MADE | EventKind.ENGINE_LOST:
+        case EventKind.DECISION_MADE | EventKind.ENGINE_LOST | EventKind.PROCESS_LOST | EventKind.PROCESS_RESTARTED:
             return f"{engine}: {event.reason}"
         case EventKind.RECOVERY_STARTED:
             return f"{engine} recovering, epoch {event.epoch} (command {event.command_id})"
@@ -48,6 +52,12 @@ def describe_event(event: Event) -> str:
             return f"{engine}: standby workers: {event.reason}"
         case EventKind.INSTANCE_DEFEATED:
             return f"giving up: {event.reason}"
+
+
+def _describe_process(event: Event) -> str:
+    if event.kind is EventKind.PROCESS_RESTARTED:
+        return f"{event.process} is another process, {event.interruption_s or 0.0:.1f} s after its loss"
+    return f"giving up: {event.reason}" if event.kind is EventKind.INSTANCE_DEFEATED else str(event.reason)
 
 
 def _describe_report(report: RecoveryReport | None) -> str:
@@ -78,7 +88,7 @@ def _describe_replacement(report: RecoveryReport) -> str:
 
 def _level(event: Event) -> int:
     match event.kind:
-        case EventKind.INSTANCE_DEFEATED | EventKind.RECOVERY_FAILED | EventKind.ENGINE_LOST:
+        case EventKind.INSTANCE_DEFEATED | EventKind.RECOVERY_FAILED | EventKind.ENGINE_LOST | EventKind.PROCESS_LOST:
             return logging.ERROR
         case EventKind.FAULT_REPORTED | EventKind.PAUSE_ORDERED | EventKind.ENGINE_PAUSED | EventKind.FAULT_ARMED:
             return logging.WARNING

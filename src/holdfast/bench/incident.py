@@ -32,7 +32,8 @@ def window_of(events: Events, engine_id: int | None = None) -> Window | None:
 
     An engine that was only paused, because a peer of its lockstep group failed, has a window as well.
     """
-    own = [e for e in events if e["kind"] not in _UNEVENTFUL and engine_id in (None, e["engine_id"])]
+    of_engines = [e for e in events if "engine_id" in e]
+    own = [e for e in of_engines if e["kind"] not in _UNEVENTFUL and engine_id in (None, e["engine_id"])]
     if not own:
         return None
     begin_s = monotonic_of(min(noticed_at(event) for event in own))

@@ -104,7 +104,7 @@ def is_over(events: Sequence[Mapping[str, Any]], faults: int = 1) -> bool:
 
     The engines of a lockstep group recover one by one: the first of them is not the end.
     """
-    latest = {event["engine_id"]: event["state"] for event in events}
+    latest = {event["engine_id"]: event["state"] for event in events if "engine_id" in event}
     recoveries = sum(event["kind"] == RECOVERED for event in events)
     return recoveries >= faults and all(state == HEALTHY for state in latest.values())
 

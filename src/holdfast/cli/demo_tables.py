@@ -85,13 +85,14 @@ def _last_words(history: History) -> str:
 def event_lines(events: Sequence[Mapping[str, Any]]) -> list[str]:
     """Events as people read them, with milliseconds since the fault was noticed where it happened."""
     begin = min((noticed_at(event) for event in events if event["kind"] == FAULT), default=None)
-    several = any(event["engine_id"] for event in events)
+    several = any(event.get("engine_id") for event in events)
     return [_event_line(event, begin, several) for event in events if event["kind"] != ARMED]
 
 
 def _event_line(event: Mapping[str, Any], begin: float | None, several: bool) -> str:
     offset = "" if begin is None else f"{(event['at'] - begin) * 1000:+8.1f} ms"
-    engine = f"engine {event['engine_id']}  " if several else ""
+    who = event.get("process") or f"engine {event['engine_id']}"
+    engine = f"{who}  " if several or "process" in event else ""
     return f"{offset:>12}  {engine}{event['kind'].replace('-', ' '):<18}  {_event_detail(event)}".rstrip()
 
 

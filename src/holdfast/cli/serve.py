@@ -95,6 +95,8 @@ def flag_parser() -> argparse.ArgumentParser:
     add("--max-engine-restarts", type=int, metavar="N", help="of each engine core within the window (default: 5)")
     add("--engine-restart-window", type=float, metavar="S", help="seconds (default: 600)")
     add("--engine-start-timeout", type=float, metavar="S", help="until a new engine core serves (default: 600)")
+    add("--max-api-server-restarts", type=int, metavar="N", help="of each, and of the DP coordinator (default: 5)")
+    add("--api-server-restart-window", type=float, metavar="S", help="seconds (default: 600)")
     add("--max-worker-restarts", type=int, metavar="N", help="within --worker-restart-window (default: 20)")
     add("--worker-restart-window", type=float, metavar="S", help="seconds (default: 600)")
     add("--worker-start-timeout", type=float, metavar="S", help="until a new worker has loaded (default: 600)")

@@ -24,6 +24,7 @@ _RENAMED = {
     "drain_timeout_s": "drain_timeout",
     "rebuild_timeout_s": "rebuild_timeout",
     "acknowledge_timeout_s": "acknowledge_timeout",
+    "api_server_restart_window_s": "api_server_restart_window",
     "gloo_comm_timeout_s": "gloo_comm_timeout",
     "containment_timeout_s": "containment_timeout",
     "engine_restart_window_s": "engine_restart_window",
@@ -48,6 +49,8 @@ class HoldfastConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     max_engine_restarts: Count = 5
     engine_restart_window_s: Seconds = 600.0
     engine_start_timeout_s: Seconds = 600.0
+    max_api_server_restarts: Count = 5  # of each, and of the data-parallel coordinator
+    api_server_restart_window_s: Seconds = 600.0
     max_worker_restarts: Count = 20
     worker_restart_window_s: Seconds = 600.0
     worker_start_timeout_s: Seconds = 600.0

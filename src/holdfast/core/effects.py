@@ -82,4 +82,12 @@ class ReplaceEngine:
     joins_epoch: int | None = None
 
 
-Effect = Send | OrderRecovery | CloseRendezvous | ReplaceEngine | Publish | Settle | End
+@dataclass(frozen=True)
+class ReplaceProcess:
+    """Start another process for one beside the engine cores that is gone, after a pause."""
+
+    process: str
+    after_s: float
+
+
+Effect = Send | OrderRecovery | CloseRendezvous | ReplaceEngine | ReplaceProcess | Publish | Settle | End

@@ -27,17 +27,23 @@ class EventKind(enum.StrEnum):
     ENGINE_LOST = "engine-lost"
     ENGINE_RESTARTED = "engine-restarted"
     STANDBYS_CHANGED = "standbys-changed"
+    PROCESS_LOST = "process-lost"
+    PROCESS_RESTARTED = "process-restarted"
     INSTANCE_DEFEATED = "instance-defeated"
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One event. `at` is wall-clock seconds since the epoch; `sequence` counts from 1 without gaps."""
+    """One event. `at` is wall-clock seconds since the epoch; `sequence` counts from 1 without gaps.
+
+    It happened to an engine, or to a `process` beside the engine cores; then it has no `engine_id` and no `state`.
+    """
 
     sequence: int
     at: float
     kind: EventKind
-    engine_id: int
-    state: EngineState
+    engine_id: int | None = None
+    state: EngineState | None = None
+    process: str | None = None
     epoch: int = 0
     command_id: str | None = None
     fault: Fault | None = None

@@ -17,6 +17,7 @@ from holdfast.core.effects import Effect, Send, Settle
 from holdfast.core.engine_loss import EngineLosses
 from holdfast.core.errors import InstructionConflict
 from holdfast.core.events import InstanceView
+from holdfast.core.front_end import FrontEndProcesses
 from holdfast.core.group import LockstepGroup
 from holdfast.core.injection import InjectionSpec
 from holdfast.core.interventions import Interventions
@@ -66,6 +67,7 @@ class Instance:
         )
         self._reports = Reports(self._journal, self._commands, self._interventions)
         self._losses = EngineLosses(self._journal, self._commands, self._interventions, self._reports, config)
+        self._front_end = FrontEndProcesses(self._roster, self._journal, self._interventions, config)
 
     def view(self) -> InstanceView:
         return self._journal.view()
@@ -93,6 +95,16 @@ class Instance:
         if home is None or self._roster.defeat is not None:
             return []
         return self._losses.lost(*home, why, hopeless, now)
+
+    # ---- facts of the processes beside the engine cores
+
+    def process_lost(self, name: str, why: str, now: float, hopeless: str = "") -> list[Effect]:
+        """Such a process is gone; `hopeless` says why nothing could take its place, empty where something can."""
+        return self._front_end.lost(name, why, hopeless, now)
+
+    def process_returned(self, name: str, now: float) -> list[Effect]:
+        """Another process has taken its place."""
+        return self._front_end.returned(name, now)
 
     # ---- instructions from outside
 
@@ -199,7 +211,7 @@ class Instance:
 
     def tick(self, now: float) -> list[Effect]:
         """Everything that happens because time has passed. Call a few times a second."""
-        effects: list[Effect] = []
+        effects = self._front_end.tick(now)
         for group in self._roster.groups:
             if self._roster.defeat is None:
                 effects += self._forget_unanswered(group, now) + self._tick_group(group, now)

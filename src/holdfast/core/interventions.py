@@ -159,11 +159,26 @@ class Interventions:
     def end(self, group: LockstepGroup, engine: Engine, reason: str) -> list[Effect]:
         """End the whole instance; `engine` is the one that is to blame."""
         group.reason = reason
-        self._roster.end(reason)
-        effects = self._commands.end_all(reason) + self._settle_armed(reason)
+        settled = self._end_commands(reason)
         ended = self._journal.publish(EventKind.INSTANCE_DEFEATED, group, engine, fault=engine.fault, reason=reason)
+        return [*settled, ended, *self._stop_all(reason)]
+
+    def end_for(self, process: str, reason: str) -> list[Effect]:
+        """End the whole instance because of a process beside the engine cores."""
+        settled = self._end_commands(reason)
+        return [
+            *settled,
+            self._journal.publish_of(process, EventKind.INSTANCE_DEFEATED, reason=reason),
+            *self._stop_all(reason),
+        ]
+
+    def _end_commands(self, reason: str) -> list[Effect]:
+        self._roster.end(reason)
+        return self._commands.end_all(reason) + self._settle_armed(reason)
+
+    def _stop_all(self, reason: str) -> list[Effect]:
         stop = m.EndEngine(command_id=self._new_command_id(), reason=reason)
-        return [*effects, ended, *(Send(i, stop) for i in self._roster.engine_ids), End(reason)]
+        return [*(Send(i, stop) for i in self._roster.engine_ids), End(reason)]
 
     def _settle_armed(self, error: str) -> list[Effect]:
         effects: list[Effect] = []

@@ -35,15 +35,14 @@ class Journal:
         )
 
     def publish(self, kind: EventKind, group: LockstepGroup, engine: Engine, **about: object) -> Publish:
-        """The next event; `about` are further fields of `Event`."""
+        """The next event of an engine; `about` are further fields of `Event`."""
+        return self._publish(kind, engine_id=engine.engine_id, state=engine.state, epoch=group.epoch, **about)
+
+    def publish_of(self, process: str, kind: EventKind, **about: object) -> Publish:
+        """The next event of a process beside the engine cores."""
+        return self._publish(kind, process=process, **about)
+
+    def _publish(self, kind: EventKind, **about: object) -> Publish:
         self._sequence += 1
-        event = Event(
-            sequence=self._sequence,
-            at=self._wall_clock(),
-            kind=kind,
-            engine_id=engine.engine_id,
-            state=engine.state,
-            epoch=group.epoch,
-            **about,  # type: ignore[arg-type]
-        )
+        event = Event(sequence=self._sequence, at=self._wall_clock(), kind=kind, **about)  # type: ignore[arg-type]
         return Publish(event, self.view())

@@ -209,7 +209,17 @@ class ArmFault(Message, frozen=True, tag="arm-fault"):
     spec: InjectionSpec
 
 
-ToEngine = RetryEngine | PauseEngine | EndEngine | ArmFault
+class CoordinatorReplaced(Message, frozen=True, tag="coordinator-replaced"):
+    """The host's coordinator of engine cores is another process, which was told nothing yet."""
+
+
+class ClientLost(Message, frozen=True, tag="client-lost"):
+    """The API server with this index is gone: nobody takes what is computed for it."""
+
+    client_index: int
+
+
+ToEngine = RetryEngine | PauseEngine | EndEngine | ArmFault | CoordinatorReplaced | ClientLost
 
 
 M = TypeVar("M")

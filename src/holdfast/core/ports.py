@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from typing import Protocol
 
 from holdfast.core.config import HoldfastConfig
-from holdfast.core.effects import ReplaceEngine
+from holdfast.core.effects import ReplaceEngine, ReplaceProcess
 from holdfast.core.events import Event, InstanceView
 from holdfast.core.faults import Fault
 from holdfast.core.injection import InjectionSpec
@@ -77,6 +77,14 @@ class EngineHost(Protocol):
         """Arm a fault at an engine-core phase. Any thread."""
         ...
 
+    def drop_requests_of(self, client_index: int) -> None:
+        """Compute nothing more for an API server that is gone. Any thread."""
+        ...
+
+    def introduce_to_coordinator(self) -> None:
+        """Say to a coordinator that has been told nothing yet where this engine core stands. Any thread."""
+        ...
+
 
 class FrontEndHost(Protocol):
     """The process that owns the engine cores, seen from the ClientSentinel. Any thread."""
@@ -95,6 +103,10 @@ class FrontEndHost(Protocol):
 
     def replace_engine(self, order: ReplaceEngine) -> None:
         """Start another process for an engine core that is gone. Does not wait; one that fails is lost again."""
+        ...
+
+    def replace_process(self, order: ReplaceProcess) -> None:
+        """Start another process for one beside the engine cores. Does not wait; one that fails is lost again."""
         ...
 
     def why_irreplaceable(self) -> str:

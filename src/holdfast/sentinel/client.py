@@ -18,9 +18,20 @@ import msgspec
 
 from holdfast.core import messages as m
 from holdfast.core.config import HoldfastConfig
-from holdfast.core.effects import CloseRendezvous, Effect, End, OrderRecovery, Publish, ReplaceEngine, Send, Settle
+from holdfast.core.effects import (
+    CloseRendezvous,
+    Effect,
+    End,
+    OrderRecovery,
+    Publish,
+    ReplaceEngine,
+    ReplaceProcess,
+    Send,
+    Settle,
+)
 from holdfast.core.errors import BadInstruction, HookNotAttached, OperatorError, RecoveryFailed
 from holdfast.core.events import Event, InstanceView
+from holdfast.core.front_end import index_of_api_server
 from holdfast.core.injection import InjectionSpec
 from holdfast.core.instance import Instance
 from holdfast.core.link_messages import LinkReported
@@ -111,6 +122,14 @@ class ClientSentinel:
         """An engine core's process is gone; `hopeless` says why nothing can take its place. Any thread."""
         self._thread.post(lambda: self._perform(self._instance.lost(engine_id, why, time.monotonic(), hopeless)))
 
+    def process_lost(self, name: str, why: str, hopeless: str = "") -> None:
+        """A process beside the engine cores is gone; `hopeless` as for an engine core. Any thread."""
+        self._thread.post(lambda: self._process_lost(name, why, hopeless))
+
+    def process_returned(self, name: str) -> None:
+        """Another process has taken its place. Any thread."""
+        self._thread.post(lambda: self._perform(self._instance.process_returned(name, time.monotonic())))
+
     def tell(self, on_view: Callable[[InstanceView], None]) -> None:
         """Have `on_view` told every later view, on the sentinel's thread."""
         self._on_view = on_view
@@ -187,6 +206,11 @@ class ClientSentinel:
 
     # ---- the sentinel's thread
 
+    def _process_lost(self, name: str, why: str, hopeless: str) -> None:
+        if (link_id := index_of_api_server(name)) is not None:
+            self._links.forget(link_id)
+        self._perform(self._instance.process_lost(name, why, time.monotonic(), hopeless))
+
     def _follow(self, command_id: str, order: Callable[[], list[Effect]], ended: Future[None]) -> None:
         try:
             effects = order()
@@ -225,6 +249,8 @@ class ClientSentinel:
                     self._host.close_rendezvous(effect.engine_ids, effect.epoch)
                 case ReplaceEngine():
                     self._host.replace_engine(effect)
+                case ReplaceProcess():
+                    self._host.replace_process(effect)
                 case Publish():
                     self._publish(effect)
                 case Settle():

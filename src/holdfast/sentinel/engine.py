@@ -415,6 +415,12 @@ class EngineCoreSentinel:
                 self._orders.put(order)
             case m.ArmFault():
                 self._arm(order.command_id, order.spec)
+            case m.CoordinatorReplaced():
+                if self._host is not None:  # one that is still starting has said nothing yet that could be lost
+                    self._host.introduce_to_coordinator()
+            case m.ClientLost():
+                if self._host is not None:
+                    self._host.drop_requests_of(order.client_index)
 
     def _pause(self, order: m.PauseEngine) -> None:
         if order.epoch != self._containment.epoch:

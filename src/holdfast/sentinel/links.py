@@ -30,6 +30,7 @@ class Links:
         self._control = control
         self._expected: dict[bytes, int] = {}
         self._seen: dict[int, lm.LinkReported] = {}
+        self._gone: dict[int, int] = {}  # the last process of each link that is gone
         self._under_way: set[str] = set()
         self._on_report: Callable[[], None] = lambda: None
 
@@ -53,6 +54,12 @@ class Links:
 
     # ---- the sentinel's thread
 
+    def forget(self, link_id: int) -> None:
+        """Its process is gone: nobody waits for it, and what still arrives of it changes nothing."""
+        if (report := self._seen.pop(link_id, None)) is not None:
+            self._gone[link_id] = report.pid
+            self._on_report()
+
     def publish(self, event: Event, view: InstanceView) -> None:
         """Tell every link. One that cannot be told now notices the gap and asks."""
         if self._seen:
@@ -72,6 +79,8 @@ class Links:
             self._follow(peer, message)
 
     def _take_report(self, report: lm.LinkReported) -> None:
+        if report.pid == self._gone.get(report.link_id):
+            return
         self._seen[report.link_id] = report
         self._on_report()
         view = self._control.view()

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import msgspec
 import pytest
 
 from holdfast.api.log import describe_event, log_event
+from holdfast.core.events import Event, EventKind
 from support.control_plane import MemoryControl
 
 
@@ -70,3 +72,26 @@ def test_every_event_is_one_line(caplog: pytest.LogCaptureFixture) -> None:
             log_event(event, control.view())
     assert len(caplog.messages) == len(control.events)
     assert not any("\n" in line for line in caplog.messages)
+
+
+@pytest.mark.parametrize(
+    ("kind", "about", "line"),
+    [
+        (EventKind.PROCESS_LOST, {"reason": "coordinator is gone: exit code -9"}, "coordinator is gone: exit code -9"),
+        (EventKind.PROCESS_RESTARTED, {"interruption_s": 3.25}, "coordinator is another process, 3.2 s after its loss"),
+        (EventKind.INSTANCE_DEFEATED, {"reason": "it is gone"}, "giving up: it is gone"),
+    ],
+)
+def test_a_process_beside_the_engine_cores_is_named(kind: EventKind, about: dict[str, Any], line: str) -> None:
+    assert describe_event(Event(sequence=1, at=0.0, kind=kind, process="coordinator", **about)) == line
+
+
+def test_what_has_no_engine_says_so_by_leaving_it_out() -> None:
+    event = Event(sequence=1, at=0.0, kind=EventKind.PROCESS_LOST, process="api-server-1")
+    assert msgspec.json.decode(msgspec.json.encode(event)) == {
+        "sequence": 1,
+        "at": 0.0,
+        "kind": "process-lost",
+        "process": "api-server-1",
+    }
+    assert msgspec.json.decode(msgspec.json.encode(event), type=Event) == event

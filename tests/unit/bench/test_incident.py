@@ -103,3 +103,12 @@ def test_a_fault_of_an_engine_core_has_no_rank() -> None:
 def test_exactly_the_lockstep_group_pauses(paused: set[int], group: set[int], problems: list[str]) -> None:
     """No independent engine, and no peer left running into a broken collective."""
     assert blast_radius([event("engine-paused", 1.0, one) for one in paused], frozenset(group)) == problems
+
+
+def test_a_process_beside_the_engine_cores_makes_no_window() -> None:
+    """No engine stands still for it."""
+    gone = {"kind": "process-lost", "at": 1.0, "process": "coordinator", "reason": "it is gone"}
+    assert window_of([gone]) is None
+    window = window_of([gone, *incident(1.0, 2.0)])
+    assert window is not None
+    assert window.recovered_s == pytest.approx(2.0, abs=0.01)

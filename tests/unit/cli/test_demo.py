@@ -125,6 +125,13 @@ def test_events_of_several_engines_are_told_apart() -> None:
     assert not any("engine 0" in line for line in event_lines(EVENTS))
 
 
+def test_a_process_beside_the_engine_cores_is_told_by_its_name() -> None:
+    """It has no engine."""
+    gone = {"kind": "process-lost", "at": 100.0, "process": "coordinator", "reason": "it is gone"}
+    [*_, line] = event_lines([*EVENTS, gone])
+    assert "coordinator  process lost" in line
+
+
 def test_results_stand_beside_the_restart() -> None:
     """Interruption, comparison and ratio are shown."""
     run = outcome(answer([1, 2, 3], [1.0, 2.0, 3.0]))

@@ -117,3 +117,41 @@ def test_a_request_that_cannot_be_sent_again_ends_alone() -> None:
         assert list(served.open) == ["good"]
 
     asyncio.run(scenario())
+
+
+def test_engine_cores_that_were_lost_before_this_process_was_there_are_no_news() -> None:
+    async def scenario() -> None:
+        client = Client()
+        served = ServedRequests(client)
+        served.begin_with({0: 3, 1: 0})
+        served.bind(asyncio.get_running_loop())
+        served.follow(view((UP, 3), (UP, 0)))
+        await settle()
+        assert not any(map(served.is_gone, ENGINES))
+        served.follow(view((DOWN, 4), (UP, 0)))
+        await settle()
+        assert [served.is_gone(engine) for engine in ENGINES] == [True, False]
+
+    asyncio.run(scenario())
+
+
+def test_a_late_answer_to_a_greeting_is_not_taken_for_a_successors_first_word() -> None:
+    async def scenario() -> None:
+        client, served = await both_lost_one_after_another()
+        client.input_socket.said.put_nowait([ENGINES[1], b"4711", b""])
+        await settle()
+        served.follow(view((UP, 1), (UP, 1)))
+        await settle()
+        assert [served.is_gone(engine) for engine in ENGINES] == [False, True]
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(("call_id", "is_heard"), [(5, False), (6, True), (-2, True)])
+def test_what_a_dead_process_asked_is_not_answered_to_the_one_in_its_place(call_id: int, is_heard: bool) -> None:
+    from vllm.v1.engine import EngineCoreOutputs, UtilityOutput
+
+    client = Client()
+    client.utility_results = {6: None}  # type: ignore[attr-defined]
+    taken = ServedRequests(client).take(EngineCoreOutputs(utility_output=UtilityOutput(call_id)))
+    assert (taken.utility_output is not None) is is_heard

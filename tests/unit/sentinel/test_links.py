@@ -26,7 +26,7 @@ from holdfast.core.injection import InjectionSpec
 from holdfast.core.rendezvous import Rendezvous
 from holdfast.sentinel import ClientSentinel, FrontEndLink, link
 from holdfast.sentinel.addresses import engine_identity, link_identity
-from holdfast.sentinel.links import EVENTS_PER_MESSAGE
+from holdfast.sentinel.links import EVENTS_PER_MESSAGE, Links
 from holdfast.wire import MemoryNetwork
 
 WAIT_S = 10.0
@@ -375,3 +375,48 @@ def test_the_owner_does_not_wait_for_ever_for_a_link_that_cannot_hear(owner: Own
 def test_no_thread_of_a_link_is_left_when_it_is_closed(owner: Owner) -> None:
     owner.link().close()
     assert not [t for t in threading.enumerate() if t.name.startswith("FrontEndLink")]
+
+
+# ---- a process that is gone
+
+
+def test_nobody_waits_for_an_api_server_that_is_gone(owner: Owner) -> None:
+    made = owner.link(0)
+    owner.link(1)
+    made.close()
+    owner.sentinel.process_lost("api-server-0", "exit code -9", "nobody starts another one in this test")
+    wait_until(lambda: owner.sentinel.view().defeat is not None)
+    owner.sentinel.await_defeat_known(WAIT_S)
+    assert owner.sentinel.await_known(owner.sentinel.view().sequence, 0.0)
+    assert [r.link_id for r in owner.sentinel.await_links(0.0)] == [1]
+
+
+def test_a_late_word_of_a_process_that_is_gone_does_not_bring_it_back() -> None:
+    links, said = make_links(), lm.LinkReported(link_id=0, pid=7, hooks=())
+    links.deliver(link_identity(0), lm.encode(said))
+    links.forget(0)
+    links.deliver(link_identity(0), lm.encode(said))
+    assert links.reports() == ()
+
+
+def test_the_process_that_takes_its_place_is_waited_for_like_the_others() -> None:
+    links = make_links()
+    links.deliver(link_identity(0), lm.encode(lm.LinkReported(link_id=0, pid=7, hooks=())))
+    links.forget(0)
+    links.deliver(link_identity(0), lm.encode(lm.LinkReported(link_id=0, pid=8, hooks=(), sequence=1)))
+    assert [r.pid for r in links.reports()] == [8]
+    assert links.behind(2) == [0]
+
+
+def make_links() -> Links:
+    class Deaf:
+        def send(self, peer: bytes, data: bytes) -> bool:
+            return True
+
+    class Quiet:
+        def view(self) -> InstanceView:
+            return InstanceView(engines=(), fault_policy="auto")
+
+    links = Links(Deaf(), Quiet())  # type: ignore[arg-type]
+    links.expect(1, lambda: None)
+    return links

@@ -100,7 +100,7 @@ class SimulatedClient:
         self.events.append(event)
         self._sim.law(event.sequence == len(self.events) == effect.view.sequence, "events have no gaps")
         stands = event.kind in (EventKind.ENGINE_PAUSED, EventKind.RECOVERY_FAILED)
-        if stands and self._sim.scenario.policy == "external":
+        if stands and event.engine_id is not None and self._sim.scenario.policy == "external":
             self._ask_operator(event.engine_id)
 
     def _ask_operator(self, engine_id: int) -> None:

@@ -191,6 +191,12 @@ class FakeEngineCore:
     def arm(self, spec: InjectionSpec) -> None:
         self._traps.arm(spec)
 
+    def drop_requests_of(self, client_index: int) -> None:
+        """There is one client, and without it nothing."""
+
+    def introduce_to_coordinator(self) -> None:
+        """There is none."""
+
     def kill_rank(self, rank: int) -> None:
         self.workers[rank].gone = True
 

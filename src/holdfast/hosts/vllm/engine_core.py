@@ -20,7 +20,9 @@ from holdfast.core.injection import InjectionSpec
 from holdfast.core.messages import RecoveryReport
 from holdfast.core.rendezvous import Rendezvous
 from holdfast.hosts.vllm import rewind as rewinding
+from holdfast.hosts.vllm.clients import answer_greetings, drop_requests
 from holdfast.hosts.vllm.communicators import EngineCommunicators, attach_communicator_hooks
+from holdfast.hosts.vllm.coordinator import introduce
 from holdfast.hosts.vllm.departures import Departures
 from holdfast.hosts.vllm.engine_progress import record_progress
 from holdfast.hosts.vllm.injection import Traps, arm_engine
@@ -60,7 +62,10 @@ def _protect_engine(original: Callable[..., None], engine: Any, *args: Any, **kw
     folder = config.runtime_dir
     addresses = client_address(folder), engine_address(folder, engine_id)
     sentinel = EngineCoreSentinel(engine_id, config, ZmqStation(), *addresses, joins_epoch=joins_epoch())
+    answer_greetings(engine)
     original(engine, *args, **kwargs)
+    if engine.enable_fault_tolerance:  # the host has put its own sentinel there
+        answer_greetings(engine)
     sentinel.start()
     host = VllmEngine(engine, config, sentinel)
     workers = sentinel.await_workers(engine.model_executor.world_size, ATTACH_TIMEOUT_S)
@@ -147,6 +152,12 @@ class VllmEngine:
 
     def arm(self, spec: InjectionSpec) -> None:
         self._traps.arm(spec)
+
+    def drop_requests_of(self, client_index: int) -> None:
+        drop_requests(self._engine, client_index)
+
+    def introduce_to_coordinator(self) -> None:
+        introduce(self._engine)
 
     def recover(
         self, error: Exception, epoch: int, rendezvous: Rendezvous | None, replace: Sequence[int] = ()

@@ -53,6 +53,13 @@ def save_arguments(original: Callable[..., None], manager: Any, *args: Any, **kw
     original(manager, *args, **kwargs)
 
 
+@contextlib.contextmanager
+def spawning(config: HoldfastConfig, joins_epoch: int | None = None) -> Iterator[None]:
+    """Processes that are started inside belong to the instance, as those of its start did."""
+    with _spawning, handed_down(config, joins_epoch):
+        yield
+
+
 def cannot_replace() -> str:
     """Why no engine core could be started from this process any more; empty where one can."""
     from vllm.utils.system_utils import get_mp_context
@@ -92,13 +99,14 @@ def start_engine_core(
     parallel = copy.copy(arguments["vllm_config"].parallel_config)
     parallel.data_parallel_size_local = 1
     with zmq_socket_ctx(address, zmq.ROUTER, bind=True) as handshake:
-        with _spawning, handed_down(config, joins_epoch):
+        with spawning(config, joins_epoch):
             manager = CoreEngineProcManager(**arguments)
         manager._finalizer.detach()  # its process belongs to the first manager from now on
         # Looking at an exit code takes it out of the process table, where the host's own shutdown fails without it.
         manager.finished_procs = lambda: {"the one that takes its place": "ended"}
         on_started(manager.processes[0])
-        one = CoreEngineLaunch(manager, launch.coordinator, launch.addresses, launch.tensor_queue)
+        # Without the coordinator: its death is no reason to give up, another one comes to the same addresses.
+        one = CoreEngineLaunch(manager, None, launch.addresses, launch.tensor_queue)
         cache = copy.deepcopy(launch.arguments["vllm_config"].cache_config)
         with _killed_after(manager.processes[0].pid, config.engine_start_timeout_s):
             wait_for_engine_startup(

@@ -19,16 +19,23 @@ from holdfast.core.config import HoldfastConfig
 from holdfast.core.errors import BadConfiguration, HookNotAttached
 from holdfast.core.events import InstanceView
 from holdfast.core.ports import ControlPlane
+from holdfast.hosts.vllm.api_servers import save_process_arguments
+from holdfast.hosts.vllm.coordinator import save_coordinator_arguments
 from holdfast.hosts.vllm.engine_replacement import save_arguments
 from holdfast.hosts.vllm.front_end_touchpoints import (
+    AWAIT_END,
     CLIENT_INIT,
+    GREET,
     LAUNCH_IN_CLIENT,
     LAUNCH_IN_LAUNCHER,
     ROUTE,
     SERVE_HEADLESS,
+    START_API_SERVERS,
+    START_COORDINATOR,
     START_ENGINES,
     WATCH_ENGINES,
 )
+from holdfast.hosts.vllm.newcomer import Newcomer, greet_engine_cores
 from holdfast.hosts.vllm.owner import MakeOutlets, Owner, current_owner
 from holdfast.hosts.vllm.register import attach, attached
 from holdfast.hosts.vllm.request_hooks import attach_client_hooks, serve_until, served_requests
@@ -66,9 +73,12 @@ def attach_front_end_hooks(make_outlets: MakeOutlets) -> None:
     attach(LAUNCH_IN_CLIENT, functools.partial(_launch_protected, make_outlets, lambda addresses: 0))
     attach(WATCH_ENGINES, _watch_engines)
     attach(START_ENGINES, save_arguments)
+    attach(START_COORDINATOR, save_coordinator_arguments)
+    attach(START_API_SERVERS, save_process_arguments)
     attach_request_hooks()
     if LAUNCH_IN_LAUNCHER.module in sys.modules:  # the command is there before any plugin is loaded
         attach(LAUNCH_IN_LAUNCHER, functools.partial(_launch_protected, make_outlets, _one_for_each_input))
+        attach(AWAIT_END, _await_end)
         attach(SERVE_HEADLESS, _refuse_headless)
 
 
@@ -80,6 +90,7 @@ def _one_for_each_input(addresses: Any) -> int:
 def attach_request_hooks() -> None:
     """In a process that may serve requests."""
     attach(CLIENT_INIT, _init_client)
+    attach(GREET, greet_engine_cores)
     attach(ROUTE, _route)
     attach_client_hooks()
 
@@ -133,6 +144,19 @@ def _watch_engines(original: Callable[[Any], None], manager: Any) -> None:
     original(manager)
 
 
+def _await_end(original: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+    """The host's launcher of several API servers waits here, and ends them all when this returns or raises."""
+    bound = inspect.signature(original).bind(*args, **kwargs)
+    owner = current_owner()
+    if owner is None or not owner.owns(bound.arguments.get("engine_manager")):
+        original(*bound.args, **bound.kwargs)
+        return
+    try:
+        original(**owner.stand_ins(bound.arguments))
+    finally:
+        owner.expect_end()
+
+
 def _refuse_headless(original: Callable[[Any], None], args: Any) -> None:
     if is_asked_for(args):
         raise BadConfiguration("this version does not protect engine cores without an API server", hint=UNPROTECTED)
@@ -149,9 +173,33 @@ def _init_client(original: Callable[..., None], client: Any, *args: Any, **kwarg
         _serve_for_owner(client, current_owner())
         return
     config = take_settings(bound.arguments["vllm_config"])
-    original(*bound.args, **bound.kwargs)
-    if config is not None and config.enable_fault_tolerance:
-        _link_to_owner(client, bound.arguments.get("client_index", 0))
+    make = functools.partial(original, *bound.args, **bound.kwargs)
+    if config is None or not config.enable_fault_tolerance:
+        make()
+        return
+    link_id = bound.arguments.get("client_index", 0)
+    if bound.arguments["client_addresses"].get("input_listener") is None:
+        _take_dead_ones_place(make, client, link_id)
+        return
+    make()
+    link = _make_link(link_id)
+    _serve_through(link, client)
+    link.start(attached())
+    link.await_attached(OWNER_TIMEOUT_S)
+
+
+def _take_dead_ones_place(make: Callable[[], None], client: Any, link_id: int) -> None:
+    """The link comes first: what the engine cores are is known before they are asked whether they are ready."""
+    link = _make_link(link_id)
+    link.start(attached())
+    link.await_attached(OWNER_TIMEOUT_S)
+    newcomer = Newcomer(link, link_id, link.config.engine_start_timeout_s)
+    with newcomer.making(client):
+        make()
+    if (served := served_requests(client)) is not None:
+        served.begin_with(newcomer.restarts)
+    _serve_through(link, client)
+    _follow(weakref.ref(client), link.view())
 
 
 def _serve_for_owner(client: Any, owner: Owner | None) -> None:
@@ -163,17 +211,18 @@ def _serve_for_owner(client: Any, owner: Owner | None) -> None:
         owner.serves = True
 
 
-def _link_to_owner(client: Any, link_id: int) -> None:
-    global _current_link
+def _make_link(link_id: int) -> FrontEndLink:
     config = inherited_settings()
     if config is None:
         raise HookNotAttached("the settings of Holdfast were taken by nobody: its hooks did not attach in the launcher")
-    link = FrontEndLink(link_id, config, ZmqStation(), client_address(config.runtime_dir))
+    return FrontEndLink(link_id, config, ZmqStation(), client_address(config.runtime_dir))
+
+
+def _serve_through(link: FrontEndLink, client: Any) -> None:
+    global _current_link
     weakref.finalize(client, link.close)
     serve_until(lambda: link.view().defeat is not None)
     link.tell(functools.partial(_follow, weakref.ref(client)))
-    link.start(attached())
-    link.await_attached(OWNER_TIMEOUT_S)
     _current_link = link
 
 

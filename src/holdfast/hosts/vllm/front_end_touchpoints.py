@@ -55,6 +55,30 @@ START_ENGINES = wrap(
     ("local_engine_count", "start_index", "local_start_index", "vllm_config", "local_client", "handshake_address"),
     "an engine core that takes a dead one's place is started with the same arguments",
 )
+START_API_SERVERS = wrap(
+    "vllm.v1.utils",
+    "APIServerProcessManager.__init__",
+    ("listen_address", "sock", "args", "num_servers"),
+    "an API server that takes a dead one's place is started with the same arguments",
+)
+GREET = wrap(
+    _CLIENT,
+    "MPClient._start_mm_warmup",
+    (),
+    "the one thing that a client does between binding its sockets and waiting for the engine cores to be ready",
+)
+START_COORDINATOR = wrap(
+    "vllm.v1.engine.coordinator",
+    "DPCoordinator.__init__",
+    ("parallel_config", "enable_wave_coordination", "logging_config"),
+    "a coordinator that takes a dead one's place is started with the same arguments",
+)
+AWAIT_END = wrap(
+    _SERVE,
+    "wait_for_completion_or_failure",
+    ("api_server_manager", "engine_manager", "coordinator"),
+    "the host ends everything when a process ends that another one can take the place of",
+)
 SERVE_HTTP = wrap(
     "vllm.entrypoints.launchers.api_server.entry",
     "serve_http",
@@ -83,6 +107,10 @@ FRONT_END_TOUCHPOINTS: tuple[Touchpoint, ...] = (
     CALL_UTILITY,
     CALL_EVERY_UTILITY,
     START_ENGINES,
+    START_API_SERVERS,
+    GREET,
+    START_COORDINATOR,
+    AWAIT_END,
     SERVE_HTTP,
     SERVE_MANY,
     SERVE_HEADLESS,
@@ -94,11 +122,33 @@ FRONT_END_TOUCHPOINTS: tuple[Touchpoint, ...] = (
         "processes manager_stopped _finalizer",
         "telling an engine core's death from its end",
     ),
+    *attributes("vllm.v1.utils", "APIServerProcessManager", "processes", "another API server in a dead one's place"),
+    *attributes(_CLIENT, "BackgroundResources", "ctx input_socket", "hearing again that the engine cores are ready"),
+    *attributes("vllm.v1.engine", "EngineCoreRequestType", "UTILITY", "greeting the engine cores"),
+    *attributes(
+        "vllm.v1.fault_tolerance.engine_core_sentinel",
+        "EngineCoreSentinel",
+        "handle_command",
+        "greeting the engine cores: the one call that is answered where messages arrive",
+    ),
+    *attributes(
+        "vllm.v1.engine.coordinator",
+        "DPCoordinator",
+        "proc stats_publish_address coord_in_address coord_out_address _finalizer",
+        "another coordinator at the same addresses",
+    ),
+    call(
+        "vllm.v1.engine.coordinator",
+        "DPCoordinatorProc.run_coordinator",
+        ("engine_count", "front_publish_address", "back_output_address", "back_publish_address", "zmq_addr_pipe"),
+        "another coordinator at the same addresses",
+    ),
+    *attributes("vllm.v1.engine", "EngineCoreOutputs", "start_wave wave_complete", "telling it the wave that runs"),
     call("vllm.v1.utils", "shutdown", ("procs", "timeout"), "ending what was started when the start failed"),
     *attributes(
         _CLIENT,
         "MPClient",
-        "resources core_engines core_engine engine_ranks_managed input_socket decoder",
+        "resources core_engines core_engine engine_ranks_managed input_socket decoder utility_results",
         "the engine cores of a client",
     ),
     *attributes(_CLIENT, "AsyncMPClient", "outputs_queue", "failing one request that cannot go on elsewhere"),

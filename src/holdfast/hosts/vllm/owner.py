@@ -15,18 +15,22 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any, Protocol, cast
 
 import msgspec
 
 from holdfast.core.config import HoldfastConfig
-from holdfast.core.effects import ReplaceEngine
+from holdfast.core.effects import ReplaceEngine, ReplaceProcess
 from holdfast.core.errors import HookNotAttached
 from holdfast.core.events import EngineView
+from holdfast.core.front_end import COORDINATOR
 from holdfast.core.rendezvous import Rendezvous
 from holdfast.core.stalls import Stall
 from holdfast.core.states import EngineState
+from holdfast.hosts.vllm.api_servers import ApiServerMember
 from holdfast.hosts.vllm.communicators.rendezvous import RendezvousHost
+from holdfast.hosts.vllm.coordinator import CoordinatorMember
 from holdfast.hosts.vllm.engine_replacement import (
     Launch,
     cannot_replace,
@@ -36,6 +40,7 @@ from holdfast.hosts.vllm.engine_replacement import (
 )
 from holdfast.hosts.vllm.engine_watch import EngineCoreWatch
 from holdfast.hosts.vllm.front_end_touchpoints import CLIENT_INIT
+from holdfast.hosts.vllm.front_end_watch import FrontEndWatch
 from holdfast.hosts.vllm.register import ADD_TO_SCHEDULER, BUSY_LOOP, ENGINE_INIT, MAKE_REQUEST, WORKER_QUEUES, missing
 from holdfast.sentinel import ClientSentinel
 from holdfast.sentinel.addresses import client_address
@@ -102,6 +107,7 @@ class Owner:
         self.sentinel.expect_links(links)
         self._watch = EngineCoreWatch(self.config, self._engine_pids, self._condemn)
         self._condemned: dict[int, str] = {}
+        self._front_end = FrontEndWatch(self.sentinel, self._ends_within)
 
     # ---- the start
 
@@ -125,7 +131,12 @@ class Owner:
         self._check_links(api_servers)
         if self.config.stall_detection:
             self._watch.start()
+        self._front_end.start(self._members())
         _current = self
+
+    def _members(self) -> list[CoordinatorMember]:
+        coordinator = self._launch.coordinator if self._launch is not None else None
+        return [CoordinatorMember(coordinator, self.config)] if coordinator is not None else []
 
     def _check_engines(self) -> None:
         for engine in self.sentinel.await_attached(ATTACH_TIMEOUT_S).engines:
@@ -260,6 +271,25 @@ class Owner:
         manager = self._manager()
         return manager is None or bool(manager.manager_stopped.wait(seconds)) or self.defeat is not None
 
+    # ---- processes beside the engine cores
+
+    def stand_ins(self, watched: dict[str, Any]) -> dict[str, Any]:
+        """What the host is to watch in the place of what is watched here; takes and returns its own arguments."""
+        manager, stand_in = watched["api_server_manager"], self._front_end.stand_in
+        servers = [ApiServerMember(manager, i, self.sentinel, self.config) for i in range(len(manager.processes))]
+        self._front_end.add(servers)
+        shown = {**watched, "api_server_manager": SimpleNamespace(processes=[stand_in(s.name) for s in servers])}
+        if watched.get("coordinator") is not None:
+            shown["coordinator"] = SimpleNamespace(proc=stand_in(COORDINATOR))
+        return shown
+
+    def expect_end(self) -> None:
+        """The host is about to end every process."""
+        self._front_end.close()
+
+    def replace_process(self, order: ReplaceProcess) -> None:
+        self._front_end.replace(order)
+
     # ---- FrontEndHost
 
     def open_rendezvous(self, group: tuple[int, ...], epoch: int) -> Rendezvous:
@@ -274,6 +304,7 @@ class Owner:
         if self.defeat is None:
             self.defeat = reason
             self._defeated.set()
+            self._front_end.give_up()
             self._ending.start()
 
     def await_end(self) -> None:
@@ -292,6 +323,7 @@ class Owner:
     def close(self) -> None:
         """Idempotent."""
         self._watch.close()
+        self._front_end.close()
         self.sentinel.close()
         self._outlets.close()
         for rendezvous in self._rendezvous.values():

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import weakref
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import zmq
@@ -47,6 +47,10 @@ class ServedRequests:
         self._view: InstanceView | None = None
         # Before a lost engine core's successor connects under the same identity.
         client.input_socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
+
+    def begin_with(self, restarts: Mapping[int, int]) -> None:
+        """Serve for engine cores that were lost before, so many times each: that is no news here."""
+        self._restarts.update(restarts)
 
     # ---- what the client does
 
@@ -108,6 +112,8 @@ class ServedRequests:
     def take(self, outputs: Any) -> Any:
         """Outputs of one engine core, without those of requests that have left it; they count as delivered."""
         client = self._client()
+        if client is not None and outputs.utility_output is not None:
+            return outputs if _is_awaited(client, outputs.utility_output) else type(outputs)()
         if client is None or not (outputs.outputs or outputs.finished_requests):
             return outputs
         engine = client.core_engines[outputs.engine_index - client.engine_ranks_managed[0]]
@@ -191,8 +197,8 @@ class ServedRequests:
         """A successor says that it is ready where requests are sent to it; nothing may be sent to it before."""
         try:
             while not all(self._gone.values()):
-                identity, *_ = await socket.recv_multipart()
-                if identity in self._gone:
+                identity, *said = await socket.recv_multipart()
+                if identity in self._gone and len(said) == 1:  # more is a late answer to a greeting
                     self._gone[identity] = True
                     self._follow()
         finally:
@@ -241,3 +247,8 @@ class ServedRequests:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("moving requests failed", exc_info=error)
+
+
+def _is_awaited(client: Any, answer: Any) -> bool:
+    """Whether this process asked, or nobody (ids below 0): what a dead one asked is answered to its successor."""
+    return answer.call_id < 0 or answer.call_id in client.utility_results

@@ -1,0 +1,169 @@
+"""A client that takes a dead one's place, and engine cores that have said long ago that they are ready."""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+from collections.abc import Iterator, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+import pytest
+import zmq
+
+pytest.importorskip("vllm")
+
+from vllm.v1.engine import EngineCoreRequestType
+
+from holdfast.core.errors import PeerSilent
+from holdfast.core.events import EngineView, InstanceView
+from holdfast.core.states import EngineState
+from holdfast.hosts.vllm.clients import answer_greetings, drop_requests
+from holdfast.hosts.vllm.newcomer import GREETING, Newcomer, greet_engine_cores
+
+ADDRESS = "inproc://input"
+WAIT_S = 10.0
+
+
+class Link:
+    """What the owner says of two engine cores."""
+
+    def __init__(self, **second: Any) -> None:
+        told = {"pid": os.getpid(), "restarts": 0, "state": EngineState.HEALTHY, **second}
+        first = EngineView(engine_id=0, state=EngineState.HEALTHY, epoch=0, pid=os.getpid(), restarts=2)
+        engines = (first, EngineView(engine_id=1, epoch=0, **told))
+        self._view = InstanceView(engines=engines, fault_policy="auto")
+
+    def view(self) -> InstanceView:
+        return self._view
+
+
+class EngineCore:
+    """The input thread of an engine core that has said that it is ready to somebody who is gone."""
+
+    def __init__(self, context: zmq.Context[Any], engine_id: int, first_words: Sequence[int]) -> None:
+        self.input_queue: queue.Queue[Any] = queue.Queue()
+        self.scheduler = SimpleNamespace(requests={})
+        answer_greetings(self)
+        self.socket = context.socket(zmq.DEALER)
+        self.socket.setsockopt(zmq.IDENTITY, engine_id.to_bytes(2, "little"))
+        self.socket.connect(ADDRESS)
+        if engine_id in first_words:
+            self.socket.send(b"first word")
+        self.ends = threading.Event()
+        self.thread = threading.Thread(target=self.process_input_sockets)
+        self.thread.start()
+
+    def process_input_sockets(self) -> None:
+        input_socket, ready_payload = self.socket, b"ready"
+        while not self.ends.is_set():
+            if input_socket.poll(20):
+                _, call = input_socket.recv_multipart()
+                client_index, call_id, _, arguments = msgspec.msgpack.decode(call)
+                self.ft_sentinel.handle_command(client_index, call_id, arguments[0])  # type: ignore[attr-defined]
+        assert ready_payload
+        input_socket.close(linger=0)
+
+    def close(self) -> None:
+        self.ends.set()
+        self.thread.join(WAIT_S)
+
+
+class Client:
+    """As much of the host's client as is asked for."""
+
+    def __init__(self, context: zmq.Context[Any]) -> None:
+        self.input_socket = context.socket(zmq.ROUTER)
+        self.input_socket.bind(ADDRESS)
+        self.resources = SimpleNamespace(ctx=context, input_socket=self.input_socket)
+
+    def wait_ready(self) -> dict[int, bytes]:
+        """As the host does."""
+        greet_engine_cores(lambda client: None, self)
+        waiting, heard = {0, 1}, {}
+        while waiting:
+            assert self.input_socket.poll(WAIT_S * 1000)
+            identity, payload = self.input_socket.recv_multipart()
+            waiting.remove(int.from_bytes(identity, "little"))
+            heard[int.from_bytes(identity, "little")] = payload
+        return heard
+
+
+@pytest.fixture
+def context() -> Iterator[zmq.Context[Any]]:
+    made = zmq.Context[Any]()
+    yield made
+    made.destroy(linger=0)
+
+
+@pytest.fixture
+def client(context: zmq.Context[Any]) -> Client:
+    return Client(context)
+
+
+@pytest.fixture
+def engines(request: pytest.FixtureRequest, context: zmq.Context[Any], client: Client) -> Iterator[list[EngineCore]]:
+    first_words = getattr(request, "param", ())
+    made = [EngineCore(context, engine_id, first_words) for engine_id in (0, 1)]
+    yield made
+    for engine in made:
+        engine.close()
+
+
+def test_it_hears_once_of_each_engine_core_that_is_ready(client: Client, engines: list[EngineCore]) -> None:
+    newcomer = Newcomer(Link(restarts=1), 0, WAIT_S)  # type: ignore[arg-type]
+    with newcomer.making(client):
+        assert client.wait_ready() == {0: b"ready", 1: b"ready"}
+    assert newcomer.restarts == {0: 2, 1: 1}
+    assert client.input_socket is client.resources.input_socket
+
+
+@pytest.mark.parametrize("engines", [(1,)], indirect=True)
+def test_the_first_word_of_one_that_was_restarted_meanwhile_is_not_counted_twice(
+    client: Client, engines: list[EngineCore]
+) -> None:
+    newcomer = Newcomer(Link(), 0, WAIT_S)  # type: ignore[arg-type]
+    with newcomer.making(client):
+        assert client.wait_ready() == {0: b"ready", 1: b"ready"}
+
+
+def test_the_word_of_a_process_that_is_being_replaced_does_not_count(client: Client, engines: list[EngineCore]) -> None:
+    newcomer = Newcomer(Link(pid=None, state=EngineState.RESTARTING), 0, 0.5)  # type: ignore[arg-type]
+    with newcomer.making(client), pytest.raises(PeerSilent, match=r"engine core\(s\) 1 did not answer"):
+        client.wait_ready()
+
+
+def test_a_greeting_takes_back_what_the_dead_client_had_open(client: Client, engines: list[EngineCore]) -> None:
+    requests = {"a": 1, "b": 0, "c": 1}
+    engines[0].scheduler.requests = {i: SimpleNamespace(request_id=i, client_index=c) for i, c in requests.items()}
+    newcomer = Newcomer(Link(), 1, WAIT_S)  # type: ignore[arg-type]
+    with newcomer.making(client):
+        client.wait_ready()
+    kind, request_ids = engines[0].input_queue.get(timeout=WAIT_S)
+    assert (kind, set(request_ids)) == (EngineCoreRequestType.ABORT, {"a", "c"})
+
+
+def test_requests_that_wait_to_be_added_are_dropped_as_well() -> None:
+    engine = SimpleNamespace(input_queue=queue.Queue(), scheduler=SimpleNamespace(requests={}))
+    drop_requests(engine, 0)
+    engine.scheduler.requests["late"] = SimpleNamespace(request_id="late", client_index=0)
+    _, request_ids = engine.input_queue.get_nowait()
+    assert list(request_ids) == ["late"]
+
+
+def test_another_call_under_that_name_is_refused_and_not_forgotten() -> None:
+    engine: Any = SimpleNamespace(output_queue=queue.Queue())
+    answer_greetings(engine)
+    engine.ft_sentinel.handle_command(1, 42, {"instruction": "retry"})
+    client_index, outputs = engine.output_queue.get_nowait()
+    assert (client_index, outputs.utility_output.call_id) == (1, 42)
+    assert "is off" in outputs.utility_output.failure_message
+
+
+def test_a_greeting_is_answered_only_where_messages_arrive() -> None:
+    engine: Any = SimpleNamespace(input_queue=queue.Queue(), scheduler=SimpleNamespace(requests={}))
+    answer_greetings(engine)
+    with pytest.raises(RuntimeError, match="process_input_sockets"):
+        engine.ft_sentinel.handle_command(0, 0, GREETING)

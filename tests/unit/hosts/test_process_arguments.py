@@ -1,0 +1,112 @@
+"""What an API server or a coordinator was started with is kept, since the process itself forgets it."""
+
+from __future__ import annotations
+
+import multiprocessing
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+pytest.importorskip("vllm")
+
+from holdfast.core.config import HoldfastConfig
+from holdfast.hosts.vllm.api_servers import ApiServerMember, save_process_arguments
+from holdfast.hosts.vllm.coordinator import introduce, save_coordinator_arguments
+from holdfast.hosts.vllm.settings import handed_down
+
+
+def start_two(manager: Any, args: str) -> None:
+    """As the host's manager does, but for the start."""
+    context = multiprocessing.get_context("spawn")
+    manager.processes = [
+        context.Process(target=print, name=f"ApiServer_{i}", args=("address", args, {"client_index": i}))
+        for i in range(2)
+    ]
+
+
+def test_every_process_of_a_protected_instance_can_be_started_again() -> None:
+    manager = SimpleNamespace()
+    with handed_down(HoldfastConfig()):
+        save_process_arguments(start_two, manager, "args")
+    assert [saved["args"] for saved in manager.holdfast_arguments] == [
+        ("address", "args", {"client_index": 0}),
+        ("address", "args", {"client_index": 1}),
+    ]
+    assert [process.name for process in manager.processes] == ["ApiServer_0", "ApiServer_1"]
+
+
+def test_processes_are_made_as_before_when_that_is_over() -> None:
+    context = multiprocessing.get_context("spawn")
+    with handed_down(HoldfastConfig()):
+        save_process_arguments(start_two, SimpleNamespace(), "args")
+    assert context.Process is type(context).Process
+
+
+def test_an_unprotected_instance_is_left_alone() -> None:
+    manager = SimpleNamespace()
+    save_process_arguments(start_two, manager, "args")
+    assert not hasattr(manager, "holdfast_arguments")
+
+
+@pytest.mark.parametrize("counters", [None, [3] * 16])
+def test_a_lost_api_server_is_left_no_connection_and_counts_for_nothing(counters: list[int] | None) -> None:
+    shared: dict[str, Any] = {"api_server_loads": [4, 5]}
+    if counters is not None:
+        shared["mp_admission_counters"] = counters
+    manager = SimpleNamespace(processes=[None, None], holdfast_arguments=[{"args": (shared,)}] * 2)
+    ApiServerMember(manager, 1, SimpleNamespace(), HoldfastConfig()).note_loss()  # type: ignore[arg-type]
+    assert shared["api_server_loads"] == [4, 2**31 - 1]
+    assert counters is None or (counters[0], counters[8]) == (3, 0)
+
+
+def test_the_arguments_of_the_coordinator_are_kept_with_their_defaults() -> None:
+    def start(coordinator: Any, parallel_config: str, enable_wave_coordination: bool = True) -> None:
+        coordinator.started = parallel_config
+
+    coordinator = SimpleNamespace()
+    with handed_down(HoldfastConfig()):
+        save_coordinator_arguments(start, coordinator, "parallel")
+    assert coordinator.started == "parallel"
+    assert coordinator.holdfast_arguments["parallel_config"] == "parallel"
+    assert coordinator.holdfast_arguments["enable_wave_coordination"] is True
+
+
+# ---- what a new coordinator is told
+
+
+class EngineCore:
+    """One of a lockstep group, in a wave."""
+
+    has_coordinator, last_counts = True, (0, 0)
+
+    def __init__(self, running: bool, unfinished: bool = False, paused: bool = False) -> None:
+        self.current_wave, self.engines_running, self.ignore_start_dp_wave = 7, running, paused
+        self.scheduler = SimpleNamespace(has_unfinished_requests=lambda: unfinished)
+        self.said: list[Any] = []
+        self.output_queue = SimpleNamespace(put_nowait=self.said.append)
+
+
+@pytest.mark.parametrize(
+    ("engine", "start", "complete"),
+    [
+        (EngineCore(running=True), 7, None),
+        (EngineCore(running=False, unfinished=True), 7, None),
+        (EngineCore(running=False), None, 6),
+        (EngineCore(running=False, unfinished=True, paused=True), None, 6),
+    ],
+    ids=["running", "stepping alone", "idle", "paused by the host"],
+)
+def test_an_engine_core_says_which_wave_it_runs_or_has_completed(
+    engine: EngineCore, start: int | None, complete: int | None
+) -> None:
+    introduce(engine)
+    [(client_index, outputs)] = engine.said
+    assert (client_index, outputs.start_wave, outputs.wave_complete) == (-1, start, complete)
+    assert engine.last_counts is None  # differs from every count: they are told again
+
+
+def test_an_engine_core_without_waves_only_tells_its_counts_again() -> None:
+    engine = SimpleNamespace(has_coordinator=True, last_counts=(1, 1))
+    introduce(engine)
+    assert engine.last_counts is None
