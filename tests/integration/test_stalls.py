@@ -26,6 +26,7 @@ from holdfast.core.faults import FaultClass, Phase
 from holdfast.core.injection import FaultKind, InjectionSpec
 from integration.conftest import V1_ASYNC, V1_SYNC, Servers, in_matrix, left_behind, run
 from integration.loads import every_feature, fresh_salt
+from integration.test_worker_death import workers_of
 
 pytestmark = [pytest.mark.host, pytest.mark.server, pytest.mark.slow]
 
@@ -167,13 +168,11 @@ def test_an_engine_core_that_goes_silent_is_replaced_with_what_it_served(bench: 
 
 
 def test_a_worker_that_is_stopped_while_nothing_is_asked_of_it_is_replaced_before_anybody_asks(bench: Bench) -> None:
-    from integration.test_worker_death import Bench as Deaths
-
     async def scenario() -> list[dict]:
         async with Control(bench.server.url) as control:
             await control.await_standbys()
             before = await control.last_sequence()
-            os.kill(Deaths(bench.server, bench.topology).workers()[bench.victim], signal.SIGSTOP)
+            os.kill(workers_of(bench.server)[bench.victim], signal.SIGSTOP)
             return await control.wait_recovered(before, timeout_s=RECOVERY_S)
 
     bench.expected()

@@ -96,15 +96,19 @@ class Bench:
             return found, await control.wait_recovered(before, timeout_s=RECOVERY_S)
 
     def workers(self) -> dict[tuple[int, int], int]:
-        """Process of every rank by engine and rank, as their own names tell."""
-        found = {}
-        for process in psutil.Process(self.server.pid).children(recursive=True):
-            if (place := _place(_name(process))) is not None:
-                found[place] = process.pid
-        return found
+        return workers_of(self.server)
 
     def kill(self, engine: int, rank: int) -> None:
         os.kill(self.workers()[engine, rank], signal.SIGKILL)
+
+
+def workers_of(server: Server) -> dict[tuple[int, int], int]:
+    """Process of every rank by engine and rank, as their own names tell."""
+    found = {}
+    for process in psutil.Process(server.pid).children(recursive=True):
+        if (place := _place(_name(process))) is not None:
+            found[place] = process.pid
+    return found
 
 
 def _name(process: psutil.Process) -> str:
