@@ -118,12 +118,11 @@ def test_a_stream_that_was_cancelled_is_not_resumed(pair: Server) -> None:
                 return counted((await client.get("/metrics")).text, name, label)
 
             ended = await sample("vllm:request_success_total", 'finished_reason="length"')
-            running = load(pair, 2)
+            greedy = replace(every_feature(fresh_salt())[0], max_tokens=1500)  # none ends before it is cancelled
+            specs = [replace(greedy, name=f"s{i}", prompt=f"The keeper {i}") for i in range(4)]
+            running = Load(pair.url, spread(specs, 2))
             streams = asyncio.create_task(running.run())
             await kill_in_mid_stream(pair, running, 0)
-            async with asyncio.timeout(60):
-                while not await sample("vllm:num_requests_running", 'engine="1"'):
-                    await asyncio.sleep(0.05)
             streams.cancel()
             async with asyncio.timeout(60):
                 while await sample("vllm:num_requests_running", 'engine="1"'):
