@@ -157,9 +157,9 @@ class StepGuard:
             self._fenced_by = self._fenced_by or TOLD_TO_STOP
             return self._communicators.break_all()
 
-    def has_entered_after(self, epoch: int) -> bool:
-        """Whether a restore has begun that leads out of `epoch`."""
-        return self._entering > epoch
+    def is_done_with(self, epoch: int) -> bool:
+        """Whether no step of `epoch` is under way any more: a restore is, or was, whatever became of that."""
+        return self._entering > min(epoch, self._epoch)
 
     def enter(self, epoch: int) -> None:
         """A restore has begun: what belongs to an older epoch is history from now on."""
@@ -219,7 +219,7 @@ class GuardedWorker:
         return self._guard.stop(epoch)
 
     def collective_under_way(self, epoch: int) -> str | None:
-        if self._guard.has_entered_after(epoch):
+        if self._guard.is_done_with(epoch):  # who meets its peers in a restore waits for them, and rightly
             return None
         return collective_under_way(threading.main_thread().ident or 0)
 
