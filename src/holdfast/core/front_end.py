@@ -14,7 +14,7 @@ from holdfast.core.effects import Effect, ReplaceProcess, Send
 from holdfast.core.events import EventKind
 from holdfast.core.interventions import Interventions
 from holdfast.core.journal import Journal
-from holdfast.core.policy import LONGEST_PAUSE_S, Replacement, recent
+from holdfast.core.policy import Replacement, growing_pause_s, recent
 from holdfast.core.roster import Roster
 
 COORDINATOR = "coordinator"
@@ -44,8 +44,8 @@ def decide_restart(now: float, tried_at: tuple[float, ...], config: HoldfastConf
     if tries >= limit:
         window = f"{config.api_server_restart_window_s:g} s"
         return Replacement(False, f"{tries} restarts within {window} did not last (--max-api-server-restarts {limit})")
-    after_s = min(LONGEST_PAUSE_S, 2.0 ** (tries - 1)) if tries else 0.0
-    return Replacement(True, f"another one takes its place; restart {tries + 1} of {limit}", after_s)
+    reason = f"another one takes its place; restart {tries + 1} of {limit}"
+    return Replacement(True, reason, growing_pause_s(tries))
 
 
 @dataclass

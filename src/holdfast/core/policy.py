@@ -11,7 +11,7 @@ import msgspec
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.faults import Fault, FaultClass
 
-LONGEST_PAUSE_S = 30.0  # between tries to restart a worker
+LONGEST_PAUSE_S = 30.0  # between tries to start a process again
 
 
 class Action(enum.StrEnum):
@@ -73,6 +73,11 @@ class Replacement:
 def recent(tried_at: Sequence[float], now: float, window_s: float) -> tuple[float, ...]:
     """The tries that lie within the window that ends now."""
     return tuple(at for at in tried_at if now - at < window_s)
+
+
+def growing_pause_s(tries: int) -> float:
+    """How long to wait before the next try of what was tried so often: not at all at first, then 1 s and more."""
+    return min(LONGEST_PAUSE_S, 2.0 ** (tries - 1)) if tries else 0.0
 
 
 def decide_repair(now: float, incident: Incident, config: HoldfastConfig) -> Decision:
@@ -145,17 +150,15 @@ def decide_replacement(now: float, tried_at: Sequence[float], config: HoldfastCo
         limit = f"(--max-engine-restarts {config.max_engine_restarts})"
         window = f"{config.engine_restart_window_s:g} s"
         return Replacement(False, f"{tries} engine core restarts within {window} did not last {limit}")
-    after_s = min(LONGEST_PAUSE_S, 2.0 ** (tries - 1)) if tries else 0.0
     reason = f"another engine core takes its place; engine core restart {tries + 1} of {config.max_engine_restarts}"
-    return Replacement(True, reason, after_s)
+    return Replacement(True, reason, growing_pause_s(tries))
 
 
 def _next_try_at(incident: Incident) -> float:
     """At once the first time and after the first failure; then with growing pauses."""
     if incident.failed_restarts < 2 or not incident.restarted_at:
         return 0.0
-    pause_s = min(LONGEST_PAUSE_S, 2.0 ** (incident.failed_restarts - 2))
-    return incident.restarted_at[-1] + pause_s
+    return incident.restarted_at[-1] + growing_pause_s(incident.failed_restarts - 1)
 
 
 def decide_wait(now: float, incident: Incident, config: HoldfastConfig) -> Decision:
