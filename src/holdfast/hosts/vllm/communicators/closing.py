@@ -18,7 +18,7 @@ from collections.abc import Sequence
 GRACE_S = 0.05  # the peers are told to break as well; one that is not learns it from the end of the connection
 LINGER_S = 2.0
 _EMPTY_EVERY_S = 0.002
-_CHUNK_BYTES = 1 << 20
+_CHUNK_BYTES, _CHUNKS_AT_ONCE = 1 << 20, 64  # more than the kernel holds for a connection
 _UNDER_WAY = frozenset({1, 4, 5})  # the states of a connection whose peer may still write (see tcp_states.h)
 
 
@@ -54,17 +54,19 @@ def _empty_until(connections: list[socket.socket], deadline: float) -> None:
     """Take what the peers still write, so that they come to an end with it."""
     while connections and time.monotonic() < deadline:
         for connection in connections:
-            _take_some(connection)
+            _take_what_is_there(connection)
         for connection in [c for c in connections if _is_over(c)]:
             connections.remove(connection)
             connection.close()
         time.sleep(_EMPTY_EVERY_S)
 
 
-def _take_some(connection: socket.socket) -> None:
-    """Not all there is: a peer that goes on writing must not keep the others' from their end."""
+def _take_what_is_there(connection: socket.socket) -> None:
+    """Bounded: a peer that writes on and on must not keep the others from their end."""
     with contextlib.suppress(OSError):  # nothing there, or no connection any more
-        connection.recv(_CHUNK_BYTES)
+        for _ in range(_CHUNKS_AT_ONCE):
+            if not connection.recv(_CHUNK_BYTES):
+                return
 
 
 def _is_over(connection: socket.socket) -> bool:
