@@ -14,6 +14,7 @@ from typing import ClassVar
 import httpx
 import pytest
 
+from holdfast.bench.instrument import precise_client
 from holdfast.bench.loads import SERVER_ARGUMENTS
 from holdfast.bench.topologies import Topology
 from holdfast.chaos.control import Control
@@ -206,8 +207,13 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
 
 
 def run(coroutine):  # type: ignore[no-untyped-def]
-    """Run one asynchronous scenario to its end."""
-    return asyncio.run(coroutine)
+    """Run one asynchronous scenario to its end.
+
+    Scheduled at once where the system allows it: servers whose processes spin keep an ordinary client from its
+    processor for seconds, and what it was to do in the middle of a stream comes after the stream's end.
+    """
+    with precise_client():
+        return asyncio.run(coroutine)
 
 
 async def well(server: Server) -> str | None:

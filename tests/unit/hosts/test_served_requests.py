@@ -36,6 +36,7 @@ class Client:
     def __init__(self) -> None:
         self.input_socket = Socket()
         self.core_engines = ENGINES
+        self.engine_ranks_managed = [0, 1]
         self.reqs_in_flight: dict[str, bytes] = {}
         self.engine_inflight: dict[bytes, int] = {}
         self.outputs_queue: asyncio.Queue[Any] = asyncio.Queue()
@@ -112,6 +113,7 @@ def test_a_request_that_cannot_be_sent_again_ends_alone() -> None:
         served.follow(view((DOWN, 1), (UP, 0)))
         await settle()
         assert sent == ["bad", "good", "good"]
+        client.outputs_queue.get_nowait()  # that nothing runs on the lost one
         failed = client.outputs_queue.get_nowait()
         assert [o.request_id for o in failed.outputs] == ["bad"]
         assert list(served.open) == ["good"]
@@ -131,6 +133,21 @@ def test_engine_cores_that_were_lost_before_this_process_was_there_are_no_news()
         served.follow(view((DOWN, 4), (UP, 0)))
         await settle()
         assert [served.is_gone(engine) for engine in ENGINES] == [True, False]
+
+    asyncio.run(scenario())
+
+
+def test_the_host_is_told_that_nothing_runs_or_waits_on_a_lost_engine_core() -> None:
+    async def scenario() -> None:
+        client = Client()
+        served = ServedRequests(client)
+        served.bind(asyncio.get_running_loop())
+        served.follow(view((UP, 0), (DOWN, 1)))
+        await settle()
+        said = client.outputs_queue.get_nowait()
+        assert (said.engine_index, said.outputs) == (1, [])
+        assert (said.scheduler_stats.num_running_reqs, said.scheduler_stats.num_waiting_reqs) == (0, 0)
+        assert client.outputs_queue.empty()
 
     asyncio.run(scenario())
 

@@ -144,6 +144,13 @@ FRONT_END_TOUCHPOINTS: tuple[Touchpoint, ...] = (
         "another coordinator at the same addresses",
     ),
     *attributes("vllm.v1.engine", "EngineCoreOutputs", "start_wave wave_complete", "telling it the wave that runs"),
+    *attributes("vllm.v1.engine", "EngineCoreOutputs", "engine_index scheduler_stats", "a lost one runs nothing"),
+    *attributes(
+        "vllm.v1.metrics.stats",
+        "SchedulerStats",
+        "num_running_reqs num_waiting_reqs kv_cache_usage",
+        "a lost engine core runs nothing",
+    ),
     call("vllm.v1.utils", "shutdown", ("procs", "timeout"), "ending what was started when the start failed"),
     *attributes(
         _CLIENT,

@@ -188,6 +188,7 @@ class ServedRequests:
             for request_id in [i for i, at in client.reqs_in_flight.items() if at == engine]:
                 del client.reqs_in_flight[request_id]
             client.engine_inflight[engine] = 0
+        client.outputs_queue.put_nowait(_last_word(client, engine))
         logger.warning("engine core %d is lost: %d requests leave it", int.from_bytes(engine, "little"), len(leaving))
         if not self._is_listening:
             self._is_listening = True
@@ -247,6 +248,15 @@ class ServedRequests:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("moving requests failed", exc_info=error)
+
+
+def _last_word(client: Any, engine: bytes) -> Any:
+    """What a lost engine core could not say any more: that nothing runs or waits there. The host's gauges show it."""
+    from vllm.v1.engine import EngineCoreOutputs
+    from vllm.v1.metrics.stats import SchedulerStats
+
+    index = client.core_engines.index(engine) + client.engine_ranks_managed[0]
+    return EngineCoreOutputs(engine_index=index, scheduler_stats=SchedulerStats())
 
 
 def _is_awaited(client: Any, answer: Any) -> bool:
