@@ -53,6 +53,17 @@ class EngineStatus(msgspec.Struct, frozen=True, kw_only=True):
     standbys: Standbys | UnsetType = UNSET
 
 
+class ProcessStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """A process beside the engine cores: the coordinator, or one of several API servers.
+
+    `pid` is null while it is gone.
+    """
+
+    name: str
+    pid: int | None
+    restarts: int
+
+
 class Status(msgspec.Struct, frozen=True, kw_only=True):
     """The instance: the host's fields first, then ours."""
 
@@ -64,6 +75,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     sequence: int
     notify_address: str
     defeat: str | UnsetType = UNSET
+    processes: tuple[ProcessStatus, ...] = ()
 
 
 class Notification(Status, frozen=True, kw_only=True):
@@ -144,6 +156,7 @@ def _status_fields(view: InstanceView) -> dict[str, Any]:
         "sequence": view.sequence,
         "notify_address": view.notify_address,
         "defeat": _optional(view.defeat),
+        "processes": tuple(ProcessStatus(name=p.name, pid=p.pid, restarts=p.restarts) for p in view.processes),
     }
 
 

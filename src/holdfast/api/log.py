@@ -34,7 +34,7 @@ def _describe_engine(event: Event) -> str:
             return f"{engine} is told to pause: {event.reason} (command {event.command_id})"
         case EventKind.ENGINE_PAUSED:
             return f"{engine} is paused"
-        case EventKind.DECISION_MADE | EventKind.ENGINE_LOST | EventKind.PROCESS_LOST | EventKind.PROCESS_RESTARTED:
+        case EventKind.DECISION_MADE | EventKind.ENGINE_LOST:
             return f"{engine}: {event.reason}"
         case EventKind.RECOVERY_STARTED:
             return f"{engine} recovering, epoch {event.epoch} (command {event.command_id})"
@@ -50,11 +50,12 @@ def _describe_engine(event: Event) -> str:
             )
         case EventKind.STANDBYS_CHANGED:
             return f"{engine}: standby workers: {event.reason}"
-        case EventKind.INSTANCE_DEFEATED:
-            return f"giving up: {event.reason}"
+    return _describe_process(event)
 
 
 def _describe_process(event: Event) -> str:
+    if event.kind is EventKind.PROCESS_ATTACHED:
+        return f"{event.process} is watched"
     if event.kind is EventKind.PROCESS_RESTARTED:
         return f"{event.process} is another process, {event.interruption_s or 0.0:.1f} s after its loss"
     return f"giving up: {event.reason}" if event.kind is EventKind.INSTANCE_DEFEATED else str(event.reason)

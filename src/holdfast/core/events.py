@@ -27,6 +27,7 @@ class EventKind(enum.StrEnum):
     ENGINE_LOST = "engine-lost"
     ENGINE_RESTARTED = "engine-restarted"
     STANDBYS_CHANGED = "standbys-changed"
+    PROCESS_ATTACHED = "process-attached"
     PROCESS_LOST = "process-lost"
     PROCESS_RESTARTED = "process-restarted"
     INSTANCE_DEFEATED = "instance-defeated"
@@ -87,6 +88,17 @@ class EngineView(msgspec.Struct, frozen=True, kw_only=True):
     restarts: int = 0  # how often another process had to take its place
 
 
+class ProcessView(msgspec.Struct, frozen=True, kw_only=True):
+    """A process beside the engine cores: the coordinator, or one of several API servers.
+
+    `pid` is none while it is gone.
+    """
+
+    name: str
+    pid: int | None = None
+    restarts: int = 0  # how often another one took its place
+
+
 class InstanceView(msgspec.Struct, frozen=True, kw_only=True):
     """The instance as status shows it; a new one is made at every change."""
 
@@ -95,6 +107,7 @@ class InstanceView(msgspec.Struct, frozen=True, kw_only=True):
     sequence: int = 0
     notify_address: str = ""
     defeat: str | None = None
+    processes: tuple[ProcessView, ...] = ()
 
     @property
     def ready(self) -> bool:

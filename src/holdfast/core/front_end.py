@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from holdfast.core import messages as m
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.effects import Effect, ReplaceProcess, Send
-from holdfast.core.events import EventKind
+from holdfast.core.events import EventKind, ProcessView
 from holdfast.core.interventions import Interventions
 from holdfast.core.journal import Journal
 from holdfast.core.policy import Replacement, growing_pause_s, recent
@@ -65,6 +65,11 @@ class FrontEndProcesses:
     _known: dict[str, _Process] = field(default_factory=dict)
     _tell_at: tuple[float, ...] = ()
 
+    def attached(self, name: str, pid: int | None) -> list[Effect]:
+        """A process is there and is watched."""
+        self.roster.processes[name] = ProcessView(name=name, pid=pid)
+        return [self.journal.publish_of(name, EventKind.PROCESS_ATTACHED)]
+
     def lost(self, name: str, why: str, hopeless: str, now: float) -> list[Effect]:
         """A process is gone, or what was to take its place did not start.
 
@@ -78,22 +83,28 @@ class FrontEndProcesses:
         if not plan.is_possible:
             return self.interventions.end_for(name, reason)
         process.lost_at = now if process.lost_at is None else process.lost_at
+        self._show(name, None)
         window_s = self.config.api_server_restart_window_s
         process.restarted_at = (*recent(process.restarted_at, now, window_s), now)
         told = self.journal.publish_of(name, EventKind.PROCESS_LOST, reason=reason)
         return [*self._forget_requests_of(name), told, ReplaceProcess(name, plan.after_s)]
 
-    def returned(self, name: str, now: float) -> list[Effect]:
+    def returned(self, name: str, now: float, pid: int | None = None) -> list[Effect]:
         """Another process is in its place and does its work."""
         process = self._known.get(name)
         if self.roster.defeat is not None or process is None or process.lost_at is None:
             return []
         interruption_s, process.lost_at = now - process.lost_at, None
+        self._show(name, pid, restarts=1)
         told = self.journal.publish_of(name, EventKind.PROCESS_RESTARTED, interruption_s=interruption_s)
         if name != COORDINATOR:
             return [told]
         self._tell_at = tuple(now + after_s for after_s in TELL_AGAIN_AFTER_S)
         return [*self._introduce_coordinator(), told]
+
+    def _show(self, name: str, pid: int | None, restarts: int = 0) -> None:
+        was = self.roster.processes.get(name, ProcessView(name=name))
+        self.roster.processes[name] = ProcessView(name=name, pid=pid, restarts=was.restarts + restarts)
 
     def tick(self, now: float) -> list[Effect]:
         """Call a few times a second."""

@@ -98,13 +98,17 @@ class Instance:
 
     # ---- facts of the processes beside the engine cores
 
+    def process_attached(self, name: str, pid: int | None) -> list[Effect]:
+        """Such a process is there and is watched."""
+        return self._front_end.attached(name, pid)
+
     def process_lost(self, name: str, why: str, now: float, hopeless: str = "") -> list[Effect]:
         """Such a process is gone; `hopeless` says why nothing could take its place, empty where something can."""
         return self._front_end.lost(name, why, hopeless, now)
 
-    def process_returned(self, name: str, now: float) -> list[Effect]:
+    def process_returned(self, name: str, now: float, pid: int | None = None) -> list[Effect]:
         """Another process has taken its place."""
-        return self._front_end.returned(name, now)
+        return self._front_end.returned(name, now, pid)
 
     # ---- instructions from outside
 

@@ -32,6 +32,7 @@ class Journal:
             sequence=self._sequence,
             notify_address=self._notify_address,
             defeat=self._roster.defeat,
+            processes=tuple(self._roster.processes.values()),
         )
 
     def publish(self, kind: EventKind, group: LockstepGroup, engine: Engine, **about: object) -> Publish:

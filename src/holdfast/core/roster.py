@@ -1,4 +1,4 @@
-"""Who belongs to an instance: its engines, the lockstep groups that they form, and whether it has ended.
+"""Who belongs to an instance: its engines, their lockstep groups, the processes beside them; and whether it has ended.
 
 Finds and chooses; what follows from what it knows is for others to say.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from holdfast.core.errors import UnknownEngine
+from holdfast.core.events import ProcessView
 from holdfast.core.group import Engine, LockstepGroup, make_groups
 from holdfast.core.states import Trigger
 
@@ -23,6 +24,7 @@ class Roster:
         self.groups = make_groups(groups)
         self._home = {e.engine_id: (g, e) for g in self.groups for e in g.engines}
         self.defeat: str | None = None
+        self.processes: dict[str, ProcessView] = {}  # those beside the engine cores
 
     @property
     def engine_ids(self) -> tuple[int, ...]:

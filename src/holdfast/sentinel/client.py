@@ -122,13 +122,17 @@ class ClientSentinel:
         """An engine core's process is gone; `hopeless` says why nothing can take its place. Any thread."""
         self._thread.post(lambda: self._perform(self._instance.lost(engine_id, why, time.monotonic(), hopeless)))
 
+    def process_attached(self, name: str, pid: int | None) -> None:
+        """A process beside the engine cores is there and is watched. Any thread."""
+        self._thread.post(lambda: self._perform(self._instance.process_attached(name, pid)))
+
     def process_lost(self, name: str, why: str, hopeless: str = "") -> None:
         """A process beside the engine cores is gone; `hopeless` as for an engine core. Any thread."""
         self._thread.post(lambda: self._process_lost(name, why, hopeless))
 
-    def process_returned(self, name: str) -> None:
+    def process_returned(self, name: str, pid: int | None) -> None:
         """Another process has taken its place. Any thread."""
-        self._thread.post(lambda: self._perform(self._instance.process_returned(name, time.monotonic())))
+        self._thread.post(lambda: self._perform(self._instance.process_returned(name, time.monotonic(), pid)))
 
     def tell(self, on_view: Callable[[InstanceView], None]) -> None:
         """Have `on_view` told every later view, on the sentinel's thread."""

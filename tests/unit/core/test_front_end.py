@@ -5,7 +5,7 @@ import pytest
 from holdfast.core import messages as m
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.effects import End, ReplaceProcess, Send
-from holdfast.core.events import EventKind
+from holdfast.core.events import EventKind, ProcessView
 from holdfast.core.front_end import COORDINATOR, TELL_AGAIN_AFTER_S, api_server, index_of_api_server
 from holdfast.core.states import EngineState
 from support.instance_bench import Bench, kinds
@@ -47,6 +47,17 @@ def test_events_name_the_process_and_how_long_it_was_missing():
     assert (gone.kind, gone.process, gone.engine_id, gone.state) == (EventKind.PROCESS_LOST, SECOND, None, None)
     assert gone.reason == "api-server-1 is gone: exit code -9; another one takes its place; restart 1 of 3"
     assert (back.kind, back.process, back.interruption_s) == (EventKind.PROCESS_RESTARTED, SECOND, 12.5)
+
+
+def test_the_status_says_of_each_process_whether_it_is_there_and_how_often_it_was_replaced():
+    bench = make_bench()
+    bench.did(bench.instance.process_attached(COORDINATOR, 11))
+    bench.did(bench.instance.process_attached(SECOND, 12))
+    assert bench.instance.view().processes == (ProcessView(name=COORDINATOR, pid=11), ProcessView(name=SECOND, pid=12))
+    lost(bench, SECOND)
+    assert bench.instance.view().processes[1] == ProcessView(name=SECOND)
+    bench.did(bench.instance.process_returned(SECOND, bench.now, 13))
+    assert bench.instance.view().processes[1] == ProcessView(name=SECOND, pid=13, restarts=1)
 
 
 def test_what_is_missing_since_before_a_start_that_failed_is_missing_that_long():

@@ -76,7 +76,10 @@ class Instance:
     def process_lost(self, name: str, why: str, hopeless: str) -> None:
         self.told.put(("lost", name, why))
 
-    def process_returned(self, name: str) -> None:
+    def process_attached(self, name: str, pid: int) -> None:
+        self.attached = name, pid
+
+    def process_returned(self, name: str, pid: int) -> None:
         self.told.put(("returned", name))
 
     def next(self) -> tuple[str, ...]:
@@ -93,6 +96,10 @@ def instance() -> Iterator[Instance]:
 
 def has_ended(stand_in: Any, within_s: float = 0.0) -> bool:
     return bool(multiprocessing.connection.wait([stand_in.sentinel], within_s))
+
+
+def test_what_is_watched_is_told_with_its_process_id(instance: Instance) -> None:
+    assert instance.attached == (NAME, Process.pid)
 
 
 def test_a_process_that_dies_is_told_and_noted(instance: Instance) -> None:

@@ -93,6 +93,8 @@ class FrontEndWatch:
     def add(self, members: Sequence[Member]) -> None:
         """Watch these too."""
         self._members = {**self._members, **{member.name: member for member in members}}
+        for member in members:
+            self._sentinel.process_attached(member.name, member.process.pid)
 
     def stand_in(self, name: str) -> StandIn:
         """What the host is to watch in its place."""
@@ -153,7 +155,7 @@ class FrontEndWatch:
         except Exception as error:
             self._did_not_start(member, error)
             return
-        self._sentinel.process_returned(member.name)
+        self._sentinel.process_returned(member.name, member.process.pid)
         self._gone.discard(member.name)
 
     def _end_with_the_others(self, member: Member) -> None:
