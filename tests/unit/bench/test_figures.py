@@ -166,7 +166,7 @@ def test_a_missed_target_breaks_no_law() -> None:
         {"failure": "the server ended"},
         {"left_behind": ("process 7",)},
     ],
-    ids=str,
+    ids=["a problem", "no trial", "a failure", "a process left behind"],
 )
 def test_nothing_wrong_passes_for_lawful(wrong: dict[str, Any]) -> None:
     """A problem, no trial at all, a server that ended, or something of it that stayed."""

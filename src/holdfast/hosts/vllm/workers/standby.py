@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import multiprocessing.connection
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 
 import psutil
 
+from holdfast.hosts.vllm.workers import gentle
 from holdfast.hosts.vllm.workers.starting import Newcomer
 from holdfast.hosts.vllm.workers.watch import describe_exit
 
@@ -84,7 +84,7 @@ class StandbyPool:
             taken = max(alive, key=lambda s: (s.ready, s.newcomer.rank is not None))
             self._standbys.remove(taken)
             self._fill_at = time.monotonic() + REFILL_DELAY_S
-        set_policy(taken.newcomer.process.pid, os.SCHED_OTHER)
+        gentle.hurry(taken.newcomer.process.pid)
         self._news.set()
         return taken.newcomer
 
@@ -106,7 +106,7 @@ class StandbyPool:
         except OSError as error:  # no process, no memory: perhaps later
             self._postpone(f"none could be started: {error}")
             return
-        set_policy(newcomer.process.pid, os.SCHED_IDLE)
+        gentle.slow_down(newcomer.process.pid)
         with self._lock:
             self._standbys.append(_Standby(newcomer, missing[0]))
 
@@ -147,14 +147,6 @@ class StandbyPool:
             standbys = list(self._standbys)
         memory = sum(_resident_bytes(s.newcomer.process.pid) for s in standbys)
         self._on_change(PoolState(self._size, sum(s.ready for s in standbys), memory))
-
-
-def set_policy(pid: int, policy: int) -> None:
-    """The scheduling policy of every thread of a process. What it cannot set it leaves: only the pace depends on it."""
-    with contextlib.suppress(OSError):
-        for thread in os.listdir(f"/proc/{pid}/task"):
-            with contextlib.suppress(OSError):
-                os.sched_setscheduler(int(thread), policy, os.sched_param(0))
 
 
 def _resident_bytes(pid: int) -> int:

@@ -1,0 +1,86 @@
+"""A process that is gentle rests beside others, can be told to hurry, and never keeps a policy that it cannot leave."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import pytest
+
+from holdfast.hosts.vllm.workers import gentle
+from holdfast.hosts.vllm.workers.gentle import GentleMain
+
+WAIT_S = 10.0
+SOURCES = str(Path(__file__).parents[3] / "src")
+NO_PRIVILEGE = ("setpriv", "--bounding-set", "-sys_nice", "--inh-caps", "-sys_nice")
+
+
+def policy_of(pid: int) -> int:
+    return os.sched_getscheduler(pid)
+
+
+def say_and_wait(pipe: Connection) -> None:
+    pipe.send_bytes(b"begun")
+    while signal.getsignal(signal.SIGPROF) is not signal.SIG_IGN:
+        time.sleep(0.01)
+    pipe.send_bytes(b"hurried")
+
+
+def start_gently() -> tuple[multiprocessing.Process, Connection]:
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=GentleMain(say_and_wait), args=(theirs,), daemon=True)
+    process.start()
+    assert ours.poll(WAIT_S)
+    assert ours.recv_bytes() == b"begun"
+    return process, ours
+
+
+@pytest.mark.skipif(not gentle.idle_can_be_left(), reason="needs the privilege to leave the lowest policy")
+def test_a_gentle_process_has_the_lowest_policy_until_it_is_told_to_hurry() -> None:
+    process, pipe = start_gently()
+    assert policy_of(process.pid) == os.SCHED_IDLE
+    gentle.hurry(process.pid)
+    assert pipe.poll(WAIT_S)
+    assert pipe.recv_bytes() == b"hurried"
+    assert policy_of(process.pid) == os.SCHED_OTHER
+    process.join(WAIT_S)
+    assert process.exitcode == 0
+
+
+def test_whoever_could_not_leave_the_lowest_policy_does_not_take_it_and_hurries_all_the_same() -> None:
+    try:
+        subprocess.run([*NO_PRIVILEGE, "true"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("this process cannot give up a privilege")
+    program = (
+        "import os, signal\n"
+        "from holdfast.hosts.vllm.workers import gentle\n"
+        "gentle.begin()\n"
+        "assert not gentle.idle_can_be_left()\n"
+        "assert os.sched_getscheduler(0) == os.SCHED_OTHER\n"
+        "gentle.hurry(os.getpid())\n"
+        "assert signal.getsignal(signal.SIGPROF) is signal.SIG_IGN\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": SOURCES}
+    subprocess.run([*NO_PRIVILEGE, sys.executable, "-c", program], check=True, timeout=60, env=environment)
+
+
+def test_a_process_that_never_was_gentle_survives_being_told_to_hurry() -> None:
+    with subprocess.Popen(["sleep", "30"]) as process:
+        gentle.hurry(process.pid)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.2)
+        process.kill()
+
+
+def test_a_process_that_is_gone_is_told_in_vain() -> None:
+    with subprocess.Popen(["true"]) as process:
+        process.wait()
+        gentle.hurry(process.pid)
