@@ -110,6 +110,25 @@ def test_streams_go_on_with_a_sibling_at_once_token_for_token(pair: Server, engi
     run(scenario())
 
 
+def test_a_sibling_that_is_killed_while_the_first_one_is_replaced_costs_no_token(pair: Server) -> None:
+    """For a while there is nobody: every stream waits for the first newcomer."""
+
+    async def scenario() -> None:
+        reference = await load(pair, 2).run()
+        running = load(pair, 2)
+        streams = asyncio.create_task(running.run())
+        await kill_in_mid_stream(pair, running, 0)
+        async with asyncio.timeout(RESTART_S):
+            while (await engines_of(pair))[0]["state"] != "restarting":
+                await asyncio.sleep(0.01)
+        os.kill((await engines_of(pair))[1]["pid"], signal.SIGKILL)
+        verdict = compare_runs(reference, await streams)
+        assert verdict.exact, verdict.reasons
+        await wait_healthy(pair)
+
+    run(scenario())
+
+
 def counted(metrics: str, name: str, label: str) -> float:
     """The sum over all samples of a metric that carry a label."""
     lines = [line for line in metrics.splitlines() if line.startswith(f"{name}{{") and label in line]

@@ -15,8 +15,9 @@ from holdfast.chaos.checker import compare_runs
 from holdfast.chaos.control import Control
 from holdfast.chaos.server import Server
 from holdfast.chaos.streams import Load
-from integration.conftest import V1_SYNC, Servers, in_matrix, run, served_name
+from integration.conftest import V1_SYNC, Servers, in_matrix, left_behind, run, served_name
 from integration.loads import every_feature, fresh_salt
+from integration.test_endings import wait_ended
 from integration.test_engine_death import engines_of, wait_healthy
 
 pytestmark = [pytest.mark.host, pytest.mark.server, pytest.mark.slow]
@@ -96,6 +97,23 @@ def test_a_group_that_is_all_new_and_that_everybody_has_left_serves_who_comes_la
         assert verdict.exact, verdict.reasons
 
     run(scenario())
+
+
+@pytest.mark.matrix
+def test_sigterm_while_a_member_of_the_group_is_being_replaced_ends_orderly(servers: Servers) -> None:
+    with servers.of(MOE_EP) as server:
+
+        async def hurt() -> None:
+            await killed(1)(server)
+            async with asyncio.timeout(20):
+                while (await engines_of(server))[1]["state"] != "restarting":
+                    await asyncio.sleep(0.05)
+            await asyncio.sleep(IDLE_S)  # its successor imports
+
+        run(hurt())
+        os.kill(server.pid, signal.SIGTERM)
+        assert wait_ended(server, 30) == 0
+    assert left_behind(server) == []
 
 
 def test_a_member_is_restarted_by_hand_under_load_and_changes_no_token(group: Server) -> None:

@@ -200,6 +200,22 @@ def test_a_worker_killed_again_while_its_successor_loads_changes_no_token(bench:
 
 
 @on(PAIR)
+def test_a_survivor_killed_while_the_first_ones_successor_loads_changes_no_token(bench: Bench) -> None:
+    first, survivor = bench.topology.places[-1], bench.topology.places[0]
+
+    def one_after_the_other(bench: Bench) -> None:
+        before = bench.workers()
+        bench.kill(*first)
+        deadline = time.monotonic() + 60
+        while bench.workers().get(first, before[first]) == before[first] and time.monotonic() < deadline:
+            time.sleep(0.02)
+        os.kill(before[survivor], signal.SIGKILL)
+
+    events = bench.assert_exact_through(one_after_the_other)
+    assert set(replaced(events)) == {first, survivor}
+
+
+@on(PAIR)
 def test_an_idle_worker_that_is_killed_is_replaced_before_anybody_asks(bench: Bench) -> None:
     async def scenario() -> list[dict]:
         async with Control(bench.server.url) as control:
