@@ -21,9 +21,11 @@ import psutil
 
 from holdfast.core.config import HoldfastConfig
 from holdfast.hosts.vllm.settings import handed_down, inherited_settings
+from holdfast.hosts.vllm.workers.gentle import GentleMain, hurry
 
 logger = logging.getLogger("holdfast")
 
+GENTLE_S = 60.0
 LINGER_S = 5.0  # what a dead engine core started follows it by itself, or is killed then
 
 _spawning = threading.Lock()  # the settings travel in the environment, which is one for all
@@ -74,10 +76,13 @@ def start_engine_core(
     config: HoldfastConfig,
     on_started: Callable[[Any], None],
     joins_epoch: int | None = None,
+    *,
+    gently: bool = False,
 ) -> None:
     """Start the engine core with this index and wait until it is ready. `on_started` is given its process at once.
 
     With `joins_epoch` it starts alone: the peers of its lockstep group are met when they are let in together.
+    `gently`: others serve meanwhile, and it leaves the processors to them for as long as `GENTLE_S`.
 
     Raises: anything, when it does not become ready within the engine start timeout; it may still be running then.
     """
@@ -99,7 +104,7 @@ def start_engine_core(
     parallel = copy.copy(arguments["vllm_config"].parallel_config)
     parallel.data_parallel_size_local = 1
     with zmq_socket_ctx(address, zmq.ROUTER, bind=True) as handshake:
-        with spawning(config, joins_epoch):
+        with spawning(config, joins_epoch), _gentle_processes() if gently else contextlib.nullcontext():
             manager = CoreEngineProcManager(**arguments)
         manager._finalizer.detach()  # its process belongs to the first manager from now on
         # Looking at an exit code takes it out of the process table, where the host's own shutdown fails without it.
@@ -108,10 +113,37 @@ def start_engine_core(
         # Without the coordinator: its death is no reason to give up, another one comes to the same addresses.
         one = CoreEngineLaunch(manager, None, launch.addresses, launch.tensor_queue)
         cache = copy.deepcopy(launch.arguments["vllm_config"].cache_config)
-        with _killed_after(manager.processes[0].pid, config.engine_start_timeout_s):
+        pid = manager.processes[0].pid
+        with _killed_after(pid, config.engine_start_timeout_s), _hurried_after(pid):
             wait_for_engine_startup(
                 handshake, [CoreEngine(index=first + index, local=True)], parallel, False, cache, one
             )
+
+
+@contextlib.contextmanager
+def _gentle_processes() -> Iterator[None]:
+    """Processes that the host starts inside begin gently. One thread at a time: see `spawning`."""
+    from vllm.utils.system_utils import get_mp_context
+
+    context = get_mp_context()
+    vars(context)["Process"] = lambda **about: type(context).Process(**{**about, "target": GentleMain(about["target"])})
+    try:
+        yield
+    finally:
+        del vars(context)["Process"]
+
+
+@contextlib.contextmanager
+def _hurried_after(pid: int) -> Iterator[None]:
+    """It is hurried when it serves, which is after this, or when it has been gentle for long enough."""
+    timer = threading.Timer(GENTLE_S, hurry_tree, [pid])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        hurry_tree(pid)
 
 
 @contextlib.contextmanager
@@ -144,6 +176,14 @@ def _same_session(pid: int) -> psutil.Process | None:
         if os.getsid(pid) == os.getsid(0) and process.status() != psutil.STATUS_ZOMBIE:
             return process
     return None
+
+
+def hurry_tree(pid: int) -> None:
+    """Have a process and all that it started take what they need."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        root = psutil.Process(pid)
+        for process in [root, *root.children(recursive=True)]:
+            hurry(process.pid)
 
 
 def kill_tree(pid: int) -> None:

@@ -247,13 +247,17 @@ class Owner:
     def _start_another(self, engine_id: int, joins_epoch: int | None) -> None:
         assert self._launch is not None
         put_in_place = functools.partial(self._put_in_place, engine_id)
-        start_engine_core(self._launch, engine_id, self.config, put_in_place, joins_epoch)
+        gently = joins_epoch is None and self._others_serve(engine_id)
+        start_engine_core(self._launch, engine_id, self.config, put_in_place, joins_epoch, gently=gently)
         if not self.sentinel.await_attached_again(engine_id, ATTACH_TIMEOUT_S):
             raise HookNotAttached(f"engine core {engine_id} did not report its hooks within {ATTACH_TIMEOUT_S:g} s")
         view = self.sentinel.view().engine(engine_id)
         if view is not None:
             _check_hooks(view)
         self._being_replaced.discard(engine_id)
+
+    def _others_serve(self, engine_id: int) -> bool:
+        return any(e.state.makes_progress for e in self.sentinel.view().engines if e.engine_id != engine_id)
 
     def _put_in_place(self, engine_id: int, process: Any) -> None:
         """From now on it ends with the others."""
