@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from holdfast.core.classification import default_classifier
 from holdfast.core.faults import Fault, FaultClass, Phase
 from holdfast.core.injection import InjectedFault, InjectionSpec
 from holdfast.core.ports import EngineHost, WorkerHost
@@ -182,6 +183,7 @@ def test_the_rank_that_raised_reports_it_once_and_its_peers_stay_silent():
         engine_id=0,
         rank=1,
         phase="forward",
+        class_reason=default_classifier().of_error("InjectedFault", "").reason,
     )
     assert driver.reports == [(fault, 0)]
 

@@ -36,6 +36,7 @@ _COMMANDS = (
     _Command("events", "Show what happened on a running server."),
     _Command("inject", "Inject a fault into a server that was started with --enable-fault-injection."),
     _Command("doctor", "Say what was found: host, hooks, ports, traps in the environment."),
+    _Command("classify", "Say of which class a fault is, and why: an error's text, an exit code, or the whole table."),
     _Command("demo", "Watch a real server get hurt and carry on."),
     _Command("bench", "Measure recovery and overhead."),
 )

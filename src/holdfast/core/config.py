@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from holdfast.core.classification import SETTING as FAULT_CLASSES
+from holdfast.core.classification import OwnRow, parse_rows
 from holdfast.core.errors import BadConfiguration
 
 FaultPolicy = Literal["auto", "external"]
@@ -57,6 +59,7 @@ class HoldfastConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     standby_workers: Annotated[int, msgspec.Meta(ge=0, le=64)] = 0  # of each engine core
     standby_preload: bool = False
     stall_detection: bool = False
+    fault_classes: tuple[OwnRow, ...] = ()  # rows that come before those of the table
     incident_dir: str = ""  # empty: the user's state folder
     # Of a gloo collective. None: the host's own; a prefill or a compilation on one rank keeps its peers waiting.
     gloo_comm_timeout_s: Seconds | None = None
@@ -95,8 +98,11 @@ def parse_config(settings: Mapping[str, Any]) -> HoldfastConfig:
     for key in settings:
         if key not in known_keys() and key != "runtime_dir":
             raise BadConfiguration(f"unknown setting {key!r}", hint=_nearest(key))
+    stated = dict(settings)
+    if FAULT_CLASSES in stated:
+        stated[FAULT_CLASSES] = parse_rows(stated[FAULT_CLASSES])
     try:
-        return msgspec.convert(dict(settings), HoldfastConfig)
+        return msgspec.convert(stated, HoldfastConfig)
     except msgspec.ValidationError as error:
         raise BadConfiguration(f"holdfast settings: {error}") from None
 

@@ -1,16 +1,20 @@
 """What a fault is: its class, its cause in words, and where a step it can happen.
 
-Owns the closed lists of phases and fault classes. Must never hold prompt text or tokens.
+Owns the closed lists of phases and fault classes; what is of which class stands in `classification`. Must never
+hold prompt text or tokens.
 """
 
 from __future__ import annotations
 
 import enum
-import re
+import itertools
+from collections.abc import Iterable
 
 import msgspec
 
 MAX_CAUSE_CHARS = 2000
+MAX_REQUEST_IDS = 64
+MAX_REQUEST_ID_CHARS = 256
 
 
 class Phase(enum.StrEnum):
@@ -46,13 +50,19 @@ class FaultClass(enum.StrEnum):
 
     COMMUNICATOR = "communicator"  # a collective was broken under it: somebody else failed first
     TRANSIENT = "transient"  # an exception; the processes and their memory are intact
+    NUMERICAL = "numerical"  # a step computed what is no number; its KV is suspect, the process is not
+    UNKNOWN = "unknown"  # an error that no row of the table names
     DEVICE = "device"  # a sticky device error: nothing in this process works again
     WORKER_LOST = "worker-lost"  # a worker process is gone
     UNRESPONSIVE = "unresponsive"  # a rank did not answer within its bound
 
 
 class Fault(msgspec.Struct, frozen=True, kw_only=True):
-    """One fault, as it travels and as people read it. `at` is wall-clock seconds when it was noticed, 0 if unknown."""
+    """One fault, as it travels and as people read it. `at` is wall-clock seconds when it was noticed, 0 if unknown.
+
+    `class_reason` says why it is of its class; `request_ids` are those in whose part of the step it showed, where
+    that is known, at most `MAX_REQUEST_IDS`.
+    """
 
     fault_class: FaultClass
     error_type: str
@@ -62,6 +72,8 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True):
     phase: str | None = None
     step: int | None = None
     at: float = 0.0
+    class_reason: str = ""
+    request_ids: tuple[str, ...] = ()
 
     def summary(self) -> str:
         where = f"engine {self.engine_id}" + ("" if self.rank is None else f", rank {self.rank}")
@@ -106,44 +118,19 @@ def deeper(known: Fault | None, other: Fault) -> Fault:
 _DEPTH = (
     FaultClass.COMMUNICATOR,
     FaultClass.TRANSIENT,
+    FaultClass.NUMERICAL,
+    FaultClass.UNKNOWN,
     FaultClass.UNRESPONSIVE,
     FaultClass.DEVICE,
     FaultClass.WORKER_LOST,
 )
 
-# Messages of errors after which a CUDA context is unusable (CUDA's "sticky" errors).
-_STICKY_DEVICE_ERROR = re.compile(
-    r"illegal memory access|device-side assert|unspecified launch failure|"
-    r"uncorrectable ECC|misaligned address|hardware stack error|illegal instruction|"
-    r"invalid program counter|global/shared address space|launch timed out|uncorrectable NVLink error|"
-    r"device is (lost|in an unrecoverable state)|GPU has fallen off the bus",
-    re.IGNORECASE,
-)
+_UNANSWERED_TYPE = "PeerSilent"  # a bounded wait of ours
 
 
-# What a rank says whose collective a peer left or who met nobody, and one that was told to take no further step.
-_LEFT_ALONE = re.compile(
-    r"gloo/|connection closed by peer|connection reset by peer|socket closed|broken pipe|"
-    r"NCCL communicator was aborted|ncclRemoteError|ncclSystemError|remote process exited|is fenced since|"
-    r"the rendezvous of epoch \d+|of epoch \d+ did not meet",
-    re.IGNORECASE,
-)
-_FENCED_TYPE = "RankFenced"
-
-# A bounded wait of ours, and the host's own for a step's reply.
-_UNANSWERED_TYPE = "PeerSilent"
-_UNANSWERED_CALL = re.compile(r"^RPC call to .* timed out")
-
-
-def classify_error(error_type: str, message: str) -> FaultClass:
-    """Class of an exception known only by its type's name and its message."""
-    if error_type == _UNANSWERED_TYPE or _UNANSWERED_CALL.search(message):
-        return FaultClass.UNRESPONSIVE
-    if _STICKY_DEVICE_ERROR.search(message):
-        return FaultClass.DEVICE
-    if error_type == _FENCED_TYPE or _LEFT_ALONE.search(message):
-        return FaultClass.COMMUNICATOR
-    return FaultClass.TRANSIENT
+def bounded_ids(request_ids: Iterable[str]) -> tuple[str, ...]:
+    """So many ids of requests as a fault carries."""
+    return tuple(i[:MAX_REQUEST_ID_CHARS] for i in itertools.islice(request_ids, MAX_REQUEST_IDS))
 
 
 def describe_error(error: BaseException) -> tuple[str, str]:

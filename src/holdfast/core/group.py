@@ -84,6 +84,7 @@ class LockstepGroup:
     command_at: float = 0.0
     last_command_id: str | None = None
     retried_at: tuple[float, ...] = ()
+    unknown_retried_at: tuple[float, ...] = ()  # of those, the ones for a fault of class unknown
     restarted_at: tuple[float, ...] = ()  # when worker restarts were ordered
     failed_restarts: int = 0  # of this incident, one after another
     replacing: bool = False  # the recovery under way gives ranks a new process
@@ -176,7 +177,7 @@ class LockstepGroup:
             return
         began_at = now if self.began_at is None else self.began_at
         self.close_incident()
-        self.epoch, self.retried_at = 0, ()
+        self.epoch, self.retried_at, self.unknown_retried_at = 0, (), ()
         self.began_at = self.waiting_since = began_at
 
     def view_of(self, engine: Engine) -> EngineView:

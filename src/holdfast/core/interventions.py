@@ -13,6 +13,7 @@ from holdfast.core.commands import Commands
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.effects import CloseRendezvous, Effect, End, OrderRecovery, Send, Settle
 from holdfast.core.events import EventKind
+from holdfast.core.faults import FaultClass
 from holdfast.core.group import Engine, LockstepGroup
 from holdfast.core.journal import Journal
 from holdfast.core.policy import Action, Decision, Incident, Replacement, recent
@@ -146,9 +147,12 @@ class Interventions:
         config = self._config
         if group.replacing:
             group.restarted_at = (*recent(group.restarted_at, now, config.worker_restart_window_s), now)
-            group.retried_at = ()  # what is retried after this is retried in another process
+            # What is retried after this is retried in another process.
+            group.retried_at = group.unknown_retried_at = ()
         elif not group.paused_by_hand or group.fault is not None:
             group.retried_at = (*recent(group.retried_at, now, config.retry_window_s), now)
+            if group.fault is not None and group.fault.fault_class is FaultClass.UNKNOWN:
+                group.unknown_retried_at = (*recent(group.unknown_retried_at, now, config.retry_window_s), now)
 
     def replace(self, group: LockstepGroup, engine: Engine, plan: Replacement, now: float) -> list[Effect]:
         """Put another process in the place of an engine core; its lockstep group waits for that one."""
@@ -198,6 +202,7 @@ def _incident(group: LockstepGroup, now: float) -> Incident:
         fault=group.fault,
         began_at=now if group.began_at is None else group.waiting_since,
         retried_at=group.retried_at,
+        unknown_retried_at=group.unknown_retried_at,
         restarted_at=group.restarted_at,
         failed_restarts=group.failed_restarts,
         wants_restart=group.wants_restart,

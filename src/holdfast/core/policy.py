@@ -11,6 +11,9 @@ import msgspec
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.faults import Fault, FaultClass
 
+# Most errors leave a process intact, also those of which nobody has heard: one retry is cheap, and wrong at most
+# once. Of two in a row nobody knows that the state is intact, so a new process comes before the budget is used up.
+MAX_UNKNOWN_RETRIES = 1
 LONGEST_PAUSE_S = 30.0  # between tries to start a process again
 
 
@@ -40,11 +43,13 @@ class Incident(msgspec.Struct, frozen=True, kw_only=True):
     `fault` is none where somebody only asked for a pause; `broken` says that collectives have to be
     rebuilt, `unrebuildable` what that could not bring back. `wants_restart` says that a rank needs a new
     process, `asked` that an operator wants it; `failed_restarts` counts those of this incident.
+    `unknown_retried_at` are the retries among `retried_at` that were made for a fault of class unknown.
     """
 
     fault: Fault | None
     began_at: float
     retried_at: tuple[float, ...] = ()
+    unknown_retried_at: tuple[float, ...] = ()
     restarted_at: tuple[float, ...] = ()
     failed_restarts: int = 0
     broken: bool = False
@@ -98,18 +103,38 @@ def decide_repair(now: float, incident: Incident, config: HoldfastConfig) -> Dec
 
 
 def _decide_retry(now: float, incident: Incident, config: HoldfastConfig) -> Decision:
-    retries = len(recent(incident.retried_at, now, config.retry_window_s))
-    if retries < config.max_retries:
+    exhausted = _why_no_retry(now, incident, config)
+    if exhausted is None:
+        retries = len(recent(incident.retried_at, now, config.retry_window_s))
         repair = "its collectives are rebuilt; " if incident.broken else ""
-        cause = "exception with state intact" if incident.fault else "it stands still and nothing is wrong"
-        return Decision(Action.RETRY, f"{cause}; {repair}retry {retries + 1} of {config.max_retries}")
-    exhausted = (
-        f"{retries} retries within {config.retry_window_s:g} s did not last "
-        f"(--max-retries {config.max_retries}); last fault: {_summary(incident)}"
-    )
+        return Decision(Action.RETRY, f"{_why_retry(incident)}; {repair}retry {retries + 1} of {config.max_retries}")
     if incident.fault is not None and incident.fault.rank is not None and config.max_worker_restarts:
         return _decide_restart(now, incident, config, exhausted)
     return _decide_replacement(now, incident, config, exhausted)
+
+
+def _why_no_retry(now: float, incident: Incident, config: HoldfastConfig) -> str | None:
+    window = f"{config.retry_window_s:g} s"
+    retries = len(recent(incident.retried_at, now, config.retry_window_s))
+    if retries >= config.max_retries:
+        limit = f"(--max-retries {config.max_retries})"
+        return f"{retries} retries within {window} did not last {limit}; last fault: {_summary(incident)}"
+    is_unknown = incident.fault is not None and incident.fault.fault_class is FaultClass.UNKNOWN
+    if is_unknown and len(recent(incident.unknown_retried_at, now, config.retry_window_s)) >= MAX_UNKNOWN_RETRIES:
+        return f"an unknown error was retried within {window} already, and here is one again: {_summary(incident)}"
+    return None
+
+
+_WHY_RETRY = {
+    FaultClass.NUMERICAL: "a step computed what is no number; its KV is suspect, the step is repeated",
+    FaultClass.UNKNOWN: "an error that no row of the table names, tried once as if it had left the state intact",
+}
+
+
+def _why_retry(incident: Incident) -> str:
+    if incident.fault is None:
+        return "it stands still and nothing is wrong"
+    return _WHY_RETRY.get(incident.fault.fault_class, "exception with state intact")
 
 
 def _decide_restart(now: float, incident: Incident, config: HoldfastConfig, why: str) -> Decision:
@@ -203,3 +228,17 @@ def _beyond_repair(incident: Incident) -> str | None:
         # Nobody knows which process to replace: the engine core itself does not answer.
         return f"{_WHY_RESTART[fault.fault_class]} and it is not known which; {fault.summary()}"
     return None
+
+
+_RETRIED = "retry: rewind the requests, go on"
+_FIRST_REPAIRS = {
+    FaultClass.COMMUNICATOR: "retry: rebuild the broken collectives, rewind the requests, go on",
+    FaultClass.TRANSIENT: _RETRIED,
+    FaultClass.NUMERICAL: "retry: drop what the step wrote, repeat it",
+    FaultClass.UNKNOWN: "retry once; at the next within the retry window a new process for the rank",
+}
+
+
+def first_repair(fault_class: FaultClass) -> str:
+    """What is done first about a fault of a class, where a rank is to blame, in words."""
+    return _FIRST_REPAIRS.get(fault_class, "restart worker: a new process for the rank")

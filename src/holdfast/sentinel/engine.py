@@ -16,9 +16,10 @@ from queue import Empty, SimpleQueue
 import msgspec
 
 from holdfast.core import messages as m
+from holdfast.core.classification import Classifier, fault_of
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.errors import HookNotAttached
-from holdfast.core.faults import Fault, FaultClass, classify_error, describe_error, hung
+from holdfast.core.faults import Fault, FaultClass, hung
 from holdfast.core.injection import InjectionSpec
 from holdfast.core.ports import EngineHost
 from holdfast.core.stalls import LOCKSTEP_LIMITS, Limits, Stall
@@ -35,6 +36,7 @@ logger = logging.getLogger("holdfast")
 REPORT_WAIT_S = 2.0
 REANNOUNCE_S = 2.0
 _POLL_S = 0.2
+_WORKER_GONE = "the process of a worker is gone"
 
 
 class EngineDefeated(Exception):
@@ -60,6 +62,7 @@ class EngineCoreSentinel:
     ) -> None:
         self._engine_id = engine_id
         self._config = config
+        self._classifier = Classifier(config.fault_classes)
         self._workers: Hub = station.bind(own_address)
         self._client: Spoke = station.connect(client_address, engine_identity(engine_id))
         self._thread = SentinelThread(
@@ -240,19 +243,17 @@ class EngineCoreSentinel:
         return None if was_told else self._own_fault(error)
 
     def _own_fault(self, error: Exception) -> Fault:
-        error_type, message = describe_error(error)
-        fault_class = classify_error(error_type, message)
-        if self._host is not None and self._host.lost_a_worker():
-            fault_class = FaultClass.WORKER_LOST
-        return Fault(
-            fault_class=fault_class,
-            error_type=error_type,
-            message=message,
+        fault = fault_of(
+            error,
+            self._classifier,
             engine_id=self._engine_id,
             rank=getattr(error, "rank", None),
             phase=getattr(error, "phase", None),
             at=time.time(),
         )
+        if self._host is not None and self._host.lost_a_worker():
+            return msgspec.structs.replace(fault, fault_class=FaultClass.WORKER_LOST, class_reason=_WORKER_GONE)
+        return fault
 
     # ---- containing, either thread
 
@@ -341,18 +342,20 @@ class EngineCoreSentinel:
         self._incidents.keep(stall, self.rank_pids())
         self._kill_hung(fault, stall.rank)
 
-    def rank_lost(self, rank: int, how: str) -> None:
+    def rank_lost(self, rank: int, how: str, exit_code: int | None = None) -> None:
         """The process of a rank is gone. Any thread."""
-        self._thread.post(lambda: self._rank_lost(rank, how))
+        self._thread.post(lambda: self._rank_lost(rank, how, exit_code))
 
-    def _rank_lost(self, rank: int, how: str) -> None:
+    def _rank_lost(self, rank: int, how: str, exit_code: int | None) -> None:
         epoch = self._containment.epoch
         if (epoch, rank) in self._killed:  # why it was killed has been told, and says more than that it is dead
             self._killed.discard((epoch, rank))
             self._interrupt(epoch)
             return
+        verdict = self._classifier.of_exit(exit_code)
         fault = Fault(
-            fault_class=FaultClass.WORKER_LOST,
+            fault_class=verdict.fault_class,
+            class_reason=verdict.reason,
             error_type="WorkerLost",
             message=f"the process of rank {rank} is gone: {how}",
             engine_id=self._engine_id,

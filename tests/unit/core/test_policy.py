@@ -94,8 +94,49 @@ def test_every_fault_class_has_a_decision():
         c: decide_repair(0.0, incident(fault_class=c, wants_restart=is_of_the_process(fault(c))), AUTO).action
         for c in FaultClass
     }
-    assert [c for c, a in actions.items() if a is Action.RETRY] == [FaultClass.COMMUNICATOR, FaultClass.TRANSIENT]
+    assert {c for c, a in actions.items() if a is Action.RETRY} == {
+        FaultClass.COMMUNICATOR,
+        FaultClass.TRANSIENT,
+        FaultClass.NUMERICAL,
+        FaultClass.UNKNOWN,
+    }
     assert {a for c, a in actions.items() if is_of_the_process(fault(c))} == {Action.RESTART_WORKERS}
+
+
+# ---- what no row of the table names
+
+
+def unknown(*unknown_retried_at, **about):
+    return incident(*unknown_retried_at, fault_class=FaultClass.UNKNOWN, unknown_retried_at=unknown_retried_at, **about)
+
+
+def test_an_unknown_error_is_retried_once():
+    decision = decide_repair(0.0, unknown(), AUTO)
+    assert decision.action is Action.RETRY
+    assert decision.reason.startswith("an error that no row of the table names")
+
+
+@pytest.mark.parametrize(("rank", "config", "action"), [(0, AUTO, Action.RESTART_WORKERS), (None, AUTO, Action.END)])
+def test_of_two_unknown_errors_within_the_window_the_second_goes_one_rung_up(rank, config, action):
+    decision = decide_repair(59.0, unknown(0.0, rank=rank), config)
+    assert decision.action is action
+    assert decision.reason.startswith("an unknown error was retried within 60 s already, and here is one again")
+    assert decide_repair(60.0, unknown(0.0, rank=rank), config).action is Action.RETRY
+
+
+def test_an_unknown_error_after_retries_for_errors_that_are_known_is_the_first_of_its_kind():
+    after_others = incident(1.0, 2.0, fault_class=FaultClass.UNKNOWN)
+    assert decide_repair(3.0, after_others, AUTO).action is Action.RETRY
+
+
+def test_a_known_error_after_an_unknown_one_is_retried_as_ever():
+    assert decide_repair(3.0, incident(1.0, unknown_retried_at=(1.0,)), AUTO).action is Action.RETRY
+
+
+def test_a_step_that_computed_what_is_no_number_is_repeated_and_says_so():
+    decision = decide_repair(0.0, incident(fault_class=FaultClass.NUMERICAL), AUTO)
+    assert decision.action is Action.RETRY
+    assert "its KV is suspect" in decision.reason
 
 
 # ---- worker restarts

@@ -7,7 +7,8 @@ import signal
 
 import pytest
 
-from holdfast.hosts.vllm.workers.watch import WorkerWatch, describe_exit
+from holdfast.hosts.vllm.exits import describe_exit
+from holdfast.hosts.vllm.workers.watch import WorkerWatch
 
 WAIT_S = 10.0
 
@@ -30,8 +31,8 @@ def test_the_death_of_a_process_is_told_once_with_its_rank_and_how_it_went():
     told = queue.Queue()
     process = multiprocessing.get_context("spawn").Process(target=signal.pause, daemon=True)
     process.start()
-    watch = WorkerWatch({3: process}, lambda rank, how: told.put((rank, how)))
+    watch = WorkerWatch({3: process}, lambda rank, how, exit_code: told.put((rank, how.partition(",")[0], exit_code)))
     watch.start()
     os.kill(process.pid, signal.SIGKILL)
-    assert told.get(timeout=WAIT_S) == (3, "killed by SIGKILL")
+    assert told.get(timeout=WAIT_S) == (3, "killed by SIGKILL", -signal.SIGKILL)
     assert told.empty()

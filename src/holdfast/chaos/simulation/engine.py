@@ -7,7 +7,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from holdfast.core import messages as m
-from holdfast.core.faults import Fault, FaultClass, classify_error, deeper, describe_error
+from holdfast.core.classification import default_classifier, fault_of
+from holdfast.core.faults import Fault, FaultClass, deeper
 from holdfast.core.injection import InjectedFault, InjectionSpec
 from holdfast.hosts.fake import EngineOptions, FakeEngineCore, Interrupted, WorkerFailed, fault_free_output
 
@@ -204,9 +205,7 @@ class SimulatedEngine:
         self._turn()
 
     def _own_fault(self, error: Exception) -> Fault:
-        error_type, message = describe_error(error)
-        fault_class: FaultClass = classify_error(error_type, message)
-        return Fault(fault_class=fault_class, error_type=error_type, message=message, engine_id=self._id)
+        return fault_of(error, default_classifier(), engine_id=self._id)
 
     def _send(self, message: m.FromEngine) -> None:
         self._sim.carry(message, self._sim.client.deliver)

@@ -10,8 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from holdfast.core.classification import default_classifier, fault_of
 from holdfast.core.errors import RankFenced
-from holdfast.core.faults import Fault, Phase, classify_error, describe_error
+from holdfast.core.faults import Phase
 from holdfast.core.injection import InjectedFault, InjectionSpec, Trap
 from holdfast.core.ports import FaultReporter
 from holdfast.core.rendezvous import Rendezvous
@@ -125,15 +126,7 @@ class FakeWorker:
         self.report(error, phase)
 
     def report(self, error: Exception, phase: Phase | None) -> None:
-        error_type, message = describe_error(error)
-        fault = Fault(
-            fault_class=classify_error(error_type, message),
-            error_type=error_type,
-            message=message,
-            engine_id=self.engine_id,
-            rank=self.rank,
-            phase=phase,
-        )
+        fault = fault_of(error, default_classifier(), engine_id=self.engine_id, rank=self.rank, phase=phase)
         self.reporter.report(fault, self.epoch)
 
     def fail_entering(self, error: Exception) -> None:

@@ -33,10 +33,11 @@ attach_worker_hooks()
 class HoldfastExecutor(MultiprocExecutor):
     """`MultiprocExecutor` whose reply queues can be drained and whose workers can be replaced one by one.
 
-    `on_rank_lost` is told a rank and how its process went; `on_standbys` what became of the pool. Any thread.
+    `on_rank_lost` is told a rank, how its process went and its exit code; `on_standbys` what became of the pool.
+    Any thread.
     """
 
-    on_rank_lost: Callable[[int, str], None] = staticmethod(lambda rank, how: None)
+    on_rank_lost: Callable[[int, str, int | None], None] = staticmethod(lambda rank, how, exit_code: None)
     on_standbys: Callable[[PoolState], None] = staticmethod(lambda state: None)
     kv_cache_configs: Sequence[Any] = ()
     kv_cache_layout: str | None = None
@@ -84,11 +85,11 @@ class HoldfastExecutor(MultiprocExecutor):
     def kill_rank(self, rank: int) -> None:
         self.workers[rank].proc.kill()
 
-    def _lost(self, rank: int, how: str) -> None:
+    def _lost(self, rank: int, how: str, exit_code: int | None) -> None:
         if getattr(self, "shutting_down", False):
             return
         self.is_failed = True
-        self.on_rank_lost(rank, how)
+        self.on_rank_lost(rank, how, exit_code)
         if rank < len(self.response_mqs):
             self.response_mqs[rank].shutdown()  # wakes whoever waits for its reply
 

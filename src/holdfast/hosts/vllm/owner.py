@@ -20,6 +20,7 @@ from typing import Any, Protocol, cast
 
 import msgspec
 
+from holdfast.core.classification import Classifier
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.effects import ReplaceEngine, ReplaceProcess
 from holdfast.core.errors import HookNotAttached
@@ -39,9 +40,11 @@ from holdfast.hosts.vllm.engine_replacement import (
     start_engine_core,
 )
 from holdfast.hosts.vllm.engine_watch import EngineCoreWatch
+from holdfast.hosts.vllm.exits import explain_exit
 from holdfast.hosts.vllm.front_end_touchpoints import CLIENT_INIT
 from holdfast.hosts.vllm.front_end_watch import FrontEndWatch
 from holdfast.hosts.vllm.register import ADD_TO_SCHEDULER, BUSY_LOOP, ENGINE_INIT, MAKE_REQUEST, WORKER_QUEUES, missing
+from holdfast.progress.oom import oom_kills
 from holdfast.sentinel import ClientSentinel
 from holdfast.sentinel.addresses import client_address
 from holdfast.sentinel.client import Sink
@@ -107,6 +110,7 @@ class Owner:
         self.sentinel.expect_links(links)
         self._watch = EngineCoreWatch(self.config, self._engine_pids, self._condemn)
         self._condemned: dict[int, str] = {}
+        self._oom_kills = oom_kills()
         self._front_end = FrontEndWatch(self.sentinel, self._ends_within)
 
     # ---- the start
@@ -193,7 +197,7 @@ class Owner:
             return False  # it was asked to end
         if self.defeat is None:
             self._being_replaced.add(engine_id)
-            why = self._condemned.pop(engine_id, f"exit code {process.exitcode}")
+            why = self._condemned.pop(engine_id, self._why_gone(process.exitcode))
             self.sentinel.engine_lost(engine_id, why, self.why_irreplaceable())
             self.sentinel.await_state(engine_id, (EngineState.RESTARTING, EngineState.DEAD), KNOWN_TIMEOUT_S)
             if self.sentinel.view().defeat is None:
@@ -201,6 +205,10 @@ class Owner:
         self.sentinel.await_defeat_known(KNOWN_TIMEOUT_S)
         self._defeated.wait(KNOWN_TIMEOUT_S)  # links may know before this process does
         return False
+
+    def _why_gone(self, exit_code: int | None) -> str:
+        reason = Classifier(self.config.fault_classes).of_exit(exit_code).reason
+        return f"{explain_exit(exit_code, self._oom_kills)} ({reason})"
 
     def _engine_pids(self) -> dict[int, int]:
         engines = self.sentinel.view().engines if self.defeat is None else ()

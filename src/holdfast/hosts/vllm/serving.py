@@ -15,7 +15,7 @@ from holdfast.hosts.vllm.cpu.enablement import SWITCH
 from holdfast.hosts.vllm.front_end_touchpoints import CLIENT_INIT, LAUNCH_IN_CLIENT, LAUNCH_IN_LAUNCHER
 from holdfast.hosts.vllm.plugin_names import VARIABLE, extended_allow_list
 from holdfast.hosts.vllm.register import attached, missing
-from holdfast.hosts.vllm.settings import KEY
+from holdfast.hosts.vllm.settings import KEY, with_files_read
 from holdfast.hosts.vllm.versions import OVERRIDE, refuse_unknown_host
 
 
@@ -88,7 +88,7 @@ def _merged(additional: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
     stated = additional.get(KEY, {})
     if not isinstance(stated, dict):
         raise BadConfiguration(f'--additional-config: "{KEY}" must be an object of settings')
-    merged = {**stated, **settings}
+    merged = with_files_read({**stated, **settings})
     parse_config(merged)  # say what is wrong before anything is started
     return {**additional, KEY: merged}
 

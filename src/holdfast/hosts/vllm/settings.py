@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+from holdfast.core.classification import SETTING as FAULT_CLASSES
 from holdfast.core.config import HoldfastConfig, dump_config, parse_config
 from holdfast.core.errors import BadConfiguration
 
 KEY = "holdfast"
 ENVIRONMENT = "HOLDFAST_SETTINGS"
+MAX_FILE_CHARS = 1 << 18
 JOINS_EPOCH = "HOLDFAST_JOINS_EPOCH"
 
 
@@ -29,7 +32,32 @@ def take_settings(vllm_config: Any) -> HoldfastConfig | None:
     settings = additional.pop(KEY)
     if not isinstance(settings, dict):
         raise BadConfiguration(f"additional_config[{KEY!r}] must be an object of settings")
-    return parse_config(settings)
+    return parse_config(with_files_read(settings))
+
+
+def read_rows(stated: str) -> object:
+    """What a file of fault classes holds, or JSON that stands there itself. Raises `BadConfiguration`."""
+    is_inline = stated.lstrip().startswith("[")
+    name = "JSON given" if is_inline else stated
+    try:
+        text = stated if is_inline else _read_bounded(Path(stated))
+        return json.loads(text)
+    except (OSError, ValueError) as error:
+        raise BadConfiguration(f"{FAULT_CLASSES}: {name} cannot be read: {error}", hint="it holds a list") from None
+
+
+def _read_bounded(path: Path) -> str:
+    with path.open(encoding="utf-8") as file:
+        text = file.read(MAX_FILE_CHARS + 1)
+    if len(text) > MAX_FILE_CHARS:
+        raise ValueError(f"more than {MAX_FILE_CHARS} characters")
+    return text
+
+
+def with_files_read(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with what stands in a file put in its place. Raises `BadConfiguration` for one that cannot be read."""
+    rows = settings.get(FAULT_CLASSES)
+    return {**settings, FAULT_CLASSES: read_rows(rows)} if isinstance(rows, str) else dict(settings)
 
 
 def is_asked_for(args: Any) -> bool:

@@ -14,8 +14,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from holdfast.core.classification import Classifier, default_classifier, fault_of
 from holdfast.core.errors import RankFenced, RecoveryFailed
-from holdfast.core.faults import Fault, Phase, classify_error, describe_error
+from holdfast.core.faults import Phase, describe_error
 from holdfast.core.injection import InjectionSpec
 from holdfast.core.ports import Communicators, FaultReporter
 from holdfast.hosts.vllm.communicators import WorkerCommunicators, attach_communicator_hooks
@@ -63,7 +64,7 @@ def _protect_worker(original: Step, proc: Any, input_shm_handle: Any, vllm_confi
         return
     engine_id = vllm_config.parallel_config.data_parallel_index
     communicators = WorkerCommunicators(proc.worker.worker)
-    guard = StepGuard(engine_id, proc.rank, communicators)
+    guard = StepGuard(engine_id, proc.rank, communicators, Classifier(config.fault_classes))
     if config.unsafe_skip_fence:
         guard.fence = lambda error, phase: None  # type: ignore[method-assign]
     host = GuardedWorker(
@@ -83,7 +84,10 @@ class StepGuard:
     steps is one attribute: looking at it takes no lock.
     """
 
-    def __init__(self, engine_id: int, rank: int, communicators: Communicators) -> None:
+    def __init__(
+        self, engine_id: int, rank: int, communicators: Communicators, classifier: Classifier | None = None
+    ) -> None:
+        self._classifier = classifier or default_classifier()
         self.reporter: FaultReporter | None = None
         self.steps = 0
         self._engine_id = engine_id
@@ -128,11 +132,9 @@ class StepGuard:
             self._communicators.break_all()
 
     def _report(self, error: Exception, phase: Phase, epoch: int) -> None:
-        error_type, message = describe_error(error)
-        fault = Fault(
-            fault_class=classify_error(error_type, message),
-            error_type=error_type,
-            message=message,
+        fault = fault_of(
+            error,
+            self._classifier,
             engine_id=self._engine_id,
             rank=self._rank,
             phase=getattr(error, "phase", phase),

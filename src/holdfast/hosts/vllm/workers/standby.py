@@ -16,9 +16,9 @@ from dataclasses import dataclass
 
 import psutil
 
+from holdfast.hosts.vllm.exits import describe_exit
 from holdfast.hosts.vllm.workers import gentle
 from holdfast.hosts.vllm.workers.starting import Newcomer
-from holdfast.hosts.vllm.workers.watch import describe_exit
 
 logger = logging.getLogger("holdfast")
 

@@ -17,9 +17,9 @@ import msgspec
 from vllm.v1.executor.multiproc_executor import OMPProcessManager, UnreadyWorkerProcHandle, WorkerProc
 
 from holdfast.core.errors import RecoveryFailed
+from holdfast.hosts.vllm.exits import describe_exit
 from holdfast.hosts.vllm.workers.gentle import GentleMain
 from holdfast.hosts.vllm.workers.newcomer import TakeOver, of_handle, replacement_main, standby_main
-from holdfast.hosts.vllm.workers.watch import describe_exit
 
 _SPAWN = multiprocessing.get_context("spawn")
 # Nobody is met there: see `alone`.

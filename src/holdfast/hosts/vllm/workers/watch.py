@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import multiprocessing.connection
-import signal
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any, cast
+
+from holdfast.hosts.vllm.exits import explain_exit
+from holdfast.progress.oom import oom_kills
 
 logger = logging.getLogger("holdfast")
 
@@ -15,15 +17,19 @@ LOOK_S = 1.0  # how soon it sees that it is to watch others
 
 REAP_S = 0.2
 
-OnDeath = Callable[[int, str], None]
+OnDeath = Callable[[int, str, int | None], None]
 
 
 class WorkerWatch:
-    """Watches one process for each rank until it is told to stop. `on_death` is told a rank and how it went."""
+    """Watches one process for each rank until it is told to stop.
+
+    `on_death` is told a rank, how it went, and its exit code.
+    """
 
     def __init__(self, processes: Mapping[int, Any], on_death: OnDeath) -> None:
         self._by_sentinel = {process.sentinel: (rank, process) for rank, process in processes.items()}
         self._on_death = on_death
+        self._oom_kills = oom_kills()
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="WorkerWatch", daemon=True)
 
@@ -45,18 +51,6 @@ class WorkerWatch:
         process.join(REAP_S)  # its sentinel says that it ends before the system says how
         if self._stopped.is_set():
             return  # its rank is being replaced already
-        how = describe_exit(process.exitcode)
+        how = explain_exit(process.exitcode, self._oom_kills)
         logger.error("rank %d (pid %s) is gone: %s", rank, process.pid, how)
-        self._on_death(rank, how)
-
-
-def describe_exit(exit_code: int | None) -> str:
-    """How a process ended, in words."""
-    if exit_code is None:
-        return "it is ending"
-    if exit_code >= 0:
-        return f"exit code {exit_code}"
-    try:
-        return f"killed by {signal.Signals(-exit_code).name}"
-    except ValueError:
-        return f"killed by signal {-exit_code}"
+        self._on_death(rank, how, process.exitcode)

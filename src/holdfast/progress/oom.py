@@ -1,0 +1,60 @@
+"""Whether the kernel killed processes because memory ran out: what its counters say. Linux only."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from pathlib import Path
+
+CONTAINER, MACHINE = "in this container", "on this machine"
+
+
+def oom_kills(root: Path = Path("/")) -> dict[str, int]:
+    """How many processes were killed so far, by where they are counted; empty where nobody counts them."""
+    counted: dict[str, int] = {}
+    for where, files in ((CONTAINER, _of_cgroup(root)), (MACHINE, (root / "proc/vmstat",))):
+        for file in files:
+            if (count := _count_in(file)) is not None:
+                counted[where] = count
+                break
+    return counted
+
+
+def why_killed(before: Mapping[str, int], after: Mapping[str, int]) -> str:
+    """What two counts say about a process that was killed by SIGKILL between them."""
+    if not after:
+        return "perhaps by the kernel because memory ran out: its count of such kills cannot be read here"
+    for where, count in after.items():
+        if (kills := count - before.get(where, count)) > 0:
+            return f"by the kernel, most likely: memory ran out {where}, {kills} killed meanwhile"
+    return "not because memory ran out: the kernel counts no such kill"
+
+
+def _of_cgroup(root: Path) -> tuple[Path, ...]:
+    """Where the count of this process's own group may stand: version 2, then 1; under its path, then at the top."""
+    path = _own_group(root)
+    v2, v1 = root / "sys/fs/cgroup", root / "sys/fs/cgroup/memory"
+    return (
+        v2 / path / "memory.events",
+        v2 / "memory.events",
+        v1 / path / "memory.oom_control",
+        v1 / "memory.oom_control",
+    )
+
+
+def _own_group(root: Path) -> str:
+    with contextlib.suppress(OSError):
+        for line in (root / "proc/self/cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers in ("", "memory"):
+                return path.lstrip("/")
+    return ""
+
+
+def _count_in(file: Path) -> int | None:
+    with contextlib.suppress(OSError, ValueError):
+        for line in file.read_text().splitlines():
+            name, _, count = line.partition(" ")
+            if name == "oom_kill":
+                return int(count)
+    return None
