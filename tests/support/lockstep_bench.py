@@ -8,12 +8,14 @@ from holdfast.core.config import HoldfastConfig
 from holdfast.core.events import EventKind
 from holdfast.core.injection import InjectionSpec
 from holdfast.core.rendezvous import Rendezvous
+from holdfast.core.states import EngineState
 from holdfast.hosts.fake import EngineOptions, FakeEngineCore, fault_free_output
 from holdfast.hosts.fake.communicators import FakeNetwork
 from holdfast.sentinel import ClientSentinel, EngineCoreSentinel, EngineDefeated, WorkerSentinel
 from holdfast.wire import MemoryNetwork
 
 WAIT_S = 20.0
+LAST_WORDS_S = 2.0
 PROMPTS = {"a": range(1, 14), "b": range(1, 10), "c": [7, 7, 7]}
 LENGTHS = {"a": 9, "b": 12, "c": 15}
 
@@ -176,6 +178,15 @@ class Lockstep:
     def join(self):
         for engine in self.engines:
             engine.join()
+        self._hear_them_out()
+
+    def _hear_them_out(self):
+        """What engine cores said last is on its way still when they have ended."""
+        under_way = (EngineState.PAUSING, EngineState.RECOVERING)
+        with self.client._changed:
+            self.client._changed.wait_for(
+                lambda: not any(e.state in under_way for e in self.client.view().engines), LAST_WORDS_S
+            )
 
     def wait_until(self, holds):
         """Until the client has published what makes it true."""

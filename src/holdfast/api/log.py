@@ -22,7 +22,7 @@ def describe_event(event: Event) -> str:
     return _describe_process(event) if event.process is not None else _describe_engine(event)
 
 
-def _describe_engine(event: Event) -> str:
+def _describe_engine(event: Event) -> str:  # noqa: PLR0912 - one line for each kind of event
     engine = f"engine {event.engine_id}"
     cause = event.fault.summary() if event.fault else "no cause given"
     match event.kind:
@@ -34,7 +34,9 @@ def _describe_engine(event: Event) -> str:
             return f"{engine} is told to pause: {event.reason} (command {event.command_id})"
         case EventKind.ENGINE_PAUSED:
             return f"{engine} is paused"
-        case EventKind.DECISION_MADE | EventKind.ENGINE_LOST:
+        case EventKind.DECISION_MADE:
+            return _describe_decision(engine, event)
+        case EventKind.ENGINE_LOST:
             return f"{engine}: {event.reason}"
         case EventKind.RECOVERY_STARTED:
             return f"{engine} recovering, epoch {event.epoch} (command {event.command_id})"
@@ -51,6 +53,12 @@ def _describe_engine(event: Event) -> str:
         case EventKind.STANDBYS_CHANGED:
             return f"{engine}: standby workers: {event.reason}"
     return _describe_process(event)
+
+
+def _describe_decision(engine: str, event: Event) -> str:
+    """The audit line: the reason in words, then what a program would look for."""
+    record = f" [{event.decision} epoch={event.epoch}]" if event.decision is not None else ""
+    return f"{engine}: {event.reason}{record}"
 
 
 def _describe_process(event: Event) -> str:

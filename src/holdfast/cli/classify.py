@@ -16,7 +16,7 @@ from holdfast.cli.options import AsJson
 from holdfast.core.classification import Classifier, Verdict, parse_rows
 from holdfast.core.errors import BadConfiguration
 from holdfast.core.fault_table import SIGNAL_NUMBERS, Row
-from holdfast.core.policy import first_repair
+from holdfast.core.reasons import first_repair
 from holdfast.hosts.vllm.settings import read_rows
 
 # "ValueError: text", as Python ends a traceback; the type may stand in a module.

@@ -84,7 +84,9 @@ def flag_parser() -> argparse.ArgumentParser:
     switch = argparse.BooleanOptionalAction
     add = parser.add_argument
     add("--enable-fault-tolerance", action=switch, help="protect the server (default: on)")
-    add("--fault-policy", choices=["auto", "external"], help="who decides on a repair (default: auto)")
+    add("--fault-policy", choices=["auto", "external", "dry-run"], help="who decides on a repair (default: auto)")
+    add("--external-fallback", choices=["none", "auto"], help="with external, when nobody did in time (default: none)")
+    add("--max-ranks-out", type=_count_or_share, metavar="N|N%%", help="at once, else one rung up (default: 100%%)")
     add("--max-retries", type=int, metavar="N", help="retries within --retry-window, then the end (default: 10)")
     add("--retry-window", type=float, metavar="S", help="seconds (default: 60)")
     add("--engine-recovery-timeout", type=float, metavar="S", help="wait for an instruction, seconds (default: 120)")
@@ -116,6 +118,10 @@ def flag_parser() -> argparse.ArgumentParser:
     add("--unsafe-skip-fence", action=switch, help=argparse.SUPPRESS)
     _add_upstream_flags(parser)
     return parser
+
+
+def _count_or_share(text: str) -> int | str:
+    return int(text) if text.isdecimal() else text
 
 
 def _add_upstream_flags(parser: argparse.ArgumentParser) -> None:

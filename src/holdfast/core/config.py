@@ -14,8 +14,9 @@ import msgspec
 from holdfast.core.classification import SETTING as FAULT_CLASSES
 from holdfast.core.classification import OwnRow, parse_rows
 from holdfast.core.errors import BadConfiguration
+from holdfast.core.ranks_out import share_of
 
-FaultPolicy = Literal["auto", "external"]
+FaultPolicy = Literal["auto", "external", "dry-run"]
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=86400)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=1_000_000)]
@@ -41,6 +42,8 @@ class HoldfastConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     enable_fault_tolerance: bool = True
     fault_policy: FaultPolicy = "auto"
+    external_fallback: Literal["none", "auto"] = "none"  # when nobody gave an instruction in time
+    max_ranks_out: Count | str = "100%"  # at once, a number of ranks or a share of all
     engine_recovery_timeout_s: Seconds = 120.0
     max_retries: Count = 10
     retry_window_s: Seconds = 60.0
@@ -85,6 +88,25 @@ class HoldfastConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
                 f"{' and '.join(sorted(unsafe))} makes answers wrong and is for tests only",
                 hint="it needs enable_fault_injection",
             )
+        if self.external_fallback != "none" and self.fault_policy != "external":
+            raise BadConfiguration(
+                f"external_fallback {self.external_fallback} makes no sense with fault_policy {self.fault_policy}",
+                hint="it goes with external",
+            )
+        _refuse_unknown_cap(self.max_ranks_out)
+
+    @property
+    def repairs_unasked(self) -> bool:
+        """Whether what is gone is replaced though nobody asked: no instruction could be given to it any more."""
+        return "auto" in (self.fault_policy, self.external_fallback)
+
+
+def _refuse_unknown_cap(cap: int | str) -> None:
+    if isinstance(cap, str):
+        try:
+            share_of(cap)
+        except ValueError as error:
+            raise BadConfiguration(f"max_ranks_out: {error}") from None
 
 
 def known_keys() -> tuple[str, ...]:

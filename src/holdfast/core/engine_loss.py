@@ -10,7 +10,7 @@ from holdfast.core.events import EventKind
 from holdfast.core.group import Engine, LockstepGroup
 from holdfast.core.interventions import Interventions
 from holdfast.core.journal import Journal
-from holdfast.core.policy import Replacement, decide_replacement
+from holdfast.core.policy import Action, Decision, Replacement, decide_replacement, recent
 from holdfast.core.reports import Reports
 from holdfast.core.states import EngineState
 
@@ -59,10 +59,11 @@ class EngineLosses:
         if kill and engine.pid is None:
             return self._interventions.end(group, engine, f"{why}; it has never served")
         plan = self._plan(group, engine, now)
-        reason = f"{why}; {plan.reason}"
+        action = Action.RESTART_ENGINE if plan.is_possible else Action.END
+        decision = Decision(action, f"{why}; {plan.reason}", tries=plan.tries, limit=plan.limit)
+        decided = self._interventions.tell(group, engine, decision, engine.fault)
         if not plan.is_possible:
-            return self._interventions.end(group, engine, reason)
-        decided = self._journal.publish(EventKind.DECISION_MADE, group, engine, reason=reason)
+            return [decided, *self._interventions.end(group, engine, decision.reason)]
         plan = Replacement(True, why, plan.after_s, kill=kill)
         replaced = self._interventions.replace(group, engine, plan, now)
         return [decided, *replaced, *self._reports.when_recovery_is_over(group, now)]
@@ -71,7 +72,11 @@ class EngineLosses:
         if group.is_lockstep and group.unrebuildable:
             what = "; ".join(dict.fromkeys(group.unrebuildable))
             return Replacement(False, f"nobody could join its lockstep group: {what} cannot be rebuilt in place")
-        return decide_replacement(now, engine.restarted_at, self._config)
+        return decide_replacement(
+            recent(engine.restarted_at, now, self._config.engine_restart_window_s, group.began_at),
+            self._config,
+            self._interventions.ranks_out(engine),
+        )
 
     def returned(self, group: LockstepGroup, engine: Engine, fact: m.FromEngine, now: float) -> list[Effect]:
         """A report while another process is being started: only its own first one is news."""

@@ -33,6 +33,31 @@ class EventKind(enum.StrEnum):
     INSTANCE_DEFEATED = "instance-defeated"
 
 
+class DecisionRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A decision in figures: the `rung` of the ladder, and which try of how many it is within the rung's window.
+
+    `fault_class` and `rank` are of the fault that decided; `would` is what a dry run leaves undone; `ranks_out` are
+    the ranks of the whole instance that are sick, gone, or of an engine core that is being replaced.
+    """
+
+    action: str
+    rung: int
+    policy: str
+    fault_class: str | None = None
+    rank: int | None = None
+    tries: int = 0
+    limit: int = 0
+    ranks_out: int = 0
+    would: str | None = None
+
+    def __str__(self) -> str:
+        """Keys and values for a line of the log; what is not known is left out."""
+        tries = f"{self.tries}/{self.limit}" if self.limit else None
+        told = {"action": self.action, "would": self.would, "rung": self.rung, "try": tries, "class": self.fault_class}
+        told |= {"rank": self.rank, "ranks_out": self.ranks_out or None, "policy": self.policy}
+        return " ".join(f"{name}={value}" for name, value in told.items() if value is not None)
+
+
 class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One event. `at` is wall-clock seconds since the epoch; `sequence` counts from 1 without gaps.
 
@@ -49,6 +74,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     command_id: str | None = None
     fault: Fault | None = None
     reason: str | None = None
+    decision: DecisionRecord | None = None
     report: RecoveryReport | None = None
     interruption_s: float | None = None
 

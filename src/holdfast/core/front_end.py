@@ -33,14 +33,14 @@ def index_of_api_server(name: str) -> int | None:
     return int(name.removeprefix(_API_SERVER)) if name.startswith(_API_SERVER) else None
 
 
-def decide_restart(now: float, tried_at: tuple[float, ...], config: HoldfastConfig) -> Replacement:
-    """Whether another process takes the place of one that is gone; `tried_at` is when one did before (seconds)."""
+def decide_restart(tried_at: tuple[float, ...], config: HoldfastConfig) -> Replacement:
+    """Whether another process takes the place of one that is gone; `tried_at` are the times before that count."""
     limit = config.max_api_server_restarts
-    if config.fault_policy == "external":
-        return Replacement(False, "with --fault-policy external no process is restarted unasked")
+    if not config.repairs_unasked:
+        return Replacement(False, f"with --fault-policy {config.fault_policy} no process is restarted unasked")
     if not limit:
         return Replacement(False, "such a process is not restarted here (--max-api-server-restarts 0)")
-    tries = len(recent(tried_at, now, config.api_server_restart_window_s))
+    tries = len(tried_at)
     if tries >= limit:
         window = f"{config.api_server_restart_window_s:g} s"
         return Replacement(False, f"{tries} restarts within {window} did not last (--max-api-server-restarts {limit})")
@@ -78,14 +78,15 @@ class FrontEndProcesses:
         if self.roster.defeat is not None:
             return []
         process = self._known.setdefault(name, _Process())
-        plan = Replacement(False, hopeless) if hopeless else decide_restart(now, process.restarted_at, self.config)
+        window_s = self.config.api_server_restart_window_s
+        tried_at = recent(process.restarted_at, now, window_s, process.lost_at)
+        plan = Replacement(False, hopeless) if hopeless else decide_restart(tried_at, self.config)
         reason = f"{name} is gone: {why}; {plan.reason}"
         if not plan.is_possible:
             return self.interventions.end_for(name, reason)
         process.lost_at = now if process.lost_at is None else process.lost_at
         self._show(name, None)
-        window_s = self.config.api_server_restart_window_s
-        process.restarted_at = (*recent(process.restarted_at, now, window_s), now)
+        process.restarted_at = (*tried_at, now)
         told = self.journal.publish_of(name, EventKind.PROCESS_LOST, reason=reason)
         return [*self._forget_requests_of(name), told, ReplaceProcess(name, plan.after_s)]
 

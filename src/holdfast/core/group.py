@@ -25,6 +25,7 @@ class Engine:
     state: EngineState = EngineState.STARTING
     pid: int | None = None
     ranks: int = 0
+    lost_ranks: int = 0  # of the process that is gone
     hooks: tuple[str, ...] = ()
     worker_hooks: tuple[str, ...] = ()
     unrebuildable: tuple[str, ...] = ()
@@ -57,11 +58,21 @@ class Engine:
         """Its process is gone, with everything that was known of it."""
         self.move(Trigger.LOST)
         self.lost_pid = self.pid if self.pid is not None else self.lost_pid
-        self.pid, self.ranks, self.worker_pids = None, 0, ()
+        self.pid, self.lost_ranks, self.ranks, self.worker_pids = None, self.size, 0, ()
         self.hooks = self.worker_hooks = self.unrebuildable = ()
         self.fault = self.fault_in_recovery = self.last_error = self.standbys = None
         self.sick_ranks.clear()
         self.restarts += 1
+
+    @property
+    def size(self) -> int:
+        """How many ranks it has, or had before its process was gone."""
+        return self.ranks or self.lost_ranks
+
+    @property
+    def ranks_out(self) -> int:
+        """How many of its ranks are sick or gone."""
+        return self.size if self.state is EngineState.RESTARTING else len(self.sick_ranks)
 
     @property
     def is_contained(self) -> bool:
@@ -90,6 +101,7 @@ class LockstepGroup:
     replacing: bool = False  # the recovery under way gives ranks a new process
     asked: str | None = None  # the command that asks for a restart of healthy ranks
     again_at: float | None = None  # when to decide anew, after a pause between tries
+    joins: bool = False  # a process that took another one's place has met none of its peers yet
     broken: bool = False  # collectives were broken and have to be rebuilt
     rebuilding: bool = False  # the recovery under way has a rendezvous
     paused_by_hand: bool = False
@@ -161,6 +173,7 @@ class LockstepGroup:
         self.fault = self.reason = self.command_id = self.began_at = None
         self.broken = self.rebuilding = self.paused_by_hand = self.soft = self.replacing = False
         self.asked = self.again_at = None
+        self.joins = False
         self.failed_restarts = 0
 
     @property
@@ -173,12 +186,32 @@ class LockstepGroup:
         engine.lose()
         self.open_incident(now)
         if self.is_lockstep:
-            self.broken, self.asked, self.again_at = True, None, None
+            self.broken, self.joins, self.asked, self.again_at = True, True, None, None
+            self._forget_fault_of_the_lost()
             return
         began_at = now if self.began_at is None else self.began_at
         self.close_incident()
-        self.epoch, self.retried_at, self.unknown_retried_at = 0, (), ()
+        self.epoch = 0
+        self.forget_retries()
         self.began_at = self.waiting_since = began_at
+
+    @property
+    def is_joining(self) -> bool:
+        """Whether a newcomer is to be let in, and nothing else is wrong than what the loss has broken."""
+        is_consequence = self.fault is None or self.fault.fault_class is FaultClass.COMMUNICATOR
+        return self.joins and is_consequence
+
+    def forget_retries(self) -> None:
+        """What is retried from now on is retried in another process."""
+        self.retried_at = self.unknown_retried_at = ()
+
+    def _forget_fault_of_the_lost(self) -> None:
+        """What was wrong with a process is gone with it; what is wrong with its peers is not."""
+        self.forget_retries()
+        self.fault = None
+        for fault in (e.fault for e in self.engines):
+            if fault is not None and fault.fault_class is not FaultClass.COMMUNICATOR:
+                self.fault = deeper(self.fault, fault)
 
     def view_of(self, engine: Engine) -> EngineView:
         return EngineView(

@@ -22,7 +22,7 @@ from holdfast.core.group import LockstepGroup
 from holdfast.core.injection import InjectionSpec
 from holdfast.core.interventions import Interventions
 from holdfast.core.journal import Journal
-from holdfast.core.policy import Action, decide_repair, decide_wait
+from holdfast.core.policy import decide_repair, decide_wait
 from holdfast.core.refusals import (
     refuse_unknown_ranks,
     refuse_unless_engine_can_restart,
@@ -230,7 +230,7 @@ class Instance:
         if is_to_affirm(group, now, self._config, AFFIRM_S):
             effects += self._interventions.affirm(group, now)
         if group.stands_paused and group.again_at is None:
-            effects += self._interventions.decide(group, decide_wait, now, only=Action.END)
+            effects += self._interventions.decide(group, decide_wait, now, unless_waiting=True)
         elif group.again_at is not None and now >= group.again_at:
             effects += self._interventions.decide(group, decide_repair, now)
         return effects

@@ -11,12 +11,13 @@ from collections.abc import Callable
 from holdfast.core import messages as m
 from holdfast.core.commands import Commands
 from holdfast.core.config import HoldfastConfig
-from holdfast.core.effects import CloseRendezvous, Effect, End, OrderRecovery, Send, Settle
-from holdfast.core.events import EventKind
-from holdfast.core.faults import FaultClass
+from holdfast.core.effects import CloseRendezvous, Effect, End, OrderRecovery, Publish, Send, Settle
+from holdfast.core.events import DecisionRecord, EventKind
+from holdfast.core.faults import Fault, FaultClass
 from holdfast.core.group import Engine, LockstepGroup
 from holdfast.core.journal import Journal
 from holdfast.core.policy import Action, Decision, Incident, Replacement, recent
+from holdfast.core.ranks_out import RanksOut
 from holdfast.core.replacements import Replacements
 from holdfast.core.roster import Roster
 from holdfast.core.states import EngineState, Trigger
@@ -83,14 +84,18 @@ class Interventions:
 
     # ---- deciding and recovering
 
-    def decide(self, group: LockstepGroup, decide: Decide, now: float, only: Action | None = None) -> list[Effect]:
-        """Do what is decided; with `only`, nothing unless it is that."""
-        decision = decide(now, _incident(group, now), self._config)
-        if only is not None and decision.action is not only:
+    def ranks_out(self, engine: Engine) -> RanksOut:
+        return self._roster.ranks_out(engine)
+
+    def decide(self, group: LockstepGroup, decide: Decide, now: float, *, unless_waiting: bool = False) -> list[Effect]:
+        """Do what is decided; `unless_waiting`: to go on waiting is no news."""
+        spokesman = _spokesman(group)
+        incident = _incident(group, spokesman, self.ranks_out(spokesman), now)
+        decision = decide(now, incident, self._config)
+        if unless_waiting and decision.action is Action.AWAIT:
             return []
         group.reason, group.again_at = decision.reason, decision.again_at
-        spokesman = _spokesman(group)
-        made = self._journal.publish(EventKind.DECISION_MADE, group, spokesman, reason=decision.reason)
+        made = self.tell(group, spokesman, decision, incident.fault)
         match decision.action:
             case Action.RETRY:
                 return [made, *self._recover_unasked(group, now)]
@@ -104,6 +109,21 @@ class Interventions:
                 return [made, *self.end(group, spokesman, decision.reason)]
             case Action.AWAIT:
                 return [made]
+
+    def tell(self, group: LockstepGroup, engine: Engine, decision: Decision, fault: Fault | None) -> Publish:
+        """The one record of a decision: what, why, and in figures."""
+        record = DecisionRecord(
+            action=decision.action,
+            rung=decision.action.rung,
+            policy=self._config.fault_policy,
+            fault_class=None if fault is None else fault.fault_class,
+            rank=None if fault is None else fault.rank,
+            tries=decision.tries,
+            limit=decision.limit,
+            ranks_out=self.ranks_out(engine).now,
+            would=decision.would,
+        )
+        return self._journal.publish(EventKind.DECISION_MADE, group, engine, reason=decision.reason, decision=record)
 
     def _recover_unasked(self, group: LockstepGroup, now: float) -> list[Effect]:
         command_id = self._new_command_id()
@@ -137,6 +157,7 @@ class Interventions:
             patience_s=self._config.worker_start_timeout_s if group.replacing else 0.0,
         )
         group.fault, group.broken, group.paused_by_hand, group.soft, group.again_at = None, False, False, False, None
+        group.joins = False
         for engine in group.engines:
             engine.move(Trigger.RECOVERY_ORDERED)
         publish = self._journal.publish
@@ -144,15 +165,15 @@ class Interventions:
         return [order, *started]
 
     def _count_try(self, group: LockstepGroup, now: float) -> None:
-        config = self._config
+        config, opened_at = self._config, group.began_at
         if group.replacing:
-            group.restarted_at = (*recent(group.restarted_at, now, config.worker_restart_window_s), now)
-            # What is retried after this is retried in another process.
-            group.retried_at = group.unknown_retried_at = ()
-        elif not group.paused_by_hand or group.fault is not None:
-            group.retried_at = (*recent(group.retried_at, now, config.retry_window_s), now)
+            group.restarted_at = (*recent(group.restarted_at, now, config.worker_restart_window_s, opened_at), now)
+            group.forget_retries()  # what is retried after this is retried in another process
+        elif not group.is_joining and (not group.paused_by_hand or group.fault is not None):
+            group.retried_at = (*recent(group.retried_at, now, config.retry_window_s, opened_at), now)
             if group.fault is not None and group.fault.fault_class is FaultClass.UNKNOWN:
-                group.unknown_retried_at = (*recent(group.unknown_retried_at, now, config.retry_window_s), now)
+                known = recent(group.unknown_retried_at, now, config.retry_window_s, opened_at)
+                group.unknown_retried_at = (*known, now)
 
     def replace(self, group: LockstepGroup, engine: Engine, plan: Replacement, now: float) -> list[Effect]:
         """Put another process in the place of an engine core; its lockstep group waits for that one."""
@@ -197,7 +218,7 @@ def close_rendezvous(group: LockstepGroup) -> list[Effect]:
     return [CloseRendezvous(group.engine_ids, group.epoch)] if group.rebuilding else []
 
 
-def _incident(group: LockstepGroup, now: float) -> Incident:
+def _incident(group: LockstepGroup, spokesman: Engine, out: RanksOut, now: float) -> Incident:
     return Incident(
         fault=group.fault,
         began_at=now if group.began_at is None else group.waiting_since,
@@ -207,7 +228,10 @@ def _incident(group: LockstepGroup, now: float) -> Incident:
         failed_restarts=group.failed_restarts,
         wants_restart=group.wants_restart,
         asked=group.asked is not None,
-        engine_restarted_at=_spokesman(group).restarted_at,
+        engine_restarted_at=spokesman.restarted_at,
+        out=out,
+        opened_at=group.began_at,
+        joins=group.is_joining,
         in_lockstep=group.is_lockstep,
         broken=group.needs_rebuild,
         unrebuildable=group.unrebuildable,

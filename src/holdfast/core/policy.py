@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,10 +11,13 @@ import msgspec
 
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.faults import Fault, FaultClass
+from holdfast.core.ranks_out import RanksOut
+from holdfast.core.reasons import WHY_RESTART, why_restart, why_retry
 
 # Most errors leave a process intact, also those of which nobody has heard: one retry is cheap, and wrong at most
 # once. Of two in a row nobody knows that the state is intact, so a new process comes before the budget is used up.
 MAX_UNKNOWN_RETRIES = 1
+_NONE_OUT = RanksOut()
 LONGEST_PAUSE_S = 30.0  # between tries to start a process again
 
 
@@ -24,17 +28,30 @@ class Action(enum.StrEnum):
     AWAIT = "await-instruction"  # stay paused; somebody outside decides, or time
     END = "end-instance"  # nothing left that can help
 
+    @property
+    def rung(self) -> int:
+        """Of the ladder; 0 where nothing is done."""
+        return _RUNGS[self]
+
+
+# The fourth, to go on without a rank, is not there yet.
+_RUNGS = {Action.AWAIT: 0, Action.RETRY: 1, Action.RESTART_WORKERS: 2, Action.RESTART_ENGINE: 3, Action.END: 5}
+
 
 class Decision(msgspec.Struct, frozen=True):
     """What to do and why; the reason is shown to people.
 
-    `again_at`: decide anew then (seconds). `after_s`: the pause before another engine core is started.
+    `again_at`: decide anew then (seconds). `after_s`: the pause before another engine core is started. `tries`: how
+    often this rung was taken within its window, this time included, of `limit`. `would`: what a dry run leaves undone.
     """
 
     action: Action
     reason: str
     again_at: float | None = None
     after_s: float = 0.0
+    tries: int = 0
+    limit: int = 0
+    would: Action | None = None
 
 
 class Incident(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,7 +60,9 @@ class Incident(msgspec.Struct, frozen=True, kw_only=True):
     `fault` is none where somebody only asked for a pause; `broken` says that collectives have to be
     rebuilt, `unrebuildable` what that could not bring back. `wants_restart` says that a rank needs a new
     process, `asked` that an operator wants it; `failed_restarts` counts those of this incident.
-    `unknown_retried_at` are the retries among `retried_at` that were made for a fault of class unknown.
+    `unknown_retried_at` are the retries among `retried_at` that were made for a fault of class unknown. `began_at` is
+    when the wait for an instruction began, `opened_at` when everything was last well; `joins`: nothing
+    is wrong but what the loss of a process has broken, and another one in its place is there.
     """
 
     fault: Fault | None
@@ -59,6 +78,9 @@ class Incident(msgspec.Struct, frozen=True, kw_only=True):
     asked: bool = False
     engine_restarted_at: tuple[float, ...] = ()
     in_lockstep: bool = False
+    out: RanksOut = _NONE_OUT
+    opened_at: float | None = None
+    joins: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,11 +95,17 @@ class Replacement:
     after_s: float = 0.0
     kill: bool = False
     asked: str | None = None
+    tries: int = 0
+    limit: int = 0
 
 
-def recent(tried_at: Sequence[float], now: float, window_s: float) -> tuple[float, ...]:
-    """The tries that lie within the window that ends now."""
-    return tuple(at for at in tried_at if now - at < window_s)
+def recent(tried_at: Sequence[float], now: float, window_s: float, opened_at: float | None = None) -> tuple[float, ...]:
+    """The tries that lie within the window that ends now, and all of an incident that is open since `opened_at`.
+
+    Were those forgiven too, tries that take longer than the window would go on for ever.
+    """
+    since = math.inf if opened_at is None else opened_at
+    return tuple(at for at in tried_at if now - at < window_s or at >= since)
 
 
 def growing_pause_s(tries: int) -> float:
@@ -87,96 +115,123 @@ def growing_pause_s(tries: int) -> float:
 
 def decide_repair(now: float, incident: Incident, config: HoldfastConfig) -> Decision:
     """The repair for a lockstep group that stands held."""
+    decision = _decide_repair(now, incident, config)
+    if config.fault_policy != "dry-run":
+        return decision
+    would = _decide_repair(now, incident, _left_to_itself(config))
+    if would.action is decision.action:
+        return decision
+    reason = f"dry run: would {would.action}: {would.reason}; {decision.reason}"
+    return msgspec.structs.replace(decision, reason=reason, would=would.action)
+
+
+def _decide_repair(now: float, incident: Incident, config: HoldfastConfig) -> Decision:
     if unrepairable := _beyond_repair(incident):
         return _decide_replacement(now, incident, config, unrepairable)
     if incident.wants_restart and not config.max_worker_restarts and not incident.asked:
-        return _decide_restart(now, incident, config, _why_restart(incident))  # the end, also of a pause by hand
+        return _decide_restart(now, incident, config, why_restart(incident.fault))  # the end, also of a pause by hand
     if incident.paused_by_hand:
         return Decision(Action.AWAIT, "paused by hand; goes on when told to resume")
     if incident.asked:
         return Decision(Action.RESTART_WORKERS, "asked for; only the named ranks get a new process")
-    if config.fault_policy == "external" and incident.fault is not None:
+    if incident.joins and not incident.wants_restart:
+        return Decision(Action.RETRY, "a process that took another one's place is let in; collectives are rebuilt")
+    if config.fault_policy != "auto" and incident.fault is not None:
         return decide_wait(now, incident, config)
+    return _climb(now, incident, config)
+
+
+def _left_to_itself(config: HoldfastConfig) -> HoldfastConfig:
+    """The settings where nobody outside is asked."""
+    return msgspec.structs.replace(config, fault_policy="auto", external_fallback="none")
+
+
+def _climb(now: float, incident: Incident, config: HoldfastConfig) -> Decision:
+    """The lowest rung that can help and is not used up."""
     if incident.wants_restart:
-        return _decide_restart(now, incident, config, _why_restart(incident))
+        return _decide_restart(now, incident, config, why_restart(incident.fault))
     return _decide_retry(now, incident, config)
 
 
 def _decide_retry(now: float, incident: Incident, config: HoldfastConfig) -> Decision:
     exhausted = _why_no_retry(now, incident, config)
     if exhausted is None:
-        retries = len(recent(incident.retried_at, now, config.retry_window_s))
+        tries, limit = len(_retries(now, incident, config)) + 1, config.max_retries
         repair = "its collectives are rebuilt; " if incident.broken else ""
-        return Decision(Action.RETRY, f"{_why_retry(incident)}; {repair}retry {retries + 1} of {config.max_retries}")
+        reason = f"{why_retry(incident.fault)}; {repair}retry {tries} of {limit}"
+        return Decision(Action.RETRY, reason, tries=tries, limit=limit)
     if incident.fault is not None and incident.fault.rank is not None and config.max_worker_restarts:
         return _decide_restart(now, incident, config, exhausted)
     return _decide_replacement(now, incident, config, exhausted)
 
 
+def _retries(now: float, incident: Incident, config: HoldfastConfig) -> tuple[float, ...]:
+    return recent(incident.retried_at, now, config.retry_window_s, incident.opened_at)
+
+
 def _why_no_retry(now: float, incident: Incident, config: HoldfastConfig) -> str | None:
     window = f"{config.retry_window_s:g} s"
-    retries = len(recent(incident.retried_at, now, config.retry_window_s))
+    retries = len(_retries(now, incident, config))
     if retries >= config.max_retries:
         limit = f"(--max-retries {config.max_retries})"
         return f"{retries} retries within {window} did not last {limit}; last fault: {_summary(incident)}"
     is_unknown = incident.fault is not None and incident.fault.fault_class is FaultClass.UNKNOWN
-    if is_unknown and len(recent(incident.unknown_retried_at, now, config.retry_window_s)) >= MAX_UNKNOWN_RETRIES:
+    unknown = recent(incident.unknown_retried_at, now, config.retry_window_s, incident.opened_at)
+    if is_unknown and len(unknown) >= MAX_UNKNOWN_RETRIES:
         return f"an unknown error was retried within {window} already, and here is one again: {_summary(incident)}"
     return None
 
 
-_WHY_RETRY = {
-    FaultClass.NUMERICAL: "a step computed what is no number; its KV is suspect, the step is repeated",
-    FaultClass.UNKNOWN: "an error that no row of the table names, tried once as if it had left the state intact",
-}
-
-
-def _why_retry(incident: Incident) -> str:
-    if incident.fault is None:
-        return "it stands still and nothing is wrong"
-    return _WHY_RETRY.get(incident.fault.fault_class, "exception with state intact")
-
-
 def _decide_restart(now: float, incident: Incident, config: HoldfastConfig, why: str) -> Decision:
-    restarts = recent(incident.restarted_at, now, config.worker_restart_window_s)
-    if len(restarts) >= config.max_worker_restarts:
-        limit = (
-            f"{len(restarts)} worker restarts within {config.worker_restart_window_s:g} s did not last "
-            f"(--max-worker-restarts {config.max_worker_restarts})"
-            if config.max_worker_restarts
-            else "workers are not restarted here (--max-worker-restarts 0)"
-        )
-        return _decide_replacement(now, incident, config, f"{why}; {limit}")
+    restarts = len(recent(incident.restarted_at, now, config.worker_restart_window_s, incident.opened_at))
+    if no_more := _why_no_restart(restarts, incident, config):
+        return _decide_replacement(now, incident, config, f"{why}; {no_more}")
     again_at = _next_try_at(incident)
     if now < again_at:
         wait = f"the restart failed {incident.failed_restarts} times, tried again in {again_at - now:.1f} s"
         return Decision(Action.AWAIT, f"{why}; {wait}", again_at)
-    count = f"worker restart {len(restarts) + 1} of {config.max_worker_restarts}"
-    return Decision(Action.RESTART_WORKERS, f"{why}; its rank gets a new process; {count}")
+    tries, limit = restarts + 1, config.max_worker_restarts
+    reason = f"{why}; its rank gets a new process; worker restart {tries} of {limit}"
+    return Decision(Action.RESTART_WORKERS, reason, tries=tries, limit=limit)
+
+
+def _why_no_restart(restarts: int, incident: Incident, config: HoldfastConfig) -> str | None:
+    if not config.max_worker_restarts:
+        return "workers are not restarted here (--max-worker-restarts 0)"
+    if restarts >= config.max_worker_restarts:
+        return (
+            f"{restarts} worker restarts within {config.worker_restart_window_s:g} s did not last "
+            f"(--max-worker-restarts {config.max_worker_restarts})"
+        )
+    return incident.out.too_many_to_restart(config.max_ranks_out)
 
 
 def _decide_replacement(now: float, incident: Incident, config: HoldfastConfig, why: str) -> Decision:
     """The last rung, where no smaller repair is left."""
     if incident.in_lockstep and incident.broken and incident.unrebuildable:
         return Decision(Action.END, why)  # a newcomer could not join either
-    plan = decide_replacement(now, incident.engine_restarted_at, config)
+    tried_at = recent(incident.engine_restarted_at, now, config.engine_restart_window_s, incident.opened_at)
+    plan = decide_replacement(tried_at, config, incident.out)
     action = Action.RESTART_ENGINE if plan.is_possible else Action.END
-    return Decision(action, f"{why}; {plan.reason}", after_s=plan.after_s)
+    return Decision(action, f"{why}; {plan.reason}", after_s=plan.after_s, tries=plan.tries, limit=plan.limit)
 
 
-def decide_replacement(now: float, tried_at: Sequence[float], config: HoldfastConfig) -> Replacement:
-    """Whether an engine core that is gone, or has to go, is replaced; `tried_at` is when it was before (seconds)."""
-    if config.fault_policy == "external":
-        return Replacement(False, "with --fault-policy external no engine core is restarted unasked")
+def decide_replacement(tried_at: Sequence[float], config: HoldfastConfig, out: RanksOut = _NONE_OUT) -> Replacement:
+    """Whether an engine core that is gone, or has to go, is replaced; `tried_at` are the times that count."""
+    if not config.repairs_unasked:
+        return Replacement(False, f"with --fault-policy {config.fault_policy} no engine core is restarted unasked")
     if not config.max_engine_restarts:
         return Replacement(False, "engine cores are not restarted here (--max-engine-restarts 0)")
-    tries = len(recent(tried_at, now, config.engine_restart_window_s))
-    if tries >= config.max_engine_restarts:
-        limit = f"(--max-engine-restarts {config.max_engine_restarts})"
+    tries, limit = len(tried_at), config.max_engine_restarts
+    if tries >= limit:
         window = f"{config.engine_restart_window_s:g} s"
-        return Replacement(False, f"{tries} engine core restarts within {window} did not last {limit}")
-    reason = f"another engine core takes its place; engine core restart {tries + 1} of {config.max_engine_restarts}"
-    return Replacement(True, reason, growing_pause_s(tries))
+        return Replacement(
+            False, f"{tries} engine core restarts within {window} did not last (--max-engine-restarts {limit})"
+        )
+    if too_many := out.too_many_to_replace(config.max_ranks_out):
+        return Replacement(False, too_many)
+    reason = f"another engine core takes its place; engine core restart {tries + 1} of {limit}"
+    return Replacement(True, reason, growing_pause_s(tries), tries=tries + 1, limit=limit)
 
 
 def _next_try_at(incident: Incident) -> float:
@@ -187,36 +242,22 @@ def _next_try_at(incident: Incident) -> float:
 
 
 def decide_wait(now: float, incident: Incident, config: HoldfastConfig) -> Decision:
-    """Whether to go on waiting for an instruction from outside."""
+    """Whether to go on waiting for an instruction from outside, and what to do when none came."""
     if incident.fault is None or incident.paused_by_hand:
         return Decision(Action.AWAIT, "paused by hand; goes on when told to resume")
-    waited_s = now - incident.began_at
-    if waited_s >= config.engine_recovery_timeout_s:
-        return Decision(
-            Action.END,
-            f"no instruction repaired it within {config.engine_recovery_timeout_s:g} s "
-            f"(--engine-recovery-timeout); fault: {incident.fault.summary()}",
-        )
-    left_s = config.engine_recovery_timeout_s - waited_s
-    return Decision(Action.AWAIT, f"waiting up to {left_s:.0f} s for an instruction")
+    left_s = config.engine_recovery_timeout_s - (now - incident.began_at)
+    if left_s > 0:
+        then = ", then by itself" if config.external_fallback == "auto" else ""
+        return Decision(Action.AWAIT, f"waiting up to {left_s:.0f} s for an instruction{then}")
+    silence = f"no instruction repaired it within {config.engine_recovery_timeout_s:g} s (--engine-recovery-timeout)"
+    if config.external_fallback == "auto":
+        climbing = _climb(now, incident, _left_to_itself(config))
+        return msgspec.structs.replace(climbing, reason=f"{silence}; by itself: {climbing.reason}")
+    return Decision(Action.END, f"{silence}; fault: {incident.fault.summary()}")
 
 
 def _summary(incident: Incident) -> str:
     return "none" if incident.fault is None else incident.fault.summary()
-
-
-_WHY_RESTART = {
-    FaultClass.DEVICE: "the device error is sticky and the worker cannot go on",
-    FaultClass.WORKER_LOST: "a worker process is gone",
-    FaultClass.UNRESPONSIVE: "a rank did not answer in time",
-}
-
-
-def _why_restart(incident: Incident) -> str:
-    fault = incident.fault
-    if fault is None or fault.fault_class not in _WHY_RESTART:
-        return "a rank's process is not to be trusted any more"
-    return f"{_WHY_RESTART[fault.fault_class]}: {fault.summary()}"
 
 
 def _beyond_repair(incident: Incident) -> str | None:
@@ -226,19 +267,5 @@ def _beyond_repair(incident: Incident) -> str | None:
         return f"broken collectives cannot be rebuilt in place here ({what}); fault: {_summary(incident)}"
     if fault is not None and fault.fault_class is FaultClass.UNRESPONSIVE and fault.rank is None:
         # Nobody knows which process to replace: the engine core itself does not answer.
-        return f"{_WHY_RESTART[fault.fault_class]} and it is not known which; {fault.summary()}"
+        return f"{WHY_RESTART[fault.fault_class]} and it is not known which; {fault.summary()}"
     return None
-
-
-_RETRIED = "retry: rewind the requests, go on"
-_FIRST_REPAIRS = {
-    FaultClass.COMMUNICATOR: "retry: rebuild the broken collectives, rewind the requests, go on",
-    FaultClass.TRANSIENT: _RETRIED,
-    FaultClass.NUMERICAL: "retry: drop what the step wrote, repeat it",
-    FaultClass.UNKNOWN: "retry once; at the next within the retry window a new process for the rank",
-}
-
-
-def first_repair(fault_class: FaultClass) -> str:
-    """What is done first about a fault of a class, where a rank is to blame, in words."""
-    return _FIRST_REPAIRS.get(fault_class, "restart worker: a new process for the rank")

@@ -33,7 +33,7 @@ class Replacements:
         processes = engine.worker_pids
         if plan.kill and engine.pid is not None:
             processes = (*processes, engine.pid)  # it goes at once, and is waited for all the same
-        self._count(engine, now, plan.asked)
+        self._count(group, engine, now, plan.asked)
         group.lose(engine, now)
         group.reason = plan.reason
         lost = self._journal.publish(EventKind.ENGINE_LOST, group, engine, reason=plan.reason)
@@ -47,11 +47,12 @@ class Replacements:
         )
         return [*effects, lost, order]
 
-    def _count(self, engine: Engine, now: float, asked: str | None) -> None:
+    def _count(self, group: LockstepGroup, engine: Engine, now: float, asked: str | None) -> None:
         """What was asked for counts against no budget."""
         engine.asked_restart = asked
         if asked is None:
-            engine.restarted_at = (*recent(engine.restarted_at, now, self._config.engine_restart_window_s), now)
+            window_s = self._config.engine_restart_window_s
+            engine.restarted_at = (*recent(engine.restarted_at, now, window_s, group.began_at), now)
 
     def _fail_commands(self, group: LockstepGroup, engine: Engine, error: str) -> list[Effect]:
         settled = self._commands.fail(group.group_id, error)

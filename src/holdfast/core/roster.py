@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from holdfast.core.errors import UnknownEngine
 from holdfast.core.events import ProcessView
 from holdfast.core.group import Engine, LockstepGroup, make_groups
+from holdfast.core.ranks_out import RanksOut
 from holdfast.core.states import Trigger
 
 
@@ -52,6 +53,17 @@ class Roster:
             return [g for g in self.groups if g.group_id in named]
         unwell = (g for g in self.groups if g.began_at is not None)
         return [g for g in self.groups if fitting(g)] or [next(unwell, self.groups[0])]
+
+    def ranks_out(self, at_hand: Engine) -> RanksOut:
+        """How many ranks are out, as one decides who looks at the engine at hand."""
+        by_engine = {e.engine_id: e.ranks_out for e in self.engines}
+        everywhere = sum(by_engine.values())
+        return RanksOut(
+            now=everywhere,
+            elsewhere=everywhere - by_engine[at_hand.engine_id],
+            own=at_hand.size,
+            total=sum(e.size for e in self.engines),
+        )
 
     def end(self, reason: str) -> None:
         """Nothing moves any engine after this."""

@@ -21,7 +21,8 @@ def test_a_recovered_fault_reads_as_a_story() -> None:
         "engine 0 is protected",
         "engine 0 faulted: InjectedFault in engine 0, rank 0 at forward: injected fault",
         "engine 0 is paused",
-        "engine 0: waiting up to 120 s for an instruction",
+        "engine 0: waiting up to 120 s for an instruction "
+        "[action=await-instruction rung=0 class=transient rank=0 policy=external epoch=0]",
         "engine 0 recovering, epoch 1 (command c0ffee)",
         "engine 0 recovered after 0.043 s: 8 requests rewound, 5 blocks kept, 2 evicted, 40 tokens to compute again",
     ]
@@ -37,7 +38,8 @@ def test_a_pause_by_hand_reads_as_a_story() -> None:
         "engine 1 is told to pause: asked for (command c0ffee)",
         "engine 0 is paused",
         "engine 1 is paused",
-        "engine 0: paused by hand; goes on when told to resume",
+        "engine 0: paused by hand; goes on when told to resume "
+        "[action=await-instruction rung=0 policy=external epoch=0]",
         "engine 0 recovering, epoch 1 (command cafe)",
         "engine 1 recovering, epoch 1 (command cafe)",
     ]

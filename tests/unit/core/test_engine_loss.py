@@ -6,8 +6,10 @@ from holdfast.core import messages as m
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.effects import CloseRendezvous, OrderRecovery, ReplaceEngine, Settle
 from holdfast.core.errors import InstructionConflict
+from holdfast.core.faults import FaultClass
 from holdfast.core.states import EngineState
 from support.instance_bench import Bench, kinds
+from support.ladder_world import World
 
 CONFIG = HoldfastConfig(max_engine_restarts=3, engine_restart_window_s=100.0)
 
@@ -322,3 +324,21 @@ def test_an_attached_message_knows_its_workers():
     bench.observe(fact)
     [order] = [e for e in lost(bench) if isinstance(e, ReplaceEngine)]
     assert order.processes == (10,)
+
+
+# ---- what was wrong with a process is gone with it
+
+
+@pytest.mark.parametrize("rank", [0, None])
+def test_in_lockstep_what_was_wrong_with_an_engine_core_does_not_condemn_the_one_that_takes_its_place(rank):
+    config = HoldfastConfig(max_retries=1, max_worker_restarts=0, max_engine_restarts=3)
+    world = World(config, (), [(0, FaultClass.TRANSIENT, rank)] * 2)
+    assert world.run(100.0, 20)
+    assert world.bench.states(0, 1, 2) == ["healthy"] * 3
+    assert [world.bench.view(e).restarts for e in (0, 1, 2)] == [1, 0, 0]
+
+
+def test_in_lockstep_a_newcomer_is_let_in_where_no_retries_are_allowed():
+    world = World(HoldfastConfig(max_retries=0), (), [(0, "lost", None)])
+    assert world.run(100.0, 20)
+    assert world.bench.states(0, 1, 2) == ["healthy"] * 3

@@ -87,10 +87,20 @@ def test_each_process_has_a_budget_of_its_own():
     assert bench.defeat is None
 
 
+def test_starts_that_fail_one_after_another_count_however_long_they_take():
+    bench = make_bench()
+    for _ in range(3):
+        lost(bench, COORDINATOR)
+        bench.now += 100.0
+    lost(bench, COORDINATOR)
+    assert "3 restarts within 100 s did not last" in bench.defeat
+
+
 def test_restarts_of_long_ago_do_not_count():
     bench = make_bench()
     for _ in range(3):
         lost(bench, COORDINATOR)
+        bench.did(bench.instance.process_returned(COORDINATOR, bench.now))
     bench.now += 100.0
     assert [e.after_s for e in lost(bench, COORDINATOR) if isinstance(e, ReplaceProcess)] == [0.0]
 

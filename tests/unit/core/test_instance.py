@@ -385,7 +385,7 @@ def test_a_fault_after_which_the_engine_never_stands_held_ends_in_a_deadline():
     bench = Bench()
     bench.faulted()
     assert bench.tick(AUTO.containment_timeout_s - 0.1) == []
-    assert kinds(bench.tick(0.1)) == ["instance-defeated", "Send", "End"]
+    assert kinds(bench.tick(0.1)) == ["decision-made", "instance-defeated", "Send", "End"]
     assert "did not stand still within 30 s" in bench.instance.view().defeat
 
 
@@ -394,8 +394,8 @@ def test_a_recovery_that_never_ends_ends_in_a_deadline_and_its_command_with_it()
     bench.held()
     assert bench.tick(AUTO.containment_timeout_s + AUTO.drain_timeout_s - 0.1) == []
     ended = bench.tick(0.1)
-    assert kinds(ended) == ["Settle", "instance-defeated", "Send", "End"]
-    assert ended[0].command_id == "own-1"
+    assert kinds(ended) == ["decision-made", "Settle", "instance-defeated", "Send", "End"]
+    assert ended[1].command_id == "own-1"
 
 
 def test_of_two_deadlines_in_one_tick_one_ends_the_instance():

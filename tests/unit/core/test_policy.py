@@ -1,11 +1,14 @@
 """Decisions are pure and say why."""
 
+from math import inf
+
 import msgspec
 import pytest
 
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.faults import Fault, FaultClass, is_of_the_process
 from holdfast.core.policy import Action, Incident, decide_repair, decide_replacement, decide_wait, recent
+from holdfast.core.ranks_out import RanksOut, ranks_allowed_out
 
 AUTO = HoldfastConfig(max_retries=3, retry_window_s=60.0, max_engine_restarts=0)
 NO_RESTARTS = HoldfastConfig(max_retries=3, retry_window_s=60.0, max_worker_restarts=0, max_engine_restarts=0)
@@ -23,8 +26,8 @@ def fault(fault_class=FaultClass.TRANSIENT, rank=0):
     return Fault(fault_class=fault_class, error_type="RuntimeError", message="boom", engine_id=1, rank=rank)
 
 
-def incident(*retried_at, fault_class=FaultClass.TRANSIENT, began_at=0.0, rank=0, **about):
-    return Incident(fault=fault(fault_class, rank), began_at=began_at, retried_at=retried_at, **about)
+def incident(*times, retried_at=(), fault_class=FaultClass.TRANSIENT, began_at=0.0, rank=0, **about):
+    return Incident(fault=fault(fault_class, rank), began_at=began_at, retried_at=times or retried_at, **about)
 
 
 def sick(fault_class=FaultClass.WORKER_LOST, **about):
@@ -101,6 +104,28 @@ def test_every_fault_class_has_a_decision():
         FaultClass.UNKNOWN,
     }
     assert {a for c, a in actions.items() if is_of_the_process(fault(c))} == {Action.RESTART_WORKERS}
+
+
+# ---- one incident
+
+
+def test_tries_of_an_incident_that_is_still_open_are_not_forgiven_however_long_they_take():
+    for about in ({}, {"unknown_retried_at": (1.0,), "fault_class": FaultClass.UNKNOWN}):
+        long_ago = incident(1.0, 2.0, 3.0, rank=None, **about)
+        assert decide_repair(500.0, long_ago, AUTO).action is Action.RETRY
+        assert decide_repair(500.0, msgspec.structs.replace(long_ago, opened_at=1.0), AUTO).action is Action.END
+    restarted = sick(restarted_at=(1.0,) * 20)
+    assert decide_repair(5000.0, restarted, AUTO).action is Action.RESTART_WORKERS
+    assert decide_repair(5000.0, msgspec.structs.replace(restarted, opened_at=1.0), AUTO).action is Action.END
+
+
+@pytest.mark.parametrize("config", [HoldfastConfig(max_retries=0), EXTERNAL])
+def test_a_newcomer_is_let_in_without_a_try_of_anything_whoever_decides(config):
+    for fault_class in (None, FaultClass.COMMUNICATOR):
+        found = nothing_wrong(joins=True) if fault_class is None else incident(fault_class=fault_class, joins=True)
+        decision = decide_repair(0.0, found, config)
+        assert (decision.action, decision.limit) == (Action.RETRY, 0)
+        assert "is let in" in decision.reason
 
 
 # ---- what no row of the table names
@@ -247,7 +272,11 @@ def test_nobody_is_started_to_join_a_lockstep_group_that_cannot_rebuild_its_coll
 
 def test_restarts_of_long_ago_do_not_count():
     config = HoldfastConfig(max_engine_restarts=3, engine_restart_window_s=100.0)
-    assert decide_replacement(200.0, (1.0, 2.0, 3.0), config).is_possible
+    tired = incident(rank=None, engine_restarted_at=(1.0, 2.0, 3.0), retried_at=(200.0,) * 10)
+    decision = decide_repair(200.0, tired, config)
+    assert (decision.action, decision.tries) == (Action.RESTART_ENGINE, 1)
+    still_open = msgspec.structs.replace(tired, opened_at=2.0)
+    assert decide_repair(200.0, still_open, config).tries == 3
 
 
 @pytest.mark.parametrize(
@@ -255,7 +284,7 @@ def test_restarts_of_long_ago_do_not_count():
     [(EXTERNAL, "unasked"), (HoldfastConfig(max_engine_restarts=0), "--max-engine-restarts 0")],
 )
 def test_an_engine_core_that_is_not_replaced_says_why(config, reason):
-    plan = decide_replacement(0.0, (), config)
+    plan = decide_replacement((), config)
     assert not plan.is_possible
     assert reason in plan.reason
 
@@ -324,3 +353,112 @@ def test_a_group_that_stands_still_for_no_reason_is_let_go_on(config):
     decision = decide_repair(0.0, nothing_wrong(), config)
     assert decision.action is Action.RETRY
     assert decision.reason.startswith("it stands still and nothing is wrong")
+
+
+# ---- how many ranks may be out at once
+
+
+def test_more_ranks_out_than_allowed_are_not_replaced_one_by_one():
+    config = HoldfastConfig(max_ranks_out=1)
+    two_of_four = RanksOut(now=2, elsewhere=0, own=4, total=4)
+    decision = decide_repair(0.0, sick(out=two_of_four), config)
+    assert decision.action is Action.RESTART_ENGINE
+    assert "2 of 4 ranks would be out at once (--max-ranks-out 1); another engine core" in decision.reason
+    assert decide_repair(0.0, sick(out=RanksOut(now=1, own=4, total=4)), config).action is Action.RESTART_WORKERS
+
+
+def test_an_engine_core_is_not_replaced_where_too_many_ranks_are_out_elsewhere_already():
+    config = HoldfastConfig(max_ranks_out="50%")
+    elsewhere = RanksOut(now=3, elsewhere=2, own=1, total=4)
+    decision = decide_repair(0.0, sick(out=elsewhere), config)
+    assert decision.action is Action.END
+    assert decision.reason.endswith("3 of 4 ranks would be out at once (--max-ranks-out 50%)")
+    assert decide_replacement((), config, RanksOut(now=2, elsewhere=1, own=1, total=4)).is_possible
+
+
+def test_the_only_engine_core_that_is_out_may_always_be_replaced():
+    assert decide_replacement((), HoldfastConfig(max_ranks_out=0), RanksOut(now=4, own=4, total=4)).is_possible
+
+
+@pytest.mark.parametrize(
+    ("cap", "total", "allowed"), [(0, 4, 0), (3, 4, 3), ("25%", 8, 2), ("25%", 2, 1), ("12.5%", 8, 1), ("100%", 1, inf)]
+)
+def test_a_cap_is_a_number_of_ranks_or_a_share_of_all_that_allows_one_at_least(cap, total, allowed):
+    assert ranks_allowed_out(cap, total) == allowed
+
+
+def test_without_a_cap_all_ranks_may_be_out():
+    assert decide_repair(0.0, sick(out=RanksOut(now=9, own=8, total=8)), AUTO).action is Action.RESTART_WORKERS
+
+
+# ---- external, with a fallback
+
+FALLBACK = HoldfastConfig(fault_policy="external", external_fallback="auto", engine_recovery_timeout_s=120.0)
+
+
+@pytest.mark.parametrize(("found", "then"), [(incident(), Action.RETRY), (sick(), Action.RESTART_WORKERS)])
+def test_after_the_timeout_the_ladder_is_climbed_where_a_fallback_says_so(found, then):
+    for decide in (decide_repair, decide_wait):
+        waiting = decide(119.0, found, FALLBACK)
+        assert (waiting.action, waiting.reason) == (
+            Action.AWAIT,
+            "waiting up to 1 s for an instruction, then by itself",
+        )
+        decision = decide(120.0, found, FALLBACK)
+        assert decision.action is then
+        assert decision.reason.startswith(
+            "no instruction repaired it within 120 s (--engine-recovery-timeout); by itself:"
+        )
+
+
+def test_the_ladder_of_a_fallback_ends_where_it_ends_by_itself():
+    tired = incident(120.0, 120.1, 120.2, rank=None, engine_restarted_at=(1.0,))
+    config = msgspec.structs.replace(FALLBACK, max_retries=3, max_engine_restarts=1)
+    assert decide_repair(121.0, tired, config).action is Action.END
+
+
+def test_with_a_fallback_what_is_gone_is_replaced_at_once_since_no_instruction_could_reach_it():
+    assert decide_replacement((), FALLBACK).is_possible
+    assert not decide_replacement((), EXTERNAL).is_possible
+
+
+def test_with_a_fallback_a_pause_by_hand_still_has_no_end():
+    by_hand = incident(paused_by_hand=True)
+    assert decide_wait(1e6, by_hand, FALLBACK).action is Action.AWAIT
+
+
+# ---- dry run
+
+DRY = HoldfastConfig(fault_policy="dry-run", engine_recovery_timeout_s=120.0)
+
+
+@pytest.mark.parametrize(("found", "would"), [(incident(), Action.RETRY), (sick(), Action.RESTART_WORKERS)])
+def test_a_dry_run_says_what_it_would_do_and_waits(found, would):
+    decision = decide_repair(0.0, found, DRY)
+    assert (decision.action, decision.would) == (Action.AWAIT, would)
+    assert decision.reason.startswith(f"dry run: would {would}: ")
+    assert decision.reason.endswith("; waiting up to 120 s for an instruction")
+    assert decide_repair(120.0, found, DRY).action is Action.END
+
+
+def test_a_dry_run_repairs_nothing_that_is_gone():
+    assert not decide_replacement((), DRY).is_possible
+    silent = incident(fault_class=FaultClass.UNRESPONSIVE, rank=None, wants_restart=True)
+    decision = decide_repair(0.0, silent, DRY)
+    assert (decision.action, decision.would) == (Action.END, Action.RESTART_ENGINE)
+
+
+def test_in_a_dry_run_what_an_operator_does_is_done():
+    asked = decide_repair(0.0, nothing_wrong(asked=True, wants_restart=True), DRY)
+    assert (asked.action, asked.would) == (Action.RESTART_WORKERS, None)
+    by_hand = decide_repair(0.0, incident(paused_by_hand=True), DRY)
+    assert (by_hand.action, by_hand.would) == (Action.AWAIT, None)
+
+
+def test_a_decision_says_which_try_of_how_many_it_is():
+    assert [
+        (d.tries, d.limit) for d in (decide_repair(9.0, incident(1.0, 2.0), AUTO), decide_repair(0.0, sick(), AUTO))
+    ] == [
+        (3, 3),
+        (1, 20),
+    ]

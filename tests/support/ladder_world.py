@@ -1,0 +1,168 @@
+"""A world around an instance that does what it is told, or not: engine cores that answer as a script says."""
+
+import heapq
+import itertools
+
+from holdfast.core import messages as m
+from holdfast.core.effects import End, OrderRecovery, Publish, ReplaceEngine, Send
+from holdfast.core.events import EventKind
+from holdfast.core.policy import recent
+from holdfast.core.states import EngineState
+from support.instance_bench import Bench, a_fault
+
+GROUPS = [(0, 1), (2,)]
+RANKS = 2
+ANSWER_S = 0.01
+TICK_S = 0.25
+
+
+class World:
+    """Runs an instance on virtual time and counts what each rung was used for.
+
+    `answers` says how engine cores end what they are told to do: "well", "silent", "lost", or the class of the fault
+    in which they fail. `faults` are met one after another, each once everything is healthy.
+    """
+
+    def __init__(self, config, answers, faults):
+        self.config, self.answers, self.faults = config, iter(answers), iter(faults)
+        self.bench = Bench(config, groups=GROUPS, attached=False)
+        self.pids = itertools.count(100)
+        self._due, self._seen, self._order = [], 0, itertools.count()
+        self.rungs = {"retry": {}, "worker": {}, "engine": {}}  # when each was taken, by group or engine
+        self.decisions = 0
+        self.decided = None
+        for engine in (0, 1, 2):
+            self._attach(engine)
+
+    # ---- running
+
+    def run(self, longest_s, most_decisions):
+        """Until the instance has ended, or is healthy with no fault to come; whether it came to that in time."""
+        until = self.bench.now + longest_s
+        while self.bench.now < until and self.decisions <= most_decisions:
+            self._look_at_effects()
+            if self.bench.defeat is not None:
+                return True
+            if self._is_calm() and not self._meet_fault():
+                return True
+            self._next()
+        return False
+
+    def _next(self):
+        if self._due and self._due[0][0] <= self.bench.now + TICK_S:
+            at, _, happen = heapq.heappop(self._due)
+            self.bench.now = max(self.bench.now, at)
+            happen()
+        else:
+            self.bench.tick(TICK_S)
+
+    def _later(self, after_s, happen):
+        heapq.heappush(self._due, (self.bench.now + after_s, next(self._order), happen))
+
+    def _is_calm(self):
+        return not self._due and all(e.state is EngineState.HEALTHY for e in self.bench.instance.view().engines)
+
+    def _meet_fault(self):
+        fault = next(self.faults, None)
+        if fault is None:
+            return False
+        engine, fault_class, rank = fault
+        if fault_class == "lost":
+            self._lose(engine)
+            return True
+        told = a_fault(engine, fault_class=fault_class, rank=rank)
+        self.bench.faulted(engine, fault=told)
+        self._later(ANSWER_S, lambda: self._stand(engine))
+        return True
+
+    # ---- what engine cores do
+
+    def _answer(self):
+        return next(self.answers, "well")
+
+    def _attach(self, engine):
+        self.bench.attached(engine, pid=next(self.pids), ranks=RANKS)
+        if self.bench.view(engine).state is EngineState.PAUSING:
+            self._later(ANSWER_S, lambda: self._stand(engine))
+
+    def _stand(self, engine):
+        if self.bench.view(engine).state in (EngineState.FAULTED, EngineState.PAUSING):
+            match self._answer():
+                case "silent":
+                    pass
+                case "lost":
+                    self._lose(engine)
+                case _:
+                    self.bench.stands(engine)
+
+    def _lose(self, engine):
+        if self.bench.defeat is None and self.bench.view(engine).state is not EngineState.RESTARTING:
+            self.bench.lost(engine)
+
+    def _recover(self, engine, order):
+        if self.bench.view(engine).state is not EngineState.RECOVERING:
+            return
+        told = {"command_id": order.command_id, "epoch": order.epoch}
+        match self._answer():
+            case "well":
+                self.bench.recovered(engine, replaced=tuple(order.replace.get(engine, ())), **told)
+            case "silent":
+                pass
+            case "lost":
+                self._lose(engine)
+            case fault_class:
+                self.bench.aborted(engine, fault=a_fault(engine, fault_class=fault_class), **told)
+
+    def _replace(self, engine):
+        if self.bench.view(engine).state is EngineState.RESTARTING:
+            if self._answer() == "well":
+                self._attach(engine)
+            else:
+                self.bench.lost(engine)
+
+    # ---- what the instance wants
+
+    def _look_at_effects(self):
+        while self._seen < len(self.bench.effects):
+            effect = self.bench.effects[self._seen]
+            self._seen += 1
+            self._carry_out(effect)
+
+    def _carry_out(self, effect):
+        match effect:
+            case Send(engine, m.PauseEngine(command_id=command_id)) if command_id:
+                self._later(ANSWER_S, lambda: self._stand(engine))
+            case OrderRecovery():
+                self._count_recovery(effect)
+                for engine in effect.engine_ids:
+                    self._later(ANSWER_S, lambda engine=engine: self._recover(engine, effect))
+            case ReplaceEngine():
+                self._count("engine", effect.engine_id, self.config.max_engine_restarts, "engine_restart_window_s")
+                self.rungs["retry"][next(group for group in GROUPS if effect.engine_id in group)] = ()
+                self._later(effect.after_s + ANSWER_S, lambda: self._replace(effect.engine_id))
+            case Publish(event):
+                self._check_decision(event)
+            case End():
+                self._due.clear()
+
+    def _count_recovery(self, order):
+        if self.decided.action == "restart-workers":
+            self.rungs["retry"][order.engine_ids] = ()  # in another process every retry is a new one
+            self._count("worker", order.engine_ids, self.config.max_worker_restarts, "worker_restart_window_s")
+        elif self.decided.limit:  # to let a newcomer in is no try of anything
+            self._count("retry", order.engine_ids, self.config.max_retries, "retry_window_s")
+
+    def _count(self, rung, whose, limit, window):
+        """No rung is taken more often within its window than its budget says."""
+        known = self.rungs[rung].get(whose, ())
+        taken = (*recent(known, self.bench.now, getattr(self.config, window)), self.bench.now)
+        assert len(taken) <= limit, f"{rung} of {whose}: {len(taken)} times within {window}"
+        self.rungs[rung][whose] = taken
+
+    def _check_decision(self, event):
+        if event.kind is EventKind.DECISION_MADE:
+            self.decisions += 1
+            self.decided = record = event.decision
+            assert record is not None and event.reason, "every decision has its record and its reason"
+            assert record.tries <= record.limit, "no try beyond the budget"
+            assert record.policy != "dry-run" or record.action in ("await-instruction", "end-instance")
