@@ -23,22 +23,27 @@ def inject(  # noqa: PLR0913, PLR0917 - one parameter per option
     kind: Annotated[FaultKind, typer.Option(help="What happens there.")] = FaultKind.RAISE,
     after_steps: Annotated[int, typer.Option(help="Steps to let pass first.")] = 0,
     times: Annotated[int, typer.Option(help="How many passages in a row raise.")] = 1,
-    request_index: Annotated[int, typer.Option(help="For output-request: before which request of the batch.")] = 1,
+    request_index: Annotated[
+        int, typer.Option(help="For output-request and nan: which request of the batch; nan: 0 is all.")
+    ] = 1,
     message: Annotated[str, typer.Option(help="What the exception says.")] = "injected fault",
     url: Url = DEFAULT_URL,
     api_key: ApiKey = "",
 ) -> None:
     """Inject a fault into a server that was started with --enable-fault-injection."""
-    spec = InjectionSpec(
-        phase=phase,
-        kind=kind,
-        engine_id=engine,
-        rank=rank,
-        after_steps=after_steps,
-        times=times,
-        request_index=request_index,
-        message=message,
-    )
+    try:
+        spec = InjectionSpec(
+            phase=phase,
+            kind=kind,
+            engine_id=engine,
+            rank=rank,
+            after_steps=after_steps,
+            times=times,
+            request_index=request_index,
+            message=message,
+        )
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
     with reporting():
         answer = ControlClient(url, api_key).post("inject", spec, Accepted, _CONFIRM_TIMEOUT_S)
     typer.echo(f"{answer.message} ({answer.request_id})")

@@ -105,6 +105,7 @@ def flag_parser() -> argparse.ArgumentParser:
     add("--standby-workers", type=int, metavar="N", help="kept ready by each engine core (default: 0)")
     add("--standby-preload", action=switch, help="standby workers read the weights beforehand (default: off)")
     add("--stall-detection", action=switch, help="notice a rank or engine core that makes no progress (default: off)")
+    add("--check-logits", action=switch, help="a step with NaN or infinite logits is a fault (default: off)")
     add("--fault-classes", metavar="FILE", help="JSON: rows of your own that say of which class a fault is")
     add("--incident-dir", metavar="DIR", help="evidence of stalls (default: ~/.local/state/holdfast/incidents)")
     add("--gloo-comm-timeout", type=float, metavar="S", help="of a gloo collective, seconds (default: the host's own)")

@@ -11,7 +11,8 @@
     │   └── HookNotAttached      a hook found nothing to hold on to
     ├── WorldError               the world's: a port in use, a process that does not answer
     │   ├── PortInUse
-    │   └── PeerSilent           a bounded wait ended without an answer
+    │   ├── PeerSilent           a bounded wait ended without an answer
+    │   └── NonFiniteLogits      a step computed what is no number
     └── RecoveryError            a recovery that did not work; a fault like any other
         ├── RankFenced           a failed rank refuses work until it is let back in
         └── RecoveryFailed
@@ -20,6 +21,8 @@ An error says what it is about and, in its hint, what to do.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 
 class HoldfastError(Exception):
@@ -81,6 +84,16 @@ class PeerSilent(WorldError):
     def __init__(self, message: str, *, hint: str = "", rank: int | None = None) -> None:
         super().__init__(message, hint=hint)
         self.rank = rank
+
+
+class NonFiniteLogits(WorldError):
+    """A step computed what is no number. `request_ids` says in whose part of it, `phase` where it was found."""
+
+    phase: str | None = None
+
+    def __init__(self, message: str, *, request_ids: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.request_ids = tuple(request_ids)
 
 
 class RecoveryError(HoldfastError):

@@ -21,13 +21,15 @@ class FaultKind(enum.StrEnum):
     HANG = "hang"  # the thread waits for what never comes
     SPIN = "spin"  # the thread computes for ever
     DEADLOCK = "deadlock"  # the thread takes a lock that it holds
+    NAN = "nan"  # the step goes on with logits that are no numbers; nothing raises
 
 
 class InjectionSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Let `kind` happen at `phase`, `after_steps` matching passages from now, `times` passages in a row.
 
     `engine_id` and `rank` say where (a worker phase needs a rank, an engine-core phase has none);
-    `request_index` says before which request of the batch an `output-request` fault raises;
+    `request_index` says before which request of the batch an `output-request` fault raises, and for which one
+    `nan` spoils the logits (0: of all), at `forward`;
     `message` is what the exception says.
     """
 
@@ -39,6 +41,10 @@ class InjectionSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     times: Annotated[int, msgspec.Meta(ge=1, le=MAX_TIMES)] = 1
     request_index: Annotated[int, msgspec.Meta(ge=0, le=100_000)] = 1
     message: Annotated[str, msgspec.Meta(max_length=200)] = "injected fault"
+
+    def __post_init__(self) -> None:
+        if self.kind is FaultKind.NAN and self.phase is not Phase.FORWARD:
+            raise ValueError(f"nan is of the phase {Phase.FORWARD}, not of {self.phase}")
 
 
 class Trap:

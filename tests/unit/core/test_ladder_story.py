@@ -80,7 +80,9 @@ def test_in_a_dry_run_nothing_is_repaired_and_every_decision_says_what_would_be(
     assert all(d.would in ("retry", "restart-workers", "restart-engine") for d in waiting)
 
 
-AMPLE = HoldfastConfig(max_retries=1000, max_worker_restarts=1000, max_engine_restarts=1000, worker_start_timeout_s=50.0)
+AMPLE = HoldfastConfig(
+    max_retries=1000, max_worker_restarts=1000, max_engine_restarts=1000, worker_start_timeout_s=50.0
+)
 
 
 @settings(max_examples=150, deadline=None)

@@ -15,7 +15,7 @@ LONGEST_S = 3600.0
 def happen(spec: InjectionSpec) -> None:
     """Let an armed fault happen in this thread. Raises `InjectedFault`, sooner or much later."""
     match spec.kind:
-        case FaultKind.RAISE:
+        case FaultKind.RAISE | FaultKind.NAN:
             pass
         case FaultKind.KILL:
             os.kill(os.getpid(), signal.SIGKILL)

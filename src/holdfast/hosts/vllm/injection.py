@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from holdfast.core.faults import Phase
-from holdfast.core.injection import InjectionSpec, Trap
+from holdfast.core.injection import FaultKind, InjectionSpec, Trap
 from holdfast.hosts.vllm.harm import happen
 
 Step = Callable[..., Any]
@@ -28,8 +28,12 @@ class Traps:
     def passes(self, phase: Phase) -> None:
         """One passage of `phase`. Raises, or does worse, when a fault is due."""
         for trap in self._traps:
-            if trap.spec.phase is phase and trap.passes():
+            if trap.spec.phase is phase and trap.spec.kind is not FaultKind.NAN and trap.passes():
                 happen(trap.spec)
+
+    def spoils(self) -> list[InjectionSpec]:
+        """One computation of logits: the faults that spoil it."""
+        return [trap.spec for trap in self._traps if trap.spec.kind is FaultKind.NAN and trap.passes()]
 
 
 # Before and after which phases each of a worker's step methods stands.
@@ -63,6 +67,29 @@ def arm_model(traps: Traps, runner: Any) -> None:
     layers = [layer for layer in stage if next(layer.parameters(), None) is not None]  # a pipeline stage has few
     middle = layers[len(layers) // 2] if layers else model
     middle.register_forward_pre_hook(lambda *_: traps.passes(Phase.FORWARD))
+
+
+def arm_logits(traps: Traps, runner: Any) -> None:
+    """Let logits be spoiled as they are computed."""
+    compute = getattr(runner.model, "compute_logits", None)
+    if compute is None:
+        return
+
+    def spoiled(*args: Any, **kwargs: Any) -> Any:
+        logits = compute(*args, **kwargs)
+        if logits is not None and len(logits):
+            for spec in traps.spoils():
+                logits[_rows_of(spec, len(logits))] = float("nan")
+        return logits
+
+    runner.model.compute_logits = spoiled
+
+
+def _rows_of(spec: InjectionSpec, rows: int) -> slice:
+    if spec.request_index == 0:
+        return slice(None)
+    last = min(spec.request_index, rows)
+    return slice(last - 1, last)
 
 
 def arm_engine(traps: Traps, engine: Any) -> None:

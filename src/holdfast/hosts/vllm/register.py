@@ -33,6 +33,8 @@ _RUNNER_V1 = "vllm.v1.worker.gpu_model_runner"
 _BATCH_V1 = "vllm.v1.worker.gpu_input_batch"
 _RUNNER_V2 = "vllm.v1.worker.gpu.model_runner"
 
+_LOOKED_AT = "flags of a step's logits are looked at once its tokens are there"
+
 ENGINE_INIT = _wrap(
     _CORE,
     "EngineCoreProc.__init__",
@@ -202,6 +204,16 @@ TOUCHPOINTS: tuple[Touchpoint, ...] = (
     ),
     *_attributes(_RUNNER_V2, "GPUModelRunner", "req_states execute_model_state", "restoring runner V2"),
     _call(_RUNNER_V2, "GPUModelRunner._remove_request", ("req_id",), "restoring runner V2"),
+    _call(
+        "vllm.model_executor.models.interfaces_base",
+        "VllmModelForTextGeneration.compute_logits",
+        ("hidden_states",),
+        "logits are looked at, or spoiled, where they are computed",
+    ),
+    _call(_RUNNER_V2, "GPUModelRunner.sample_tokens", ("grammar_output",), _LOOKED_AT),
+    _call("vllm.v1.outputs", "AsyncModelRunnerOutput.get_output", (), _LOOKED_AT),
+    *_attributes(_RUNNER_V2, "GPUModelRunner", "model", "logits are computed by it"),
+    *_attributes("vllm.v1.outputs", "ModelRunnerOutput", "req_ids", "which row of logits is whose"),
 )
 
 Wrapper = Callable[..., Any]

@@ -21,7 +21,8 @@ from holdfast.core.injection import InjectionSpec
 from holdfast.core.ports import Communicators, FaultReporter
 from holdfast.hosts.vllm.communicators import WorkerCommunicators, attach_communicator_hooks
 from holdfast.hosts.vllm.communicators.stuck import collective_under_way
-from holdfast.hosts.vllm.injection import Traps, arm_model, raise_at
+from holdfast.hosts.vllm.injection import Traps, arm_logits, arm_model, raise_at
+from holdfast.hosts.vllm.logits_check import LogitsCheck
 from holdfast.hosts.vllm.register import WORKER_QUEUES, attach, attached
 from holdfast.hosts.vllm.restore import RESTORE, RestoreOrder, RestoreReply, decode_order, encode_reply
 from holdfast.hosts.vllm.runners import learn, restore_runner
@@ -68,7 +69,12 @@ def _protect_worker(original: Step, proc: Any, input_shm_handle: Any, vllm_confi
     if config.unsafe_skip_fence:
         guard.fence = lambda error, phase: None  # type: ignore[method-assign]
     host = GuardedWorker(
-        proc, guard, communicators, injection=config.enable_fault_injection, progress=step_progress(config)
+        proc,
+        guard,
+        communicators,
+        injection=config.enable_fault_injection,
+        check_logits=config.check_logits,
+        progress=step_progress(config),
     )
     sentinel = WorkerSentinel(host, proc.rank, ZmqStation(), engine_address(config.runtime_dir, engine_id))
     guard.reporter = sentinel
@@ -186,6 +192,7 @@ class GuardedWorker:
         communicators: Communicators,
         *,
         injection: bool,
+        check_logits: bool = False,
         progress: StepProgress | None = None,
     ) -> None:
         self._proc = proc
@@ -194,15 +201,19 @@ class GuardedWorker:
         self._traps = Traps()
         self.is_newcomer = False  # knows no request until it is let in for the first time
         wrapper = proc.worker
+        if injection:
+            arm_model(self._traps, self._runner)
+            arm_logits(self._traps, self._runner)
+        check = LogitsCheck(self._runner) if check_logits else None  # it sees what was spoiled
         for name, phase in STEP_METHODS.items():
             step = getattr(wrapper, name)
+            if check is not None:
+                step = check.watched(name, step)
             if injection:
                 step = raise_at(self._traps, name, step)
             if progress is not None:
                 step = progress.recorded(phase, step)
             setattr(wrapper, name, guard.guarded(phase, step))
-        if injection:
-            arm_model(self._traps, self._runner)
         if proc.use_async_scheduling:
             proc.enqueue_output = self._resolving(proc.enqueue_output, progress)
         setattr(wrapper, RESTORE, self.restore)

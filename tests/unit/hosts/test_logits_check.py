@@ -1,0 +1,170 @@
+"""Logits that are no numbers are found, told with the requests they are of, and looked at without waiting for them."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from holdfast.core.errors import NonFiniteLogits
+from holdfast.core.faults import Phase
+from holdfast.core.injection import FaultKind, InjectionSpec
+from holdfast.hosts.vllm.injection import Traps, arm_logits
+from holdfast.hosts.vllm.logits_check import LogitsCheck, flag_rows
+
+torch = pytest.importorskip("torch", reason="torch is not installed here")
+NAN, INF = float("nan"), float("inf")
+
+
+class Runner:
+    """A model and the two calls of a step, as the host's runners have them."""
+
+    def __init__(self, rows=3, asynchronous=False):
+        self.logits, self.asynchronous = torch.zeros(rows, 4), asynchronous
+        self.model = SimpleNamespace(compute_logits=lambda hidden: self.logits)
+        self.req_ids = ["a", "b", "c"]
+
+    def execute_model(self, scheduler_output):
+        self.model.compute_logits("sampled from")
+
+    def sample_tokens(self, grammar_output):
+        self.model.compute_logits("of a prompt")
+        output = SimpleNamespace(req_ids=self.req_ids)
+        return SimpleNamespace(get_output=lambda: output) if self.asynchronous else output
+
+
+def watched(runner):
+    check = LogitsCheck(runner)
+    execute = check.watched("execute_model", runner.execute_model)
+    sample = check.watched("sample_tokens", runner.sample_tokens)
+
+    def step():
+        execute("order")
+        return sample(None)
+
+    return step
+
+
+@pytest.mark.parametrize(
+    ("row", "flagged"),
+    [
+        ([0.0, 1.0], False),
+        ([-INF, 1.0], False),
+        ([3e38, -3e38], False),
+        ([NAN, 1.0], True),
+        ([INF, 1.0], True),
+        ([NAN, INF], True),
+        ([-INF, -INF], True),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_row_is_flagged_that_has_what_is_no_number_or_nothing_that_is_one(row, flagged, dtype):
+    assert flag_rows(torch.tensor([[0.0, 0.0], row], dtype=dtype)).tolist() == [False, flagged]
+
+
+def test_numbers_pass():
+    assert watched(Runner())().req_ids == ["a", "b", "c"]
+
+
+def test_the_requests_are_named_in_whose_rows_it_is():
+    runner = Runner()
+    runner.logits[1, 2] = NAN
+    with pytest.raises(NonFiniteLogits) as raised:
+        watched(runner)()
+    assert raised.value.request_ids == ("b",)
+    assert raised.value.phase == Phase.SAMPLE_END
+    assert str(raised.value) == "NaN or infinite logits of 1 of 3 requests"
+
+
+def test_where_rows_are_not_requests_all_of_the_step_are_named():
+    runner = Runner(rows=5)
+    runner.logits[4, 0] = INF
+    with pytest.raises(NonFiniteLogits) as raised:
+        watched(runner)()
+    assert raised.value.request_ids == ("a", "b", "c")
+
+
+def test_rows_of_a_part_of_the_vocabulary_are_in_another_order_and_name_all():
+    runner = Runner()
+    runner.logits[1, 2] = NAN
+    runner.model = SimpleNamespace(compute_logits_local=runner.model.compute_logits)
+    runner.execute_model = lambda order: runner.model.compute_logits_local("sampled from")
+    runner.sample_tokens = lambda grammar: SimpleNamespace(req_ids=runner.req_ids)
+    with pytest.raises(NonFiniteLogits) as raised:
+        watched(runner)()
+    assert raised.value.request_ids == ("a", "b", "c")
+
+
+def test_an_asynchronous_output_is_looked_at_where_it_is_computed_and_not_before():
+    runner = Runner(asynchronous=True)
+    step = watched(runner)
+    runner.logits[0, 0] = NAN
+    spoilt = step()
+    runner.logits = torch.zeros(3, 4)
+    good = step()
+    assert good.get_output().req_ids == ["a", "b", "c"]
+    with pytest.raises(NonFiniteLogits):
+        spoilt.get_output()
+
+
+def test_logits_of_prompts_are_not_looked_at():
+    runner = Runner()
+    check = LogitsCheck(runner)
+    check.watched("execute_model", runner.execute_model)("order")
+    runner.logits = torch.full((3, 4), NAN)
+    assert check.watched("sample_tokens", runner.sample_tokens)(None)
+
+
+def test_a_rank_without_logits_has_nothing_to_look_at():
+    runner = Runner()
+    runner.logits = None
+    assert watched(runner)()
+
+
+def test_a_step_that_computes_no_logits_is_not_judged_by_those_of_the_one_before():
+    runner = Runner()
+    check = LogitsCheck(runner)
+    runner.logits[0, 0] = NAN
+    check.watched("execute_model", runner.execute_model)("order")
+    check.watched("execute_model", lambda order: None)("order")
+    assert check.watched("sample_tokens", lambda grammar: SimpleNamespace(req_ids=[]))(None)
+
+
+def test_other_steps_and_a_model_without_logits_stay_as_they_are():
+    def step():
+        pass
+
+    check = LogitsCheck(SimpleNamespace(model=SimpleNamespace()))
+    assert check.watched("execute_dummy_batch", step) is step
+
+
+# ---- spoiling them
+
+
+def nan(**about):
+    return InjectionSpec(phase=Phase.FORWARD, kind=FaultKind.NAN, **about)
+
+
+@pytest.mark.parametrize(
+    ("request_index", "spoilt"),
+    [(1, [True, False, False]), (3, [False, False, True]), (9, [False, False, True]), (0, [True, True, True])],
+)
+def test_the_logits_of_a_request_or_of_all_are_spoilt_in_one_step(request_index, spoilt):
+    runner, traps = Runner(), Traps()
+    arm_logits(traps, runner)
+    traps.arm(nan(after_steps=1, request_index=request_index))
+    computed = []
+    for _ in range(3):
+        runner.logits = torch.zeros(3, 4)
+        computed.append(runner.model.compute_logits("hidden").isnan().any(dim=-1).tolist())
+    assert computed == [[False] * 3, spoilt, [False] * 3]
+
+
+def test_spoilt_logits_raise_nowhere_else():
+    traps = Traps()
+    traps.arm(nan())
+    traps.passes(Phase.FORWARD)
+    assert traps.spoils()
+
+
+def test_only_the_forward_pass_has_logits_to_spoil():
+    with pytest.raises(ValueError, match="nan is of the phase forward"):
+        InjectionSpec(phase=Phase.STEP_END, kind=FaultKind.NAN)
