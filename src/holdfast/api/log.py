@@ -22,7 +22,7 @@ def describe_event(event: Event) -> str:
     return _describe_process(event) if event.process is not None else _describe_engine(event)
 
 
-def _describe_engine(event: Event) -> str:  # noqa: PLR0912 - one line for each kind of event
+def _describe_engine(event: Event) -> str:
     engine = f"engine {event.engine_id}"
     cause = event.fault.summary() if event.fault else "no cause given"
     match event.kind:

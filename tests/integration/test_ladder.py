@@ -1,0 +1,97 @@
+"""Who decides and how, on a real engine: a fallback of `external`, rows of an operator's own, a dry run."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import httpx
+import pytest
+
+from holdfast.chaos.checker import compare_runs
+from holdfast.chaos.control import FAULT, RECOVERED, Control
+from holdfast.chaos.history import History
+from holdfast.chaos.server import Server, log_tail
+from holdfast.chaos.streams import Load, StreamSpec
+from holdfast.core.faults import Phase
+from holdfast.core.injection import InjectionSpec
+from integration.conftest import Servers, run
+from integration.loads import fresh_salt
+from integration.test_pauses import apply
+
+pytestmark = [pytest.mark.host, pytest.mark.server]
+
+WAIT_S = 2.0
+OWN_ROWS = [{"message": "our adapter is gone", "class": "device", "reason": "the adapter needs a new context"}]
+
+
+def four() -> list[StreamSpec]:
+    return [StreamSpec(f"s{i}", f"The keeper of boat {i}", max_tokens=60, cache_salt=fresh_salt()) for i in range(4)]
+
+
+def injected(message: str) -> InjectionSpec:
+    return InjectionSpec(phase=Phase.FORWARD, after_steps=20, message=message)
+
+
+async def through(server: Server, injection: InjectionSpec) -> tuple[list[History], list[dict[str, Any]]]:
+    async with Control(server.url, timeout_s=60.0) as control:
+        before = await control.last_sequence()
+        await control.inject(injection)
+        found = await Load(server.url, four()).run()
+        return found, await control.wait_recovered(before, timeout_s=90.0)
+
+
+def decisions(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [e["decision"] for e in events if e["kind"] == "decision-made"]
+
+
+def test_a_fallback_climbs_the_ladder_when_nobody_gave_an_instruction(servers: Servers) -> None:
+    """An exception is retried and an error of an own row gets its rank a new process, each after the wait."""
+    policy = ("--fault-policy", "external", "--external-fallback", "auto", "--engine-recovery-timeout", str(WAIT_S))
+    with servers.start(*policy, "--fault-classes", json.dumps(OWN_ROWS), "--enable-fault-injection") as server:
+        expected = run(Load(server.url, four()).run())
+        for message, action, fault_class in (
+            ("injected fault", "retry", "transient"),
+            ("our adapter is gone", "restart-workers", "device"),
+        ):
+            found, events = run(through(server, injected(message)))
+            assert compare_runs(expected, found).exact
+            assert [d["action"] for d in decisions(events)] == ["await-instruction", action]
+            assert decisions(events)[1]["fault_class"] == fault_class
+            [recovered] = [e for e in events if e["kind"] == RECOVERED]
+            assert recovered["interruption_s"] >= WAIT_S
+            [fault] = [e["fault"] for e in events if e["kind"] == FAULT]
+        assert fault["class_reason"] == "the adapter needs a new context"
+
+
+def test_a_dry_run_says_what_it_would_do_and_waits_for_an_instruction(servers: Servers) -> None:
+    with servers.start("--fault-policy", "dry-run", "--enable-fault-injection") as server:
+        expected = run(Load(server.url, four()).run())
+        found, events = run(instructed(server))
+        assert compare_runs(expected, found).exact
+        [decision] = decisions(events)
+        assert (decision["action"], decision["would"], decision["policy"]) == ("await-instruction", "retry", "dry-run")
+        log = log_tail(server.spec.log, 2000)
+        assert "dry run: would retry: exception with state intact; retry 1 of 10" in log
+        assert "[action=await-instruction would=retry rung=0 class=transient rank=0 policy=dry-run epoch=0]" in log
+
+
+async def instructed(server: Server) -> tuple[list[History], list[dict[str, Any]]]:
+    async with Control(server.url) as control, httpx.AsyncClient(base_url=server.url, timeout=60) as client:
+        before = await control.last_sequence()
+        await control.inject(injected("injected fault"))
+        streams = asyncio.create_task(Load(server.url, four()).run())
+        async with asyncio.timeout(30):
+            while not decisions(await control.events(before)):
+                await asyncio.sleep(0.05)
+        assert (await apply(client, "retry")).status_code == 200
+        return await streams, await control.wait_recovered(before)
+
+
+def test_a_server_does_not_start_with_a_row_that_could_not_be_used(servers: Servers) -> None:
+    bad = json.dumps([*OWN_ROWS, {"message": "(a+)+$", "class": "device"}])
+    with pytest.raises(Exception, match="exit code"), servers.start("--fault-classes", bad) as server:
+        assert server.exit_code
+    assert Servers.latest is not None
+    assert "fault_classes, row 2 (" in log_tail(Servers.latest.spec.log, 20)
