@@ -43,6 +43,7 @@ from holdfast.hosts.vllm.engine_watch import EngineCoreWatch
 from holdfast.hosts.vllm.exits import explain_exit
 from holdfast.hosts.vllm.front_end_touchpoints import CLIENT_INIT
 from holdfast.hosts.vllm.front_end_watch import FrontEndWatch
+from holdfast.hosts.vllm.logs import share_log
 from holdfast.hosts.vllm.register import ADD_TO_SCHEDULER, BUSY_LOOP, ENGINE_INIT, MAKE_REQUEST, WORKER_QUEUES, missing
 from holdfast.progress.oom import oom_kills
 from holdfast.sentinel import ClientSentinel
@@ -84,6 +85,7 @@ class Owner:
     """Implements `FrontEndHost`. Sockets are bound before any engine core starts."""
 
     def __init__(self, config: HoldfastConfig, groups: Groups, links: int, make_outlets: MakeOutlets) -> None:
+        share_log()  # when the plugin was loaded the host had not set up its log yet
         self.defeat: str | None = None
         self.serves = False  # whether this process serves requests that can move
         self._links = links
