@@ -50,7 +50,15 @@ def _describe_engine(event: Event) -> str:
             )
         case EventKind.STANDBYS_CHANGED:
             return f"{engine}: standby workers: {event.reason}"
+        case EventKind.REQUESTS_SUSPECTED | EventKind.REQUEST_ENDED:
+            return f"{engine}: {_describe_suspicion(event)}"
     return _describe_process(event)
+
+
+def _describe_suspicion(event: Event) -> str:
+    if event.kind is EventKind.REQUESTS_SUSPECTED:
+        return f"{event.reason} ({event.suspects} suspected)"
+    return f"request {event.request_id} is ended with an error (incident {event.incident}): {event.reason}"
 
 
 def _describe_process(event: Event) -> str:
@@ -92,5 +100,7 @@ def _level(event: Event) -> int:
         case EventKind.INSTANCE_DEFEATED | EventKind.RECOVERY_FAILED | EventKind.ENGINE_LOST | EventKind.PROCESS_LOST:
             return logging.ERROR
         case EventKind.FAULT_REPORTED | EventKind.PAUSE_ORDERED | EventKind.ENGINE_PAUSED | EventKind.FAULT_ARMED:
+            return logging.WARNING
+        case EventKind.REQUESTS_SUSPECTED | EventKind.REQUEST_ENDED:
             return logging.WARNING
     return logging.INFO

@@ -25,6 +25,8 @@ def inject(  # noqa: PLR0913, PLR0917 - one parameter per option
     times: Annotated[int, typer.Option(help="How many passages in a row raise.")] = 1,
     request_index: Annotated[int, typer.Option(help="For output-request: before which request of the batch.")] = 1,
     message: Annotated[str, typer.Option(help="What the exception says.")] = "injected fault",
+    request: Annotated[str, typer.Option(help="Only in steps of a request with this in its id.")] = "",
+    together: Annotated[int, typer.Option(help="How many such requests a step must have.")] = 1,
     url: Url = DEFAULT_URL,
     api_key: ApiKey = "",
 ) -> None:
@@ -38,6 +40,8 @@ def inject(  # noqa: PLR0913, PLR0917 - one parameter per option
         times=times,
         request_index=request_index,
         message=message,
+        request=request,
+        together=together,
     )
     with reporting():
         answer = ControlClient(url, api_key).post("inject", spec, Accepted, _CONFIRM_TIMEOUT_S)

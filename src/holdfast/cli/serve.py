@@ -103,6 +103,7 @@ def flag_parser() -> argparse.ArgumentParser:
     add("--standby-workers", type=int, metavar="N", help="kept ready by each engine core (default: 0)")
     add("--standby-preload", action=switch, help="standby workers read the weights beforehand (default: off)")
     add("--stall-detection", action=switch, help="notice a rank or engine core that makes no progress (default: off)")
+    add("--poison-detection", action=switch, help="find a request that makes batches fail and end it (default: off)")
     add("--incident-dir", metavar="DIR", help="evidence of stalls (default: ~/.local/state/holdfast/incidents)")
     add("--gloo-comm-timeout", type=float, metavar="S", help="of a gloo collective, seconds (default: the host's own)")
     add("--external-fault-notify-host", metavar="HOST", help="of the PUB socket (default: 127.0.0.1)")

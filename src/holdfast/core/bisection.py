@@ -2,7 +2,7 @@
 
 Says which requests run next; is told whether that batch failed or passed. Knows ids only. A trial that passes costs no
 fault, so the half that is suspected less runs first, and the last few run one by one: of those at most one fails.
-Whoever failed alone is guilty only where others passed: where nothing passes, it is not the requests. Whoever passes
+Whoever fails alone, twice, is guilty only where others passed: where nothing passes, it is not the requests. Whoever passes
 alone and fails beside those that passed together is no culprit but half of one, and is kept apart from them.
 """
 
@@ -40,7 +40,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Guilty:
-    """It failed alone while others passed."""
+    """It failed alone, and once more after others had passed."""
 
     request_id: str
 
@@ -78,6 +78,7 @@ class Bisection:
         self._owed: tuple[str, ...] = ()  # the other half of one that failed
         self._nothing_passes = False
         self._failures = Counter({**dict.fromkeys(others, 1), **dict.fromkeys(suspects, 2)})
+        self._confirmed: str | None = None
         self._apart: KeepApart | None = None
         self.trial: Trial | None = None
 
@@ -94,11 +95,8 @@ class Bisection:
         if self._apart is not None:
             found, self._apart = self._apart, None
             return found
-        while self._failed_alone and self._others_pass:
-            failed = self._failed_alone.pop()
-            if self._failures[failed] >= FAILED_BATCHES:
-                return self._convict(failed)
-            self._unjudged += [failed] if failed not in self.suspects else []
+        if self._confirmed is not None:
+            return self._convict(self._confirmed)
         step = self._next_trial(bystanders)
         self.trial = step if isinstance(step, Trial) else None
         return step
@@ -110,10 +108,12 @@ class Bisection:
     def _convict(self, request_id: str) -> Guilty:
         """Whoever is suspected besides only was in the same batches: all that is known is that others pass."""
         self._unjudged = [u for u in (*self._unjudged, *self.suspects) if u != request_id]
-        self.suspects = []
+        self.suspects, self._confirmed = [], None
         return Guilty(request_id)
 
     def _next_trial(self, bystanders: Iterable[str]) -> Step:
+        if self._failed_alone and self._others_pass:
+            return self._alone(self._failed_alone[-1])  # once more, now that others are known to pass
         if not self.suspects:
             return self._try(Kind.RELEASE, self._unjudged) if self._unjudged else Over()
         if self._owed:
@@ -125,13 +125,17 @@ class Bisection:
     def _next_single(self, bystanders: Iterable[str]) -> Step:
         tried = {*self._passed_alone, *self._failed_alone}
         if untried := [s for s in self.suspects if s not in tried]:
-            return Trial(Kind.ALONE, (untried[-1],), frozenset(untried[-1:]))
+            return self._alone(untried[-1])
         if self._failed_alone:
             return self._look_elsewhere(bystanders)
         if not self.passed:  # one that passed alone is the first of those that pass together
             self.passed.add(self.suspects.pop(0))
             return self._next_trial(bystanders)
         return self._try(Kind.JOIN, self.suspects[:1])
+
+    @staticmethod
+    def _alone(request_id: str) -> Trial:
+        return Trial(Kind.ALONE, (request_id,), frozenset((request_id,)))
 
     def _look_elsewhere(self, bystanders: Iterable[str]) -> Step:
         """All that were tried have failed: only one that passes can show that it is them."""
@@ -151,12 +155,18 @@ class Bisection:
         kind, probe = self.trial.kind, self.trial.probe
         self._owed = ()
         if kind is Kind.ALONE:
-            self._passed_alone.update(probe)
+            self._passes_alone(*probe)
             return
         self.passed.update(probe)
         self.suspects = [s for s in self.suspects if s not in self.passed]
         self._unjudged = [u for u in self._unjudged if u not in self.passed]
         self._nothing_passes = False
+
+    def _passes_alone(self, request_id: str) -> None:
+        self._passed_alone.add(request_id)
+        if request_id in self._failed_alone:  # it fails at times only: nothing is known of it
+            self._failed_alone.remove(request_id)
+            self._unjudged += [request_id] if request_id not in self.suspects else []
 
     def fails(self, batch: Collection[str]) -> bool | None:
         """The trial's batch failed: whether that leaves fewer suspects; none where nobody on trial was in it."""
@@ -172,8 +182,7 @@ class Bisection:
                 self._owed, self._nothing_passes = (), True
                 return False
             case Kind.ALONE:
-                self._failed_alone += hit
-                return self._others_pass
+                return self._fails_alone(hit[0])
             case Kind.JOIN:
                 self._apart = KeepApart(hit[0], frozenset(self.passed))
                 self.suspects.remove(hit[0])
@@ -181,6 +190,14 @@ class Bisection:
                 self.suspects = hit
                 self._unjudged = [u for u in self._unjudged if u not in hit]
         return True
+
+    def _fails_alone(self, request_id: str) -> bool:
+        if request_id not in self._failed_alone:
+            self._failed_alone.append(request_id)
+        elif self._failures[request_id] >= FAILED_BATCHES:
+            self._failed_alone.remove(request_id)
+            self._confirmed = request_id
+        return self._others_pass
 
     def _half_fails(self, hit: list[str]) -> bool:
         rest = [s for s in self.suspects if s not in hit]

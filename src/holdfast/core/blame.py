@@ -2,8 +2,8 @@
 
 Pure: told of faults and of steps, answers with a `Verdict`. One fault is nobody's: everything is tried again as it was.
 A second one before those that were in the first have got past where they stood then begins a search (`bisection`).
-Whoever is ended was in at least three failed batches in a row, the last of them alone, and either others passed
-without it meanwhile, or it alone made new processes fail too.
+Whoever is ended was in at least three failed batches in a row, two of them alone, and either others passed without it
+meanwhile, or it alone made new processes fail too.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from holdfast.core.bisection import Bisection, Guilty, KeepApart, Kind, Over, Tr
 
 # A trial in which nobody has got any further for so many turns of the busy loop shows nothing.
 IDLE_TURNS = 400
+# A trial that fails by chance later than in so many steps is rare enough.
+PASSING_TURNS = 3
 # Batches that fail without anybody on trial in them, until what was found out is given up.
 MAX_STRAYS = 2
 # Faults of a request that nobody is there to be compared with: in all, and in processes that were new.
@@ -60,7 +62,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class _Lone:
-    """A request that was alone in every failed batch since it last got any further."""
+    """The one open request there is: every failed batch since it last got any further was its own."""
 
     request_id: str
     mark: int
@@ -85,8 +87,7 @@ class Blame:
         self._search: Bisection | None = None
         self._bars: dict[str, int] = {}  # what everybody on trial has to get past
         self._draining = False  # who is not on trial has a step in flight
-        self._idle_turns = 0
-        self._progress = 0
+        self._idle_turns = self._busy_turns = self._progress = 0
         self._strays = 0
         self._lone: _Lone | None = None
         self._apart: dict[str, frozenset[str]] = {}  # who waits, and until whom have left
@@ -144,7 +145,7 @@ class Blame:
         return False
 
     def _is_lone_culprit(self, batch: frozenset[str], standings: Standings) -> bool:
-        if len(batch) != 1:
+        if len(standings) != 1:  # whoever else is there can be tried without it
             self._lone = None
             return False
         [request_id] = batch
@@ -171,22 +172,25 @@ class Blame:
             return self._release_apart(standings)
         if self._draining:
             return None if _others_in_flight(search.trial, standings) else self._start(search.trial, standings)
-        on_trial = [standings[i] for i in search.trial.run if i in standings]
+        self._count_turn([standings[i] for i in search.trial.run if i in standings])
         if self._all_past(search.trial, standings):
             if any(i in standings for i in search.trial.probe):  # of those who left it is not known how far they got
                 search.passes()
             return self._next(standings)
-        return self._give_up(standings) if self._is_idle(on_trial) else None
+        return self._give_up(standings) if self._idle_turns >= IDLE_TURNS else None
 
     def _all_past(self, trial: Trial, standings: Standings) -> bool:
-        """Everybody on trial has got past where it stood, or has left."""
-        return all(i not in standings or standings[i].good > self._bars.get(i, 0) for i in trial.run)
+        """Everybody on trial has got past where it stood, in several steps, or has left."""
+        there = [i for i in trial.run if i in standings]
+        past = all(standings[i].good > self._bars.get(i, 0) for i in there)
+        return not there or (past and self._busy_turns >= PASSING_TURNS)
 
-    def _is_idle(self, on_trial: Collection[Standing]) -> bool:
-        progress = sum(s.reached for s in on_trial)
-        self._idle_turns = self._idle_turns + 1 if progress == self._progress else 0
+    def _count_turn(self, on_trial: Collection[Standing]) -> None:
+        progress = sum(s.good for s in on_trial)
+        moved = progress != self._progress
+        self._busy_turns += moved
+        self._idle_turns = 0 if moved else self._idle_turns + 1
         self._progress = progress
-        return self._idle_turns >= IDLE_TURNS
 
     def _give_up(self, standings: Standings) -> Verdict:
         self._drop()
@@ -211,7 +215,7 @@ class Blame:
             match step := self._search.next(outside):
                 case Guilty():
                     ended.append(step.request_id)
-                    found.append(f"it was in all of {self._faults} failed batches in a row, the last of them alone")
+                    found.append(f"it was in all of {self._faults} failed batches in a row, the last two alone")
                 case KeepApart():
                     self._apart[step.request_id] = step.others
                     found.append("one passes alone and fails beside others: it waits until those have left")
@@ -226,7 +230,8 @@ class Blame:
 
     def _start(self, trial: Trial, standings: Standings) -> Verdict:
         self._draining = _others_in_flight(trial, standings)
-        self._idle_turns = self._progress = 0
+        self._idle_turns = self._busy_turns = 0
+        self._progress = sum(s.good for i, s in standings.items() if i in trial.run)
         self._bars = {i: max(s.reached, self._marks.get(i, 0)) for i, s in standings.items() if i in trial.run}
         run: frozenset[str] = frozenset() if self._draining else trial.run
         suspects = self._search.open if self._search is not None else 0

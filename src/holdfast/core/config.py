@@ -57,6 +57,7 @@ class HoldfastConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     standby_workers: Annotated[int, msgspec.Meta(ge=0, le=64)] = 0  # of each engine core
     standby_preload: bool = False
     stall_detection: bool = False
+    poison_detection: bool = False
     incident_dir: str = ""  # empty: the user's state folder
     # Of a gloo collective. None: the host's own; a prefill or a compilation on one rank keeps its peers waiting.
     gloo_comm_timeout_s: Seconds | None = None

@@ -43,6 +43,8 @@ class Engine:
     worker_restarts: int = 0
     standbys: StandbyView | None = None
     stopping_since: float = 0.0  # while it is faulted or pausing
+    suspects: int = 0  # of its requests
+    ended_requests: int = 0
 
     def move(self, trigger: Trigger) -> None:
         self.state = next_state(self.state, trigger)
@@ -61,6 +63,7 @@ class Engine:
         self.hooks = self.worker_hooks = self.unrebuildable = ()
         self.fault = self.fault_in_recovery = self.last_error = self.standbys = None
         self.sick_ranks.clear()
+        self.suspects = 0
         self.restarts += 1
 
     @property
@@ -89,6 +92,7 @@ class LockstepGroup:
     replacing: bool = False  # the recovery under way gives ranks a new process
     asked: str | None = None  # the command that asks for a restart of healthy ranks
     again_at: float | None = None  # when to decide anew, after a pause between tries
+    narrows: bool = False  # the fault has brought the search for a guilty request on
     broken: bool = False  # collectives were broken and have to be rebuilt
     rebuilding: bool = False  # the recovery under way has a rendezvous
     paused_by_hand: bool = False
@@ -160,6 +164,7 @@ class LockstepGroup:
         self.fault = self.reason = self.command_id = self.began_at = None
         self.broken = self.rebuilding = self.paused_by_hand = self.soft = self.replacing = False
         self.asked = self.again_at = None
+        self.narrows = False
         self.failed_restarts = 0
 
     @property
@@ -200,6 +205,8 @@ class LockstepGroup:
             standbys=engine.standbys,
             faults=engine.faults,
             restarts=engine.restarts,
+            suspects=engine.suspects,
+            ended_requests=engine.ended_requests,
         )
 
 

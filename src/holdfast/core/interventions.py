@@ -136,6 +136,7 @@ class Interventions:
             patience_s=self._config.worker_start_timeout_s if group.replacing else 0.0,
         )
         group.fault, group.broken, group.paused_by_hand, group.soft, group.again_at = None, False, False, False, None
+        group.narrows = False
         for engine in group.engines:
             engine.move(Trigger.RECOVERY_ORDERED)
         publish = self._journal.publish
@@ -144,6 +145,8 @@ class Interventions:
 
     def _count_try(self, group: LockstepGroup, now: float) -> None:
         config = self._config
+        if group.narrows:
+            return  # every such try leaves fewer suspects: they come to an end by themselves
         if group.replacing:
             group.restarted_at = (*recent(group.restarted_at, now, config.worker_restart_window_s), now)
             group.retried_at = ()  # what is retried after this is retried in another process
@@ -207,6 +210,7 @@ def _incident(group: LockstepGroup, now: float) -> Incident:
         broken=group.needs_rebuild,
         unrebuildable=group.unrebuildable,
         paused_by_hand=group.paused_by_hand,
+        narrows=group.narrows,
     )
 
 

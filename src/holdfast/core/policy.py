@@ -54,6 +54,7 @@ class Incident(msgspec.Struct, frozen=True, kw_only=True):
     asked: bool = False
     engine_restarted_at: tuple[float, ...] = ()
     in_lockstep: bool = False
+    narrows: bool = False
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,8 @@ def decide_repair(now: float, incident: Incident, config: HoldfastConfig) -> Dec
 
 
 def _decide_retry(now: float, incident: Incident, config: HoldfastConfig) -> Decision:
+    if incident.narrows:
+        return Decision(Action.RETRY, _NARROWS)
     retries = len(recent(incident.retried_at, now, config.retry_window_s))
     if retries < config.max_retries:
         repair = "its collectives are rebuilt; " if incident.broken else ""
@@ -112,7 +115,12 @@ def _decide_retry(now: float, incident: Incident, config: HoldfastConfig) -> Dec
     return _decide_replacement(now, incident, config, exhausted)
 
 
+_NARROWS = "a request is suspected and fewer are left now: not counted as a try"
+
+
 def _decide_restart(now: float, incident: Incident, config: HoldfastConfig, why: str) -> Decision:
+    if incident.narrows and config.max_worker_restarts:
+        return Decision(Action.RESTART_WORKERS, f"{why}; its rank gets a new process; {_NARROWS}")
     restarts = recent(incident.restarted_at, now, config.worker_restart_window_s)
     if len(restarts) >= config.max_worker_restarts:
         limit = (

@@ -23,8 +23,10 @@ from holdfast.core.injection import InjectionSpec
 from holdfast.core.ports import EngineHost
 from holdfast.core.stalls import LOCKSTEP_LIMITS, Limits, Stall
 from holdfast.sentinel.addresses import engine_identity, worker_identity
+from holdfast.sentinel.arming import Arming
 from holdfast.sentinel.containment import Containment
 from holdfast.sentinel.incident_files import IncidentFiles
+from holdfast.sentinel.quarantine import Quarantine
 from holdfast.sentinel.stall_watch import PERIOD_S, RankWatch
 from holdfast.sentinel.thread import IDLE_S, SentinelThread
 from holdfast.wire import Delivery, Hub, Spoke, Station
@@ -76,6 +78,10 @@ class EngineCoreSentinel:
         self._incidents = IncidentFiles(config.incident_dir, config.runtime_dir, engine_id)
         self._watch: RankWatch | None = None
         self._host: EngineHost | None = None
+        self._arming = Arming(engine_id, self._tell_worker)
+        self._quarantine = (
+            Quarantine(engine_id, self._post, lambda: self._containment.epoch) if config.poison_detection else None
+        )
 
     def start(self) -> None:
         """Begin to answer. Not before the workers were started: a process that forks must be of one thread."""
@@ -149,6 +155,10 @@ class EngineCoreSentinel:
         self, fault: Fault | None, error: Exception, is_running: Callable[[], bool], held_at: float | None = None
     ) -> None:
         held_at = time.monotonic() if held_at is None else held_at
+        self._containment.wait_stopped()
+        if self._quarantine is not None:
+            host = self._host_of_busy_loop()
+            self._quarantine.learn(self._containment.fault or fault, host.requests, in_lockstep=host.in_lockstep)
         while True:
             self._containment.wait_stopped()
             order = self._stand_held(fault, is_running)
@@ -168,6 +178,7 @@ class EngineCoreSentinel:
             fault=fault,
             unfinished_requests=self._host_of_busy_loop().unfinished_requests(),
             broken=self._containment.broken,
+            narrows=self._quarantine is not None and self._quarantine.narrows,
         )
 
     def _stand_held(self, fault: Fault | None, is_running: Callable[[], bool]) -> m.RetryEngine | m.EndEngine:
@@ -202,6 +213,8 @@ class EngineCoreSentinel:
             self._thread.post(self._watch.begin_anew)
         try:
             report = self._host_of_busy_loop().recover(error, order.epoch, order.rendezvous, order.replace)
+            if self._quarantine is not None:
+                self._quarantine.carry_out(report.replaced_ranks)
         except Exception as again:
             logger.exception("engine %d: recovery failed", self._engine_id)
             if self._has_peers():
@@ -278,7 +291,7 @@ class EngineCoreSentinel:
 
     def _tell_workers(self, ranks: set[int], order: bytes) -> None:
         for rank in sorted(ranks):
-            if not self._workers.send(worker_identity(rank), order):
+            if not self._tell_worker(rank, order):
                 logger.error("EngineCoreSentinel-%d: rank %d takes no commands", self._engine_id, rank)
 
     # ---- the sentinel's thread
@@ -377,6 +390,7 @@ class EngineCoreSentinel:
                 with self._changed:
                     self._attached[report.rank] = report
                     self._changed.notify_all()
+                self._arming.arm_again(report.rank)
             case m.RankFaulted():
                 self._rank_faulted(report)
             case m.CollectivesBroken():
@@ -430,17 +444,12 @@ class EngineCoreSentinel:
         self._interrupt(order.epoch)
 
     def _arm(self, command_id: str, spec: InjectionSpec) -> None:
-        if self._host is None:
-            self._answer(command_id, "the engine core is still starting")
-        elif not spec.phase.in_worker:
-            self._host.arm(spec)
-            self._answer(command_id, None)
-        elif spec.rank not in self._attached:
-            self._answer(command_id, f"engine {self._engine_id} has no rank {spec.rank}")
-        else:
-            order = m.ArmWorkerFault(command_id=command_id, spec=spec)
-            if not self._workers.send(worker_identity(spec.rank), m.encode(order)):
-                self._answer(command_id, f"rank {spec.rank} takes no commands")
+        refused = self._arming.arm(command_id, spec, self._host, self._attached)
+        if refused is not None:
+            self._answer(command_id, refused or None)
+
+    def _tell_worker(self, rank: int, order: bytes) -> bool:
+        return self._workers.send(worker_identity(rank), order)
 
     def _answer(self, command_id: str, refused: str | None) -> None:
         self._send(m.EngineAnswered(engine_id=self._engine_id, command_id=command_id, refused=refused))

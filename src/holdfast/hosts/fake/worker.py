@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from holdfast.core.errors import RankFenced
 from holdfast.core.faults import Fault, Phase, classify_error, describe_error
-from holdfast.core.injection import InjectedFault, InjectionSpec, Trap
+from holdfast.core.injection import FaultKind, InjectedFault, InjectionSpec, Trap
 from holdfast.core.ports import FaultReporter
 from holdfast.core.rendezvous import Rendezvous
 from holdfast.hosts.fake.communicators import FakeCommunicators
@@ -45,6 +45,7 @@ class Traps:
 
     def __init__(self) -> None:
         self._armed: list[Trap] = []
+        self.batch: tuple[str, ...] = ()  # the requests of the step under way
 
     def arm(self, spec: InjectionSpec) -> None:
         self._armed.append(Trap(spec))
@@ -52,7 +53,7 @@ class Traps:
     def pass_by(self, phase: Phase, request_index: int | None = None) -> None:
         for trap in self._armed:
             here = trap.spec.phase is phase and request_index in (None, trap.spec.request_index)
-            if here and trap.passes():
+            if here and trap.passes(self.batch):
                 raise InjectedFault(trap.spec)
 
 
@@ -97,6 +98,7 @@ class FakeWorker:
     def forward(self, parts: Sequence[Part]) -> list[int]:
         """Write the KV of a batch; what each request's last token attended to."""
         attended: list[int] = []
+        self.traps.batch = tuple(part.request_id for part in parts)
         for index, part in enumerate(parts):
             if part.history is not None:
                 self.tokens[part.request_id] = list(part.history)
@@ -164,6 +166,8 @@ class LockstepGroup:
         try:
             sampled = self._phases(parts)
         except _RankRaised as raised:
+            if getattr(raised.error, "kind", None) is FaultKind.KILL:
+                raised.worker.gone = True  # it says nothing any more; who watches it notices
             raised.worker.fence(raised.error, raised.phase)
             for worker in self.workers:
                 worker.fenced = True  # their communicator is broken
