@@ -16,9 +16,7 @@ MOST_FAULTS = 7
 
 
 def poison(request: str, *, kind: FaultKind = FaultKind.RAISE, together: int = 1, rank: int = 0) -> InjectionSpec:
-    return InjectionSpec(
-        phase=Phase.FORWARD, kind=kind, rank=rank, times=FOREVER, request=request, together=together
-    )
+    return InjectionSpec(phase=Phase.FORWARD, kind=kind, rank=rank, times=FOREVER, request=request, together=together)
 
 
 class Run:
@@ -81,7 +79,7 @@ def test_on_a_bad_link_the_laws_hold_too(seed):
 
 
 def test_the_retries_are_not_used_up_by_a_search_that_gets_on():
-    run = Run(3, poison("0.30"))  # the simulated engines retry four times
+    run = Run(3, poison("0.7"))  # the simulated engines retry four times
     assert run.outcome.ended is None
     assert run.faults > 4
     decided = [e.reason for e in run.of(EventKind.DECISION_MADE)]

@@ -67,7 +67,6 @@ class Trap:
         self._left -= 1
         return True
 
-
     def _concerns(self, batch: Collection[str]) -> bool:
         named = self.spec.request
         return not named or sum(named in request_id for request_id in batch) >= self.spec.together

@@ -190,9 +190,7 @@ class Reports:
                 effects += self._blame(group, engine, fault, now)
         return effects + self._interventions.contain(group, now)
 
-    def _judged(
-        self, group: LockstepGroup, engine: Engine, fact: m.RequestsSuspected | m.RequestEnded
-    ) -> list[Effect]:
+    def _judged(self, group: LockstepGroup, engine: Engine, fact: m.RequestsSuspected | m.RequestEnded) -> list[Effect]:
         """What an engine core found out about its requests. It has acted on it already."""
         publish = self._journal.publish
         if isinstance(fact, m.RequestsSuspected):

@@ -19,6 +19,7 @@ from holdfast.hosts.vllm.front_end_touchpoints import (
     RECEIVE,
     VALIDATE_ALIVE,
 )
+from holdfast.hosts.vllm.last_words import attach_last_words
 from holdfast.hosts.vllm.owner import current_owner
 from holdfast.hosts.vllm.register import attach
 from holdfast.hosts.vllm.served_requests import EngineGone, ServedRequests
@@ -72,6 +73,7 @@ async def _abort(original: Callable[..., Awaitable[None]], client: Any, request_
 
 def _receive(original: Callable[[Any], None], client: Any) -> None:
     if client.resources.output_queue_task is None and (served := served_requests(client)) is not None:
+        attach_last_words()
         served.bind(asyncio.get_running_loop())
         client.decoder = _Decoder(client.decoder, served)
     original(client)

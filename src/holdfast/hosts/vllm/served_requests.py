@@ -19,6 +19,7 @@ from holdfast.core.errors import PeerSilent
 from holdfast.core.events import InstanceView
 from holdfast.core.open_requests import OpenRequests
 from holdfast.core.states import EngineState
+from holdfast.hosts.vllm.last_words import keep_last_words
 from holdfast.hosts.vllm.resuming import resumption, strip_history, unmovable
 
 logger = logging.getLogger("holdfast")
@@ -125,6 +126,8 @@ class ServedRequests:
             self.open.deliver(output.request_id, output.new_token_ids)
             if output.finish_reason is not None:
                 self.open.close(output.request_id)
+                if str(output.finish_reason) == "error":
+                    keep_last_words(output.request_id, output.stop_reason)
         return outputs
 
     @property
