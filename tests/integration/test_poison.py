@@ -8,32 +8,45 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
-from holdfast.bench.topologies import ONE, Topology
+from holdfast.bench.topologies import MOE_EP, ONE, TP2, Topology
 from holdfast.chaos.checker import compare_runs
-from holdfast.chaos.control import PAUSED, Control
+from holdfast.chaos.control import Control
 from holdfast.chaos.history import History
 from holdfast.chaos.server import Server
 from holdfast.chaos.streams import Load, StreamSpec
 from holdfast.core.faults import Phase
 from holdfast.core.injection import FaultKind, InjectionSpec
-from integration.conftest import V1_ASYNC, Servers, left_behind, run, well
+from integration.conftest import (
+    V1_ASYNC,
+    V1_SYNC,
+    V2_ASYNC,
+    Kind,
+    Servers,
+    in_matrix,
+    left_behind,
+    run,
+    served_name,
+    well,
+)
 from integration.loads import fresh_salt
 
 pytestmark = [pytest.mark.host, pytest.mark.server, pytest.mark.slow]
 
 STREAMS = 32
 TOKENS = 60
+FEW_TOKENS = 12  # what Triton's interpreter runs within seconds
 FOREVER = 1000
 MOST_FAULTS = 7
 SETTLED_WITHIN_S = 60.0
-ARGUMENTS = ("--enable-fault-injection", "--poison-detection")  # and the usual number of retries
+ARGUMENTS = ("--poison-detection", "--stall-detection")
 
 
 class Bench:
     """One server, and the fault-free run of what it is asked."""
 
-    def __init__(self, server: Server, topology: Topology) -> None:
+    def __init__(self, server: Server, topology: Topology, kind: Kind) -> None:
         self.server, self.topology = server, topology
+        self.tokens = TOKENS if kind.runner == "v1" else FEW_TOKENS
         self._expected: list[History] = []
 
     def load(self, guilty: Sequence[int] = (), name: str = "") -> list[StreamSpec]:
@@ -45,7 +58,7 @@ class Bench:
             return StreamSpec(
                 f"stream {index}",
                 f"The keeper of boat {index} ",
-                max_tokens=TOKENS,
+                max_tokens=self.tokens,
                 cache_salt=salt,
                 request_id=f"{name}-{index}" if index in guilty else None,
                 **seeded,  # type: ignore[arg-type]
@@ -86,7 +99,7 @@ class Found:
 
     @property
     def faults(self) -> int:
-        return len(self.of(PAUSED))
+        return len(self.of("decision-made"))  # one for a lockstep group
 
     @property
     def failed(self) -> list[int]:
@@ -102,10 +115,16 @@ class Found:
         print(f"{what}: {self.faults} faults, longest interruption {gap_s:.2f} s, all over in {self.took_s:.1f} s")
 
 
-@pytest.fixture(scope="module")
-def bench(servers: Servers) -> Iterator[Bench]:
-    with servers.start(*ARGUMENTS, "--max-num-seqs", "64", "--standby-workers", "1", kind=V1_ASYNC) as server:
-        yield Bench(server, ONE)
+@pytest.fixture(
+    scope="module",
+    params=[(ONE, V1_ASYNC), in_matrix((ONE, V2_ASYNC)), in_matrix((TP2, V1_ASYNC)), in_matrix((MOE_EP, V1_SYNC))],
+    ids=served_name,
+)
+def bench(request: pytest.FixtureRequest, servers: Servers) -> Iterator[Bench]:
+    topology, kind = request.param
+    arguments = [*ARGUMENTS, "--standby-workers", "1", "--max-retries", "10"]
+    with servers.of(topology, kind, arguments) as server:
+        yield Bench(server, topology, kind)
     assert left_behind(server) == []
 
 
@@ -139,7 +158,7 @@ def test_two_at_once_end_and_nobody_else(bench: Bench) -> None:
 
 
 def test_one_that_begins_to_poison_in_the_middle_of_its_answer_ends_alone(bench: Bench) -> None:
-    found = bench.through(poison("later", after_steps=25), guilty=[7])
+    found = bench.through(poison("later", after_steps=bench.tokens // 2), guilty=[7])
     found.tell("in the middle of its answer")
     assert_ended_alone(bench, found, [7])
     assert found.faults <= MOST_FAULTS
@@ -154,8 +173,22 @@ def test_of_a_pair_that_poisons_only_together_everybody_finishes(bench: Bench) -
     assert found.of("request-ended") == []
 
 
-def test_one_that_kills_the_worker_ends_alone(bench: Bench) -> None:
-    found = bench.through(poison("deadly", FaultKind.KILL), guilty=[11])
-    found.tell("kills the worker")
+@pytest.mark.parametrize("kind", [FaultKind.KILL, in_matrix(FaultKind.STOP)])
+def test_one_that_takes_the_worker_along_ends_alone(bench: Bench, kind: FaultKind) -> None:
+    """By killing it or by stopping it. One that hangs it is found too, as late as a stall in a new process is."""
+    found = bench.through(poison(f"deadly-{kind}", kind), guilty=[11])
+    found.tell(f"takes the worker along ({kind})")
     assert_ended_alone(bench, found, [11])
     assert found.faults <= MOST_FAULTS
+
+
+def test_the_only_request_there_is_is_ended_too_if_it_kills_every_worker_that_it_meets(bench: Bench) -> None:
+    async def scenario() -> list[History]:
+        async with Control(bench.server.url) as control:
+            await control.inject(poison("lonely", FaultKind.KILL))
+            alone = StreamSpec("alone", "The only one", max_tokens=8, request_id="lonely")
+            return await Load(bench.server.url, [alone], timeout_s=150).run()
+
+    [history] = run(scenario())
+    assert "makes the server fail" in str(history.error)
+    assert run(well(bench.server)) is None

@@ -2,8 +2,8 @@
 
 Says which requests run next; is told whether that batch failed or passed. Knows ids only. A trial that passes costs no
 fault, so the half that is suspected less runs first, and the last few run one by one: of those at most one fails.
-Whoever fails alone, twice, is guilty only where others passed: where nothing passes, it is not the requests. Whoever passes
-alone and fails beside those that passed together is no culprit but half of one, and is kept apart from them.
+Whoever fails alone, twice, is guilty only where others passed: where nothing passes, it is not the requests. Whoever
+passes alone and fails beside those that passed together is no culprit but half of one, and is kept apart from them.
 """
 
 from __future__ import annotations

@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 
 from holdfast.core.bisection import Bisection, Guilty, KeepApart, Kind, Over, Trial
 
+# The first is nobody's, the second begins the search: they are tried again like any other.
+FAULTS_BEFORE_SEARCH = 2
 # A trial in which nobody has got any further for so many turns of the busy loop shows nothing.
 IDLE_TURNS = 400
 # A trial that fails by chance later than in so many steps is rare enough.
@@ -171,13 +173,16 @@ class Blame:
         if search is None or search.trial is None:
             return self._release_apart(standings)
         if self._draining:
-            return None if _others_in_flight(search.trial, standings) else self._start(search.trial, standings)
+            return None if _others_in_flight(search.trial, standings) else self._begin_trial(search.trial, standings)
         self._count_turn([standings[i] for i in search.trial.run if i in standings])
         if self._all_past(search.trial, standings):
             if any(i in standings for i in search.trial.probe):  # of those who left it is not known how far they got
                 search.passes()
             return self._next(standings)
         return self._give_up(standings) if self._idle_turns >= IDLE_TURNS else None
+
+    def _begin_trial(self, trial: Trial, standings: Standings) -> Verdict:
+        return replace(self._start(trial, standings), reason="")  # that has been said
 
     def _all_past(self, trial: Trial, standings: Standings) -> bool:
         """Everybody on trial has got past where it stood, in several steps, or has left."""

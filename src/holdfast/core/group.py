@@ -160,6 +160,13 @@ class LockstepGroup:
             self.fault = fault
         return news
 
+    def forgive(self, tries: int) -> None:
+        """The cause of the last tries is gone: they do not count any more."""
+        if self.retried_at:
+            self.retried_at = self.retried_at[:-tries]
+        else:
+            self.restarted_at = self.restarted_at[:-tries]
+
     def close_incident(self) -> None:
         self.fault = self.reason = self.command_id = self.began_at = None
         self.broken = self.rebuilding = self.paused_by_hand = self.soft = self.replacing = False

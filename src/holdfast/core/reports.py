@@ -6,6 +6,7 @@ Must never raise: reports may be late, lost, repeated or out of order.
 from __future__ import annotations
 
 from holdfast.core import messages as m
+from holdfast.core.blame import FAULTS_BEFORE_SEARCH
 from holdfast.core.commands import Commands
 from holdfast.core.effects import Effect, Settle
 from holdfast.core.events import EventKind, StandbyView
@@ -198,6 +199,7 @@ class Reports:
             kind = EventKind.REQUESTS_SUSPECTED
             return [publish(kind, group, engine, reason=fact.reason, suspects=fact.suspects)]
         engine.ended_requests += 1
+        group.forgive(FAULTS_BEFORE_SEARCH)
         told = {"request_id": fact.request_id, "incident": fact.incident, "reason": fact.reason}
         return [publish(EventKind.REQUEST_ENDED, group, engine, **told)]
 

@@ -1,7 +1,7 @@
 """The EngineCoreSentinel: one fault from `hold` to `resume`, down this page.
 
 Its thread owns the sockets to the client and to the workers; the busy loop's thread calls `run` and
-stands in `_stand_held` while something is repaired. The two share only queues and the containment.
+stands in `_next_order` while something is repaired. The two share only queues and the containment.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
-from queue import Empty, SimpleQueue
 
 import msgspec
 
@@ -26,6 +25,7 @@ from holdfast.sentinel.addresses import engine_identity, worker_identity
 from holdfast.sentinel.arming import Arming
 from holdfast.sentinel.containment import Containment
 from holdfast.sentinel.incident_files import IncidentFiles
+from holdfast.sentinel.orders import Orders
 from holdfast.sentinel.quarantine import Quarantine
 from holdfast.sentinel.stall_watch import PERIOD_S, RankWatch
 from holdfast.sentinel.thread import IDLE_S, SentinelThread
@@ -35,7 +35,6 @@ logger = logging.getLogger("holdfast")
 
 # How long a fault that surfaced as a worker's reply waits for that worker's own, fuller account.
 REPORT_WAIT_S = 2.0
-REANNOUNCE_S = 2.0
 _POLL_S = 0.2
 
 
@@ -67,14 +66,13 @@ class EngineCoreSentinel:
         self._thread = SentinelThread(
             f"EngineCoreSentinel-{engine_id}", station, self._deliver, self._tick, self._idle_s
         )
-        self._orders: SimpleQueue[m.RetryEngine | m.EndEngine] = SimpleQueue()
+        self._orders = Orders(config.engine_recovery_timeout_s + config.containment_timeout_s)
         self._changed = threading.Condition()
         self._attached: dict[int, m.WorkerAttached] = {}
         self._containment = Containment(config.acknowledge_timeout_s)
         self._joins = joins_epoch is not None  # it has met none of its peers yet
         self._containment.begin(joins_epoch or 0)
         self._killed: set[tuple[int, int]] = set()  # epoch and rank of those that were taken for hung
-        self._heard_at = 0.0
         self._incidents = IncidentFiles(config.incident_dir, config.runtime_dir, engine_id)
         self._watch: RankWatch | None = None
         self._host: EngineHost | None = None
@@ -161,7 +159,7 @@ class EngineCoreSentinel:
             self._quarantine.learn(self._containment.fault or fault, host.requests, in_lockstep=host.in_lockstep)
         while True:
             self._containment.wait_stopped()
-            order = self._stand_held(fault, is_running)
+            order = self._next_order(fault, is_running)
             if isinstance(order, m.EndEngine):
                 raise EngineDefeated(order.reason) from error
             if self._carry_out(order, error, held_at):
@@ -181,30 +179,8 @@ class EngineCoreSentinel:
             narrows=self._quarantine is not None and self._quarantine.narrows,
         )
 
-    def _stand_held(self, fault: Fault | None, is_running: Callable[[], bool]) -> m.RetryEngine | m.EndEngine:
-        """Wait for the next order, bounded: a client that is gone says nothing any more."""
-        bound_s = self._config.engine_recovery_timeout_s + self._config.containment_timeout_s
-        self._heard_at = time.monotonic()
-        while time.monotonic() - self._heard_at < bound_s:
-            # Said again every so often: what was heard the first time changes nothing the second time.
-            self._post(self._held(fault))
-            if (order := self._next_order(is_running)) is not None:
-                return order
-        return m.EndEngine(command_id="", reason=f"nothing was heard for {bound_s:g} s")
-
-    def _next_order(self, is_running: Callable[[], bool]) -> m.RetryEngine | m.EndEngine | None:
-        """An order that is still news, or none after a while. Raises `SystemExit` in an orderly shutdown."""
-        until = time.monotonic() + REANNOUNCE_S
-        while time.monotonic() < until:
-            try:
-                order = self._orders.get(timeout=_POLL_S)
-            except Empty:
-                if not is_running():
-                    raise SystemExit from None
-                continue
-            if isinstance(order, m.EndEngine) or order.epoch > self._containment.epoch:
-                return order
-        return None
+    def _next_order(self, fault: Fault | None, is_running: Callable[[], bool]) -> m.RetryEngine | m.EndEngine:
+        return self._orders.wait(lambda: self._post(self._held(fault)), self._containment.epoch, is_running)
 
     def _carry_out(self, order: m.RetryEngine, error: Exception, held_at: float) -> bool:
         """Follow one retry; true when the busy loop may go on."""
@@ -418,7 +394,7 @@ class EngineCoreSentinel:
             self._containment.during(epoch, self._host.interrupt)
 
     def _from_client(self, order: m.ToEngine) -> None:
-        self._heard_at = time.monotonic()
+        self._orders.heard()
         match order:
             case m.RetryEngine():
                 if order.epoch > self._containment.epoch:

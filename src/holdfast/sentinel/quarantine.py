@@ -66,7 +66,7 @@ class Quarantine:
         before_step = self._before_step if verdict.watch else None
         requests.restrict(verdict.run, verdict.held, before_step)
         if verdict.reason:
-            logger.warning("engine %d: %s", self._engine_id, verdict.reason)
+            logger.info("engine %d: %s", self._engine_id, verdict.reason)
             self._tell(verdict)
         self._verdict = replace(verdict, end=(), reason="")  # it holds on, and has been told
 

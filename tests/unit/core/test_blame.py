@@ -79,7 +79,7 @@ def together(*guilty: str) -> Poisons:
 
 
 def bound(count: int) -> int:
-    """The first fault, the one that begins the search, one for each halving; the last few cost one, and one to confirm."""
+    """The first fault, the one that begins the search, one for each halving, one of the last few, one to confirm."""
     return 2 + max(0, math.ceil(math.log2(count / 4))) + 2 if count > 1 else 3
 
 
