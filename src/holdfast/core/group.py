@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 
 from holdfast.core.events import EngineView, StandbyView
 from holdfast.core.faults import Fault, FaultClass, deeper, is_of_the_process
+from holdfast.core.injection import InjectionSpec
 from holdfast.core.states import EngineState, Trigger, next_state
 
+MAX_POISONS = 16
 STOPPING = (EngineState.FAULTED, EngineState.PAUSING)
 
 
@@ -44,6 +46,7 @@ class Engine:
     standbys: StandbyView | None = None
     stopping_since: float = 0.0  # while it is faulted or pausing
     suspects: int = 0  # of its requests
+    poisons: tuple[InjectionSpec, ...] = ()  # armed for a request: in every process that takes its place too
     ended_requests: int = 0
 
     def move(self, trigger: Trigger) -> None:
@@ -54,6 +57,9 @@ class Engine:
         if self.state not in STOPPING:
             self.stopping_since = now
         self.move(trigger)
+
+    def poison(self, spec: InjectionSpec) -> None:
+        self.poisons = (*self.poisons, spec)[-MAX_POISONS:]
 
     def lose(self) -> None:
         """Its process is gone, with everything that was known of it."""

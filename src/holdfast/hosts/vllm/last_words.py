@@ -35,7 +35,7 @@ def keep_last_words(request_id: str, why: object) -> None:
 
 def last_words(request_id: str) -> str | None:
     """Why a request ended, by the id that its client knows: the engine's has something before and behind it."""
-    return next((why for known, why in reversed(_kept.items()) if f"{request_id}-" in known), None)
+    return next((why for known, why in reversed(_kept.items()) if f"{request_id}-" in f"{known}-"), None)
 
 
 def _raise_if_error(

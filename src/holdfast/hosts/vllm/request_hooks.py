@@ -46,8 +46,14 @@ def served_requests(client: Any) -> ServedRequests | None:
     """The open requests of a client; none where it is not protected."""
     known: ServedRequests | None = client.__dict__.get(_NAME)
     if known is None and (current_owner() is not None or inherited_settings() is not None):
-        known = client.__dict__[_NAME] = ServedRequests(client)
+        known = client.__dict__[_NAME] = ServedRequests(client, detects_poison=_detects_poison())
     return known
+
+
+def _detects_poison() -> bool:
+    owner = current_owner()
+    config = owner.config if owner is not None else inherited_settings()
+    return config is not None and config.poison_detection
 
 
 def serve_until(has_ended: Callable[[], bool]) -> None:
