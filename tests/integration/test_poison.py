@@ -192,3 +192,17 @@ def test_the_only_request_there_is_is_ended_too_if_it_kills_every_worker_that_it
     [history] = run(scenario())
     assert "makes the server fail" in str(history.error)
     assert run(well(bench.server)) is None
+
+
+def test_one_that_kills_every_engine_core_that_it_is_given_to_ends_and_everybody_else_is_exact(bench: Bench) -> None:
+    if bench.topology is not ONE:
+        pytest.skip("once is enough")
+    deadly = InjectionSpec(phase=Phase.SCHEDULE_END, kind=FaultKind.KILL, times=FOREVER, request="engine-killer")
+    found = bench.through(deadly, guilty=[2])
+    found.tell("kills the engine core")
+    lost = found.of("engine-lost")
+    print(f"engine cores lost: {len(lost)}")
+    found.assert_exact_but(bench.expected(), [2])
+    assert found.failed == [2]
+    assert "makes the server fail" in str(found.histories[2].error)
+    assert len(lost) == 4

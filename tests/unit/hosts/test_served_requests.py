@@ -10,6 +10,8 @@ import pytest
 
 pytest.importorskip("vllm")
 
+from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
+
 from holdfast.core.events import EngineView, InstanceView
 from holdfast.core.states import EngineState
 from holdfast.hosts.vllm.last_words import last_words
@@ -151,10 +153,9 @@ class Siblings:
         await settle()
 
     async def get_on(self) -> None:
-        for name in list(self.there):
-            if (entry := self.served.open.get(name)) is not None:
-                entry.delivered.extend([1, 2, 3])
-                self.served._note_progress(name)
+        outputs = [EngineCoreOutput(name, [1, 2, 3]) for name in self.there]
+        self.client.engine_ranks_managed = [0]  # type: ignore[attr-defined]
+        self.served.take(EngineCoreOutputs(engine_index=self.up, outputs=outputs))
         await settle()
 
 

@@ -132,19 +132,18 @@ class ServedRequests:
                 outputs.finished_requests = {i for i in outputs.finished_requests if self._is_with(client, i, engine)}
         for output in outputs.outputs:
             self.open.deliver(output.request_id, output.new_token_ids)
-            self._note_progress(output.request_id)
+            if self._readmission is not None and self._readmission.is_trying:
+                self._note_progress(self._readmission, output.request_id)
             if output.finish_reason is not None:
                 self._close(output.request_id)
                 if str(output.finish_reason) == "error":
                     keep_last_words(output.request_id, output.stop_reason)
         return outputs
 
-    def _note_progress(self, request_id: str) -> None:
+    def _note_progress(self, readmission: Readmission, request_id: str) -> None:
         """Whoever waits for one that is on trial may go when that one gets on."""
-        readmission = self._readmission
-        if readmission is None or not readmission.is_trying or (entry := self.open.get(request_id)) is None:
-            return
-        if readmission.delivered(request_id, len(entry.delivered)):
+        entry = self.open.get(request_id)
+        if entry is not None and readmission.delivered(request_id, len(entry.delivered)):
             self._start(self._resume())
 
     @property
