@@ -123,8 +123,8 @@ class Lockstep:
 
     # ---- what a test asks
 
-    def arm(self, phase, engine=0, rank=0, after_steps=0, times=1):
-        spec = InjectionSpec(phase=phase, engine_id=engine, rank=rank, after_steps=after_steps, times=times)
+    def arm(self, phase, engine=0, rank=0, after_steps=0, times=1, **about):
+        spec = InjectionSpec(phase=phase, engine_id=engine, rank=rank, after_steps=after_steps, times=times, **about)
         self.client.arm(f"{phase}-{engine}-{rank}-{after_steps}", spec).result(WAIT_S)
 
     def pause_before_step(self, step, soft=False):
