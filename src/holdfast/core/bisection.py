@@ -43,6 +43,7 @@ class Guilty:
     """It failed alone, and once more after others had passed."""
 
     request_id: str
+    failed_batches: int
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ class Bisection:
         """Whoever is suspected besides only was in the same batches: all that is known is that others pass."""
         self._unjudged = [u for u in (*self._unjudged, *self.suspects) if u != request_id]
         self.suspects, self._confirmed = [], None
-        return Guilty(request_id)
+        return Guilty(request_id, self._failures[request_id])
 
     def _next_trial(self, bystanders: Iterable[str]) -> Step:
         if self._failed_alone and self._others_pass:

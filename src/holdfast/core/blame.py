@@ -173,7 +173,7 @@ class Blame:
         if search is None or search.trial is None:
             return self._release_apart(standings)
         if self._draining:
-            return None if _others_in_flight(search.trial, standings) else self._begin_trial(search.trial, standings)
+            return self._drain(search.trial, standings)
         self._count_turn([standings[i] for i in search.trial.run if i in standings])
         if self._all_past(search.trial, standings):
             if any(i in standings for i in search.trial.probe):  # of those who left it is not known how far they got
@@ -181,8 +181,12 @@ class Blame:
             return self._next(standings)
         return self._give_up(standings) if self._idle_turns >= IDLE_TURNS else None
 
-    def _begin_trial(self, trial: Trial, standings: Standings) -> Verdict:
-        return replace(self._start(trial, standings), reason="")  # that has been said
+    def _drain(self, trial: Trial, standings: Standings) -> Verdict | None:
+        """The steps of those that are not on trial come to their end first."""
+        if not _others_in_flight(trial, standings):
+            return replace(self._start(trial, standings), reason="")  # that has been said
+        self._count_turn(standings.values())
+        return self._give_up(standings) if self._idle_turns >= IDLE_TURNS else None
 
     def _all_past(self, trial: Trial, standings: Standings) -> bool:
         """Everybody on trial has got past where it stood, in several steps, or has left."""
@@ -215,23 +219,31 @@ class Blame:
         ended: list[str] = []
         found: list[str] = []
         while self._search is not None:
-            # Whoever may be a control: it waits, or it came after the search had begun.
-            outside = [i for i in standings if i not in self._marks and i not in self._apart]
-            match step := self._search.next(outside):
-                case Guilty():
-                    ended.append(step.request_id)
-                    found.append(f"it was in all of {self._faults} failed batches in a row, the last two alone")
-                case KeepApart():
-                    self._apart[step.request_id] = step.others
-                    found.append("one passes alone and fails beside others: it waits until those have left")
-                case Over():
-                    self._drop()
-                    found.append(step.unclear or "nobody is suspected any more")
-                case Trial():
-                    verdict = self._start(step, standings)
-                    reason = "; ".join((*found, verdict.reason))
-                    return replace(verdict, reason=reason, end=tuple(ended))
+            step = self._search.next(self._outside(standings))
+            if isinstance(step, Trial):
+                verdict = self._start(step, standings)
+                return replace(verdict, reason="; ".join((*found, verdict.reason)), end=tuple(ended))
+            ended += [step.request_id] if isinstance(step, Guilty) else []
+            found.append(self._take(step))
         return replace(self._verdict(standings, "; ".join(found)), end=tuple(ended))
+
+    def _outside(self, standings: Standings) -> list[str]:
+        """Who may be compared with the suspects: it waited, or came after the search had begun."""
+        return [i for i in standings if i not in self._marks and i not in self._apart]
+
+    def _take(self, found: Guilty | KeepApart | Over) -> str:
+        """What the search has found, in words."""
+        match found:
+            case Guilty():
+                return (
+                    f"it was in {found.failed_batches} failed batches, the last two alone, and others pass without it"
+                )
+            case KeepApart():
+                self._apart[found.request_id] = found.others
+                return "one passes alone and fails beside others: it waits until those have left"
+            case Over():
+                self._drop()
+                return found.unclear or "nobody is suspected any more"
 
     def _start(self, trial: Trial, standings: Standings) -> Verdict:
         self._draining = _others_in_flight(trial, standings)
