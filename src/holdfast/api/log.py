@@ -58,7 +58,7 @@ def _describe_engine(event: Event) -> str:
 def _describe_suspicion(event: Event) -> str:
     if event.kind is EventKind.REQUESTS_SUSPECTED:
         return f"{event.reason} ({event.suspects} suspected)"
-    return f"request {event.request_id} is ended with an error (incident {event.incident}): {event.reason}"
+    return f"request {event.request_id!r} is ended with an error (incident {event.incident}): {event.reason}"
 
 
 def _describe_process(event: Event) -> str:

@@ -15,6 +15,8 @@ from holdfast.core.blame import Blame, Verdict
 from holdfast.core.faults import Fault, FaultClass, is_of_the_process
 from holdfast.core.ports import RequestHost
 
+MAX_ID_CHARS = 200  # whoever sends a request may choose its id
+
 logger = logging.getLogger("holdfast")
 
 
@@ -84,7 +86,7 @@ class Quarantine:
             m.RequestEnded(
                 engine_id=self._engine_id,
                 epoch=self._epoch(),
-                request_id=request_id,
+                request_id=request_id[:MAX_ID_CHARS],
                 incident=incident,
                 reason=reason,
             )

@@ -98,7 +98,7 @@ def test_what_is_found_out_about_requests_is_told_without_what_they_say(caplog: 
         reason="it fails alone",
     )
     assert describe_event(suspected) == "engine 0: 2 run (4 suspected)"
-    line = "engine 0: request cmpl-7 is ended with an error (incident now-engine0-epoch3): it fails alone"
+    line = "engine 0: request 'cmpl-7' is ended with an error (incident now-engine0-epoch3): it fails alone"
     assert describe_event(ended) == line
     with caplog.at_level(logging.INFO, "holdfast"):
         log_event(ended, MemoryControl().attach().view())
