@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 
 import pytest
+from msgspec.structs import replace
 
 from holdfast.bench.topologies import MOE_EP, ONE, TP2, Topology
 from holdfast.chaos.checker import compare_runs
@@ -78,8 +79,9 @@ class Bench:
     async def _through(self, specs: Sequence[InjectionSpec], guilty: Sequence[int]) -> Found:
         async with Control(self.server.url) as control:
             before = await control.last_sequence()
-            for spec in specs:
-                await control.inject(spec)
+            for spec in specs:  # on whichever engine it is put
+                for engine in range(self.topology.engines):
+                    await control.inject(replace(spec, engine_id=engine))
             began_s = time.monotonic()
             load = Load(self.server.url, self.load(guilty, specs[0].request), timeout_s=150)
             histories = await load.run()
