@@ -8,12 +8,14 @@ from holdfast.core.config import HoldfastConfig
 from holdfast.core.events import EventKind
 from holdfast.core.injection import InjectionSpec
 from holdfast.core.rendezvous import Rendezvous
+from holdfast.core.states import EngineState
 from holdfast.hosts.fake import EngineOptions, FakeEngineCore, fault_free_output
 from holdfast.hosts.fake.communicators import FakeNetwork
 from holdfast.sentinel import ClientSentinel, EngineCoreSentinel, EngineDefeated, WorkerSentinel
 from holdfast.wire import MemoryNetwork
 
 WAIT_S = 20.0
+SETTLED = (EngineState.HEALTHY, EngineState.DEAD)
 PROMPTS = {"a": range(1, 14), "b": range(1, 10), "c": [7, 7, 7]}
 LENGTHS = {"a": 9, "b": 12, "c": 15}
 
@@ -174,8 +176,11 @@ class Lockstep:
             engine.start()
 
     def join(self):
+        """Until every engine core has ended, and the client has heard what the last one did."""
         for engine in self.engines:
             engine.join()
+        with self.client._changed:
+            self.client._changed.wait_for(lambda: all(e.state in SETTLED for e in self.client.view().engines), WAIT_S)
 
     def wait_until(self, holds):
         """Until the client has published what makes it true."""
