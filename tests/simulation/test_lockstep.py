@@ -252,3 +252,21 @@ def test_whatever_the_seed_no_token_changes(make_lockstep, seed):
     lockstep.run()
     assert lockstep.is_exact()
     assert lockstep.reason == ""
+
+
+# ---- a request that makes every step of its engine core fail
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("about", [TWO_RANKS, TWO_ENGINES])
+def test_a_poison_request_ends_alone_and_everybody_else_in_lockstep_is_exact(make_lockstep, about, rank):
+    lockstep = make_lockstep(**about, poison_detection=True)
+    lockstep.arm(Phase.FORWARD, rank=rank, times=1000, request="b")
+    lockstep.run()
+    [ended] = lockstep.happened(EventKind.REQUEST_ENDED)
+    assert (ended.engine_id, ended.request_id) == (0, "b")
+    first, *peers = lockstep.engines
+    assert {n: t for n, t in first.streams.items() if n != "b"} == {n: first.expected[n] for n in "ac"}
+    assert all(engine.streams == engine.expected for engine in peers)
+    assert lockstep.recoveries <= 5 * len(lockstep.engines)
+    assert lockstep.reason == ""

@@ -97,6 +97,13 @@ class MemoryControl:
         workers = (m.WorkerAttached(rank=0, pid=5002, hooks=("worker.step",)),)
         self._observe(m.EngineAttached(engine_id=engine_id, pid=5001, hooks=("engine.loop",), workers=workers))
 
+    def judge(self, suspects: int, ended: Sequence[str], engine_id: int = 0) -> None:
+        """An engine core tells what it found out about its requests."""
+        about = {"engine_id": engine_id, "epoch": self._epoch(engine_id), "reason": "it fails alone"}
+        for request_id in ended:
+            self._observe(m.RequestEnded(request_id=request_id, incident="now", **about))
+        self._observe(m.RequestsSuspected(suspects=suspects, **about))
+
     def standbys(self, wanted: int = 1, ready: int = 1, memory_bytes: int = 2**30, engine_id: int = 0) -> None:
         self._observe(m.StandbysChanged(engine_id=engine_id, wanted=wanted, ready=ready, memory_bytes=memory_bytes))
 

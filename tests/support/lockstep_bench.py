@@ -15,7 +15,7 @@ from holdfast.sentinel import ClientSentinel, EngineCoreSentinel, EngineDefeated
 from holdfast.wire import MemoryNetwork
 
 WAIT_S = 20.0
-LAST_WORDS_S = 2.0
+SETTLED = (EngineState.HEALTHY, EngineState.DEAD)
 PROMPTS = {"a": range(1, 14), "b": range(1, 10), "c": [7, 7, 7]}
 LENGTHS = {"a": 9, "b": 12, "c": 15}
 
@@ -125,8 +125,8 @@ class Lockstep:
 
     # ---- what a test asks
 
-    def arm(self, phase, engine=0, rank=0, after_steps=0, times=1):
-        spec = InjectionSpec(phase=phase, engine_id=engine, rank=rank, after_steps=after_steps, times=times)
+    def arm(self, phase, engine=0, rank=0, after_steps=0, times=1, **about):
+        spec = InjectionSpec(phase=phase, engine_id=engine, rank=rank, after_steps=after_steps, times=times, **about)
         self.client.arm(f"{phase}-{engine}-{rank}-{after_steps}", spec).result(WAIT_S)
 
     def pause_before_step(self, step, soft=False):
@@ -176,17 +176,11 @@ class Lockstep:
             engine.start()
 
     def join(self):
+        """Until every engine core has ended, and the client has heard what the last one did."""
         for engine in self.engines:
             engine.join()
-        self._hear_them_out()
-
-    def _hear_them_out(self):
-        """What engine cores said last is on its way still when they have ended."""
-        under_way = (EngineState.PAUSING, EngineState.RECOVERING)
         with self.client._changed:
-            self.client._changed.wait_for(
-                lambda: not any(e.state in under_way for e in self.client.view().engines), LAST_WORDS_S
-            )
+            self.client._changed.wait_for(lambda: all(e.state in SETTLED for e in self.client.view().engines), WAIT_S)
 
     def wait_until(self, holds):
         """Until the client has published what makes it true."""

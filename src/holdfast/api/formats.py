@@ -50,6 +50,8 @@ class EngineStatus(msgspec.Struct, frozen=True, kw_only=True):
     worker_restarts: int = 0
     faults: int
     restarts: int = 0
+    suspects: int = 0
+    ended_requests: int = 0
     standbys: Standbys | UnsetType = UNSET
 
 
@@ -181,6 +183,8 @@ def _engine_status(engine: EngineView) -> EngineStatus:
         worker_restarts=engine.worker_restarts,
         faults=engine.faults,
         restarts=engine.restarts,
+        suspects=engine.suspects,
+        ended_requests=engine.ended_requests,
         standbys=_standbys(engine.standbys),
     )
 

@@ -22,7 +22,7 @@ def describe_event(event: Event) -> str:
     return _describe_process(event) if event.process is not None else _describe_engine(event)
 
 
-def _describe_engine(event: Event) -> str:
+def _describe_engine(event: Event) -> str:  # noqa: PLR0912 - one line for each kind of event
     engine = f"engine {event.engine_id}"
     cause = event.fault.summary() if event.fault else "no cause given"
     match event.kind:
@@ -52,6 +52,8 @@ def _describe_engine(event: Event) -> str:
             )
         case EventKind.STANDBYS_CHANGED:
             return f"{engine}: standby workers: {event.reason}"
+        case EventKind.REQUESTS_SUSPECTED | EventKind.REQUEST_ENDED:
+            return f"{engine}: {_describe_suspicion(event)}"
     return _describe_process(event)
 
 
@@ -59,6 +61,12 @@ def _describe_decision(engine: str, event: Event) -> str:
     """The audit line: the reason in words, then what a program would look for."""
     record = f" [{event.decision} epoch={event.epoch}]" if event.decision is not None else ""
     return f"{engine}: {event.reason}{record}"
+
+
+def _describe_suspicion(event: Event) -> str:
+    if event.kind is EventKind.REQUESTS_SUSPECTED:
+        return f"{event.reason} ({event.suspects} suspected)"
+    return f"request {event.request_id!r} is ended with an error (incident {event.incident}): {event.reason}"
 
 
 def _describe_process(event: Event) -> str:
@@ -100,5 +108,7 @@ def _level(event: Event) -> int:
         case EventKind.INSTANCE_DEFEATED | EventKind.RECOVERY_FAILED | EventKind.ENGINE_LOST | EventKind.PROCESS_LOST:
             return logging.ERROR
         case EventKind.FAULT_REPORTED | EventKind.PAUSE_ORDERED | EventKind.ENGINE_PAUSED | EventKind.FAULT_ARMED:
+            return logging.WARNING
+        case EventKind.REQUESTS_SUSPECTED | EventKind.REQUEST_ENDED:
             return logging.WARNING
     return logging.INFO

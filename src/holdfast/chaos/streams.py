@@ -22,7 +22,8 @@ RANK_HEADER = "X-data-parallel-rank"  # read by the host
 class StreamSpec:
     """One request. `cache_salt` separates its prefix-cache entries from those of other runs.
 
-    `data_parallel_rank` pins it to one engine; without it the host balances.
+    `data_parallel_rank` pins it to one engine; without it the host balances. `request_id` becomes a part of the id that
+    the server knows it by.
     """
 
     name: str
@@ -41,6 +42,7 @@ class StreamSpec:
     ignore_eos: bool = True
     cache_salt: str | None = None
     data_parallel_rank: int | None = None
+    request_id: str | None = None  # the host makes its own of it
 
     def request(self, model: str) -> dict[str, Any]:
         """Arguments for the client's `completions.create`."""
@@ -68,6 +70,8 @@ class StreamSpec:
             "min_tokens": self.min_tokens,
             "repetition_penalty": self.repetition_penalty,
         }
+        if self.request_id is not None:
+            fields["request_id"] = self.request_id
         if self.cache_salt:
             fields["cache_salt"] = self.cache_salt
         if self.json_schema is not None:

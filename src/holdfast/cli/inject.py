@@ -27,6 +27,8 @@ def inject(  # noqa: PLR0913, PLR0917 - one parameter per option
         int, typer.Option(help="For output-request and nan: which request of the batch; nan: 0 is all.")
     ] = 1,
     message: Annotated[str, typer.Option(help="What the exception says.")] = "injected fault",
+    request: Annotated[str, typer.Option(help="Only in steps of a request with this in its id.")] = "",
+    together: Annotated[int, typer.Option(help="How many such requests a step must have.")] = 1,
     url: Url = DEFAULT_URL,
     api_key: ApiKey = "",
 ) -> None:
@@ -41,6 +43,8 @@ def inject(  # noqa: PLR0913, PLR0917 - one parameter per option
             times=times,
             request_index=request_index,
             message=message,
+            request=request,
+            together=together,
         )
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None

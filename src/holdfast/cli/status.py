@@ -27,7 +27,7 @@ def status(url: Url = DEFAULT_URL, api_key: ApiKey = "", as_json: AsJson = False
         return
     console = Console()
     console.print(_table(found))
-    for line in (*_limits(found), *_standbys(found), *_processes(found), _summary(found)):
+    for line in (*_limits(found), *_standbys(found), *_suspicions(found), *_processes(found), _summary(found)):
         console.print(Text(line))
 
 
@@ -84,6 +84,13 @@ def _standbys(found: Status) -> Iterator[str]:
             s = engine.standbys
             memory = f"{s.memory_bytes / 2**20:.0f} MiB"
             yield f"standby workers of engine {engine.id}: {s.ready} of {s.wanted} ready, {memory}"
+
+
+def _suspicions(found: Status) -> Iterator[str]:
+    for engine in found.engines:
+        if engine.suspects or engine.ended_requests:
+            counts = f"{engine.suspects} suspected, {engine.ended_requests} ended as guilty"
+            yield f"requests of engine {engine.id}: {counts}"
 
 
 def _processes(found: Status) -> Iterator[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from holdfast.core import messages as m
 from holdfast.core.commands import Commands
 from holdfast.core.config import HoldfastConfig
-from holdfast.core.effects import Effect
+from holdfast.core.effects import Effect, Send
 from holdfast.core.events import EventKind
 from holdfast.core.group import Engine, LockstepGroup
 from holdfast.core.interventions import Interventions
@@ -86,7 +86,8 @@ class EngineLosses:
         if not group.is_lockstep:
             group.close_incident()
         group.waiting_since = now
-        effects = self._reports.take(group, engine, fact, now)
+        armed = [Send(engine.engine_id, m.ArmFault(command_id="", spec=spec)) for spec in engine.poisons]
+        effects = [*armed, *self._reports.take(group, engine, fact, now)]
         restarted = self._journal.publish(EventKind.ENGINE_RESTARTED, group, engine, interruption_s=now - began_at)
         asked = [] if group.is_lockstep else self._reports.settle_restarts(group)
         return [*effects, restarted, *asked]

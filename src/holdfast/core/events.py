@@ -27,6 +27,8 @@ class EventKind(enum.StrEnum):
     ENGINE_LOST = "engine-lost"
     ENGINE_RESTARTED = "engine-restarted"
     STANDBYS_CHANGED = "standbys-changed"
+    REQUESTS_SUSPECTED = "requests-suspected"
+    REQUEST_ENDED = "request-ended"
     PROCESS_ATTACHED = "process-attached"
     PROCESS_LOST = "process-lost"
     PROCESS_RESTARTED = "process-restarted"
@@ -77,6 +79,9 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     decision: DecisionRecord | None = None
     report: RecoveryReport | None = None
     interruption_s: float | None = None
+    suspects: int | None = None
+    request_id: str | None = None  # of a request that was ended
+    incident: str | None = None  # the name under which its client was told
 
 
 class StandbyView(msgspec.Struct, frozen=True, kw_only=True):
@@ -112,6 +117,8 @@ class EngineView(msgspec.Struct, frozen=True, kw_only=True):
     standbys: StandbyView | None = None
     faults: int = 0
     restarts: int = 0  # how often another process had to take its place
+    suspects: int = 0  # requests of which one may make batches fail
+    ended_requests: int = 0  # those that were found guilty of it
 
 
 class ProcessView(msgspec.Struct, frozen=True, kw_only=True):

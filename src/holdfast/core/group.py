@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 
 from holdfast.core.events import EngineView, StandbyView
 from holdfast.core.faults import Fault, FaultClass, deeper, is_of_the_process
+from holdfast.core.injection import InjectionSpec
 from holdfast.core.states import EngineState, Trigger, next_state
 
+MAX_POISONS = 16
 STOPPING = (EngineState.FAULTED, EngineState.PAUSING)
 
 
@@ -44,6 +46,9 @@ class Engine:
     worker_restarts: int = 0
     standbys: StandbyView | None = None
     stopping_since: float = 0.0  # while it is faulted or pausing
+    suspects: int = 0  # of its requests
+    poisons: tuple[InjectionSpec, ...] = ()  # armed for a request: in every process that takes its place too
+    ended_requests: int = 0
 
     def move(self, trigger: Trigger) -> None:
         self.state = next_state(self.state, trigger)
@@ -54,6 +59,9 @@ class Engine:
             self.stopping_since = now
         self.move(trigger)
 
+    def poison(self, spec: InjectionSpec) -> None:
+        self.poisons = (*self.poisons, spec)[-MAX_POISONS:]
+
     def lose(self) -> None:
         """Its process is gone, with everything that was known of it."""
         self.move(Trigger.LOST)
@@ -62,6 +70,7 @@ class Engine:
         self.hooks = self.worker_hooks = self.unrebuildable = ()
         self.fault = self.fault_in_recovery = self.last_error = self.standbys = None
         self.sick_ranks.clear()
+        self.suspects = 0
         self.restarts += 1
 
     @property
@@ -102,6 +111,7 @@ class LockstepGroup:
     asked: str | None = None  # the command that asks for a restart of healthy ranks
     again_at: float | None = None  # when to decide anew, after a pause between tries
     joins: bool = False  # a process that took another one's place has met none of its peers yet
+    narrows: bool = False  # the fault has brought the search for a guilty request on
     broken: bool = False  # collectives were broken and have to be rebuilt
     rebuilding: bool = False  # the recovery under way has a rendezvous
     paused_by_hand: bool = False
@@ -169,11 +179,20 @@ class LockstepGroup:
             self.fault = fault
         return news
 
+    def forgive(self, tries: int) -> None:
+        """The cause of the last tries is gone: they do not count any more."""
+        if self.retried_at:
+            self.retried_at = self.retried_at[:-tries]
+            self.unknown_retried_at = tuple(at for at in self.unknown_retried_at if at in self.retried_at)
+        else:
+            self.restarted_at = self.restarted_at[:-tries]
+
     def close_incident(self) -> None:
         self.fault = self.reason = self.command_id = self.began_at = None
         self.broken = self.rebuilding = self.paused_by_hand = self.soft = self.replacing = False
         self.asked = self.again_at = None
         self.joins = False
+        self.narrows = False
         self.failed_restarts = 0
 
     @property
@@ -234,6 +253,8 @@ class LockstepGroup:
             standbys=engine.standbys,
             faults=engine.faults,
             restarts=engine.restarts,
+            suspects=engine.suspects,
+            ended_requests=engine.ended_requests,
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Collection
 from typing import Annotated
 
 import msgspec
@@ -30,7 +31,8 @@ class InjectionSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     `engine_id` and `rank` say where (a worker phase needs a rank, an engine-core phase has none);
     `request_index` says before which request of the batch an `output-request` fault raises, and for which one
     `nan` spoils the logits (0: of all), at `forward`;
-    `message` is what the exception says.
+    `message` is what the exception says. With a `request` only those steps count in which so many requests (`together`)
+    have it as a part of their ids: the fault is theirs, in every process that takes the rank's place too.
     """
 
     phase: Phase
@@ -41,6 +43,8 @@ class InjectionSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     times: Annotated[int, msgspec.Meta(ge=1, le=MAX_TIMES)] = 1
     request_index: Annotated[int, msgspec.Meta(ge=0, le=100_000)] = 1
     message: Annotated[str, msgspec.Meta(max_length=200)] = "injected fault"
+    request: Annotated[str, msgspec.Meta(max_length=200)] = ""
+    together: Annotated[int, msgspec.Meta(ge=1, le=16)] = 1
 
     def __post_init__(self) -> None:
         if self.kind is FaultKind.NAN and self.phase is not Phase.FORWARD:
@@ -59,9 +63,9 @@ class Trap:
     def spent(self) -> bool:
         return self._left == 0
 
-    def passes(self) -> bool:
-        """One passage; true when the fault is to be raised now."""
-        if self.spent:
+    def passes(self, batch: Collection[str] = ()) -> bool:
+        """One passage, in a step of these requests; true when the fault is to be raised now."""
+        if self.spent or not self._concerns(batch):
             return False
         if self._to_skip > 0:
             self._to_skip -= 1
@@ -69,10 +73,15 @@ class Trap:
         self._left -= 1
         return True
 
+    def _concerns(self, batch: Collection[str]) -> bool:
+        named = self.spec.request
+        return not named or sum(named in request_id for request_id in batch) >= self.spec.together
+
 
 class InjectedFault(RuntimeError):
-    """The exception that an armed trap raises; it knows its phase."""
+    """The exception that an armed trap raises; it knows its phase, and what was to happen."""
 
     def __init__(self, spec: InjectionSpec) -> None:
         super().__init__(spec.message)
         self.phase = spec.phase
+        self.kind = spec.kind

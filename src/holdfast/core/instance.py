@@ -191,6 +191,8 @@ class Instance:
         group, engine = self._roster.find(spec.engine_id)
         self._refuse_if_ended_or_repeated(group, command_id)
         engine.armed[command_id] = now
+        if spec.request:
+            engine.poison(spec)
         return [Send(engine.engine_id, m.ArmFault(command_id=command_id, spec=spec))]
 
     def _go_on(self, what: str, command_id: str, groups: Sequence[LockstepGroup], now: float) -> list[Effect]:

@@ -158,6 +158,7 @@ class Interventions:
         )
         group.fault, group.broken, group.paused_by_hand, group.soft, group.again_at = None, False, False, False, None
         group.joins = False
+        group.narrows = False
         for engine in group.engines:
             engine.move(Trigger.RECOVERY_ORDERED)
         publish = self._journal.publish
@@ -166,6 +167,8 @@ class Interventions:
 
     def _count_try(self, group: LockstepGroup, now: float) -> None:
         config, opened_at = self._config, group.began_at
+        if group.narrows:
+            return  # every such try leaves fewer suspects: they come to an end by themselves
         if group.replacing:
             group.restarted_at = (*recent(group.restarted_at, now, config.worker_restart_window_s, opened_at), now)
             group.forget_retries()  # what is retried after this is retried in another process
@@ -236,6 +239,7 @@ def _incident(group: LockstepGroup, spokesman: Engine, out: RanksOut, now: float
         broken=group.needs_rebuild,
         unrebuildable=group.unrebuildable,
         paused_by_hand=group.paused_by_hand,
+        narrows=group.narrows,
     )
 
 

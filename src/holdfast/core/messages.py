@@ -106,7 +106,8 @@ class EngineFaulted(Message, frozen=True, tag="engine-faulted"):
 class EngineHeld(Message, frozen=True, tag="engine-held"):
     """The busy loop stands still and waits for a command.
 
-    `fault` is none where it was only told to pause; `broken` says whether collectives were broken.
+    `fault` is none where it was only told to pause; `broken` says whether collectives were broken, `narrows` that
+    the fault was part of a search for a guilty request, and has brought it on.
     """
 
     engine_id: int
@@ -114,6 +115,26 @@ class EngineHeld(Message, frozen=True, tag="engine-held"):
     fault: Fault | None
     unfinished_requests: int
     broken: bool = False
+    narrows: bool = False
+
+
+class RequestsSuspected(Message, frozen=True, tag="requests-suspected"):
+    """How the search for a request that makes batches fail stands; without `suspects` it is over."""
+
+    engine_id: int
+    epoch: int
+    suspects: int
+    reason: str
+
+
+class RequestEnded(Message, frozen=True, tag="request-ended"):
+    """A request was found guilty and ended with an error that names the `incident`."""
+
+    engine_id: int
+    epoch: int
+    request_id: str
+    incident: str
+    reason: str
 
 
 class RecoveryReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -168,7 +189,15 @@ class StandbysChanged(Message, frozen=True, tag="standbys-changed"):
 
 
 FromEngine = (
-    EngineAttached | EngineFaulted | EngineHeld | EngineRecovered | RecoveryAborted | EngineAnswered | StandbysChanged
+    EngineAttached
+    | EngineFaulted
+    | EngineHeld
+    | EngineRecovered
+    | RecoveryAborted
+    | EngineAnswered
+    | StandbysChanged
+    | RequestsSuspected
+    | RequestEnded
 )
 
 

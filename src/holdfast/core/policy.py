@@ -81,6 +81,7 @@ class Incident(msgspec.Struct, frozen=True, kw_only=True):
     out: RanksOut = _NONE_OUT
     opened_at: float | None = None
     joins: bool = False
+    narrows: bool = False
 
 
 @dataclass(frozen=True)
@@ -154,6 +155,8 @@ def _climb(now: float, incident: Incident, config: HoldfastConfig) -> Decision:
 
 
 def _decide_retry(now: float, incident: Incident, config: HoldfastConfig) -> Decision:
+    if incident.narrows:
+        return Decision(Action.RETRY, _NARROWS)
     exhausted = _why_no_retry(now, incident, config)
     if exhausted is None:
         tries, limit = len(_retries(now, incident, config)) + 1, config.max_retries
@@ -163,6 +166,9 @@ def _decide_retry(now: float, incident: Incident, config: HoldfastConfig) -> Dec
     if incident.fault is not None and incident.fault.rank is not None and config.max_worker_restarts:
         return _decide_restart(now, incident, config, exhausted)
     return _decide_replacement(now, incident, config, exhausted)
+
+
+_NARROWS = "a request is suspected and fewer are left now: not counted as a try"
 
 
 def _retries(now: float, incident: Incident, config: HoldfastConfig) -> tuple[float, ...]:
@@ -183,6 +189,8 @@ def _why_no_retry(now: float, incident: Incident, config: HoldfastConfig) -> str
 
 
 def _decide_restart(now: float, incident: Incident, config: HoldfastConfig, why: str) -> Decision:
+    if incident.narrows and config.max_worker_restarts:
+        return Decision(Action.RESTART_WORKERS, f"{why}; its rank gets a new process; {_NARROWS}")
     restarts = len(recent(incident.restarted_at, now, config.worker_restart_window_s, incident.opened_at))
     if no_more := _why_no_restart(restarts, incident, config):
         return _decide_replacement(now, incident, config, f"{why}; {no_more}")

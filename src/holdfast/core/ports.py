@@ -5,10 +5,11 @@ vLLM and the fake host implement the host ports; ZeroMQ and an in-memory twin im
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Protocol
 
+from holdfast.core.blame import Standing
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.effects import ReplaceEngine, ReplaceProcess
 from holdfast.core.events import Event, InstanceView
@@ -16,6 +17,28 @@ from holdfast.core.faults import Fault
 from holdfast.core.injection import InjectionSpec
 from holdfast.core.messages import RecoveryReport
 from holdfast.core.rendezvous import Rendezvous
+
+
+class RequestHost(Protocol):
+    """The open requests of an engine core. Its busy loop's thread."""
+
+    def standings(self) -> Mapping[str, Standing]:
+        """Where every open request stands, in the order in which they came."""
+        ...
+
+    def restrict(
+        self, run: Collection[str] | None, held: Collection[str], before_step: Callable[[], None] | None
+    ) -> None:
+        """Schedule nobody but `run`, or everybody but `held` where that is none; nobody loses what it has computed.
+
+        `before_step` is called before every turn of the busy loop, and may change the rule. Without it nobody is
+        held any more.
+        """
+        ...
+
+    def end(self, request_id: str, why: str) -> None:
+        """End a request with an error that says why. Idempotent."""
+        ...
 
 
 class EngineHost(Protocol):
@@ -28,6 +51,9 @@ class EngineHost(Protocol):
     def in_lockstep(self) -> bool:
         """Whether other engine cores wait for this one in collectives."""
         ...
+
+    @property
+    def requests(self) -> RequestHost: ...
 
     def interrupt(self) -> None:
         """Have the busy loop end with an error at its next step boundary, also when it idles. Any thread."""

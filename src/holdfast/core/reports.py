@@ -6,6 +6,7 @@ Must never raise: reports may be late, lost, repeated or out of order.
 from __future__ import annotations
 
 from holdfast.core import messages as m
+from holdfast.core.blame import FAULTS_BEFORE_SEARCH
 from holdfast.core.commands import Commands
 from holdfast.core.effects import Effect, Settle
 from holdfast.core.events import EventKind, StandbyView
@@ -43,6 +44,8 @@ class Reports:
             case m.StandbysChanged():
                 engine.standbys = StandbyView(wanted=fact.wanted, ready=fact.ready, memory_bytes=fact.memory_bytes)
                 return [self._journal.publish(EventKind.STANDBYS_CHANGED, group, engine, reason=str(engine.standbys))]
+            case m.RequestsSuspected() | m.RequestEnded():
+                return self._judged(group, engine, fact) if fact.epoch == group.epoch else []
 
     def _attached(self, group: LockstepGroup, engine: Engine, fact: m.EngineAttached, now: float) -> list[Effect]:
         if engine.pid is not None:
@@ -97,6 +100,7 @@ class Reports:
         if fact.epoch != group.epoch:
             return []
         group.broken |= fact.broken
+        group.narrows |= fact.narrows
         if engine.state is EngineState.PAUSED:
             return []
         if engine.state is EngineState.RECOVERING:
@@ -186,6 +190,18 @@ class Reports:
                 engine.begin_to_stop(Trigger.FAULT, now)
                 effects += self._blame(group, engine, fault, now)
         return effects + self._interventions.contain(group, now)
+
+    def _judged(self, group: LockstepGroup, engine: Engine, fact: m.RequestsSuspected | m.RequestEnded) -> list[Effect]:
+        """What an engine core found out about its requests. It has acted on it already."""
+        publish = self._journal.publish
+        if isinstance(fact, m.RequestsSuspected):
+            engine.suspects = fact.suspects
+            kind = EventKind.REQUESTS_SUSPECTED
+            return [publish(kind, group, engine, reason=fact.reason, suspects=fact.suspects)]
+        engine.ended_requests += 1
+        group.forgive(FAULTS_BEFORE_SEARCH)
+        told = {"request_id": fact.request_id, "incident": fact.incident, "reason": fact.reason}
+        return [publish(EventKind.REQUEST_ENDED, group, engine, **told)]
 
     def _answered(self, group: LockstepGroup, engine: Engine, fact: m.EngineAnswered) -> list[Effect]:
         if engine.armed.pop(fact.command_id, None) is None:

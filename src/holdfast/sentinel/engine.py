@@ -1,7 +1,7 @@
 """The EngineCoreSentinel: one fault from `hold` to `resume`, down this page.
 
 Its thread owns the sockets to the client and to the workers; the busy loop's thread calls `run` and
-stands in `_stand_held` while something is repaired. The two share only queues and the containment.
+stands in `_next_order` while something is repaired. The two share only queues and the containment.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
-from queue import Empty, SimpleQueue
 
 import msgspec
 
@@ -24,8 +23,11 @@ from holdfast.core.injection import InjectionSpec
 from holdfast.core.ports import EngineHost
 from holdfast.core.stalls import LOCKSTEP_LIMITS, Limits, Stall
 from holdfast.sentinel.addresses import engine_identity, worker_identity
+from holdfast.sentinel.arming import Arming
 from holdfast.sentinel.containment import Containment
 from holdfast.sentinel.incident_files import IncidentFiles
+from holdfast.sentinel.orders import Orders
+from holdfast.sentinel.quarantine import Quarantine
 from holdfast.sentinel.stall_watch import PERIOD_S, RankWatch
 from holdfast.sentinel.thread import IDLE_S, SentinelThread
 from holdfast.wire import Delivery, Hub, Spoke, Station
@@ -34,7 +36,6 @@ logger = logging.getLogger("holdfast")
 
 # How long a fault that surfaced as a worker's reply waits for that worker's own, fuller account.
 REPORT_WAIT_S = 2.0
-REANNOUNCE_S = 2.0
 _POLL_S = 0.2
 _WORKER_GONE = "the process of a worker is gone"
 
@@ -68,17 +69,20 @@ class EngineCoreSentinel:
         self._thread = SentinelThread(
             f"EngineCoreSentinel-{engine_id}", station, self._deliver, self._tick, self._idle_s
         )
-        self._orders: SimpleQueue[m.RetryEngine | m.EndEngine] = SimpleQueue()
+        self._orders = Orders(config.engine_recovery_timeout_s + config.containment_timeout_s)
         self._changed = threading.Condition()
         self._attached: dict[int, m.WorkerAttached] = {}
         self._containment = Containment(config.acknowledge_timeout_s)
         self._joins = joins_epoch is not None  # it has met none of its peers yet
         self._containment.begin(joins_epoch or 0)
         self._killed: set[tuple[int, int]] = set()  # epoch and rank of those that were taken for hung
-        self._heard_at = 0.0
         self._incidents = IncidentFiles(config.incident_dir, config.runtime_dir, engine_id)
         self._watch: RankWatch | None = None
         self._host: EngineHost | None = None
+        self._arming = Arming(engine_id, self._tell_worker)
+        self._quarantine = (
+            Quarantine(engine_id, self._post, lambda: self._containment.epoch) if config.poison_detection else None
+        )
 
     def start(self) -> None:
         """Begin to answer. Not before the workers were started: a process that forks must be of one thread."""
@@ -152,9 +156,13 @@ class EngineCoreSentinel:
         self, fault: Fault | None, error: Exception, is_running: Callable[[], bool], held_at: float | None = None
     ) -> None:
         held_at = time.monotonic() if held_at is None else held_at
+        self._containment.wait_stopped()
+        if self._quarantine is not None:
+            host = self._host_of_busy_loop()
+            self._quarantine.learn(self._containment.fault or fault, host.requests, in_lockstep=host.in_lockstep)
         while True:
             self._containment.wait_stopped()
-            order = self._stand_held(fault, is_running)
+            order = self._next_order(fault, is_running)
             if isinstance(order, m.EndEngine):
                 raise EngineDefeated(order.reason) from error
             if self._carry_out(order, error, held_at):
@@ -171,32 +179,11 @@ class EngineCoreSentinel:
             fault=fault,
             unfinished_requests=self._host_of_busy_loop().unfinished_requests(),
             broken=self._containment.broken,
+            narrows=self._quarantine is not None and self._quarantine.narrows,
         )
 
-    def _stand_held(self, fault: Fault | None, is_running: Callable[[], bool]) -> m.RetryEngine | m.EndEngine:
-        """Wait for the next order, bounded: a client that is gone says nothing any more."""
-        bound_s = self._config.engine_recovery_timeout_s + self._config.containment_timeout_s
-        self._heard_at = time.monotonic()
-        while time.monotonic() - self._heard_at < bound_s:
-            # Said again every so often: what was heard the first time changes nothing the second time.
-            self._post(self._held(fault))
-            if (order := self._next_order(is_running)) is not None:
-                return order
-        return m.EndEngine(command_id="", reason=f"nothing was heard for {bound_s:g} s")
-
-    def _next_order(self, is_running: Callable[[], bool]) -> m.RetryEngine | m.EndEngine | None:
-        """An order that is still news, or none after a while. Raises `SystemExit` in an orderly shutdown."""
-        until = time.monotonic() + REANNOUNCE_S
-        while time.monotonic() < until:
-            try:
-                order = self._orders.get(timeout=_POLL_S)
-            except Empty:
-                if not is_running():
-                    raise SystemExit from None
-                continue
-            if isinstance(order, m.EndEngine) or order.epoch > self._containment.epoch:
-                return order
-        return None
+    def _next_order(self, fault: Fault | None, is_running: Callable[[], bool]) -> m.RetryEngine | m.EndEngine:
+        return self._orders.wait(lambda: self._post(self._held(fault)), self._containment.epoch, is_running)
 
     def _carry_out(self, order: m.RetryEngine, error: Exception, held_at: float) -> bool:
         """Follow one retry; true when the busy loop may go on."""
@@ -205,6 +192,8 @@ class EngineCoreSentinel:
             self._thread.post(self._watch.begin_anew)
         try:
             report = self._host_of_busy_loop().recover(error, order.epoch, order.rendezvous, order.replace)
+            if self._quarantine is not None:
+                self._quarantine.carry_out(report.replaced_ranks)
         except Exception as again:
             logger.exception("engine %d: recovery failed", self._engine_id)
             if self._has_peers():
@@ -279,7 +268,7 @@ class EngineCoreSentinel:
 
     def _tell_workers(self, ranks: set[int], order: bytes) -> None:
         for rank in sorted(ranks):
-            if not self._workers.send(worker_identity(rank), order):
+            if not self._tell_worker(rank, order):
                 logger.error("EngineCoreSentinel-%d: rank %d takes no commands", self._engine_id, rank)
 
     # ---- the sentinel's thread
@@ -380,6 +369,7 @@ class EngineCoreSentinel:
                 with self._changed:
                     self._attached[report.rank] = report
                     self._changed.notify_all()
+                self._arming.arm_again(report.rank)
             case m.RankFaulted():
                 self._rank_faulted(report)
             case m.CollectivesBroken():
@@ -407,7 +397,7 @@ class EngineCoreSentinel:
             self._containment.during(epoch, self._host.interrupt)
 
     def _from_client(self, order: m.ToEngine) -> None:
-        self._heard_at = time.monotonic()
+        self._orders.heard()
         match order:
             case m.RetryEngine():
                 if order.epoch > self._containment.epoch:
@@ -433,17 +423,12 @@ class EngineCoreSentinel:
         self._interrupt(order.epoch)
 
     def _arm(self, command_id: str, spec: InjectionSpec) -> None:
-        if self._host is None:
-            self._answer(command_id, "the engine core is still starting")
-        elif not spec.phase.in_worker:
-            self._host.arm(spec)
-            self._answer(command_id, None)
-        elif spec.rank not in self._attached:
-            self._answer(command_id, f"engine {self._engine_id} has no rank {spec.rank}")
-        else:
-            order = m.ArmWorkerFault(command_id=command_id, spec=spec)
-            if not self._workers.send(worker_identity(spec.rank), m.encode(order)):
-                self._answer(command_id, f"rank {spec.rank} takes no commands")
+        refused = self._arming.arm(command_id, spec, self._host, self._attached)
+        if refused is not None:
+            self._answer(command_id, refused or None)
+
+    def _tell_worker(self, rank: int, order: bytes) -> bool:
+        return self._workers.send(worker_identity(rank), order)
 
     def _answer(self, command_id: str, refused: str | None) -> None:
         self._send(m.EngineAnswered(engine_id=self._engine_id, command_id=command_id, refused=refused))

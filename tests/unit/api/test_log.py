@@ -88,6 +88,25 @@ def test_a_process_beside_the_engine_cores_is_named(kind: EventKind, about: dict
     assert describe_event(Event(sequence=1, at=0.0, kind=kind, process="coordinator", **about)) == line
 
 
+def test_what_is_found_out_about_requests_is_told_without_what_they_say(caplog: pytest.LogCaptureFixture) -> None:
+    suspected = Event(sequence=1, at=0.0, kind=EventKind.REQUESTS_SUSPECTED, engine_id=0, suspects=4, reason="2 run")
+    ended = Event(
+        sequence=2,
+        at=0.0,
+        kind=EventKind.REQUEST_ENDED,
+        engine_id=0,
+        request_id="cmpl-7",
+        incident="now-engine0-epoch3",
+        reason="it fails alone",
+    )
+    assert describe_event(suspected) == "engine 0: 2 run (4 suspected)"
+    line = "engine 0: request 'cmpl-7' is ended with an error (incident now-engine0-epoch3): it fails alone"
+    assert describe_event(ended) == line
+    with caplog.at_level(logging.INFO, "holdfast"):
+        log_event(ended, MemoryControl().attach().view())
+    assert caplog.records[-1].levelno == logging.WARNING
+
+
 def test_what_has_no_engine_says_so_by_leaving_it_out() -> None:
     event = Event(sequence=1, at=0.0, kind=EventKind.PROCESS_LOST, process="api-server-1")
     assert msgspec.json.decode(msgspec.json.encode(event)) == {

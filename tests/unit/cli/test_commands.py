@@ -229,6 +229,11 @@ def test_apply_says_that_a_restart_needs_an_engine(run: Run) -> None:
     assert run("apply", "restart-worker").exit_code == 2
 
 
+def test_status_shows_who_is_suspected_and_how_many_were_ended(run: Run, control: MemoryControl) -> None:
+    control.judge(suspects=4, ended=("one", "two"))
+    assert "requests of engine 0: 4 suspected, 2 ended as guilty" in run("status").output
+
+
 def test_status_shows_worker_restarts_and_standbys(run: Run, control: MemoryControl) -> None:
     control.standbys(wanted=2, ready=1, memory_bytes=3 * 2**20)
     shown = run("status").stdout

@@ -33,3 +33,18 @@ def test_a_trap_skips_its_steps_then_goes_off_so_many_times_in_a_row(after, time
 def test_a_specification_is_from_a_closed_list_and_bounded(wrong):
     with pytest.raises(msgspec.ValidationError):
         msgspec.convert(wrong, InjectionSpec)
+
+
+@pytest.mark.parametrize(
+    ("batch", "together", "goes_off"),
+    [
+        (("cmpl-bad-0",), 1, True),
+        (("cmpl-good-0",), 1, False),
+        ((), 1, False),
+        (("cmpl-bad-0", "cmpl-good-0"), 2, False),
+        (("cmpl-bad-0", "cmpl-bad-1"), 2, True),
+    ],
+)
+def test_a_trap_of_a_request_goes_off_in_its_steps_only(batch, together, goes_off):
+    trap = Trap(InjectionSpec(phase=Phase.FORWARD, request="bad", together=together))
+    assert trap.passes(batch) is goes_off

@@ -77,6 +77,20 @@ def test_a_retry_leaves_the_window_exactly_when_it_is_as_old_as_the_window_is_lo
     assert recent((0.5, 1.0), now, 60.0) == kept
 
 
+def test_a_fault_that_brings_the_search_for_a_guilty_request_on_is_no_further_try():
+    decision = decide_repair(10.0, incident(1.0, 2.0, 3.0, narrows=True), AUTO)
+    assert decision.action is Action.RETRY
+    assert "not counted as a try" in decision.reason
+    tried = (1.0,) * AUTO.max_worker_restarts
+    decision = decide_repair(10.0, sick(narrows=True, restarted_at=tried), AUTO)
+    assert decision.action is Action.RESTART_WORKERS
+    assert "not counted as a try" in decision.reason
+
+
+def test_where_workers_are_not_restarted_a_search_restarts_none_either():
+    assert decide_repair(10.0, sick(narrows=True), NO_RESTARTS).action is Action.END
+
+
 @pytest.mark.parametrize(("restarts", "action"), [(0, Action.END), (1, Action.RESTART_WORKERS)])
 def test_no_retries_allowed_means_the_first_fault_goes_to_the_next_rung(restarts, action):
     config = HoldfastConfig(max_retries=0, max_worker_restarts=restarts, max_engine_restarts=0)

@@ -10,8 +10,11 @@ import pytest
 
 pytest.importorskip("vllm")
 
+from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
+
 from holdfast.core.events import EngineView, InstanceView
 from holdfast.core.states import EngineState
+from holdfast.hosts.vllm.last_words import last_words
 from holdfast.hosts.vllm.served_requests import ServedRequests
 
 ENGINES = [b"\x00\x00", b"\x01\x00"]
@@ -117,6 +120,55 @@ def test_a_request_that_cannot_be_sent_again_ends_alone() -> None:
         failed = client.outputs_queue.get_nowait()
         assert [o.request_id for o in failed.outputs] == ["bad"]
         assert list(served.open) == ["good"]
+
+    asyncio.run(scenario())
+
+
+class Siblings:
+    """Two engine cores, one of which is always there, and dies as soon as it gets a deadly request."""
+
+    def __init__(self) -> None:
+        self.client = Client()
+        self.served = ServedRequests(self.client, detects_poison=True)
+        self.served.bind(asyncio.get_running_loop())
+        self.up, self.lost, self.there = 0, [0, 0], [""]
+
+    async def add(self, client: Any, request: Any) -> None:
+        client.reqs_in_flight[request.request_id] = ENGINES[self.up]
+        self.there.append(request.request_id)
+
+    async def send(self, *names: str) -> None:
+        for name in names:
+            params = SimpleNamespace(extra_args=None, clone=lambda: SimpleNamespace(extra_args=None))
+            sent = request(name)
+            sent.sampling_params = params
+            await self.served.add(self.add, self.client, sent)
+
+    async def die(self) -> None:
+        self.lost[self.up] += 1
+        self.there, self.up = [], 1 - self.up
+        self.client.input_socket.said.put_nowait([ENGINES[self.up], b""])
+        states = (UP if engine == self.up else DOWN for engine in range(2))
+        self.served.follow(view(*zip(states, self.lost, strict=True)))
+        await settle()
+
+    async def get_on(self) -> None:
+        outputs = [EngineCoreOutput(name, [1, 2, 3]) for name in self.there]
+        self.served.take(EngineCoreOutputs(engine_index=self.up, outputs=outputs))
+        await settle()
+
+
+def test_one_that_kills_every_engine_core_ends_and_the_others_go_on_one_by_one() -> None:
+    async def scenario() -> None:
+        siblings = Siblings()
+        await siblings.send("good", "deadly", "fine")
+        for _ in range(12):
+            await (siblings.die() if "deadly" in siblings.there else siblings.get_on())
+        said = [siblings.client.outputs_queue.get_nowait() for _ in range(siblings.client.outputs_queue.qsize())]
+        assert [o.request_id for outputs in said for o in outputs.outputs] == ["deadly"]
+        assert sum(siblings.lost) == 4
+        assert sorted(siblings.served.open) == sorted(siblings.there) == ["fine", "good"]
+        assert "makes the server fail" in str(last_words("deadly"))
 
     asyncio.run(scenario())
 

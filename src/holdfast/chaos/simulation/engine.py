@@ -11,6 +11,7 @@ from holdfast.core.classification import default_classifier, fault_of
 from holdfast.core.faults import Fault, FaultClass, deeper
 from holdfast.core.injection import InjectedFault, InjectionSpec
 from holdfast.hosts.fake import EngineOptions, FakeEngineCore, Interrupted, WorkerFailed, fault_free_output
+from holdfast.sentinel.quarantine import Quarantine
 
 if TYPE_CHECKING:
     from holdfast.chaos.simulation.run import Simulation
@@ -30,6 +31,7 @@ class SimulatedEngine:
         self._orders: deque[m.RetryEngine] = deque()
         self._gone = False
         self._recovering = False
+        self._quarantine = Quarantine(engine_id, self._send, lambda: self._epoch)
         self._streams: dict[str, list[int]] = {}
         self.expected: dict[str, list[int]] = {}
         self._draw_requests(options)
@@ -74,8 +76,11 @@ class SimulatedEngine:
             return
         rank = self._sim.dice.randrange(len(self._host.workers))
         self._host.kill_rank(rank)
-        self._sim.note(f"rank {rank} of engine {self._id} is gone")
         self._host.interrupt()
+        self._tell_lost(rank)
+
+    def _tell_lost(self, rank: int) -> None:
+        self._sim.note(f"rank {rank} of engine {self._id} is gone")
         fault = Fault(
             fault_class=FaultClass.WORKER_LOST,
             error_type="WorkerLost",
@@ -91,6 +96,10 @@ class SimulatedEngine:
 
     def finished_requests(self) -> int:
         return sum(self._streams.get(name) == tokens for name, tokens in self.expected.items())
+
+    def why_ended(self, request_id: str) -> str:
+        """What the client of a request was told that was ended with an error."""
+        return self._host.requests.ended[request_id]
 
     def arm(self, spec: InjectionSpec) -> None:
         (self._host.workers[spec.rank] if spec.phase.in_worker else self._host).arm(spec)
@@ -113,6 +122,9 @@ class SimulatedEngine:
         try:
             self._host.step()
         except (InjectedFault, WorkerFailed, Interrupted) as error:
+            for worker in self._host.workers:
+                if worker.gone and self._rank_fault is None:
+                    self._tell_lost(worker.rank)
             self._hold(error)
             return
         finally:
@@ -120,6 +132,10 @@ class SimulatedEngine:
         self._sim.time.after(self._sim.dice.uniform(0.005, 0.02), self._turn)
 
     def _stream_outputs(self) -> None:
+        for request_id in self._host.requests.ended.keys() & self.expected.keys():
+            self._sim.law(self._sim.scenario.is_guilty(request_id), f"request {request_id} is ended for a reason")
+            del self.expected[request_id]
+            self._streams.pop(request_id, None)
         for output in self._host.take_outputs():
             stream = self._streams.get(output.request_id)
             if stream is not None:
@@ -140,8 +156,12 @@ class SimulatedEngine:
     def _stand_held(self, error: Exception) -> None:
         self._error = error
         fault = self._rank_fault or self._own_fault(error)
-        left = self._host.unfinished_requests()
-        self._send(m.EngineHeld(engine_id=self._id, epoch=self._epoch, fault=fault, unfinished_requests=left))
+        self._quarantine.learn(fault, self._host.requests)
+        left, narrows = self._host.unfinished_requests(), self._quarantine.narrows
+        held = m.EngineHeld(
+            engine_id=self._id, epoch=self._epoch, fault=fault, unfinished_requests=left, narrows=narrows
+        )
+        self._send(held)
         self._wait_bounded()
         self._follow_orders()
 
@@ -192,6 +212,7 @@ class SimulatedEngine:
             return
         try:
             report = self._host.recover(error, order.epoch, order.rendezvous, order.replace)
+            self._quarantine.carry_out(report.replaced_ranks)
         except InjectedFault as again:
             self._send(
                 m.RecoveryAborted(

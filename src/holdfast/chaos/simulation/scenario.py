@@ -55,6 +55,10 @@ class Scenario:
         )
         object.__setattr__(self, "config", config)
 
+    def is_guilty(self, request_id: str) -> bool:
+        """Whether a fault is tied to this request alone."""
+        return any(f.request and f.request in request_id and f.together == 1 for f in self.faults)
+
     @property
     def recovery_bound_s(self) -> float:
         """From a first fault until healthy or ended, whatever is lost and whatever fails on the way."""

@@ -20,6 +20,7 @@ from holdfast.hosts.fake.blocks import BlockPool
 from holdfast.hosts.fake.communicators import FakeCommunicators
 from holdfast.hosts.fake.model import KVMemory
 from holdfast.hosts.fake.ranks import COLLECTIVE_S, RankThreads
+from holdfast.hosts.fake.requests import FakeRequests
 from holdfast.hosts.fake.scheduler import FakeRequest, FakeScheduler
 from holdfast.hosts.fake.worker import REBUILD_S, FakeWorker, LockstepGroup, Part, Reply, Traps, WorkerFailed
 
@@ -76,6 +77,7 @@ class FakeEngineCore:
         for worker in self.workers:
             worker.skips_fence = options.unsafe_skip_fence
         self.ranks = RankThreads(self.workers) if options.rank_threads else LockstepGroup(self.workers)
+        self.requests = FakeRequests(self._scheduler)
         self._data_parallel = data_parallel
         self._traps = Traps()
         self._interrupted = False

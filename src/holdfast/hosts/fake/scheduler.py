@@ -7,7 +7,7 @@ scheduled, long before anything is written.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from holdfast.core.messages import RecoveryReport
@@ -63,6 +63,8 @@ class FakeScheduler:
         self._left: list[tuple[int, HeldRequest]] = []
         self._scheduled_steps = 0
         self._processed_steps = 0
+        self.may_run: Callable[[str], bool] = lambda _: True
+        self.before_step: Callable[[], None] | None = None
 
     # ---- requests come and go
 
@@ -83,25 +85,38 @@ class FakeScheduler:
     # ---- a step
 
     def schedule(self) -> list[Part]:
+        if self.before_step is not None:
+            self.before_step()
         parts: list[Part] = []
         left = self._step_tokens
         for request in list(self._running):
-            if left and request in self._running and request.to_compute:
+            if left and request in self._running and request.to_compute and self.may_run(request.request_id):
                 left -= self._schedule(request, left, parts)
-        while left and (self._holding or self._waiting) and len(self._running) < self._max_running:
-            queue = self._holding or self._waiting
-            request = queue[0]
+        self._admit(left, parts)
+        self._scheduled_steps += bool(parts)
+        return parts
+
+    def _admit(self, left: int, parts: list[Part]) -> None:
+        while left and len(self._running) < self._max_running:
+            queue, request = self._first_waiting()
+            if request is None:
+                return
             self._start_from_cache(request)
             taken = self._schedule(request, left, parts, may_preempt=False)
             if not taken:
                 if queue is self._waiting:
                     self._release(request)
-                break
-            queue.popleft()
+                return
+            queue.remove(request)
             self._running.append(request)
             left -= taken
-        self._scheduled_steps += bool(parts)
-        return parts
+
+    def _first_waiting(self) -> tuple[deque[FakeRequest], FakeRequest | None]:
+        for queue in (self._holding, self._waiting):
+            for request in queue:
+                if self.may_run(request.request_id):
+                    return queue, request
+        return self._waiting, None
 
     def processed(self, part: Part, token: int | None) -> bool:
         """Take one request's result; false if it is gone."""

@@ -13,7 +13,7 @@ from typing import TypeVar
 from holdfast.core.classification import default_classifier, fault_of
 from holdfast.core.errors import RankFenced
 from holdfast.core.faults import Phase
-from holdfast.core.injection import InjectedFault, InjectionSpec, Trap
+from holdfast.core.injection import FaultKind, InjectedFault, InjectionSpec, Trap
 from holdfast.core.ports import FaultReporter
 from holdfast.core.rendezvous import Rendezvous
 from holdfast.hosts.fake.communicators import FakeCommunicators
@@ -46,6 +46,7 @@ class Traps:
 
     def __init__(self) -> None:
         self._armed: list[Trap] = []
+        self.batch: tuple[str, ...] = ()  # the requests of the step under way
 
     def arm(self, spec: InjectionSpec) -> None:
         self._armed.append(Trap(spec))
@@ -53,7 +54,7 @@ class Traps:
     def pass_by(self, phase: Phase, request_index: int | None = None) -> None:
         for trap in self._armed:
             here = trap.spec.phase is phase and request_index in (None, trap.spec.request_index)
-            if here and trap.passes():
+            if here and trap.passes(self.batch):
                 raise InjectedFault(trap.spec)
 
 
@@ -98,6 +99,7 @@ class FakeWorker:
     def forward(self, parts: Sequence[Part]) -> list[int]:
         """Write the KV of a batch; what each request's last token attended to."""
         attended: list[int] = []
+        self.traps.batch = tuple(part.request_id for part in parts)
         for index, part in enumerate(parts):
             if part.history is not None:
                 self.tokens[part.request_id] = list(part.history)
@@ -157,6 +159,8 @@ class LockstepGroup:
         try:
             sampled = self._phases(parts)
         except _RankRaised as raised:
+            if getattr(raised.error, "kind", None) is FaultKind.KILL:
+                raised.worker.gone = True  # it says nothing any more; who watches it notices
             raised.worker.fence(raised.error, raised.phase)
             for worker in self.workers:
                 worker.fenced = True  # their communicator is broken

@@ -25,6 +25,7 @@ from holdfast.hosts.vllm.communicators import EngineCommunicators, attach_commun
 from holdfast.hosts.vllm.coordinator import introduce
 from holdfast.hosts.vllm.departures import Departures
 from holdfast.hosts.vllm.engine_progress import record_progress
+from holdfast.hosts.vllm.holding_out import VllmRequests
 from holdfast.hosts.vllm.injection import Traps, arm_engine
 from holdfast.hosts.vllm.register import BUSY_LOOP, ENGINE_INIT, LOCKSTEP_BUSY_LOOP, attach, attached
 from holdfast.hosts.vllm.restore import TAIL_TOKENS, RequestHistory, RestoreOrder, RestoreReply
@@ -115,6 +116,7 @@ class VllmEngine:
         if config.enable_fault_injection:
             arm_engine(self._traps, engine)
         record_progress(engine, config)
+        self.requests = VllmRequests(engine)
 
     @property
     def engine_id(self) -> int:

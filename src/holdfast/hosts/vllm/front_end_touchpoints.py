@@ -40,6 +40,12 @@ ABORT_BALANCED = wrap(
     _CLIENT, "DPLBAsyncMPClient.abort_requests_async", ("request_ids",), "the same with several engines"
 )
 RECEIVE = wrap(_CLIENT, "AsyncMPClient._ensure_output_queue_task", (), "the one place that every output passes")
+RAISE_IF_ERROR = wrap(
+    "vllm.entrypoints.generate.base.serving",
+    "GenerateBaseServing._raise_if_error",
+    ("finish_reason", "request_id"),
+    "whoever sent a request that was ended is told why",
+)
 VALIDATE_ALIVE = wrap(
     _CLIENT, "BackgroundResources.validate_alive", ("frames",), "an engine core's last word does not end the client"
 )
@@ -104,6 +110,7 @@ FRONT_END_TOUCHPOINTS: tuple[Touchpoint, ...] = (
     ABORT_BALANCED,
     RECEIVE,
     VALIDATE_ALIVE,
+    RAISE_IF_ERROR,
     CALL_UTILITY,
     CALL_EVERY_UTILITY,
     START_ENGINES,
@@ -158,6 +165,13 @@ FRONT_END_TOUCHPOINTS: tuple[Touchpoint, ...] = (
         "resources core_engines core_engine engine_ranks_managed input_socket decoder utility_results",
         "the engine cores of a client",
     ),
+    *attributes(
+        "vllm.v1.engine",
+        "EngineCoreOutput",
+        "request_id new_token_ids finish_reason stop_reason",
+        "how a request ended, and why",
+    ),
+    Touchpoint("vllm.exceptions", "GenerationError", "class", None, "telling a client why its request was ended"),
     *attributes(_CLIENT, "AsyncMPClient", "outputs_queue", "failing one request that cannot go on elsewhere"),
     call(
         _ENGINES,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from holdfast.core.faults import Phase
@@ -17,6 +17,7 @@ class Traps:
 
     def __init__(self) -> None:
         self._traps: tuple[Trap, ...] = ()
+        self.batch: Collection[str] = ()  # the requests of the step under way
 
     def arm(self, spec: InjectionSpec) -> None:
         self._traps = (*(t for t in self._traps if not t.spent), Trap(spec))
@@ -28,12 +29,12 @@ class Traps:
     def passes(self, phase: Phase) -> None:
         """One passage of `phase`. Raises, or does worse, when a fault is due."""
         for trap in self._traps:
-            if trap.spec.phase is phase and trap.spec.kind is not FaultKind.NAN and trap.passes():
+            if trap.spec.phase is phase and trap.spec.kind is not FaultKind.NAN and trap.passes(self.batch):
                 happen(trap.spec)
 
     def spoils(self) -> list[InjectionSpec]:
         """One computation of logits: the faults that spoil it."""
-        return [trap.spec for trap in self._traps if trap.spec.kind is FaultKind.NAN and trap.passes()]
+        return [trap.spec for trap in self._traps if trap.spec.kind is FaultKind.NAN and trap.passes(self.batch)]
 
 
 # Before and after which phases each of a worker's step methods stands.
@@ -50,8 +51,10 @@ def raise_at(traps: Traps, name: str, step: Step) -> Step:
     before, after = _AROUND[name]
 
     def run(*args: Any, **kwargs: Any) -> Any:
-        if getattr(args[0] if args else None, "total_num_scheduled_tokens", 1) == 0:
+        order = args[0] if args else None
+        if getattr(order, "total_num_scheduled_tokens", 1) == 0:
             return step(*args, **kwargs)
+        traps.batch = getattr(order, "num_scheduled_tokens", traps.batch)  # sampling is of the same requests
         traps.passes(before)
         result = step(*args, **kwargs)
         traps.passes(after)
@@ -103,10 +106,12 @@ def arm_engine(traps: Traps, engine: Any) -> None:
         traps.passes(Phase.SCHEDULE_START)
         output = schedule(*args, **kwargs)
         if output.total_num_scheduled_tokens:
+            traps.batch = output.num_scheduled_tokens
             traps.passes(Phase.SCHEDULE_END)
         return output
 
     def before_update(*args: Any, **kwargs: Any) -> Any:
+        traps.batch = args[0].num_scheduled_tokens
         traps.passes(Phase.OUTPUT_START)
         passed[0] = 0
         return update(*args, **kwargs)

@@ -151,6 +151,7 @@ TOUCHPOINTS: tuple[Touchpoint, ...] = (
     _call(_SCHEDULER, "Scheduler._preempt_request", ("request", "timestamp"), "releasing a request's blocks"),
     _call(_SCHEDULER, "Scheduler.reset_prefix_cache", ("reset_running_requests",), "rewinding hybrid caches"),
     _call(_SCHEDULER, "Scheduler.finish_requests", ("request_ids", "finished_status"), "failing one request"),
+    _call(_SCHEDULER, "Scheduler._handle_blocked_waiting_request", ("request",), "who waits is not scheduled"),
     _call(_SCHEDULER, "Scheduler._free_request_blocks", ("request",), "who leaves with a step in flight"),
     _call(_KV, "KVCacheManager.get_block_ids", ("request_id",), "who leaves with a step in flight"),
     _call(_SCHEDULER, "Scheduler._drain_deferred_frees", (), "deferred blocks return before a rewind"),

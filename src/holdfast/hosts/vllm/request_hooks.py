@@ -19,6 +19,7 @@ from holdfast.hosts.vllm.front_end_touchpoints import (
     RECEIVE,
     VALIDATE_ALIVE,
 )
+from holdfast.hosts.vllm.last_words import attach_last_words
 from holdfast.hosts.vllm.owner import current_owner
 from holdfast.hosts.vllm.register import attach
 from holdfast.hosts.vllm.served_requests import EngineGone, ServedRequests
@@ -45,8 +46,14 @@ def served_requests(client: Any) -> ServedRequests | None:
     """The open requests of a client; none where it is not protected."""
     known: ServedRequests | None = client.__dict__.get(_NAME)
     if known is None and (current_owner() is not None or inherited_settings() is not None):
-        known = client.__dict__[_NAME] = ServedRequests(client)
+        known = client.__dict__[_NAME] = ServedRequests(client, detects_poison=_detects_poison())
     return known
+
+
+def _detects_poison() -> bool:
+    owner = current_owner()
+    config = owner.config if owner is not None else inherited_settings()
+    return config is not None and config.poison_detection
 
 
 def serve_until(has_ended: Callable[[], bool]) -> None:
@@ -72,6 +79,7 @@ async def _abort(original: Callable[..., Awaitable[None]], client: Any, request_
 
 def _receive(original: Callable[[Any], None], client: Any) -> None:
     if client.resources.output_queue_task is None and (served := served_requests(client)) is not None:
+        attach_last_words()
         served.bind(asyncio.get_running_loop())
         client.decoder = _Decoder(client.decoder, served)
     original(client)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 import weakref
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -18,7 +19,9 @@ import zmq
 from holdfast.core.errors import PeerSilent
 from holdfast.core.events import InstanceView
 from holdfast.core.open_requests import OpenRequests
+from holdfast.core.readmission import Readmission
 from holdfast.core.states import EngineState
+from holdfast.hosts.vllm.last_words import keep_last_words
 from holdfast.hosts.vllm.resuming import resumption, strip_history, unmovable
 
 logger = logging.getLogger("holdfast")
@@ -33,8 +36,9 @@ class EngineGone(PeerSilent):
 class ServedRequests:
     """One for each client of the host's."""
 
-    def __init__(self, client: Any) -> None:
+    def __init__(self, client: Any, *, detects_poison: bool = False) -> None:
         self.open: OpenRequests[Any] = OpenRequests()
+        self._readmission = Readmission() if detects_poison else None
         self._client = weakref.ref(client)
         self._add: Add | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -73,8 +77,13 @@ class ServedRequests:
 
     def _forget(self, request_ids: Sequence[str]) -> None:
         for request_id in request_ids:
-            self.open.close(request_id)
+            self._close(request_id)
             self._held.pop(request_id, None)
+
+    def _close(self, request_id: str) -> None:
+        self.open.close(request_id)
+        if self._readmission is not None and self._readmission.closed(request_id):
+            self._start(self._resume())
 
     def is_gone(self, engine: bytes) -> bool:
         return engine in self._gone
@@ -123,9 +132,19 @@ class ServedRequests:
                 outputs.finished_requests = {i for i in outputs.finished_requests if self._is_with(client, i, engine)}
         for output in outputs.outputs:
             self.open.deliver(output.request_id, output.new_token_ids)
+            if self._readmission is not None and self._readmission.is_trying:
+                self._note_progress(self._readmission, output.request_id)
             if output.finish_reason is not None:
-                self.open.close(output.request_id)
+                self._close(output.request_id)
+                if str(output.finish_reason) == "error":
+                    keep_last_words(output.request_id, output.stop_reason)
         return outputs
+
+    def _note_progress(self, readmission: Readmission, request_id: str) -> None:
+        """Whoever waits for one that is on trial may go when that one gets on."""
+        entry = self.open.get(request_id)
+        if entry is not None and readmission.delivered(request_id, len(entry.delivered)):
+            self._start(self._resume())
 
     @property
     def _has_moved(self) -> bool:
@@ -190,9 +209,21 @@ class ServedRequests:
             client.engine_inflight[engine] = 0
         client.outputs_queue.put_nowait(_last_word(client, engine))
         logger.warning("engine core %d is lost: %d requests leave it", int.from_bytes(engine, "little"), len(leaving))
+        self._blame(client, engine, leaving)
         if not self._is_listening:
             self._is_listening = True
             self._start(self._hear_ready(client.input_socket))
+
+    def _blame(self, client: Any, engine: bytes, leaving: Sequence[str]) -> None:
+        """One that kills every engine core that it is moved to ends, before it meets the next one."""
+        if self._readmission is None:
+            return
+        there = {i: len(entry.delivered) for i in leaving if (entry := self.open.get(i)) is not None}
+        if (culprit := self._readmission.lost(there)) is not None:
+            stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
+            incident = f"{stamp}-engine{int.from_bytes(engine, 'little')}-lost"
+            keep_last_words(culprit, f"this request makes the server fail and was ended (incident {incident})")
+            self._fail(client, culprit, f"every engine core that it is given to is lost (incident {incident})")
 
     async def _hear_ready(self, socket: Any) -> None:
         """A successor says that it is ready where requests are sent to it; nothing may be sent to it before."""
@@ -219,9 +250,12 @@ class ServedRequests:
                 self._fail(client, request_id, entry.unmovable)
                 continue
             request = resumption(entry.request, entry.delivered) if began else entry.request
-            if self._has_taker(client, request):
+            if self._has_taker(client, request) and self._may_go(request_id):
                 del self._held[request_id]
                 await self._add_again(self._add, client, request)
+
+    def _may_go(self, request_id: str) -> bool:
+        return self._readmission is None or self._readmission.may_go(request_id)
 
     async def _add_again(self, add: Add, client: Any, request: Any) -> None:
         try:

@@ -1,0 +1,226 @@
+"""Finds among suspected requests those whose presence makes a batch fail, with as few more faults as can be.
+
+Says which requests run next; is told whether that batch failed or passed. Knows ids only. A trial that passes costs no
+fault, so the half that is suspected less runs first, and the last few run one by one: of those at most one fails.
+Whoever fails alone, twice, is guilty only where others passed: where nothing passes, it is not the requests. Whoever
+passes alone and fails beside those that passed together is no culprit but half of one, and is kept apart from them.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+
+# So few suspects are tried one by one: each that passes costs a few steps, and one more halving would cost a fault.
+SINGLES = 4
+# Who was in fewer failed batches is not ended: one of them may have failed for another reason.
+FAILED_BATCHES = 3
+
+
+class Kind(enum.Enum):
+    """What a trial is to show."""
+
+    HALF = enum.auto()  # whether a culprit is in this half of the suspects
+    CONTROL = enum.auto()  # whether the other half passes, where nothing has passed yet
+    ALONE = enum.auto()  # whether one fails by itself
+    JOIN = enum.auto()  # whether one that passed by itself passes beside those that passed together
+    RELEASE = enum.auto()  # whether those that nothing is known of pass
+
+
+@dataclass(frozen=True)
+class Trial:
+    """`run` are to run and nobody else; of those the `probe` is what is being learned about."""
+
+    kind: Kind
+    probe: tuple[str, ...]
+    run: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Guilty:
+    """It failed alone, and once more after others had passed."""
+
+    request_id: str
+    failed_batches: int
+
+
+@dataclass(frozen=True)
+class KeepApart:
+    """It passes alone, and fails beside `others`."""
+
+    request_id: str
+    others: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Over:
+    """Nothing is left to find out; `unclear` says why nobody could be judged, if so."""
+
+    unclear: str = ""
+
+
+Step = Trial | Guilty | KeepApart | Over
+
+
+class Bisection:
+    """One search. `suspects` stand in the order of suspicion, the least suspected first.
+
+    `others` were in the failed batch too, and are not among the suspects.
+    """
+
+    def __init__(self, suspects: Sequence[str], others: Iterable[str] = ()) -> None:
+        self.suspects = list(suspects)
+        self.passed: set[str] = set()  # ran together without a fault
+        self._unjudged = list(others := list(others))
+        self._passed_alone: set[str] = set()
+        self._failed_alone: list[str] = []
+        self._owed: tuple[str, ...] = ()  # the other half of one that failed
+        self._nothing_passes = False
+        self._failures = Counter({**dict.fromkeys(others, 1), **dict.fromkeys(suspects, 2)})
+        self._confirmed: str | None = None
+        self._apart: KeepApart | None = None
+        self.trial: Trial | None = None
+
+    @property
+    def open(self) -> int:
+        """How many are not yet judged."""
+        return len(self.suspects) + len(self._unjudged)
+
+    # ---- what comes next
+
+    def next(self, bystanders: Iterable[str] = ()) -> Step:
+        """The next trial, or what was found. `bystanders` were in no failed batch and may serve as a control."""
+        self.trial = None
+        if self._apart is not None:
+            found, self._apart = self._apart, None
+            return found
+        if self._confirmed is not None:
+            return self._convict(self._confirmed)
+        step = self._next_trial(bystanders)
+        self.trial = step if isinstance(step, Trial) else None
+        return step
+
+    @property
+    def _others_pass(self) -> bool:
+        return bool(self.passed or self._passed_alone)
+
+    def _convict(self, request_id: str) -> Guilty:
+        """Whoever is suspected besides only was in the same batches: all that is known is that others pass."""
+        self._unjudged = [u for u in (*self._unjudged, *self.suspects) if u != request_id]
+        self.suspects, self._confirmed = [], None
+        return Guilty(request_id, self._failures[request_id])
+
+    def _next_trial(self, bystanders: Iterable[str]) -> Step:
+        if self._failed_alone and self._others_pass:
+            return self._alone(self._failed_alone[-1])  # once more, now that others are known to pass
+        if not self.suspects:
+            return self._try(Kind.RELEASE, self._unjudged) if self._unjudged else Over()
+        if self._owed:
+            return Trial(Kind.CONTROL, self._owed, frozenset(self._owed))
+        if len(self.suspects) > SINGLES:
+            return self._try(Kind.HALF, self.suspects[: len(self.suspects) // 2])
+        return self._next_single(bystanders)
+
+    def _next_single(self, bystanders: Iterable[str]) -> Step:
+        tried = {*self._passed_alone, *self._failed_alone}
+        if untried := [s for s in self.suspects if s not in tried]:
+            return self._alone(untried[-1])
+        if self._failed_alone:
+            return self._look_elsewhere(bystanders)
+        if not self.passed:  # one that passed alone is the first of those that pass together
+            self.passed.add(self.suspects.pop(0))
+            return self._next_trial(bystanders)
+        return self._try(Kind.JOIN, self.suspects[:1])
+
+    @staticmethod
+    def _alone(request_id: str) -> Trial:
+        return Trial(Kind.ALONE, (request_id,), frozenset((request_id,)))
+
+    def _look_elsewhere(self, bystanders: Iterable[str]) -> Step:
+        """All that were tried have failed: only one that passes can show that it is them."""
+        tried = set(self._failed_alone)
+        self.suspects = [u for u in dict.fromkeys((*self._unjudged, *bystanders)) if u not in tried]
+        self._unjudged = []
+        return self._next_trial(()) if self.suspects else Over("nothing passes that could be compared with")
+
+    def _try(self, kind: Kind, probe: Sequence[str]) -> Trial:
+        return Trial(kind, tuple(probe), frozenset((*self.passed, *probe)))
+
+    # ---- what came of it
+
+    def passes(self) -> None:
+        """The trial ended without a fault."""
+        assert self.trial is not None
+        kind, probe = self.trial.kind, self.trial.probe
+        self._owed = ()
+        if kind is Kind.ALONE:
+            self._passes_alone(*probe)
+            return
+        self.passed.update(probe)
+        self.suspects = [s for s in self.suspects if s not in self.passed]
+        self._unjudged = [u for u in self._unjudged if u not in self.passed]
+        self._nothing_passes = False
+
+    def _passes_alone(self, request_id: str) -> None:
+        self._passed_alone.add(request_id)
+        if request_id in self._failed_alone:  # it fails at times only: nothing is known of it
+            self._failed_alone.remove(request_id)
+            self._unjudged += [request_id] if request_id not in self.suspects else []
+
+    def fails(self, batch: Collection[str]) -> bool | None:
+        """The trial's batch failed: whether that leaves fewer suspects; none where nobody on trial was in it."""
+        assert self.trial is not None
+        self._failures.update(batch)
+        hit = [p for p in self.trial.probe if p in batch]
+        if not hit:
+            return None
+        match self.trial.kind:
+            case Kind.HALF:
+                return self._half_fails(hit)
+            case Kind.CONTROL:
+                self._owed, self._nothing_passes = (), True
+                return False
+            case Kind.ALONE:
+                return self._fails_alone(hit[0])
+            case Kind.JOIN:
+                self._apart = KeepApart(hit[0], frozenset(self.passed))
+                self.suspects.remove(hit[0])
+            case Kind.RELEASE:
+                self.suspects = hit
+                self._unjudged = [u for u in self._unjudged if u not in hit]
+        return True
+
+    def _fails_alone(self, request_id: str) -> bool:
+        if request_id not in self._failed_alone:
+            self._failed_alone.append(request_id)
+        elif self._failures[request_id] >= FAILED_BATCHES:
+            self._failed_alone.remove(request_id)
+            self._confirmed = request_id
+        return self._others_pass
+
+    def _half_fails(self, hit: list[str]) -> bool:
+        rest = [s for s in self.suspects if s not in hit]
+        self.suspects = hit
+        self._unjudged += rest
+        if not self.passed and not self._nothing_passes:
+            self._owed = tuple(rest)
+        return not self._nothing_passes
+
+    # ---- meanwhile
+
+    def clear(self, request_ids: Collection[str]) -> None:
+        """These ran beside the others of the trial without a fault, whatever became of it then."""
+        if self.trial is None or self.trial.kind is Kind.ALONE:
+            return
+        self.passed.update(request_ids)
+        self.suspects = [s for s in self.suspects if s not in self.passed]
+        self._unjudged = [u for u in self._unjudged if u not in self.passed]
+
+    def keep(self, still_open: Collection[str]) -> None:
+        """Forget requests that have left."""
+        self.suspects = [s for s in self.suspects if s in still_open]
+        self._unjudged = [u for u in self._unjudged if u in still_open]
+        self._failed_alone = [f for f in self._failed_alone if f in still_open]
+        self._owed = tuple(o for o in self._owed if o in still_open)

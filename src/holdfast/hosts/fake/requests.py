@@ -1,0 +1,33 @@
+"""Which requests of the pretend engine may be scheduled, and the end of one that is guilty."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+
+from holdfast.core.blame import Standing
+from holdfast.hosts.fake.scheduler import FakeScheduler
+
+
+class FakeRequests:
+    """Implements `RequestHost`. `ended` says why a request did not finish."""
+
+    def __init__(self, scheduler: FakeScheduler) -> None:
+        self._scheduler = scheduler
+        self.ended: dict[str, str] = {}
+
+    def standings(self) -> Mapping[str, Standing]:
+        return {
+            i: Standing(r.computed - r.in_flight, r.computed, len(r.output))
+            for i, r in self._scheduler.requests.items()
+        }
+
+    def restrict(
+        self, run: Collection[str] | None, held: Collection[str], before_step: Callable[[], None] | None
+    ) -> None:
+        self._scheduler.before_step = before_step
+        self._scheduler.may_run = lambda request_id: request_id not in held and (run is None or request_id in run)
+
+    def end(self, request_id: str, why: str) -> None:
+        if request_id in self._scheduler.requests:
+            self._scheduler.finish(request_id)
+            self.ended[request_id] = why

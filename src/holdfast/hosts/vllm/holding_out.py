@@ -1,0 +1,95 @@
+"""Which requests of an engine core may be scheduled, and the end of one that is guilty.
+
+Nothing of this stands in the step path until somebody is suspected: the scheduler's methods are replaced for as long
+as a rule holds, and are the host's own again after it. A request that may not run keeps its blocks. One that waits is
+passed over as one whose grammar is not compiled yet; one that runs already is out of sight while a step is scheduled,
+as one for which a step had no tokens left.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
+from vllm.v1.request import RequestStatus
+
+from holdfast.core.blame import Standing
+
+logger = logging.getLogger("holdfast")
+
+_REPLACED = ("schedule", "_handle_blocked_waiting_request")
+
+
+class VllmRequests:
+    """Implements `RequestHost` on the scheduler of an engine core. The busy loop's thread."""
+
+    def __init__(self, engine: Any) -> None:
+        self._engine = engine
+        self._scheduler = engine.scheduler
+        self._run: Collection[str] | None = None
+        self._held: Collection[str] = ()
+        self._before_step: Callable[[], None] | None = None
+        self._own: dict[str, Any] = {}  # what stood in the places of the methods that are replaced
+
+    def standings(self) -> Mapping[str, Standing]:
+        return {r.request_id: _standing(r) for r in self._scheduler.requests.values() if not r.is_finished()}
+
+    def restrict(
+        self, run: Collection[str] | None, held: Collection[str], before_step: Callable[[], None] | None
+    ) -> None:
+        self._run, self._held, self._before_step = run, held, before_step
+        if before_step is None:
+            self._take_back()
+        elif not self._own:
+            self._replace()
+
+    def end(self, request_id: str, why: str) -> None:
+        for request in self._scheduler.finish_requests([request_id], RequestStatus.FINISHED_ERROR):
+            output = EngineCoreOutput(request.request_id, [], finish_reason=FinishReason.ERROR, stop_reason=why)
+            ended = EngineCoreOutputs(finished_requests={request.request_id}, outputs=[output])
+            self._engine.output_queue.put_nowait((request.client_index, ended))
+
+    # ---- while a rule holds
+
+    def _replace(self) -> None:
+        scheduler = self._scheduler
+        self._own = {name: vars(scheduler).get(name) for name in _REPLACED}
+        schedule, is_ready = scheduler.schedule, scheduler._handle_blocked_waiting_request
+
+        def schedule_by_rule(*args: Any, **kwargs: Any) -> Any:
+            return self._schedule(lambda: schedule(*args, **kwargs))
+
+        scheduler.schedule = schedule_by_rule
+        scheduler._handle_blocked_waiting_request = lambda request: self._may_run(request) and is_ready(request)
+
+    def _take_back(self) -> None:
+        for name, method in self._own.items():
+            if method is None:
+                delattr(self._scheduler, name)
+            else:
+                setattr(self._scheduler, name, method)
+        self._own = {}
+
+    def _may_run(self, request: Any) -> bool:
+        request_id = request.request_id
+        return request_id not in self._held and (self._run is None or request_id in self._run)
+
+    def _schedule(self, schedule: Callable[[], Any]) -> Any:
+        if self._before_step is not None:
+            self._before_step()
+        scheduler = self._scheduler
+        aside = [r for r in scheduler.running if not self._may_run(r)]
+        if not aside:
+            return schedule()
+        scheduler.running = [r for r in scheduler.running if self._may_run(r)]
+        try:
+            return schedule()
+        finally:
+            scheduler.running = [*scheduler.running, *aside]
+
+
+def _standing(request: Any) -> Standing:
+    reached = request.num_computed_tokens
+    return Standing(reached - request.num_in_flight_tokens, reached, request.num_output_tokens)

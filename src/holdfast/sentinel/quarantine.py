@@ -1,0 +1,93 @@
+"""Carries out on an engine core's requests what `core.blame` decides: who waits, who runs, who ends.
+
+The busy loop's thread. While nobody is suspected it is not in the step path at all.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Collection
+from dataclasses import replace
+
+from holdfast.core import messages as m
+from holdfast.core.blame import Blame, Verdict
+from holdfast.core.faults import Fault, FaultClass, is_of_the_process
+from holdfast.core.ports import RequestHost
+
+MAX_ID_CHARS = 200  # whoever sends a request may choose its id
+
+logger = logging.getLogger("holdfast")
+
+
+class Quarantine:
+    """The suspicions of one engine core. `post` sends to the client; `epoch` says in which one that is."""
+
+    def __init__(self, engine_id: int, post: Callable[[m.FromEngine], None], epoch: Callable[[], int]) -> None:
+        self._engine_id = engine_id
+        self._post = post
+        self._epoch = epoch
+        self._blame = Blame()
+        self._verdict = Verdict()
+        self._requests: RequestHost | None = None
+        self._replaces_for_fault = False
+        self.narrows = False
+
+    def learn(self, fault: Fault | None, requests: RequestHost, *, in_lockstep: bool = False) -> None:
+        """The busy loop has ended with a fault; before anything is rewound."""
+        self._requests = requests
+        self.narrows = self._replaces_for_fault = False
+        if fault is None or (in_lockstep and fault.fault_class is FaultClass.COMMUNICATOR):
+            return  # it was only told to stop, or another engine core has failed
+        self._replaces_for_fault = is_of_the_process(fault)
+        self._verdict = self._blame.fault(requests.standings())
+        self.narrows = self._verdict.narrows
+
+    def carry_out(self, replaced: Collection[int]) -> None:
+        """Everything is rewound and nothing runs yet. May be called again after it, or the recovery, has failed."""
+        self.narrows = False
+        if self._requests is None:
+            return
+        if replaced:
+            self._blame.renewed(by_ladder=not self._replaces_for_fault)
+            if not self._replaces_for_fault:
+                self._verdict = Verdict("processes that were not to be trusted are replaced", end=self._verdict.end)
+        self._follow(self._requests)
+
+    def _before_step(self) -> None:
+        assert self._requests is not None
+        changed = self._blame.step(self._requests.standings())
+        if changed is not None:
+            self._verdict = changed
+            self._follow(self._requests)
+
+    def _follow(self, requests: RequestHost) -> None:
+        verdict = self._verdict
+        for request_id in verdict.end:
+            self._end(requests, request_id, verdict.reason)
+        before_step = self._before_step if verdict.watch else None
+        requests.restrict(verdict.run, verdict.held, before_step)
+        if verdict.reason:
+            logger.info("engine %d: %s", self._engine_id, verdict.reason)
+            self._tell(verdict)
+        self._verdict = replace(verdict, end=(), reason="")  # it holds on, and has been told
+
+    def _tell(self, verdict: Verdict) -> None:
+        self._post(
+            m.RequestsSuspected(
+                engine_id=self._engine_id, epoch=self._epoch(), suspects=verdict.suspects, reason=verdict.reason
+            )
+        )
+
+    def _end(self, requests: RequestHost, request_id: str, reason: str) -> None:
+        incident = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-engine{self._engine_id}-epoch{self._epoch()}"
+        requests.end(request_id, f"this request makes the server fail and was ended (incident {incident})")
+        self._post(
+            m.RequestEnded(
+                engine_id=self._engine_id,
+                epoch=self._epoch(),
+                request_id=request_id[:MAX_ID_CHARS],
+                incident=incident,
+                reason=reason,
+            )
+        )

@@ -1,0 +1,98 @@
+"""Requests that make every batch fail that they are in, over seeds: they end alone, and everybody else is exact."""
+
+import pytest
+
+from holdfast.chaos.simulation import Scenario, Simulation, Weather
+from holdfast.core.events import EventKind
+from holdfast.core.faults import Phase
+from holdfast.core.injection import FaultKind, InjectionSpec
+from holdfast.hosts.fake import EngineOptions
+
+WIDE = EngineOptions(blocks=600, step_tokens=400, max_running=64, steps_in_flight=2)
+NARROW = EngineOptions(blocks=40, step_tokens=16, max_running=4, steps_in_flight=2)
+TWO_RANKS = EngineOptions(ranks=2, blocks=600, step_tokens=64, max_running=32)
+FOREVER = 1000
+MOST_FAULTS = 7
+
+
+def poison(request: str, *, kind: FaultKind = FaultKind.RAISE, together: int = 1, rank: int = 0) -> InjectionSpec:
+    return InjectionSpec(phase=Phase.FORWARD, kind=kind, rank=rank, times=FOREVER, request=request, together=together)
+
+
+class Run:
+    """One simulated run, and what its events tell."""
+
+    def __init__(self, seed, *faults, requests=32, options=WIDE, **scenario):
+        self.simulation = Simulation(
+            Scenario(seed=seed, faults=faults, requests_per_engine=requests, engines=(options,), **scenario)
+        )
+        self.outcome = self.simulation.run()
+
+    def of(self, kind):
+        return [e for e in self.simulation.client.events if e.kind is kind]
+
+    @property
+    def ended(self):
+        return sorted(e.request_id for e in self.of(EventKind.REQUEST_ENDED))
+
+    @property
+    def faults(self):
+        return len(self.of(EventKind.ENGINE_PAUSED))
+
+
+@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("kind", [FaultKind.RAISE, FaultKind.KILL])
+def test_a_poison_among_32_ends_alone_after_at_most_seven_faults(seed, kind):
+    run = Run(seed, poison(f"0.{4 + seed % 28}", kind=kind))
+    assert run.outcome.ended is None
+    assert len(run.ended) == 1
+    assert run.outcome.finished_requests == 31
+    assert run.faults <= MOST_FAULTS
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("options", [NARROW, TWO_RANKS])
+def test_it_does_so_where_not_everybody_fits_into_a_batch(seed, options):
+    run = Run(seed, poison("0.9", rank=options.ranks - 1), requests=12, options=options)
+    assert (run.outcome.ended, run.ended, run.outcome.finished_requests) == (None, ["0.9"], 11)
+    assert run.faults <= MOST_FAULTS
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_of_two_at_once_each_ends_alone(seed):
+    run = Run(seed, poison("0.17"), poison("0.9"), requests=32)
+    assert (run.outcome.ended, run.ended, run.outcome.finished_requests) == (None, ["0.17", "0.9"], 30)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_of_a_pair_nobody_ends(seed):
+    run = Run(seed, poison("0.2", together=2), requests=24)  # 0.2, 0.20 to 0.23: any two of them
+    assert (run.outcome.ended, run.ended, run.outcome.finished_requests) == (None, [], 24)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_on_a_bad_link_the_laws_hold_too(seed):
+    weather = Weather(duplication=0.2, delay_s=0.1)
+    run = Run(seed, poison("0.9"), InjectionSpec(phase=Phase.RECOVERY, after_steps=2), requests=12, weather=weather)
+    assert run.outcome.ended is None
+    assert run.outcome.finished_requests == 11
+
+
+def test_the_retries_are_not_used_up_by_a_search_that_gets_on():
+    run = Run(3, poison("0.7"))  # the simulated engines retry four times
+    assert run.outcome.ended is None
+    assert run.faults > 4
+    decided = [e.reason for e in run.of(EventKind.DECISION_MADE)]
+    assert [("not counted" in reason) for reason in decided][:2] == [False, False]
+    assert all("not counted" in reason for reason in decided[2:])
+
+
+def test_whoever_is_ended_is_named_with_the_incident():
+    run = Run(1, poison("0.30"))
+    [event] = run.of(EventKind.REQUEST_ENDED)
+    assert (event.request_id, event.engine_id) == ("0.30", 0)
+    assert "-engine0-epoch" in event.incident
+    why = run.simulation.engines[0].why_ended("0.30")
+    assert event.incident in why
+    view = run.simulation.client.instance.view().engine(0)
+    assert (view.ended_requests, view.suspects) == (1, 0)

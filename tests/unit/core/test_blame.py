@@ -1,0 +1,256 @@
+"""Who is to blame: found with few faults, nobody else is ended, and it always comes to an end."""
+
+import itertools
+import math
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from holdfast.core.blame import Blame, Standing, Verdict
+
+Poisons = Callable[[frozenset[str]], bool]
+
+
+class Bench:
+    """A pretend engine core: every open request that may run is in every step, and a step fails if it is poisoned."""
+
+    def __init__(self, lengths: dict[str, int], poisons: Poisons, *, steps_in_flight: int = 1, renews: bool = False):
+        self.blame = Blame()
+        self.poisons = poisons
+        self.good = dict.fromkeys(lengths, 0)
+        self.lengths = lengths
+        self.depth = steps_in_flight
+        self.renews = renews
+        self.verdict = Verdict()
+        self.faults: list[frozenset[str]] = []
+        self.told: list[Verdict] = []
+        self.ended: list[str] = []
+        self.turns = 0
+
+    def standings(self, batch: frozenset[str] = frozenset()) -> dict[str, Standing]:
+        return {i: Standing(g, g + self.depth * (i in batch), g) for i, g in self.good.items()}
+
+    def batch(self) -> frozenset[str]:
+        run = self.verdict.run if self.verdict.run is not None else self.good.keys()
+        return frozenset(i for i in self.good if i in run and i not in self.verdict.held)
+
+    def run(self, turns: int = 5000) -> "Bench":
+        while self.good:
+            self.turns += 1
+            assert self.turns < turns, "it never ends"
+            self.turn()
+        return self
+
+    def turn(self) -> None:
+        if self.verdict.watch and (changed := self.blame.step(self.standings())) is not None:
+            self.follow(changed)
+        batch = self.batch()
+        if batch and self.poisons(batch):
+            self.faults.append(batch)
+            self.follow(self.blame.fault(self.standings(batch)))
+            if self.renews:
+                self.blame.renewed(by_ladder=False)
+            return
+        for request_id in batch:
+            self.good[request_id] += 1
+            if self.good[request_id] == self.lengths[request_id]:
+                del self.good[request_id]
+
+    def follow(self, verdict: Verdict) -> None:
+        self.verdict = verdict
+        self.told.append(verdict)
+        for request_id in verdict.end:
+            self.ended.append(request_id)
+            del self.good[request_id]
+
+
+def requests(count: int, length: int = 60) -> dict[str, int]:
+    return {f"r{index}": length for index in range(count)}
+
+
+def any_of(*guilty: str) -> Poisons:
+    return lambda batch: bool(batch & set(guilty))
+
+
+def together(*guilty: str) -> Poisons:
+    return lambda batch: batch >= set(guilty)
+
+
+def bound(count: int) -> int:
+    """The first fault, the one that begins the search, one for each halving, one of the last few, one to confirm."""
+    return 2 + max(0, math.ceil(math.log2(count / 4))) + 2 if count > 1 else 3
+
+
+@pytest.mark.parametrize("guilty", range(32))
+@pytest.mark.parametrize("depth", [1, 2])
+def test_one_of_32_is_found_with_at_most_seven_faults_whoever_it_is(guilty, depth):
+    bench = Bench(requests(32), any_of(f"r{guilty}"), steps_in_flight=depth).run()
+    assert bench.ended == [f"r{guilty}"]
+    assert len(bench.faults) <= 7
+
+
+@pytest.mark.parametrize("count", range(2, 65))
+def test_a_search_costs_one_fault_for_each_halving(count):
+    for guilty in range(count):
+        bench = Bench(requests(count), any_of(f"r{guilty}")).run()
+        assert bench.ended == [f"r{guilty}"]
+        assert len(bench.faults) <= bound(count)
+
+
+def test_one_that_has_got_nowhere_among_others_that_have_is_suspected_first():
+    bench = Bench(requests(31), lambda batch: "new" in batch)
+    for _ in range(10):
+        bench.turn()
+    bench.good["new"], bench.lengths["new"] = 0, 5
+    bench.run()
+    assert (bench.ended, len(bench.faults)) == (["new"], 4)
+
+
+def test_a_single_fault_begins_no_search():
+    faults = iter([True])
+    bench = Bench(requests(8), lambda _: next(faults, False)).run()
+    assert (bench.ended, len(bench.faults), bench.told) == ([], 1, [Verdict()])
+
+
+def test_faults_between_which_everybody_gets_further_begin_no_search():
+    turns = itertools.count()
+    bench = Bench(requests(8, 400), lambda _: next(turns) % 7 == 6).run()
+    assert len(bench.faults) > 20
+    assert bench.ended == []
+    assert not any(v.watch for v in bench.told)
+
+
+def test_two_faults_in_a_row_by_accident_end_nobody_and_hold_nobody_for_long():
+    faults = iter([True, True])
+    bench = Bench(requests(8), lambda _: next(faults, False)).run()
+    assert bench.ended == []
+    assert bench.told[-1].watch is False
+    assert bench.turns < 60 * 3
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 32])
+def test_where_nothing_passes_nobody_is_guilty(count):
+    bench = Bench(requests(count), lambda _: True)
+    for _ in range(100):
+        bench.turn()
+    assert bench.ended == []
+    assert sum(v.narrows for v in bench.told) < len(bench.faults) // 4
+
+
+def test_what_was_found_out_about_processes_that_were_not_to_be_trusted_is_forgotten():
+    sick = [True]
+    bench = Bench(requests(4), lambda _: sick[0])
+    for _ in range(5):
+        bench.turn()
+    assert bench.verdict.watch
+    sick[0] = False
+    bench.blame.renewed(by_ladder=True)
+    bench.verdict = Verdict()
+    assert bench.run().ended == []
+
+
+@settings(max_examples=200, deadline=None)
+@given(count=st.integers(3, 40), depth=st.integers(1, 2), data=st.data())
+def test_of_any_guilty_ones_each_is_ended_and_nobody_else(count, depth, data):
+    names = [f"r{i}" for i in range(count)]
+    guilty = data.draw(st.lists(st.sampled_from(names), min_size=1, max_size=min(3, count - 1), unique=True))
+    bench = Bench(requests(count), any_of(*guilty), steps_in_flight=depth).run()
+    assert sorted(bench.ended) == sorted(guilty)
+    assert len(bench.faults) <= len(guilty) * (bound(count) + 4)
+
+
+@settings(max_examples=200, deadline=None)
+@given(count=st.integers(2, 40), size=st.integers(2, 3), data=st.data())
+def test_of_those_that_fail_only_together_nobody_is_ended(count, size, data):
+    names = [f"r{i}" for i in range(count)]
+    guilty = data.draw(st.permutations(names))[: min(size, count)]
+    bench = Bench(requests(count), together(*guilty)).run()
+    assert bench.ended == []
+    assert len(bench.faults) <= 2 * bound(count)
+
+
+@settings(max_examples=200, deadline=None)
+@given(count=st.integers(3, 40), data=st.data())
+def test_a_guilty_one_beside_a_pair_is_ended_alone(count, data):
+    culprit, *pair = data.draw(st.permutations([f"r{i}" for i in range(count)]))[:3]
+    both = any_of(culprit), together(*pair)
+    bench = Bench(requests(count), lambda batch: any(poisons(batch) for poisons in both)).run()
+    assert bench.ended == [culprit]
+    assert len(bench.faults) <= 4 * bound(count)
+
+
+@settings(max_examples=200, deadline=None)
+@given(count=st.integers(2, 24), data=st.data())
+def test_whatever_fails_it_ends(count, data):
+    fails = data.draw(st.lists(st.booleans(), max_size=80))
+    outcomes = iter(fails)
+    Bench(requests(count), lambda _: next(outcomes, False)).run()
+
+
+# ---- one that nobody can be compared with
+
+
+def test_one_that_is_alone_and_only_raises_is_left_to_the_ladder():
+    bench = Bench(requests(1), lambda _: True)
+    for _ in range(50):
+        bench.turn()
+    assert bench.ended == []
+
+
+def test_one_that_alone_makes_one_new_process_after_the_other_fail_is_guilty():
+    bench = Bench(requests(1), lambda _: True, renews=True).run()
+    assert (bench.ended, len(bench.faults)) == (["r0"], 3)
+
+
+def test_one_that_gets_further_between_its_faults_is_not():
+    turns = itertools.count()
+    assert Bench(requests(1, 30), lambda _: next(turns) % 5 == 4, renews=True).run().ended == []
+
+
+def test_whoever_waits_serves_as_a_control():
+    bench = Bench(requests(1), any_of("r0"))
+    for _ in range(2):
+        bench.turn()
+    bench.good["late"], bench.lengths["late"] = 0, 9
+    bench.run()
+    assert (bench.ended, len(bench.faults)) == (["r0"], 4)
+
+
+# ---- who waits
+
+
+def test_one_that_fails_beside_another_runs_when_that_has_left():
+    bench = Bench(requests(2), together("r0", "r1")).run()
+    assert bench.ended == []
+    assert any(v.held for v in bench.told)
+    assert bench.turns < 2 * 60 + 30
+
+
+def test_one_that_leaves_is_no_longer_looked_for():
+    bench = Bench(requests(16), any_of("r5"))
+    for _ in range(6):
+        bench.turn()
+    del bench.good["r5"]
+    bench.run()
+    assert bench.ended == []
+
+
+def test_a_search_whose_requests_do_not_run_is_given_up():
+    bench = Bench(requests(8), any_of("r5"))
+    for _ in range(2):
+        bench.turn()
+    assert bench.verdict.watch
+    found = [v for _ in range(1000) if (v := bench.blame.step(bench.standings())) is not None]
+    assert [v.watch for v in found] == [False]
+    assert "given up" in found[0].reason
+
+
+def test_a_fault_in_nobodys_step_says_nothing_about_anybody():
+    bench = Bench(requests(4), any_of("r1"))
+    for _ in range(2):
+        bench.turn()
+    verdict = bench.blame.fault(bench.standings())
+    assert (verdict.run, verdict.narrows) == (bench.verdict.run, False)
+    assert bench.run().ended == ["r1"]

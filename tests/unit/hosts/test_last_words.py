@@ -1,0 +1,54 @@
+"""Why a request was ended reaches its client, under the id that the client knows."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("vllm")
+
+from vllm.exceptions import GenerationError
+
+from holdfast.hosts.vllm import last_words as words
+
+
+def refused(*_: object) -> None:
+    raise GenerationError("Internal server error")
+
+
+@pytest.fixture(autouse=True)
+def _nothing_kept() -> None:
+    words._kept.clear()
+
+
+@pytest.mark.parametrize(
+    ("known", "asked"),
+    [
+        ("cmpl-a-0-1f2e3d4c", "cmpl-a"),
+        ("1_cmpl-a-0-1f2e3d4c", "cmpl-a"),
+        ("chatcmpl-a-1f2e3d4c", "chatcmpl-a"),
+        ("a", "a"),
+    ],
+)
+def test_a_client_is_told_why(known: str, asked: str) -> None:
+    words.keep_last_words(known, "it was ended")
+    with pytest.raises(GenerationError, match="it was ended"):
+        words._raise_if_error(refused, None, "error", asked)
+
+
+def test_another_request_is_told_what_the_host_says() -> None:
+    words.keep_last_words("cmpl-31-0-1f2e3d4c", "it was ended")
+    words.keep_last_words("cmpl-5-0-1f2e3d4c", None)
+    for asked in ("cmpl-3", "cmpl-5"):
+        with pytest.raises(GenerationError, match="Internal server error"):
+            words._raise_if_error(refused, None, "error", asked)
+
+
+def test_one_that_did_not_fail_is_left_to_the_host() -> None:
+    words.keep_last_words("cmpl-a-0-1f2e3d4c", "it was ended")
+    words._raise_if_error(lambda *_: None, None, "stop", "cmpl-a")
+
+
+def test_no_more_is_kept_than_a_moment_needs() -> None:
+    for index in range(words.MAX_KEPT + 50):
+        words.keep_last_words(f"r{index}-", "why")
+    assert len(words._kept) == words.MAX_KEPT

@@ -1,0 +1,127 @@
+"""What is decided about requests is carried out on a host, and told."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from holdfast.core import messages as m
+from holdfast.core.blame import Standing
+from holdfast.core.faults import Fault, FaultClass
+from holdfast.sentinel.quarantine import Quarantine
+
+NOBODY_SUSPECTED = (None, frozenset(), None)
+
+
+def fault(fault_class: FaultClass = FaultClass.TRANSIENT) -> Fault:
+    return Fault(fault_class=fault_class, error_type="Error", message="no", engine_id=0)
+
+
+class Requests:
+    """Open requests that stand where the test puts them."""
+
+    def __init__(self, *names: str) -> None:
+        self.at = dict.fromkeys(names, 0)
+        self.in_flight = set(names)
+        self.rule: tuple[object, ...] = NOBODY_SUSPECTED
+        self.ended: dict[str, str] = {}
+
+    def standings(self) -> dict[str, Standing]:
+        return {i: Standing(at, at + (i in self.in_flight), at) for i, at in self.at.items()}
+
+    def restrict(self, run, held, before_step) -> None:
+        self.rule = (run, held, before_step)
+
+    def end(self, request_id: str, why: str) -> None:
+        self.ended[request_id] = why
+        self.at.pop(request_id, None)
+
+
+class Bench:
+    def __init__(self, *names: str) -> None:
+        self.requests = Requests(*names)
+        self.told: list[m.FromEngine] = []
+        self.epoch = 0
+        self.quarantine = Quarantine(0, self.told.append, lambda: self.epoch)
+
+    def fails(
+        self, in_flight: set[str], why: Fault | None = None, replaced: tuple[int, ...] = (), **about: bool
+    ) -> bool:
+        self.requests.in_flight = in_flight
+        self.quarantine.learn(why or fault(), self.requests, **about)
+        narrows, self.epoch = self.quarantine.narrows, self.epoch + 1
+        self.quarantine.carry_out(replaced)
+        self.requests.in_flight = set()
+        return narrows
+
+    def steps(self, turns: int = 4) -> None:
+        for _ in range(turns):
+            _run, _, before_step = self.requests.rule
+            if before_step is None:
+                return
+            before_step()
+            for request_id in self.requests.rule[0] or ():
+                self.requests.at[request_id] += 1
+        self.requests.rule[2] and self.requests.rule[2]()
+
+    def ended(self) -> list[m.RequestEnded]:
+        return [t for t in self.told if isinstance(t, m.RequestEnded)]
+
+
+def test_a_single_fault_touches_nobody():
+    bench = Bench("a", "b")
+    assert not bench.fails({"a", "b"})
+    assert (bench.requests.rule, bench.told) == (NOBODY_SUSPECTED, [])
+
+
+def test_a_guilty_one_is_ended_with_an_error_that_names_the_incident_as_the_event_does():
+    bench = Bench("a", "b")
+    bench.fails({"a", "b"})
+    bench.fails({"a", "b"})
+    assert bench.requests.rule[0] == {"b"}
+    bench.fails({"b"})
+    assert bench.requests.rule[0] == {"a"}
+    bench.steps()
+    assert bench.requests.rule[0] == {"b"}
+    assert bench.fails({"b"})
+    [ended] = bench.ended()
+    assert (ended.request_id, ended.epoch) == ("b", 4)
+    assert ended.incident.endswith("-engine0-epoch4")
+    assert ended.incident in bench.requests.ended["b"]
+    bench.steps()
+    assert bench.requests.rule == NOBODY_SUSPECTED
+    assert bench.told[-1].suspects == 0
+    assert all(m.decode_from_engine(m.encode(told)) == told for told in bench.told)
+
+
+def test_what_is_told_is_told_once_and_holds_on_through_recoveries_of_others():
+    bench = Bench("a", "b")
+    bench.fails({"a", "b"})
+    bench.fails({"a", "b"})
+    told, rule = list(bench.told), bench.requests.rule[:2]
+    bench.quarantine.learn(None, bench.requests)
+    bench.quarantine.carry_out(())
+    assert (bench.told, bench.requests.rule[:2]) == (told, rule)
+
+
+def test_in_lockstep_a_collective_that_another_engine_core_left_accuses_nobody():
+    bench = Bench("a", "b")
+    for _ in range(3):
+        bench.fails({"a", "b"}, fault(FaultClass.COMMUNICATOR), in_lockstep=True)
+    assert bench.requests.rule == NOBODY_SUSPECTED
+
+
+@pytest.mark.parametrize(
+    ("why", "suspected"),
+    [(FaultClass.TRANSIENT, False), (FaultClass.WORKER_LOST, True), (FaultClass.UNRESPONSIVE, True)],
+)
+def test_suspicion_survives_workers_that_died_of_it_and_not_those_that_were_replaced_for_their_sickness(why, suspected):
+    bench = Bench("a", "b")
+    bench.fails({"a", "b"}, fault(why))
+    bench.fails({"a", "b"}, fault(why), replaced=(0,))
+    assert (bench.requests.rule[0] is not None) == suspected
+
+
+def test_no_message_carries_more_than_ids_and_reasons():
+    fields = {f.name for kind in (m.RequestsSuspected, m.RequestEnded) for f in msgspec.structs.fields(kind)}
+    assert fields == {"engine_id", "epoch", "suspects", "reason", "request_id", "incident"}
