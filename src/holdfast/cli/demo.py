@@ -19,7 +19,7 @@ from holdfast.bench.loads import LoadKind, make_load
 from holdfast.bench.restart import measure_restart
 from holdfast.bench.scenarios import passages
 from holdfast.bench.servers import make_model, server_spec
-from holdfast.bench.topologies import ONE, Topology
+from holdfast.bench.topologies import DP2, ONE, Topology
 from holdfast.bench.trial import Outcome, run_faulted, run_reference
 from holdfast.chaos.control import Control
 from holdfast.chaos.model import default_model_folder
@@ -40,6 +40,26 @@ class DemoFault(enum.StrEnum):
 
     EXCEPTION = "exception"
     KILL_WORKER = "kill-worker"
+    KILL_ENGINE = "kill-engine"
+
+    @property
+    def kind(self) -> FaultKind:
+        return FaultKind.RAISE if self is DemoFault.EXCEPTION else FaultKind.KILL
+
+    @property
+    def usual_topology(self) -> Topology:
+        """Where it is seen best: a lost engine core has a sibling that takes its answers."""
+        return DP2 if self is DemoFault.KILL_ENGINE else ONE
+
+    @property
+    def usual_phase(self) -> Phase:
+        return Phase.SCHEDULE_END if self is DemoFault.KILL_ENGINE else Phase.FORWARD
+
+    def refuse_unless_it_happens_at(self, phase: Phase) -> None:
+        """A worker is killed in a worker, an engine core outside."""
+        if self is not DemoFault.EXCEPTION and phase.in_worker is not (self is DemoFault.KILL_WORKER):
+            victim = "worker" if self is DemoFault.KILL_WORKER else "engine core"
+            raise typer.BadParameter(f"{phase} is no phase of {victim}s: it kills none", param_hint="--phase")
 
 
 @dataclass(frozen=True)
@@ -64,6 +84,8 @@ class DemoOptions:
     @property
     def hurt(self) -> str:
         """What happens there, in words."""
+        if self.injection.kills_engine_core:
+            return "an engine core killed"
         return "its worker killed" if self.injection.kind is FaultKind.KILL else "an exception"
 
     def load(self, server: Server) -> Load:
@@ -73,12 +95,14 @@ class DemoOptions:
 
 
 def demo(  # noqa: PLR0913, PLR0917 - one parameter per option
-    topology: OneTopology = ONE,
+    topology: OneTopology = None,
     engine: Annotated[int | None, typer.Option(min=0, help="Engine to hurt; by default the last.")] = None,
     rank: Annotated[int | None, typer.Option(min=0, help="Rank of it to hurt; by default the last.")] = None,
     streams: Annotated[int, typer.Option(min=1, max=16, help="Concurrent answers.")] = 8,
     tokens: Annotated[int, typer.Option(min=40, max=1500, help="Tokens per answer.")] = 400,
-    phase: Annotated[Phase, typer.Option(help="Where in a step it is hurt.")] = Phase.FORWARD,
+    phase: Annotated[
+        Phase | None, typer.Option(help="Where in a step it is hurt.", show_default="by the fault")
+    ] = None,
     fault: Annotated[DemoFault, typer.Option(help="What hurts it.")] = DemoFault.EXCEPTION,
     standby: Annotated[bool, typer.Option(help="Keep a worker ready that has read the weights.")] = False,
 ) -> None:
@@ -86,13 +110,16 @@ def demo(  # noqa: PLR0913, PLR0917 - one parameter per option
     if importlib.util.find_spec("openai") is None:
         typer.echo("holdfast demo needs the openai client: pip install 'holdfast[demo]'", err=True)
         raise typer.Exit(EXIT_CANNOT_RUN)
+    topology, phase = topology or fault.usual_topology, phase or fault.usual_phase
+    fault.refuse_unless_it_happens_at(phase)
     engine_id, its_rank = choose_place(topology, engine, rank)
-    after = passages(phase, tokens // 3)
-    kind = FaultKind.KILL if fault is DemoFault.KILL_WORKER else FaultKind.RAISE
-    if kind is FaultKind.KILL and not phase.in_worker:
-        typer.echo(f"{phase} is no phase of a worker: it kills no worker", err=True)
-        raise typer.Exit(EXIT_CANNOT_RUN)
-    injection = InjectionSpec(phase=phase, kind=kind, engine_id=engine_id, rank=its_rank, after_steps=after)
+    injection = InjectionSpec(
+        phase=phase,
+        kind=fault.kind,
+        engine_id=engine_id,
+        rank=its_rank,
+        after_steps=passages(phase, tokens // 3),
+    )
     log = default_model_folder().parent / "logs" / f"demo-{topology.name}.log"
     options = DemoOptions(topology, injection, streams, tokens, log, standby=standby)
     with ending_like_ctrl_c():

@@ -44,6 +44,11 @@ class InjectionSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     request: Annotated[str, msgspec.Meta(max_length=200)] = ""
     together: Annotated[int, msgspec.Meta(ge=1, le=16)] = 1
 
+    @property
+    def kills_engine_core(self) -> bool:
+        """Whether the process of an engine core is gone after it, not that of a worker."""
+        return self.kind is FaultKind.KILL and not self.phase.in_worker
+
 
 class Trap:
     """Counts passages of one armed fault. Call `passes` at its phase; raises when it is time."""
