@@ -105,6 +105,11 @@ def rebuild_s(events: Events) -> float | None:
     return max((float(report.get("rebuild_s", 0.0)) for report in reports), default=None)
 
 
+def replaced_s(events: Events) -> float | None:
+    """From the loss of an engine core until another one served in its place; None where none was lost, or none did."""
+    return max((event.get("interruption_s", 0.0) for event in events if event["kind"] == RESTARTED), default=None)
+
+
 def misreported(events: Events, injection: InjectionSpec) -> list[str]:
     """What is wrong with how a fault was told: an operator must read the rank and the phase that failed."""
     problems = _losses_misreported(lost_engines(events), injection)

@@ -5,10 +5,24 @@ Pure data. Each answers like one rank alone; `one_rank` says how to start that o
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass, replace
 from typing import Literal
 
 ModelKind = Literal["dense", "moe"]
+
+
+class Standby(enum.StrEnum):
+    """Whether each engine core keeps a worker ready for a dead rank's place."""
+
+    NONE = "none"
+    PLAIN = "plain"  # everything imported
+    PRELOADED = "preloaded"  # the weights read as well
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        one = () if self is Standby.NONE else ("--standby-workers", "1")
+        return (*one, "--standby-preload") if self is Standby.PRELOADED else one
 
 
 @dataclass(frozen=True)
@@ -21,6 +35,12 @@ class Topology:
     engines: int = 1
     ranks_per_engine: int = 1
     lockstep: bool = False
+    standby: Standby = Standby.NONE
+
+    @property
+    def label(self) -> str:
+        """Its name, with what stands ready where something does."""
+        return self.name if self.standby is Standby.NONE else f"{self.name}, {self.standby} standby"
 
     @property
     def ranks(self) -> int:

@@ -6,7 +6,6 @@ Exit 0 only if every law held; a message says what failed. The server is ended i
 from __future__ import annotations
 
 import asyncio
-import enum
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +13,13 @@ from typing import Annotated
 
 import typer
 
+from holdfast.bench.harms import Harm
 from holdfast.bench.instrument import precise_client
 from holdfast.bench.loads import LoadKind, make_load
 from holdfast.bench.restart import measure_restart
 from holdfast.bench.scenarios import passages
 from holdfast.bench.servers import make_model, server_spec
-from holdfast.bench.topologies import DP2, ONE, Topology
+from holdfast.bench.topologies import Topology
 from holdfast.bench.trial import Outcome, run_faulted, run_reference
 from holdfast.chaos.control import Control
 from holdfast.chaos.model import default_model_folder
@@ -33,33 +33,6 @@ from holdfast.core.faults import Phase
 from holdfast.core.injection import FaultKind, InjectionSpec
 
 EXIT_BROKEN, EXIT_CANNOT_RUN, EXIT_INTERRUPTED = 1, 2, 130
-
-
-class DemoFault(enum.StrEnum):
-    """What the demo can do to a server."""
-
-    EXCEPTION = "exception"
-    KILL_WORKER = "kill-worker"
-    KILL_ENGINE = "kill-engine"
-
-    @property
-    def kind(self) -> FaultKind:
-        return FaultKind.RAISE if self is DemoFault.EXCEPTION else FaultKind.KILL
-
-    @property
-    def usual_topology(self) -> Topology:
-        """Where it is seen best: a lost engine core has a sibling that takes its answers."""
-        return DP2 if self is DemoFault.KILL_ENGINE else ONE
-
-    @property
-    def usual_phase(self) -> Phase:
-        return Phase.SCHEDULE_END if self is DemoFault.KILL_ENGINE else Phase.FORWARD
-
-    def refuse_unless_it_happens_at(self, phase: Phase) -> None:
-        """A worker is killed in a worker, an engine core outside."""
-        if self is not DemoFault.EXCEPTION and phase.in_worker is not (self is DemoFault.KILL_WORKER):
-            victim = "worker" if self is DemoFault.KILL_WORKER else "engine core"
-            raise typer.BadParameter(f"{phase} is no phase of {victim}s: it kills none", param_hint="--phase")
 
 
 @dataclass(frozen=True)
@@ -103,7 +76,7 @@ def demo(  # noqa: PLR0913, PLR0917 - one parameter per option
     phase: Annotated[
         Phase | None, typer.Option(help="Where in a step it is hurt.", show_default="by the fault")
     ] = None,
-    fault: Annotated[DemoFault, typer.Option(help="What hurts it.")] = DemoFault.EXCEPTION,
+    fault: Annotated[Harm, typer.Option(help="What hurts it.")] = Harm.EXCEPTION,
     standby: Annotated[bool, typer.Option(help="Keep a worker ready that has read the weights.")] = False,
 ) -> None:
     """Watch a real vLLM server get hurt in the middle of eight streaming answers and carry on, every token right."""
@@ -111,7 +84,8 @@ def demo(  # noqa: PLR0913, PLR0917 - one parameter per option
         typer.echo("holdfast demo needs the openai client: pip install 'holdfast[demo]'", err=True)
         raise typer.Exit(EXIT_CANNOT_RUN)
     topology, phase = topology or fault.usual_topology, phase or fault.usual_phase
-    fault.refuse_unless_it_happens_at(phase)
+    if not fault.happens_at(phase):
+        raise typer.BadParameter(f"{phase} is no phase of {fault.victim}s: it kills none", param_hint="--phase")
     engine_id, its_rank = choose_place(topology, engine, rank)
     injection = InjectionSpec(
         phase=phase,

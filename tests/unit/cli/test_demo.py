@@ -12,12 +12,12 @@ from rich.console import Console
 from typer import BadParameter
 
 from holdfast.bench.restart import Restart
-from holdfast.bench.topologies import DP2, MOE_EP, ONE, TP2, Topology
+from holdfast.bench.topologies import MOE_EP, ONE, TP2, Topology
 from holdfast.bench.trial import Neighbours, Outcome
 from holdfast.chaos.checker import compare_runs
 from holdfast.chaos.history import History
 from holdfast.cli import demo as demo_command
-from holdfast.cli.demo import DemoFault, DemoOptions, _show
+from holdfast.cli.demo import DemoOptions, _show
 from holdfast.cli.demo_tables import comparison, event_lines, screen, stream_results
 from holdfast.cli.demo_view import PlainView
 from holdfast.cli.topology_options import choose_place
@@ -102,25 +102,6 @@ def test_another_process_in_its_place_is_told_with_how_long_it_took() -> None:
     *_, line = event_lines([*events[:-1], {**events[-1], "interruption_s": 20.0}])
     assert "+20000.0 ms" in line
     assert "another process serves in its place after 20.0 s" in line
-
-
-@pytest.mark.parametrize(
-    ("fault", "topology", "phase", "wrong"),
-    [
-        (DemoFault.EXCEPTION, ONE, Phase.FORWARD, None),
-        (DemoFault.KILL_WORKER, ONE, Phase.FORWARD, Phase.SCHEDULE_END),
-        (DemoFault.KILL_ENGINE, DP2, Phase.SCHEDULE_END, Phase.FORWARD),
-    ],
-)
-def test_each_fault_has_a_place_where_it_shows_best(
-    fault: DemoFault, topology: Topology, phase: Phase, wrong: Phase | None
-) -> None:
-    """A phase of the other process is a usage error."""
-    assert (fault.usual_topology, fault.usual_phase) == (topology, phase)
-    fault.refuse_unless_it_happens_at(phase)
-    if wrong is not None:
-        with pytest.raises(BadParameter, match="is no phase of"):
-            fault.refuse_unless_it_happens_at(wrong)
 
 
 def test_a_finished_stream_is_done_and_a_failed_one_failed() -> None:
