@@ -20,7 +20,13 @@ MANY_FAULTS = (
     *("--max-retries", "100000"),
     *("--max-worker-restarts", "100000"),
     *("--max-engine-restarts", "100000"),
-    *("--engine-restart-window", "1"),  # none is taken for the failure of the one before, which would be waited for
+    *("--max-api-server-restarts", "100000"),
+    *(
+        "--engine-restart-window",
+        "1",
+        "--api-server-restart-window",
+        "1",
+    ),  # none is taken for the failure of the one before, which would be waited for
 )
 READY_TIMEOUT_S = 240.0  # for each rank: on few cores they start one after another
 BENCH_VARIABLES = "HOLDFAST_BENCH_"
