@@ -38,6 +38,7 @@ _COMMANDS = (
     _Command("doctor", "Say what was found: host, hooks, ports, traps in the environment."),
     _Command("demo", "Watch a real server get hurt and carry on."),
     _Command("bench", "Measure recovery and overhead."),
+    _Command("chaos", "Kill processes of a real server at random under load, and prove that nothing was lost."),
 )
 
 # Everything after the subcommand's name, --help included, is for the subcommand itself.
