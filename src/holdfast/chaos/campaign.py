@@ -173,7 +173,7 @@ class Campaign:
             return str(error)
 
     def _vital(self) -> list[ProcessKind]:
-        """What must be there before the next kill. A standby is made ready at leisure, which a full load leaves none."""
+        """What must be there before the next kill: a standby is made ready at leisure, and a full load leaves none."""
         return [kind for kind in self._present if kind is not ProcessKind.STANDBY]
 
 
