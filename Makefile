@@ -10,7 +10,7 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
-.PHONY: help setup demo test test-matrix check contract-wheels bench constraints clean
+.PHONY: help setup demo test test-matrix check contract-wheels bench figures constraints clean
 .PHONY: check-tests check-ruff check-format check-mypy check-imports
 
 BIN := .venv/bin
@@ -67,6 +67,9 @@ bench: setup ## measure recovery and overhead into docs/benchmarks
 		arguments=""; [ $$bench = overhead ] || arguments="$(addprefix --topology ,$(BENCH_TOPOLOGIES))"; \
 		$(BIN)/holdfast bench $$bench $$arguments --json > .cache/$$bench.json; \
 		mv .cache/$$bench.json docs/benchmarks/$$bench.json; done
+
+figures: setup ## write the page of figures from the documents in docs/benchmarks
+	@$(BIN)/python scripts/figures
 
 constraints: setup ## pin what is installed now
 	$(BIN)/python -m pip freeze --exclude-editable | grep -vE '^(torch|vllm)|@' > constraints.txt

@@ -29,6 +29,7 @@ class KillFigures(msgspec.Struct, frozen=True, kw_only=True):
 class ChaosDocument(msgspec.Struct, frozen=True, kw_only=True):
     """What `holdfast chaos --json` writes. `severed` answers ended with the API server that held their connection."""
 
+    benchmark: str
     version: int
     machine: Machine
     topology: str
@@ -68,6 +69,7 @@ def document_of(
     ended_well = exit_code == 0 and not left_behind
     begin_s = campaign.kills[0].at_s if campaign.kills else 0.0
     return ChaosDocument(
+        benchmark="chaos",
         version=1,
         machine=machine,
         topology=topology.name,
