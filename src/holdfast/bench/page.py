@@ -13,22 +13,15 @@ Documents = Mapping[str, Document]  # by file name
 _OPENING = """# Measured figures
 
 Written by `make figures` from the documents in this folder; see [how they are measured](../reference/bench.md). A small
-model made on the spot, vLLM on CPUs, no GPU. "Restart" is the full restart of the same server, measured in the same run,
-up to its first token; every answer would be lost with it.
+model made on the spot, vLLM on CPUs, no GPU. "Restart" is the full restart of the same server, measured in the same
+run, up to its first token; every answer would be lost with it.
 """
 _HARMS = {"exception": "exceptions", "kill-worker": "a worker killed", "kill-engine": "an engine core killed"}
 _RECOVERY = (
-    "hurt by",
-    "topology",
-    "standby",
-    "faults",
-    "median",
-    "max",
-    "restart",
-    "times shorter",
-    "wrong tokens",
-    "to reach",
+    *("hurt by", "topology", "standby", "faults", "median", "max"),
+    *("restart", "times shorter", "wrong tokens", "to reach"),
 )
+_MACHINE = ("document", "measured", "processor", "cores", "load before")
 _CHAOS = ("topology", "minutes", "killed", "answers", "exact", "severed", "wrong", "leaks", "longest wait", "document")
 
 
