@@ -117,7 +117,7 @@ def chaos_report(document: ChaosDocument, console: Console) -> None:
 def _table(document: ChaosDocument) -> Table:
     title = f"{document.topology}: processes killed at random, --seed {document.seed}"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-    for heading in ("after", "killed", "process", "its connections", "longest wait of an answer", "healed after"):
+    for heading in ("after", "killed", "process", "its connections", "longest wait", "healed after"):
         table.add_column(heading, justify="left" if heading in {"killed", "process"} else "right")
     for kill in document.kills:
         healed = "never" if kill.healed_s is None else f"{kill.healed_s:.1f} s"

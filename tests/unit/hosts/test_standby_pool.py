@@ -13,6 +13,7 @@ import pytest
 
 pytest.importorskip("vllm")
 
+from holdfast.hosts.vllm.workers import gentle
 from holdfast.hosts.vllm.workers import standby as module
 from holdfast.hosts.vllm.workers.standby import PoolState, StandbyPool
 
@@ -52,12 +53,12 @@ class Standby:
 
 
 class World:
-    """Starts standbys, and remembers what it was told and which priority each got."""
+    """Starts standbys, and remembers what it was told and at which pace each was told to go."""
 
     def __init__(self, *, preloaded: bool = True, refusals: int = 0) -> None:
         self.made: list[Standby] = []
         self.told: list[PoolState] = []
-        self.policies: list[tuple[int, int]] = []
+        self.paces: list[tuple[int, str]] = []
         self.preloaded, self.refusals = preloaded, refusals
 
     def start(self, slot: int) -> Any:
@@ -74,7 +75,8 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
     monkeypatch.setattr(module, "LOOK_S", 0.01)
     monkeypatch.setattr(module, "REFILL_DELAY_S", 0.0)
     monkeypatch.setattr(module, "LONGEST_PAUSE_S", 0.05)
-    monkeypatch.setattr(module, "set_policy", lambda pid, policy: made.policies.append((pid, policy)))
+    for pace in ("slow_down", "hurry"):
+        monkeypatch.setattr(gentle, pace, lambda pid, pace=pace: made.paces.append((pid, pace)))
     monkeypatch.setattr(module, "_resident_bytes", lambda _pid: 100)
     return made
 
@@ -114,11 +116,11 @@ def filled(world: World, count: int) -> None:
 Pools = Callable[[int], StandbyPool]
 
 
-def test_it_fills_at_the_lowest_priority_and_tells_what_it_holds(world: World, pool_of: Pools) -> None:
+def test_it_fills_gently_and_tells_what_it_holds(world: World, pool_of: Pools) -> None:
     pool_of(2)
     filled(world, 2)
     assert world.told[-1] == PoolState(wanted=2, ready=2, memory_bytes=200)
-    assert world.policies == [(1000, os.SCHED_IDLE), (1001, os.SCHED_IDLE)]
+    assert world.paces == [(1000, "slow_down"), (1001, "slow_down")]
     assert [one.rank for one in world.made] == [0, 1]
 
 
@@ -127,11 +129,11 @@ def test_a_pool_of_none_starts_nothing(world: World, pool_of: Pools) -> None:
     assert (world.made, world.told) == ([], [])
 
 
-def test_one_that_is_taken_gets_the_ordinary_priority_and_another_takes_its_place(world: World, pool_of: Pools) -> None:
+def test_one_that_is_taken_is_told_to_hurry_and_another_takes_its_place(world: World, pool_of: Pools) -> None:
     pool = pool_of(1)
     filled(world, 1)
     assert pool.take(0) is world.made[0]
-    assert (1000, os.SCHED_OTHER) in world.policies
+    assert (1000, "hurry") in world.paces
     until(lambda: len(world.made) == 2)
     assert not world.made[0].killed
     until(lambda: ready(world, 0))
