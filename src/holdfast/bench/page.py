@@ -21,7 +21,7 @@ _RECOVERY = (
     *("hurt by", "topology", "standby", "faults", "median", "max"),
     *("restart", "times shorter", "wrong tokens", "to reach"),
 )
-_MACHINE = ("document", "measured", "processor", "cores", "load before")
+_MACHINE = ("document", "measured", "processor", "cores", "load before", "niceness")
 _CHAOS = ("topology", "minutes", "killed", "answers", "exact", "severed", "wrong", "leaks", "longest wait", "document")
 
 
@@ -129,7 +129,12 @@ def _machines(documents: Documents) -> Iterator[list[str]]:
     for name, document in sorted(documents.items()):
         machine = document["machine"]
         day = str(machine["measured_at"]).partition("T")[0]
-        yield [f"[{name}]({name})", day, machine["processor"], str(machine["cores"]), str(machine["load_average"])]
+        yield [
+            f"[{name}]({name})",
+            day,
+            machine["processor"],
+            *(str(machine.get(one, 0)) for one in ("cores", "load_average", "niceness")),
+        ]
 
 
 def _times(value: float | None) -> str:

@@ -32,7 +32,7 @@ def test_a_row_says_what_a_fault_cost_and_what_was_missed() -> None:
     [row] = [line for line in page.splitlines() if line.startswith("| an engine core killed")]
     assert "| [dp2](kill.json) | none | 1 | 400 ms | 400 ms | 40.0 s | 100 | 0 |" in row
     assert "interruption, median 400 ms, to reach 300 ms" in page
-    assert "| [kill.json](kill.json) | 2026-01-02 | a processor | 2 | 0.5 |" in page
+    assert "| [kill.json](kill.json) | 2026-01-02 | a processor | 2 | 0.5 | 0 |" in page
 
 
 def test_the_first_version_of_a_document_is_shown_too() -> None:
