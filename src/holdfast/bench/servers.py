@@ -40,7 +40,8 @@ def make_model(topology: Topology) -> Path:
 
 
 def server_arguments(topology: Topology, *more: str) -> tuple[str, ...]:
-    return (*SERVER_ARGUMENTS, *topology.arguments, *topology.standby.arguments, *FAULT_ARGUMENTS, *more)
+    standbys = topology.standby.arguments(topology.ranks_per_engine)
+    return (*SERVER_ARGUMENTS, *topology.arguments, *standbys, *FAULT_ARGUMENTS, *more)
 
 
 def server_spec(topology: Topology, log: Path, *more: str) -> ServerSpec:

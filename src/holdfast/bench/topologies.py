@@ -19,10 +19,11 @@ class Standby(enum.StrEnum):
     PLAIN = "plain"  # everything imported
     PRELOADED = "preloaded"  # the weights read as well
 
-    @property
-    def arguments(self) -> tuple[str, ...]:
-        one = () if self is Standby.NONE else ("--standby-workers", "1")
-        return (*one, "--standby-preload") if self is Standby.PRELOADED else one
+    def arguments(self, ranks: int) -> tuple[str, ...]:
+        """Flags of an engine core with so many ranks: whoever has read one rank's weights can become no other."""
+        if self is Standby.PRELOADED:
+            return ("--standby-workers", str(ranks), "--standby-preload")
+        return () if self is Standby.NONE else ("--standby-workers", "1")
 
 
 @dataclass(frozen=True)

@@ -91,11 +91,12 @@ def _run(topology: Topology, settings: CampaignSettings) -> ChaosDocument:
         try:
             _say("starting the server")
             server.start()
+            usual = _sockets(folder)
             with precise_client():
                 asyncio.run(campaign.run())
         finally:
             exit_code = server.stop()
-        left_behind = _left_behind(server, campaign, folder)
+        left_behind = _left_behind(server, campaign, _sockets(folder) - usual)
     return document_of(topology, settings, machine, campaign, left_behind, exit_code)
 
 
@@ -109,11 +110,15 @@ def _sockets_folder() -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _left_behind(server: Server, campaign: Campaign, folder: Path) -> tuple[str, ...]:
+def _sockets(folder: Path) -> int:
+    return sum(stat.S_ISSOCK(os.lstat(path).st_mode) for path in folder.rglob("*"))
+
+
+def _left_behind(server: Server, campaign: Campaign, sockets: int) -> tuple[str, ...]:
+    """`sockets` are those beyond what the host itself had when it began, and may leave."""
     found = [f"process {pid}" for pid in server.orphans()]
     found += sorted(f"shared memory {segment}" for segment in campaign.segments if still_shared(segment))
-    sockets = [path.name for path in folder.rglob("*") if stat.S_ISSOCK(os.lstat(path).st_mode)]
-    return (*found, *([f"{len(sockets)} sockets in the temporary folder"] if sockets else []))
+    return (*found, *([f"{sockets} sockets in the temporary folder"] if sockets > 0 else []))
 
 
 def _say(text: str) -> None:

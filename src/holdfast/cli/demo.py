@@ -19,7 +19,7 @@ from holdfast.bench.loads import LoadKind, make_load
 from holdfast.bench.restart import measure_restart
 from holdfast.bench.scenarios import passages
 from holdfast.bench.servers import make_model, server_spec
-from holdfast.bench.topologies import Topology
+from holdfast.bench.topologies import Standby, Topology
 from holdfast.bench.trial import Outcome, run_faulted, run_reference
 from holdfast.chaos.control import Control
 from holdfast.chaos.model import default_model_folder
@@ -120,7 +120,7 @@ def _perform(options: DemoOptions, view: View) -> list[str]:
     with view.waiting("making a small model"):
         make_model(options.topology)
     options.log.unlink(missing_ok=True)
-    more = ("--standby-workers", "1", "--standby-preload") if options.standby else ()
+    more = Standby.PRELOADED.arguments(options.topology.ranks_per_engine) if options.standby else ()
     server = Server(server_spec(options.topology, options.log, *more))
     flags = " ".join(["--enable-fault-injection", *options.topology.arguments, *more])
     try:
