@@ -3,14 +3,14 @@
 #   make setup HOLDFAST_HOST=path/to/wheel   puts another CPU build of the host in the default one's place
 #   make test PYTEST_ARGS="-k name"          passes arguments to pytest
 #   make demo TOPOLOGY=tp2                   many ranks: tp2, pp2, dp2, moe or moe-ep
-#   make demo FAULT=kill-worker          kills a worker process instead of raising in it
+#   make demo FAULT=kill-worker              kills a worker process instead of raising in it; kill-engine an engine core
 #   make demo DEMO_ARGS="--help"             passes arguments to the demo
 #   make bench BENCH_TOPOLOGIES="tp2 moe"    measures recovery of these only
 
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
-.PHONY: help setup demo test test-matrix check contract-wheels bench constraints clean
+.PHONY: help setup demo test test-matrix check contract-wheels bench figures constraints clean
 .PHONY: check-tests check-ruff check-format check-mypy check-imports
 
 BIN := .venv/bin
@@ -22,7 +22,6 @@ export PYTHON := $(shell for p in python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 endif
 
-TOPOLOGY ?= one
 FAULT ?= exception
 BENCH_TOPOLOGIES ?= one tp2 pp2 dp2 moe moe-ep
 FAST_TESTS := $(wildcard tests/unit tests/contract tests/simulation)
@@ -35,7 +34,7 @@ setup: ## make .venv with the host's CPU build and everything pinned
 	@$(PYTHON) scripts/setup
 
 demo: setup ## hurt a real server in the middle of eight answers and watch it carry on; TOPOLOGY=tp2 for many ranks
-	@$(BIN)/holdfast demo --topology $(TOPOLOGY) --fault $(FAULT) $(DEMO_ARGS)
+	@$(BIN)/holdfast demo $(addprefix --topology ,$(TOPOLOGY)) --fault $(FAULT) $(DEMO_ARGS)
 
 test: setup ## the whole suite, with real servers
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
@@ -68,6 +67,9 @@ bench: setup ## measure recovery and overhead into docs/benchmarks
 		arguments=""; [ $$bench = overhead ] || arguments="$(addprefix --topology ,$(BENCH_TOPOLOGIES))"; \
 		$(BIN)/holdfast bench $$bench $$arguments --json > .cache/$$bench.json; \
 		mv .cache/$$bench.json docs/benchmarks/$$bench.json; done
+
+figures: setup ## write the page of figures from the documents in docs/benchmarks
+	@$(BIN)/python scripts/figures
 
 constraints: setup ## pin what is installed now
 	$(BIN)/python -m pip freeze --exclude-editable | grep -vE '^(torch|vllm)|@' > constraints.txt

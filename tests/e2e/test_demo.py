@@ -32,7 +32,9 @@ def test_the_doctor_finds_a_host_that_fits() -> None:
     assert "0.32" in said.stdout
 
 
-@pytest.mark.parametrize("command", ["serve", "status", "apply", "events", "inject", "doctor", "demo", "bench"])
+@pytest.mark.parametrize(
+    "command", ["serve", "status", "apply", "events", "inject", "doctor", "demo", "bench", "chaos"]
+)
 def test_every_command_explains_itself(command: str) -> None:
     said = holdfast(command, "--help", timeout_s=60)
     assert said.returncode == 0

@@ -8,7 +8,7 @@ from holdfast.chaos.simulation import LawBroken, Scenario, Simulation, Weather, 
 from holdfast.core import messages as m
 from holdfast.core.faults import Phase
 from holdfast.core.injection import InjectionSpec
-from holdfast.hosts.fake import EngineOptions
+from holdfast.hosts.fake import EngineOptions, FakeEngineCore
 
 SEEDS = range(300)
 outcome_of = functools.cache(simulate)
@@ -53,6 +53,8 @@ def test_the_seeds_between_them_see_everything_that_can_happen():
         assert why in ends
 
     assert sum(o.worker_restarts for o in survived) > 20
+    assert sum(o.engine_restarts for o in survived) > 10
+    assert sum(o.moved_requests for o in survived) > 10
 
 
 # ---- one fault, told
@@ -112,6 +114,42 @@ def test_workers_whose_restarts_do_not_last_end_the_instance():
     assert "3 worker restarts within 120 s did not last (--max-worker-restarts 3)" in outcome.ended
 
 
+TWO = (EngineOptions(),) * 2
+
+
+def test_requests_of_a_lost_engine_core_go_on_at_a_sibling():
+    simulation = Simulation(Scenario(seed=1, engines=TWO, max_engine_restarts=3))
+    simulation.time.after(0.15, simulation.engines[1].die)
+    outcome = simulation.run()
+    assert (outcome.ended, outcome.engine_restarts, outcome.finished_requests) == (None, 1, 8)
+    assert outcome.moved_requests > 0
+
+
+def test_without_a_sibling_they_wait_for_who_takes_its_place():
+    simulation = Simulation(Scenario(seed=1, max_engine_restarts=3))
+    simulation.time.after(0.15, simulation.engines[0].die)
+    outcome = simulation.run()
+    assert (outcome.ended, outcome.engine_restarts, outcome.finished_requests) == (None, 1, 4)
+
+
+def test_a_sibling_that_is_lost_as_well_costs_nothing():
+    simulation = Simulation(Scenario(seed=1, engines=TWO, max_engine_restarts=3))
+    for delay_s, engine in ((0.1, 1), (0.2, 0)):
+        simulation.time.after(delay_s, simulation.engines[engine].die)
+    outcome = simulation.run()
+    assert (outcome.ended, outcome.engine_restarts, outcome.finished_requests) == (None, 2, 8)
+
+
+def test_an_engine_core_that_is_stuck_is_killed_and_its_requests_go_on():
+    outcome = run(faults=(FAULT,), stuck=1.0, max_engine_restarts=3)
+    assert (outcome.ended, outcome.engine_restarts, outcome.finished_requests) == (None, 1, 4)
+
+
+def test_engine_cores_that_die_whenever_they_start_end_the_instance():
+    outcome = run(lost=1.0, max_engine_restarts=3)
+    assert "3 engine core restarts within 120 s did not last (--max-engine-restarts 3)" in outcome.ended
+
+
 # ---- one message lost
 
 
@@ -163,6 +201,15 @@ def test_kv_that_was_never_written_breaks_a_law():
         except LawBroken as error:
             broken += f"gets the tokens of a fault-free run: broken by seed {seed} at" in str(error)
     assert broken > 10
+
+
+def test_a_request_that_moves_without_its_history_breaks_a_law(monkeypatch):
+    add = FakeEngineCore.add
+    monkeypatch.setattr(FakeEngineCore, "add", lambda self, *request: add(self, *request[:3]))
+    simulation = Simulation(Scenario(seed=1, max_engine_restarts=3))
+    simulation.time.after(0.15, simulation.engines[0].die)
+    with pytest.raises(LawBroken, match="gets the tokens of a fault-free run"):
+        simulation.run()
 
 
 def test_what_raises_where_nothing_should_is_a_broken_law(monkeypatch):

@@ -18,6 +18,9 @@ _STATES = {
     "engine-paused": "paused",
     "recovery-started": "recovering",
     "engine-recovered": "healthy",
+    "engine-lost": "restarting",
+    "engine-restarted": "healthy",
+    "standbys-changed": "healthy",
 }
 
 
@@ -35,6 +38,12 @@ def fault(at_s: float, engine_id: int = 0, rank: int | None = 0, *, told_s: floa
 def incident(fault_s: float, recovered_s: float, engine_id: int = 0) -> list[Event]:
     """One engine's fault and its recovery."""
     return [fault(fault_s, engine_id), event("engine-recovered", recovered_s, engine_id)]
+
+
+def loss(lost_s: float, restarted_s: float, engine_id: int = 0) -> list[Event]:
+    """One engine core's death, and another process in its place; alone in its lockstep group."""
+    back = [event("engine-attached", restarted_s, engine_id), event("engine-restarted", restarted_s, engine_id)]
+    return [event("engine-lost", lost_s, engine_id), *back]
 
 
 def _wall(monotonic_s: float) -> float:

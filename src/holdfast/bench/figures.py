@@ -10,7 +10,8 @@ from typing import Any
 
 import msgspec
 
-from holdfast.bench.incident import paused_s, rebuild_s
+from holdfast.bench.harms import Harm
+from holdfast.bench.incident import paused_s, rebuild_s, replaced_s
 from holdfast.bench.machine import Machine
 from holdfast.bench.restart import Restart
 from holdfast.bench.scenarios import Scenario
@@ -25,11 +26,13 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
     """One faulted run of a scenario; seconds, over its streams.
 
     `rank` is none where an engine core was hurt. `paused_s` is from the fault being noticed until every rank of the
-    lockstep group stood still, `rebuild_s` what its slowest engine needed to rebuild its collectives.
+    lockstep group stood still, `rebuild_s` what its slowest engine needed to rebuild its collectives, `replaced_s` from
+    the loss of an engine core until another one served in its place.
     """
 
     topology: str
     scenario: str
+    harm: Harm = Harm.EXCEPTION
     phase: str
     load: str
     engine_id: int
@@ -40,6 +43,7 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
     interruptions_s: tuple[float, ...]
     paused_s: float | None
     rebuild_s: float | None
+    replaced_s: float | None = None
     neighbours: Neighbours | None
     fault_free_longest_gap_s: float
     client_lag_s: float
@@ -75,12 +79,15 @@ class NeighbourFigures(msgspec.Struct, frozen=True, kw_only=True):
     longest_gap: Stretch
     fault_free_p999: Stretch
     fault_free_longest_gap: Stretch
+    restart_gap: Stretch | None = None  # the longest gap until a lost engine core was replaced
 
 
 class TopologyFigures(msgspec.Struct, frozen=True, kw_only=True):
-    """One topology. `failure` says why its measurement ended early; without it there is a restart."""
+    """One topology, hurt in one way. `failure` says why its measurement ended early; without it there is a restart."""
 
     topology: str
+    harm: Harm = Harm.EXCEPTION
+    standby: str = "none"
     engines: int
     ranks_per_engine: int
     lockstep: bool
@@ -91,6 +98,7 @@ class TopologyFigures(msgspec.Struct, frozen=True, kw_only=True):
     fault_free_longest_gap: Stretch | None  # over the trials: the longest wait of the same load without a fault
     paused: Stretch | None  # over the trials
     rebuild: Stretch | None
+    replaced: Stretch | None = None
     neighbours: NeighbourFigures | None
     lost_tokens: int
     repeated_tokens: int
@@ -127,6 +135,7 @@ def trial_of(topology: Topology, scenario: Scenario, tokens: int, outcome: Outco
     return Trial(
         topology=topology.name,
         scenario=scenario.name,
+        harm=scenario.harm,
         phase=scenario.phase,
         load=scenario.load,
         engine_id=scenario.engine_id,
@@ -137,6 +146,7 @@ def trial_of(topology: Topology, scenario: Scenario, tokens: int, outcome: Outco
         interruptions_s=tuple(waits),
         paused_s=paused_s(outcome.events),
         rebuild_s=rebuild_s(outcome.events),
+        replaced_s=replaced_s(outcome.events),
         neighbours=outcome.neighbours,
         fault_free_longest_gap_s=outcome.reference_gap_s,
         client_lag_s=outcome.client_lag_s,
@@ -179,12 +189,15 @@ def figures_of(
     failure: str | None = None,
 ) -> TopologyFigures:
     """One topology's figures from its trials."""
+    harm = trials[0].harm if trials else Harm.EXCEPTION
     interruption = stretch_of(wait for trial in trials for wait in trial.interruptions_s)
     paused = stretch_of(trial.paused_s for trial in trials)
     neighbours = _neighbour_figures([trial.neighbours for trial in trials if trial.neighbours is not None])
     times_shorter = _ratio(restart, interruption.median_s if interruption else None)
     return TopologyFigures(
         topology=topology.name,
+        harm=harm,
+        standby=topology.standby,
         engines=topology.engines,
         ranks_per_engine=topology.ranks_per_engine,
         lockstep=topology.lockstep,
@@ -195,6 +208,7 @@ def figures_of(
         fault_free_longest_gap=stretch_of(trial.fault_free_longest_gap_s for trial in trials),
         paused=paused,
         rebuild=stretch_of(trial.rebuild_s for trial in trials),
+        replaced=stretch_of(trial.replaced_s for trial in trials),
         neighbours=neighbours,
         lost_tokens=sum(trial.lost_tokens for trial in trials),
         repeated_tokens=sum(trial.repeated_tokens for trial in trials),
@@ -203,7 +217,7 @@ def figures_of(
         restart_total_s=restart.total_s if restart else None,
         restart_to_median_interruption=times_shorter,
         restart_to_max_interruption=_ratio(restart, interruption.max_s if interruption else None),
-        targets=targets_of(topology, _measured(paused, interruption, times_shorter, neighbours)),
+        targets=targets_of(topology, harm, _measured(paused, interruption, times_shorter, neighbours)),
         left_behind=left_behind,
         failure=failure,
         lawful=bool(trials) and failure is None and not left_behind and not any(trial.problems for trial in trials),
@@ -242,4 +256,5 @@ def _neighbour_figures(neighbours: Sequence[Neighbours]) -> NeighbourFigures | N
         longest_gap=longest,
         fault_free_p999=usual,
         fault_free_longest_gap=usual_longest,
+        restart_gap=stretch_of(one.restart_gap_s for one in neighbours),
     )

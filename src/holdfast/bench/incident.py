@@ -6,17 +6,31 @@ Pure. Events carry wall-clock seconds of this machine; a `Window` is on this pro
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from holdfast.chaos.control import ARMED, ATTACHED, FAULT, PAUSED, RECOVERED, RECOVERY_STARTED, is_over, monotonic_of
+from holdfast.chaos.control import (
+    ARMED,
+    ATTACHED,
+    FAULT,
+    LOST,
+    PAUSED,
+    RECOVERED,
+    RECOVERY_STARTED,
+    RESTARTED,
+    STANDBYS_CHANGED,
+    is_over,
+    monotonic_of,
+)
 from holdfast.core.faults import FaultClass
 from holdfast.core.injection import FaultKind, InjectionSpec
 
 Events = Sequence[Mapping[str, Any]]
 
-_UNEVENTFUL = (ARMED, ATTACHED)
+_UNEVENTFUL = (ARMED, ATTACHED, STANDBYS_CHANGED)
+# From the loss of an engine core until its requests flow at a sibling, with all that was on its way to the clients.
+MOVED_WITHIN_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -37,8 +51,30 @@ def window_of(events: Events, engine_id: int | None = None) -> Window | None:
     if not own:
         return None
     begin_s = monotonic_of(min(noticed_at(event) for event in own))
-    ends = [event["at"] for event in own if event["kind"] == RECOVERED]
+    ends = [event["at"] for event in own if event["kind"] in {RECOVERED, RESTARTED}]
     return Window(begin_s, monotonic_of(max(ends)) if is_over(own) else float("inf"))
+
+
+def felt_window(events: Events, engine_id: int | None, engine_ids: Iterable[int | None]) -> Window | None:
+    """The window in which streams of one of some engines could be interrupted.
+
+    Those of a lost engine core go on with a sibling at once, where one was spared: for them it ends with the move.
+    """
+    window = window_of(events, engine_id)
+    if window is None or not has_moved(events, engine_id, engine_ids):
+        return window
+    return replace(window, recovered_s=min(window.recovered_s, window.fault_s + MOVED_WITHIN_S))
+
+
+def has_moved(events: Events, engine_id: int | None, engine_ids: Iterable[int | None]) -> bool:
+    """Whether an engine core was lost whose requests another one could take at once."""
+    others = {one for one in engine_ids if one is not None} - {engine_id}
+    return engine_id in lost_engines(events) and any(window_of(events, one) is None for one in others)
+
+
+def lost_engines(events: Events) -> frozenset[int]:
+    """The engines whose process was gone."""
+    return frozenset(event["engine_id"] for event in events if event["kind"] == LOST)
 
 
 def noticed_at(event: Mapping[str, Any]) -> float:
@@ -56,9 +92,10 @@ def root_cause(events: Events) -> Mapping[str, Any] | None:
 
 def paused_s(events: Events) -> float | None:
     """From the moment the fault was noticed until every rank of the lockstep group stood still."""
-    cause = root_cause(events)
+    cause = next((event for event in events if event["kind"] == LOST), root_cause(events))
     before = itertools.takewhile(lambda event: event["kind"] != RECOVERY_STARTED, events)
-    stood_at = [event["at"] for event in before if event["kind"] == PAUSED]
+    newcomers = lost_engines(events)  # they stand from the start, until they are let in
+    stood_at = [event["at"] for event in before if event["kind"] == PAUSED and event["engine_id"] not in newcomers]
     return max(0.0, max(stood_at) - noticed_at(cause)) if cause is not None and stood_at else None
 
 
@@ -68,15 +105,29 @@ def rebuild_s(events: Events) -> float | None:
     return max((float(report.get("rebuild_s", 0.0)) for report in reports), default=None)
 
 
+def replaced_s(events: Events) -> float | None:
+    """From the loss of an engine core until another one served in its place; None where none was lost, or none did."""
+    return max((event.get("interruption_s", 0.0) for event in events if event["kind"] == RESTARTED), default=None)
+
+
 def misreported(events: Events, injection: InjectionSpec) -> list[str]:
     """What is wrong with how a fault was told: an operator must read the rank and the phase that failed."""
+    problems = _losses_misreported(lost_engines(events), injection)
     cause = root_cause(events)
-    if cause is None:
-        return []
+    if cause is None or injection.kills_engine_core:
+        return problems
     rank = injection.rank if injection.phase.in_worker else None
     phase = str(injection.phase) if injection.kind is FaultKind.RAISE else None  # the dead do not say where they died
     expected, told = (injection.engine_id, rank, phase), _place_told(cause["fault"])
-    return [] if told == expected else [f"the cause was reported as {_in_words(told)}, it was {_in_words(expected)}"]
+    if told != expected:
+        problems.append(f"the cause was reported as {_in_words(told)}, it was {_in_words(expected)}")
+    return problems
+
+
+def _losses_misreported(lost: frozenset[int], injection: InjectionSpec) -> list[str]:
+    killed = {injection.engine_id} if injection.kills_engine_core else set()
+    unexpected = [f"engine core {one} was lost" for one in sorted(lost - killed)]
+    return unexpected + [f"the loss of engine core {one} was not reported" for one in sorted(killed - lost)]
 
 
 Place = tuple[int | None, int | None, str | None]
@@ -95,4 +146,5 @@ def blast_radius(events: Events, group: frozenset[int]) -> list[str]:
     """Who paused without sharing a collective with the faulty rank, and who should have paused and did not."""
     paused = {event["engine_id"] for event in events if event["kind"] == PAUSED}
     strangers = [f"engine {one} paused without sharing a collective with it" for one in sorted(paused - group)]
-    return strangers + [f"engine {one} of the lockstep group did not pause" for one in sorted(group - paused)]
+    missing = group - paused - lost_engines(events)
+    return strangers + [f"engine {one} of the lockstep group did not pause" for one in sorted(missing)]

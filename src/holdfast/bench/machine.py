@@ -14,7 +14,10 @@ import holdfast
 
 
 class Machine(msgspec.Struct, frozen=True, kw_only=True):
-    """What a reader needs to judge a figure. `load_average` is of the last minute, before the measurement."""
+    """What a reader needs to judge a figure. `load_average` is of the last minute, before the measurement.
+
+    `niceness` below 0: what was measured went before whatever else the machine had to do.
+    """
 
     processor: str
     cores: int
@@ -26,6 +29,7 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     holdfast: str
     load_average: float
     measured_at: str
+    niceness: int = 0
 
 
 def describe_machine() -> Machine:
@@ -41,6 +45,7 @@ def describe_machine() -> Machine:
         holdfast=holdfast.__version__,
         load_average=round(os.getloadavg()[0], 2),
         measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        niceness=os.nice(0),
     )
 
 

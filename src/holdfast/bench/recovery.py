@@ -1,4 +1,4 @@
-"""Measures recovery: what exceptions cost the clients of each topology, beside its own full restart.
+"""Measures recovery: what faults cost the clients of each topology, beside its own full restart.
 
 Owns the servers, one after another. Which faults stands in `scenarios`, what is written in `figures`.
 """
@@ -17,7 +17,7 @@ from holdfast.bench.machine import describe_machine
 from holdfast.bench.restart import Restart, measure_restart
 from holdfast.bench.scenarios import Chosen, Scenario
 from holdfast.bench.servers import MANY_FAULTS, relevant_environment, server_arguments, server_spec
-from holdfast.bench.topologies import Topology
+from holdfast.bench.topologies import Standby, Topology
 from holdfast.bench.trial import Reference, run_faulted, run_reference
 from holdfast.chaos.checker import compare_runs
 from holdfast.chaos.control import Control
@@ -103,7 +103,7 @@ class _TopologyRun:
 
     def to_the_end(self, scenarios: Sequence[Scenario]) -> Restart:
         """Start, break, restart, end. Raises `HoldfastError` where the server does not play along."""
-        log = self.settings.logs / f"recovery-{self.topology.name}.log"
+        log = self.settings.logs / f"recovery-{self.topology.label.replace(', ', '-').replace(' ', '-')}.log"
         self.say("starting the server")
         server = Server(server_spec(self.topology, log, *MANY_FAULTS)).start()
         try:
@@ -118,7 +118,7 @@ class _TopologyRun:
         return restart
 
     def say(self, text: str) -> None:
-        self.settings.say(f"{self.topology.name}: {text}")
+        self.settings.say(f"{self.topology.label}: {text}")
 
     async def _run_trials(self, server: Server, scenarios: Sequence[Scenario]) -> None:
         """Every scenario, round after round, and what the server held between the rounds."""
@@ -136,6 +136,8 @@ class _TopologyRun:
         if server.exit_code is not None:
             raise server.failure(f"the server ended with exit code {server.exit_code}")
         reference = await self._reference(server, control, scenario.load)
+        if self.topology.standby is not Standby.NONE:
+            await control.await_standbys()
         load, injection = self._load(server, scenario.load), scenario.injection(self.settings.tokens)
         outcome = await run_faulted(load, control, reference, injection, self.topology)
         self.trials.append(trial_of(self.topology, scenario, self.settings.tokens, outcome))

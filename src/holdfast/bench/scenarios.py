@@ -6,6 +6,7 @@ import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from holdfast.bench.harms import Harm
 from holdfast.bench.loads import LoadKind
 from holdfast.bench.topologies import Topology
 from holdfast.core.faults import Phase
@@ -18,7 +19,7 @@ LATEST_SHARE = 0.6  # of the answers: a soak's faults come while every stream st
 
 @dataclass(frozen=True)
 class Scenario:
-    """Where an exception is raised, under which load, and after how many steps: a share of the answers' length."""
+    """What happens where, under which load, and after how many steps: a share of the answers' length."""
 
     name: str
     phase: Phase
@@ -26,10 +27,16 @@ class Scenario:
     share: float = 0.4
     engine_id: int = 0
     rank: int = 0
+    harm: Harm = Harm.EXCEPTION
 
     def injection(self, tokens: int) -> InjectionSpec:
-        after = passages(self.phase, int(tokens * self.share))
-        return InjectionSpec(phase=self.phase, engine_id=self.engine_id, rank=self.rank, after_steps=after)
+        return InjectionSpec(
+            phase=self.phase,
+            kind=self.harm.kind,
+            engine_id=self.engine_id,
+            rank=self.rank,
+            after_steps=passages(self.phase, int(tokens * self.share)),
+        )
 
     def at(self, engine_id: int, rank: int) -> Scenario:
         return replace(self, engine_id=engine_id, rank=rank)
@@ -46,6 +53,8 @@ _IN_EVERY_RANK = (
     Scenario("after the forward pass", Phase.STEP_END),
     Scenario("first step", Phase.FORWARD, share=0),
 )
+_KILLED_WORKER = Scenario("worker killed", Harm.KILL_WORKER.usual_phase, harm=Harm.KILL_WORKER)
+_KILLED_ENGINE_CORE = Scenario("engine core killed", Harm.KILL_ENGINE.usual_phase, harm=Harm.KILL_ENGINE)
 _IN_EVERY_ENGINE_CORE = (Scenario("after scheduling", Phase.SCHEDULE_END),)
 _IN_LOCKSTEP = (Scenario("before the agreement", Phase.DP_SYNC),)
 
@@ -65,8 +74,12 @@ OF_ONE_RANK = (
 )
 
 
-def scenarios_of(topology: Topology) -> tuple[Scenario, ...]:
-    """Every phase on one rank alone; of many ranks, each rank and each engine core in turn."""
+def scenarios_of(topology: Topology, harm: Harm = Harm.EXCEPTION) -> tuple[Scenario, ...]:
+    """Exceptions at every phase on one rank alone, of many ranks in each in turn; kills of each process in turn."""
+    if harm is Harm.KILL_WORKER:
+        return tuple(_KILLED_WORKER.at(*place) for place in topology.places)
+    if harm is Harm.KILL_ENGINE:
+        return tuple(_KILLED_ENGINE_CORE.at(engine_id, 0) for engine_id in range(topology.engines))
     return OF_ONE_RANK if topology.ranks == 1 else tuple(_of_many_ranks(topology))
 
 
@@ -81,12 +94,12 @@ def _of_many_ranks(topology: Topology) -> Iterator[Scenario]:
 Chosen = tuple[tuple[Topology, tuple[Scenario, ...]], ...]
 
 
-def choose_scenarios(topologies: Sequence[Topology], wanted: Sequence[str]) -> Chosen:
+def choose_scenarios(topologies: Sequence[Topology], wanted: Sequence[str], harm: Harm = Harm.EXCEPTION) -> Chosen:
     """Scenarios of each topology whose name or phase contains one of the words; all for none.
 
     A topology that has none of them is left out. Raises ValueError for a word that fits in no topology.
     """
-    every = [(topology, scenarios_of(topology)) for topology in topologies]
+    every = [(topology, scenarios_of(topology, harm)) for topology in topologies]
     for word in wanted:
         if not any(_matches(one, word) for _, scenarios in every for one in scenarios):
             names = ", ".join(dict.fromkeys(one.name for _, scenarios in every for one in scenarios))

@@ -16,7 +16,18 @@ from holdfast.chaos.server import CPU_ENVIRONMENT, ServerSpec
 # The port for notifications is the system's choice: two measurements may run side by side.
 FAULT_ARGUMENTS = ("--enable-fault-injection", "--external-fault-notify-port", "0")
 # A benchmark breaks the server more often than its defaults allow within their window.
-MANY_FAULTS = ("--max-retries", "100000")
+MANY_FAULTS = (
+    *("--max-retries", "100000"),
+    *("--max-worker-restarts", "100000"),
+    *("--max-engine-restarts", "100000"),
+    *("--max-api-server-restarts", "100000"),
+    *(
+        "--engine-restart-window",
+        "1",
+        "--api-server-restart-window",
+        "1",
+    ),  # none is taken for the failure of the one before, which would be waited for
+)
 READY_TIMEOUT_S = 240.0  # for each rank: on few cores they start one after another
 BENCH_VARIABLES = "HOLDFAST_BENCH_"
 
@@ -29,7 +40,8 @@ def make_model(topology: Topology) -> Path:
 
 
 def server_arguments(topology: Topology, *more: str) -> tuple[str, ...]:
-    return (*SERVER_ARGUMENTS, *topology.arguments, *FAULT_ARGUMENTS, *more)
+    standbys = topology.standby.arguments(topology.ranks_per_engine)
+    return (*SERVER_ARGUMENTS, *topology.arguments, *standbys, *FAULT_ARGUMENTS, *more)
 
 
 def server_spec(topology: Topology, log: Path, *more: str) -> ServerSpec:

@@ -7,14 +7,48 @@ from __future__ import annotations
 
 import msgspec
 
-from holdfast.bench.topologies import DP2, MOE_EP, TP2, Topology
+from holdfast.bench.harms import Harm
+from holdfast.bench.topologies import DP2, MOE, MOE_EP, ONE, TP2, Standby, Topology
 
-PAUSED_MEDIAN_S = 0.1
-TIMES_SHORTER = 30.0  # than a full restart, in the median
 TIMES_SHORTER_NAME = "times shorter than a restart"
-INTERRUPTION_MEDIAN_S = {TP2.name: 0.9, MOE_EP.name: 0.6}
-INTERRUPTION_MAX_S = {MOE_EP.name: 1.2}
-WITH_NEIGHBOURS = frozenset({DP2.name})
+
+
+class Bounds(msgspec.Struct, frozen=True, kw_only=True):
+    """What must be reached; None is no matter. Seconds, or how many times shorter than a restart."""
+
+    paused_median_s: float | None = None
+    interruption_median_s: float | None = None
+    interruption_max_s: float | None = None
+    spares_neighbours: bool = False
+    times_shorter: float | None = None
+
+
+def _exceptions(**more: float | bool) -> Bounds:
+    return Bounds(paused_median_s=0.1, times_shorter=30.0, **more)  # type: ignore[arg-type]
+
+
+_EXCEPTIONS = {
+    TP2.name: _exceptions(interruption_median_s=0.9),
+    DP2.name: _exceptions(spares_neighbours=True),
+    MOE_EP.name: _exceptions(interruption_median_s=0.6, interruption_max_s=1.2),
+}
+_COLD_WORKERS = {ONE.name: Bounds(times_shorter=2.5)}
+_STANDBYS = {name: Bounds(interruption_median_s=3.0) for name in (TP2.name, MOE.name, MOE_EP.name)}
+_WORKERS = {
+    Standby.NONE: _COLD_WORKERS,
+    Standby.PLAIN: {**_STANDBYS, ONE.name: Bounds(interruption_median_s=1.5, times_shorter=15.0)},
+    Standby.PRELOADED: {**_STANDBYS, ONE.name: Bounds(interruption_median_s=0.8, times_shorter=15.0)},
+}
+_ENGINE_CORES = {DP2.name: Bounds(interruption_median_s=0.3, spares_neighbours=True, times_shorter=100.0)}
+
+
+def bounds_of(topology: Topology, harm: Harm) -> Bounds:
+    """What must be reached where a topology is hurt in one way."""
+    if harm is Harm.KILL_WORKER:
+        return _WORKERS[topology.standby].get(topology.name, Bounds())
+    if harm is Harm.KILL_ENGINE:
+        return _ENGINE_CORES.get(topology.name, Bounds())
+    return _EXCEPTIONS.get(topology.name, _exceptions())
 
 
 class Measured(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,17 +75,20 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     met: bool
 
 
-def targets_of(topology: Topology, measured: Measured) -> tuple[Target, ...]:
-    """Every bound that holds for a topology, with what was found."""
-    name = topology.name
-    targets = [_at_most("pause, median", PAUSED_MEDIAN_S, measured.paused_median_s)]
-    if (bound_s := INTERRUPTION_MEDIAN_S.get(name)) is not None:
-        targets.append(_at_most("interruption, median", bound_s, measured.interruption_median_s))
-    if (bound_s := INTERRUPTION_MAX_S.get(name)) is not None:
-        targets.append(_at_most("interruption, max", bound_s, measured.interruption_max_s))
-    if name in WITH_NEIGHBOURS:
+def targets_of(topology: Topology, harm: Harm, measured: Measured) -> tuple[Target, ...]:
+    """Every bound that holds for a topology hurt in one way, with what was found."""
+    bounds = bounds_of(topology, harm)
+    at_most = (
+        ("pause, median", bounds.paused_median_s, measured.paused_median_s),
+        ("interruption, median", bounds.interruption_median_s, measured.interruption_median_s),
+        ("interruption, max", bounds.interruption_max_s, measured.interruption_max_s),
+    )
+    targets = [_at_most(name, bound_s, found_s) for name, bound_s, found_s in at_most if bound_s is not None]
+    if bounds.spares_neighbours:
         targets.append(_at_most("neighbours' longest gap", measured.neighbour_bound_s, measured.neighbour_gap_s))
-    return (*targets, _at_least(TIMES_SHORTER_NAME, TIMES_SHORTER, measured.times_shorter))
+    if bounds.times_shorter is not None:
+        targets.append(_at_least(TIMES_SHORTER_NAME, bounds.times_shorter, measured.times_shorter))
+    return tuple(targets)
 
 
 def _at_most(name: str, bound_s: float | None, found_s: float | None) -> Target:

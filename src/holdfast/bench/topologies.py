@@ -5,10 +5,25 @@ Pure data. Each answers like one rank alone; `one_rank` says how to start that o
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass, replace
 from typing import Literal
 
 ModelKind = Literal["dense", "moe"]
+
+
+class Standby(enum.StrEnum):
+    """Whether each engine core keeps a worker ready for a dead rank's place."""
+
+    NONE = "none"
+    PLAIN = "plain"  # everything imported
+    PRELOADED = "preloaded"  # the weights read as well
+
+    def arguments(self, ranks: int) -> tuple[str, ...]:
+        """Flags of an engine core with so many ranks: whoever has read one rank's weights can become no other."""
+        if self is Standby.PRELOADED:
+            return ("--standby-workers", str(ranks), "--standby-preload")
+        return () if self is Standby.NONE else ("--standby-workers", "1")
 
 
 @dataclass(frozen=True)
@@ -21,6 +36,12 @@ class Topology:
     engines: int = 1
     ranks_per_engine: int = 1
     lockstep: bool = False
+    standby: Standby = Standby.NONE
+
+    @property
+    def label(self) -> str:
+        """Its name, with what stands ready where something does."""
+        return self.name if self.standby is Standby.NONE else f"{self.name}, {self.standby} standby"
 
     @property
     def ranks(self) -> int:

@@ -5,11 +5,11 @@ Shared by the demo and the recovery benchmark. `judge` is pure; the rest talks t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from holdfast.bench.incident import Events, Window, blast_radius, misreported, window_of
+from holdfast.bench.incident import Events, Window, blast_radius, felt_window, has_moved, misreported, window_of
 from holdfast.bench.topologies import Topology
 from holdfast.chaos.checker import (
     RunVerdict,
@@ -19,12 +19,13 @@ from holdfast.chaos.checker import (
     longest_gap_s,
     percentile,
 )
-from holdfast.chaos.control import FAULT, RECOVERED, Control, ControlFailed
+from holdfast.chaos.control import FAULT, LOST, RECOVERED, RESTARTED, Control, ControlFailed
 from holdfast.chaos.history import History
 from holdfast.chaos.streams import Load
 from holdfast.core.injection import InjectionSpec
 
 RECOVERY_TIMEOUT_S = 10.0  # after the load has ended
+RESTART_TIMEOUT_S = 240.0  # the same, where another engine core has to start meanwhile
 
 
 @dataclass(frozen=True)
@@ -37,12 +38,17 @@ class Reference:
 
 @dataclass(frozen=True)
 class Neighbours:
-    """What streams felt whose engine shares no collective with the faulty one. Seconds between two tokens."""
+    """What streams felt whose engine shares no collective with the faulty one. Seconds between two tokens.
+
+    `longest_gap_s` is of the gaps that touch the time from the fault to the end of the recovery; after the loss of an
+    engine core until its requests have moved, and then `restart_gap_s` of those until another one is in its place.
+    """
 
     streams: int
-    longest_gap_s: float  # of those that touch the time from the fault to the end of the recovery
+    longest_gap_s: float
     fault_free_p999_s: float  # the same streams without a fault: 99.9 % of the gaps were not longer
     fault_free_longest_gap_s: float
+    restart_gap_s: float | None = None
 
     @property
     def undisturbed(self) -> bool:
@@ -92,9 +98,10 @@ Waits = dict[str, float | None]
 
 
 def _interruptions(reference: Sequence[History], observed: Sequence[History], events: Events) -> Waits:
-    twins = {one.name: one for one in reference}
+    twins, engine_ids = {one.name: one for one in reference}, {one.engine_id for one in observed}
     return {
-        one.name: _interruption(twins.get(one.name, one), one, window_of(events, one.engine_id)) for one in observed
+        one.name: _interruption(twins.get(one.name, one), one, felt_window(events, one.engine_id, engine_ids))
+        for one in observed
     }
 
 
@@ -104,8 +111,8 @@ def _interruption(reference: History, observed: History, window: Window | None) 
 
 def _neighbours(reference: Sequence[History], observed: Sequence[History], events: Events) -> Neighbours | None:
     """None where every stream's engine was touched, or no other stream ran at that time."""
-    window = window_of(events)
     spared = [one for one in observed if one.engine_id is not None and window_of(events, one.engine_id) is None]
+    window, whole = _window_beside(events, {one.engine_id for one in observed}), window_of(events)
     gaps = [gap for one in spared for gap in _gaps_in(window, one)] if window else []
     if not gaps:
         return None
@@ -116,7 +123,14 @@ def _neighbours(reference: Sequence[History], observed: Sequence[History], event
         longest_gap_s=max(gaps),
         fault_free_p999_s=percentile(usual, 0.999) if usual else 0.0,
         fault_free_longest_gap_s=usual[-1] if usual else 0.0,
+        restart_gap_s=max(gap for one in spared for gap in _gaps_in(whole, one)) if whole and whole != window else None,
     )
+
+
+def _window_beside(events: Events, engine_ids: Collection[int | None]) -> Window | None:
+    """When streams of other engines could feel it."""
+    moved = [one for one in engine_ids if has_moved(events, one, engine_ids)]
+    return felt_window(events, moved[0], engine_ids) if moved else window_of(events)
 
 
 def _gaps_in(window: Window, history: History) -> list[float]:
@@ -125,8 +139,8 @@ def _gaps_in(window: Window, history: History) -> list[float]:
 
 def _missing_events(events: Events) -> list[str]:
     kinds = {event["kind"] for event in events}
-    wanted = ((FAULT, "no fault was reported"), (RECOVERED, "no recovery was reported"))
-    return [problem for kind, problem in wanted if kind not in kinds]
+    wanted = (({FAULT, LOST}, "no fault was reported"), ({RECOVERED, RESTARTED}, "no recovery was reported"))
+    return [problem for any_of, problem in wanted if not any_of & kinds]
 
 
 async def run_reference(load: Load, control: Control) -> Reference:
@@ -148,19 +162,22 @@ async def run_faulted(
     before = await control.last_sequence()
     await control.inject(injection)
     await load.run()
-    events, unwell = await _aftermath(control, before, injection.times)
+    events, unwell = await _aftermath(control, before, injection)
     problems = [*reference.problems, *([unwell] if unwell else [])]
-    if any(event["kind"] == FAULT for event in events):
+    if any(event["kind"] in {FAULT, LOST} for event in events):
         problems += misreported(events, injection)
         problems += blast_radius(events, topology.lockstep_group(injection.engine_id))
     return judge(reference.histories, load, events, problems)
 
 
-async def _aftermath(control: Control, before: int, faults: int) -> tuple[list[dict[str, Any]], str | None]:
+async def _aftermath(
+    control: Control, before: int, injection: InjectionSpec
+) -> tuple[list[dict[str, Any]], str | None]:
     """What happened since `before`, and why the instance is not well; a server that is gone is not well."""
     events: list[dict[str, Any]] = []
     try:
-        events = await control.wait_recovered(before, faults=faults, timeout_s=RECOVERY_TIMEOUT_S)
+        timeout_s = RESTART_TIMEOUT_S if injection.kills_engine_core else RECOVERY_TIMEOUT_S
+        events = await control.wait_recovered(before, faults=injection.times, timeout_s=timeout_s)
         return events, await control.unwell()
     except ControlFailed as error:
         return events, str(error)

@@ -19,6 +19,9 @@ ARMED = "fault-armed"
 PAUSED = "engine-paused"
 RECOVERY_STARTED = "recovery-started"
 ATTACHED = "engine-attached"
+LOST = "engine-lost"
+RESTARTED = "engine-restarted"
+STANDBYS_CHANGED = "standbys-changed"
 HEALTHY = "healthy"
 
 
@@ -102,10 +105,11 @@ class Control:
 def is_over(events: Sequence[Mapping[str, Any]], faults: int = 1) -> bool:
     """Whether `faults` recoveries are told and every engine was healthy when last heard of.
 
-    The engines of a lockstep group recover one by one: the first of them is not the end.
+    The engines of a lockstep group recover one by one: the first of them is not the end. An engine core in whose
+    place another process serves has recovered too.
     """
     latest = {event["engine_id"]: event["state"] for event in events if "engine_id" in event}
-    recoveries = sum(event["kind"] == RECOVERED for event in events)
+    recoveries = sum(event["kind"] in {RECOVERED, RESTARTED} for event in events)
     return recoveries >= faults and all(state == HEALTHY for state in latest.values())
 
 

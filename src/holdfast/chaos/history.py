@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 class History:
     """One answer as it grows; `name` is the request's, with the choice's index when it has several.
 
-    `engine_id` is the engine that it was sent to, none where the server chose.
+    `engine_id` is the engine that it was sent to, none where the server chose; `port` is the
+    client's, of the connection on which the answer came, none before it did.
     """
 
     name: str
@@ -25,6 +26,7 @@ class History:
     finish_reason: str | None = None
     error: str | None = None
     engine_id: int | None = None
+    port: int | None = None
 
     @property
     def finished(self) -> bool:

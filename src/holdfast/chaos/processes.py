@@ -33,14 +33,29 @@ def session_members(session_id: int) -> list[int]:
 
 def session_usage(session_id: int) -> SessionUsage:
     """Sum over a session's living processes."""
-    ticks, page = os.sysconf("SC_CLK_TCK"), os.sysconf("SC_PAGE_SIZE")
-    rows = [(pid, fields) for pid, fields in _table() if int(fields[3]) == session_id and fields[0] != "Z"]
+    each = usage_by_process(session_id).values()
     return SessionUsage(
-        cpu_s=sum(int(fields[11]) + int(fields[12]) for _, fields in rows) / ticks,
-        resident_bytes=sum(int(fields[21]) for _, fields in rows) * page,
-        files=sum(_open_files(pid) for pid, _ in rows),
-        threads=sum(int(fields[17]) for _, fields in rows),
+        cpu_s=sum(one.cpu_s for one in each),
+        resident_bytes=sum(one.resident_bytes for one in each),
+        files=sum(one.files for one in each),
+        threads=sum(one.threads for one in each),
         shared_segments=len(session_segments(session_id)),
+    )
+
+
+def usage_by_process(session_id: int) -> dict[int, SessionUsage]:
+    """What each living process of a session holds, by its id."""
+    rows = [(pid, fields) for pid, fields in _table() if int(fields[3]) == session_id and fields[0] != "Z"]
+    return {pid: _usage_of(pid, fields) for pid, fields in rows}
+
+
+def _usage_of(pid: int, fields: list[str]) -> SessionUsage:
+    return SessionUsage(
+        cpu_s=(int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"),
+        resident_bytes=int(fields[21]) * os.sysconf("SC_PAGE_SIZE"),
+        files=_open_files(pid),
+        threads=int(fields[17]),
+        shared_segments=len(_segments(pid)),
     )
 
 

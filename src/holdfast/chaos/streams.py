@@ -148,10 +148,20 @@ class Load:
     async def _stream(self, client: Any, spec: StreamSpec, group: list[History]) -> None:
         for history in group:
             history.sent_s = time.monotonic()
-        async for chunk in await client.completions.create(**spec.request(self._model)):
+        answer = await client.completions.with_raw_response.create(**spec.request(self._model))
+        for history in group:
+            history.port = _port_of(answer.http_response)
+        async for chunk in answer.parse():
             now_s = time.monotonic()
             for choice in chunk.choices:
                 _record(group[choice.index], choice, now_s)
+
+
+def _port_of(response: Any) -> int | None:
+    """The client's own port of the connection on which a response came."""
+    connection = response.extensions.get("network_stream")
+    address = connection.get_extra_info("client_addr") if connection is not None else None
+    return int(address[1]) if address else None
 
 
 def _histories_of(spec: StreamSpec, now_s: float) -> list[History]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -13,11 +14,12 @@ import typer
 from rich.console import Console
 
 from holdfast.bench.figures import RecoveryDocument
+from holdfast.bench.harms import Harm
 from holdfast.bench.overhead import OverheadDocument, OverheadSettings, measure_overhead
 from holdfast.bench.recovery import RecoverySettings, measure_recovery
 from holdfast.bench.scenarios import Chosen, choose_scenarios, random_scenarios
 from holdfast.bench.servers import make_model
-from holdfast.bench.topologies import ONE, Topology
+from holdfast.bench.topologies import ONE, Standby, Topology
 from holdfast.chaos.model import default_model_folder
 from holdfast.cli.bench_tables import overhead_report, recovery_report
 from holdfast.cli.interrupting import ending_like_ctrl_c
@@ -43,6 +45,11 @@ Tokens = Annotated[int, typer.Option(min=20, max=1000, help="Tokens per stream."
 @app.command()
 def recovery(  # noqa: PLR0913, PLR0917 - one parameter per option
     topology: Topologies = None,
+    fault: Annotated[Harm, typer.Option(help="What hurts the server.")] = Harm.EXCEPTION,
+    standby: Annotated[
+        list[Standby] | None,
+        typer.Option(help="Workers kept ready for a dead one's place; may be given several times."),
+    ] = None,
     scenario: Annotated[list[str] | None, typer.Option(help="Only scenarios with this word or phase.")] = None,
     repeat: Annotated[int, typer.Option(min=1, help="How often every scenario runs.")] = 1,
     soak: Annotated[int, typer.Option(min=0, help="Instead: so many random faults, one after another.")] = 0,
@@ -52,23 +59,27 @@ def recovery(  # noqa: PLR0913, PLR0917 - one parameter per option
     as_json: Json = False,
     output: Output = None,
 ) -> None:
-    """What an exception at each phase of a step costs the clients, beside a full restart of the same server."""
+    """What a fault costs the clients, beside a full restart of the same server: an exception at each phase of a step,
+    or the death of each worker or engine core."""
+    if soak and fault is not Harm.EXCEPTION:
+        raise typer.BadParameter("a soak draws exceptions", param_hint="--fault")
     if soak and scenario:
         raise typer.BadParameter("a soak draws its own faults", param_hint="--scenario")
     if seed is not None and not soak:
         raise typer.BadParameter("it draws a soak's faults: give --soak as well", param_hint="--seed")
-    topologies = tuple(dict.fromkeys(topology or [ONE]))
+    plain = dict.fromkeys(topology or [fault.usual_topology])
+    topologies = tuple(replace(one, standby=kept) for one in plain for kept in standby or [Standby.NONE])
     drawn = (seed if seed is not None else random.randrange(1_000_000)) if soak else None
-    chosen = _choose(topologies, scenario or []) if drawn is None else _draw(topologies, soak, drawn)
+    chosen = _choose(topologies, scenario or [], fault) if drawn is None else _draw(topologies, soak, drawn)
     settings = RecoverySettings(chosen, _logs(), repeat, streams, tokens, drawn, _say)
     document = _measure(lambda: measure_recovery(settings))
     _publish(document, as_json, output, recovery_report)
     raise typer.Exit(0 if document.lawful else 1)
 
 
-def _choose(topologies: Sequence[Topology], words: Sequence[str]) -> Chosen:
+def _choose(topologies: Sequence[Topology], words: Sequence[str], harm: Harm) -> Chosen:
     try:
-        return choose_scenarios(topologies, words)
+        return choose_scenarios(topologies, words, harm)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--scenario") from None
 

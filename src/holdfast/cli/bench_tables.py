@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from holdfast.bench.figures import NeighbourFigures, RecoveryDocument, Stretch, TopologyFigures, Trial, stretch_of
+from holdfast.bench.harms import Harm
 from holdfast.bench.overhead import OverheadDocument
 from holdfast.bench.restart import Restart
 from holdfast.bench.targets import TIMES_SHORTER_NAME, Target
@@ -37,13 +38,22 @@ def _report_topology(figures: TopologyFigures, console: Console) -> None:
     console.print()
 
 
+_HARMS = {Harm.EXCEPTION: "exceptions", Harm.KILL_WORKER: "workers killed", Harm.KILL_ENGINE: "engine cores killed"}
+
+
+def _label(figures: TopologyFigures) -> str:
+    standby = "" if figures.standby == "none" else f" with a {figures.standby} standby"
+    return figures.topology + standby
+
+
 def _scenario_table(figures: TopologyFigures) -> Table:
     many = figures.engines * figures.ranks_per_engine > 1
-    title = f"{figures.topology}: exceptions on a running server"
+    title = f"{_label(figures)}: {_HARMS[figures.harm]} on a running server"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     where, parts = (("at",), ("paused", "rebuild")) if many else ((), ())
-    for heading in ("exception", *where, "runs", "median", "max", *parts, "lost", "twice", "changed", "lawful"):
-        table.add_column(heading, justify="left" if heading in {"exception", "at"} else "right", no_wrap=True)
+    fault = "exception" if figures.harm is Harm.EXCEPTION else "fault"
+    for heading in (fault, *where, "runs", "median", "max", *parts, "lost", "twice", "changed", "lawful"):
+        table.add_column(heading, justify="left" if heading in {fault, "at"} else "right", no_wrap=True)
     for trials in _by_row(figures.trials):
         table.add_row(*_row(trials, many))
     return table
@@ -90,14 +100,15 @@ def _summary(figures: TopologyFigures) -> list[str]:
     lines.append(_in_words("every rank stood still after", figures.paused))
     if figures.rebuild and figures.rebuild.max_s >= 0.001:  # with nothing to rebuild it takes a moment too
         lines.append(_in_words("collectives were rebuilt in", figures.rebuild))
+    lines.append(_in_words("another engine core served in place of a lost one after", figures.replaced))
     if figures.neighbours is not None:
         lines.append(_neighbours(figures.neighbours))
     if figures.restart is not None:
         lines.append(_restart(figures.restart))
     if figures.restart_to_median_interruption and figures.restart_to_max_interruption:
         lines.append(
-            f"Interruption: {figures.restart_to_median_interruption:.0f} times shorter in the median, "
-            f"{figures.restart_to_max_interruption:.0f} times in the worst stream."
+            f"Interruption: {_times(figures.restart_to_median_interruption)} times shorter in the median, "
+            f"{_times(figures.restart_to_max_interruption)} times in the worst stream."
         )
     return [line for line in [*lines, _usage(figures.usage), *map(_target, figures.targets)] if line]
 
@@ -108,10 +119,14 @@ def _target(target: Target) -> str:
     return f"{'reached' if target.met else 'MISSED':>8}  {target.name}: {found} (to reach: {bound})"
 
 
+def _times(value: float) -> str:
+    return f"{value:.0f}" if value >= 10 else f"{value:.1f}"
+
+
 def _of_target(target: Target, value: float | None) -> str:
     if target.name != TIMES_SHORTER_NAME:
         return _duration(value)
-    return "–" if value is None else f"{value:.0f}"
+    return "–" if value is None else _times(value)
 
 
 def _in_words(what: str, stretch: Stretch | None) -> str:
@@ -134,11 +149,13 @@ def _without_a_fault(longest_gap: Stretch | None) -> str:
 
 
 def _neighbours(neighbours: NeighbourFigures) -> str:
+    later = neighbours.restart_gap
+    starting = f"; while a lost engine core was replaced {_duration(later.max_s)} in the worst" if later else ""
     return (
         f"Meanwhile the other engine's streams had gaps of {_duration(neighbours.longest_gap.median_s)} at most in the "
-        f"median trial, {_duration(neighbours.longest_gap.max_s)} in the worst. Without a fault 99.9 % of their gaps "
-        f"are within {_duration(neighbours.fault_free_p999.median_s)} (median of the trials), the longest is "
-        f"{_duration(neighbours.fault_free_longest_gap.max_s)}. "
+        f"median trial, {_duration(neighbours.longest_gap.max_s)} in the worst{starting}. "
+        f"Without a fault 99.9 % of their gaps are within {_duration(neighbours.fault_free_p999.median_s)} "
+        f"(median of the trials), the longest is {_duration(neighbours.fault_free_longest_gap.max_s)}. "
         f"Not above their own fault-free 99.9 %: {neighbours.undisturbed_trials} of {neighbours.trials} trials."
     )
 

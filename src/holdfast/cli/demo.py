@@ -6,7 +6,6 @@ Exit 0 only if every law held; a message says what failed. The server is ended i
 from __future__ import annotations
 
 import asyncio
-import enum
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +13,13 @@ from typing import Annotated
 
 import typer
 
+from holdfast.bench.harms import Harm
 from holdfast.bench.instrument import precise_client
 from holdfast.bench.loads import LoadKind, make_load
 from holdfast.bench.restart import measure_restart
 from holdfast.bench.scenarios import passages
 from holdfast.bench.servers import make_model, server_spec
-from holdfast.bench.topologies import ONE, Topology
+from holdfast.bench.topologies import Standby, Topology
 from holdfast.bench.trial import Outcome, run_faulted, run_reference
 from holdfast.chaos.control import Control
 from holdfast.chaos.model import default_model_folder
@@ -33,13 +33,6 @@ from holdfast.core.faults import Phase
 from holdfast.core.injection import FaultKind, InjectionSpec
 
 EXIT_BROKEN, EXIT_CANNOT_RUN, EXIT_INTERRUPTED = 1, 2, 130
-
-
-class DemoFault(enum.StrEnum):
-    """What the demo can do to a server."""
-
-    EXCEPTION = "exception"
-    KILL_WORKER = "kill-worker"
 
 
 @dataclass(frozen=True)
@@ -64,6 +57,8 @@ class DemoOptions:
     @property
     def hurt(self) -> str:
         """What happens there, in words."""
+        if self.injection.kills_engine_core:
+            return "an engine core killed"
         return "its worker killed" if self.injection.kind is FaultKind.KILL else "an exception"
 
     def load(self, server: Server) -> Load:
@@ -73,26 +68,32 @@ class DemoOptions:
 
 
 def demo(  # noqa: PLR0913, PLR0917 - one parameter per option
-    topology: OneTopology = ONE,
+    topology: OneTopology = None,
     engine: Annotated[int | None, typer.Option(min=0, help="Engine to hurt; by default the last.")] = None,
     rank: Annotated[int | None, typer.Option(min=0, help="Rank of it to hurt; by default the last.")] = None,
     streams: Annotated[int, typer.Option(min=1, max=16, help="Concurrent answers.")] = 8,
     tokens: Annotated[int, typer.Option(min=40, max=1500, help="Tokens per answer.")] = 400,
-    phase: Annotated[Phase, typer.Option(help="Where in a step it is hurt.")] = Phase.FORWARD,
-    fault: Annotated[DemoFault, typer.Option(help="What hurts it.")] = DemoFault.EXCEPTION,
+    phase: Annotated[
+        Phase | None, typer.Option(help="Where in a step it is hurt.", show_default="by the fault")
+    ] = None,
+    fault: Annotated[Harm, typer.Option(help="What hurts it.")] = Harm.EXCEPTION,
     standby: Annotated[bool, typer.Option(help="Keep a worker ready that has read the weights.")] = False,
 ) -> None:
     """Watch a real vLLM server get hurt in the middle of eight streaming answers and carry on, every token right."""
     if importlib.util.find_spec("openai") is None:
         typer.echo("holdfast demo needs the openai client: pip install 'holdfast[demo]'", err=True)
         raise typer.Exit(EXIT_CANNOT_RUN)
+    topology, phase = topology or fault.usual_topology, phase or fault.usual_phase
+    if not fault.happens_at(phase):
+        raise typer.BadParameter(f"{phase} is no phase of {fault.victim}s: it kills none", param_hint="--phase")
     engine_id, its_rank = choose_place(topology, engine, rank)
-    after = passages(phase, tokens // 3)
-    kind = FaultKind.KILL if fault is DemoFault.KILL_WORKER else FaultKind.RAISE
-    if kind is FaultKind.KILL and not phase.in_worker:
-        typer.echo(f"{phase} is no phase of a worker: it kills no worker", err=True)
-        raise typer.Exit(EXIT_CANNOT_RUN)
-    injection = InjectionSpec(phase=phase, kind=kind, engine_id=engine_id, rank=its_rank, after_steps=after)
+    injection = InjectionSpec(
+        phase=phase,
+        kind=fault.kind,
+        engine_id=engine_id,
+        rank=its_rank,
+        after_steps=passages(phase, tokens // 3),
+    )
     log = default_model_folder().parent / "logs" / f"demo-{topology.name}.log"
     options = DemoOptions(topology, injection, streams, tokens, log, standby=standby)
     with ending_like_ctrl_c():
@@ -119,7 +120,7 @@ def _perform(options: DemoOptions, view: View) -> list[str]:
     with view.waiting("making a small model"):
         make_model(options.topology)
     options.log.unlink(missing_ok=True)
-    more = ("--standby-workers", "1", "--standby-preload") if options.standby else ()
+    more = Standby.PRELOADED.arguments(options.topology.ranks_per_engine) if options.standby else ()
     server = Server(server_spec(options.topology, options.log, *more))
     flags = " ".join(["--enable-fault-injection", *options.topology.arguments, *more])
     try:

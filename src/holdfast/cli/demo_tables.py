@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from textwrap import shorten
 from typing import Any
 
@@ -12,11 +12,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from holdfast.bench.incident import Window, noticed_at, paused_s, rebuild_s, window_of
+from holdfast.bench.incident import Events, felt_window, has_moved, noticed_at, paused_s, rebuild_s
 from holdfast.bench.restart import Restart
 from holdfast.bench.trial import Neighbours, Outcome
 from holdfast.chaos.checker import interruption_s, spread_of
-from holdfast.chaos.control import ARMED, FAULT
+from holdfast.chaos.control import ARMED, FAULT, LOST, RESTARTED
 from holdfast.chaos.history import History
 
 LAST_WORDS_CHARS = 48
@@ -27,6 +27,7 @@ _STYLES = {
     "flowing": "green",
     "INTERRUPTED": "bold red",
     "resumed": "bold cyan",
+    "moved": "bold cyan",
     "failed": "bold red",
 }
 
@@ -34,9 +35,9 @@ _STYLES = {
 def screen(histories: Sequence[History], events: Sequence[Mapping[str, Any]], total: int) -> RenderableType:
     """One picture of a running load: a line per stream of `total` tokens, then what happened."""
     table = _stream_grid()
-    now_s = time.monotonic()
+    now_s, engine_ids = time.monotonic(), {history.engine_id for history in histories}
     for history in histories:
-        state = _state(history, window_of(events, history.engine_id))
+        state = _state(history, events, engine_ids)
         style = _STYLES.get(state.split()[0], "")
         bar = ProgressBar(total=total, completed=len(history.token_ids), width=16)
         rate = f"{_tokens_per_s(history, now_s):.0f}/s"
@@ -54,18 +55,21 @@ def _stream_grid() -> Table:
     return table
 
 
-def _state(history: History, window: Window | None) -> str:
+def _state(history: History, events: Events, engine_ids: Collection[int | None]) -> str:
     if history.error is not None:
         return "failed"
-    if window is not None and (not history.finished or _spans(history, window)):
+    window = felt_window(events, history.engine_id, engine_ids)
+    if window is not None and (not history.finished or _goes_beyond(history, window.fault_s)):
         wait_s = interruption_s(history, history, window.fault_s, window.recovered_s)
-        resumed = wait_s is not None and history.arrivals_s[-1] > window.recovered_s
-        return f"resumed after {(wait_s or 0) * 1000:.0f} ms" if resumed else "INTERRUPTED"
+        moved = has_moved(events, history.engine_id, engine_ids)
+        if wait_s is None or not _goes_beyond(history, window.fault_s if moved else window.recovered_s):
+            return "INTERRUPTED"
+        return f"{'moved' if moved else 'resumed'} after {wait_s * 1000:.0f} ms"
     return "waiting" if not history.token_ids else "done" if history.finished else "flowing"
 
 
-def _spans(history: History, window: Window) -> bool:
-    return bool(history.arrivals_s) and history.arrivals_s[-1] > window.fault_s
+def _goes_beyond(history: History, at_s: float) -> bool:
+    return bool(history.arrivals_s) and history.arrivals_s[-1] > at_s
 
 
 def _tokens_per_s(history: History, now_s: float) -> float:
@@ -84,7 +88,7 @@ def _last_words(history: History) -> str:
 
 def event_lines(events: Sequence[Mapping[str, Any]]) -> list[str]:
     """Events as people read them, with milliseconds since the fault was noticed where it happened."""
-    begin = min((noticed_at(event) for event in events if event["kind"] == FAULT), default=None)
+    begin = min((noticed_at(event) for event in events if event["kind"] in {FAULT, LOST}), default=None)
     several = any(event.get("engine_id") for event in events)
     return [_event_line(event, begin, several) for event in events if event["kind"] != ARMED]
 
@@ -108,6 +112,8 @@ def _event_detail(event: Mapping[str, Any]) -> str:
         rank = "" if fault.get("rank") is None else f" in rank {fault['rank']}"
         phase = f" at {fault['phase']}" if fault.get("phase") else ""
         return f"{fault['error_type']}{rank}{phase}: {shorten(fault['message'], MESSAGE_CHARS, placeholder=' …')}"
+    if event["kind"] == RESTARTED:
+        return f"another process serves in its place after {event.get('interruption_s', 0.0):.1f} s"
     return str(event.get("reason") or "")
 
 
@@ -167,7 +173,9 @@ def _neighbours(neighbours: Neighbours) -> str:
         f"{seconds * 1000:.0f} ms"
         for seconds in (neighbours.longest_gap_s, neighbours.fault_free_p999_s, neighbours.fault_free_longest_gap_s)
     )
+    later = neighbours.restart_gap_s
+    starting = "" if later is None else f", {later * 1000:.0f} ms until the lost engine core was replaced"
     return (
-        f"{neighbours.streams} not interrupted: longest gap between two tokens meanwhile {longest}; "
+        f"{neighbours.streams} not interrupted: longest gap between two tokens meanwhile {longest}{starting}; "
         f"without a fault 99.9 % within {usual}, longest {usual_longest}"
     )

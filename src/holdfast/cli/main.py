@@ -39,6 +39,7 @@ _COMMANDS = (
     _Command("classify", "Say of which class a fault is, and why: an error's text, an exit code, or the whole table."),
     _Command("demo", "Watch a real server get hurt and carry on."),
     _Command("bench", "Measure recovery and overhead."),
+    _Command("chaos", "Kill processes of a real server at random under load, and prove that nothing was lost."),
 )
 
 # Everything after the subcommand's name, --help included, is for the subcommand itself.

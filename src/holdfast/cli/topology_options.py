@@ -25,7 +25,8 @@ def _parse(name: str | Topology) -> Topology:
 
 
 OneTopology = Annotated[
-    Topology, typer.Option("--topology", parser=_parse, metavar="NAME", show_default="one", help=_HELP)
+    Topology | None,
+    typer.Option("--topology", parser=_parse, metavar="NAME", show_default="what shows best", help=_HELP),
 ]
 Topologies = Annotated[
     list[Topology] | None,

@@ -50,6 +50,11 @@ class InjectionSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         if self.kind is FaultKind.NAN and self.phase is not Phase.FORWARD:
             raise ValueError(f"nan is of the phase {Phase.FORWARD}, not of {self.phase}")
 
+    @property
+    def kills_engine_core(self) -> bool:
+        """Whether the process of an engine core is gone after it, not that of a worker."""
+        return self.kind is FaultKind.KILL and not self.phase.in_worker
+
 
 class Trap:
     """Counts passages of one armed fault. Call `passes` at its phase; raises when it is time."""

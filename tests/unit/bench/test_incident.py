@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import pytest
 
-from holdfast.bench.incident import blast_radius, misreported, paused_s, rebuild_s, root_cause, window_of
+from holdfast.bench.incident import (
+    MOVED_WITHIN_S,
+    blast_radius,
+    felt_window,
+    misreported,
+    paused_s,
+    rebuild_s,
+    root_cause,
+    window_of,
+)
 from holdfast.core.faults import Phase
-from holdfast.core.injection import InjectionSpec
-from support.incidents import event, fault, incident
+from holdfast.core.injection import FaultKind, InjectionSpec
+from support.incidents import Event, event, fault, incident, loss
 
 
 def test_the_window_spans_all_faults_and_recoveries() -> None:
@@ -112,3 +121,60 @@ def test_a_process_beside_the_engine_cores_makes_no_window() -> None:
     window = window_of([gone, *incident(1.0, 2.0)])
     assert window is not None
     assert window.recovered_s == pytest.approx(2.0, abs=0.01)
+
+
+def test_a_lost_engine_core_has_recovered_once_another_process_serves() -> None:
+    """Alone in its group there is no recovery to be told."""
+    window = window_of(loss(1.0, 21.0, 1), engine_id=1)
+    assert window is not None
+    assert (window.fault_s, window.recovered_s) == pytest.approx((1.0, 21.0), abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("engines", "beside", "end_s"),
+    [
+        ({0, 1}, [], 1.0 + MOVED_WITHIN_S),
+        ({1}, [], 21.0),
+        ({0, 1}, [event("engine-paused", 1.1, 0)], 21.0),
+    ],
+    ids=["a sibling", "alone", "in lockstep"],
+)
+def test_streams_of_a_lost_engine_core_wait_for_another_only_without_a_sibling(
+    engines: set[int], beside: list[Event], end_s: float
+) -> None:
+    """A sibling takes them at once; a peer that had to pause cannot."""
+    window = felt_window([*loss(1.0, 21.0, 1), *beside], 1, engines)
+    assert window is not None
+    assert window.recovered_s == pytest.approx(end_s, abs=0.01)
+
+
+def test_a_refilled_standby_makes_no_window() -> None:
+    """It is told with its engine, to which nothing happened."""
+    assert window_of([event("standbys-changed", 1.0)]) is None
+
+
+def test_a_group_waits_for_a_newcomer_but_its_pause_does_not() -> None:
+    """Whoever takes a lost one's place stands from the start; how long the others took to stand still is the figure."""
+    lost, *back = loss(1.0, 21.0, 1)
+    events = [lost, event("engine-paused", 1.1, 0), *back, event("engine-paused", 21.1, 1)]
+    assert paused_s(events) == pytest.approx(0.1, abs=0.005)
+    assert blast_radius(events[:2], frozenset({0, 1})) == []
+
+
+KILL = InjectionSpec(phase=Phase.SCHEDULE_END, kind=FaultKind.KILL, engine_id=1)
+
+
+@pytest.mark.parametrize(
+    ("events", "injection", "problems"),
+    [
+        (loss(1.0, 2.0, 1), KILL, []),
+        (loss(1.0, 2.0, 0), KILL, ["engine core 0 was lost", "the loss of engine core 1 was not reported"]),
+        ([fault(1.0, 1, 1), *loss(1.0, 2.0, 1)], InjectionSpec(phase=Phase.FORWARD, engine_id=1, rank=1), None),
+    ],
+    ids=["reported", "another one", "of a worker's fault"],
+)
+def test_exactly_the_engine_core_that_was_killed_is_lost(
+    events: list[Event], injection: InjectionSpec, problems: list[str] | None
+) -> None:
+    """A fault of a worker must not take it along."""
+    assert misreported(events, injection) == (["engine core 1 was lost"] if problems is None else problems)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from holdfast.bench.harms import Harm
 from holdfast.bench.scenarios import (
     OF_ONE_RANK,
     STEPS_PER_AGREEMENT,
@@ -14,6 +15,7 @@ from holdfast.bench.scenarios import (
 )
 from holdfast.bench.topologies import DP2, MOE, MOE_EP, ONE, TOPOLOGIES, TP2, Topology
 from holdfast.core.faults import Phase
+from holdfast.core.injection import FaultKind
 
 INSIDE_A_RECOVERY = {Phase.RECOVERY, Phase.REBUILD, Phase.RESUME}
 MANY_RANKS = [topology for topology in TOPOLOGIES if topology.ranks > 1]
@@ -86,3 +88,14 @@ def test_a_soak_draws_places_and_phases_that_the_topology_has(topology: Topology
 def test_an_engine_core_has_no_ranks() -> None:
     """A fault in it is armed for rank 0 whichever rank was drawn."""
     assert {one.rank for one in random_scenarios(TP2, 200, 3) if not one.phase.in_worker} == {0}
+
+
+@pytest.mark.parametrize("topology", TOPOLOGIES, ids=lambda t: t.name)
+def test_every_process_is_killed_in_its_turn(topology: Topology) -> None:
+    """Each worker, or each engine core."""
+    workers, cores = (scenarios_of(topology, harm) for harm in (Harm.KILL_WORKER, Harm.KILL_ENGINE))
+    assert [(one.engine_id, one.rank) for one in workers] == topology.places
+    assert [one.engine_id for one in cores] == list(range(topology.engines))
+    assert {one.injection(200).kind for one in (*workers, *cores)} == {FaultKind.KILL}
+    assert all(one.injection(200).kills_engine_core for one in cores)
+    assert not any(one.injection(200).kills_engine_core for one in workers)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from holdfast.bench.topologies import MOE_EP, ONE, TOPOLOGIES, TP2, Topology, one_rank, topology_named
+from holdfast.bench.topologies import MOE_EP, ONE, TOPOLOGIES, TP2, Standby, Topology, one_rank, topology_named
 
 
 def test_names_are_unique() -> None:
@@ -32,3 +32,16 @@ def test_topologies_of_one_model_share_their_comparison() -> None:
 def test_only_engines_of_a_mixture_of_experts_run_in_lockstep(topology: Topology) -> None:
     """Dense data-parallel engines share no collectives."""
     assert topology.lockstep == (topology.model == "moe" and topology.engines > 1)
+
+
+@pytest.mark.parametrize(
+    ("standby", "arguments"),
+    [
+        (Standby.NONE, ()),
+        (Standby.PLAIN, ("--standby-workers", "1")),
+        (Standby.PRELOADED, ("--standby-workers", "2", "--standby-preload")),
+    ],
+)
+def test_every_rank_has_a_standby_that_fits(standby: Standby, arguments: tuple[str, ...]) -> None:
+    """One that has read a rank's weights can become no other."""
+    assert standby.arguments(TP2.ranks_per_engine) == arguments

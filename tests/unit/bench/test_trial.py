@@ -5,7 +5,7 @@ from __future__ import annotations
 from holdfast.bench.trial import judge
 from holdfast.chaos.history import History
 from holdfast.chaos.streams import Load, StreamSpec
-from support.incidents import event, incident
+from support.incidents import event, incident, loss
 
 
 def answer(
@@ -100,3 +100,22 @@ def test_streams_that_the_server_placed_share_one_window() -> None:
     outcome = judge([answer([1, 2])], load_with(answer([1, 2], gap_s=0.5)), incident(0.6, 0.7), [])
     assert outcome.waits_s() == [0.5]
     assert outcome.neighbours is None
+
+
+def test_streams_that_moved_and_those_beside_are_measured_around_the_loss() -> None:
+    """What the start of another process costs the neighbours is told apart."""
+    run = load_with(
+        answer(TOKENS, name="hurt", engine_id=0, gap_s=0.5),
+        answer([*TOKENS, 6], name="spared", engine_id=1, gap_s=0.1, begin_s=0.4),
+    )
+    run.histories[1].arrivals_s[-1] = 9.0
+    outcome = judge(REFERENCE, run, loss(0.6, 20.0, 0), [])
+    assert outcome.interruptions_s == {"hurt": 0.5, "spared": None}
+    assert outcome.neighbours is not None
+    assert outcome.neighbours.longest_gap_s > 8.0  # it touches the move
+    run.histories[1].arrivals_s[:] = [0.5, 0.6, 0.7, 1.4, 1.8, 9.0]
+    neighbours = judge(REFERENCE, run, loss(0.6, 20.0, 0), []).neighbours
+    assert neighbours is not None
+    assert abs(neighbours.longest_gap_s - 0.7) < 1e-9
+    assert neighbours.restart_gap_s is not None
+    assert abs(neighbours.restart_gap_s - 7.2) < 1e-9

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,12 @@ import pytest
 from typer.testing import CliRunner
 
 from holdfast.bench.figures import RecoveryDocument, TopologyFigures, Trial, figures_of
+from holdfast.bench.harms import Harm
 from holdfast.bench.machine import describe_machine
 from holdfast.bench.overhead import METRICS, Burst, OverheadDocument, Pair, ratio_of
 from holdfast.bench.recovery import RecoverySettings
 from holdfast.bench.restart import Restart
-from holdfast.bench.topologies import DP2, ONE, TP2, Topology
+from holdfast.bench.topologies import DP2, ONE, TP2, Standby, Topology
 from holdfast.bench.trial import Neighbours
 from holdfast.chaos.processes import SessionUsage
 from holdfast.cli import bench
@@ -264,6 +266,7 @@ def test_a_soak_draws_so_many_faults_and_prints_its_seed(monkeypatch: pytest.Mon
         (("--topology", "tp3"), "none of one, tp2, pp2, dp2, moe, moe-ep"),
         (("--soak", "3", "--scenario", "forward"), "a soak draws its own faults"),
         (("--seed", "3"), "give --soak as well"),
+        (("--soak", "3", "--fault", "kill-worker"), "a soak draws exceptions"),
     ],
 )
 def test_what_cannot_be_asked_is_exit_2(arguments: tuple[str, ...], said: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -277,3 +280,26 @@ def test_a_soak_says_how_to_draw_it_again(monkeypatch: pytest.MonkeyPatch) -> No
     """Above its table."""
     result = invoke(monkeypatch, "recovery", recovery_document(figures(trial(0.02)), seed=41))
     assert "--seed 41" in result.stdout
+
+
+def test_kills_are_measured_with_and_without_somebody_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each on a server of its own, on the topology that shows it best."""
+    asked = Asked(monkeypatch)
+    chosen = asked.by("--fault", "kill-worker", "--standby", "none", "--standby", "preloaded").chosen
+    assert [(topology.name, topology.standby) for topology, _ in chosen] == [("one", "none"), ("one", "preloaded")]
+    [(topology, scenarios)] = asked.by("--fault", "kill-engine").chosen
+    assert topology.name == "dp2"
+    assert [one.harm for one in scenarios] == [Harm.KILL_ENGINE] * 2
+
+
+def test_a_table_of_kills_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With what stood ready, what must be reached there, and how long a lost engine core was away."""
+    killed = msgspec.structs.replace(trial(0.9), harm=Harm.KILL_WORKER, scenario="worker killed")
+    ready = replace(ONE, standby=Standby.PRELOADED)
+    result = invoke(monkeypatch, "recovery", recovery_document(figures(killed, topology=ready)))
+    assert "one with a preloaded standby: workers killed on a running server" in result.stdout
+    assert "MISSED  interruption, median: 900 ms (to reach: 800 ms)" in result.stdout
+    assert "times shorter than a restart: 22 (to reach: 15)" in result.stdout
+    lost = msgspec.structs.replace(trial(0.1), harm=Harm.KILL_ENGINE, replaced_s=21.0)
+    result = invoke(monkeypatch, "recovery", recovery_document(figures(lost, topology=DP2)))
+    assert "another engine core served in place of a lost one after 21.0 s in the median" in result.stdout

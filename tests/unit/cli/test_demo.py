@@ -24,7 +24,7 @@ from holdfast.cli.topology_options import choose_place
 from holdfast.core.errors import WorldError
 from holdfast.core.faults import Phase
 from holdfast.core.injection import InjectionSpec
-from support.incidents import Event, event, fault, incident
+from support.incidents import Event, event, fault, incident, loss
 
 REPORT = {"requests": 8, "kept_blocks": 9, "evicted_blocks": 3, "rebuild_s": 0.21}
 EVENTS = [
@@ -82,6 +82,26 @@ def test_a_stream_of_an_independent_engine_keeps_flowing() -> None:
     first, second, *_ = shown(screen([hurt, spared], [fault(2.0, engine_id=0)], 9)).splitlines()
     assert "INTERRUPTED" in first
     assert "flowing" in second
+
+
+def test_a_stream_of_a_lost_engine_core_has_moved_as_soon_as_a_token_comes() -> None:
+    """Long before another process is in its place."""
+    hurt, spared = (answer([1, 2], [1.0, 2.1], finish=None) for _ in range(2))
+    hurt.engine_id, spared.engine_id = 0, 1
+    first, second, *lines = shown(screen([hurt, spared], loss(2.0, 22.0, 0)[:1], 9)).splitlines()
+    assert "moved after 1100 ms" in first
+    assert "flowing" in second
+    assert "engine lost" in lines[0]
+    waiting, *_ = shown(screen([answer([1], [1.0], finish=None)], loss(2.0, 22.0, 0)[:1], 9)).splitlines()
+    assert "INTERRUPTED" in waiting
+
+
+def test_another_process_in_its_place_is_told_with_how_long_it_took() -> None:
+    """Timed from the loss."""
+    events = loss(2.0, 22.0, 1)
+    *_, line = event_lines([*events[:-1], {**events[-1], "interruption_s": 20.0}])
+    assert "+20000.0 ms" in line
+    assert "another process serves in its place after 20.0 s" in line
 
 
 def test_a_finished_stream_is_done_and_a_failed_one_failed() -> None:

@@ -11,7 +11,7 @@ import typer
 
 import holdfast
 
-COMMANDS = ("serve", "status", "apply", "events", "inject", "doctor", "demo", "bench")
+COMMANDS = ("serve", "status", "apply", "events", "inject", "doctor", "demo", "bench", "chaos")
 
 
 @pytest.fixture

@@ -1,5 +1,8 @@
 """The front end's journal holds what is open: the request, and exactly what was delivered."""
 
+import gc
+import tracemalloc
+
 from holdfast.core.open_requests import OpenRequests
 
 
@@ -41,3 +44,49 @@ def test_requests_may_be_closed_while_they_are_gone_through_oldest_first():
         seen.append(request_id)
         requests.close(request_id)
     assert (seen, len(requests)) == (["a", "b"], 0)
+
+
+def traced_bytes(work):
+    gc.collect()
+    tracemalloc.start()
+    try:
+        kept = work()
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0], kept
+    finally:
+        tracemalloc.stop()
+
+
+STREAMS, TOKENS = 500, 1000
+
+
+def test_five_hundred_open_streams_take_eight_bytes_a_token_and_little_besides():
+    """What a token costs is bounded, whatever its value, and so is what a request costs beside its tokens."""
+
+    def fill():
+        requests = OpenRequests()
+        for number in range(STREAMS):
+            requests.open(f"request {number}", None)
+        for token in range(TOKENS):  # as they come: one of each stream at a time
+            for number in range(STREAMS):
+                requests.deliver(f"request {number}", [token + 100_000])
+        return requests
+
+    held, requests = traced_bytes(fill)
+    assert requests.delivered_bytes == STREAMS * TOKENS * 8
+    assert held < requests.delivered_bytes * 1.15 + STREAMS * 512, f"{held / STREAMS / TOKENS:.2f} bytes a token"
+    print(f"{held / 2**20:.2f} MiB for {STREAMS} streams of {TOKENS} tokens")
+
+
+def test_five_hundred_streams_that_have_ended_leave_nothing():
+    def fill_and_empty():
+        requests = OpenRequests()
+        for number in range(STREAMS):
+            requests.open(f"request {number}", None)
+            requests.deliver(f"request {number}", range(TOKENS))
+        for request_id in requests:
+            requests.close(request_id)
+        return requests
+
+    held, _ = traced_bytes(fill_and_empty)
+    assert held < 64 * 1024  # the table of a dictionary that was larger once

@@ -73,7 +73,9 @@ class SimulatedClient:
                     self._send(effect.engine_id, effect.message)
                 case OrderRecovery():
                     self._order_recovery(effect)
-                case CloseRendezvous() | ReplaceEngine():
+                case ReplaceEngine():
+                    self._sim.replace(effect)
+                case CloseRendezvous():
                     pass
                 case Publish():
                     self._published(effect)
@@ -99,6 +101,10 @@ class SimulatedClient:
         self._sim.note(f"event {event.sequence}: {event.kind} of {event.engine_id}, {event.state}, epoch {event.epoch}")
         self.events.append(event)
         self._sim.law(event.sequence == len(self.events) == effect.view.sequence, "events have no gaps")
+        if event.engine_id is not None and event.kind is EventKind.ENGINE_LOST:
+            self._sim.front_end.lost(event.engine_id)
+        if event.engine_id is not None and event.kind is EventKind.ENGINE_RESTARTED:
+            self._sim.front_end.returned(event.engine_id)
         stands = event.kind in (EventKind.ENGINE_PAUSED, EventKind.RECOVERY_FAILED)
         if stands and event.engine_id is not None and self._sim.scenario.policy == "external":
             self._ask_operator(event.engine_id)

@@ -6,11 +6,12 @@ from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING
 
+from holdfast.chaos.simulation.front_end import Request
 from holdfast.core import messages as m
 from holdfast.core.classification import default_classifier, fault_of
 from holdfast.core.faults import Fault, FaultClass, deeper
 from holdfast.core.injection import InjectedFault, InjectionSpec
-from holdfast.hosts.fake import EngineOptions, FakeEngineCore, Interrupted, WorkerFailed, fault_free_output
+from holdfast.hosts.fake import EngineOptions, FakeEngineCore, Interrupted, WorkerFailed
 from holdfast.sentinel.quarantine import Quarantine
 
 if TYPE_CHECKING:
@@ -20,9 +21,11 @@ if TYPE_CHECKING:
 class SimulatedEngine:
     """What the EngineCoreSentinel and its busy loop are in earnest, over a pretend engine core."""
 
-    def __init__(self, simulation: Simulation, engine_id: int, options: EngineOptions) -> None:
+    def __init__(self, simulation: Simulation, engine_id: int, options: EngineOptions, pid: int = 1) -> None:
         self._sim = simulation
         self._id = engine_id
+        self.options = options
+        self.pid = pid
         self._host = FakeEngineCore(engine_id, options, self)
         self._epoch = 0
         self._rank_fault: Fault | None = None
@@ -32,37 +35,50 @@ class SimulatedEngine:
         self._gone = False
         self._recovering = False
         self._quarantine = Quarantine(engine_id, self._send, lambda: self._epoch)
-        self._streams: dict[str, list[int]] = {}
-        self.expected: dict[str, list[int]] = {}
-        self._draw_requests(options)
 
-    def _draw_requests(self, options: EngineOptions) -> None:
-        dice = self._sim.dice
-        common = [dice.randrange(997) for _ in range(17)]  # long enough to share blocks
+    @property
+    def engine_id(self) -> int:
+        return self._id
+
+    @property
+    def ranks(self) -> int:
+        return self.options.ranks
+
+    def draw_requests(self) -> None:
+        """Clients that will come to it, some of whom go away again."""
+        dice, front_end = self._sim.dice, self._sim.front_end
+        common, names = [dice.randrange(997) for _ in range(17)], []  # long enough to share blocks
         for index in range(self._sim.scenario.requests_per_engine):
             own = [dice.randrange(997) for _ in range(dice.randint(1, 4))]
             prompt, length = common[: dice.choice([0, 8, 17])] + own, dice.randint(1, 14)
-            name = f"{self._id}.{index}"
-            self.expected[name] = fault_free_output(prompt, length, options.ranks)
-            self._sim.time.after(dice.choice([0.0, 0.1, 0.2]), partial(self._accept, name, prompt, length))
-        for name in dice.sample(sorted(self.expected), self._sim.scenario.aborts):
-            self._sim.time.after(dice.uniform(0.0, 0.5), partial(self._abort, name))
+            request = Request(f"{self._id}.{index}", tuple(prompt), length, self.ranks)
+            front_end.expect(request)
+            names.append(request.name)
+            self._sim.time.after(dice.choice([0.0, 0.1, 0.2]), partial(front_end.accept, request, self._id))
+        for name in dice.sample(sorted(names), self._sim.scenario.aborts):
+            self._sim.time.after(dice.uniform(0.0, 0.5), partial(front_end.abort, name))
 
     # ---- its life
 
     def start(self) -> None:
-        workers = tuple(m.WorkerAttached(rank=w.rank, pid=2 + w.rank, hooks=("step",)) for w in self._host.workers)
-        self._send(m.EngineAttached(engine_id=self._id, pid=1, hooks=("step",), workers=workers))
+        workers = tuple(
+            m.WorkerAttached(rank=w.rank, pid=self.pid + 1 + w.rank, hooks=("step",)) for w in self._host.workers
+        )
+        self._send(m.EngineAttached(engine_id=self._id, pid=self.pid, hooks=("step",), workers=workers))
         if self._sim.dice.random() < self._sim.scenario.worker_lost:
             self._sim.time.after(self._sim.dice.uniform(0.0, 2.0), self._lose_worker)
         if self._sim.dice.random() < self._sim.scenario.lost:
-            self._sim.time.after(self._sim.dice.uniform(0.0, 2.0), self._die)
+            self._sim.time.after(self._sim.dice.uniform(0.0, 2.0), self.die)
         self._turn()
 
     def stop(self) -> None:
         self._gone = True
 
-    def _die(self) -> None:
+    @property
+    def is_gone(self) -> bool:
+        return self._gone
+
+    def die(self) -> None:
         if not self._gone:
             self._gone = True
             self._sim.time.after(self._sim.dice.uniform(0.0, 0.1), lambda: self._sim.client.lost(self._id))
@@ -91,11 +107,9 @@ class SimulatedEngine:
         self._rank_fault = deeper(self._rank_fault, fault)
         self._send(m.EngineFaulted(engine_id=self._id, epoch=self._epoch, fault=fault))
 
-    def is_done(self) -> bool:
-        return not self._gone and self._error is None and self.finished_requests() == len(self.expected)
-
-    def finished_requests(self) -> int:
-        return sum(self._streams.get(name) == tokens for name, tokens in self.expected.items())
+    @property
+    def runs(self) -> bool:
+        return not self._gone and self._error is None
 
     def why_ended(self, request_id: str) -> str:
         """What the client of a request was told that was ended with an error."""
@@ -104,14 +118,10 @@ class SimulatedEngine:
     def arm(self, spec: InjectionSpec) -> None:
         (self._host.workers[spec.rank] if spec.phase.in_worker else self._host).arm(spec)
 
-    def _accept(self, name: str, prompt: list[int], max_tokens: int) -> None:
-        if name in self.expected:
-            self._streams[name] = []
-            self._host.add(name, prompt, max_tokens)
+    def add(self, request: Request, history: list[int]) -> None:
+        self._host.add(request.name, request.prompt, request.max_tokens, history)
 
-    def _abort(self, name: str) -> None:
-        del self.expected[name]
-        self._streams.pop(name, None)
+    def abort(self, name: str) -> None:
         self._host.abort(name)
 
     # ---- the busy loop
@@ -132,17 +142,8 @@ class SimulatedEngine:
         self._sim.time.after(self._sim.dice.uniform(0.005, 0.02), self._turn)
 
     def _stream_outputs(self) -> None:
-        for request_id in self._host.requests.ended.keys() & self.expected.keys():
-            self._sim.law(self._sim.scenario.is_guilty(request_id), f"request {request_id} is ended for a reason")
-            del self.expected[request_id]
-            self._streams.pop(request_id, None)
-        for output in self._host.take_outputs():
-            stream = self._streams.get(output.request_id)
-            if stream is not None:
-                expected = self.expected[output.request_id]
-                right = len(stream) < len(expected) and expected[len(stream)] == output.token
-                self._sim.law(right, f"request {output.request_id} gets the tokens of a fault-free run")
-                stream.append(output.token)
+        self._sim.front_end.end(self, self._host.requests.ended)
+        self._sim.front_end.deliver(self, self._host.take_outputs())
 
     def _hold(self, error: Exception) -> None:
         if self._sim.dice.random() < self._sim.scenario.stuck:
@@ -174,7 +175,7 @@ class SimulatedEngine:
 
     def _give_up(self) -> None:
         if self._error is not None and self._sim.time.now >= self._deadline_s:
-            self._die()
+            self.die()
 
     # ---- what its sentinel does
 

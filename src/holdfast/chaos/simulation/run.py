@@ -12,12 +12,16 @@ from dataclasses import dataclass
 
 from holdfast.chaos.simulation.client import CALM, SimulatedClient
 from holdfast.chaos.simulation.engine import SimulatedEngine
+from holdfast.chaos.simulation.front_end import SimulatedFrontEnd
 from holdfast.chaos.simulation.scenario import Scenario, draw_scenario
 from holdfast.chaos.simulation.virtual_time import VirtualTime
 from holdfast.core import messages as m
+from holdfast.core.effects import ReplaceEngine
 from holdfast.core.events import EventKind
+from holdfast.core.states import EngineState
 
 TICK_S = 0.25
+ATTACH_TIMEOUT_S = 2.0
 
 
 class LawBroken(AssertionError):
@@ -33,6 +37,8 @@ class Outcome:
     recoveries: int
     failed_recoveries: int
     worker_restarts: int
+    engine_restarts: int
+    moved_requests: int
     lost_messages: int
     finished_requests: int
     virtual_s: float
@@ -48,7 +54,10 @@ class Simulation:
         self.lost_messages = 0
         self._trace: deque[str] = deque(maxlen=40)
         self.client = SimulatedClient(self)
+        self.front_end = SimulatedFrontEnd(self)
         self.engines = [SimulatedEngine(self, i, options) for i, options in enumerate(scenario.engines)]
+        for engine in self.engines:
+            engine.draw_requests()
         for spec in scenario.faults:
             self.engines[spec.engine_id].arm(spec)
         for engine in self.engines:
@@ -69,8 +78,10 @@ class Simulation:
             recoveries=kinds[EventKind.ENGINE_RECOVERED],
             failed_recoveries=kinds[EventKind.RECOVERY_FAILED],
             worker_restarts=sum(e.worker_restarts for e in self.client.instance.view().engines),
+            engine_restarts=kinds[EventKind.ENGINE_RESTARTED],
+            moved_requests=self.front_end.moved,
             lost_messages=self.lost_messages,
-            finished_requests=sum(e.finished_requests() for e in self.engines),
+            finished_requests=self.front_end.finished,
             virtual_s=self.time.now,
         )
 
@@ -102,6 +113,34 @@ class Simulation:
         for _ in range(copies):
             self.time.after(0.0001 + dice.random() * weather.delay_s, lambda: deliver(data))
 
+    # ---- what the launcher of the engine cores does
+
+    def replace(self, order: ReplaceEngine) -> None:
+        """Another engine core in the place of one that is gone, or has to go; it may die while it starts."""
+        self.engines[order.engine_id].stop()
+        starts_in_s = order.after_s + self.dice.uniform(0.5, 2.0)
+        fails = self.dice.random() < self.scenario.lost
+        self.time.after(starts_in_s, lambda: self._start_another(order.engine_id, fails))
+
+    def _start_another(self, engine_id: int, fails: bool) -> None:
+        if self.client.ended is not None:
+            return
+        if fails:
+            self.client.lost(engine_id)
+            return
+        old = self.engines[engine_id]
+        newcomer = self.engines[engine_id] = SimulatedEngine(self, engine_id, old.options, old.pid + 10)
+        newcomer.start()
+        self.time.after(ATTACH_TIMEOUT_S, lambda: self._give_up_unless_attached(newcomer))
+
+    def _give_up_unless_attached(self, newcomer: SimulatedEngine) -> None:
+        """Its first word may be lost."""
+        known = self.client.instance.view().engine(newcomer.engine_id)
+        waited_for = known is not None and known.state is EngineState.RESTARTING
+        if waited_for and not newcomer.is_gone and self.client.ended is None:
+            newcomer.stop()
+            self.client.lost(newcomer.engine_id)
+
     def _tick(self) -> None:
         self.client.tick()
         self.time.after(TICK_S, self._tick)
@@ -110,14 +149,11 @@ class Simulation:
         if self.client.ended is not None:
             return True
         calm = all(e.state in CALM for e in self.client.instance.view().engines)
-        return calm and all(e.is_done() for e in self.engines)
+        return calm and self.front_end.is_done and all(e.runs for e in self.engines)
 
     def _check_streams(self) -> None:
-        for engine in self.engines:
-            complete = engine.finished_requests() == len(engine.expected)
-            self.law(
-                complete or self.client.ended is not None, "an accepted request finishes, or the instance says why not"
-            )
+        finished = self.front_end.is_done or self.client.ended is not None
+        self.law(finished, "an accepted request finishes, or the instance says why not")
 
 
 def simulate(seed: int) -> Outcome:

@@ -37,7 +37,8 @@ class Scenario:
     stuck: float = 0.0  # the odds that a busy loop never comes back from a fault
     worker_lost: float = 0.0  # the odds, per engine core, that the process of one of its ranks dies
     max_worker_restarts: int = 3
-    lost: float = 0.0  # the odds, per engine core, that its process dies
+    lost: float = 0.0  # the odds, per engine core, that its process dies; also while it starts
+    max_engine_restarts: int = 0
     config: HoldfastConfig = field(init=False)
 
     def __post_init__(self) -> None:
@@ -48,7 +49,8 @@ class Scenario:
             retry_window_s=30.0,
             drain_timeout_s=2.0,
             containment_timeout_s=5.0,
-            max_engine_restarts=0,  # what takes its place is no part of this simulation
+            max_engine_restarts=self.max_engine_restarts,
+            engine_restart_window_s=120.0,
             max_worker_restarts=self.max_worker_restarts,
             worker_restart_window_s=120.0,
             worker_start_timeout_s=3.0,
@@ -66,7 +68,8 @@ class Scenario:
         one_recovery_s = c.containment_timeout_s + c.drain_timeout_s + c.rebuild_timeout_s + c.worker_start_timeout_s
         # After every worker restart the retries are counted anew.
         tries = (c.max_retries + 1) * (c.max_worker_restarts + 1)
-        pauses_s = LONGEST_PAUSE_S * c.max_worker_restarts
+        pauses_s = LONGEST_PAUSE_S * (c.max_worker_restarts + c.max_engine_restarts)
+        tries *= c.max_engine_restarts + 1  # in another process everything is counted anew
         return c.engine_recovery_timeout_s + c.containment_timeout_s + tries * one_recovery_s + pauses_s
 
 
@@ -100,6 +103,7 @@ def draw_scenario(seed: int) -> Scenario:
         lost=0.1 if rough else 0.0,
         worker_lost=dice.choice([0.0, 0.0, 0.5]),
         max_worker_restarts=dice.choice([0, 3, 3]),
+        max_engine_restarts=dice.choice([0, 3]),
     )
 
 

@@ -87,12 +87,12 @@ class FakeEngineCore:
 
     # ---- its front end
 
-    def add(self, request_id: str, prompt: Sequence[int], max_tokens: int) -> None:
-        """Accept a request. Raises `ValueError` for one that could never fit."""
+    def add(self, request_id: str, prompt: Sequence[int], max_tokens: int, history: Sequence[int] = ()) -> None:
+        """Accept a request, or go on behind its `history`. Raises `ValueError` for one that could never fit."""
         tokens = len(prompt) + max_tokens
         if not prompt or max_tokens < 1 or tokens > (self._options.blocks - 1) * self._options.block_size:
             raise ValueError(f"{len(prompt)} + {max_tokens} tokens do not fit")
-        self._scheduler.add(FakeRequest(request_id, tuple(prompt), max_tokens))
+        self._scheduler.add(FakeRequest(request_id, tuple(prompt), max_tokens, list(history)))
 
     def abort(self, request_id: str) -> None:
         if request_id in self._scheduler.requests:

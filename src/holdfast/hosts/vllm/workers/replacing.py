@@ -7,7 +7,9 @@ every newcomer has come that far. Runs on the busy loop's thread; every wait is 
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import time
 import uuid
 from collections.abc import Sequence
@@ -109,11 +111,13 @@ def _join(executor: HoldfastExecutor, ranks: Sequence[int], queue: Any, deadline
         executor.enqueue((JOIN, (encode(order),), {}, None), deadline - time.monotonic())
     wait_until_ready(queue, deadline, "a rank does not come to the new queue")
     for rank, handle in zip(ranks, handles, strict=True):
+        unlink_sockets(executor.response_mqs[rank])
         executor.response_mqs[rank].shutdown()
         executor.workers[rank] = handle
         executor.response_mqs[rank] = handle.worker_response_mq
         wait_until_ready(handle.worker_response_mq, deadline, f"rank {rank} does not answer")
     executor.await_each(nonce, survivors, deadline)
+    unlink_sockets(executor.rpc_broadcast_mq)
     executor.attach_queue(queue)
     executor.futures_queue.clear()
     executor.is_failed = False
@@ -125,6 +129,17 @@ def _prepare(executor: HoldfastExecutor, ranks: Sequence[int], deadline: float) 
     nonce = uuid.uuid4().hex
     call = (nonce, tuple(ranks), executor.kv_cache_layout, executor.kv_cache_configs)
     executor.call_each((PREPARE, call, {}, None), nonce, range(executor.world_size), deadline)
+
+
+def unlink_sockets(queue: Any) -> None:
+    """Remove the files of a queue that nobody comes to any more: ZeroMQ leaves them, and so would every restart."""
+    for address in (queue.handle.local_subscribe_addr, queue.handle.local_notify_addr):
+        if address is not None and address.startswith(_IPC):
+            with contextlib.suppress(OSError):
+                os.unlink(address.removeprefix(_IPC))
+
+
+_IPC = "ipc://"
 
 
 def wait_until_ready(queue: Any, deadline: float, silence: str) -> None:

@@ -1,0 +1,41 @@
+"""Says what a server holds more of after a chaos run than before. Pure.
+
+A process that lived through it is compared with itself; all together are compared as a sum, which a process that
+took another's place changes a little.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+
+from holdfast.chaos.processes import SessionUsage
+
+ALLOWED = {"files": 1.02, "threads": 1.02, "resident_bytes": 1.10, "shared_segments": 1.0}
+# One of each may come and go by itself: a connection that is being closed, a thread of a pool.
+SLACK = {"files": 4, "threads": 2, "resident_bytes": 32 * 2**20, "shared_segments": 0}
+# A newcomer is not its predecessor's copy: it was started by another one, later.
+SLACK_OF_ALL = {"files": 16, "threads": 8, "resident_bytes": 256 * 2**20, "shared_segments": 2}
+
+Usage = Mapping[int, SessionUsage]
+
+
+def leaks(before: Usage, after: Usage) -> list[str]:
+    """Every growth beyond what is allowed, in words."""
+    survivors = sorted(before.keys() & after.keys())
+    found = [f"process {pid}: {what}" for pid in survivors for what in _grown(before[pid], after[pid], SLACK)]
+    found += [f"all processes: {what}" for what in _grown(total(before), total(after), SLACK_OF_ALL)]
+    if len(after) > len(before):
+        found.append(f"{len(before)} processes before, {len(after)} after")
+    return found
+
+
+def _grown(was: SessionUsage, now: SessionUsage, slack: Mapping[str, int]) -> list[str]:
+    pairs = ((name, getattr(was, name), getattr(now, name)) for name in ALLOWED)
+    return [f"{name} grew from {old} to {new}" for name, old, new in pairs if new > old * ALLOWED[name] + slack[name]]
+
+
+def total(usage: Usage) -> SessionUsage:
+    """The sum over processes; a segment that several have mapped counts as often."""
+    names = [field.name for field in fields(SessionUsage)]
+    return SessionUsage(**{name: sum(getattr(one, name) for one in usage.values()) for name in names})

@@ -1,0 +1,122 @@
+"""What a serving process is in earnest: clients with their streams, and the journal that lets requests move.
+
+Checks that every stream gets the tokens of a fault-free run, each once, wherever they are computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from holdfast.core.open_requests import OpenRequests
+from holdfast.core.states import EngineState
+from holdfast.hosts.fake import OutputToken, fault_free_output
+
+if TYPE_CHECKING:
+    from holdfast.chaos.simulation.engine import SimulatedEngine
+    from holdfast.chaos.simulation.run import Simulation
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request; only engines of so many ranks answer alike."""
+
+    name: str
+    prompt: tuple[int, ...]
+    max_tokens: int
+    ranks: int
+
+
+class SimulatedFrontEnd:
+    """The streams of all clients, and where each is computed."""
+
+    def __init__(self, simulation: Simulation) -> None:
+        self._sim = simulation
+        self._journal: OpenRequests[Request] = OpenRequests()
+        self._homes: dict[str, int | None] = {}  # none: it waits for somebody who can take it
+        self._streams: dict[str, list[int]] = {}
+        self._expected: dict[str, list[int]] = {}
+        self.moved = 0
+
+    # ---- clients
+
+    def expect(self, request: Request) -> None:
+        """A client will come with it."""
+        self._expected[request.name] = fault_free_output(request.prompt, request.max_tokens, request.ranks)
+
+    def accept(self, request: Request, engine_id: int) -> None:
+        if request.name in self._expected:
+            self._streams[request.name] = []
+            self._journal.open(request.name, request)
+            self._send([request.name], engine_id)
+
+    def abort(self, name: str) -> None:
+        """Its client goes away: it must not come back by any way."""
+        del self._expected[name]
+        self._streams.pop(name, None)
+        self._journal.close(name)
+        home = self._homes.pop(name, None)
+        if home is not None:
+            self._sim.engines[home].abort(name)
+
+    def end(self, engine: SimulatedEngine, request_ids: Iterable[str]) -> None:
+        """An engine has ended requests with an error."""
+        for name in [one for one in request_ids if one in self._journal and self._homes[one] == engine.engine_id]:
+            self._sim.law(self._sim.scenario.is_guilty(name), f"request {name} is ended for a reason")
+            del self._expected[name]
+            del self._streams[name]
+            self._journal.close(name)
+
+    def deliver(self, engine: SimulatedEngine, outputs: Iterable[OutputToken]) -> None:
+        """Outputs of one engine; what it says of a request that has left it is dropped."""
+        is_current = self._sim.engines[engine.engine_id] is engine
+        for output in outputs:
+            name = output.request_id
+            if is_current and name in self._journal and self._homes[name] == engine.engine_id:
+                self._take(name, output.token)
+
+    def _take(self, name: str, token: int) -> None:
+        stream, expected = self._streams[name], self._expected[name]
+        right = len(stream) < len(expected) and expected[len(stream)] == token
+        self._sim.law(right, f"request {name} gets the tokens of a fault-free run")
+        stream.append(token)
+        self._journal.deliver(name, [token])
+        if len(stream) == len(expected):
+            self._journal.close(name)
+
+    # ---- engines
+
+    def lost(self, engine_id: int) -> None:
+        """Its requests move to a sibling at once where there is one, else they wait for who takes its place."""
+        self._send([name for name in self._journal if self._homes[name] == engine_id], engine_id)
+
+    def returned(self, engine_id: int) -> None:
+        """Another process is in its place."""
+        self._send([name for name in self._journal if self._homes[name] is None], engine_id)
+
+    def _send(self, names: list[str], engine_id: int) -> None:
+        for name in names:
+            entry = self._journal.get(name)
+            assert entry is not None
+            began = name in self._homes
+            home = self._home_for(entry.request, engine_id)
+            self._homes[name] = home
+            if home is not None:
+                self.moved += began
+                self._sim.engines[home].add(entry.request, list(entry.delivered))
+
+    def _home_for(self, request: Request, preferred: int) -> int | None:
+        takers = [e for e in self._sim.client.instance.view().engines if e.state is not EngineState.RESTARTING]
+        alike = [e.engine_id for e in takers if self._sim.engines[e.engine_id].ranks == request.ranks]
+        return preferred if preferred in alike else next(iter(alike), None)
+
+    # ---- how it ended
+
+    @property
+    def is_done(self) -> bool:
+        return self.finished == len(self._expected)
+
+    @property
+    def finished(self) -> int:
+        return sum(self._streams.get(name) == tokens for name, tokens in self._expected.items())

@@ -1,0 +1,137 @@
+"""`holdfast chaos`: processes of a real server are killed at random under constant load; nothing may be lost.
+
+Exit 0 only if no answer was lost or changed, every process came back, and nothing leaked. The server is ended in
+every case.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import os
+import random
+import shutil
+import stat
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+from rich.console import Console
+
+from holdfast.bench.instrument import precise_client
+from holdfast.bench.machine import describe_machine
+from holdfast.bench.servers import MANY_FAULTS, server_spec
+from holdfast.bench.topologies import DP2, Standby, Topology
+from holdfast.chaos.campaign import Campaign, CampaignSettings
+from holdfast.chaos.model import default_model_folder
+from holdfast.chaos.processes import still_shared
+from holdfast.chaos.server import Server
+from holdfast.chaos.victims import ProcessKind
+from holdfast.cli.chaos_report import ChaosDocument, chaos_report, document_of
+from holdfast.cli.interrupting import ending_like_ctrl_c
+from holdfast.cli.topology_options import OneTopology
+from holdfast.core.errors import HoldfastError
+
+EXIT_BROKEN, EXIT_CANNOT_RUN, EXIT_INTERRUPTED = 1, 2, 130
+
+
+def chaos(  # noqa: PLR0913, PLR0917 - one parameter per option
+    topology: OneTopology = None,
+    minutes: Annotated[float, typer.Option(min=0.1, max=24 * 60, help="How long processes are killed.")] = 5.0,
+    period_s: Annotated[float, typer.Option("--period-s", min=1, help="Seconds between two kills, at least.")] = 60.0,
+    seed: Annotated[int | None, typer.Option(help="Draws the victims; by default a new one, printed.")] = None,
+    kinds: Annotated[list[ProcessKind] | None, typer.Option(help="Only such processes; may be repeated.")] = None,
+    standby: Annotated[Standby, typer.Option(help="Workers kept ready for a dead one's place.")] = Standby.PRELOADED,
+    clients: Annotated[int, typer.Option(min=1, max=16, help="Loads of nine answers side by side.")] = 2,
+    tokens: Annotated[int, typer.Option(min=40, max=1000, help="Tokens per answer.")] = 200,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the document as JSON instead.")] = False,
+    output: Annotated[Path | None, typer.Option(help="Write the JSON document to this file as well.")] = None,
+) -> None:
+    """Kill processes of a real vLLM server at random under constant load, and prove that no answer noticed."""
+    if importlib.util.find_spec("openai") is None:
+        typer.echo("holdfast chaos needs the openai client: pip install 'holdfast[demo]'", err=True)
+        raise typer.Exit(EXIT_CANNOT_RUN)
+    drawn = seed if seed is not None else random.randrange(1_000_000)
+    _say(f"victims are drawn with --seed {drawn}: the same seed draws the same")
+    chosen = tuple(dict.fromkeys(kinds)) if kinds else tuple(ProcessKind)
+    if standby is Standby.NONE:
+        chosen = tuple(kind for kind in chosen if kind is not ProcessKind.STANDBY)
+    settings = CampaignSettings(drawn, minutes, period_s, chosen, clients, tokens, _say)
+    with ending_like_ctrl_c():
+        document = _run_or_exit(replace(topology or DP2, standby=standby), settings)
+    _publish(document, as_json, output)
+    raise typer.Exit(0 if document.lawful else EXIT_BROKEN)
+
+
+def _run_or_exit(topology: Topology, settings: CampaignSettings) -> ChaosDocument:
+    try:
+        return _run(topology, settings)
+    except HoldfastError as error:
+        typer.echo(f"holdfast chaos: {error}", err=True)
+        raise typer.Exit(EXIT_CANNOT_RUN) from None
+    except KeyboardInterrupt:
+        typer.echo("holdfast chaos: stopped; its server has ended", err=True)
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
+def _run(topology: Topology, settings: CampaignSettings) -> ChaosDocument:
+    machine = describe_machine()
+    log = default_model_folder().parent / "logs" / f"chaos-{topology.name}.log"
+    log.unlink(missing_ok=True)
+    with _sockets_folder() as folder:
+        spec = server_spec(topology, log, *MANY_FAULTS)
+        server = Server(replace(spec, environment={**spec.environment, "TMPDIR": str(folder)}))
+        campaign = Campaign(server, settings)
+        try:
+            _say("starting the server")
+            server.start()
+            usual = _sockets(folder)
+            with precise_client():
+                asyncio.run(campaign.run())
+        finally:
+            exit_code = server.stop()
+        left_behind = _left_behind(server, campaign, _sockets(folder) - usual)
+    return document_of(topology, settings, machine, campaign, left_behind, exit_code)
+
+
+@contextmanager
+def _sockets_folder() -> Iterator[Path]:
+    """Where the server puts its sockets: what is left there after it was left behind. Short, as their paths must be."""
+    folder = Path(tempfile.mkdtemp(prefix="hf-"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sockets(folder: Path) -> int:
+    return sum(stat.S_ISSOCK(os.lstat(path).st_mode) for path in folder.rglob("*"))
+
+
+def _left_behind(server: Server, campaign: Campaign, sockets: int) -> tuple[str, ...]:
+    """`sockets` are those beyond what the host itself had when it began, and may leave."""
+    found = [f"process {pid}" for pid in server.orphans()]
+    found += sorted(f"shared memory {segment}" for segment in campaign.segments if still_shared(segment))
+    return (*found, *([f"{sockets} sockets in the temporary folder"] if sockets > 0 else []))
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _publish(document: ChaosDocument, as_json: bool, output: Path | None) -> None:
+    text = msgspec.json.format(msgspec.json.encode(document), indent=2).decode() + "\n"
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(text)
+    if as_json:
+        sys.stdout.write(text)
+        return
+    console = Console()
+    chaos_report(document, console if console.is_terminal else Console(width=100))

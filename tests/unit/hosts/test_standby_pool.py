@@ -1,0 +1,206 @@
+"""A pool of standbys: filled one by one, emptied by the ranks that need them, and never in a hurry after a death."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+pytest.importorskip("vllm")
+
+from holdfast.hosts.vllm.workers import gentle
+from holdfast.hosts.vllm.workers import standby as module
+from holdfast.hosts.vllm.workers.standby import PoolState, StandbyPool
+
+WITHIN_S = 10.0
+
+
+class Process:
+    """A process that a test ends; its sentinel is a pipe, as the system's is a descriptor that becomes readable."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.exitcode: int | None = None
+        self.sentinel, self._end = os.pipe()
+
+    def is_alive(self) -> bool:
+        return self.exitcode is None
+
+    def die(self, exitcode: int) -> None:
+        if self.exitcode is None:
+            self.exitcode = exitcode
+            os.close(self._end)
+
+
+class Standby:
+    """What `start` makes: a newcomer as far as the pool knows one."""
+
+    def __init__(self, pid: int, rank: int | None) -> None:
+        self.process, self.rank, self.killed = Process(pid), rank, False
+        self.orders, self._theirs = multiprocessing.Pipe()
+
+    def say_ready(self) -> None:
+        self._theirs.send_bytes(b"ready")
+
+    def kill(self) -> None:
+        self.killed = True
+        self.process.die(-9)
+
+
+class World:
+    """Starts standbys, and remembers what it was told and at which pace each was told to go."""
+
+    def __init__(self, *, preloaded: bool = True, refusals: int = 0) -> None:
+        self.made: list[Standby] = []
+        self.told: list[PoolState] = []
+        self.paces: list[tuple[int, str]] = []
+        self.preloaded, self.refusals = preloaded, refusals
+
+    def start(self, slot: int) -> Any:
+        if self.refusals:
+            self.refusals -= 1
+            raise OSError("no memory")
+        self.made.append(Standby(1000 + len(self.made), slot if self.preloaded else None))
+        return self.made[-1]
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> World:
+    made = World()
+    monkeypatch.setattr(module, "LOOK_S", 0.01)
+    monkeypatch.setattr(module, "REFILL_DELAY_S", 0.0)
+    monkeypatch.setattr(module, "LONGEST_PAUSE_S", 0.05)
+    for pace in ("slow_down", "hurry"):
+        monkeypatch.setattr(gentle, pace, lambda pid, pace=pace: made.paces.append((pid, pace)))
+    monkeypatch.setattr(module, "_resident_bytes", lambda _pid: 100)
+    return made
+
+
+@pytest.fixture
+def pool_of(world: World) -> Iterator[Callable[[int], StandbyPool]]:
+    pools: list[StandbyPool] = []
+
+    def make(size: int) -> StandbyPool:
+        pools.append(StandbyPool(size, world.start, world.told.append))
+        pools[-1].start()
+        return pools[-1]
+
+    yield make
+    for pool in pools:
+        pool.close()
+
+
+def until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + WITHIN_S
+    while not holds():
+        assert time.monotonic() < deadline, "it did not come to that"
+        time.sleep(0.002)
+
+
+def ready(world: World, count: int) -> bool:
+    return bool(world.told) and world.told[-1].ready == count
+
+
+def filled(world: World, count: int) -> None:
+    until(lambda: len(world.made) == count)
+    for one in world.made:
+        one.say_ready()
+    until(lambda: ready(world, count))
+
+
+Pools = Callable[[int], StandbyPool]
+
+
+def test_it_fills_gently_and_tells_what_it_holds(world: World, pool_of: Pools) -> None:
+    pool_of(2)
+    filled(world, 2)
+    assert world.told[-1] == PoolState(wanted=2, ready=2, memory_bytes=200)
+    assert world.paces == [(1000, "slow_down"), (1001, "slow_down")]
+    assert [one.rank for one in world.made] == [0, 1]
+
+
+def test_a_pool_of_none_starts_nothing(world: World, pool_of: Pools) -> None:
+    assert pool_of(0).take(0) is None
+    assert (world.made, world.told) == ([], [])
+
+
+def test_one_that_is_taken_is_told_to_hurry_and_another_takes_its_place(world: World, pool_of: Pools) -> None:
+    pool = pool_of(1)
+    filled(world, 1)
+    assert pool.take(0) is world.made[0]
+    assert (1000, "hurry") in world.paces
+    until(lambda: len(world.made) == 2)
+    assert not world.made[0].killed
+    until(lambda: ready(world, 0))
+
+
+def test_one_that_has_read_another_ranks_weights_does_not_fit(world: World, pool_of: Pools) -> None:
+    pool = pool_of(1)
+    filled(world, 1)
+    assert pool.take(1) is None
+    assert pool.take(0) is not None
+
+
+def test_one_without_weights_fits_every_rank(world: World, pool_of: Pools) -> None:
+    world.preloaded = False
+    pool = pool_of(1)
+    filled(world, 1)
+    assert pool.take(7) is world.made[0]
+
+
+def test_the_readiest_is_taken_and_one_that_is_not_ready_is_better_than_none(world: World, pool_of: Pools) -> None:
+    world.preloaded = False
+    pool = pool_of(2)
+    until(lambda: len(world.made) == 2)
+    world.made[1].say_ready()
+    until(lambda: ready(world, 1))
+    assert pool.take(0) is world.made[1]
+    assert pool.take(0) is world.made[0]
+
+
+def test_one_that_dies_is_replaced_and_never_taken(world: World, pool_of: Pools) -> None:
+    pool = pool_of(1)
+    filled(world, 1)
+    world.made[0].process.die(-9)
+    assert pool.take(0) is not world.made[0]
+    until(lambda: len(world.made) == 2 and world.made[0].killed)
+    world.made[1].say_ready()
+    until(lambda: ready(world, 1))
+
+
+def test_one_that_cannot_be_started_is_tried_again(world: World, pool_of: Pools) -> None:
+    world.refusals = 3
+    pool_of(1)
+    filled(world, 1)
+
+
+def test_pauses_between_deaths_grow_and_one_that_is_ready_ends_them(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LONGEST_PAUSE_S", 60.0)
+    pool, now_s = StandbyPool(1, world.start, world.told.append), time.monotonic()
+    pauses = []
+    for _ in range(8):
+        pool._postpone("it died")
+        pauses.append(round(pool._fill_at - now_s))
+    assert pauses == [2, 4, 8, 16, 32, 60, 60, 60]
+    pool._fill_at = 0.0
+    pool._fill()
+    world.made[0].say_ready()
+    assert pool._look()
+    assert pool._failures == 0
+    pool.close()
+
+
+def test_closing_ends_every_standby_and_the_thread(world: World, pool_of: Pools) -> None:
+    pool = pool_of(2)
+    filled(world, 2)
+    pool.close()
+    assert all(one.killed for one in world.made)
+    assert not any(thread.name == "StandbyPool" for thread in threading.enumerate())
+    assert pool.take(0) is None
