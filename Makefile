@@ -47,7 +47,7 @@ check: setup ## ruff, mypy, import-linter, unit, contract and simulation tests: 
 		check-tests check-ruff check-format check-mypy check-imports
 
 check-tests:
-	$(BIN)/python -m pytest -q $(FAST_TESTS) $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile $(FAST_TESTS) $(PYTEST_ARGS)
 check-ruff:
 	$(BIN)/ruff check .
 check-format:
