@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,7 +10,9 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from holdfast.hosts.vllm.workers.replacing import unlink_sockets
+from vllm.distributed.device_communicators.shm_broadcast import MessageQueue
+
+from holdfast.hosts.vllm.workers.replacing import retire, unlink_sockets
 
 
 def queue(subscribe: str | None, notify: str | None) -> SimpleNamespace:
@@ -25,3 +28,25 @@ def test_the_sockets_of_a_queue_are_removed(tmp_path: Path) -> None:
     assert [file.exists() for file in files] == [False, False, True]
     unlink_sockets(queue(f"ipc://{files[0]}", None))
     unlink_sockets(queue("tcp://127.0.0.1:1", None))
+
+
+def held() -> tuple[int, int, int]:
+    """Open files, threads and mappings of shared memory of this process."""
+    mappings = Path("/proc/self/maps").read_text().count("/dev/shm/")
+    return len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task")), mappings
+
+
+def test_a_retired_queue_holds_nothing_though_somebody_still_refers_to_it() -> None:
+    def writer_and_reader() -> list[MessageQueue]:
+        writer = MessageQueue(1, 1)
+        return [writer, MessageQueue.create_from_handle(writer.export_handle(), 0)]
+
+    first = writer_and_reader()
+    for queue in first:
+        retire(queue)
+    before = held()
+    second = writer_and_reader()
+    assert held() > before
+    for queue in second:
+        retire(queue)
+    assert held() == before

@@ -56,12 +56,13 @@ def _join(proc: Any, order: JoinOrder) -> None:
     from vllm.distributed.device_communicators.shm_broadcast import MessageQueue
 
     from holdfast.hosts.vllm.communicators import stale
-    from holdfast.hosts.vllm.workers.replacing import wait_until_ready
+    from holdfast.hosts.vllm.workers.replacing import retire, wait_until_ready
 
     queue = MessageQueue.create_from_handle(to_handle(order.queue), proc.worker.worker.rank)
     wait_until_ready(queue, time.monotonic() + order.timeout_s, "the new queue is never ready")
     old, proc.rpc_broadcast_mq = proc.rpc_broadcast_mq, queue
     stale.replace_everywhere([old], {id(old): queue})
+    retire(old)
 
 
 def prepare(

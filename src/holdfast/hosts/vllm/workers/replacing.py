@@ -111,14 +111,15 @@ def _join(executor: HoldfastExecutor, ranks: Sequence[int], queue: Any, deadline
         executor.enqueue((JOIN, (encode(order),), {}, None), deadline - time.monotonic())
     wait_until_ready(queue, deadline, "a rank does not come to the new queue")
     for rank, handle in zip(ranks, handles, strict=True):
-        unlink_sockets(executor.response_mqs[rank])
-        executor.response_mqs[rank].shutdown()
+        retired = executor.response_mqs[rank]
         executor.workers[rank] = handle
         executor.response_mqs[rank] = handle.worker_response_mq
         wait_until_ready(handle.worker_response_mq, deadline, f"rank {rank} does not answer")
+        retire(retired)
     executor.await_each(nonce, survivors, deadline)
-    unlink_sockets(executor.rpc_broadcast_mq)
+    retired = executor.rpc_broadcast_mq
     executor.attach_queue(queue)
+    retire(retired)
     executor.futures_queue.clear()
     executor.is_failed = False
     executor.start_worker_monitor()
@@ -131,8 +132,22 @@ def _prepare(executor: HoldfastExecutor, ranks: Sequence[int], deadline: float) 
     executor.call_each((PREPARE, call, {}, None), nonce, range(executor.world_size), deadline)
 
 
+def retire(queue: Any) -> None:
+    """Give back what a queue holds that nobody comes to any more. The thread that has used it.
+
+    The host leaves that to the collection of garbage, which may be a long time off where an exception still
+    refers to whoever waited for the queue.
+    """
+    unlink_sockets(queue)
+    queue.shutting_down = True
+    for socket in (queue.local_socket, queue.remote_socket):
+        if socket is not None:
+            socket.context.destroy(linger=0)  # the queue's own, with all its sockets
+    queue.buffer = None
+
+
 def unlink_sockets(queue: Any) -> None:
-    """Remove the files of a queue that nobody comes to any more: ZeroMQ leaves them, and so would every restart."""
+    """Remove the files of a queue: ZeroMQ leaves them, and so would every restart."""
     for address in (queue.handle.local_subscribe_addr, queue.handle.local_notify_addr):
         if address is not None and address.startswith(_IPC):
             with contextlib.suppress(OSError):

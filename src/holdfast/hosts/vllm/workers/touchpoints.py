@@ -47,4 +47,5 @@ WORKER_TOUCHPOINTS: tuple[Touchpoint, ...] = (
     call(_QUEUE, "MessageQueue.export_handle", (), "survivors read from a new queue"),
     Touchpoint(_QUEUE, "Handle", "class", None, "survivors read from a new queue"),
     *attributes(_QUEUE, "MessageQueue", "local_socket", "a bounded wait for its readers"),
+    *attributes(_QUEUE, "MessageQueue", "remote_socket buffer shutting_down handle", "giving a queue's files back"),
 )
