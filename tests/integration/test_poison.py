@@ -145,7 +145,7 @@ def assert_ended_alone(bench: Bench, found: Found, guilty: Sequence[int]) -> Non
     assert run(well(bench.server)) is None
 
 
-@pytest.mark.parametrize("guilty", [31, 0, 13])
+@pytest.mark.parametrize("guilty", [31, in_matrix(0), in_matrix(13)])
 def test_one_poison_prompt_among_32_streams_ends_alone(bench: Bench, guilty: int) -> None:
     found = bench.through(poison(f"poison{guilty}"), guilty=[guilty])
     found.tell(f"poison at {guilty}")
@@ -159,6 +159,7 @@ def test_two_at_once_end_and_nobody_else(bench: Bench) -> None:
     assert_ended_alone(bench, found, [4, 21])
 
 
+@pytest.mark.matrix
 def test_one_that_begins_to_poison_in_the_middle_of_its_answer_ends_alone(bench: Bench) -> None:
     found = bench.through(poison("later", after_steps=bench.tokens // 2), guilty=[7])
     found.tell("in the middle of its answer")
@@ -196,6 +197,7 @@ def test_the_only_request_there_is_is_ended_too_if_it_kills_every_worker_that_it
     assert run(well(bench.server)) is None
 
 
+@pytest.mark.matrix
 def test_one_that_kills_every_engine_core_that_it_is_given_to_ends_and_everybody_else_is_exact(bench: Bench) -> None:
     if bench.topology is not ONE:
         pytest.skip("once is enough")
