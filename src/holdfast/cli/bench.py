@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import random
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, TypeVar
 
-import msgspec
 import typer
-from rich.console import Console
 
 from holdfast.bench.figures import RecoveryDocument
 from holdfast.bench.harms import Harm
@@ -22,15 +19,10 @@ from holdfast.bench.servers import make_model
 from holdfast.bench.topologies import ONE, Standby, Topology
 from holdfast.chaos.model import default_model_folder
 from holdfast.cli.bench_tables import overhead_report, recovery_report
-from holdfast.cli.interrupting import ending_like_ctrl_c
+from holdfast.cli.measuring import measured, publish, require_client, say
 from holdfast.cli.topology_options import Topologies
-from holdfast.core.errors import HoldfastError
 
 Document = TypeVar("Document", RecoveryDocument, OverheadDocument)
-
-EXIT_USAGE = 2
-EXIT_INTERRUPTED = 130
-TABLE_COLUMNS = 100
 
 app = typer.Typer(
     help="Measure recovery and overhead.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
@@ -61,6 +53,7 @@ def recovery(  # noqa: PLR0913, PLR0917 - one parameter per option
 ) -> None:
     """What a fault costs the clients, beside a full restart of the same server: an exception at each phase of a step,
     or the death of each worker or engine core."""
+    require_client("bench")
     if soak and fault is not Harm.EXCEPTION:
         raise typer.BadParameter("a soak draws exceptions", param_hint="--fault")
     if soak and scenario:
@@ -71,9 +64,9 @@ def recovery(  # noqa: PLR0913, PLR0917 - one parameter per option
     topologies = tuple(replace(one, standby=kept) for one in plain for kept in standby or [Standby.NONE])
     drawn = (seed if seed is not None else random.randrange(1_000_000)) if soak else None
     chosen = _choose(topologies, scenario or [], fault) if drawn is None else _draw(topologies, soak, drawn)
-    settings = RecoverySettings(chosen, _logs(), repeat, streams, tokens, drawn, _say)
-    document = _measure(lambda: measure_recovery(settings))
-    _publish(document, as_json, output, recovery_report)
+    settings = RecoverySettings(chosen, _logs(), repeat, streams, tokens, drawn, say)
+    document = measured("bench", lambda: measure_recovery(settings))
+    publish(document, as_json, output, recovery_report)
     raise typer.Exit(0 if document.lawful else 1)
 
 
@@ -85,7 +78,7 @@ def _choose(topologies: Sequence[Topology], words: Sequence[str], harm: Harm) ->
 
 
 def _draw(topologies: Sequence[Topology], count: int, seed: int) -> Chosen:
-    _say(f"drawing {count} faults per topology; again with --seed {seed}")
+    say(f"drawing {count} faults per topology; again with --seed {seed}")
     return tuple((topology, random_scenarios(topology, count, seed)) for topology in topologies)
 
 
@@ -98,48 +91,15 @@ def overhead(
     output: Output = None,
 ) -> None:
     """What holdfast costs while nothing fails: the same load with holdfast off and on."""
-    document = _measure(
-        lambda: measure_overhead(OverheadSettings(make_model(ONE), _logs(), pairs, streams, tokens, _say))
-    )
-    _publish(document, as_json, output, overhead_report)
+    require_client("bench")
+
+    def measure() -> OverheadDocument:
+        return measure_overhead(OverheadSettings(make_model(ONE), _logs(), pairs, streams, tokens, say))
+
+    document = measured("bench", measure)
+    publish(document, as_json, output, overhead_report)
     raise typer.Exit(1 if document.problems else 0)
-
-
-def _measure(measure: Callable[[], Document]) -> Document:
-    """Measure; an error becomes one message and an exit code."""
-    with ending_like_ctrl_c():
-        try:
-            return measure()
-        except HoldfastError as error:
-            typer.echo(f"holdfast bench: {error}", err=True)
-            raise typer.Exit(EXIT_USAGE) from None
-        except KeyboardInterrupt:
-            typer.echo("holdfast bench: stopped; its servers have ended", err=True)
-            raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
 def _logs() -> Path:
     return default_model_folder().parent / "logs"
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-def _publish(
-    document: Document, as_json: bool, output: Path | None, report: Callable[[Document, Console], None]
-) -> None:
-    text = msgspec.json.format(msgspec.json.encode(document), indent=2).decode() + "\n"
-    if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(text)
-    if as_json:
-        sys.stdout.write(text)
-    else:
-        report(document, _console())
-
-
-def _console() -> Console:
-    """Wide enough for the tables where it is no terminal: a file or a pipe has no width of its own."""
-    console = Console()
-    return console if console.is_terminal else Console(width=TABLE_COLUMNS)

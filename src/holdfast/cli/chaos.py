@@ -7,12 +7,10 @@ every case.
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import os
 import random
 import shutil
 import stat
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,9 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
-import msgspec
 import typer
-from rich.console import Console
 
 from holdfast.bench.instrument import precise_client
 from holdfast.bench.machine import describe_machine
@@ -34,11 +30,8 @@ from holdfast.chaos.processes import still_shared
 from holdfast.chaos.server import Server
 from holdfast.chaos.victims import ProcessKind
 from holdfast.cli.chaos_report import ChaosDocument, chaos_report, document_of
-from holdfast.cli.interrupting import ending_like_ctrl_c
+from holdfast.cli.measuring import EXIT_BROKEN, measured, publish, require_client, say
 from holdfast.cli.topology_options import OneTopology
-from holdfast.core.errors import HoldfastError
-
-EXIT_BROKEN, EXIT_CANNOT_RUN, EXIT_INTERRUPTED = 1, 2, 130
 
 
 def chaos(  # noqa: PLR0913, PLR0917 - one parameter per option
@@ -54,30 +47,16 @@ def chaos(  # noqa: PLR0913, PLR0917 - one parameter per option
     output: Annotated[Path | None, typer.Option(help="Write the JSON document to this file as well.")] = None,
 ) -> None:
     """Kill processes of a real vLLM server at random under constant load, and prove that no answer noticed."""
-    if importlib.util.find_spec("openai") is None:
-        typer.echo("holdfast chaos needs the openai client: pip install 'holdfast[demo]'", err=True)
-        raise typer.Exit(EXIT_CANNOT_RUN)
+    require_client("chaos")
     drawn = seed if seed is not None else random.randrange(1_000_000)
-    _say(f"victims are drawn with --seed {drawn}: the same seed draws the same")
+    say(f"victims are drawn with --seed {drawn}: the same seed draws the same")
     chosen = tuple(dict.fromkeys(kinds)) if kinds else tuple(ProcessKind)
     if standby is Standby.NONE:
         chosen = tuple(kind for kind in chosen if kind is not ProcessKind.STANDBY)
-    settings = CampaignSettings(drawn, minutes, period_s, chosen, clients, tokens, _say)
-    with ending_like_ctrl_c():
-        document = _run_or_exit(replace(topology or DP2, standby=standby), settings)
-    _publish(document, as_json, output)
+    settings = CampaignSettings(drawn, minutes, period_s, chosen, clients, tokens, say)
+    document = measured("chaos", lambda: _run(replace(topology or DP2, standby=standby), settings))
+    publish(document, as_json, output, chaos_report)
     raise typer.Exit(0 if document.lawful else EXIT_BROKEN)
-
-
-def _run_or_exit(topology: Topology, settings: CampaignSettings) -> ChaosDocument:
-    try:
-        return _run(topology, settings)
-    except HoldfastError as error:
-        typer.echo(f"holdfast chaos: {error}", err=True)
-        raise typer.Exit(EXIT_CANNOT_RUN) from None
-    except KeyboardInterrupt:
-        typer.echo("holdfast chaos: stopped; its server has ended", err=True)
-        raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
 def _run(topology: Topology, settings: CampaignSettings) -> ChaosDocument:
@@ -89,7 +68,7 @@ def _run(topology: Topology, settings: CampaignSettings) -> ChaosDocument:
         server = Server(replace(spec, environment={**spec.environment, "TMPDIR": str(folder)}))
         campaign = Campaign(server, settings)
         try:
-            _say("starting the server")
+            say("starting the server")
             server.start()
             usual = _sockets(folder)
             with precise_client():
@@ -119,19 +98,3 @@ def _left_behind(server: Server, campaign: Campaign, sockets: int) -> tuple[str,
     found = [f"process {pid}" for pid in server.orphans()]
     found += sorted(f"shared memory {segment}" for segment in campaign.segments if still_shared(segment))
     return (*found, *([f"{sockets} sockets in the temporary folder"] if sockets > 0 else []))
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-def _publish(document: ChaosDocument, as_json: bool, output: Path | None) -> None:
-    text = msgspec.json.format(msgspec.json.encode(document), indent=2).decode() + "\n"
-    if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(text)
-    if as_json:
-        sys.stdout.write(text)
-        return
-    console = Console()
-    chaos_report(document, console if console.is_terminal else Console(width=100))

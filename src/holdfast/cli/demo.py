@@ -6,7 +6,6 @@ Exit 0 only if every law held; a message says what failed. The server is ended i
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -27,12 +26,11 @@ from holdfast.chaos.server import Server, log_tail
 from holdfast.chaos.streams import Load
 from holdfast.cli.demo_view import View, make_view
 from holdfast.cli.interrupting import ending_like_ctrl_c
+from holdfast.cli.measuring import EXIT_BROKEN, EXIT_CANNOT_RUN, EXIT_INTERRUPTED, require_client
 from holdfast.cli.topology_options import OneTopology, choose_place
 from holdfast.core.errors import HoldfastError
 from holdfast.core.faults import Phase
 from holdfast.core.injection import FaultKind, InjectionSpec
-
-EXIT_BROKEN, EXIT_CANNOT_RUN, EXIT_INTERRUPTED = 1, 2, 130
 
 
 @dataclass(frozen=True)
@@ -80,9 +78,7 @@ def demo(  # noqa: PLR0913, PLR0917 - one parameter per option
     standby: Annotated[bool, typer.Option(help="Keep a worker ready that has read the weights.")] = False,
 ) -> None:
     """Watch a real vLLM server get hurt in the middle of eight streaming answers and carry on, every token right."""
-    if importlib.util.find_spec("openai") is None:
-        typer.echo("holdfast demo needs the openai client: pip install 'holdfast[demo]'", err=True)
-        raise typer.Exit(EXIT_CANNOT_RUN)
+    require_client("demo")
     topology, phase = topology or fault.usual_topology, phase or fault.usual_phase
     if not fault.happens_at(phase):
         raise typer.BadParameter(f"{phase} is no phase of {fault.victim}s: it kills none", param_hint="--phase")
