@@ -25,7 +25,7 @@ from holdfast.hosts.vllm.workers.gentle import GentleMain, hurry
 
 logger = logging.getLogger("holdfast")
 
-GENTLE_S = 60.0
+GENTLE_S = 60.0  # then its capacity is missed more than a sibling is disturbed
 LINGER_S = 5.0  # what a dead engine core started follows it by itself, or is killed then
 
 _spawning = threading.Lock()  # the settings travel in the environment, which is one for all
@@ -44,6 +44,18 @@ class Launch:
     def of(cls, launch: Any) -> Launch:
         saved = launch.engine_manager.holdfast_arguments
         return cls(saved, launch.coordinator, launch.addresses, launch.tensor_queue)
+
+    def arguments_for(self, index: int, handshake_address: str, *, alone: bool) -> dict[str, Any]:
+        """Those for one engine core; `alone` meets nobody as it starts."""
+        arguments = {**self.arguments, "vllm_config": copy.deepcopy(self.arguments["vllm_config"])}
+        if alone:
+            arguments["vllm_config"].parallel_config._coord_store_port = 0
+        return arguments | {
+            "local_engine_count": 1,
+            "start_index": arguments["start_index"] + index,
+            "local_start_index": arguments["local_start_index"] + index,
+            "handshake_address": handshake_address,
+        }
 
 
 def save_arguments(original: Callable[..., None], manager: Any, *args: Any, **kwargs: Any) -> None:
@@ -90,17 +102,8 @@ def start_engine_core(
     from vllm.utils.network_utils import get_open_zmq_ipc_path, zmq_socket_ctx
     from vllm.v1.engine.utils import CoreEngine, CoreEngineLaunch, CoreEngineProcManager, wait_for_engine_startup
 
-    arguments = {**launch.arguments, "vllm_config": copy.deepcopy(launch.arguments["vllm_config"])}
-    first, first_local = arguments["start_index"], arguments["local_start_index"]
     address = get_open_zmq_ipc_path()
-    arguments |= {
-        "local_engine_count": 1,
-        "start_index": first + index,
-        "local_start_index": first_local + index,
-        "handshake_address": address,
-    }
-    if joins_epoch is not None:
-        arguments["vllm_config"].parallel_config._coord_store_port = 0  # nobody is met there any more
+    arguments = launch.arguments_for(index, address, alone=joins_epoch is not None)
     parallel = copy.copy(arguments["vllm_config"].parallel_config)
     parallel.data_parallel_size_local = 1
     with zmq_socket_ctx(address, zmq.ROUTER, bind=True) as handshake:
@@ -114,9 +117,9 @@ def start_engine_core(
         one = CoreEngineLaunch(manager, None, launch.addresses, launch.tensor_queue)
         cache = copy.deepcopy(launch.arguments["vllm_config"].cache_config)
         pid = manager.processes[0].pid
-        with _killed_after(pid, config.engine_start_timeout_s), _hurried_after(pid):
+        with _after(config.engine_start_timeout_s, kill_tree, pid), _hurried_after(pid):
             wait_for_engine_startup(
-                handshake, [CoreEngine(index=first + index, local=True)], parallel, False, cache, one
+                handshake, [CoreEngine(index=arguments["start_index"], local=True)], parallel, False, cache, one
             )
 
 
@@ -136,19 +139,17 @@ def _gentle_processes() -> Iterator[None]:
 @contextlib.contextmanager
 def _hurried_after(pid: int) -> Iterator[None]:
     """It is hurried when it serves, which is after this, or when it has been gentle for long enough."""
-    timer = threading.Timer(GENTLE_S, hurry_tree, [pid])
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
-        hurry_tree(pid)
+    with _after(GENTLE_S, hurry_tree, pid):
+        try:
+            yield
+        finally:
+            hurry_tree(pid)
 
 
 @contextlib.contextmanager
-def _killed_after(pid: int, timeout_s: float) -> Iterator[None]:
-    timer = threading.Timer(timeout_s, kill_tree, [pid])
+def _after(seconds: float, act: Callable[[int], None], pid: int) -> Iterator[None]:
+    """Do it to a process, unless what is inside is over by then."""
+    timer = threading.Timer(seconds, act, [pid])
     timer.daemon = True
     timer.start()
     try:
@@ -180,16 +181,20 @@ def _same_session(pid: int) -> psutil.Process | None:
 
 def hurry_tree(pid: int) -> None:
     """Have a process and all that it started take what they need."""
-    with contextlib.suppress(psutil.NoSuchProcess):
-        root = psutil.Process(pid)
-        for process in [root, *root.children(recursive=True)]:
-            hurry(process.pid)
+    for process in _tree(pid):
+        hurry(process.pid)
 
 
 def kill_tree(pid: int) -> None:
     """End a process and all that it started, at once."""
+    for process in _tree(pid):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+def _tree(pid: int) -> list[psutil.Process]:
+    """A process and all that it started; nothing where it is gone."""
     with contextlib.suppress(psutil.NoSuchProcess):
         root = psutil.Process(pid)
-        for process in [root, *root.children(recursive=True)]:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
+        return [root, *root.children(recursive=True)]
+    return []
