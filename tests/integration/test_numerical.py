@@ -15,6 +15,7 @@ from holdfast.core.faults import Phase
 from holdfast.core.injection import FaultKind, InjectionSpec
 from integration.conftest import MANY_RETRIES, V1_ASYNC, V1_SYNC, V2_ASYNC, Kind, Servers, run
 from integration.loads import every_feature, few_tokens, fresh_salt
+from integration.test_exceptions import assert_exact, faulted
 
 pytestmark = [pytest.mark.host, pytest.mark.server]
 
@@ -41,28 +42,13 @@ def spoilt(request_index: int = 1, after_steps: int = 5, times: int = 1) -> Inje
     )
 
 
-async def through(server: Server, specs: list[StreamSpec], injection: InjectionSpec) -> tuple[list[History], list]:
-    async with Control(server.url) as control:
-        before = await control.last_sequence()
-        await control.inject(injection)
-        histories = await Load(server.url, specs).run()
-        events = await control.wait_recovered(before, faults=1)
-        assert await control.unwell() is None
-    return histories, events
-
-
-def assert_exact(expected: list[History], found: list[History]) -> None:
-    verdict = compare_runs(expected, found)
-    assert verdict.exact, verdict.reasons
-
-
 def test_a_step_without_numbers_is_repeated_and_changes_no_token(checked: tuple[Kind, Server]) -> None:
     """One row, then all of them, then several steps running; whatever was cached meanwhile is good."""
     kind, server = checked
     expected = run(Load(server.url, load_of(kind, fresh_salt())).run())
     for injection in (spoilt(), spoilt(request_index=0, after_steps=3), spoilt(after_steps=4, times=2)):
         salt = fresh_salt()
-        found, events = run(through(server, load_of(kind, salt), injection))
+        found, events = run(faulted(server, load_of(kind, salt), injection))
         assert_exact(expected, found)
         assert_exact(expected, run(Load(server.url, load_of(kind, salt)).run()))
         assert_told(events, of_all=injection.request_index == 0)

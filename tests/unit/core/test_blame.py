@@ -186,7 +186,9 @@ def test_a_guilty_one_beside_a_pair_is_ended_alone(count, data):
 def test_whatever_fails_it_ends(count, data):
     fails = data.draw(st.lists(st.booleans(), max_size=80))
     outcomes = iter(fails)
-    Bench(requests(count), lambda _: next(outcomes, False)).run()
+    bench = Bench(requests(count), lambda _: next(outcomes, False)).run()
+    assert not bench.good, "somebody neither finished nor was ended"
+    assert len(bench.faults) <= sum(fails)
 
 
 # ---- one that nobody can be compared with

@@ -45,7 +45,9 @@ def test_another_request_is_told_what_the_host_says() -> None:
 
 def test_one_that_did_not_fail_is_left_to_the_host() -> None:
     words.keep_last_words("cmpl-a-0-1f2e3d4c", "it was ended")
-    words._raise_if_error(lambda *_: None, None, "stop", "cmpl-a")
+    asked: list[tuple[object, ...]] = []
+    words._raise_if_error(lambda *about: asked.append(about), None, "stop", "cmpl-a")
+    assert asked == [(None, "stop", "cmpl-a")]
 
 
 def test_no_more_is_kept_than_a_moment_needs() -> None:

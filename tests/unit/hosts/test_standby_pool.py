@@ -177,6 +177,7 @@ def test_one_that_cannot_be_started_is_tried_again(world: World, pool_of: Pools)
     world.refusals = 3
     pool_of(1)
     filled(world, 1)
+    assert (world.refusals, len(world.made)) == (0, 1)
 
 
 def test_pauses_between_deaths_grow_and_one_that_is_ready_ends_them(
