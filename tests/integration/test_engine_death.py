@@ -68,6 +68,12 @@ async def wait_replaced(server: Server, engine_id: int, pid: int) -> None:
     await wait_healthy(server)
 
 
+async def replaced_at(server: Server, engine_id: int) -> float:
+    """When another process than the one of now was that engine core, and all were healthy."""
+    await wait_replaced(server, engine_id, (await engines_of(server))[engine_id]["pid"])
+    return time.monotonic()
+
+
 async def kill_in_mid_stream(server: Server, running: Load, engine_id: int, tokens: int = 5) -> float:
     """Kill an engine core as soon as each stream of it has a few tokens, when all are far from their end."""
     pid = (await engines_of(server))[engine_id]["pid"]
@@ -95,15 +101,14 @@ def test_streams_go_on_with_a_sibling_at_once_token_for_token(pair: Server, engi
     async def scenario() -> None:
         await compile_everywhere(pair)
         reference = await load(pair, 2).run()
-        running = load(pair, 2)
-        observed, killed_at = await killed_run(pair, running, engine_id)
+        newcomer = asyncio.create_task(replaced_at(pair, engine_id))
+        observed, killed_at = await killed_run(pair, load(pair, 2), engine_id)
         verdict = compare_runs(reference, observed)
         assert verdict.exact, verdict.reasons
         waits = interruptions([h for h in observed if h.engine_id == engine_id], killed_at)
         assert len(waits) >= 3, "the kill came too late to interrupt anything"
-        lag_s = running.longest_lag_s(killed_at, killed_at + 1.0)  # the client's own, on a busy machine
-        assert spread_of(waits).median < 1.0 + lag_s, (waits, lag_s)  # 0.1 s where nothing else runs
-        await wait_healthy(pair)
+        waited_s, newcomer_s = spread_of(waits).median, await newcomer - killed_at
+        assert waited_s < newcomer_s / 4, (waits, newcomer_s)  # 0.2 s and 15 s where nothing else runs
         verdict = compare_runs(reference, await load(pair, 2).run())  # pinned: the newcomer computes its share
         assert verdict.exact, verdict.reasons
 
