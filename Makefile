@@ -10,7 +10,7 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
-.PHONY: help setup demo test test-matrix check contract-wheels bench figures constraints clean
+.PHONY: help setup demo test test-servers test-matrix check contract-wheels bench figures constraints clean
 .PHONY: check-tests check-ruff check-format check-mypy check-imports
 
 BIN := .venv/bin
@@ -25,6 +25,7 @@ endif
 FAULT ?= exception
 BENCH_TOPOLOGIES ?= one tp2 pp2 dp2 moe moe-ep
 FAST_TESTS := $(wildcard tests/unit tests/contract tests/simulation)
+SERVER_TESTS := $(wildcard tests/integration tests/e2e)
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | column -t -s '|'
@@ -37,7 +38,14 @@ demo: setup ## hurt a real server in the middle of eight answers and watch it ca
 	@$(BIN)/holdfast demo $(addprefix --topology ,$(TOPOLOGY)) --fault $(FAULT) $(DEMO_ARGS)
 
 test: setup ## the whole suite, with real servers
+ifdef PYTEST_ARGS
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+else
+	@$(MAKE) --no-print-directory check-tests test-servers
+endif
+
+test-servers: setup ## the part of the suite that starts real servers, one after the other
+	$(BIN)/python -m pytest $(SERVER_TESTS) $(PYTEST_ARGS)
 
 test-matrix: setup ## what `make test` leaves out: the same code in further combinations
 	$(BIN)/python -m pytest -m matrix $(PYTEST_ARGS)

@@ -21,6 +21,7 @@ pytestmark = [pytest.mark.host, pytest.mark.server]
 # One engine alone agrees with nobody on its steps, and inside a recovery is another test's matter.
 STEP_PHASES = [p for p in Phase if p not in (Phase.DP_SYNC, Phase.RECOVERY, Phase.REBUILD, Phase.RESUME)]
 V1 = pytest.mark.parametrize("kind", [V1_SYNC, V1_ASYNC], ids=lambda k: k.name)
+V1_ASYNC_FIRST = pytest.mark.parametrize("kind", [in_matrix(V1_SYNC), V1_ASYNC], ids=lambda k: k.name)
 V2 = pytest.mark.parametrize("kind", [in_matrix(V2_SYNC), V2_ASYNC], ids=lambda k: k.name)
 MakeLoad = Callable[[str], list[StreamSpec]]
 
@@ -81,7 +82,7 @@ def test_a_fault_in_the_middle_of_all_kinds_of_requests_changes_no_token(
     assert_exact_through(servers, kind, every_feature, InjectionSpec(phase=phase, after_steps=40))
 
 
-@V1
+@V1_ASYNC_FIRST
 @pytest.mark.parametrize("phase", STEP_PHASES)
 def test_a_fault_in_the_very_first_step_of_requests_changes_no_token(
     servers: Servers, kind: Kind, phase: Phase
@@ -89,9 +90,9 @@ def test_a_fault_in_the_very_first_step_of_requests_changes_no_token(
     assert_exact_through(servers, kind, every_feature, InjectionSpec(phase=phase))
 
 
-@pytest.mark.parametrize("kind", [in_matrix(V1_SYNC), V1_ASYNC], ids=lambda k: k.name)
+@V1_ASYNC_FIRST
 @pytest.mark.parametrize("phase", [Phase.FORWARD, Phase.STEP_END, Phase.SCHEDULE_END, Phase.SAMPLE_END])
-@pytest.mark.parametrize("chunk", [1, 2, 3])
+@pytest.mark.parametrize("chunk", [in_matrix(1), 2, in_matrix(3)])
 def test_a_fault_in_a_chunked_prefill_changes_no_token(servers: Servers, kind: Kind, phase: Phase, chunk: int) -> None:
     assert_exact_through(servers, kind, every_feature, InjectionSpec(phase=phase, after_steps=chunk))
 

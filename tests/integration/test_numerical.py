@@ -13,14 +13,14 @@ from holdfast.chaos.server import Server
 from holdfast.chaos.streams import Load, StreamSpec
 from holdfast.core.faults import Phase
 from holdfast.core.injection import FaultKind, InjectionSpec
-from integration.conftest import MANY_RETRIES, V1_ASYNC, V1_SYNC, V2_ASYNC, Kind, Servers, run
+from integration.conftest import MANY_RETRIES, V1_ASYNC, V1_SYNC, V2_ASYNC, Kind, Servers, in_matrix, run
 from integration.loads import every_feature, few_tokens, fresh_salt
 from integration.test_exceptions import assert_exact, faulted
 
 pytestmark = [pytest.mark.host, pytest.mark.server]
 
 
-@pytest.fixture(scope="module", params=[V1_SYNC, V1_ASYNC, V2_ASYNC], ids=lambda k: k.name)
+@pytest.fixture(scope="module", params=[in_matrix(V1_SYNC), V1_ASYNC, V2_ASYNC], ids=lambda k: k.name)
 def checked(request: pytest.FixtureRequest, servers: Servers) -> Iterator[tuple[Kind, Server]]:
     """A server that checks logits."""
     arguments = ("--check-logits", "--enable-fault-injection", *MANY_RETRIES)

@@ -16,7 +16,7 @@ from holdfast.chaos.server import Server
 from holdfast.chaos.streams import Load, StreamSpec
 from holdfast.core.faults import Phase
 from holdfast.core.injection import InjectionSpec
-from integration.conftest import V1_ASYNC, V1_SYNC, Servers, run, served_name, well
+from integration.conftest import V1_ASYNC, V1_SYNC, Servers, in_matrix, run, served_name, well
 from integration.loads import every_feature, fresh_salt
 from integration.test_arrivals import running_requests
 
@@ -42,7 +42,11 @@ class Bench:
         assert run(well(self.server)) is None
 
 
-@pytest.fixture(params=[(TP2, V1_ASYNC), (DP2, V1_SYNC), (MOE_EP, V1_SYNC)], ids=served_name)
+ONE_ENGINE, OTHERS = (TP2, V1_ASYNC), [(DP2, V1_SYNC), (MOE_EP, V1_SYNC)]
+EVERYWHERE = pytest.mark.parametrize("bench", [ONE_ENGINE, *OTHERS], ids=served_name, indirect=True)
+
+
+@pytest.fixture(params=[in_matrix(ONE_ENGINE), *OTHERS], ids=served_name)
 def bench(request: pytest.FixtureRequest, servers: Servers) -> Bench:
     topology, kind = request.param
     expected = servers.reference(topology, kind, every_feature)
@@ -88,6 +92,7 @@ async def _pause_and_resume(bench: Bench, load: Load, mode: str) -> tuple[list[H
         return await running, before, after
 
 
+@EVERYWHERE
 @MODES
 def test_a_pause_under_load_stops_every_stream_and_a_resume_changes_no_token(bench: Bench, mode: str) -> None:
     found, before, after = run(_pause_and_resume(bench, bench.load(), mode))
