@@ -9,11 +9,9 @@ import pytest
 
 from contract.host_ast import HostSources
 from holdfast.hosts.vllm.inspection import inspect_touchpoint
-from holdfast.hosts.vllm.register import TOUCHPOINTS, touchpoints_of
+from holdfast.hosts.vllm.register import TOUCHPOINTS
 from holdfast.hosts.vllm.touchpoint import Touchpoint
-from holdfast.hosts.vllm.versions import host_version
 
-HERE = touchpoints_of(host_version() or "")
 _SPEC = importlib.util.find_spec("vllm")
 
 pytestmark = [pytest.mark.host, pytest.mark.skipif(_SPEC is None, reason="vLLM is not installed here")]
@@ -25,13 +23,13 @@ def installed() -> HostSources:
     return HostSources(Path(str(_SPEC.origin)).parent.parent)
 
 
-@pytest.mark.parametrize("touchpoint", HERE, ids=lambda t: t.label)
+@pytest.mark.parametrize("touchpoint", TOUCHPOINTS, ids=lambda t: t.label)
 def test_stands_in_the_sources(installed: HostSources, touchpoint: Touchpoint) -> None:
     """What the register lists is defined in the installed host's sources."""
     assert installed.problem(touchpoint) is None
 
 
-@pytest.mark.parametrize("touchpoint", [t for t in HERE if t.kind == "wrap"], ids=lambda t: t.label)
+@pytest.mark.parametrize("touchpoint", [t for t in TOUCHPOINTS if t.kind == "wrap"], ids=lambda t: t.label)
 def test_hook_can_be_wrapped(touchpoint: Touchpoint) -> None:
     """A hook imports, and takes the parameters its wrapper expects."""
     assert inspect_touchpoint(touchpoint) is None

@@ -53,17 +53,7 @@ CALL_UTILITY = wrap(
     _CLIENT, "AsyncMPClient._call_utility_async", ("method",), "a call to a lost engine core ends with an error"
 )
 CALL_EVERY_UTILITY = wrap(
-    _CLIENT,
-    "AsyncMPClient.call_utility_all_async",
-    ("method",),
-    "calls to every engine core leave a lost one out",
-    since="0.32",
-)
-CALL_EVERY_UTILITY_FOR_ONE_ANSWER = wrap(
-    _CLIENT,
-    "DPLBAsyncMPClient.call_utility_async",
-    ("method",),
-    "the same; in older releases the one way to call them all",
+    _CLIENT, "AsyncMPClient.call_utility_all_async", ("method",), "calls to every engine core leave a lost one out"
 )
 START_ENGINES = wrap(
     _ENGINES,
@@ -123,7 +113,6 @@ FRONT_END_TOUCHPOINTS: tuple[Touchpoint, ...] = (
     RAISE_IF_ERROR,
     CALL_UTILITY,
     CALL_EVERY_UTILITY,
-    CALL_EVERY_UTILITY_FOR_ONE_ANSWER,
     START_ENGINES,
     START_API_SERVERS,
     GREET,

@@ -11,14 +11,13 @@ import textwrap
 from collections.abc import Iterator
 from typing import Any, TypeGuard
 
-from holdfast.hosts.vllm.register import touchpoints_of
+from holdfast.hosts.vllm.register import TOUCHPOINTS
 from holdfast.hosts.vllm.touchpoint import Touchpoint
-from holdfast.hosts.vllm.versions import host_version
 
 
 def inspect_touchpoints() -> list[tuple[Touchpoint, str | None]]:
-    """Every touchpoint of this release with what is wrong with it, or none where it holds. Imports the host."""
-    return [(touchpoint, inspect_touchpoint(touchpoint)) for touchpoint in touchpoints_of(host_version() or "")]
+    """Every touchpoint with what is wrong with it, or none where it holds. Imports the host."""
+    return [(touchpoint, inspect_touchpoint(touchpoint)) for touchpoint in TOUCHPOINTS]
 
 
 def inspect_touchpoint(touchpoint: Touchpoint) -> str | None:

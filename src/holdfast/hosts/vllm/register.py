@@ -20,7 +20,6 @@ from holdfast.hosts.vllm.touchpoint import Touchpoint
 from holdfast.hosts.vllm.touchpoint import attributes as _attributes
 from holdfast.hosts.vllm.touchpoint import call as _call
 from holdfast.hosts.vllm.touchpoint import wrap as _wrap
-from holdfast.hosts.vllm.versions import host_version
 from holdfast.hosts.vllm.workers.touchpoints import WORKER_TOUCHPOINTS
 
 _CORE = "vllm.v1.engine.core"
@@ -218,12 +217,6 @@ TOUCHPOINTS: tuple[Touchpoint, ...] = (
     *_attributes("vllm.v1.outputs", "ModelRunnerOutput", "req_ids", "which row of logits is whose"),
 )
 
-
-def touchpoints_of(version: str) -> list[Touchpoint]:
-    """Those that a release of the host has."""
-    return [touchpoint for touchpoint in TOUCHPOINTS if touchpoint.stands_in(version)]
-
-
 Wrapper = Callable[..., Any]
 _attached: dict[str, Touchpoint] = {}
 
@@ -231,13 +224,11 @@ _attached: dict[str, Touchpoint] = {}
 def attach(touchpoint: Touchpoint, around: Callable[..., Any]) -> None:
     """Wrap a target so that `around(original, *args, **kwargs)` runs in its place. Idempotent.
 
-    Does nothing for what stands in other releases than the installed one.
-
     Raises:
         HookNotAttached: the target is missing, has another signature, or is wrapped already by
             somebody else's copy of this hook.
     """
-    if touchpoint.label in _attached or not touchpoint.stands_in(host_version() or ""):
+    if touchpoint.label in _attached:
         return
     owner, attribute = _resolve(touchpoint)
     original = inspect.getattr_static(owner, attribute)

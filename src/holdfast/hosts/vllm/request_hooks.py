@@ -15,7 +15,6 @@ from holdfast.hosts.vllm.front_end_touchpoints import (
     ADD,
     ADD_DATA_PARALLEL,
     CALL_EVERY_UTILITY,
-    CALL_EVERY_UTILITY_FOR_ONE_ANSWER,
     CALL_UTILITY,
     RECEIVE,
     VALIDATE_ALIVE,
@@ -41,7 +40,6 @@ def attach_client_hooks() -> None:
     attach(VALIDATE_ALIVE, _validate_alive)
     attach(CALL_UTILITY, _call_utility)
     attach(CALL_EVERY_UTILITY, _call_every_utility)
-    attach(CALL_EVERY_UTILITY_FOR_ONE_ANSWER, _call_every_utility_for_one_answer)
 
 
 def served_requests(client: Any) -> ServedRequests | None:
@@ -125,28 +123,10 @@ async def _call_every_utility(
     original: Callable[..., Awaitable[list[Any]]], client: Any, method: str, *args: Any
 ) -> list[Any]:
     """One result for each engine core that is there."""
-    if not _lacks_one(client):
-        return await original(client, method, *args)
-    return await _call_those_there(client, method, *args)
-
-
-async def _call_every_utility_for_one_answer(
-    original: Callable[..., Awaitable[Any]], client: Any, method: str, *args: Any
-) -> Any:
-    """The result of the first engine core that is there; all of them are called."""
-    if not _lacks_one(client):
-        return await original(client, method, *args)
-    return (await _call_those_there(client, method, *args))[0]
-
-
-def _lacks_one(client: Any) -> bool:
     served = served_requests(client)
-    return served is not None and any(map(served.is_gone, client.core_engines))
-
-
-async def _call_those_there(client: Any, method: str, *args: Any) -> list[Any]:
-    served = served_requests(client)
-    there = [engine for engine in client.core_engines if served is None or not served.is_gone(engine)]
+    if served is None or not any(map(served.is_gone, client.core_engines)):
+        return await original(client, method, *args)
+    there = [engine for engine in client.core_engines if not served.is_gone(engine)]
     if not there:
         raise EngineGone("no engine core is there, another one is being started")
     return list(await asyncio.gather(*(client._call_utility_async(method, *args, engine=e) for e in there)))

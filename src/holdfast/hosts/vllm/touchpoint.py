@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,24 +23,14 @@ class Touchpoint:
     why: str
     until: str = "the host offers a documented hook for it"
     reads: tuple[str, ...] = ()  # locals of the function that are read from a frame an exception left
-    since: str | None = None  # the first series of the host that has it, "0.32"; none: as far back as is supported
 
     @property
     def label(self) -> str:
         return f"{self.module}:{self.name}"
 
-    def stands_in(self, version: str) -> bool:
-        """Whether a release of the host is one that has it."""
-        return self.since is None or _series(version) >= _series(self.since)
 
-
-def _series(version: str) -> tuple[int, ...]:
-    """The two leading numbers of a version."""
-    return tuple(int(number) for number in re.findall(r"\d+", version)[:2])
-
-
-def wrap(module: str, name: str, parameters: tuple[str, ...], why: str, *, since: str | None = None) -> Touchpoint:
-    return Touchpoint(module, name, "wrap", parameters, why, since=since)
+def wrap(module: str, name: str, parameters: tuple[str, ...], why: str) -> Touchpoint:
+    return Touchpoint(module, name, "wrap", parameters, why)
 
 
 def call(module: str, name: str, parameters: tuple[str, ...] | None, why: str, *reads: str) -> Touchpoint:

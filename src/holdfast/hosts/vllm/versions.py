@@ -7,7 +7,7 @@ from importlib import metadata
 
 from holdfast.core.errors import UnsupportedHost
 
-SUPPORTED = ("0.31", "0.32", "0.33")
+SUPPORTED = ("0.32", "0.33")
 OVERRIDE = "HOLDFAST_ALLOW_UNKNOWN_HOST"
 
 # The host's distribution is called differently for its builds.
