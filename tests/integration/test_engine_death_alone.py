@@ -17,7 +17,7 @@ from holdfast.core.faults import Phase
 from holdfast.core.injection import InjectionSpec
 from integration.conftest import V1_SYNC, Servers, left_behind, run
 from integration.test_endings import hurt, wait_ended
-from integration.test_engine_death import RESTART_S, engines_of, kill_in_mid_stream, load, wait_healthy
+from integration.test_engine_death import RESTART_S, crashed_run, engines_of, kill_in_mid_stream, load, wait_healthy
 
 pytestmark = [pytest.mark.host, pytest.mark.server]
 
@@ -41,6 +41,18 @@ def test_without_a_sibling_streams_wait_for_the_process_that_takes_its_place(alo
             assert arrives.status_code == 200  # it waited, as the others do
         verdict = compare_runs(reference, await streams)
         assert verdict.exact, verdict.reasons
+
+    run(scenario())
+
+
+def test_an_engine_core_that_raises_its_last_error_is_replaced_too(alone: Server) -> None:
+    async def scenario() -> None:
+        await wait_healthy(alone)
+        reference = await load(alone, 1).run()
+        observed, why = await crashed_run(alone, load(alone, 1), 0, Phase.SCHEDULE_END)
+        verdict = compare_runs(reference, observed)
+        assert verdict.exact, verdict.reasons
+        assert "engine core 0 is gone: exit code 1" in why
 
     run(scenario())
 

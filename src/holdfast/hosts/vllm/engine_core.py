@@ -35,6 +35,7 @@ from holdfast.hosts.vllm.settings import inherited_settings, joins_epoch
 from holdfast.hosts.vllm.standing_still import agree_on_wave, begin_later_than_any_wave, forget_interrupts
 from holdfast.hosts.vllm.whole_requests import NotRestorable, encode_whole, whole_request
 from holdfast.hosts.vllm.worker import TOLD_TO_STOP
+from holdfast.hosts.vllm.workers.meeting import attach_meeting_place
 from holdfast.hosts.vllm.workers.replacing import Replaced
 from holdfast.hosts.vllm.workers.standby import PoolState
 from holdfast.sentinel import EngineCoreSentinel
@@ -52,6 +53,7 @@ def attach_engine_hooks() -> None:
     attach(BUSY_LOOP, _run_protected)
     attach(LOCKSTEP_BUSY_LOOP, _run_protected)
     attach_resuming_hooks()
+    attach_meeting_place()
 
 
 def _protect_engine(original: Callable[..., None], engine: Any, *args: Any, **kwargs: Any) -> None:

@@ -45,6 +45,7 @@ from holdfast.hosts.vllm.front_end_touchpoints import CLIENT_INIT
 from holdfast.hosts.vllm.front_end_watch import FrontEndWatch
 from holdfast.hosts.vllm.logs import share_log
 from holdfast.hosts.vllm.register import ADD_TO_SCHEDULER, BUSY_LOOP, ENGINE_INIT, MAKE_REQUEST, WORKER_QUEUES, missing
+from holdfast.hosts.vllm.sockets import remove_sockets
 from holdfast.progress.oom import oom_kills
 from holdfast.sentinel import ClientSentinel
 from holdfast.sentinel.addresses import client_address
@@ -342,6 +343,8 @@ class Owner:
         self._outlets.close()
         for rendezvous in self._rendezvous.values():
             rendezvous.close_all()
+        if self._launch is not None:
+            remove_sockets((*self._launch.addresses.inputs, *self._launch.addresses.outputs))
         shutil.rmtree(self._folder, ignore_errors=True)
 
 

@@ -7,9 +7,7 @@ every newcomer has come that far. Runs on the busy loop's thread; every wait is 
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
 import time
 import uuid
 from collections.abc import Sequence
@@ -22,6 +20,7 @@ from vllm.distributed.device_communicators.shm_broadcast import MessageQueue
 from vllm.utils.network_utils import get_ip
 
 from holdfast.core.errors import PeerSilent, RecoveryFailed
+from holdfast.hosts.vllm.sockets import remove_sockets
 from holdfast.hosts.vllm.workers.newcomer import of_handle
 from holdfast.hosts.vllm.workers.orders import JOIN, PREPARE, JoinOrder, encode
 from holdfast.hosts.vllm.workers.starting import KILL_TIMEOUT_S, Newcomer, start_replacement
@@ -148,13 +147,7 @@ def retire(queue: Any) -> None:
 
 def unlink_sockets(queue: Any) -> None:
     """Remove the files of a queue: ZeroMQ leaves them, and so would every restart."""
-    for address in (queue.handle.local_subscribe_addr, queue.handle.local_notify_addr):
-        if address is not None and address.startswith(_IPC):
-            with contextlib.suppress(OSError):
-                os.unlink(address.removeprefix(_IPC))
-
-
-_IPC = "ipc://"
+    remove_sockets((queue.handle.local_subscribe_addr, queue.handle.local_notify_addr))
 
 
 def wait_until_ready(queue: Any, deadline: float, silence: str) -> None:
