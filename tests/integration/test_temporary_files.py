@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import signal
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +13,7 @@ import pytest
 from holdfast.bench.topologies import DP2, MOE_EP, ONE, Topology
 from holdfast.chaos.control import Control, ControlFailed
 from holdfast.chaos.server import Server
+from holdfast.chaos.temporary_files import left_in, temporary_folder
 from holdfast.chaos.victims import ProcessKind, Victim, count_by_kind, find_victims, kill
 from integration.conftest import Servers, in_matrix, left_behind, run
 from integration.test_endings import EXIT_DEFEATED, wait_ended
@@ -26,15 +25,8 @@ HEAL_WITHIN_S = 120.0
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """A temporary folder of the server's own; as short as the paths of sockets have to be."""
-    made = Path(tempfile.mkdtemp(prefix="hf-"))
-    yield made
-    shutil.rmtree(made, ignore_errors=True)
-
-
-def left_in(folder: Path) -> list[str]:
-    """What is there beside the cache of compiled code, which is there to stay."""
-    return sorted(str(p.relative_to(folder)) for p in folder.iterdir() if not p.name.startswith("torchinductor_"))
+    with temporary_folder() as made:
+        yield made
 
 
 async def kill_one_of(server: Server, kind: ProcessKind) -> None:
