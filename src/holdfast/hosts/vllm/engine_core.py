@@ -37,6 +37,7 @@ from holdfast.hosts.vllm.whole_requests import NotRestorable, encode_whole, whol
 from holdfast.hosts.vllm.worker import TOLD_TO_STOP
 from holdfast.hosts.vllm.workers.meeting import attach_meeting_place
 from holdfast.hosts.vllm.workers.replacing import Replaced
+from holdfast.hosts.vllm.workers.segments import attach_notes_of_segments
 from holdfast.hosts.vllm.workers.standby import PoolState
 from holdfast.sentinel import EngineCoreSentinel
 from holdfast.sentinel.addresses import client_address, engine_address
@@ -54,6 +55,7 @@ def attach_engine_hooks() -> None:
     attach(LOCKSTEP_BUSY_LOOP, _run_protected)
     attach_resuming_hooks()
     attach_meeting_place()
+    attach_notes_of_segments()
 
 
 def _protect_engine(original: Callable[..., None], engine: Any, *args: Any, **kwargs: Any) -> None:

@@ -20,9 +20,11 @@ from vllm.distributed.device_communicators.shm_broadcast import MessageQueue
 from vllm.utils.network_utils import get_ip
 
 from holdfast.core.errors import PeerSilent, RecoveryFailed
+from holdfast.hosts.vllm.settings import inherited_settings
 from holdfast.hosts.vllm.sockets import remove_sockets
 from holdfast.hosts.vllm.workers.newcomer import of_handle
 from holdfast.hosts.vllm.workers.orders import JOIN, PREPARE, JoinOrder, encode
+from holdfast.hosts.vllm.workers.segments import forget_segments_of_the_dead
 from holdfast.hosts.vllm.workers.starting import KILL_TIMEOUT_S, Newcomer, start_replacement
 
 if TYPE_CHECKING:
@@ -56,6 +58,8 @@ def replace_ranks(
             newcomer.kill()
         raise
     _prepare(executor, ranks, time.monotonic() + start_timeout_s)
+    if (config := inherited_settings()) is not None:
+        forget_segments_of_the_dead(config.runtime_dir)
     pids = {n.rank: n.process.pid for n in newcomers if n.rank is not None}
     return Replaced(pids, standbys, time.monotonic() - began)
 
