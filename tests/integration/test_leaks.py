@@ -18,7 +18,7 @@ from integration.loads import every_feature, fresh_salt
 pytestmark = [pytest.mark.host, pytest.mark.server, pytest.mark.slow]
 
 KILLS, FIRST = 20, 3  # what is made once and kept is there after the first few
-CALM_S = 3.0  # what is being closed is no leak
+CALM_S = 1.0  # what is being closed is no leak
 BACK_WITHIN_S = 120.0
 
 
@@ -26,7 +26,7 @@ async def kill_last_worker(server: Server, control: Control) -> None:
     before = await control.last_sequence()
     workers = sorted((one for one in find_victims(server.pid) if one.kind is ProcessKind.WORKER), key=lambda w: w.name)
     kill(workers[-1])
-    await Load(server.url, every_feature(fresh_salt(), 30)).run()
+    await Load(server.url, every_feature(fresh_salt(), 10)).run()
     events = await control.wait_recovered(before, timeout_s=BACK_WITHIN_S)
     assert any(event["kind"] == "engine-recovered" for event in events)
 

@@ -27,6 +27,7 @@ from holdfast.hosts.vllm.departures import Departures
 from holdfast.hosts.vllm.engine_progress import record_progress
 from holdfast.hosts.vllm.holding_out import VllmRequests
 from holdfast.hosts.vllm.injection import Traps, arm_engine
+from holdfast.hosts.vllm.leaving import leave_within
 from holdfast.hosts.vllm.register import BUSY_LOOP, ENGINE_INIT, LOCKSTEP_BUSY_LOOP, attach, attached
 from holdfast.hosts.vllm.restore import TAIL_TOKENS, RequestHistory, RestoreOrder, RestoreReply
 from holdfast.hosts.vllm.resuming import attach_resuming_hooks
@@ -86,6 +87,9 @@ def _run_protected(original: Callable[..., None], engine: Any) -> None:
         return
     try:
         sentinel.run(lambda: original(engine), engine.is_running)
+    except Exception:
+        leave_within()
+        raise
     finally:
         sentinel.close()
 
