@@ -11,9 +11,7 @@ import threading
 
 logger = logging.getLogger("holdfast")
 
-LEAVE_WITHIN_S = (
-    5.0  # the host tells its clients and ends the workers: a fraction of that where all is well
-)
+LEAVE_WITHIN_S = 5.0  # the host tells its clients and ends the workers: a fraction of that where all is well
 EXIT_FAILED = 1  # that of an exception
 
 
