@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import signal
 import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
+from multiprocessing.connection import Connection
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +20,11 @@ pytest.importorskip("vllm")
 
 from holdfast.core.config import HoldfastConfig
 from holdfast.hosts.vllm.settings import handed_down
-from holdfast.hosts.vllm.workers.segments import _make_and_note, forget_segments_of_the_dead
+from holdfast.hosts.vllm.workers.segments import (
+    _make_and_note,
+    attach_notes_of_segments,
+    forget_segments_of_the_dead,
+)
 
 
 def ring_buffer(memory: SharedMemory, *, is_creator: bool = True) -> Any:
@@ -90,3 +97,31 @@ def test_who_only_uses_a_segment_notes_nothing(tmp_path: Path, segment: SharedMe
     with handed_down(HoldfastConfig(runtime_dir=str(tmp_path))):
         _make_and_note(make, ring_buffer(segment, is_creator=False))
     assert list(tmp_path.iterdir()) == []
+
+
+def make_a_queue_of_the_hosts(said: Connection) -> None:
+    """In a process of its own, which is killed then."""
+    from vllm.distributed.device_communicators.shm_broadcast import MessageQueue
+
+    attach_notes_of_segments()
+    queue = MessageQueue(1, 1)
+    said.send(queue.export_handle().buffer_handle[3])
+    signal.pause()
+
+
+def test_the_memory_of_a_killed_process_that_made_a_queue_of_the_hosts_is_removed(tmp_path: Path) -> None:
+    """The host's own queue: its memory stays when its writer is killed, and stays no longer than that."""
+    context = multiprocessing.get_context("spawn")
+    hears, says = context.Pipe(duplex=False)
+    with handed_down(HoldfastConfig(runtime_dir=str(tmp_path))):
+        process = context.Process(target=make_a_queue_of_the_hosts, args=(says,), daemon=True)
+        process.start()
+    memory = Path("/dev/shm", hears.recv())
+    forget_segments_of_the_dead(str(tmp_path))
+    assert memory.exists()
+    process.kill()
+    process.join()
+    assert memory.exists()
+    forget_segments_of_the_dead(str(tmp_path))
+    assert not memory.exists()
+    assert not list(tmp_path.glob("shm-*"))
