@@ -100,9 +100,10 @@ class Servers:
         """A server of the caller's own; use it as a context manager."""
         return self._start(self.spec(*arguments, kind=kind, **environment))
 
-    def of(self, topology: Topology, kind: Kind = V1_SYNC, arguments: Sequence[str] = ()) -> Server:
+    def of(self, topology: Topology, kind: Kind = V1_SYNC, arguments: Sequence[str] = (), **environment: str) -> Server:
         """A server of a topology, with fault injection; use it as a context manager."""
-        spec = self.spec(*topology.arguments, "--enable-fault-injection", *MANY_RETRIES, *arguments, kind=kind)
+        arguments = (*topology.arguments, "--enable-fault-injection", *MANY_RETRIES, *arguments)
+        spec = self.spec(*arguments, kind=kind, **environment)
         return self._start(replace(spec, model=self._model_for(topology)))
 
     @classmethod

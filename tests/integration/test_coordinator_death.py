@@ -127,6 +127,16 @@ def test_without_a_restart_left_the_instance_ends_and_says_why(servers: Servers,
 
 
 @pytest.mark.matrix
+def test_where_somebody_outside_decides_about_faults_another_coordinator_comes_all_the_same(servers: Servers) -> None:
+    arguments = ("--fault-policy", "external", "--api-server-count", "1")
+    with servers.of(DP2, arguments=arguments) as server:
+        coordinator_of(server).send_signal(signal.SIGKILL)
+        run(wait_back(server, 0))
+        verdict = compare_runs(run(load(server).run()), run(load(server).run()))
+        assert verdict.exact, verdict.reasons
+
+
+@pytest.mark.matrix
 def test_a_coordinator_that_is_being_started_ends_with_the_others(servers: Servers) -> None:
     with servers.of(DP2, arguments=("--api-server-count", "1")) as server:
         gone = coordinator_of(server)

@@ -9,14 +9,18 @@ import time
 from dataclasses import replace
 
 import httpx
+import msgspec
 import pytest
 
 from holdfast.bench.topologies import DP2
 from holdfast.chaos.checker import compare_runs, gaps_touching_s, spread_of
+from holdfast.chaos.control import LOST, Control
 from holdfast.chaos.history import History
 from holdfast.chaos.server import Server
 from holdfast.chaos.streams import Load, StreamSpec
-from integration.conftest import V1_SYNC, Servers, run, served_name
+from holdfast.core.faults import Phase
+from holdfast.core.injection import FaultKind, InjectionSpec
+from integration.conftest import V1_SYNC, Servers, in_matrix, run, served_name
 from integration.loads import every_feature, fresh_salt
 
 pytestmark = [pytest.mark.host, pytest.mark.server]
@@ -110,6 +114,42 @@ def test_streams_go_on_with_a_sibling_at_once_token_for_token(pair: Server, engi
         waited_s, newcomer_s = spread_of(waits).median, await newcomer - killed_at
         assert waited_s < newcomer_s / 4, (waits, newcomer_s)  # 0.2 s and 15 s where nothing else runs
         verdict = compare_runs(reference, await load(pair, 2).run())  # pinned: the newcomer computes its share
+        assert verdict.exact, verdict.reasons
+
+    run(scenario())
+
+
+def crash(engine_id: int, phase: Phase) -> list[InjectionSpec]:
+    """The engine core raises what nothing contains, in mid stream, or in the recovery from a fault there."""
+    crash = InjectionSpec(phase=phase, kind=FaultKind.CRASH, engine_id=engine_id)
+    if phase is Phase.RECOVERY:
+        return [crash, InjectionSpec(phase=Phase.SCHEDULE_END, engine_id=engine_id, after_steps=60)]
+    return [msgspec.structs.replace(crash, after_steps=60)]
+
+
+async def crashed_run(server: Server, running: Load, engine_id: int, phase: Phase) -> tuple[list[History], str]:
+    """What the streams got, and why the engine core was taken for lost."""
+    async with Control(server.url) as control:
+        before = await control.last_sequence()
+        for spec in crash(engine_id, phase):
+            await control.inject(spec)
+        observed = await running.run()
+        [lost] = [event for event in await control.events(before) if event["kind"] == LOST]
+    return observed, str(lost["reason"])
+
+
+@pytest.mark.parametrize("phase", [Phase.SCHEDULE_END, in_matrix(Phase.OUTPUT_END), in_matrix(Phase.RECOVERY)])
+def test_an_engine_core_that_raises_its_last_error_is_like_a_killed_one(pair: Server, phase: Phase) -> None:
+    """The host tells its clients that it is dead, and they would end every request, also those of its sibling."""
+
+    async def scenario() -> None:
+        reference = await load(pair, 2).run()
+        observed, why = await crashed_run(pair, load(pair, 2), 1, phase)
+        verdict = compare_runs(reference, observed)
+        assert verdict.exact, verdict.reasons
+        assert "engine core 1 is gone: exit code 1" in why
+        await wait_healthy(pair)
+        verdict = compare_runs(reference, await load(pair, 2).run())
         assert verdict.exact, verdict.reasons
 
     run(scenario())

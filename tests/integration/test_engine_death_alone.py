@@ -17,7 +17,9 @@ from holdfast.core.faults import Phase
 from holdfast.core.injection import InjectionSpec
 from integration.conftest import V1_SYNC, Servers, left_behind, run
 from integration.test_endings import hurt, wait_ended
-from integration.test_engine_death import RESTART_S, engines_of, kill_in_mid_stream, load, wait_healthy
+from integration.test_engine_death import RESTART_S, crashed_run, engines_of, kill_in_mid_stream, load, wait_healthy
+from integration.test_engine_death_lockstep import begun
+from integration.test_pauses import STANDS_S, tokens, told
 
 pytestmark = [pytest.mark.host, pytest.mark.server]
 
@@ -39,6 +41,43 @@ def test_without_a_sibling_streams_wait_for_the_process_that_takes_its_place(alo
             assert (await client.get("/fault_tolerance/ready")).status_code == 503
             arrives = await client.post("/v1/completions", json={"model": MODEL_NAME, "prompt": "The", "max_tokens": 5})
             assert arrives.status_code == 200  # it waited, as the others do
+        verdict = compare_runs(reference, await streams)
+        assert verdict.exact, verdict.reasons
+
+    run(scenario())
+
+
+def test_an_engine_core_that_raises_its_last_error_is_replaced_too(alone: Server) -> None:
+    async def scenario() -> None:
+        await wait_healthy(alone)
+        reference = await load(alone, 1).run()
+        observed, why = await crashed_run(alone, load(alone, 1), 0, Phase.SCHEDULE_END)
+        verdict = compare_runs(reference, observed)
+        assert verdict.exact, verdict.reasons
+        assert "engine core 0 is gone: exit code 1" in why
+
+    run(scenario())
+
+
+def test_one_that_is_lost_in_a_pause_by_hand_comes_back_paused(alone: Server) -> None:
+    async def scenario() -> None:
+        await wait_healthy(alone)
+        reference = await load(alone, 1).run()
+        running = load(alone, 1)
+        streams = asyncio.create_task(running.run())
+        await begun(running)
+        async with httpx.AsyncClient(base_url=alone.url, timeout=RESTART_S, trust_env=False) as client:
+            await told(client, "pause")
+            [engine] = await engines_of(alone)
+            os.kill(engine["pid"], signal.SIGKILL)
+            async with asyncio.timeout(RESTART_S):
+                while (now := (await engines_of(alone))[0])["state"] != "paused" or now["pid"] == engine["pid"]:
+                    await asyncio.sleep(0.05)
+                    assert now["state"] != "healthy"
+            delivered = tokens(running.histories)
+            await asyncio.sleep(STANDS_S)
+            assert tokens(running.histories) == delivered
+            await told(client, "resume")
         verdict = compare_runs(reference, await streams)
         assert verdict.exact, verdict.reasons
 

@@ -16,7 +16,7 @@ from holdfast.chaos.control import Control, ControlFailed
 from holdfast.chaos.history import History
 from holdfast.chaos.leaks import Usage
 from holdfast.chaos.loads import every_feature, fresh_salt
-from holdfast.chaos.processes import session_segments, usage_by_process
+from holdfast.chaos.processes import session_segments, still_shared, usage_by_process
 from holdfast.chaos.server import Server
 from holdfast.chaos.streams import Load
 from holdfast.chaos.tally import Kill, Tally
@@ -59,6 +59,7 @@ class Campaign:
     before: Usage = field(default_factory=dict)
     after: Usage = field(default_factory=dict)
     segments: set[str] = field(default_factory=set)
+    abandoned: set[str] = field(default_factory=set)
     problems: list[str] = field(default_factory=list)
     duration_s: float = 0.0
     _present: Counter[ProcessKind] = field(default_factory=Counter)
@@ -80,6 +81,12 @@ class Campaign:
                 await self._heal(control, list(self._present))
                 await asyncio.sleep(CALM_S)
                 self.after = usage_by_process(self.server.pid)
+                self.abandoned = self._abandoned()
+
+    def _abandoned(self) -> set[str]:
+        """Shared memory of those that were killed which nobody uses any more, and which is still there."""
+        used = session_segments(self.server.pid)
+        return {segment for segment in self.segments - used if still_shared(segment)}
 
     # ---- before
 

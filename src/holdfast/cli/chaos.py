@@ -7,13 +7,7 @@ every case.
 from __future__ import annotations
 
 import asyncio
-import os
 import random
-import shutil
-import stat
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -28,6 +22,7 @@ from holdfast.chaos.campaign import Campaign, CampaignSettings
 from holdfast.chaos.model import default_model_folder
 from holdfast.chaos.processes import still_shared
 from holdfast.chaos.server import Server
+from holdfast.chaos.temporary_files import left_in, temporary_folder
 from holdfast.chaos.victims import ProcessKind
 from holdfast.cli.chaos_report import ChaosDocument, chaos_report, document_of
 from holdfast.cli.measuring import EXIT_BROKEN, measured, publish, require_client, say
@@ -63,38 +58,23 @@ def _run(topology: Topology, settings: CampaignSettings) -> ChaosDocument:
     machine = describe_machine()
     log = default_model_folder().parent / "logs" / f"chaos-{topology.name}.log"
     log.unlink(missing_ok=True)
-    with _sockets_folder() as folder:
+    with temporary_folder() as folder:
         spec = server_spec(topology, log, *MANY_FAULTS)
         server = Server(replace(spec, environment={**spec.environment, "TMPDIR": str(folder)}))
         campaign = Campaign(server, settings)
         try:
             say("starting the server")
             server.start()
-            usual = _sockets(folder)
             with precise_client():
                 asyncio.run(campaign.run())
         finally:
             exit_code = server.stop()
-        left_behind = _left_behind(server, campaign, _sockets(folder) - usual)
+        left_behind = _left_behind(server, campaign, left_in(folder))
     return document_of(topology, settings, machine, campaign, left_behind, exit_code)
 
 
-@contextmanager
-def _sockets_folder() -> Iterator[Path]:
-    """Where the server puts its sockets: what is left there after it was left behind. Short, as their paths must be."""
-    folder = Path(tempfile.mkdtemp(prefix="hf-"))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _sockets(folder: Path) -> int:
-    return sum(stat.S_ISSOCK(os.lstat(path).st_mode) for path in folder.rglob("*"))
-
-
-def _left_behind(server: Server, campaign: Campaign, sockets: int) -> tuple[str, ...]:
-    """`sockets` are those beyond what the host itself had when it began, and may leave."""
+def _left_behind(server: Server, campaign: Campaign, files: list[str]) -> tuple[str, ...]:
+    """`files` are those in its temporary folder."""
     found = [f"process {pid}" for pid in server.orphans()]
     found += sorted(f"shared memory {segment}" for segment in campaign.segments if still_shared(segment))
-    return (*found, *([f"{sockets} sockets in the temporary folder"] if sockets > 0 else []))
+    return (*found, *(f"temporary file {name}" for name in files))

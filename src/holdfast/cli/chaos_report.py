@@ -64,7 +64,9 @@ def document_of(
     exit_code: int | None,
 ) -> ChaosDocument:
     """Everything that a run showed, and whether every law held."""
-    tally, grown = campaign.tally, tuple(leaks(campaign.before, campaign.after))
+    tally = campaign.tally
+    abandoned = sorted(f"shared memory of a killed process: {segment}" for segment in campaign.abandoned)
+    grown = (*leaks(campaign.before, campaign.after), *abandoned)
     problems = (*campaign.problems, *tally.problems)
     ended_well = exit_code == 0 and not left_behind
     begin_s = campaign.kills[0].at_s if campaign.kills else 0.0

@@ -44,6 +44,10 @@ class Commands:
         waiting = [c for c, command in self._open.items() if command.awaits_pause and group_id in command.groups]
         return [effect for command_id in waiting for effect in self.ended(command_id, group_id)]
 
+    def await_pause(self, group_id: int) -> bool:
+        """Whether somebody waits for a group to stand paused."""
+        return any(command.awaits_pause and group_id in command.groups for command in self._open.values())
+
     def fail(self, group_id: int, error: str) -> list[Effect]:
         """What is under way on a group will not be followed there any more."""
         concerned = [c for c, command in self._open.items() if group_id in command.groups]

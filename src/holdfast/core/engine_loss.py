@@ -83,7 +83,7 @@ class EngineLosses:
         if not isinstance(fact, m.EngineAttached) or fact.pid == engine.lost_pid:
             return []
         began_at = now if group.began_at is None else group.began_at
-        if not group.is_lockstep:
+        if not (group.is_lockstep or group.paused_by_hand):
             group.close_incident()
         group.waiting_since = now
         armed = [Send(engine.engine_id, m.ArmFault(command_id="", spec=spec)) for spec in engine.poisons]

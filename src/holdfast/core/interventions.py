@@ -70,6 +70,14 @@ class Interventions:
         )
         return [Send(engine.engine_id, order), ordered]
 
+    def pause_again(self, group: LockstepGroup, engine: Engine, now: float) -> list[Effect]:
+        """Pause what took the place of an engine that somebody had paused; nothing where nobody had."""
+        if not group.paused_by_hand:
+            return []
+        group.soft = True  # it has nothing under way that would have to be broken
+        order = m.PauseEngine(command_id=self._new_command_id(), epoch=group.epoch, soft=True)
+        return self.pause(group, engine, order, "paused by hand, before another process took its place", now)
+
     def harden(self, group: LockstepGroup) -> list[Effect]:
         """Make a soft pause a hard one."""
         group.soft, group.broken = False, True

@@ -28,6 +28,8 @@ class Replacements:
 
         What is under way on its group is not followed any more, and whoever waits there for a peer waits in vain.
         """
+        if self._commands.await_pause(group.group_id):
+            group.paused_by_hand = group.soft = False  # it has failed, so nobody would end it
         effects = self._fail_commands(group, engine, plan.reason)
         effects.append(CloseRendezvous(group.engine_ids, group.epoch))
         processes = engine.worker_pids

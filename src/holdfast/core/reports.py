@@ -50,7 +50,8 @@ class Reports:
     def _attached(self, group: LockstepGroup, engine: Engine, fact: m.EngineAttached, now: float) -> list[Effect]:
         if engine.pid is not None:
             return []
-        joins = engine.state is EngineState.RESTARTING and group.is_lockstep
+        returns = engine.state is EngineState.RESTARTING
+        joins = returns and group.is_lockstep
         if engine.state in (EngineState.STARTING, EngineState.RESTARTING):  # else a fault was faster
             engine.move(Trigger.ATTACHED)
         if joins:  # it stands from the start, until it is let in
@@ -61,10 +62,10 @@ class Reports:
         engine.worker_hooks = tuple(sorted(common))
         of_workers = (what for w in fact.workers for what in w.unrebuildable)
         engine.unrebuildable = tuple(dict.fromkeys((*fact.unrebuildable, *of_workers)))
-        return [
-            self._journal.publish(EventKind.ENGINE_ATTACHED, group, engine),
-            *self._interventions.contain(group, now),
-        ]
+        # Before anybody sees it: nothing is to be sent to one that is to stand.
+        stays = self._interventions.pause_again(group, engine, now) if returns and not joins else []
+        attached = self._journal.publish(EventKind.ENGINE_ATTACHED, group, engine)
+        return [*stays, attached, *self._interventions.contain(group, now)]
 
     def _faulted(self, group: LockstepGroup, engine: Engine, fact: m.EngineFaulted, now: float) -> list[Effect]:
         if fact.epoch != group.epoch or group.is_expected(fact.fault):

@@ -19,7 +19,7 @@ from holdfast.core.classification import Classifier, fault_of
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.errors import HookNotAttached
 from holdfast.core.faults import Fault, FaultClass, hung
-from holdfast.core.injection import InjectionSpec
+from holdfast.core.injection import InjectionSpec, UncontainedFault
 from holdfast.core.ports import EngineHost
 from holdfast.core.stalls import LOCKSTEP_LIMITS, Limits, Stall
 from holdfast.sentinel.addresses import engine_identity, worker_identity
@@ -194,6 +194,8 @@ class EngineCoreSentinel:
             report = self._host_of_busy_loop().recover(error, order.epoch, order.rendezvous, order.replace)
             if self._quarantine is not None:
                 self._quarantine.carry_out(report.replaced_ranks)
+        except UncontainedFault:
+            raise
         except Exception as again:
             logger.exception("engine %d: recovery failed", self._engine_id)
             if self._has_peers():
@@ -442,9 +444,11 @@ class EngineCoreSentinel:
 
 
 def _outcome(busy_loop: Callable[[], None]) -> Exception | None:
-    """The exception a busy loop ended with. `SystemExit` passes through."""
+    """The exception a busy loop ended with. `SystemExit` passes through, and what nothing is to contain."""
     try:
         busy_loop()
+    except UncontainedFault:
+        raise
     except Exception as error:
         return error
     return None

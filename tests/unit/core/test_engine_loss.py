@@ -4,7 +4,7 @@ import pytest
 
 from holdfast.core import messages as m
 from holdfast.core.config import HoldfastConfig
-from holdfast.core.effects import CloseRendezvous, OrderRecovery, ReplaceEngine, Settle
+from holdfast.core.effects import CloseRendezvous, OrderRecovery, Publish, ReplaceEngine, Send, Settle
 from holdfast.core.errors import InstructionConflict
 from holdfast.core.faults import FaultClass
 from holdfast.core.states import EngineState
@@ -186,6 +186,57 @@ def test_where_retries_do_not_last_another_engine_core_goes_on():
     assert bench.view().state is EngineState.HEALTHY
     bench.faulted()
     assert kinds(bench.held())[-1] == "End"
+
+
+# ---- paused by hand
+
+
+def paused_and_lost():
+    bench = Bench(CONFIG, engines=(0, 1))
+    bench.pause("p", 0)
+    bench.stands(0)
+    lost(bench, 0)
+    return bench
+
+
+def test_what_takes_the_place_of_an_engine_core_that_was_paused_by_hand_is_paused_too():
+    bench = paused_and_lost()
+    effects = bench.attached(0, pid=8)
+    assert [(e.engine_id, e.message.soft, e.message.epoch) for e in effects if isinstance(e, Send)] == [(0, True, 0)]
+    assert {e.event.state for e in effects if isinstance(e, Publish)} == {EngineState.PAUSING}  # never shown as healthy
+    bench.stands(0, broken=False)
+    assert (bench.view(0).state, bench.view(0).pid, bench.view(0).paused_by_hand) == (EngineState.PAUSED, 8, True)
+    assert bench.all(OrderRecovery) == []
+
+
+def test_it_goes_on_when_it_is_told_to_and_has_used_up_no_retry():
+    bench = paused_and_lost()
+    bench.attached(0, pid=8)
+    bench.stands(0, broken=False)
+    bench.resume("r", 0)
+    bench.recovered(0)
+    assert bench.states(0, 1) == ["healthy", "healthy"]
+    assert Settle("r") in bench.all(Settle)
+    assert not bench.view(0).paused_by_hand
+
+
+def test_a_paused_engine_core_may_be_lost_again_and_again():
+    bench = paused_and_lost()
+    bench.attached(0, pid=8)
+    lost(bench, 0)  # before it stood
+    lost(bench, 0)  # what was to take its place did not start
+    bench.attached(0, pid=9)
+    bench.stands(0, broken=False)
+    assert bench.states(0, 1) == ["paused", "healthy"]
+
+
+def test_a_pause_that_failed_because_the_engine_core_was_lost_is_forgotten():
+    bench = Bench(CONFIG)
+    bench.pause("p", 0)
+    lost(bench, 0)
+    assert [e.error is not None for e in bench.all(Settle)] == [True]
+    bench.attached(0, pid=8)
+    assert bench.view().state is EngineState.HEALTHY
 
 
 # ---- in lockstep

@@ -105,18 +105,20 @@ def test_restarts_of_long_ago_do_not_count():
     assert [e.after_s for e in lost(bench, COORDINATOR) if isinstance(e, ReplaceProcess)] == [0.0]
 
 
-@pytest.mark.parametrize(
-    ("config", "why"),
-    [
-        (HoldfastConfig(max_api_server_restarts=0), "not restarted here (--max-api-server-restarts 0)"),
-        (HoldfastConfig(fault_policy="external"), "with --fault-policy external no process is restarted unasked"),
-    ],
-)
-def test_where_nothing_may_be_restarted_the_instance_ends_and_says_why(config, why):
-    bench = make_bench(config)
+def test_where_nothing_may_be_restarted_the_instance_ends_and_says_why():
+    bench = make_bench(HoldfastConfig(max_api_server_restarts=0))
     assert isinstance(lost(bench, COORDINATOR)[-1], End)
-    assert bench.defeat.endswith(why)
+    assert bench.defeat.endswith("not restarted here (--max-api-server-restarts 0)")
     assert bench.states(0, 1) == [EngineState.DEAD, EngineState.DEAD]
+
+
+@pytest.mark.parametrize("policy", ["external", "dry-run"])
+@pytest.mark.parametrize("name", [COORDINATOR, SECOND])
+def test_such_a_process_is_replaced_whoever_decides_about_faults(policy, name):
+    """No instruction is about it, and no engine core has a fault."""
+    bench = make_bench(HoldfastConfig(fault_policy=policy))
+    assert isinstance(lost(bench, name)[-1], ReplaceProcess)
+    assert bench.defeat is None
 
 
 def test_where_nothing_can_be_started_the_instance_ends():

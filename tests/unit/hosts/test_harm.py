@@ -10,7 +10,7 @@ import time
 import pytest
 
 from holdfast.core.faults import Phase
-from holdfast.core.injection import FaultKind, InjectedFault, InjectionSpec
+from holdfast.core.injection import FaultKind, InjectedFault, InjectionSpec, UncontainedFault
 from holdfast.hosts.vllm.harm import happen
 from holdfast.progress import look_at
 
@@ -59,3 +59,13 @@ def test_what_raises_says_where() -> None:
     with pytest.raises(InjectedFault) as raised:
         happen(InjectionSpec(phase=Phase.FORWARD, message="here"))
     assert raised.value.phase is Phase.FORWARD
+
+
+def test_a_crash_is_an_exception_that_nothing_may_contain() -> None:
+    with pytest.raises(UncontainedFault):
+        happen(InjectionSpec(phase=Phase.SCHEDULE_END, kind=FaultKind.CRASH))
+
+
+def test_only_an_engine_core_can_crash() -> None:
+    with pytest.raises(ValueError, match="crash is of an engine core's phase, not of forward"):
+        InjectionSpec(phase=Phase.FORWARD, kind=FaultKind.CRASH)

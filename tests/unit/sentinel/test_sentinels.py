@@ -17,7 +17,7 @@ from holdfast.core.effects import ReplaceEngine
 from holdfast.core.errors import BadInstruction, HookNotAttached, InstructionConflict, RecoveryFailed
 from holdfast.core.events import EventKind
 from holdfast.core.faults import Fault, FaultClass, Phase
-from holdfast.core.injection import InjectionSpec
+from holdfast.core.injection import FaultKind, InjectionSpec, UncontainedFault
 from holdfast.core.messages import RecoveryReport
 from holdfast.core.rendezvous import Rendezvous
 from holdfast.core.states import EngineState
@@ -226,6 +226,21 @@ def test_a_fault_in_a_recovery_is_tried_again_under_the_next_epoch(bench: Bench)
     bench.settled(EventKind.ENGINE_RECOVERED)
     assert bench.host.epochs == [1, 2]
     assert EventKind.RECOVERY_FAILED in bench.kinds()
+
+
+CRASH = UncontainedFault(InjectionSpec(phase=Phase.SCHEDULE_END, kind=FaultKind.CRASH))
+
+
+def test_what_nothing_is_to_contain_ends_the_engine_core(bench: Bench) -> None:
+    with pytest.raises(UncontainedFault):
+        bench.run(CRASH)
+    assert bench.host.epochs == []
+
+
+def test_so_it_does_in_a_recovery(bench: Bench) -> None:
+    bench.host.failures = [CRASH]
+    with pytest.raises(UncontainedFault):
+        bench.run(ValueError("boom"))
 
 
 def test_beyond_the_retries_the_engine_core_ends_with_the_original_error_as_its_cause(

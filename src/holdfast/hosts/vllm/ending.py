@@ -43,6 +43,7 @@ async def _shut_down_then_judge(shutdown: Awaitable[Any]) -> None:
     owner = current_owner()
     await shutdown
     if owner is not None and owner.defeat is not None:
+        owner.close()  # nothing is cleaned up after the last line
         end_defeated(owner.defeat)
 
 
@@ -54,6 +55,7 @@ def _serve_many_then_judge(original: Callable[[Any], None], args: Any) -> None:
         owner = current_owner()
         if owner is not None and owner.defeat is not None:
             owner.await_end()  # the host's own thread for that would not outlive the last line
+            owner.close()
             end_defeated(owner.defeat)
 
 

@@ -27,6 +27,7 @@ from holdfast.hosts.vllm.departures import Departures
 from holdfast.hosts.vllm.engine_progress import record_progress
 from holdfast.hosts.vllm.holding_out import VllmRequests
 from holdfast.hosts.vllm.injection import Traps, arm_engine
+from holdfast.hosts.vllm.leaving import leave_within
 from holdfast.hosts.vllm.register import BUSY_LOOP, ENGINE_INIT, LOCKSTEP_BUSY_LOOP, attach, attached
 from holdfast.hosts.vllm.restore import TAIL_TOKENS, RequestHistory, RestoreOrder, RestoreReply
 from holdfast.hosts.vllm.resuming import attach_resuming_hooks
@@ -35,7 +36,9 @@ from holdfast.hosts.vllm.settings import inherited_settings, joins_epoch
 from holdfast.hosts.vllm.standing_still import agree_on_wave, begin_later_than_any_wave, forget_interrupts
 from holdfast.hosts.vllm.whole_requests import NotRestorable, encode_whole, whole_request
 from holdfast.hosts.vllm.worker import TOLD_TO_STOP
+from holdfast.hosts.vllm.workers.meeting import attach_meeting_place
 from holdfast.hosts.vllm.workers.replacing import Replaced
+from holdfast.hosts.vllm.workers.segments import attach_notes_of_segments
 from holdfast.hosts.vllm.workers.standby import PoolState
 from holdfast.sentinel import EngineCoreSentinel
 from holdfast.sentinel.addresses import client_address, engine_address
@@ -52,6 +55,8 @@ def attach_engine_hooks() -> None:
     attach(BUSY_LOOP, _run_protected)
     attach(LOCKSTEP_BUSY_LOOP, _run_protected)
     attach_resuming_hooks()
+    attach_meeting_place()
+    attach_notes_of_segments()
 
 
 def _protect_engine(original: Callable[..., None], engine: Any, *args: Any, **kwargs: Any) -> None:
@@ -82,6 +87,9 @@ def _run_protected(original: Callable[..., None], engine: Any) -> None:
         return
     try:
         sentinel.run(lambda: original(engine), engine.is_running)
+    except Exception:
+        leave_within()
+        raise
     finally:
         sentinel.close()
 

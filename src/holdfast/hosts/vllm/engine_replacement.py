@@ -21,6 +21,7 @@ import psutil
 
 from holdfast.core.config import HoldfastConfig
 from holdfast.hosts.vllm.settings import handed_down, inherited_settings
+from holdfast.hosts.vllm.sockets import empty_folder
 from holdfast.hosts.vllm.workers.gentle import GentleMain, hurry
 
 logger = logging.getLogger("holdfast")
@@ -68,9 +69,9 @@ def save_arguments(original: Callable[..., None], manager: Any, *args: Any, **kw
 
 
 @contextlib.contextmanager
-def spawning(config: HoldfastConfig, joins_epoch: int | None = None) -> Iterator[None]:
+def spawning(config: HoldfastConfig, joins_epoch: int | None = None, sockets: str | None = None) -> Iterator[None]:
     """Processes that are started inside belong to the instance, as those of its start did."""
-    with _spawning, handed_down(config, joins_epoch):
+    with _spawning, handed_down(config, joins_epoch, sockets):
         yield
 
 
@@ -99,15 +100,16 @@ def start_engine_core(
     Raises: anything, when it does not become ready within the engine start timeout; it may still be running then.
     """
     import zmq
-    from vllm.utils.network_utils import get_open_zmq_ipc_path, zmq_socket_ctx
+    from vllm.utils.network_utils import zmq_socket_ctx
     from vllm.v1.engine.utils import CoreEngine, CoreEngineLaunch, CoreEngineProcManager, wait_for_engine_startup
 
-    address = get_open_zmq_ipc_path()
+    sockets = empty_folder(config.runtime_dir, index)
+    address = f"ipc://{sockets}/handshake"
     arguments = launch.arguments_for(index, address, alone=joins_epoch is not None)
     parallel = copy.copy(arguments["vllm_config"].parallel_config)
     parallel.data_parallel_size_local = 1
     with zmq_socket_ctx(address, zmq.ROUTER, bind=True) as handshake:
-        with spawning(config, joins_epoch), _gentle_processes() if gently else contextlib.nullcontext():
+        with spawning(config, joins_epoch, sockets), _gentle_processes() if gently else contextlib.nullcontext():
             manager = CoreEngineProcManager(**arguments)
         manager._finalizer.detach()  # its process belongs to the first manager from now on
         # Looking at an exit code takes it out of the process table, where the host's own shutdown fails without it.

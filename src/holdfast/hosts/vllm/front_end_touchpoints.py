@@ -122,7 +122,7 @@ FRONT_END_TOUCHPOINTS: tuple[Touchpoint, ...] = (
     SERVE_MANY,
     SERVE_HEADLESS,
     *attributes(_ENGINES, "CoreEngineLaunch", _LAUNCHED, "the processes of the instance"),
-    *attributes(_ENGINES, "EngineZmqAddresses", "inputs", "how many API servers there are"),
+    *attributes(_ENGINES, "EngineZmqAddresses", "inputs outputs", "how many API servers there are, and their sockets"),
     *attributes(
         _ENGINES,
         "CoreEngineProcManager",
@@ -181,7 +181,7 @@ FRONT_END_TOUCHPOINTS: tuple[Touchpoint, ...] = (
     ),
     Touchpoint(_ENGINES, "CoreEngine", "class", None, "the handshake with one engine core"),
     call("vllm.utils.network_utils", "zmq_socket_ctx", ("path", "socket_type"), "the handshake with one engine core"),
-    call("vllm.utils.network_utils", "get_open_zmq_ipc_path", (), "the handshake with one engine core"),
+    call("vllm.utils.network_utils", "get_open_zmq_ipc_path", (), "it asks VLLM_RPC_BASE_PATH where sockets go"),
     call("vllm.utils.system_utils", "get_mp_context", (), "whether a process can be started from a server at work"),
     call("vllm.sampling_params", "SamplingParams.clone", (), "a request with its history is another one"),
     *attributes(

@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 
-from holdfast.core.injection import FaultKind, InjectedFault, InjectionSpec
+from holdfast.core.injection import FaultKind, InjectedFault, InjectionSpec, UncontainedFault
 
 LONGEST_S = 3600.0
 
@@ -17,6 +17,8 @@ def happen(spec: InjectionSpec) -> None:
     match spec.kind:
         case FaultKind.RAISE | FaultKind.NAN:
             pass
+        case FaultKind.CRASH:
+            raise UncontainedFault(spec)
         case FaultKind.KILL:
             os.kill(os.getpid(), signal.SIGKILL)
         case FaultKind.STOP:

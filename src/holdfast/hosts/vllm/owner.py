@@ -45,6 +45,8 @@ from holdfast.hosts.vllm.front_end_touchpoints import CLIENT_INIT
 from holdfast.hosts.vllm.front_end_watch import FrontEndWatch
 from holdfast.hosts.vllm.logs import share_log
 from holdfast.hosts.vllm.register import ADD_TO_SCHEDULER, BUSY_LOOP, ENGINE_INIT, MAKE_REQUEST, WORKER_QUEUES, missing
+from holdfast.hosts.vllm.sockets import remove_sockets
+from holdfast.hosts.vllm.workers.segments import forget_segments_of_the_dead
 from holdfast.progress.oom import oom_kills
 from holdfast.sentinel import ClientSentinel
 from holdfast.sentinel.addresses import client_address
@@ -242,6 +244,7 @@ class Owner:
             if order.kill:
                 self._kill(engine_id)
             end_processes(order.processes, lost_at)
+            forget_segments_of_the_dead(self._folder)
             if not self.sentinel.await_known(order.known_at, LINK_KNOWN_TIMEOUT_S):
                 logger.warning("an API server has not heard yet that engine core %d is lost", engine_id)
             if self._ends_within(order.after_s):
@@ -342,6 +345,8 @@ class Owner:
         self._outlets.close()
         for rendezvous in self._rendezvous.values():
             rendezvous.close_all()
+        if self._launch is not None:
+            remove_sockets((*self._launch.addresses.inputs, *self._launch.addresses.outputs))
         shutil.rmtree(self._folder, ignore_errors=True)
 
 

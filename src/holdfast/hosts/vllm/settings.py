@@ -17,6 +17,8 @@ from typing import Any
 from holdfast.core.classification import SETTING as FAULT_CLASSES
 from holdfast.core.config import HoldfastConfig, dump_config, parse_config
 from holdfast.core.errors import BadConfiguration
+from holdfast.hosts.vllm.sockets import VARIABLE as SOCKETS
+from holdfast.hosts.vllm.sockets import holds_sockets
 
 KEY = "holdfast"
 ENVIRONMENT = "HOLDFAST_SETTINGS"
@@ -79,13 +81,23 @@ def joins_epoch() -> int | None:
 
 
 @contextmanager
-def handed_down(config: HoldfastConfig, joins_epoch: int | None = None) -> Iterator[None]:
-    """Processes started inside inherit `config`, and which epoch they join."""
-    os.environ[ENVIRONMENT] = json.dumps(dump_config(config))
+def handed_down(config: HoldfastConfig, joins_epoch: int | None = None, sockets: str | None = None) -> Iterator[None]:
+    """Processes started inside inherit `config`, which epoch they join, and the folder of their `sockets`.
+
+    That is the instance's own unless another one is named.
+    """
+    inherited = {ENVIRONMENT: json.dumps(dump_config(config)), **_place_of_sockets(sockets or config.runtime_dir)}
     if joins_epoch is not None:
-        os.environ[JOINS_EPOCH] = str(joins_epoch)
+        inherited[JOINS_EPOCH] = str(joins_epoch)
+    os.environ.update(inherited)
     try:
         yield
     finally:
-        del os.environ[ENVIRONMENT]
-        os.environ.pop(JOINS_EPOCH, None)
+        for name in inherited:
+            os.environ.pop(name, None)
+
+
+def _place_of_sockets(folder: str) -> dict[str, str]:
+    """Nothing where the operator has named a folder, or the paths of sockets would be too long for the system."""
+    is_ours = folder and SOCKETS not in os.environ and holds_sockets(folder)
+    return {SOCKETS: folder} if is_ours else {}

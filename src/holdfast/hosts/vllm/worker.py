@@ -32,6 +32,7 @@ from holdfast.hosts.vllm.workers.alone import end_alone, is_alone
 from holdfast.hosts.vllm.workers.newcomer import awaited_queue
 from holdfast.hosts.vllm.workers.orders import JOIN, LEARN, PREPARE, join, prepare
 from holdfast.hosts.vllm.workers.progress import StepProgress, step_progress
+from holdfast.hosts.vllm.workers.segments import attach_notes_of_segments
 from holdfast.sentinel import WorkerSentinel
 from holdfast.sentinel.addresses import engine_address
 from holdfast.wire import ZmqStation
@@ -53,6 +54,7 @@ Step = Callable[..., Any]
 
 def attach_worker_hooks() -> None:
     attach_communicator_hooks()
+    attach_notes_of_segments()
     attach(WORKER_QUEUES, _protect_worker)
 
 

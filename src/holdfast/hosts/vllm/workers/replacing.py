@@ -7,9 +7,7 @@ every newcomer has come that far. Runs on the busy loop's thread; every wait is 
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
 import time
 import uuid
 from collections.abc import Sequence
@@ -22,8 +20,11 @@ from vllm.distributed.device_communicators.shm_broadcast import MessageQueue
 from vllm.utils.network_utils import get_ip
 
 from holdfast.core.errors import PeerSilent, RecoveryFailed
+from holdfast.hosts.vllm.settings import inherited_settings
+from holdfast.hosts.vllm.sockets import remove_sockets
 from holdfast.hosts.vllm.workers.newcomer import of_handle
 from holdfast.hosts.vllm.workers.orders import JOIN, PREPARE, JoinOrder, encode
+from holdfast.hosts.vllm.workers.segments import forget_segments_of_the_dead
 from holdfast.hosts.vllm.workers.starting import KILL_TIMEOUT_S, Newcomer, start_replacement
 
 if TYPE_CHECKING:
@@ -57,6 +58,8 @@ def replace_ranks(
             newcomer.kill()
         raise
     _prepare(executor, ranks, time.monotonic() + start_timeout_s)
+    if (config := inherited_settings()) is not None:
+        forget_segments_of_the_dead(config.runtime_dir)
     pids = {n.rank: n.process.pid for n in newcomers if n.rank is not None}
     return Replaced(pids, standbys, time.monotonic() - began)
 
@@ -148,13 +151,7 @@ def retire(queue: Any) -> None:
 
 def unlink_sockets(queue: Any) -> None:
     """Remove the files of a queue: ZeroMQ leaves them, and so would every restart."""
-    for address in (queue.handle.local_subscribe_addr, queue.handle.local_notify_addr):
-        if address is not None and address.startswith(_IPC):
-            with contextlib.suppress(OSError):
-                os.unlink(address.removeprefix(_IPC))
-
-
-_IPC = "ipc://"
+    remove_sockets((queue.handle.local_subscribe_addr, queue.handle.local_notify_addr))
 
 
 def wait_until_ready(queue: Any, deadline: float, silence: str) -> None:

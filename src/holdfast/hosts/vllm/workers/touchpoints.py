@@ -16,12 +16,27 @@ SAME_NODE = wrap(
 BROADCAST_QUEUE = wrap(
     _QUEUE, "MessageQueue.create_from_process_group", ("pg",), "a worker that starts alone shares no queue"
 )
+FILE_STORE = wrap(
+    _EXECUTOR,
+    "get_file_store_init_method",
+    (),
+    "killed workers leave the file that they met at: it lies in the instance's folder",
+)
+RING_BUFFER = wrap(
+    _QUEUE,
+    "ShmRingBuffer.__init__",
+    ("n_reader", "max_chunk_bytes", "max_chunks", "name"),
+    "the shared memory of a killed process stays, until somebody who knows of it removes it",
+)
 
 # Attached only in the processes of newcomers; a contract test checks them like all others.
 WORKER_TOUCHPOINTS: tuple[Touchpoint, ...] = (
     INIT_GROUPS,
     SAME_NODE,
     BROADCAST_QUEUE,
+    FILE_STORE,
+    RING_BUFFER,
+    *attributes(_QUEUE, "ShmRingBuffer", "is_creator shared_memory", "what a process has made"),
     *attributes("vllm.distributed.parallel_state", "GroupCoordinator", "mq_broadcaster", "gone after a rebuild"),
     call("vllm.v1.sample.ops.logprobs", "batched_count_greater_than", ("x", "values"), "compiled beforehand"),
     call(

@@ -1,0 +1,38 @@
+"""The file that workers meet at lies in the instance's folder: killed ones leave it."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("vllm")
+
+from holdfast.core.config import HoldfastConfig
+from holdfast.hosts.vllm.settings import handed_down
+from holdfast.hosts.vllm.sockets import VARIABLE
+from holdfast.hosts.vllm.workers.meeting import _in_own_folder
+
+
+def address() -> str:
+    return "file:///tmp/vllm_dist_1"
+
+
+@pytest.fixture(autouse=True)
+def unset(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(VARIABLE, raising=False)
+
+
+def test_it_lies_beside_the_sockets_of_its_engine_core() -> None:
+    with handed_down(HoldfastConfig(runtime_dir="/tmp/holdfast-1"), sockets="/tmp/holdfast-1/e0"):
+        assert _in_own_folder(address) == "file:///tmp/holdfast-1/e0/vllm_dist_1"
+
+
+def test_it_lies_in_the_instances_folder_where_the_operator_names_another_for_sockets(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(VARIABLE, "/run/sockets")
+    with handed_down(HoldfastConfig(runtime_dir="/tmp/holdfast-1")):
+        assert _in_own_folder(address) == "file:///tmp/holdfast-1/vllm_dist_1"
+
+
+def test_an_unprotected_engine_core_is_left_alone() -> None:
+    assert _in_own_folder(address) == "file:///tmp/vllm_dist_1"

@@ -1,0 +1,127 @@
+"""Shared memory of a process that is gone is removed; that of one that lives stays."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from multiprocessing.connection import Connection
+from multiprocessing.shared_memory import SharedMemory
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+pytest.importorskip("vllm")
+
+from holdfast.core.config import HoldfastConfig
+from holdfast.hosts.vllm.settings import handed_down
+from holdfast.hosts.vllm.workers.segments import (
+    _make_and_note,
+    attach_notes_of_segments,
+    forget_segments_of_the_dead,
+)
+
+
+def ring_buffer(memory: SharedMemory, *, is_creator: bool = True) -> Any:
+    return SimpleNamespace(shared_memory=memory, is_creator=is_creator)
+
+
+def make(buffer: Any) -> None:
+    """What the host does in its `__init__` is done already."""
+
+
+@pytest.fixture
+def segment() -> Iterator[SharedMemory]:
+    made = SharedMemory(create=True, size=64)
+    yield made
+    made.close()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if is_there(made):
+            made.unlink()
+
+
+def is_there(segment: SharedMemory) -> bool:
+    return Path("/dev/shm", segment.name.lstrip("/")).exists()
+
+
+def noted(folder: Path, buffer: Any) -> Path:
+    with handed_down(HoldfastConfig(runtime_dir=str(folder))):
+        _make_and_note(make, buffer)
+    [notes] = folder.iterdir()
+    return notes
+
+
+def as_if_by_the_dead(notes: Path) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    notes.rename(notes.with_name(f"shm-{gone.pid}"))
+
+
+def test_what_a_dead_process_made_is_removed(tmp_path: Path, segment: SharedMemory) -> None:
+    as_if_by_the_dead(noted(tmp_path, ring_buffer(segment)))
+    forget_segments_of_the_dead(str(tmp_path))
+    assert not is_there(segment)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_living_one_made_stays(tmp_path: Path, segment: SharedMemory) -> None:
+    notes = noted(tmp_path, ring_buffer(segment))
+    forget_segments_of_the_dead(str(tmp_path))
+    assert is_there(segment)
+    assert notes.exists()
+
+
+def test_a_dead_process_that_nobody_has_waited_for_counts_as_dead(tmp_path: Path, segment: SharedMemory) -> None:
+    notes = noted(tmp_path, ring_buffer(segment))
+    with subprocess.Popen([sys.executable, "-c", ""], stdout=subprocess.PIPE) as zombie:
+        assert zombie.stdout is not None and zombie.stdout.read() == b""  # closed: it is ending
+        notes.rename(notes.with_name(f"shm-{zombie.pid}"))
+        while is_there(segment):  # the system needs a moment until it is a zombie
+            forget_segments_of_the_dead(str(tmp_path))
+
+
+def test_what_ended_orderly_has_removed_its_own(tmp_path: Path, segment: SharedMemory) -> None:
+    as_if_by_the_dead(noted(tmp_path, ring_buffer(segment)))
+    segment.unlink()
+    forget_segments_of_the_dead(str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_who_only_uses_a_segment_notes_nothing(tmp_path: Path, segment: SharedMemory) -> None:
+    with handed_down(HoldfastConfig(runtime_dir=str(tmp_path))):
+        _make_and_note(make, ring_buffer(segment, is_creator=False))
+    assert list(tmp_path.iterdir()) == []
+
+
+def make_a_queue_of_the_hosts(said: Connection) -> None:
+    """In a process of its own, which is killed then."""
+    from vllm.distributed.device_communicators.shm_broadcast import MessageQueue
+
+    attach_notes_of_segments()
+    queue = MessageQueue(1, 1)
+    said.send(queue.export_handle().buffer_handle[3])
+    signal.pause()
+
+
+def test_the_memory_of_a_killed_process_that_made_a_queue_of_the_hosts_is_removed(tmp_path: Path) -> None:
+    """The host's own queue: its memory stays when its writer is killed, and stays no longer than that."""
+    context = multiprocessing.get_context("spawn")
+    hears, says = context.Pipe(duplex=False)
+    with handed_down(HoldfastConfig(runtime_dir=str(tmp_path))):
+        process = context.Process(target=make_a_queue_of_the_hosts, args=(says,), daemon=True)
+        process.start()
+    memory = Path("/dev/shm", hears.recv())
+    forget_segments_of_the_dead(str(tmp_path))
+    assert memory.exists()
+    process.kill()
+    process.join()
+    assert memory.exists()
+    forget_segments_of_the_dead(str(tmp_path))
+    assert not memory.exists()
+    assert not list(tmp_path.glob("shm-*"))
