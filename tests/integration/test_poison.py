@@ -185,15 +185,21 @@ def test_one_that_takes_the_worker_along_ends_alone(bench: Bench, kind: FaultKin
     assert found.faults <= MOST_FAULTS
 
 
-def test_the_only_request_there_is_is_ended_too_if_it_kills_every_worker_that_it_meets(bench: Bench) -> None:
-    async def scenario() -> list[History]:
+@pytest.mark.parametrize("kind", [FaultKind.RAISE, in_matrix(FaultKind.KILL)])
+def test_the_only_request_there_is_is_compared_with_one_of_our_own_and_ended(bench: Bench, kind: FaultKind) -> None:
+    async def scenario() -> tuple[list[History], list[dict]]:
         async with Control(bench.server.url) as control:
-            await control.inject(poison("lonely", FaultKind.KILL))
-            alone = StreamSpec("alone", "The only one", max_tokens=8, request_id="lonely")
-            return await Load(bench.server.url, [alone], timeout_s=150).run()
+            before = await control.last_sequence()
+            await control.inject(poison(f"lonely-{kind}", kind))
+            alone = StreamSpec("alone", "The only one", max_tokens=8, request_id=f"lonely-{kind}")
+            histories = await Load(bench.server.url, [alone], timeout_s=150).run()
+            return histories, await control.events(before)
 
-    [history] = run(scenario())
+    [history], events = run(scenario())
+    found = Found([history], events, 0.0)
+    found.tell(f"the only one ({kind})")
     assert "makes the server fail" in str(history.error)
+    assert found.faults <= MOST_FAULTS
     assert run(well(bench.server)) is None
 
 

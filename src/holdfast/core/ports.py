@@ -36,6 +36,10 @@ class RequestHost(Protocol):
         """
         ...
 
+    def add_control(self) -> None:
+        """Add a short request that is nobody's, to be compared with; nothing where the host cannot."""
+        ...
+
     def end(self, request_id: str, why: str) -> None:
         """End a request with an error that says why. Idempotent."""
         ...

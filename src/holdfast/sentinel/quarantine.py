@@ -39,7 +39,8 @@ class Quarantine:
         self.narrows = self._replaces_for_fault = False
         if fault is None or (in_lockstep and fault.fault_class is FaultClass.COMMUNICATOR):
             return  # it was only told to stop, or another engine core has failed
-        self._replaces_for_fault = is_of_the_process(fault)
+        of_unknown_depth = fault.fault_class is FaultClass.UNKNOWN  # a new process is what it gets, not the last resort
+        self._replaces_for_fault = is_of_the_process(fault) or of_unknown_depth
         self._verdict = self._blame.fault(requests.standings())
         self.narrows = self._verdict.narrows
 
@@ -65,12 +66,14 @@ class Quarantine:
         verdict = self._verdict
         for request_id in verdict.end:
             self._end(requests, request_id, verdict.reason)
+        if verdict.wants_control:
+            requests.add_control()
         before_step = self._before_step if verdict.watch else None
         requests.restrict(verdict.run, verdict.held, before_step)
         if verdict.reason:
             logger.info("engine %d: %s", self._engine_id, verdict.reason)
             self._tell(verdict)
-        self._verdict = replace(verdict, end=(), reason="")  # it holds on, and has been told
+        self._verdict = replace(verdict, end=(), reason="", wants_control=False)  # it holds on, and has been told
 
     def _tell(self, verdict: Verdict) -> None:
         self._post(
