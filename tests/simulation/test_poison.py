@@ -86,7 +86,28 @@ def test_one_whose_error_nobody_knows_ends_though_every_second_one_costs_a_proce
     assert run.faults <= MOST_FAULTS
 
 
+@pytest.mark.parametrize("seed", range(40))
+def test_one_whose_logits_are_no_numbers_is_named_and_ends_without_halving(seed):
+    run = Run(seed, poison(f"0.{4 + seed % 28}", kind=FaultKind.NAN))
+    assert (run.outcome.ended, len(run.ended), run.outcome.finished_requests) == (None, 1, 31)
+    assert run.faults == 4
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_two_of_them_end_too(seed):
+    run = Run(seed, poison("0.17", kind=FaultKind.NAN), poison("0.9", kind=FaultKind.NAN))
+    assert (run.outcome.ended, run.ended, run.outcome.finished_requests) == (None, ["0.17", "0.9"], 30)
+
+
 # ---- faults that are nobody's
+
+
+def test_a_rank_that_computes_what_is_no_number_for_different_requests_gets_a_new_process():
+    spoilt = [InjectionSpec(phase=Phase.FORWARD, kind=FaultKind.NAN, after_steps=n, request=f"0.{n}") for n in (4, 5)]
+    runs = [Run(seed, *spoilt, requests=12) for seed in range(20)]
+    assert all((r.outcome.ended, r.ended, r.outcome.finished_requests) == (None, [], 12) for r in runs)
+    assert [r.outcome.worker_restarts for r in runs] == [r.faults // 2 for r in runs]
+    assert sum(r.faults == 2 for r in runs) > 5  # in the others one of the two has finished by then
 
 
 @pytest.mark.parametrize("seed", [529, 2308, 2868, 2976])

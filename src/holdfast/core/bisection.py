@@ -204,9 +204,7 @@ class Bisection:
         if kind is Kind.ALONE:
             self._passes_alone(*probe)
             return
-        self.passed.update(probe)
-        self.suspects = [s for s in self.suspects if s not in self.passed]
-        self._unjudged = [u for u in self._unjudged if u not in self.passed]
+        self._pass(probe)
         self._nothing_passes = False
 
     def _passes_alone(self, request_id: str) -> None:
@@ -272,8 +270,16 @@ class Bisection:
 
     def clear(self, request_ids: Collection[str]) -> None:
         """These ran beside the others of the trial without a fault, whatever became of it then."""
-        if self.trial is None or self.trial.kind is Kind.ALONE:
-            return
+        if self.trial is not None and self.trial.kind is not Kind.ALONE:
+            self._pass(request_ids)
+
+    def ran(self, request_ids: Collection[str]) -> None:
+        """These were well in the very step that failed for others."""
+        if request_ids:
+            self._pass(request_ids)
+            self._is_well = self._somebody_passed = True
+
+    def _pass(self, request_ids: Collection[str]) -> None:
         self.passed.update(request_ids)
         self.suspects = [s for s in self.suspects if s not in self.passed]
         self._unjudged = [u for u in self._unjudged if u not in self.passed]

@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 from holdfast.core.bisection import Bisection, Guilty, KeepApart, Kind, NeedsControl, Over, Trial
+from holdfast.core.numerics import in_fault
 
 # The first is nobody's, the second begins the search: they are tried again like any other.
 FAULTS_BEFORE_SEARCH = 2
@@ -76,13 +77,15 @@ class Blame:
 
     # ---- faults
 
-    def fault(self, standings: Standings) -> Verdict:
-        """A step failed. Where nobody was in it, nothing is learned."""
-        batch = frozenset(i for i, s in standings.items() if s.in_flight)
+    def fault(self, standings: Standings, named: Collection[str] = ()) -> Verdict:
+        """A step failed. Where nobody was in it, nothing is learned; `named` are those that it failed for, if known."""
+        everybody = frozenset(i for i, s in standings.items() if s.in_flight)
+        batch = in_fault(everybody, named)
         self._forget_left(standings)
         if not batch:
             return self._verdict(standings, "the fault was in no request's step")
-        narrows = self._search_on(batch, standings) if self._search else self._begin(batch, standings)
+        fine = everybody - batch
+        narrows = self._search_on(batch, standings, fine) if self._search else self._begin(batch, standings, fine)
         return replace(self._next(_rewound(standings)), narrows=narrows)
 
     def renewed(self, *, by_ladder: bool) -> None:
@@ -90,7 +93,8 @@ class Blame:
         if by_ladder:  # what was found out was found out about processes that were not to be trusted
             self._drop()
 
-    def _begin(self, batch: frozenset[str], standings: Standings) -> bool:
+    def _begin(self, batch: frozenset[str], standings: Standings, fine: frozenset[str] = frozenset()) -> bool:
+        """`fine` are known to have been well in the step that failed."""
         again = [i for i in batch if i in self._marks and standings[i].good <= self._marks[i]]
         if not again:
             self._faults, self._marks = 1, {i: standings[i].reached for i in batch}
@@ -99,9 +103,10 @@ class Blame:
         came = {i: place for place, i in enumerate(standings)}  # they stand in the order in which they came
         suspects = sorted(again, key=lambda i: (-standings[i].output, came[i]))
         self._search = Bisection(suspects, batch - set(again))
+        self._search.ran(fine)
         return False
 
-    def _search_on(self, batch: frozenset[str], standings: Standings) -> bool:
+    def _search_on(self, batch: frozenset[str], standings: Standings, fine: frozenset[str]) -> bool:
         assert self._search is not None
         search, trial = self._search, self._search.trial
         if trial is None or self._draining:
@@ -109,6 +114,7 @@ class Blame:
         passed = {i for i in trial.run & standings.keys() if standings[i].good > self._bars.get(i, 0)}
         search.clear(passed)
         narrows = search.fails(batch - passed)
+        search.ran(fine)
         if narrows is None:
             return self._stray(batch, standings)
         self._faults += 1

@@ -26,12 +26,16 @@ class Requests:
         self.rule: tuple[object, ...] = NOBODY_SUSPECTED
         self.ended: dict[str, str] = {}
         self.controls = 0
+        self.recomputed: list[str] = []
 
     def standings(self) -> dict[str, Standing]:
         return {i: Standing(at, at + (i in self.in_flight), at) for i, at in self.at.items()}
 
     def restrict(self, run, held, before_step) -> None:
         self.rule = (run, held, before_step)
+
+    def recompute(self, request_id: str) -> None:
+        self.recomputed.append(request_id)
 
     def add_control(self) -> None:
         self.controls += 1
@@ -113,6 +117,17 @@ def test_the_only_request_gets_one_of_our_own_beside_it_once():
     assert bench.requests.controls == 1
     bench.steps(1)
     assert bench.requests.rule[0] == {"control 1"}
+
+
+def test_kv_of_a_request_that_a_numerical_fault_names_is_computed_anew_once_everything_is_rewound():
+    bench = Bench("a", "b")
+    named = msgspec.structs.replace(fault(FaultClass.NUMERICAL), request_ids=("b",))
+    bench.requests.in_flight = {"a", "b"}
+    bench.quarantine.learn(named, bench.requests)
+    assert bench.requests.recomputed == []
+    bench.quarantine.carry_out(())
+    bench.quarantine.carry_out(())
+    assert bench.requests.recomputed == ["b"]
 
 
 def test_what_is_told_is_told_once_and_holds_on_through_recoveries_of_others():

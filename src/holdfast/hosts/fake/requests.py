@@ -31,6 +31,9 @@ class FakeRequests:
         self._scheduler.before_step = before_step
         self._scheduler.may_run = lambda request_id: request_id not in held and (run is None or request_id in run)
 
+    def recompute(self, request_id: str) -> None:
+        self._scheduler.recompute(request_id)
+
     def add_control(self) -> None:
         self._scheduler.add(FakeRequest(f"control {next(self._controls)}", (1,), CONTROL_TOKENS))
 

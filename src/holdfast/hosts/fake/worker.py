@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from holdfast.core.classification import default_classifier, fault_of
-from holdfast.core.errors import RankFenced
+from holdfast.core.errors import NonFiniteLogits, RankFenced
 from holdfast.core.faults import Phase
 from holdfast.core.injection import FaultKind, InjectedFault, InjectionSpec, Trap
 from holdfast.core.ports import FaultReporter
@@ -52,10 +52,24 @@ class Traps:
         self._armed.append(Trap(spec))
 
     def pass_by(self, phase: Phase, request_index: int | None = None) -> None:
-        for trap in self._armed:
-            here = trap.spec.phase is phase and request_index in (None, trap.spec.request_index)
-            if here and trap.passes(self.batch):
+        here = [t for t in self._armed if t.spec.phase is phase and request_index in (None, t.spec.request_index)]
+        spoilt: dict[str, None] = {}
+        for trap in here:
+            if not trap.passes(self.batch):
+                continue
+            if trap.spec.kind is not FaultKind.NAN:
                 raise InjectedFault(trap.spec)
+            spoilt |= dict.fromkeys(_spoilt_by(trap.spec, self.batch))
+        if spoilt:  # what looks at logits names all whose they are
+            message = f"NaN or infinite logits of {len(spoilt)} of {len(self.batch)} requests"
+            raise NonFiniteLogits(message, request_ids=tuple(spoilt))
+
+
+def _spoilt_by(spec: InjectionSpec, batch: Sequence[str]) -> Sequence[str]:
+    if spec.request:
+        return [request for request in batch if spec.request in request]
+    at = min(spec.request_index, len(batch))
+    return batch[at - 1 : at] if at else batch
 
 
 @dataclass

@@ -19,6 +19,7 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreReques
 from vllm.v1.request import RequestStatus
 
 from holdfast.core.blame import Standing
+from holdfast.hosts.vllm.rewind import recompute
 
 logger = logging.getLogger("holdfast")
 
@@ -50,6 +51,9 @@ class VllmRequests:
             self._take_back()
         elif not self._own:
             self._replace()
+
+    def recompute(self, request_id: str) -> None:
+        recompute(self._scheduler, request_id)
 
     def add_control(self) -> None:
         """Nobody asked for its tokens, so no front end knows it: what it says is dropped there."""
