@@ -43,7 +43,7 @@ class Run:
 
 
 @pytest.mark.parametrize("seed", range(40))
-@pytest.mark.parametrize("kind", [FaultKind.RAISE, FaultKind.KILL])
+@pytest.mark.parametrize("kind", [FaultKind.RAISE, FaultKind.KILL, FaultKind.HANG])
 def test_a_poison_among_32_ends_alone_after_at_most_seven_faults(seed, kind):
     run = Run(seed, poison(f"0.{4 + seed % 28}", kind=kind))
     assert run.outcome.ended is None
@@ -73,7 +73,7 @@ def test_of_a_pair_nobody_ends(seed):
 
 
 @pytest.mark.parametrize("seed", range(20))
-@pytest.mark.parametrize("kind", [FaultKind.RAISE, FaultKind.KILL])
+@pytest.mark.parametrize("kind", [FaultKind.RAISE, FaultKind.KILL, FaultKind.HANG])
 def test_the_only_one_there_is_ends_too(seed, kind):
     run = Run(seed, poison("0.0", kind=kind), requests=1)
     assert (run.outcome.ended, run.ended, run.faults) == (None, ["0.0"], 5)

@@ -33,6 +33,9 @@ class Kind(enum.Enum):
     RELEASE = enum.auto()  # whether those that nothing is known of pass
 
 
+COMPARED = frozenset({Kind.CONTROL, Kind.VOUCH})  # of whose probe nothing is suspected
+
+
 @dataclass(frozen=True)
 class Trial:
     """`run` are to run and nobody else; of those the `probe` is what is being learned about."""

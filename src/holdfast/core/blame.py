@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
-from holdfast.core.bisection import Bisection, Guilty, KeepApart, Kind, NeedsControl, Over, Trial
+from holdfast.core.bisection import COMPARED, Bisection, Guilty, KeepApart, NeedsControl, Over, Trial
 from holdfast.core.numerics import in_fault
 
 # The first is nobody's, the second begins the search: they are tried again like any other.
@@ -230,7 +230,7 @@ class Blame:
         self._bars = {i: max(s.reached, self._marks.get(i, 0)) for i, s in standings.items() if i in trial.run}
         run: frozenset[str] = frozenset() if self._draining else trial.run
         suspects = self._search.open if self._search is not None else 0
-        on_trial = f"{len(trial.probe)} of {suspects} suspects" if trial.kind is not Kind.CONTROL else "others"
+        on_trial = "others" if trial.kind in COMPARED else f"{len(trial.probe)} of {suspects} suspects"
         running = len(trial.run)
         reason = f"after {self._faults} failed batches in a row {on_trial} run on trial, {running} requests in all"
         return replace(self._verdict(standings, reason), run=run)

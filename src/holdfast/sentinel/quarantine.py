@@ -36,12 +36,12 @@ class Quarantine:
         self._recompute: tuple[str, ...] = ()
         self.narrows = False
 
-    def learn(self, fault: Fault | None, requests: RequestHost, *, in_lockstep: bool = False) -> None:
+    def learn(self, fault: Fault | None, requests: RequestHost) -> None:
         """The busy loop has ended with a fault; before anything is rewound."""
         self._requests = requests
         self.narrows = self._replaces_for_fault = False
-        if fault is None or (in_lockstep and fault.fault_class is FaultClass.COMMUNICATOR):
-            return  # it was only told to stop, or another engine core has failed
+        if fault is None or fault.fault_class is FaultClass.COMMUNICATOR:
+            return  # it was only told to stop, or a collective was broken, for which there is another cause
         of_unknown_depth = fault.fault_class is FaultClass.UNKNOWN  # a new process is what it gets, not the last resort
         self._replaces_for_fault = is_of_the_process(fault) or of_unknown_depth
         standings, named = requests.standings(), named_by(fault)

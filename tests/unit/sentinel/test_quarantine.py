@@ -53,11 +53,9 @@ class Bench:
         self.epoch = 0
         self.quarantine = Quarantine(0, self.told.append, lambda: self.epoch)
 
-    def fails(
-        self, in_flight: set[str], why: Fault | None = None, replaced: tuple[int, ...] = (), **about: bool
-    ) -> bool:
+    def fails(self, in_flight: set[str], why: Fault | None = None, replaced: tuple[int, ...] = ()) -> bool:
         self.requests.in_flight = in_flight
-        self.quarantine.learn(why or fault(), self.requests, **about)
+        self.quarantine.learn(why or fault(), self.requests)
         narrows, self.epoch = self.quarantine.narrows, self.epoch + 1
         self.quarantine.carry_out(replaced)
         self.requests.in_flight = set()
@@ -140,11 +138,16 @@ def test_what_is_told_is_told_once_and_holds_on_through_recoveries_of_others():
     assert (bench.told, bench.requests.rule[:2]) == (told, rule)
 
 
-def test_in_lockstep_a_collective_that_another_engine_core_left_accuses_nobody():
+def test_a_broken_collective_accuses_nobody_and_clears_nobody():
     bench = Bench("a", "b")
     for _ in range(3):
-        bench.fails({"a", "b"}, fault(FaultClass.COMMUNICATOR), in_lockstep=True)
+        bench.fails({"a", "b"}, fault(FaultClass.COMMUNICATOR))
     assert bench.requests.rule == NOBODY_SUSPECTED
+    bench.fails({"a", "b"})
+    bench.fails({"a", "b"})
+    rule = bench.requests.rule[:2]
+    bench.fails({"b"}, fault(FaultClass.COMMUNICATOR))
+    assert bench.requests.rule[:2] == rule
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ R = TypeVar("R")
 Reply = Callable[[], dict[str, int]]
 
 REBUILD_S = 10.0
+SILENT = frozenset({FaultKind.STOP, FaultKind.HANG, FaultKind.SPIN, FaultKind.DEADLOCK})
 
 
 class WorkerFailed(RuntimeError):
@@ -84,6 +85,7 @@ class FakeWorker:
     fenced: bool = False
     fenced_in: int = 0
     gone: bool = False
+    hangs: bool = False  # until it is killed for it
     skips_fence: bool = False  # makes answers wrong; a test shows so
     communicators: FakeCommunicators | None = None  # none: its peers are looked after for it
     traps: Traps = field(default_factory=Traps)
@@ -108,7 +110,7 @@ class FakeWorker:
 
     def begin_anew(self, memory: KVMemory) -> None:
         """What a new process in this rank's place is: nothing written, nothing known, not let in yet."""
-        self.memory, self.tokens, self.gone = memory, {}, False
+        self.memory, self.tokens, self.gone, self.hangs = memory, {}, False, False
 
     def forward(self, parts: Sequence[Part]) -> list[int]:
         """Write the KV of a batch; what each request's last token attended to."""
@@ -173,7 +175,9 @@ class LockstepGroup:
         try:
             sampled = self._phases(parts)
         except _RankRaised as raised:
-            if getattr(raised.error, "kind", None) is FaultKind.KILL:
+            kind = getattr(raised.error, "kind", FaultKind.RAISE)
+            raised.worker.hangs = kind in SILENT
+            if raised.worker.hangs or kind is FaultKind.KILL:
                 raised.worker.gone = True  # it says nothing any more; who watches it notices
             raised.worker.fence(raised.error, raised.phase)
             for worker in self.workers:
