@@ -83,7 +83,7 @@ class Blame:
         batch = in_fault(everybody, named)
         self._forget_left(standings)
         if not batch:
-            return self._verdict(standings, "the fault was in no request's step")
+            return self._verdict(standings, "the fault was in no request's step" if self._search else "")
         fine = everybody - batch
         narrows = self._search_on(batch, standings, fine) if self._search else self._begin(batch, standings, fine)
         return replace(self._next(_rewound(standings)), narrows=narrows)
