@@ -38,8 +38,9 @@ TOKENS = 60
 FEW_TOKENS = 12  # what Triton's interpreter runs within seconds
 FOREVER = 1000
 MOST_FAULTS = 7
+FAULTS_OF_A_NAMED_ONE = 4
 SETTLED_WITHIN_S = 60.0
-ARGUMENTS = ("--poison-detection", "--stall-detection")
+ARGUMENTS = ("--poison-detection", "--stall-detection", "--check-logits")
 
 
 class Bench:
@@ -176,6 +177,15 @@ def test_of_a_pair_that_poisons_only_together_everybody_finishes(bench: Bench) -
     assert found.of("request-ended") == []
 
 
+def test_one_whose_logits_are_no_numbers_is_named_and_ends_alone(bench: Bench) -> None:
+    if bench.tokens != TOKENS:
+        pytest.skip("logits of one request are spoilt on runner V1 only")
+    found = bench.through(poison("nan", FaultKind.NAN), guilty=[13])
+    found.tell("no numbers")
+    assert_ended_alone(bench, found, [13])
+    assert found.faults <= FAULTS_OF_A_NAMED_ONE
+
+
 @pytest.mark.parametrize("kind", [FaultKind.KILL, in_matrix(FaultKind.STOP)])
 def test_one_that_takes_the_worker_along_ends_alone(bench: Bench, kind: FaultKind) -> None:
     """By killing it or by stopping it. One that hangs it is found too, as late as a stall in a new process is."""
@@ -185,15 +195,24 @@ def test_one_that_takes_the_worker_along_ends_alone(bench: Bench, kind: FaultKin
     assert found.faults <= MOST_FAULTS
 
 
-def test_the_only_request_there_is_is_ended_too_if_it_kills_every_worker_that_it_meets(bench: Bench) -> None:
-    async def scenario() -> list[History]:
-        async with Control(bench.server.url) as control:
-            await control.inject(poison("lonely", FaultKind.KILL))
-            alone = StreamSpec("alone", "The only one", max_tokens=8, request_id="lonely")
-            return await Load(bench.server.url, [alone], timeout_s=150).run()
+@pytest.mark.parametrize("kind", [FaultKind.RAISE, in_matrix(FaultKind.KILL)])
+def test_the_only_request_there_is_is_compared_with_one_of_our_own_and_ended(bench: Bench, kind: FaultKind) -> None:
+    if kind is FaultKind.KILL and bench.topology is not ONE:
+        pytest.skip("once is enough")
 
-    [history] = run(scenario())
+    async def scenario() -> tuple[list[History], list[dict]]:
+        async with Control(bench.server.url) as control:
+            before = await control.last_sequence()
+            await control.inject(poison(f"lonely-{kind}", kind))
+            alone = StreamSpec("alone", "The only one", max_tokens=8, request_id=f"lonely-{kind}")
+            histories = await Load(bench.server.url, [alone], timeout_s=150).run()
+            return histories, await control.events(before)
+
+    [history], events = run(scenario())
+    found = Found([history], events, 0.0)
+    found.tell(f"the only one ({kind})")
     assert "makes the server fail" in str(history.error)
+    assert found.faults <= MOST_FAULTS
     assert run(well(bench.server)) is None
 
 

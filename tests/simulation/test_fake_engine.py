@@ -12,6 +12,7 @@ from holdfast.core.injection import InjectedFault, InjectionSpec
 from holdfast.core.ports import EngineHost, WorkerHost
 from holdfast.hosts.fake import EngineOptions, FakeEngineCore, WorkerFailed, fault_free_output
 from holdfast.hosts.fake.blocks import BlockPool
+from holdfast.hosts.fake.model import KVMemory
 
 PROMPTS = {"a": range(1, 14), "b": range(1, 10), "c": [7, 7, 7], "d": [*range(1, 13), 99, 98]}
 LENGTHS = {"a": 9, "b": 12, "c": 15, "d": 6}
@@ -246,3 +247,16 @@ def test_without_eviction_the_empty_memory_of_a_new_rank_makes_tokens_wrong(monk
 def test_a_request_that_could_never_fit_is_refused_at_the_door():
     with pytest.raises(ValueError, match="do not fit"):
         Driver(TIGHT).engine.add("big", [1] * 30, 30)
+
+
+@pytest.mark.parametrize("recomputes", [True, False])
+def test_kv_that_was_spoilt_earlier_is_no_more_used_once_it_is_computed_anew(recomputes):
+    driver = Driver(SYNC)
+    for _ in range(6):
+        driver.turn()
+    driver.engine.workers[0].memory = KVMemory(0, SYNC.blocks, SYNC.block_size)
+    driver.arm(Phase.STEP_START)
+    driver.turn()
+    for name in driver.engine.requests.standings() if recomputes else ():
+        driver.engine.requests.recompute(name)
+    assert (driver.run() == driver.expected) is recomputes

@@ -1,8 +1,10 @@
 """Requests that make every batch fail that they are in, over seeds: they end alone, and everybody else is exact."""
 
+import random
+
 import pytest
 
-from holdfast.chaos.simulation import Scenario, Simulation, Weather
+from holdfast.chaos.simulation import Scenario, Simulation, Weather, simulate
 from holdfast.core.events import EventKind
 from holdfast.core.faults import Phase
 from holdfast.core.injection import FaultKind, InjectionSpec
@@ -15,8 +17,8 @@ FOREVER = 1000
 MOST_FAULTS = 7
 
 
-def poison(request: str, *, kind: FaultKind = FaultKind.RAISE, together: int = 1, rank: int = 0) -> InjectionSpec:
-    return InjectionSpec(phase=Phase.FORWARD, kind=kind, rank=rank, times=FOREVER, request=request, together=together)
+def poison(request: str, **about) -> InjectionSpec:
+    return InjectionSpec(phase=Phase.FORWARD, times=FOREVER, request=request, **about)
 
 
 class Run:
@@ -41,7 +43,7 @@ class Run:
 
 
 @pytest.mark.parametrize("seed", range(40))
-@pytest.mark.parametrize("kind", [FaultKind.RAISE, FaultKind.KILL])
+@pytest.mark.parametrize("kind", [FaultKind.RAISE, FaultKind.KILL, FaultKind.HANG])
 def test_a_poison_among_32_ends_alone_after_at_most_seven_faults(seed, kind):
     run = Run(seed, poison(f"0.{4 + seed % 28}", kind=kind))
     assert run.outcome.ended is None
@@ -68,6 +70,61 @@ def test_of_two_at_once_each_ends_alone(seed):
 def test_of_a_pair_nobody_ends(seed):
     run = Run(seed, poison("0.2", together=2), requests=24)  # 0.2, 0.20 to 0.23: any two of them
     assert (run.outcome.ended, run.ended, run.outcome.finished_requests) == (None, [], 24)
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("kind", [FaultKind.RAISE, FaultKind.KILL, FaultKind.HANG])
+def test_the_only_one_there_is_ends_too(seed, kind):
+    run = Run(seed, poison("0.0", kind=kind), requests=1)
+    assert (run.outcome.ended, run.ended, run.faults) == (None, ["0.0"], 5)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_one_whose_error_nobody_knows_ends_though_every_second_one_costs_a_process(seed):
+    run = Run(seed, poison("0.9", message="CUDA error: unknown error"), requests=12)
+    assert (run.outcome.ended, run.ended, run.outcome.finished_requests) == (None, ["0.9"], 11)
+    assert run.faults <= MOST_FAULTS
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_one_whose_logits_are_no_numbers_is_named_and_ends_without_halving(seed):
+    run = Run(seed, poison(f"0.{4 + seed % 28}", kind=FaultKind.NAN))
+    assert (run.outcome.ended, len(run.ended), run.outcome.finished_requests) == (None, 1, 31)
+    assert run.faults == 4
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_two_of_them_end_too(seed):
+    run = Run(seed, poison("0.17", kind=FaultKind.NAN), poison("0.9", kind=FaultKind.NAN))
+    assert (run.outcome.ended, run.ended, run.outcome.finished_requests) == (None, ["0.17", "0.9"], 30)
+
+
+# ---- faults that are nobody's
+
+
+def test_a_rank_that_computes_what_is_no_number_for_different_requests_gets_a_new_process():
+    spoilt = [InjectionSpec(phase=Phase.FORWARD, kind=FaultKind.NAN, after_steps=n, request=f"0.{n}") for n in (4, 5)]
+    runs = [Run(seed, *spoilt, requests=12) for seed in range(20)]
+    assert all((r.outcome.ended, r.ended, r.outcome.finished_requests) == (None, [], 12) for r in runs)
+    assert [r.outcome.worker_restarts for r in runs] == [r.faults // 2 for r in runs]
+    assert sum(r.faults == 2 for r in runs) > 5  # in the others one of the two has finished by then
+
+
+@pytest.mark.parametrize("seed", [529, 2308, 2868, 2976])
+def test_faults_of_several_causes_close_together_end_nobody(seed):
+    """In these seeds one burst begins a search and another one hits whoever runs alone, in new processes too."""
+    simulate(seed)
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_two_bursts_end_nobody_wherever_they_hit(seed):
+    dice = random.Random(seed)
+    bursts = [
+        InjectionSpec(phase=phase, after_steps=dice.randint(2, 30), times=dice.randint(1, 6))
+        for phase in dice.sample([Phase.FORWARD, Phase.SAMPLE_START, Phase.SCHEDULE_END, Phase.OUTPUT_START], 2)
+    ]
+    run = Run(seed, *bursts, requests=dice.choice([1, 2, 6, 12]), max_engine_restarts=3)
+    assert (run.outcome.ended, run.ended) == (None, [])
 
 
 @pytest.mark.parametrize("seed", range(30))

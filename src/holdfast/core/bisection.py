@@ -2,8 +2,9 @@
 
 Says which requests run next; is told whether that batch failed or passed. Knows ids only. A trial that passes costs no
 fault, so the half that is suspected less runs first, and the last few run one by one: of those at most one fails.
-Whoever fails alone, twice, is guilty only where others passed: where nothing passes, it is not the requests. Whoever
-passes alone and fails beside those that passed together is no culprit but half of one, and is kept apart from them.
+Whoever fails alone, twice, is guilty only where others passed before and after each time: what fails for a while,
+whoever runs, is not the requests. Whoever passes alone and fails beside those that passed together is no culprit but
+half of one, and is kept apart from them.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ from dataclasses import dataclass
 
 # So few suspects are tried one by one: each that passes costs a few steps, and one more halving would cost a fault.
 SINGLES = 4
-# Who was in fewer failed batches is not ended: one of them may have failed for another reason.
-FAILED_BATCHES = 3
+# So often somebody has to fail alone, right after others have passed and before others pass again.
+LONE_FAILURES = 2
+# How many requests of our own one search may ask for, where nobody else is there to compare with.
+MAX_CONTROLS = 4
 
 
 class Kind(enum.Enum):
@@ -25,8 +28,12 @@ class Kind(enum.Enum):
     HALF = enum.auto()  # whether a culprit is in this half of the suspects
     CONTROL = enum.auto()  # whether the other half passes, where nothing has passed yet
     ALONE = enum.auto()  # whether one fails by itself
+    VOUCH = enum.auto()  # whether those that have passed still do
     JOIN = enum.auto()  # whether one that passed by itself passes beside those that passed together
     RELEASE = enum.auto()  # whether those that nothing is known of pass
+
+
+COMPARED = frozenset({Kind.CONTROL, Kind.VOUCH})  # of whose probe nothing is suspected
 
 
 @dataclass(frozen=True)
@@ -40,7 +47,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Guilty:
-    """It failed alone, and once more after others had passed."""
+    """It failed alone and once more, and each time others passed before it and after it."""
 
     request_id: str
     failed_batches: int
@@ -61,7 +68,12 @@ class Over:
     unclear: str = ""
 
 
-Step = Trial | Guilty | KeepApart | Over
+@dataclass(frozen=True)
+class NeedsControl:
+    """Nobody is there who could be compared with: a request that is nobody's has to be."""
+
+
+Step = Trial | Guilty | KeepApart | NeedsControl | Over
 
 
 class Bisection:
@@ -76,6 +88,11 @@ class Bisection:
         self._unjudged = list(others := list(others))
         self._passed_alone: set[str] = set()
         self._failed_alone: list[str] = []
+        self._lone_failures: Counter[str] = Counter()  # those that others passed right before
+        self._is_well = False  # somebody has passed since the last failure
+        self._tried_unjudged = False
+        self._somebody_passed = False  # at any time, and may have left since
+        self._controls = 0
         self._owed: tuple[str, ...] = ()  # the other half of one that failed
         self._nothing_passes = False
         self._failures = Counter({**dict.fromkeys(others, 1), **dict.fromkeys(suspects, 2)})
@@ -96,15 +113,11 @@ class Bisection:
         if self._apart is not None:
             found, self._apart = self._apart, None
             return found
-        if self._confirmed is not None:
+        if self._confirmed is not None and self._is_well:
             return self._convict(self._confirmed)
         step = self._next_trial(bystanders)
         self.trial = step if isinstance(step, Trial) else None
         return step
-
-    @property
-    def _others_pass(self) -> bool:
-        return bool(self.passed or self._passed_alone)
 
     def _convict(self, request_id: str) -> Guilty:
         """Whoever is suspected besides only was in the same batches: all that is known is that others pass."""
@@ -113,20 +126,47 @@ class Bisection:
         return Guilty(request_id, self._failures[request_id])
 
     def _next_trial(self, bystanders: Iterable[str]) -> Step:
-        if self._failed_alone and self._others_pass:
+        if self._failed_alone and self._is_well:
             return self._alone(self._failed_alone[-1])  # once more, now that others are known to pass
+        if self._accused and (vouching := self._vouching()):
+            return vouching
         if not self.suspects:
-            return self._try(Kind.RELEASE, self._unjudged) if self._unjudged else Over()
+            return self._next_unsuspected(bystanders)
         if self._owed:
             return Trial(Kind.CONTROL, self._owed, frozenset(self._owed))
         if len(self.suspects) > SINGLES:
             return self._try(Kind.HALF, self.suspects[: len(self.suspects) // 2])
         return self._next_single(bystanders)
 
+    @property
+    def _accused(self) -> list[str]:
+        """Who has failed alone."""
+        return [*self._failed_alone, *([self._confirmed] if self._confirmed is not None else [])]
+
+    def _vouching(self) -> Trial | None:
+        """Those that have passed, together or at least one by itself, if there are any."""
+        accused = set(self._accused)
+        others = sorted(self.passed - accused) or sorted(self._passed_alone - accused)[:1]
+        return Trial(Kind.VOUCH, tuple(others), frozenset(others)) if others else None
+
+    def _before_single(self) -> Trial | None:
+        """What has to pass before somebody is tried alone, where that is to be had."""
+        if self._is_well:
+            return None
+        if (vouching := self._vouching()) or not self._unjudged or self._nothing_passes or self._tried_unjudged:
+            return vouching
+        self._tried_unjudged = True
+        return self._try(Kind.RELEASE, self._unjudged)
+
+    def _next_unsuspected(self, bystanders: Iterable[str]) -> Step:
+        if self._unjudged:
+            return self._try(Kind.RELEASE, self._unjudged)
+        return self._look_elsewhere(bystanders) if self._accused else Over()
+
     def _next_single(self, bystanders: Iterable[str]) -> Step:
         tried = {*self._passed_alone, *self._failed_alone}
         if untried := [s for s in self.suspects if s not in tried]:
-            return self._alone(untried[-1])
+            return self._before_single() or self._alone(untried[-1])
         if self._failed_alone:
             return self._look_elsewhere(bystanders)
         if not self.passed:  # one that passed alone is the first of those that pass together
@@ -140,10 +180,15 @@ class Bisection:
 
     def _look_elsewhere(self, bystanders: Iterable[str]) -> Step:
         """All that were tried have failed: only one that passes can show that it is them."""
-        tried = set(self._failed_alone)
-        self.suspects = [u for u in dict.fromkeys((*self._unjudged, *bystanders)) if u not in tried]
+        accused = self._accused
+        self.suspects = [u for u in dict.fromkeys((*self._unjudged, *bystanders)) if u not in accused]
         self._unjudged = []
-        return self._next_trial(()) if self.suspects else Over("nothing passes that could be compared with")
+        if self.suspects:
+            return self._next_trial(())
+        if len(accused) > 1 or self._controls >= MAX_CONTROLS:
+            return Over("nothing passes that could be compared with")
+        self._controls += 1
+        return NeedsControl()
 
     def _try(self, kind: Kind, probe: Sequence[str]) -> Trial:
         return Trial(kind, tuple(probe), frozenset((*self.passed, *probe)))
@@ -155,26 +200,30 @@ class Bisection:
         assert self.trial is not None
         kind, probe = self.trial.kind, self.trial.probe
         self._owed = ()
+        self._is_well |= not {*probe} <= {*self._accused}
+        self._somebody_passed = True
+        if kind is Kind.VOUCH:
+            return
         if kind is Kind.ALONE:
             self._passes_alone(*probe)
             return
-        self.passed.update(probe)
-        self.suspects = [s for s in self.suspects if s not in self.passed]
-        self._unjudged = [u for u in self._unjudged if u not in self.passed]
+        self._pass(probe)
         self._nothing_passes = False
 
     def _passes_alone(self, request_id: str) -> None:
         self._passed_alone.add(request_id)
         if request_id in self._failed_alone:  # it fails at times only: nothing is known of it
             self._failed_alone.remove(request_id)
+            del self._lone_failures[request_id]
             self._unjudged += [request_id] if request_id not in self.suspects else []
 
     def fails(self, batch: Collection[str]) -> bool | None:
         """The trial's batch failed: whether that leaves fewer suspects; none where nobody on trial was in it."""
         assert self.trial is not None
+        was_well, self._is_well = self._is_well, False
         self._failures.update(batch)
         hit = [p for p in self.trial.probe if p in batch]
-        if not hit:
+        if not hit or self.trial.kind is Kind.VOUCH:
             return None
         match self.trial.kind:
             case Kind.HALF:
@@ -183,22 +232,24 @@ class Bisection:
                 self._owed, self._nothing_passes = (), True
                 return False
             case Kind.ALONE:
-                return self._fails_alone(hit[0])
+                return self._fails_alone(hit[0], counts=was_well)
             case Kind.JOIN:
                 self._apart = KeepApart(hit[0], frozenset(self.passed))
                 self.suspects.remove(hit[0])
             case Kind.RELEASE:
-                self.suspects = hit
-                self._unjudged = [u for u in self._unjudged if u not in hit]
+                rest = (*self.suspects, *self._unjudged)
+                self.suspects, self._unjudged = hit, [r for r in rest if r not in hit]
         return True
 
-    def _fails_alone(self, request_id: str) -> bool:
+    def _fails_alone(self, request_id: str, *, counts: bool) -> bool:
+        self._lone_failures[request_id] += counts
         if request_id not in self._failed_alone:
             self._failed_alone.append(request_id)
-        elif self._failures[request_id] >= FAILED_BATCHES:
+        if self._lone_failures[request_id] >= LONE_FAILURES:
             self._failed_alone.remove(request_id)
+            self.suspects = [s for s in self.suspects if s != request_id]
             self._confirmed = request_id
-        return self._others_pass
+        return self._somebody_passed
 
     def _half_fails(self, hit: list[str]) -> bool:
         rest = [s for s in self.suspects if s not in hit]
@@ -208,12 +259,30 @@ class Bisection:
             self._owed = tuple(rest)
         return not self._nothing_passes
 
+    def doubt(self) -> None:
+        """A batch failed that nobody on trial was in: whatever did that may have met those that failed alone too."""
+        self.suspects += [a for a in self._accused if a not in self.suspects]
+        self._failed_alone, self._confirmed, self._is_well = [], None, False
+        self._lone_failures.clear()
+
+    def leaves(self) -> None:
+        """Who was on trial has left after steps without a fault: nothing more is asked of it."""
+        self._is_well = self._somebody_passed = True
+
     # ---- meanwhile
 
     def clear(self, request_ids: Collection[str]) -> None:
         """These ran beside the others of the trial without a fault, whatever became of it then."""
-        if self.trial is None or self.trial.kind is Kind.ALONE:
-            return
+        if self.trial is not None and self.trial.kind is not Kind.ALONE:
+            self._pass(request_ids)
+
+    def ran(self, request_ids: Collection[str]) -> None:
+        """These were well in the very step that failed for others."""
+        if request_ids:
+            self._pass(request_ids)
+            self._is_well = self._somebody_passed = True
+
+    def _pass(self, request_ids: Collection[str]) -> None:
         self.passed.update(request_ids)
         self.suspects = [s for s in self.suspects if s not in self.passed]
         self._unjudged = [u for u in self._unjudged if u not in self.passed]
@@ -223,4 +292,7 @@ class Bisection:
         self.suspects = [s for s in self.suspects if s in still_open]
         self._unjudged = [u for u in self._unjudged if u in still_open]
         self._failed_alone = [f for f in self._failed_alone if f in still_open]
+        self._confirmed = self._confirmed if self._confirmed in still_open else None
+        self.passed &= set(still_open)
+        self._passed_alone &= set(still_open)
         self._owed = tuple(o for o in self._owed if o in still_open)

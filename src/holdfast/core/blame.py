@@ -2,8 +2,8 @@
 
 Pure: told of faults and of steps, answers with a `Verdict`. One fault is nobody's: everything is tried again as it was.
 A second one before those that were in the first have got past where they stood then begins a search (`bisection`).
-Whoever is ended was in at least three failed batches in a row, two of them alone, and either others passed without it
-meanwhile, or it alone made new processes fail too.
+Whoever is ended was in at least four failed batches in a row, two or more of them alone, and right before and after
+each of those two others passed without it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
-from holdfast.core.bisection import Bisection, Guilty, KeepApart, Kind, Over, Trial
+from holdfast.core.bisection import COMPARED, Bisection, Guilty, KeepApart, NeedsControl, Over, Trial
+from holdfast.core.numerics import in_fault
 
 # The first is nobody's, the second begins the search: they are tried again like any other.
 FAULTS_BEFORE_SEARCH = 2
@@ -21,9 +22,6 @@ IDLE_TURNS = 400
 PASSING_TURNS = 3
 # Batches that fail without anybody on trial in them, until what was found out is given up.
 MAX_STRAYS = 2
-# Faults of a request that nobody is there to be compared with: in all, and in processes that were new.
-LONE_FAULTS = 3
-LONE_FAULTS_ANEW = 2
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,8 @@ class Verdict:
     """What is to be done about the open requests of an engine core.
 
     Only `run` may be scheduled, or everybody but `held` where it is none; `end` are ended with an error. `watch` says
-    that every further step is of interest, `narrows` that this fault has left fewer suspects or judged one.
+    that every further step is of interest, `narrows` that this fault has left fewer suspects or judged one,
+    `wants_control` that a request of our own has to come, with which the suspect can be compared.
     """
 
     reason: str = ""
@@ -56,28 +55,11 @@ class Verdict:
     end: tuple[str, ...] = ()
     suspects: int = 0
     narrows: bool = False
+    wants_control: bool = False
 
     @property
     def watch(self) -> bool:
         return self.run is not None or bool(self.held)
-
-
-@dataclass(frozen=True)
-class _Lone:
-    """The one open request there is: every failed batch since it last got any further was its own."""
-
-    request_id: str
-    mark: int
-    faults: int = 1
-    faults_anew: int = 0
-    renewed: bool = False
-
-    def again(self) -> _Lone:
-        return replace(self, faults=self.faults + 1, faults_anew=self.faults_anew + self.renewed)
-
-    @property
-    def is_guilty(self) -> bool:
-        return self.faults >= LONE_FAULTS and self.faults_anew >= LONE_FAULTS_ANEW
 
 
 class Blame:
@@ -91,31 +73,28 @@ class Blame:
         self._draining = False  # who is not on trial has a step in flight
         self._idle_turns = self._busy_turns = self._progress = 0
         self._strays = 0
-        self._lone: _Lone | None = None
         self._apart: dict[str, frozenset[str]] = {}  # who waits, and until whom have left
 
     # ---- faults
 
-    def fault(self, standings: Standings) -> Verdict:
-        """A step failed. Where nobody was in it, nothing is learned."""
-        batch = frozenset(i for i, s in standings.items() if s.in_flight)
+    def fault(self, standings: Standings, named: Collection[str] = ()) -> Verdict:
+        """A step failed. Where nobody was in it, nothing is learned; `named` are those that it failed for, if known."""
+        everybody = frozenset(i for i, s in standings.items() if s.in_flight)
+        batch = in_fault(everybody, named)
         self._forget_left(standings)
         if not batch:
-            return self._verdict(standings, "the fault was in no request's step")
-        if self._is_lone_culprit(batch, standings):
-            [culprit] = batch
-            return self._end_lone(culprit, standings)
-        narrows = self._search_on(batch, standings) if self._search else self._begin(batch, standings)
+            return self._verdict(standings, "the fault was in no request's step" if self._search else "")
+        fine = everybody - batch
+        narrows = self._search_on(batch, standings, fine) if self._search else self._begin(batch, standings, fine)
         return replace(self._next(_rewound(standings)), narrows=narrows)
 
     def renewed(self, *, by_ladder: bool) -> None:
         """Ranks got new processes; `by_ladder`: not for this fault, but because retries did not last."""
-        if self._lone is not None:
-            self._lone = replace(self._lone, renewed=True)
         if by_ladder:  # what was found out was found out about processes that were not to be trusted
             self._drop()
 
-    def _begin(self, batch: frozenset[str], standings: Standings) -> bool:
+    def _begin(self, batch: frozenset[str], standings: Standings, fine: frozenset[str] = frozenset()) -> bool:
+        """`fine` are known to have been well in the step that failed."""
         again = [i for i in batch if i in self._marks and standings[i].good <= self._marks[i]]
         if not again:
             self._faults, self._marks = 1, {i: standings[i].reached for i in batch}
@@ -124,9 +103,10 @@ class Blame:
         came = {i: place for place, i in enumerate(standings)}  # they stand in the order in which they came
         suspects = sorted(again, key=lambda i: (-standings[i].output, came[i]))
         self._search = Bisection(suspects, batch - set(again))
+        self._search.ran(fine)
         return False
 
-    def _search_on(self, batch: frozenset[str], standings: Standings) -> bool:
+    def _search_on(self, batch: frozenset[str], standings: Standings, fine: frozenset[str]) -> bool:
         assert self._search is not None
         search, trial = self._search, self._search.trial
         if trial is None or self._draining:
@@ -134,6 +114,7 @@ class Blame:
         passed = {i for i in trial.run & standings.keys() if standings[i].good > self._bars.get(i, 0)}
         search.clear(passed)
         narrows = search.fails(batch - passed)
+        search.ran(fine)
         if narrows is None:
             return self._stray(batch, standings)
         self._faults += 1
@@ -141,28 +122,12 @@ class Blame:
 
     def _stray(self, batch: frozenset[str], standings: Standings) -> bool:
         self._strays += 1
+        if self._search is not None:
+            self._search.doubt()
         if self._strays >= MAX_STRAYS:
             self._drop()
             return self._begin(batch, standings)
         return False
-
-    def _is_lone_culprit(self, batch: frozenset[str], standings: Standings) -> bool:
-        if len(standings) != 1:  # whoever else is there can be tried without it
-            self._lone = None
-            return False
-        [request_id] = batch
-        known = self._lone
-        same = known is not None and known.request_id == request_id and standings[request_id].good <= known.mark
-        self._lone = known.again() if same and known else _Lone(request_id, standings[request_id].reached)
-        return self._lone.is_guilty
-
-    def _end_lone(self, culprit: str, standings: Standings) -> Verdict:
-        assert self._lone is not None
-        faults = self._lone.faults
-        self._drop()
-        self._lone = None
-        why = f"it was alone in {faults} failed batches in a row, {LONE_FAULTS_ANEW} or more of them in new processes"
-        return replace(self._verdict(standings, why), end=(culprit,), narrows=True)
 
     # ---- steps
 
@@ -170,14 +135,18 @@ class Blame:
         """The busy loop is about to schedule; none where everything stays as it is. Call while a verdict says so."""
         self._forget_left(standings)
         search = self._search
-        if search is None or search.trial is None:
+        if search is None:
             return self._release_apart(standings)
+        if search.trial is None:
+            return self._await_control(standings)
         if self._draining:
             return self._drain(search.trial, standings)
         self._count_turn([standings[i] for i in search.trial.run if i in standings])
         if self._all_past(search.trial, standings):
-            if any(i in standings for i in search.trial.probe):  # of those who left it is not known how far they got
+            if any(i in standings for i in search.trial.probe):
                 search.passes()
+            elif self._busy_turns:
+                search.leaves()
             return self._next(standings)
         return self._give_up(standings) if self._idle_turns >= IDLE_TURNS else None
 
@@ -186,6 +155,12 @@ class Blame:
         if not _others_in_flight(trial, standings):
             return replace(self._start(trial, standings), reason="")  # that has been said
         self._count_turn(standings.values())
+        return self._give_up(standings) if self._idle_turns >= IDLE_TURNS else None
+
+    def _await_control(self, standings: Standings) -> Verdict | None:
+        if self._outside(standings):
+            return self._next(standings)
+        self._idle_turns += 1
         return self._give_up(standings) if self._idle_turns >= IDLE_TURNS else None
 
     def _all_past(self, trial: Trial, standings: Standings) -> bool:
@@ -220,8 +195,8 @@ class Blame:
         found: list[str] = []
         while self._search is not None:
             step = self._search.next(self._outside(standings))
-            if isinstance(step, Trial):
-                verdict = self._start(step, standings)
+            if isinstance(step, Trial | NeedsControl):
+                verdict = self._start(step, standings) if isinstance(step, Trial) else self._ask(standings)
                 return replace(verdict, reason="; ".join((*found, verdict.reason)), end=tuple(ended))
             ended += [step.request_id] if isinstance(step, Guilty) else []
             found.append(self._take(step))
@@ -235,15 +210,18 @@ class Blame:
         """What the search has found, in words."""
         match found:
             case Guilty():
-                return (
-                    f"it was in {found.failed_batches} failed batches, the last two alone, and others pass without it"
-                )
+                return f"it was in {found.failed_batches} failed batches, the last alone, and others passed in between"
             case KeepApart():
                 self._apart[found.request_id] = found.others
                 return "one passes alone and fails beside others: it waits until those have left"
             case Over():
                 self._drop()
                 return found.unclear or "nobody is suspected any more"
+
+    def _ask(self, standings: Standings) -> Verdict:
+        self._draining, self._idle_turns = False, 0
+        reason = f"after {self._faults} failed batches in a row one request is left, and compared with one of our own"
+        return replace(self._verdict(standings, reason), run=frozenset(), wants_control=True)
 
     def _start(self, trial: Trial, standings: Standings) -> Verdict:
         self._draining = _others_in_flight(trial, standings)
@@ -252,7 +230,7 @@ class Blame:
         self._bars = {i: max(s.reached, self._marks.get(i, 0)) for i, s in standings.items() if i in trial.run}
         run: frozenset[str] = frozenset() if self._draining else trial.run
         suspects = self._search.open if self._search is not None else 0
-        on_trial = f"{len(trial.probe)} of {suspects} suspects" if trial.kind is not Kind.CONTROL else "others"
+        on_trial = "others" if trial.kind in COMPARED else f"{len(trial.probe)} of {suspects} suspects"
         running = len(trial.run)
         reason = f"after {self._faults} failed batches in a row {on_trial} run on trial, {running} requests in all"
         return replace(self._verdict(standings, reason), run=run)

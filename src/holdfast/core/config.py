@@ -64,7 +64,7 @@ class HoldfastConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     stall_detection: bool = False
     check_logits: bool = False
     fault_classes: tuple[OwnRow, ...] = ()  # rows that come before those of the table
-    poison_detection: bool = False
+    poison_detection: bool = True
     incident_dir: str = ""  # empty: the user's state folder
     # Of a gloo collective. None: the host's own; a prefill or a compilation on one rank keeps its peers waiting.
     gloo_comm_timeout_s: Seconds | None = None

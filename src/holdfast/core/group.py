@@ -13,9 +13,11 @@ from dataclasses import dataclass, field
 from holdfast.core.events import EngineView, StandbyView
 from holdfast.core.faults import Fault, FaultClass, deeper, is_of_the_process
 from holdfast.core.injection import InjectionSpec
+from holdfast.core.numerics import Named, named_by
 from holdfast.core.states import EngineState, Trigger, next_state
 
 MAX_POISONS = 16
+MAX_NAMED = 16
 STOPPING = (EngineState.FAULTED, EngineState.PAUSING)
 
 
@@ -105,6 +107,7 @@ class LockstepGroup:
     last_command_id: str | None = None
     retried_at: tuple[float, ...] = ()
     unknown_retried_at: tuple[float, ...] = ()  # of those, the ones for a fault of class unknown
+    named: tuple[Named, ...] = ()  # what numerical faults named in the processes of now
     restarted_at: tuple[float, ...] = ()  # when worker restarts were ordered
     failed_restarts: int = 0  # of this incident, one after another
     replacing: bool = False  # the recovery under way gives ranks a new process
@@ -179,8 +182,14 @@ class LockstepGroup:
             self.fault = fault
         return news
 
+    def note_named(self, now: float) -> None:
+        """It is tried again after a numerical fault that names requests; bounded, the latest stay."""
+        if names := named_by(self.fault):
+            self.named = (*self.named, (now, names))[-MAX_NAMED:]
+
     def forgive(self, tries: int) -> None:
         """The cause of the last tries is gone: they do not count any more."""
+        self.named = ()
         if self.retried_at:
             self.retried_at = self.retried_at[:-tries]
             self.unknown_retried_at = tuple(at for at in self.unknown_retried_at if at in self.retried_at)
@@ -227,6 +236,7 @@ class LockstepGroup:
     def forget_retries(self) -> None:
         """What is retried from now on is retried in another process."""
         self.retried_at = self.unknown_retried_at = ()
+        self.named = ()
 
     def _forget_fault_of_the_lost(self) -> None:
         """What was wrong with a process is gone with it; what is wrong with its peers is not."""

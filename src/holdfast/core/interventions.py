@@ -151,6 +151,7 @@ class Interventions:
         group.replacing = group.wants_restart
         group.broken |= group.replacing  # a newcomer has to meet its peers, whatever became of the old collectives
         self._count_try(group, now)
+        group.note_named(now)
         group.epoch += 1
         group.command_id = group.last_command_id = command_id
         group.command_at = now
@@ -235,6 +236,7 @@ def _incident(group: LockstepGroup, spokesman: Engine, out: RanksOut, now: float
         began_at=now if group.began_at is None else group.waiting_since,
         retried_at=group.retried_at,
         unknown_retried_at=group.unknown_retried_at,
+        named=group.named,
         restarted_at=group.restarted_at,
         failed_restarts=group.failed_restarts,
         wants_restart=group.wants_restart,

@@ -11,6 +11,7 @@ import msgspec
 
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.faults import Fault, FaultClass
+from holdfast.core.numerics import Named, names_others
 from holdfast.core.ranks_out import RanksOut
 from holdfast.core.reasons import WHY_RESTART, why_restart, why_retry
 
@@ -59,7 +60,8 @@ class Incident(msgspec.Struct, frozen=True, kw_only=True):
 
     `fault` is none where somebody only asked for a pause; `broken` says that collectives have to be
     rebuilt, `unrebuildable` what that could not bring back. `wants_restart` says that a rank needs a new
-    process, `asked` that an operator wants it; `failed_restarts` counts those of this incident.
+    process, `asked` that an operator wants it; `failed_restarts` counts those of this incident. `named` are the
+    requests that earlier numerical faults named, and when they were retried.
     `unknown_retried_at` are the retries among `retried_at` that were made for a fault of class unknown. `began_at` is
     when the wait for an instruction began, `opened_at` when everything was last well; `joins`: nothing
     is wrong but what the loss of a process has broken, and another one in its place is there.
@@ -69,6 +71,7 @@ class Incident(msgspec.Struct, frozen=True, kw_only=True):
     began_at: float
     retried_at: tuple[float, ...] = ()
     unknown_retried_at: tuple[float, ...] = ()
+    named: tuple[Named, ...] = ()
     restarted_at: tuple[float, ...] = ()
     failed_restarts: int = 0
     broken: bool = False
@@ -157,6 +160,8 @@ def _climb(now: float, incident: Incident, config: HoldfastConfig) -> Decision:
 def _decide_retry(now: float, incident: Incident, config: HoldfastConfig) -> Decision:
     if incident.narrows:
         return Decision(Action.RETRY, _NARROWS)
+    if _is_sick(now, incident, config) and config.max_worker_restarts:
+        return _decide_restart(now, incident, config, _SICK)
     exhausted = _why_no_retry(now, incident, config)
     if exhausted is None:
         tries, limit = len(_retries(now, incident, config)) + 1, config.max_retries
@@ -168,7 +173,15 @@ def _decide_retry(now: float, incident: Incident, config: HoldfastConfig) -> Dec
     return _decide_replacement(now, incident, config, exhausted)
 
 
+_SICK = "what is no number came up for one request and then for another: it is the rank"
 _NARROWS = "a request is suspected and fewer are left now: not counted as a try"
+
+
+def _is_sick(now: float, incident: Incident, config: HoldfastConfig) -> bool:
+    """Whether a rank computes what is no number for different requests, which then are not to blame."""
+    known = [named for named in incident.named if recent((named[0],), now, config.retry_window_s, incident.opened_at)]
+    has_rank = incident.fault is not None and incident.fault.rank is not None
+    return has_rank and names_others(incident.fault, known)
 
 
 def _retries(now: float, incident: Incident, config: HoldfastConfig) -> tuple[float, ...]:

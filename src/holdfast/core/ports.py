@@ -36,6 +36,14 @@ class RequestHost(Protocol):
         """
         ...
 
+    def recompute(self, request_id: str) -> None:
+        """Trust none of the KV of a request that waits, and let nobody else begin with it. Idempotent."""
+        ...
+
+    def add_control(self) -> None:
+        """Add a short request that is nobody's, to be compared with; nothing where the host cannot."""
+        ...
+
     def end(self, request_id: str, why: str) -> None:
         """End a request with an error that says why. Idempotent."""
         ...

@@ -158,8 +158,7 @@ class EngineCoreSentinel:
         held_at = time.monotonic() if held_at is None else held_at
         self._containment.wait_stopped()
         if self._quarantine is not None:
-            host = self._host_of_busy_loop()
-            self._quarantine.learn(self._containment.fault or fault, host.requests, in_lockstep=host.in_lockstep)
+            self._quarantine.learn(self._containment.fault or fault, self._host_of_busy_loop().requests)
         while True:
             self._containment.wait_stopped()
             order = self._next_order(fault, is_running)

@@ -13,6 +13,7 @@ from dataclasses import replace
 from holdfast.core import messages as m
 from holdfast.core.blame import Blame, Verdict
 from holdfast.core.faults import Fault, FaultClass, is_of_the_process
+from holdfast.core.numerics import Spoilt, named_by
 from holdfast.core.ports import RequestHost
 
 MAX_ID_CHARS = 200  # whoever sends a request may choose its id
@@ -31,23 +32,32 @@ class Quarantine:
         self._verdict = Verdict()
         self._requests: RequestHost | None = None
         self._replaces_for_fault = False
+        self._spoilt = Spoilt()
+        self._recompute: tuple[str, ...] = ()
         self.narrows = False
 
-    def learn(self, fault: Fault | None, requests: RequestHost, *, in_lockstep: bool = False) -> None:
+    def learn(self, fault: Fault | None, requests: RequestHost) -> None:
         """The busy loop has ended with a fault; before anything is rewound."""
         self._requests = requests
         self.narrows = self._replaces_for_fault = False
-        if fault is None or (in_lockstep and fault.fault_class is FaultClass.COMMUNICATOR):
-            return  # it was only told to stop, or another engine core has failed
-        self._replaces_for_fault = is_of_the_process(fault)
-        self._verdict = self._blame.fault(requests.standings())
+        if fault is None or fault.fault_class is FaultClass.COMMUNICATOR:
+            return  # it was only told to stop, or a collective was broken, for which there is another cause
+        of_unknown_depth = fault.fault_class is FaultClass.UNKNOWN  # a new process is what it gets, not the last resort
+        self._replaces_for_fault = is_of_the_process(fault) or of_unknown_depth
+        standings, named = requests.standings(), named_by(fault)
+        self._verdict = self._blame.fault(standings, named)
         self.narrows = self._verdict.narrows
+        good, reached = ({i: getattr(s, what) for i, s in standings.items()} for what in ("good", "reached"))
+        self._recompute = self._spoilt.due(named, reached, good)
 
     def carry_out(self, replaced: Collection[int]) -> None:
         """Everything is rewound and nothing runs yet. May be called again after it, or the recovery, has failed."""
         self.narrows = False
         if self._requests is None:
             return
+        recompute, self._recompute = self._recompute, ()
+        for request_id in recompute:
+            self._requests.recompute(request_id)
         if replaced:
             self._blame.renewed(by_ladder=not self._replaces_for_fault)
             if not self._replaces_for_fault:
@@ -65,12 +75,14 @@ class Quarantine:
         verdict = self._verdict
         for request_id in verdict.end:
             self._end(requests, request_id, verdict.reason)
+        if verdict.wants_control:
+            requests.add_control()
         before_step = self._before_step if verdict.watch else None
         requests.restrict(verdict.run, verdict.held, before_step)
         if verdict.reason:
             logger.info("engine %d: %s", self._engine_id, verdict.reason)
             self._tell(verdict)
-        self._verdict = replace(verdict, end=(), reason="")  # it holds on, and has been told
+        self._verdict = replace(verdict, end=(), reason="", wants_control=False)  # it holds on, and has been told
 
     def _tell(self, verdict: Verdict) -> None:
         self._post(

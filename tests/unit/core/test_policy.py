@@ -476,3 +476,32 @@ def test_a_decision_says_which_try_of_how_many_it_is():
         (3, 3),
         (1, 20),
     ]
+
+
+# ---- what is no number
+
+
+def spoilt(*now, before, at=1.0, rank=0, **about):
+    numerical = msgspec.structs.replace(fault(FaultClass.NUMERICAL, rank), request_ids=now)
+    return Incident(fault=numerical, began_at=0.0, named=((at, tuple(before)),), **about)
+
+
+def test_a_rank_that_computes_what_is_no_number_for_different_requests_gets_a_new_process():
+    decision = decide_repair(2.0, spoilt("a", before="b"), AUTO)
+    assert decision.action is Action.RESTART_WORKERS
+    assert "for one request and then for another: it is the rank" in decision.reason
+
+
+@pytest.mark.parametrize(
+    "about",
+    [
+        {"before": "a"},
+        {"before": "ab"},
+        {"before": "b", "at": -100.0},
+        {"before": "b", "narrows": True},
+        {"before": "b", "rank": None},
+    ],
+    ids=["the same", "some of them", "long ago", "one is on trial", "nobody knows which rank"],
+)
+def test_where_that_may_be_the_request_it_is_retried(about):
+    assert decide_repair(2.0, spoilt("a", **about), AUTO).action is Action.RETRY

@@ -19,6 +19,7 @@ def request(name: str, computed: int = 8, in_flight: int = 1, output: int = 3) -
         num_in_flight_tokens=in_flight,
         num_output_tokens=output,
         is_finished=lambda: False,
+        sampling_params=object(),
         client_index=1,
     )
 
@@ -46,6 +47,9 @@ class Scheduler:
     def _handle_blocked_waiting_request(self, request: Any) -> bool:
         return True
 
+    def add_request(self, request: Any) -> None:
+        self.waiting.append(request)
+
     def finish_requests(self, request_ids: list[str], status: Any) -> list[Any]:
         return [self.requests[i] for i in request_ids if i in self.requests]
 
@@ -55,7 +59,10 @@ class Bench:
         self.scheduler = Scheduler(running, waiting)
         self.sent: list[Any] = []
         queue = SimpleNamespace(put_nowait=self.sent.append)
-        self.requests = VllmRequests(SimpleNamespace(scheduler=self.scheduler, output_queue=queue))
+        engine = SimpleNamespace(
+            scheduler=self.scheduler, output_queue=queue, preprocess_add_request=lambda asked: (asked, 0)
+        )
+        self.requests = VllmRequests(engine)
 
     @property
     def is_the_hosts_own(self) -> bool:
@@ -126,3 +133,19 @@ def test_one_that_ends_takes_its_reason_along() -> None:
 def test_where_everybody_stands_is_told_in_tokens() -> None:
     standing = Bench("a", "").requests.standings()["a"]
     assert (standing.good, standing.reached, standing.output, standing.in_flight) == (7, 8, 3, True)
+
+
+def test_a_request_of_our_own_waits_like_any_other_and_asks_for_few_tokens() -> None:
+    bench = Bench(waiting="")
+    bench.requests.add_control()
+    bench.requests.add_control()
+    first, second = bench.scheduler.waiting
+    assert first.request_id != second.request_id
+    assert (first.prompt_token_ids, first.sampling_params.max_tokens) == ([1], 16)
+
+
+def test_a_model_that_generates_nothing_gets_none() -> None:
+    bench = Bench(waiting="")
+    bench.scheduler.running[0].sampling_params = None
+    bench.requests.add_control()
+    assert bench.scheduler.waiting == []

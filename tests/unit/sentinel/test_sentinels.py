@@ -21,6 +21,9 @@ from holdfast.core.injection import FaultKind, InjectionSpec, UncontainedFault
 from holdfast.core.messages import RecoveryReport
 from holdfast.core.rendezvous import Rendezvous
 from holdfast.core.states import EngineState
+from holdfast.hosts.fake.blocks import BlockPool
+from holdfast.hosts.fake.requests import FakeRequests
+from holdfast.hosts.fake.scheduler import FakeScheduler
 from holdfast.progress import ProgressWriter, publish_progress
 from holdfast.sentinel import ClientSentinel, EngineCoreSentinel, EngineDefeated, WorkerSentinel
 from holdfast.sentinel.addresses import engine_identity, worker_identity
@@ -28,6 +31,8 @@ from holdfast.wire import MemoryNetwork
 
 WAIT_S = 10.0
 REPLY = RuntimeError("Worker failed with error 'boom'")
+
+NO_REQUESTS = FakeRequests(FakeScheduler(BlockPool(1, 1), step_tokens=1, max_running=1))
 
 
 @dataclass
@@ -41,6 +46,7 @@ class Host:
     reason: str = ""
     engine_id: int = 0
     in_lockstep: bool = False
+    requests: FakeRequests = field(default_factory=lambda: NO_REQUESTS)
     rendezvous: list[Rendezvous | None] = field(default_factory=list)
 
     waits_in: str | None = None

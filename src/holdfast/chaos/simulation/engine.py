@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING
 from holdfast.chaos.simulation.front_end import Request
 from holdfast.core import messages as m
 from holdfast.core.classification import default_classifier, fault_of
-from holdfast.core.faults import Fault, FaultClass, deeper
+from holdfast.core.faults import Fault, FaultClass, deeper, hung
 from holdfast.core.injection import InjectedFault, InjectionSpec
 from holdfast.hosts.fake import EngineOptions, FakeEngineCore, Interrupted, WorkerFailed
 from holdfast.sentinel.quarantine import Quarantine
 
 if TYPE_CHECKING:
     from holdfast.chaos.simulation.run import Simulation
+
+STALL_S = (0.8, 4.0)  # until a rank that hangs is taken for it
 
 
 class SimulatedEngine:
@@ -97,15 +99,21 @@ class SimulatedEngine:
 
     def _tell_lost(self, rank: int) -> None:
         self._sim.note(f"rank {rank} of engine {self._id} is gone")
-        fault = Fault(
+        fault = self._stall_of(rank) if self._host.workers[rank].hangs else self._loss_of(rank)
+        self._rank_fault = deeper(self._rank_fault, fault)
+        self._send(m.EngineFaulted(engine_id=self._id, epoch=self._epoch, fault=fault))
+
+    def _stall_of(self, rank: int) -> Fault:
+        return hung(self._id, rank, "stalled", self._sim.time.now)
+
+    def _loss_of(self, rank: int) -> Fault:
+        return Fault(
             fault_class=FaultClass.WORKER_LOST,
             error_type="WorkerLost",
             message=f"the process of rank {rank} is gone: killed by SIGKILL",
             engine_id=self._id,
             rank=rank,
         )
-        self._rank_fault = deeper(self._rank_fault, fault)
-        self._send(m.EngineFaulted(engine_id=self._id, epoch=self._epoch, fault=fault))
 
     @property
     def runs(self) -> bool:
@@ -132,14 +140,20 @@ class SimulatedEngine:
         try:
             self._host.step()
         except (InjectedFault, WorkerFailed, Interrupted) as error:
-            for worker in self._host.workers:
-                if worker.gone and self._rank_fault is None:
-                    self._tell_lost(worker.rank)
-            self._hold(error)
+            if any(worker.hangs for worker in self._host.workers):
+                self._sim.time.after(self._sim.dice.uniform(*STALL_S), partial(self._failed, error))
+            else:
+                self._failed(error)
             return
         finally:
             self._stream_outputs()
         self._sim.time.after(self._sim.dice.uniform(0.005, 0.02), self._turn)
+
+    def _failed(self, error: Exception) -> None:
+        for worker in self._host.workers:
+            if worker.gone and self._rank_fault is None:
+                self._tell_lost(worker.rank)
+        self._hold(error)
 
     def _stream_outputs(self) -> None:
         self._sim.front_end.end(self, self._host.requests.ended)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Collection, Mapping
 
 from holdfast.core.blame import Standing
-from holdfast.hosts.fake.scheduler import FakeScheduler
+from holdfast.hosts.fake.scheduler import FakeRequest, FakeScheduler
+
+CONTROL_TOKENS = 16
 
 
 class FakeRequests:
@@ -14,6 +17,7 @@ class FakeRequests:
     def __init__(self, scheduler: FakeScheduler) -> None:
         self._scheduler = scheduler
         self.ended: dict[str, str] = {}
+        self._controls = itertools.count(1)
 
     def standings(self) -> Mapping[str, Standing]:
         return {
@@ -26,6 +30,12 @@ class FakeRequests:
     ) -> None:
         self._scheduler.before_step = before_step
         self._scheduler.may_run = lambda request_id: request_id not in held and (run is None or request_id in run)
+
+    def recompute(self, request_id: str) -> None:
+        self._scheduler.recompute(request_id)
+
+    def add_control(self) -> None:
+        self._scheduler.add(FakeRequest(f"control {next(self._controls)}", (1,), CONTROL_TOKENS))
 
     def end(self, request_id: str, why: str) -> None:
         if request_id in self._scheduler.requests:

@@ -210,6 +210,14 @@ class FakeScheduler:
             tokens_to_recompute=sum(r.total - r.computed for r in requests),
         )
 
+    def recompute(self, request_id: str) -> None:
+        """Nothing of what a request that waits has computed is good."""
+        request = self.requests.get(request_id)
+        if request is not None and request in self._holding:
+            self._pool.evict(request.blocks)
+            self._holding.remove(request)
+            self._put_back(request, 0)
+
     def _gone_in_flight(self) -> Iterable[HeldRequest]:
         """Under names of their own: a request that left may have come again."""
         for index, (_, held) in enumerate(self._left):

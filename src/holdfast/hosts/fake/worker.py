@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from holdfast.core.classification import default_classifier, fault_of
-from holdfast.core.errors import RankFenced
+from holdfast.core.errors import NonFiniteLogits, RankFenced
 from holdfast.core.faults import Phase
 from holdfast.core.injection import FaultKind, InjectedFault, InjectionSpec, Trap
 from holdfast.core.ports import FaultReporter
@@ -23,6 +23,7 @@ R = TypeVar("R")
 Reply = Callable[[], dict[str, int]]
 
 REBUILD_S = 10.0
+SILENT = frozenset({FaultKind.STOP, FaultKind.HANG, FaultKind.SPIN, FaultKind.DEADLOCK})
 
 
 class WorkerFailed(RuntimeError):
@@ -52,10 +53,24 @@ class Traps:
         self._armed.append(Trap(spec))
 
     def pass_by(self, phase: Phase, request_index: int | None = None) -> None:
-        for trap in self._armed:
-            here = trap.spec.phase is phase and request_index in (None, trap.spec.request_index)
-            if here and trap.passes(self.batch):
+        here = [t for t in self._armed if t.spec.phase is phase and request_index in (None, t.spec.request_index)]
+        spoilt: dict[str, None] = {}
+        for trap in here:
+            if not trap.passes(self.batch):
+                continue
+            if trap.spec.kind is not FaultKind.NAN:
                 raise InjectedFault(trap.spec)
+            spoilt |= dict.fromkeys(_spoilt_by(trap.spec, self.batch))
+        if spoilt:  # what looks at logits names all whose they are
+            message = f"NaN or infinite logits of {len(spoilt)} of {len(self.batch)} requests"
+            raise NonFiniteLogits(message, request_ids=tuple(spoilt))
+
+
+def _spoilt_by(spec: InjectionSpec, batch: Sequence[str]) -> Sequence[str]:
+    if spec.request:
+        return [request for request in batch if spec.request in request]
+    at = min(spec.request_index, len(batch))
+    return batch[at - 1 : at] if at else batch
 
 
 @dataclass
@@ -70,6 +85,7 @@ class FakeWorker:
     fenced: bool = False
     fenced_in: int = 0
     gone: bool = False
+    hangs: bool = False  # until it is killed for it
     skips_fence: bool = False  # makes answers wrong; a test shows so
     communicators: FakeCommunicators | None = None  # none: its peers are looked after for it
     traps: Traps = field(default_factory=Traps)
@@ -94,7 +110,7 @@ class FakeWorker:
 
     def begin_anew(self, memory: KVMemory) -> None:
         """What a new process in this rank's place is: nothing written, nothing known, not let in yet."""
-        self.memory, self.tokens, self.gone = memory, {}, False
+        self.memory, self.tokens, self.gone, self.hangs = memory, {}, False, False
 
     def forward(self, parts: Sequence[Part]) -> list[int]:
         """Write the KV of a batch; what each request's last token attended to."""
@@ -159,7 +175,9 @@ class LockstepGroup:
         try:
             sampled = self._phases(parts)
         except _RankRaised as raised:
-            if getattr(raised.error, "kind", None) is FaultKind.KILL:
+            kind = getattr(raised.error, "kind", FaultKind.RAISE)
+            raised.worker.hangs = kind in SILENT
+            if raised.worker.hangs or kind is FaultKind.KILL:
                 raised.worker.gone = True  # it says nothing any more; who watches it notices
             raised.worker.fence(raised.error, raised.phase)
             for worker in self.workers:

@@ -8,16 +8,22 @@ as one for which a step had no tokens left.
 
 from __future__ import annotations
 
+import itertools
 import logging
+import time
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
+from vllm.sampling_params import SamplingParams
+from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest, FinishReason
 from vllm.v1.request import RequestStatus
 
 from holdfast.core.blame import Standing
+from holdfast.hosts.vllm.rewind import recompute
 
 logger = logging.getLogger("holdfast")
+
+CONTROL_TOKENS = 16  # enough for several steps, few beside what an answer is
 
 _REPLACED = ("schedule", "_handle_blocked_waiting_request")
 
@@ -31,6 +37,7 @@ class VllmRequests:
         self._run: Collection[str] | None = None
         self._held: Collection[str] = ()
         self._before_step: Callable[[], None] | None = None
+        self._controls = itertools.count(1)
         self._own: dict[str, Any] = {}  # what stood in the places of the methods that are replaced
 
     def standings(self) -> Mapping[str, Standing]:
@@ -44,6 +51,17 @@ class VllmRequests:
             self._take_back()
         elif not self._own:
             self._replace()
+
+    def recompute(self, request_id: str) -> None:
+        recompute(self._scheduler, request_id)
+
+    def add_control(self) -> None:
+        """Nobody asked for its tokens, so no front end knows it: what it says is dropped there."""
+        if any(r.sampling_params is None for r in self._scheduler.requests.values()):
+            return  # a model that pools generates nothing
+        asked = _control_request(f"holdfast-control-{next(self._controls)}")
+        request, _ = self._engine.preprocess_add_request(asked)
+        self._scheduler.add_request(request)
 
     def end(self, request_id: str, why: str) -> None:
         for request in self._scheduler.finish_requests([request_id], RequestStatus.FINISHED_ERROR):
@@ -93,3 +111,18 @@ class VllmRequests:
 def _standing(request: Any) -> Standing:
     reached = request.num_computed_tokens
     return Standing(reached - request.num_in_flight_tokens, reached, request.num_output_tokens)
+
+
+def _control_request(request_id: str) -> Any:
+    sampling = SamplingParams(max_tokens=CONTROL_TOKENS, temperature=0.0, ignore_eos=True, detokenize=False)
+    return EngineCoreRequest(
+        request_id=request_id,
+        prompt_token_ids=[1],
+        mm_features=None,
+        sampling_params=sampling,
+        pooling_params=None,
+        arrival_time=time.time(),
+        lora_request=None,
+        cache_salt=None,
+        data_parallel_rank=None,
+    )

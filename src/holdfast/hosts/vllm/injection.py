@@ -82,13 +82,16 @@ def arm_logits(traps: Traps, runner: Any) -> None:
         logits = compute(*args, **kwargs)
         if logits is not None and len(logits):
             for spec in traps.spoils():
-                logits[_rows_of(spec, len(logits))] = float("nan")
+                logits[_rows_of(spec, len(logits), runner)] = float("nan")
         return logits
 
     runner.model.compute_logits = spoiled
 
 
-def _rows_of(spec: InjectionSpec, rows: int) -> slice:
+def _rows_of(spec: InjectionSpec, rows: int, runner: Any) -> slice | list[int]:
+    batch = getattr(getattr(runner, "input_batch", None), "req_ids", None)  # of runner V1
+    if spec.request and batch is not None:
+        return [row for row, request in enumerate(batch[:rows]) if request and spec.request in request]
     if spec.request_index == 0:
         return slice(None)
     last = min(spec.request_index, rows)

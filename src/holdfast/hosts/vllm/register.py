@@ -33,6 +33,7 @@ _RUNNER_V1 = "vllm.v1.worker.gpu_model_runner"
 _BATCH_V1 = "vllm.v1.worker.gpu_input_batch"
 _RUNNER_V2 = "vllm.v1.worker.gpu.model_runner"
 
+_COMPARED = "a request of our own, with which the only one there is can be compared"
 _LOOKED_AT = "flags of a step's logits are looked at once its tokens are there"
 
 ENGINE_INIT = _wrap(
@@ -92,6 +93,9 @@ TOUCHPOINTS: tuple[Touchpoint, ...] = (
         ("request", "new_token_ids"),
         "the grammar of a resumed request stands where its history ends",
     ),
+    _call(_SCHEDULER, "Scheduler.add_request", ("request",), _COMPARED),
+    Touchpoint("vllm.v1.engine", "EngineCoreRequest", "class", None, _COMPARED),
+    Touchpoint("vllm.sampling_params", "SamplingParams", "class", None, _COMPARED),
     *_attributes("vllm.v1.structured_output.request", "StructuredOutputRequest", "_grammar", "resuming"),
     *_attributes(_CORE, "EngineCore", "structured_output_manager", "resuming"),
     _call(

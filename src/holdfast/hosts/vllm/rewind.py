@@ -172,6 +172,10 @@ def _cached(scheduler: Any, suspect: Iterable[int]) -> set[int]:
 def _leave_queues(scheduler: Any, requests: Iterable[Any]) -> None:
     leaving = list(requests)
     scheduler.running = []
+    _leave_waiting(scheduler, leaving)
+
+
+def _leave_waiting(scheduler: Any, leaving: list[Any]) -> None:
     for queue in _queues(scheduler):
         queue.remove_requests(leaving)
     scheduler.deferred_waiting.difference_update(leaving)
@@ -213,6 +217,19 @@ def _release(scheduler: Any, request: Any) -> None:
 def _waiting_status(request: Any) -> Any:
     """A request without output is sent to the workers anew: they may never have seen it."""
     return RequestStatus.PREEMPTED if request.num_output_tokens else RequestStatus.WAITING
+
+
+def recompute(scheduler: Any, request_id: str) -> None:
+    """Trust none of the KV of a request that waits after a rewind; every other cache was dropped by that anyway."""
+    request, manager = scheduler.requests.get(request_id), only_full_attention(scheduler)
+    if request is None or manager is None or request not in scheduler.kv_holding_waiting:
+        return
+    held = [block.block_id for block in manager.req_to_blocks.get(request_id, ())]
+    scheduler.kv_cache_manager.evict_blocks(_cached(scheduler, held))
+    _leave_waiting(scheduler, [request])
+    _release(scheduler, request)
+    scheduler.waiting.prepend_request(request)
+    request.num_computed_tokens = 0
 
 
 # ---- every other cache: the host's preemption
