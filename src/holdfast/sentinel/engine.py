@@ -121,7 +121,9 @@ class EngineCoreSentinel:
         """Report to the client that this engine core is protected from now on."""
         if self._config.stall_detection and self._config.runtime_dir:
             limits = LOCKSTEP_LIMITS if host.in_lockstep else Limits()
+            limits = msgspec.structs.replace(limits, may_compile=host.compiles_in_steps)
             self._watch = RankWatch(self._config.runtime_dir, self, limits)
+            self._incidents.devices = host.devices
         self._host = host
         self._post(
             m.EngineAttached(

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 from holdfast.core.stalls import Limits, Look, Stall, Stalls
-from holdfast.progress import ProgressReader, Seen, look_at, starved_s
+from holdfast.progress import ProgressReader, Seen, look_at
+from holdfast.progress.activity import Activity
 
 logger = logging.getLogger("holdfast")
 
@@ -20,19 +21,19 @@ PROBE_S = 0.4  # until a rank whose collectives were broken has left its step, i
 _CLOSER_S = 0.25  # a call that is older is looked at more closely
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Watched:
     pid: int
     reader: ProgressReader | None
-    starved: dict[int, float] = field(default_factory=dict)
-    cpu_s: float = 0.0
+    activity: Activity
 
 
 class ProgressWatch:
     """Looks at some processes, each by the number it goes by, and judges what it sees."""
 
     def __init__(self, folder: str, limits: Limits | None = None) -> None:
-        self.stalls = Stalls(limits or Limits())
+        self._limits = limits or Limits()
+        self.stalls = Stalls(self._limits)
         self._folder = folder
         self._watched: dict[int, _Watched] = {}
         self._looked_at: float | None = None
@@ -52,14 +53,12 @@ class ProgressWatch:
     def _look(self, number: int, pid: int, elapsed_s: float) -> Look:
         watched = self._watched.get(number)
         if watched is None or watched.pid != pid:
-            watched = self._watched[number] = _Watched(pid, self._open(pid))
+            activity = Activity(pid, with_children=self._limits.may_compile)
+            watched = self._watched[number] = _Watched(pid, self._open(pid), activity)
         process = look_at(pid)
         seen = watched.reader.look() if watched.reader is not None else Seen()
-        starved = self._starved(watched, process.cpu_s, process.state, elapsed_s) if self._closer else 0.0
-        watched.cpu_s = process.cpu_s
-        if not self._closer:
-            watched.starved = {}
-        return Look(pid, process.state, seen.running, seen.ended, starved)
+        doing = watched.activity.look(process, elapsed_s, closer=self._closer)
+        return Look(pid, process.state, seen.running, seen.ended, doing.starved_s, doing.is_computing)
 
     def _open(self, pid: int) -> ProgressReader | None:
         try:
@@ -67,15 +66,6 @@ class ProgressWatch:
         except OSError as error:
             logger.error("the progress of process %d cannot be read, only whether it is stopped: %s", pid, error)
             return None
-
-    def _starved(self, watched: _Watched, cpu_s: float, state: str, elapsed_s: float) -> float:
-        """Of the thread that waited longest for a processor; where nobody counts that, by what it got of one."""
-        before, watched.starved = watched.starved, starved_s(watched.pid)
-        if watched.starved:
-            waits = (s - before[thread] for thread, s in watched.starved.items() if thread in before)
-            return min(elapsed_s, max(waits, default=0.0))
-        got_s = cpu_s - watched.cpu_s
-        return elapsed_s - got_s if state == "R" and got_s < elapsed_s / 2 else 0.0
 
 
 class Accuser(Protocol):

@@ -41,6 +41,8 @@ class Host:
     reason: str = ""
     engine_id: int = 0
     in_lockstep: bool = False
+    compiles_in_steps: bool = False
+    devices: None = None
     rendezvous: list[Rendezvous | None] = field(default_factory=list)
 
     waits_in: str | None = None
