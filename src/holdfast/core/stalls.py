@@ -62,6 +62,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
     decode_floor_s: float = 1.0
     prefill_floor_s: float = 10.0
+    engine_core_floor_s: float = 3.0
     unlearned_s: float = 300.0
     stopped_s: float = 0.8
     factor: float = 10.0
@@ -71,10 +72,6 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     late_s: float = 0.1  # of a look: less is no news
     may_compile: bool = False  # in any step: then one that computes may be at that
     at_work_floor_s: float = 30.0  # for who is at work for most of its call, and no deadlock
-
-
-# A step waits for ranks of other engine cores, and nobody here sees what these are at: a prefill, a compilation.
-LOCKSTEP_LIMITS = Limits(decode_floor_s=30.0, prefill_floor_s=30.0)
 
 
 class Deadline(msgspec.Struct, frozen=True):
@@ -108,9 +105,7 @@ class Deadlines:
         if call.is_first or len(lasted) < limits.learned_calls:
             return Deadline(limits.unlearned_s, f"{len(lasted)} steps of its shape known, fewer than needed")
         slowest_s = quantile(lasted, limits.quantile)
-        kind, floor_s = (
-            ("prefill", limits.prefill_floor_s) if call.shape.is_prefill else ("decode", limits.decode_floor_s)
-        )
+        kind, floor_s = self._floor(call)
         if limits.factor * slowest_s <= floor_s:
             return Deadline(
                 floor_s, f"the least for a {kind}; of {len(lasted)} like it the slowest took {slowest_s:.3f} s"
@@ -118,6 +113,13 @@ class Deadlines:
         return Deadline(
             limits.factor * slowest_s, f"{limits.factor:g} times {slowest_s:.3f} s, of {len(lasted)} like it"
         )
+
+    def _floor(self, call: Running) -> tuple[str, float]:
+        if not call.phase.in_worker:
+            return "turn of an engine core", self._limits.engine_core_floor_s
+        if call.shape.is_prefill:
+            return "prefill", self._limits.prefill_floor_s
+        return "decode", self._limits.decode_floor_s
 
 
 def quantile(values: deque[float] | tuple[float, ...], q: float) -> float:
@@ -129,7 +131,8 @@ class Look(msgspec.Struct, frozen=True):
     """What was seen of a process just now.
 
     `starved_s`: since the last look it was so long ready to run and did not. `is_computing`: one of its threads or
-    children had a processor for most of that time.
+    children had a processor for most of that time. `is_peer`: it is of another engine core; it may be waited for, and
+    is accused there.
     """
 
     pid: int
@@ -138,6 +141,7 @@ class Look(msgspec.Struct, frozen=True):
     ended: tuple[Ended, ...] = ()
     starved_s: float = 0.0
     is_computing: bool = False
+    is_peer: bool = False
 
 
 class Stall(msgspec.Struct, frozen=True):
@@ -171,7 +175,7 @@ AT_WORK_SHARE = 0.5
 
 
 class Stalls:
-    """Judges processes that wait for each other in their steps: the ranks of one engine core.
+    """Judges processes that wait for each other in their steps: the ranks of one engine core, and its lockstep peers.
 
     A rank that waits for another in a collective waits as long as the other one may take: so every call has the
     longest deadline, and every excuse, of all that run.
@@ -202,6 +206,7 @@ class Stalls:
         excuse_s = elapsed_s if traced else late_s + max((look.starved_s for look in alive.values()), default=0.0)
         for rank, look in alive.items():
             self._take(rank, look, excuse_s, elapsed_s)
+        self._known = {rank: self._known[rank] for rank in alive}
         stopped = [s for rank, look in alive.items() if (s := self._stopped(rank, look, elapsed_s - late_s))]
         some_stand = any(look.state == STOPPED for look in alive.values())  # and the others may wait for them
         return stopped if some_stand else self._overdue(now, alive)
@@ -221,7 +226,7 @@ class Stalls:
 
     def _stopped(self, rank: int, look: Look, elapsed_s: float) -> Stall | None:
         known = self._known[rank]
-        if look.state != STOPPED:
+        if look.state != STOPPED or look.is_peer:
             known.stopped_for_s = None
             return None
         known.stopped_for_s = 0.0 if known.stopped_for_s is None else known.stopped_for_s + elapsed_s
@@ -239,7 +244,7 @@ class Stalls:
         longest = max(bounds, key=lambda bound: bound.seconds)
         excused_s = max(max(self._known[rank].excused_s.values(), default=0.0) for rank, _, _ in calls)
         late = [(r, look, call) for r, look, call in calls if now - call.began_at - excused_s >= longest.seconds]
-        return [self._judged(rank, look, call, now - call.began_at, longest) for rank, look, call in late]
+        return [self._judged(r, look, call, now - call.began_at, longest) for r, look, call in late if not look.is_peer]
 
     def _deadline(self, now: float, rank: int, call: Running) -> Deadline:
         known, floor_s = self._known[rank], self._limits.at_work_floor_s

@@ -3,7 +3,7 @@
 from holdfast.progress.processes import ProcessLook, look_at
 from holdfast.progress.reader import ProgressReader, Seen
 from holdfast.progress.record import Lane
-from holdfast.progress.writer import ProgressWriter, publish_progress
+from holdfast.progress.writer import ProgressWriter, publish_progress, published
 
 __all__ = [
     "Lane",
@@ -13,4 +13,5 @@ __all__ = [
     "Seen",
     "look_at",
     "publish_progress",
+    "published",
 ]

@@ -158,6 +158,28 @@ def test_who_computes_where_nothing_is_compiled_and_who_does_not_has_no_longer(l
     assert bench.watch(limits.decode_floor_s + 2 * TICK_S, {0: in_step(bench, **seen)})[0] != []
 
 
+def test_a_peer_in_a_prefill_is_waited_for_and_is_accused_elsewhere() -> None:
+    bench = Bench(DECODE, PREFILL)
+    seen = {0: in_step(bench), 1: in_step(bench, PREFILL, is_peer=True)}
+    assert bench.watch(LIMITS.prefill_floor_s - 2 * TICK_S, seen)[0] == []
+    assert {s.rank for s in bench.watch(1, seen)[0]} == {0}
+
+
+def test_who_waits_for_a_stopped_peer_is_not_accused_nor_is_the_peer() -> None:
+    bench = Bench()
+    assert bench.watch(60, {0: in_step(bench), 1: in_step(bench, state="T", is_peer=True)})[0] == []
+
+
+def test_an_engine_core_that_is_waited_for_has_the_time_of_one() -> None:
+    bench = Bench()
+    turn = tuple(Ended(Phase.SCHEDULE_START, DECODE, 0.001) for _ in range(LIMITS.learned_calls))
+    bench.see({0: {}, 1: {"is_peer": True, "ended": turn}})
+    running = Running(0, 200, 200, Phase.SCHEDULE_START, DECODE, bench.now)
+    seen = {0: in_step(bench), 1: {"is_peer": True, "running": (running,)}}
+    assert bench.watch(LIMITS.engine_core_floor_s - 2 * TICK_S, seen)[0] == []
+    assert {s.rank for s in bench.watch(1, seen)[0]} == {0}
+
+
 def test_what_was_computed_in_a_call_before_is_no_excuse_for_this_one() -> None:
     bench = Bench(ranks=1, limits=COMPILING)
     assert bench.watch(20, {0: in_step(bench, state="R", is_computing=True)})[0] == []

@@ -17,7 +17,7 @@ from holdfast.sentinel.incident_files import IncidentFiles
 from holdfast.sentinel.stall_watch import PERIOD_S, ProgressWatch
 
 # An engine core that is condemned costs more than a rank, and often nothing stands ready to take its place.
-LIMITS = Limits(decode_floor_s=3.0, stopped_s=1.5)
+LIMITS = Limits(stopped_s=1.5)
 
 Condemn = Callable[[Stall], None]
 Pids = Callable[[], Mapping[int, int]]
