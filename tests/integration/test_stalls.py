@@ -24,6 +24,7 @@ from holdfast.chaos.server import Server
 from holdfast.chaos.streams import Load, StreamSpec
 from holdfast.core.faults import FaultClass, Phase
 from holdfast.core.injection import FaultKind, InjectionSpec
+from holdfast.core.stalls import Limits
 from integration.conftest import NO_LIMITS, V1_ASYNC, V1_SYNC, Servers, in_matrix_but, left_behind, run
 from integration.loads import every_feature, fresh_salt
 from integration.test_worker_death import workers_of
@@ -124,6 +125,32 @@ def test_a_rank_that_goes_silent_in_a_decode_is_named_and_replaced(bench: Bench,
     print(f"{bench.topology.name} {kind}: detected after {detected_s:.2f} s, interruption {gap_s:.2f} s")
     assert detected_s <= DETECTED_WITHIN_S * crowdedness()
     assert gap_s <= INTERRUPTION_S * crowdedness()
+
+
+def test_a_step_that_takes_long_and_ends_before_its_deadline_is_no_stall(bench: Bench) -> None:
+    engine, rank = bench.victim
+    expected = bench.expected()
+    slow = InjectionSpec(
+        phase=Phase.FORWARD,
+        kind=FaultKind.SLOW,
+        seconds=0.7 * Limits().decode_floor_s,
+        engine_id=engine,
+        rank=rank,
+        after_steps=80,
+    )
+
+    async def scenario() -> tuple[list[dict], list[History]]:
+        async with Control(bench.server.url) as control:
+            before = await control.last_sequence()
+            await control.inject(slow)
+            histories = await Load(bench.server.url, every_feature(fresh_salt(), TOKENS)).run()
+            return await control.events(before), histories
+
+    events, histories = run(scenario())
+    assert faults(events) == []
+    assert longest_gap(histories)[0] >= slow.seconds
+    verdict = compare_runs(expected, histories)
+    assert verdict.exact, verdict.reasons
 
 
 def test_the_longest_prefill_beside_processes_that_take_every_processor_is_no_stall(bench: Bench) -> None:
