@@ -149,7 +149,7 @@ def test_nobody_is_accused_in_a_mixed_load_beside_processes_that_take_every_proc
             await mixed.run_for(MIXED_LOAD_S, chance)
             return mixed, await control.events(before)
 
-    with servers.of(topology, kind, ["--stall-detection", *ONE_STEP_PROMPTS]) as server:
+    with servers.of(topology, kind, ONE_STEP_PROMPTS) as server:
         mixed, events = run(scenario(server))
         said = server.spec.log.read_text(errors="replace")
     print(f"{topology.name}: {dict(mixed.asked)}, longest gap {mixed.longest_gap_s:.1f} s")
@@ -266,7 +266,7 @@ class Probes:
 @pytest.fixture(params=[(ONE, V1_ASYNC), (TP2, V1_SYNC)], ids=lambda p: p[0].name)
 def crowded(request: pytest.FixtureRequest, servers: Servers) -> Iterator[Server]:
     topology, kind = request.param
-    with servers.of(topology, kind, ["--stall-detection", *NO_LIMITS]) as server:
+    with servers.of(topology, kind, NO_LIMITS) as server:
         yield server
 
 

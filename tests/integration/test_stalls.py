@@ -102,7 +102,7 @@ SERVED = [(ONE, V1_ASYNC), (TP2, V1_SYNC), (PP2, V1_SYNC), (DP2, V1_SYNC), (MOE_
 def bench(request: pytest.FixtureRequest, servers: Servers) -> Iterator[Bench]:
     topology, kind = request.param
     standbys = str(topology.ranks_per_engine)  # one for each rank: each has read the weights of its own
-    arguments = ["--stall-detection", "--standby-preload", "--standby-workers", standbys, *NO_LIMITS]
+    arguments = ["--standby-preload", "--standby-workers", standbys, *NO_LIMITS]
     with servers.of(topology, kind, arguments) as server:
         yield Bench(server, topology)
     assert left_behind(server) == []
