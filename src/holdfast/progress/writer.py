@@ -87,8 +87,8 @@ def _forget_the_gone(folder: Path) -> None:
 
 
 def published(folder: str) -> set[int]:
-    """The processes that have published a record; some may be gone."""
-    numbers = (link.name.removeprefix(_PREFIX) for link in Path(folder).glob(f"{_PREFIX}*"))
+    """The processes that have published a record and are still there."""
+    numbers = (link.name.removeprefix(_PREFIX) for link in Path(folder).glob(f"{_PREFIX}*") if link.exists())
     return {int(number) for number in numbers if number.isdecimal()}
 
 
