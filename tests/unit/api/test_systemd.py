@@ -12,7 +12,8 @@ import pytest
 from holdfast.api import systemd
 from holdfast.api.systemd import ALIVE, READY, Listening, SystemdReports, ask, period_of, send, start_telling_systemd
 from support.control_plane import MemoryControl
-from support.live_server import LiveServer
+from support.http_app import build_app
+from support.live_server import LiveServer, serve
 
 Answer = tuple[int, bytes]
 WELL = {ALIVE: (200, b""), READY: (200, b'{"ready": true, "state": "healthy"}')}
@@ -96,3 +97,19 @@ def test_a_real_server_is_asked() -> None:
         code, body = ask(Listening(port=port), READY, 5.0)
         assert (code, json.loads(body)["ready"]) == (200, True)
     assert ask(Listening(port=1), READY, 5.0) == (0, b"")
+
+
+def test_a_server_that_systemd_started_tells_it_by_itself(notified: socket.socket) -> None:
+    control = MemoryControl().attach()
+    app = build_app(lambda: control)
+    app.add_api_route(ALIVE, lambda: {"alive": True})
+    environ = {"NOTIFY_SOCKET": notified.getsockname(), "WATCHDOG_USEC": "150000"}
+    with serve(app) as url:
+        reports = start_telling_systemd(Listening(port=int(url.rpartition(":")[2])), environ)
+        assert reports is not None
+        told = notified.recv(1000)
+        while b"READY=1" not in told:
+            told = notified.recv(1000)
+        assert b"STATUS=ready" in told and b"WATCHDOG=1" in told
+        assert notified.recv(1000) == b"WATCHDOG=1"
+        reports.close()
