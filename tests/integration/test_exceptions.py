@@ -11,8 +11,8 @@ from holdfast.chaos.control import FAULT, RECOVERED, Control
 from holdfast.chaos.history import History
 from holdfast.chaos.server import Server
 from holdfast.chaos.streams import Load, StreamSpec
-from holdfast.core.faults import Phase
-from holdfast.core.injection import InjectionSpec
+from holdfast.core.faults import FaultClass, Phase
+from holdfast.core.injection import FaultKind, InjectionSpec
 from integration.conftest import V1_ASYNC, V1_SYNC, V2_ASYNC, V2_SYNC, Kind, Servers, in_matrix, run
 from integration.loads import every_feature, few_tokens, fresh_salt
 
@@ -148,3 +148,17 @@ def test_runner_v2_goes_on_from_the_middle(servers: Servers, kind: Kind, phase: 
 @pytest.mark.parametrize("phase", [Phase.FORWARD, Phase.SAMPLE_END])
 def test_runner_v2_goes_on_from_the_first_step(servers: Servers, kind: Kind, phase: Phase) -> None:
     assert_exact_through(servers, kind, few_tokens, InjectionSpec(phase=phase))
+
+
+def test_a_device_that_has_no_memory_left_is_tried_again_and_no_stream_notices(servers: Servers) -> None:
+    server, kind = servers.shared(V1_ASYNC), V1_ASYNC
+    expected = reference(server, kind, every_feature)
+    spec = InjectionSpec(phase=Phase.FORWARD, kind=FaultKind.OOM, after_steps=30)
+    found, events = run(faulted(server, every_feature(fresh_salt()), spec))
+    [fault] = [e["fault"] for e in events if e["kind"] == FAULT]
+    assert (fault["error_type"], fault["fault_class"], fault["phase"]) == (
+        "OutOfMemoryError",
+        FaultClass.TRANSIENT,
+        Phase.FORWARD,
+    )
+    assert_exact(expected, found)

@@ -24,7 +24,7 @@ from holdfast.chaos.server import Server
 from holdfast.chaos.streams import Load, StreamSpec
 from holdfast.core.faults import FaultClass, Phase
 from holdfast.core.injection import FaultKind, InjectionSpec
-from holdfast.core.stalls import LOCKSTEP_LIMITS
+from holdfast.core.stalls import Limits
 from integration.conftest import NO_LIMITS, V1_ASYNC, V1_SYNC, Servers, in_matrix_but, left_behind, run
 from integration.loads import every_feature, fresh_salt
 from integration.test_worker_death import workers_of
@@ -35,8 +35,6 @@ TOKENS = 250
 RECOVERY_S = 60.0
 DETECTED_WITHIN_S = 2.0
 INTERRUPTION_S = 4.0
-# Of a rank that is not stopped, in a group of engine cores that do not see each other's progress.
-DETECTED_IN_LOCKSTEP_WITHIN_S = LOCKSTEP_LIMITS.decode_floor_s + DETECTED_WITHIN_S
 SILENT = (FaultKind.STOP, FaultKind.HANG, FaultKind.SPIN, FaultKind.DEADLOCK)
 
 
@@ -50,10 +48,6 @@ class Bench:
     @property
     def victim(self) -> tuple[int, int]:
         return self.topology.places[-1]
-
-    def detected_within_s(self, kind: FaultKind) -> float:
-        certain = kind is FaultKind.STOP or not self.topology.lockstep
-        return DETECTED_WITHIN_S if certain else DETECTED_IN_LOCKSTEP_WITHIN_S
 
     def expected(self) -> list[History]:
         if not self._expected:
@@ -86,14 +80,21 @@ def faults(events: list[dict]) -> list[dict]:
     return [e["fault"] for e in events if e["kind"] == FAULT]
 
 
-def recovered(events: list[dict]) -> list[dict]:
-    return [e for e in events if e["kind"] == RECOVERED]
+def replaced(events: list[dict]) -> list[tuple[int, int]]:
+    """Engine and rank of everybody who got a new process; in lockstep every engine tells of its recovery."""
+    recovered = [e for e in events if e["kind"] == RECOVERED]
+    return [(e["engine_id"], rank) for e in recovered for rank in e["report"].get("replaced_ranks", ())]
 
 
 def longest_gap(histories: list[History]) -> tuple[float, float]:
     """The longest time between two tokens of a stream, and when it began (monotonic)."""
     gaps = [(later - at, at) for h in histories for at, later in itertools.pairwise(h.arrivals_s)]
     return max(gaps)
+
+
+def crowdedness() -> float:
+    """How many want each processor, at least one: who has to wait for one that long is not accused meanwhile."""
+    return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 
 
 SERVED = [(ONE, V1_ASYNC), (TP2, V1_SYNC), (PP2, V1_SYNC), (DP2, V1_SYNC), (MOE_EP, V1_SYNC)]
@@ -103,7 +104,7 @@ SERVED = [(ONE, V1_ASYNC), (TP2, V1_SYNC), (PP2, V1_SYNC), (DP2, V1_SYNC), (MOE_
 def bench(request: pytest.FixtureRequest, servers: Servers) -> Iterator[Bench]:
     topology, kind = request.param
     standbys = str(topology.ranks_per_engine)  # one for each rank: each has read the weights of its own
-    arguments = ["--stall-detection", "--standby-preload", "--standby-workers", standbys, *NO_LIMITS]
+    arguments = ["--standby-preload", "--standby-workers", standbys, *NO_LIMITS]
     with servers.of(topology, kind, arguments) as server:
         yield Bench(server, topology)
     assert left_behind(server) == []
@@ -119,14 +120,38 @@ def test_a_rank_that_goes_silent_in_a_decode_is_named_and_replaced(bench: Bench,
     bench.assert_exact(histories)
     deepest = [f for f in faults(events) if f["fault_class"] == FaultClass.UNRESPONSIVE]
     assert {(f["engine_id"], f["rank"]) for f in deepest} == {(engine, rank)}
-    [report] = recovered(events)
-    assert report["report"]["replaced_ranks"] == [rank]
+    assert replaced(events) == [(engine, rank)]
     gap_s, began = longest_gap(histories)
     detected_s = deepest[0]["at"] - (began + time.time() - time.monotonic())
     print(f"{bench.topology.name} {kind}: detected after {detected_s:.2f} s, interruption {gap_s:.2f} s")
-    within_s = bench.detected_within_s(kind)
-    assert detected_s <= within_s
-    assert gap_s <= INTERRUPTION_S - DETECTED_WITHIN_S + within_s
+    assert detected_s <= DETECTED_WITHIN_S * crowdedness()
+    assert gap_s <= INTERRUPTION_S * crowdedness()
+
+
+def test_a_step_that_takes_long_and_ends_before_its_deadline_is_no_stall(bench: Bench) -> None:
+    engine, rank = bench.victim
+    expected = bench.expected()
+    slow = InjectionSpec(
+        phase=Phase.FORWARD,
+        kind=FaultKind.SLOW,
+        seconds=0.7 * Limits().decode_floor_s,
+        engine_id=engine,
+        rank=rank,
+        after_steps=80,
+    )
+
+    async def scenario() -> tuple[list[dict], list[History]]:
+        async with Control(bench.server.url) as control:
+            before = await control.last_sequence()
+            await control.inject(slow)
+            histories = await Load(bench.server.url, every_feature(fresh_salt(), TOKENS)).run()
+            return await control.events(before), histories
+
+    events, histories = run(scenario())
+    assert faults(events) == []
+    assert longest_gap(histories)[0] >= slow.seconds
+    verdict = compare_runs(expected, histories)
+    assert verdict.exact, verdict.reasons
 
 
 def test_the_longest_prefill_beside_processes_that_take_every_processor_is_no_stall(bench: Bench) -> None:
@@ -186,6 +211,5 @@ def test_a_worker_that_is_stopped_while_nothing_is_asked_of_it_is_replaced_befor
             return await control.wait_recovered(before, timeout_s=RECOVERY_S)
 
     bench.expected()
-    [report] = recovered(run(scenario()))
-    assert report["report"]["replaced_ranks"] == [bench.victim[1]]
+    assert replaced(run(scenario())) == [bench.victim]
     bench.assert_exact(bench.load())

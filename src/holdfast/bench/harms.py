@@ -1,4 +1,4 @@
-"""What the demo and the benchmarks can do to a server: raise in it, or kill one of its processes. Pure data."""
+"""What the demo and the benchmarks can do to a server: an exception, a lost process, a silence. Pure data."""
 
 from __future__ import annotations
 
@@ -13,17 +13,33 @@ class Harm(enum.StrEnum):
     """What hurts it."""
 
     EXCEPTION = "exception"
+    OOM = "oom"
     KILL_WORKER = "kill-worker"
     KILL_ENGINE = "kill-engine"
+    STOP = "stop"
+    HANG = "hang"
+    SPIN = "spin"
+    DEADLOCK = "deadlock"
+    SLOW = "slow"
 
     @property
     def kind(self) -> FaultKind:
-        return FaultKind.RAISE if self is Harm.EXCEPTION else FaultKind.KILL
+        return _KINDS.get(self) or FaultKind(self.value)
 
     @property
     def victim(self) -> str:
         """Which process is hurt, in words."""
         return "engine core" if self is Harm.KILL_ENGINE else "worker"
+
+    @property
+    def in_words(self) -> str:
+        """What happens, once."""
+        return _IN_WORDS[self]
+
+    @property
+    def heading(self) -> str:
+        """What happens, over figures of it."""
+        return _HEADINGS[self]
 
     @property
     def usual_topology(self) -> Topology:
@@ -36,4 +52,33 @@ class Harm(enum.StrEnum):
 
     def happens_at(self, phase: Phase) -> bool:
         """Whether the process that passes a phase is the one to hurt."""
-        return self is Harm.EXCEPTION or phase.in_worker is (self is Harm.KILL_WORKER)
+        return self is Harm.EXCEPTION or phase.in_worker is (self is not Harm.KILL_ENGINE)
+
+
+_KINDS = {
+    Harm.EXCEPTION: FaultKind.RAISE,
+    Harm.KILL_WORKER: FaultKind.KILL,
+    Harm.KILL_ENGINE: FaultKind.KILL,
+}
+_IN_WORDS = {
+    Harm.EXCEPTION: "an exception",
+    Harm.OOM: "a device out of memory",
+    Harm.KILL_WORKER: "its worker killed",
+    Harm.KILL_ENGINE: "an engine core killed",
+    Harm.STOP: "its worker stopped",
+    Harm.HANG: "its worker hanging",
+    Harm.SPIN: "its worker in an endless loop",
+    Harm.DEADLOCK: "its worker deadlocked",
+    Harm.SLOW: "a step that takes half a second longer",
+}
+_HEADINGS = {
+    Harm.EXCEPTION: "exceptions",
+    Harm.OOM: "a device out of memory",
+    Harm.KILL_WORKER: "a worker killed",
+    Harm.KILL_ENGINE: "an engine core killed",
+    Harm.STOP: "a worker stopped",
+    Harm.HANG: "a worker hanging",
+    Harm.SPIN: "a worker in an endless loop",
+    Harm.DEADLOCK: "a worker deadlocked",
+    Harm.SLOW: "steps that take half a second longer",
+}

@@ -117,8 +117,9 @@ def misreported(events: Events, injection: InjectionSpec) -> list[str]:
     if cause is None or injection.kills_engine_core:
         return problems
     rank = injection.rank if injection.phase.in_worker else None
-    phase = str(injection.phase) if injection.kind is FaultKind.RAISE else None  # the dead do not say where they died
-    expected, told = (injection.engine_id, rank, phase), _place_told(cause["fault"])
+    says_where = injection.kind in {FaultKind.RAISE, FaultKind.OOM}  # neither the dead nor the silent do
+    expected = injection.engine_id, rank, str(injection.phase) if says_where else None
+    told = _place_told(cause["fault"], with_phase=not injection.kind.is_silent)
     if told != expected:
         problems.append(f"the cause was reported as {_in_words(told)}, it was {_in_words(expected)}")
     return problems
@@ -133,8 +134,8 @@ def _losses_misreported(lost: frozenset[int], injection: InjectionSpec) -> list[
 Place = tuple[int | None, int | None, str | None]
 
 
-def _place_told(fault: Mapping[str, Any]) -> Place:
-    return fault.get("engine_id"), fault.get("rank"), fault.get("phase")
+def _place_told(fault: Mapping[str, Any], *, with_phase: bool) -> Place:
+    return fault.get("engine_id"), fault.get("rank"), fault.get("phase") if with_phase else None
 
 
 def _in_words(place: Place) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from holdfast.bench.harms import Harm
 from holdfast.bench.targets import TIMES_SHORTER_NAME
 
 Document = Mapping[str, Any]
@@ -16,7 +17,6 @@ Written by `make figures` from the documents in this folder; see [how they are m
 model made on the spot, vLLM on CPUs, no GPU. "Restart" is the full restart of the same server, measured in the same
 run, up to its first token; every answer would be lost with it.
 """
-_HARMS = {"exception": "exceptions", "kill-worker": "a worker killed", "kill-engine": "an engine core killed"}
 _RECOVERY = (
     *("hurt by", "topology", "standby", "faults", "median", "max"),
     *("restart", "times shorter", "wrong tokens", "to reach"),
@@ -61,7 +61,7 @@ def _recovery_rows(name: str, document: Document) -> Iterator[list[str]]:
         waits, wrong = figures["interruption"] or {}, ("lost_tokens", "repeated_tokens", "changed_tokens")
         missed = [target["name"] for target in figures["targets"] if not target["met"]]
         yield [
-            _HARMS[figures.get("harm", "exception")],
+            _harm(figures),
             f"[{figures['topology']}]({name})",
             figures.get("standby", "none"),
             str(len(figures["trials"])),
@@ -90,11 +90,14 @@ def _targets(document: Document) -> str:
 
 
 def _missed(figures: Document) -> Iterator[str]:
-    harm, standby = _HARMS[figures.get("harm", "exception")], figures.get("standby", "none")
-    who = f"{harm}, {figures['topology']}, standby {standby}"
+    who = f"{_harm(figures)}, {figures['topology']}, standby {figures.get('standby', 'none')}"
     for target in figures["targets"]:
         if not target["met"]:
             yield f"- {who}: {target['name']} {_of(target, 'found')}, to reach {_of(target, 'bound')}"
+
+
+def _harm(figures: Document) -> str:
+    return Harm(figures.get("harm", Harm.EXCEPTION)).heading
 
 
 def _of(target: Document, which: str) -> str:

@@ -53,8 +53,7 @@ _IN_EVERY_RANK = (
     Scenario("after the forward pass", Phase.STEP_END),
     Scenario("first step", Phase.FORWARD, share=0),
 )
-_KILLED_WORKER = Scenario("worker killed", Harm.KILL_WORKER.usual_phase, harm=Harm.KILL_WORKER)
-_KILLED_ENGINE_CORE = Scenario("engine core killed", Harm.KILL_ENGINE.usual_phase, harm=Harm.KILL_ENGINE)
+_NAMES = {Harm.KILL_WORKER: "worker killed", Harm.KILL_ENGINE: "engine core killed"}
 _IN_EVERY_ENGINE_CORE = (Scenario("after scheduling", Phase.SCHEDULE_END),)
 _IN_LOCKSTEP = (Scenario("before the agreement", Phase.DP_SYNC),)
 
@@ -75,12 +74,13 @@ OF_ONE_RANK = (
 
 
 def scenarios_of(topology: Topology, harm: Harm = Harm.EXCEPTION) -> tuple[Scenario, ...]:
-    """Exceptions at every phase on one rank alone, of many ranks in each in turn; kills of each process in turn."""
-    if harm is Harm.KILL_WORKER:
-        return tuple(_KILLED_WORKER.at(*place) for place in topology.places)
+    """Exceptions at every phase on one rank alone, of many ranks in each in turn; else each process is hurt in turn."""
+    if harm is Harm.EXCEPTION:
+        return OF_ONE_RANK if topology.ranks == 1 else tuple(_of_many_ranks(topology))
+    scenario = Scenario(_NAMES.get(harm, harm.value), harm.usual_phase, harm=harm)
     if harm is Harm.KILL_ENGINE:
-        return tuple(_KILLED_ENGINE_CORE.at(engine_id, 0) for engine_id in range(topology.engines))
-    return OF_ONE_RANK if topology.ranks == 1 else tuple(_of_many_ranks(topology))
+        return tuple(scenario.at(engine_id, 0) for engine_id in range(topology.engines))
+    return tuple(scenario.at(*place) for place in topology.places)
 
 
 def _of_many_ranks(topology: Topology) -> Iterator[Scenario]:

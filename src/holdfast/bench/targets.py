@@ -8,7 +8,7 @@ from __future__ import annotations
 import msgspec
 
 from holdfast.bench.harms import Harm
-from holdfast.bench.topologies import DP2, MOE, MOE_EP, ONE, TP2, Standby, Topology
+from holdfast.bench.topologies import DP2, MOE, MOE_EP, ONE, TOPOLOGIES, TP2, Standby, Topology
 
 TIMES_SHORTER_NAME = "times shorter than a restart"
 
@@ -34,6 +34,12 @@ _EXCEPTIONS = {
 }
 _COLD_WORKERS = {ONE.name: Bounds(times_shorter=2.5)}
 _STANDBYS = {name: Bounds(interruption_median_s=3.0) for name in (TP2.name, MOE.name, MOE_EP.name)}
+# A silence has to be noticed first.
+_SILENCES: dict[Standby, dict[str, Bounds]] = {
+    Standby.NONE: {},
+    Standby.PLAIN: {},
+    Standby.PRELOADED: {one.name: Bounds(interruption_max_s=4.0) for one in TOPOLOGIES},
+}
 _WORKERS = {
     Standby.NONE: _COLD_WORKERS,
     Standby.PLAIN: {**_STANDBYS, ONE.name: Bounds(interruption_median_s=1.5, times_shorter=15.0)},
@@ -48,6 +54,10 @@ def bounds_of(topology: Topology, harm: Harm) -> Bounds:
         return _WORKERS[topology.standby].get(topology.name, Bounds())
     if harm is Harm.KILL_ENGINE:
         return _ENGINE_CORES.get(topology.name, Bounds())
+    if harm.kind.is_silent:
+        return _SILENCES[topology.standby].get(topology.name, Bounds())
+    if harm is Harm.SLOW:
+        return Bounds()
     return _EXCEPTIONS.get(topology.name, _exceptions())
 
 

@@ -22,7 +22,7 @@ from holdfast.chaos.checker import (
 from holdfast.chaos.control import FAULT, LOST, RECOVERED, RESTARTED, Control, ControlFailed
 from holdfast.chaos.history import History
 from holdfast.chaos.streams import Load
-from holdfast.core.injection import InjectionSpec
+from holdfast.core.injection import FaultKind, InjectionSpec
 
 RECOVERY_TIMEOUT_S = 10.0  # after the load has ended
 RESTART_TIMEOUT_S = 240.0  # the same, where another engine core has to start meanwhile
@@ -79,8 +79,13 @@ class Outcome:
         return [wait for wait in self.interruptions_s.values() if wait is not None]
 
 
-def judge(reference: Sequence[History], load: Load, events: Events, problems: Sequence[str]) -> Outcome:
-    """Everything that a trial showed, with every law that was broken; `problems` are those known already."""
+def judge(
+    reference: Sequence[History], load: Load, events: Events, problems: Sequence[str], *, is_fault: bool = True
+) -> Outcome:
+    """Everything that a trial showed, with every law that was broken; `problems` are those known already.
+
+    What is no fault is to be taken for none.
+    """
     verdict, window = compare_runs(reference, load.histories), window_of(events)
     return Outcome(
         verdict=verdict,
@@ -88,7 +93,7 @@ def judge(reference: Sequence[History], load: Load, events: Events, problems: Se
         reference_gap_s=max((longest_gap_s(one) for one in reference), default=0.0),
         client_lag_s=load.longest_lag_s(window.fault_s, window.recovered_s) if window else 0.0,
         events=tuple(events),
-        problems=(*problems, *verdict.reasons, *_missing_events(events)),
+        problems=(*problems, *verdict.reasons, *(_missing_events(events) if is_fault else _accusations(events))),
         neighbours=_neighbours(reference, load.histories, events),
         engines={one.name: one.engine_id for one in load.histories},
     )
@@ -143,6 +148,10 @@ def _missing_events(events: Events) -> list[str]:
     return [problem for any_of, problem in wanted if not any_of & kinds]
 
 
+def _accusations(events: Events) -> list[str]:
+    return [f"taken for a fault: {event['kind']}" for event in events if event["kind"] in {FAULT, LOST}]
+
+
 async def run_reference(load: Load, control: Control) -> Reference:
     """The fault-free run, and what was wrong with it: a fault from before that came late would spoil it."""
     before = await control.last_sequence()
@@ -164,10 +173,11 @@ async def run_faulted(
     await load.run()
     events, unwell = await _aftermath(control, before, injection)
     problems = [*reference.problems, *([unwell] if unwell else [])]
-    if any(event["kind"] in {FAULT, LOST} for event in events):
+    is_fault = injection.kind is not FaultKind.SLOW
+    if is_fault and any(event["kind"] in {FAULT, LOST} for event in events):
         problems += misreported(events, injection)
         problems += blast_radius(events, topology.lockstep_group(injection.engine_id))
-    return judge(reference.histories, load, events, problems)
+    return judge(reference.histories, load, events, problems, is_fault=is_fault)
 
 
 async def _aftermath(
@@ -177,7 +187,8 @@ async def _aftermath(
     events: list[dict[str, Any]] = []
     try:
         timeout_s = RESTART_TIMEOUT_S if injection.kills_engine_core else RECOVERY_TIMEOUT_S
-        events = await control.wait_recovered(before, faults=injection.times, timeout_s=timeout_s)
+        recoveries = 0 if injection.kind is FaultKind.SLOW else injection.times
+        events = await control.wait_recovered(before, faults=recoveries, timeout_s=timeout_s)
         return events, await control.unwell()
     except ControlFailed as error:
         return events, str(error)

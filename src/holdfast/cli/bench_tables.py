@@ -38,9 +38,6 @@ def _report_topology(figures: TopologyFigures, console: Console) -> None:
     console.print()
 
 
-_HARMS = {Harm.EXCEPTION: "exceptions", Harm.KILL_WORKER: "workers killed", Harm.KILL_ENGINE: "engine cores killed"}
-
-
 def _label(figures: TopologyFigures) -> str:
     standby = "" if figures.standby == "none" else f" with a {figures.standby} standby"
     return figures.topology + standby
@@ -48,7 +45,7 @@ def _label(figures: TopologyFigures) -> str:
 
 def _scenario_table(figures: TopologyFigures) -> Table:
     many = figures.engines * figures.ranks_per_engine > 1
-    title = f"{_label(figures)}: {_HARMS[figures.harm]} on a running server"
+    title = f"{_label(figures)}: {figures.harm.heading} on a running server"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     where, parts = (("at",), ("paused", "rebuild")) if many else ((), ())
     fault = "exception" if figures.harm is Harm.EXCEPTION else "fault"

@@ -30,7 +30,7 @@ from holdfast.cli.measuring import EXIT_BROKEN, EXIT_CANNOT_RUN, EXIT_INTERRUPTE
 from holdfast.cli.topology_options import OneTopology, choose_place
 from holdfast.core.errors import HoldfastError
 from holdfast.core.faults import Phase
-from holdfast.core.injection import FaultKind, InjectionSpec
+from holdfast.core.injection import InjectionSpec
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class DemoOptions:
     streams: int
     tokens: int
     log: Path
+    harm: Harm = Harm.EXCEPTION
     standby: bool = False
 
     @property
@@ -55,9 +56,7 @@ class DemoOptions:
     @property
     def hurt(self) -> str:
         """What happens there, in words."""
-        if self.injection.kills_engine_core:
-            return "an engine core killed"
-        return "its worker killed" if self.injection.kind is FaultKind.KILL else "an exception"
+        return self.harm.in_words
 
     def load(self, server: Server) -> Load:
         engines = self.topology.engines
@@ -81,7 +80,7 @@ def demo(  # noqa: PLR0913, PLR0917 - one parameter per option
     require_client("demo")
     topology, phase = topology or fault.usual_topology, phase or fault.usual_phase
     if not fault.happens_at(phase):
-        raise typer.BadParameter(f"{phase} is no phase of {fault.victim}s: it kills none", param_hint="--phase")
+        raise typer.BadParameter(f"{phase} is no phase of {fault.victim}s: it hurts none", param_hint="--phase")
     engine_id, its_rank = choose_place(topology, engine, rank)
     injection = InjectionSpec(
         phase=phase,
@@ -91,7 +90,7 @@ def demo(  # noqa: PLR0913, PLR0917 - one parameter per option
         after_steps=passages(phase, tokens // 3),
     )
     log = default_model_folder().parent / "logs" / f"demo-{topology.name}.log"
-    options = DemoOptions(topology, injection, streams, tokens, log, standby=standby)
+    options = DemoOptions(topology, injection, streams, tokens, log, fault, standby=standby)
     with ending_like_ctrl_c():
         raise typer.Exit(_show(options, make_view()))
 

@@ -20,6 +20,7 @@ from holdfast.chaos.control import ARMED, FAULT, LOST, RESTARTED
 from holdfast.chaos.history import History
 
 LAST_WORDS_CHARS = 48
+REASON_CHARS = 120
 MESSAGE_CHARS = 80  # a library's own message may be a paragraph
 RATE_WINDOW_S = 1.0
 _STYLES = {
@@ -114,7 +115,14 @@ def _event_detail(event: Mapping[str, Any]) -> str:
         return f"{fault['error_type']}{rank}{phase}: {shorten(fault['message'], MESSAGE_CHARS, placeholder=' …')}"
     if event["kind"] == RESTARTED:
         return f"another process serves in its place after {event.get('interruption_s', 0.0):.1f} s"
-    return str(event.get("reason") or "")
+    return _in_brief(str(event.get("reason") or ""))
+
+
+def _in_brief(reason: str) -> str:
+    """What is decided stands at the end of a reason; what was told of the fault stands in the line before."""
+    if len(reason) <= REASON_CHARS:
+        return reason
+    return f"{reason[: REASON_CHARS // 2].rsplit(' ', 1)[0]} … {reason[-REASON_CHARS // 2 :].split(' ', 1)[1]}"
 
 
 def _worth_telling(rebuild_s: float) -> bool:

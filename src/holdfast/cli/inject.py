@@ -17,7 +17,7 @@ _CONFIRM_TIMEOUT_S = 30.0
 
 
 def inject(  # noqa: PLR0913, PLR0917 - one parameter per option
-    phase: Annotated[Phase, typer.Option(help="Where in a step to raise.")],
+    phase: Annotated[Phase, typer.Option(help="Where in a step it happens.")],
     engine: Annotated[int, typer.Option(help="Engine to hurt.")] = 0,
     rank: Annotated[int, typer.Option(help="Rank to hurt, for phases in a worker.")] = 0,
     kind: Annotated[FaultKind, typer.Option(help="What happens there.")] = FaultKind.RAISE,
@@ -27,6 +27,7 @@ def inject(  # noqa: PLR0913, PLR0917 - one parameter per option
         int, typer.Option(help="For output-request and nan: which request of the batch; nan: 0 is all.")
     ] = 1,
     message: Annotated[str, typer.Option(help="What the exception says.")] = "injected fault",
+    seconds: Annotated[float, typer.Option(help="For slow: how much longer it takes.")] = 0.5,
     request: Annotated[str, typer.Option(help="Only in steps of a request with this in its id.")] = "",
     together: Annotated[int, typer.Option(help="How many such requests a step must have.")] = 1,
     url: Url = DEFAULT_URL,
@@ -43,6 +44,7 @@ def inject(  # noqa: PLR0913, PLR0917 - one parameter per option
             times=times,
             request_index=request_index,
             message=message,
+            seconds=seconds,
             request=request,
             together=together,
         )

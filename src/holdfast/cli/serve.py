@@ -104,7 +104,7 @@ def flag_parser() -> argparse.ArgumentParser:
     add("--worker-start-timeout", type=float, metavar="S", help="until a new worker has loaded (default: 600)")
     add("--standby-workers", type=int, metavar="N", help="kept ready by each engine core (default: 0)")
     add("--standby-preload", action=switch, help="standby workers read the weights beforehand (default: off)")
-    add("--stall-detection", action=switch, help="notice a rank or engine core that makes no progress (default: off)")
+    add("--stall-detection", action=switch, help="notice a rank or engine core that makes no progress (default: on)")
     add("--check-logits", action=switch, help="a step with NaN or infinite logits is a fault (default: off)")
     add("--fault-classes", metavar="FILE", help="JSON: rows of your own that say of which class a fault is")
     add("--poison-detection", action=switch, help="find a request that makes batches fail and end it (default: on)")

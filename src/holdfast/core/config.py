@@ -61,7 +61,7 @@ class HoldfastConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     worker_start_timeout_s: Seconds = 600.0
     standby_workers: Annotated[int, msgspec.Meta(ge=0, le=64)] = 0  # of each engine core
     standby_preload: bool = False
-    stall_detection: bool = False
+    stall_detection: bool = True
     check_logits: bool = False
     fault_classes: tuple[OwnRow, ...] = ()  # rows that come before those of the table
     poison_detection: bool = True

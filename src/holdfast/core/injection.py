@@ -24,6 +24,16 @@ class FaultKind(enum.StrEnum):
     SPIN = "spin"  # the thread computes for ever
     DEADLOCK = "deadlock"  # the thread takes a lock that it holds
     NAN = "nan"  # the step goes on with logits that are no numbers; nothing raises
+    OOM = "oom"  # what a device raises that has no memory left for an allocation
+    SLOW = "slow"  # the thread does nothing for a while, then goes on as if nothing had been
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether only the progress that is not made tells of it."""
+        return self in _SILENT
+
+
+_SILENT = frozenset({FaultKind.STOP, FaultKind.HANG, FaultKind.SPIN, FaultKind.DEADLOCK})
 
 
 class InjectionSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -32,8 +42,9 @@ class InjectionSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     `engine_id` and `rank` say where (a worker phase needs a rank, an engine-core phase has none);
     `request_index` says before which request of the batch an `output-request` fault raises, and for which one
     `nan` spoils the logits (0: of all), at `forward`;
-    `message` is what the exception says. With a `request` only those steps count in which so many requests (`together`)
-    have it as a part of their ids: the fault is theirs, in every process that takes the rank's place too.
+    `message` is what the exception says; `slow` takes `seconds` longer. With a `request` only those steps count in
+    which so many requests (`together`) have it as a part of their ids: the fault is theirs, in every process that
+    takes the rank's place too.
     """
 
     phase: Phase
@@ -44,6 +55,7 @@ class InjectionSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     times: Annotated[int, msgspec.Meta(ge=1, le=MAX_TIMES)] = 1
     request_index: Annotated[int, msgspec.Meta(ge=0, le=100_000)] = 1
     message: Annotated[str, msgspec.Meta(max_length=200)] = "injected fault"
+    seconds: Annotated[float, msgspec.Meta(gt=0, le=600)] = 0.5
     request: Annotated[str, msgspec.Meta(max_length=200)] = ""
     together: Annotated[int, msgspec.Meta(ge=1, le=16)] = 1
 
@@ -52,6 +64,8 @@ class InjectionSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             raise ValueError(f"nan is of the phase {Phase.FORWARD}, not of {self.phase}")
         if self.kind is FaultKind.CRASH and self.phase.in_worker:
             raise ValueError(f"crash is of an engine core's phase, not of {self.phase}")
+        if self.kind is FaultKind.OOM and not self.phase.in_worker:
+            raise ValueError(f"oom is of a device, which only workers use; {self.phase} is a phase of an engine core")
 
     @property
     def kills_engine_core(self) -> bool:

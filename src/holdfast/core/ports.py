@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
-from typing import Protocol
+from typing import Any, Protocol
 
 from holdfast.core.blame import Standing
 from holdfast.core.config import HoldfastConfig
@@ -49,6 +49,14 @@ class RequestHost(Protocol):
         ...
 
 
+class Devices(Protocol):
+    """The devices of the machine, as evidence. Any thread; bounded."""
+
+    def look(self) -> list[dict[str, Any]]:
+        """What each of them says of its health; empty where there are none, or nobody to ask."""
+        ...
+
+
 class EngineHost(Protocol):
     """An engine core, seen from its sentinel. What may run on any thread says so; the rest is the busy loop's."""
 
@@ -59,6 +67,14 @@ class EngineHost(Protocol):
     def in_lockstep(self) -> bool:
         """Whether other engine cores wait for this one in collectives."""
         ...
+
+    @property
+    def compiles_in_steps(self) -> bool:
+        """Whether a step may compile a kernel that none before it needed."""
+        ...
+
+    @property
+    def devices(self) -> Devices | None: ...
 
     @property
     def requests(self) -> RequestHost: ...

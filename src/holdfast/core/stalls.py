@@ -62,6 +62,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
     decode_floor_s: float = 1.0
     prefill_floor_s: float = 10.0
+    engine_core_floor_s: float = 3.0
     unlearned_s: float = 300.0
     stopped_s: float = 0.8
     factor: float = 10.0
@@ -69,10 +70,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     learned_calls: int = 5
     kept_calls: int = 64
     late_s: float = 0.1  # of a look: less is no news
-
-
-# A step waits for ranks of other engine cores, and nobody here sees what these are at: a prefill, a compilation.
-LOCKSTEP_LIMITS = Limits(decode_floor_s=30.0, prefill_floor_s=30.0)
+    may_compile: bool = False  # in any step: then one that computes may be at that
+    at_work_floor_s: float = 30.0  # for who is at work for most of its call, and no deadlock
 
 
 class Deadline(msgspec.Struct, frozen=True):
@@ -106,9 +105,7 @@ class Deadlines:
         if call.is_first or len(lasted) < limits.learned_calls:
             return Deadline(limits.unlearned_s, f"{len(lasted)} steps of its shape known, fewer than needed")
         slowest_s = quantile(lasted, limits.quantile)
-        kind, floor_s = (
-            ("prefill", limits.prefill_floor_s) if call.shape.is_prefill else ("decode", limits.decode_floor_s)
-        )
+        kind, floor_s = self._floor(call)
         if limits.factor * slowest_s <= floor_s:
             return Deadline(
                 floor_s, f"the least for a {kind}; of {len(lasted)} like it the slowest took {slowest_s:.3f} s"
@@ -117,6 +114,13 @@ class Deadlines:
             limits.factor * slowest_s, f"{limits.factor:g} times {slowest_s:.3f} s, of {len(lasted)} like it"
         )
 
+    def _floor(self, call: Running) -> tuple[str, float]:
+        if not call.phase.in_worker:
+            return "turn of an engine core", self._limits.engine_core_floor_s
+        if call.shape.is_prefill:
+            return "prefill", self._limits.prefill_floor_s
+        return "decode", self._limits.decode_floor_s
+
 
 def quantile(values: deque[float] | tuple[float, ...], q: float) -> float:
     """The smallest value that a share `q` of all does not exceed; of few values the largest."""
@@ -124,13 +128,20 @@ def quantile(values: deque[float] | tuple[float, ...], q: float) -> float:
 
 
 class Look(msgspec.Struct, frozen=True):
-    """What was seen of a process just now. `starved_s`: since the last look it was so long ready to run and did not."""
+    """What was seen of a process just now.
+
+    `starved_s`: since the last look it was so long ready to run and did not. `is_computing`: one of its threads or
+    children had a processor for most of that time. `is_peer`: it is of another engine core; it may be waited for, and
+    is accused there.
+    """
 
     pid: int
     state: str
     running: tuple[Running, ...] = ()
     ended: tuple[Ended, ...] = ()
     starved_s: float = 0.0
+    is_computing: bool = False
+    is_peer: bool = False
 
 
 class Stall(msgspec.Struct, frozen=True):
@@ -145,21 +156,26 @@ class Stall(msgspec.Struct, frozen=True):
     deadline: Deadline | None = None
 
 
+Call = tuple[int, int]  # a lane and a call of it
+
+
 @dataclass
 class _Known:
     """One process."""
 
     pid: int
     deadlines: Deadlines
-    excused_s: dict[tuple[int, int], float] = field(default_factory=dict)  # of its running calls
+    excused_s: dict[Call, float] = field(default_factory=dict)  # of its running calls
+    at_work_s: dict[Call, float] = field(default_factory=dict)  # likewise
     stopped_for_s: float | None = None
 
 
-STOPPED, TRACED, DEAD = "T", "t", frozenset("XZ")
+STOPPED, TRACED, IN_THE_KERNEL, DEAD = "T", "t", "D", frozenset("XZ")
+AT_WORK_SHARE = 0.5
 
 
 class Stalls:
-    """Judges processes that wait for each other in their steps: the ranks of one engine core.
+    """Judges processes that wait for each other in their steps: the ranks of one engine core, and its lockstep peers.
 
     A rank that waits for another in a collective waits as long as the other one may take: so every call has the
     longest deadline, and every excuse, of all that run.
@@ -189,23 +205,28 @@ class Stalls:
         traced = any(look.state == TRACED for look in alive.values())
         excuse_s = elapsed_s if traced else late_s + max((look.starved_s for look in alive.values()), default=0.0)
         for rank, look in alive.items():
-            self._take(rank, look, excuse_s)
+            self._take(rank, look, excuse_s, elapsed_s)
+        self._known = {rank: self._known[rank] for rank in alive}
         stopped = [s for rank, look in alive.items() if (s := self._stopped(rank, look, elapsed_s - late_s))]
         some_stand = any(look.state == STOPPED for look in alive.values())  # and the others may wait for them
         return stopped if some_stand else self._overdue(now, alive)
 
-    def _take(self, rank: int, look: Look, excuse_s: float) -> None:
+    def _take(self, rank: int, look: Look, excuse_s: float, elapsed_s: float) -> None:
         self.watch_for(rank, look.pid)
         known = self._known[rank]
         for ended in look.ended:
             known.deadlines.learn(ended)
-        before = known.excused_s
         running = [(call.lane, call.call) for call in look.running]
-        known.excused_s = {key: before.get(key, 0.0) + excuse_s for key in running}
+        known.excused_s = _grown(known.excused_s, running, excuse_s)
+        known.at_work_s = _grown(known.at_work_s, running, elapsed_s if self._is_at_work(look) else 0.0)
+
+    def _is_at_work(self, look: Look) -> bool:
+        """Whether what it does may be what takes so long: it waits for a page of memory or a disk, or it compiles."""
+        return look.state == IN_THE_KERNEL or (self._limits.may_compile and look.is_computing)
 
     def _stopped(self, rank: int, look: Look, elapsed_s: float) -> Stall | None:
         known = self._known[rank]
-        if look.state != STOPPED:
+        if look.state != STOPPED or look.is_peer:
             known.stopped_for_s = None
             return None
         known.stopped_for_s = 0.0 if known.stopped_for_s is None else known.stopped_for_s + elapsed_s
@@ -219,11 +240,18 @@ class Stalls:
         calls = [(rank, look, call) for rank, look in looks.items() for call in look.running]
         if not calls:
             return []
-        bounds = [self._known[rank].deadlines.of(call) for rank, _, call in calls]
+        bounds = [self._deadline(now, rank, call) for rank, _, call in calls]
         longest = max(bounds, key=lambda bound: bound.seconds)
         excused_s = max(max(self._known[rank].excused_s.values(), default=0.0) for rank, _, _ in calls)
         late = [(r, look, call) for r, look, call in calls if now - call.began_at - excused_s >= longest.seconds]
-        return [self._judged(rank, look, call, now - call.began_at, longest) for rank, look, call in late]
+        return [self._judged(r, look, call, now - call.began_at, longest) for r, look, call in late if not look.is_peer]
+
+    def _deadline(self, now: float, rank: int, call: Running) -> Deadline:
+        known, floor_s = self._known[rank], self._limits.at_work_floor_s
+        learned, at_work_s = known.deadlines.of(call), known.at_work_s.get((call.lane, call.call), 0.0)
+        if learned.seconds >= floor_s or at_work_s < AT_WORK_SHARE * (now - call.began_at):
+            return learned
+        return Deadline(floor_s, f"the least for one that is at work, as it was for {at_work_s:.1f} s")
 
     def _judged(self, rank: int, look: Look, call: Running, age_s: float, deadline: Deadline) -> Stall:
         batch = f"{call.shape.tokens} tokens of {call.shape.requests} requests"
@@ -232,3 +260,8 @@ class Stalls:
             f"its deadline was {deadline.seconds:.1f} s: {deadline.source}"
         )
         return Stall(rank, look.pid, False, reason, call, age_s, deadline)
+
+
+def _grown(seconds: Mapping[Call, float], running: list[Call], by_s: float) -> dict[Call, float]:
+    """Of the calls that run, as they were and longer."""
+    return {call: seconds.get(call, 0.0) + by_s for call in running}

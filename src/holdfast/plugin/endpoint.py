@@ -11,6 +11,7 @@ from fastapi import FastAPI
 from holdfast.api.access import Access
 from holdfast.api.gate import install_gate
 from holdfast.api.routes import install
+from holdfast.api.systemd import Listening, start_telling_systemd
 from holdfast.core.errors import HookNotAttached
 from holdfast.hosts.vllm.ending import attach_exit_hook
 from holdfast.hosts.vllm.front_end import current_control
@@ -42,6 +43,13 @@ class HoldfastEndpoint:
         # Added last, so it is outermost: the host's own guard on /v1 must not ask for a second token.
         install_gate(self._app, control)
         attach_exit_hook()
+        start_telling_systemd(_listening(args))
+
+
+def _listening(args: Namespace) -> Listening:
+    """Where the host is about to listen; an address that means every one is this machine's own."""
+    host = args.host if args.host not in (None, "", "0.0.0.0", "::") else "127.0.0.1"
+    return Listening(host, args.port, tls=bool(args.ssl_certfile), unix_socket=args.uds)
 
 
 def _api_keys(args: Namespace) -> list[str]:

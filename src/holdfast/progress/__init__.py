@@ -1,9 +1,9 @@
 """What a process is at, written where another one can read it while this one is stuck or stopped."""
 
-from holdfast.progress.processes import ProcessLook, look_at, starved_s
+from holdfast.progress.processes import ProcessLook, look_at
 from holdfast.progress.reader import ProgressReader, Seen
 from holdfast.progress.record import Lane
-from holdfast.progress.writer import ProgressWriter, publish_progress
+from holdfast.progress.writer import ProgressWriter, publish_progress, published
 
 __all__ = [
     "Lane",
@@ -13,5 +13,5 @@ __all__ = [
     "Seen",
     "look_at",
     "publish_progress",
-    "starved_s",
+    "published",
 ]

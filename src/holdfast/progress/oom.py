@@ -32,7 +32,7 @@ def why_killed(before: Mapping[str, int], after: Mapping[str, int]) -> str:
 
 def _of_cgroup(root: Path) -> tuple[Path, ...]:
     """Where the count of this process's own group may stand: version 2, then 1; under its path, then at the top."""
-    path = _own_group(root)
+    path = own_group(root)
     v2, v1 = root / "sys/fs/cgroup", root / "sys/fs/cgroup/memory"
     return (
         v2 / path / "memory.events",
@@ -42,7 +42,8 @@ def _of_cgroup(root: Path) -> tuple[Path, ...]:
     )
 
 
-def _own_group(root: Path) -> str:
+def own_group(root: Path) -> str:
+    """The path of this process's control group, without a slash before it; empty where it has none."""
     with contextlib.suppress(OSError):
         for line in (root / "proc/self/cgroup").read_text().splitlines():
             _, controllers, path = line.split(":", 2)

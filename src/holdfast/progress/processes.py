@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 GONE = "X"
+MAX_DESCENDANTS = 256
 
 
 @dataclass(frozen=True)
@@ -30,14 +31,44 @@ def look_at(pid: int) -> ProcessLook:
     return ProcessLook(fields[0], (int(fields[11]) + int(fields[12])) / _TICKS_PER_S)
 
 
-def starved_s(pid: int) -> dict[int, float]:
-    """Seconds that each thread stood ready to run and got no processor, since it began.
+@dataclass(frozen=True)
+class ThreadTimes:
+    """Seconds that a thread had a processor, and that it stood ready to run and got none, since it began."""
 
-    Empty where the system does not count them.
-    """
-    waited: dict[int, float] = {}
+    ran_s: float
+    waited_s: float
+
+    @property
+    def ready_s(self) -> float:
+        return self.ran_s + self.waited_s
+
+
+def thread_times(pid: int) -> dict[int, ThreadTimes]:
+    """Of each thread of a process; empty where the system does not count them."""
+    times: dict[int, ThreadTimes] = {}
     with contextlib.suppress(OSError):
         for thread in os.listdir(f"/proc/{pid}/task"):
             with contextlib.suppress(OSError, ValueError, IndexError):
-                waited[int(thread)] = int(Path(f"/proc/{pid}/task/{thread}/schedstat").read_text().split()[1]) / 1e9
-    return waited
+                ran, waited = Path(f"/proc/{pid}/task/{thread}/schedstat").read_text().split()[:2]
+                times[int(thread)] = ThreadTimes(int(ran) / 1e9, int(waited) / 1e9)
+    return times
+
+
+def descendants(pid: int) -> set[int]:
+    """Processes that a process started, and theirs: compilers, for instance. Empty where the system does not say."""
+    found: set[int] = set()
+    to_ask = [pid]
+    while to_ask and len(found) < MAX_DESCENDANTS:
+        children = _children(to_ask.pop()) - found
+        found |= children
+        to_ask += children
+    return found
+
+
+def _children(pid: int) -> set[int]:
+    children: set[int] = set()
+    with contextlib.suppress(OSError):
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with contextlib.suppress(OSError, ValueError):
+                children |= set(map(int, Path(f"/proc/{pid}/task/{thread}/children").read_text().split()))
+    return children

@@ -16,6 +16,8 @@ from holdfast.core.faults import Phase
 from holdfast.core.stalls import BatchShape
 from holdfast.progress.record import HEADER, PHASE_NUMBERS, RECORD_BYTES, SLOT, Lane, header_at, slot_at
 
+_PREFIX = "progress-"
+
 Call = Callable[..., Any]
 About = Callable[..., tuple[int, int, int]]
 
@@ -78,11 +80,17 @@ def publish_progress(folder: str) -> mmap.mmap:
 
 def _forget_the_gone(folder: Path) -> None:
     """Those before this one left their links and their stacks here."""
-    for link in folder.glob("progress-*"):
+    for link in folder.glob(f"{_PREFIX}*"):
         if not link.exists():  # it points into a process that is no more
             link.unlink(missing_ok=True)
-            (folder / link.name.replace("progress", "stacks", 1)).unlink(missing_ok=True)
+            (folder / link.name.replace(_PREFIX, "stacks-", 1)).unlink(missing_ok=True)
+
+
+def published(folder: str) -> set[int]:
+    """The processes that have published a record and are still there."""
+    numbers = (link.name.removeprefix(_PREFIX) for link in Path(folder).glob(f"{_PREFIX}*") if link.exists())
+    return {int(number) for number in numbers if number.isdecimal()}
 
 
 def record_path(folder: str, pid: int) -> Path:
-    return Path(folder) / f"progress-{pid}"
+    return Path(folder) / f"{_PREFIX}{pid}"

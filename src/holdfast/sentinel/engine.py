@@ -21,7 +21,7 @@ from holdfast.core.errors import HookNotAttached
 from holdfast.core.faults import Fault, FaultClass, hung
 from holdfast.core.injection import InjectionSpec, UncontainedFault
 from holdfast.core.ports import EngineHost
-from holdfast.core.stalls import LOCKSTEP_LIMITS, Limits, Stall
+from holdfast.core.stalls import Limits, Stall
 from holdfast.sentinel.addresses import engine_identity, worker_identity
 from holdfast.sentinel.arming import Arming
 from holdfast.sentinel.containment import Containment
@@ -120,8 +120,9 @@ class EngineCoreSentinel:
     def announce(self, host: EngineHost, hooks: tuple[str, ...], workers: tuple[m.WorkerAttached, ...]) -> None:
         """Report to the client that this engine core is protected from now on."""
         if self._config.stall_detection and self._config.runtime_dir:
-            limits = LOCKSTEP_LIMITS if host.in_lockstep else Limits()
-            self._watch = RankWatch(self._config.runtime_dir, self, limits)
+            limits = Limits(may_compile=host.compiles_in_steps)
+            self._watch = RankWatch(self._config.runtime_dir, self, limits, with_peers=host.in_lockstep)
+            self._incidents.devices = host.devices
         self._host = host
         self._post(
             m.EngineAttached(

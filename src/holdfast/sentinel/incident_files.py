@@ -17,8 +17,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from holdfast.core.ports import Devices
 from holdfast.core.stalls import Stall
 from holdfast.progress.stacks import ask_for_stacks, forget_stacks
+from holdfast.progress.surroundings import fields, look_around, read
 
 logger = logging.getLogger("holdfast")
 
@@ -33,6 +35,7 @@ class IncidentFiles:
         self._folder = Path(incident_dir) if incident_dir else default_folder()
         self._runtime_dir = runtime_dir
         self._engine_id = engine_id
+        self.devices: Devices | None = None  # who is asked for their health
 
     def keep(self, stall: Stall, pids: Mapping[int, int]) -> Path | None:
         """Write down a stall and what its process and its peers are at; none where that failed."""
@@ -70,8 +73,8 @@ class IncidentFiles:
             "age_s": round(stall.age_s, 3),
             "deadline_s": deadline.seconds if deadline else None,
             "deadline_source": deadline.source if deadline else None,
-            "memory": _fields("/proc/meminfo", ("MemTotal", "MemAvailable", "SwapFree")),
-            "load": os.getloadavg(),
+            **look_around(),
+            "devices": self.devices.look() if self.devices is not None else [],
             "processes": {str(rank): _process(pid) for rank, pid in {**pids, stall.rank: stall.pid}.items()},
         }
 
@@ -87,27 +90,16 @@ def default_folder() -> Path:
 
 
 def _process(pid: int) -> dict[str, Any]:
-    status = _fields(f"/proc/{pid}/status", ("State", "VmRSS", "Threads"))
+    status = fields(Path(f"/proc/{pid}/status"), ("State", "VmRSS", "VmSwap", "Threads"))
     threads = sorted(_names(f"/proc/{pid}/task"), key=int)[:MAX_THREADS]
     return {"pid": pid, **status, "threads": [_thread(pid, thread) for thread in threads]}
 
 
 def _thread(pid: int, thread: str) -> dict[str, str]:
-    at = f"/proc/{pid}/task/{thread}"
-    state = _fields(f"{at}/status", ("State",)).get("State", "gone")
-    kernel = _read(f"{at}/stack").strip() or _read(f"{at}/wchan").strip()  # the first for root only
-    return {"id": thread, "name": _read(f"{at}/comm").strip(), "state": state, "kernel": kernel}
-
-
-def _fields(path: str, names: tuple[str, ...]) -> dict[str, str]:
-    pairs = (line.partition(":") for line in _read(path).splitlines())
-    return {name: value.strip() for name, _, value in pairs if name in names}
-
-
-def _read(path: str) -> str:
-    with contextlib.suppress(OSError):
-        return Path(path).read_text(errors="replace")
-    return ""
+    at = Path(f"/proc/{pid}/task/{thread}")
+    state = fields(at / "status", ("State",)).get("State", "gone")
+    kernel = read(at / "stack").strip() or read(at / "wchan").strip()  # the first for root only
+    return {"id": thread, "name": read(at / "comm").strip(), "state": state, "kernel": kernel}
 
 
 def _names(folder: str) -> list[str]:

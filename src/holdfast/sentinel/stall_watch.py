@@ -6,12 +6,14 @@ A look is a few reads of shared memory and one of /proc for each process. Must n
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import os
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 from holdfast.core.stalls import Limits, Look, Stall, Stalls
-from holdfast.progress import ProgressReader, Seen, look_at, starved_s
+from holdfast.progress import ProgressReader, Seen, look_at, published
+from holdfast.progress.activity import Activity
 
 logger = logging.getLogger("holdfast")
 
@@ -20,20 +22,23 @@ PROBE_S = 0.4  # until a rank whose collectives were broken has left its step, i
 _CLOSER_S = 0.25  # a call that is older is looked at more closely
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Watched:
-    pid: int
     reader: ProgressReader | None
-    starved: dict[int, float] = field(default_factory=dict)
-    cpu_s: float = 0.0
+    activity: Activity
 
 
 class ProgressWatch:
-    """Looks at some processes, each by the number it goes by, and judges what it sees."""
+    """Looks at some processes, each by the number it goes by, and judges what it sees.
 
-    def __init__(self, folder: str, limits: Limits | None = None) -> None:
-        self.stalls = Stalls(limits or Limits())
+    With peers: whoever else keeps a record in the folder may be waited for.
+    """
+
+    def __init__(self, folder: str, limits: Limits | None = None, *, with_peers: bool = False) -> None:
+        self._limits = limits or Limits()
+        self.stalls = Stalls(self._limits)
         self._folder = folder
+        self._with_peers = with_peers
         self._watched: dict[int, _Watched] = {}
         self._looked_at: float | None = None
         self._closer = False
@@ -42,24 +47,31 @@ class ProgressWatch:
         return self._looked_at is None or now - self._looked_at >= PERIOD_S
 
     def look(self, now: float, pids: Mapping[int, int]) -> list[Stall]:
-        """The stalls that there are now."""
+        """The stalls that there are now, among these."""
         elapsed_s = PERIOD_S if self._looked_at is None else now - self._looked_at
         self._looked_at = now
-        looks = {number: self._look(number, pid, elapsed_s) for number, pid in pids.items()}
+        peers = self._peers(pids.values())
+        self._forget_others({*pids.values(), *peers})
+        looks = {number: self._look(pid, elapsed_s) for number, pid in pids.items()}
+        looks |= {-pid: self._look(pid, elapsed_s, is_peer=True) for pid in peers}  # no rank's number
         self._closer = any(now - c.began_at >= _CLOSER_S for look in looks.values() for c in look.running)
         return self.stalls.look(now, PERIOD_S, looks)
 
-    def _look(self, number: int, pid: int, elapsed_s: float) -> Look:
-        watched = self._watched.get(number)
-        if watched is None or watched.pid != pid:
-            watched = self._watched[number] = _Watched(pid, self._open(pid))
+    def _peers(self, own: Collection[int]) -> set[int]:
+        return published(self._folder) - {*own, os.getpid()} if self._with_peers else set()
+
+    def _forget_others(self, pids: Collection[int]) -> None:
+        self._watched = {pid: watched for pid, watched in self._watched.items() if pid in pids}
+
+    def _look(self, pid: int, elapsed_s: float, *, is_peer: bool = False) -> Look:
+        watched = self._watched.get(pid)
+        if watched is None:
+            activity = Activity(pid, with_children=self._limits.may_compile)
+            watched = self._watched[pid] = _Watched(self._open(pid), activity)
         process = look_at(pid)
         seen = watched.reader.look() if watched.reader is not None else Seen()
-        starved = self._starved(watched, process.cpu_s, process.state, elapsed_s) if self._closer else 0.0
-        watched.cpu_s = process.cpu_s
-        if not self._closer:
-            watched.starved = {}
-        return Look(pid, process.state, seen.running, seen.ended, starved)
+        doing = watched.activity.look(process, elapsed_s, closer=self._closer)
+        return Look(pid, process.state, seen.running, seen.ended, doing.starved_s, doing.is_computing, is_peer)
 
     def _open(self, pid: int) -> ProgressReader | None:
         try:
@@ -67,15 +79,6 @@ class ProgressWatch:
         except OSError as error:
             logger.error("the progress of process %d cannot be read, only whether it is stopped: %s", pid, error)
             return None
-
-    def _starved(self, watched: _Watched, cpu_s: float, state: str, elapsed_s: float) -> float:
-        """Of the thread that waited longest for a processor; where nobody counts that, by what it got of one."""
-        before, watched.starved = watched.starved, starved_s(watched.pid)
-        if watched.starved:
-            waits = (s - before[thread] for thread, s in watched.starved.items() if thread in before)
-            return min(elapsed_s, max(waits, default=0.0))
-        got_s = cpu_s - watched.cpu_s
-        return elapsed_s - got_s if state == "R" and got_s < elapsed_s / 2 else 0.0
 
 
 class Accuser(Protocol):
@@ -105,8 +108,10 @@ class RankWatch:
     is still in it is to blame.
     """
 
-    def __init__(self, folder: str, accuser: Accuser, limits: Limits | None = None) -> None:
-        self._watch = ProgressWatch(folder, limits)
+    def __init__(
+        self, folder: str, accuser: Accuser, limits: Limits | None = None, *, with_peers: bool = False
+    ) -> None:
+        self._watch = ProgressWatch(folder, limits, with_peers=with_peers)
         self._accuser = accuser
         self._accused: set[int] = set()  # by process: each once
         self._suspects: dict[int, Stall] = {}

@@ -15,6 +15,8 @@ from holdfast.core.faults import Phase
         (Harm.EXCEPTION, ONE, Phase.FORWARD, None),
         (Harm.KILL_WORKER, ONE, Phase.FORWARD, Phase.SCHEDULE_END),
         (Harm.KILL_ENGINE, DP2, Phase.SCHEDULE_END, Phase.FORWARD),
+        (Harm.HANG, ONE, Phase.FORWARD, Phase.SCHEDULE_END),
+        (Harm.OOM, ONE, Phase.FORWARD, Phase.SCHEDULE_END),
     ],
 )
 def test_each_harm_has_a_place_where_it_shows_best(
@@ -24,3 +26,9 @@ def test_each_harm_has_a_place_where_it_shows_best(
     assert (harm.usual_topology, harm.usual_phase) == (topology, phase)
     assert harm.happens_at(phase)
     assert elsewhere is None or not harm.happens_at(elsewhere)
+
+
+@pytest.mark.parametrize("harm", Harm)
+def test_each_harm_is_a_kind_of_fault_and_has_words(harm: Harm) -> None:
+    assert harm.kind.is_silent is (harm in {Harm.STOP, Harm.HANG, Harm.SPIN, Harm.DEADLOCK})
+    assert harm.in_words and harm.heading

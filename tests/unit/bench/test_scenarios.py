@@ -91,8 +91,12 @@ def test_an_engine_core_has_no_ranks() -> None:
 
 
 @pytest.mark.parametrize("topology", TOPOLOGIES, ids=lambda t: t.name)
-def test_every_process_is_killed_in_its_turn(topology: Topology) -> None:
+def test_every_process_is_hurt_in_its_turn(topology: Topology) -> None:
     """Each worker, or each engine core."""
+    for harm in (Harm.HANG, Harm.SLOW, Harm.OOM):
+        each = scenarios_of(topology, harm)
+        assert [(one.engine_id, one.rank) for one in each] == topology.places
+        assert {one.injection(200).kind for one in each} == {harm.kind}
     workers, cores = (scenarios_of(topology, harm) for harm in (Harm.KILL_WORKER, Harm.KILL_ENGINE))
     assert [(one.engine_id, one.rank) for one in workers] == topology.places
     assert [one.engine_id for one in cores] == list(range(topology.engines))

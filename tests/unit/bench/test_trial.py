@@ -37,6 +37,13 @@ def test_a_fault_that_never_came_proves_nothing() -> None:
     assert outcome.waits_s() == []
 
 
+def test_what_only_takes_longer_is_to_be_taken_for_no_fault() -> None:
+    run = load_with(answer([1, 2, 3, 4], gap_s=0.5))
+    assert judge([answer([1, 2, 3, 4])], run, [], [], is_fault=False).problems == ()
+    accused = judge([answer([1, 2, 3, 4])], run, incident(0.6, 0.7), [], is_fault=False)
+    assert accused.problems == ("taken for a fault: fault-reported",)
+
+
 def test_what_was_wrong_before_stays_wrong() -> None:
     """Problems known already are kept."""
     outcome = judge([answer([1])], load_with(answer([1])), incident(0.0, 0.1), ["spoilt"])

@@ -297,7 +297,7 @@ def test_a_table_of_kills_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     killed = msgspec.structs.replace(trial(0.9), harm=Harm.KILL_WORKER, scenario="worker killed")
     ready = replace(ONE, standby=Standby.PRELOADED)
     result = invoke(monkeypatch, "recovery", recovery_document(figures(killed, topology=ready)))
-    assert "one with a preloaded standby: workers killed on a running server" in result.stdout
+    assert "one with a preloaded standby: a worker killed on a running server" in result.stdout
     assert "MISSED  interruption, median: 900 ms (to reach: 800 ms)" in result.stdout
     assert "times shorter than a restart: 22 (to reach: 15)" in result.stdout
     lost = msgspec.structs.replace(trial(0.1), harm=Harm.KILL_ENGINE, replaced_s=21.0)

@@ -113,6 +113,14 @@ def test_a_finished_stream_is_done_and_a_failed_one_failed() -> None:
     assert "failed" in text
 
 
+def test_of_a_long_reason_the_beginning_and_the_decision_are_shown() -> None:
+    told = "a rank did not answer in time: " + "so and so " * 40 + "; worker restart 1 of 20"
+    [_, line] = event_lines([fault(100.0), event("decision-made", 100.1, reason=told)])
+    assert "a rank did not answer" in line
+    assert line.endswith("worker restart 1 of 20")
+    assert len(line) < 200
+
+
 def test_words_cannot_steer_the_terminal() -> None:
     """Control characters of an answer are not printed."""
     assert "\x1b[31m" not in shown(screen([answer([1], [time.monotonic()])], [], 9))

@@ -27,6 +27,10 @@ def test_a_trap_skips_its_steps_then_goes_off_so_many_times_in_a_row(after, time
         {"phase": "forward", "after_steps": -1},
         {"phase": "forward", "message": "x" * 201},
         {"phase": "forward", "unknown": 1},
+        {"phase": "sample-end", "kind": "nan"},
+        {"phase": "schedule-end", "kind": "oom"},
+        {"phase": "forward", "kind": "slow", "seconds": 0},
+        {"phase": "forward", "kind": "slow", "seconds": 601},
         {},
     ],
 )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from holdfast.core.faults import Phase
 from holdfast.core.stalls import BatchShape, Deadlines, Ended, Limits, Look, Running, Stall, Stalls, quantile
 
-LIMITS = Limits()
+LIMITS, COMPILING = Limits(), Limits(may_compile=True)
 TICK_S = 0.1
 DECODE, PREFILL = BatchShape(8, 8), BatchShape(512, 1)
 
@@ -24,8 +25,8 @@ def known(shape: BatchShape = DECODE, lasted_s: float = 0.01) -> tuple[Ended, ..
 class Bench:
     """Two ranks that have learned how long a decode takes, looked at every tick."""
 
-    def __init__(self, *shapes: BatchShape, ranks: int = 2, lasted_s: float = 0.01) -> None:
-        self.stalls, self.now, self.ranks = Stalls(LIMITS), 0.0, ranks
+    def __init__(self, *shapes: BatchShape, ranks: int = 2, lasted_s: float = 0.01, limits: Limits = LIMITS) -> None:
+        self.stalls, self.now, self.ranks = Stalls(limits), 0.0, ranks
         taught = tuple(ended for shape in shapes or (DECODE,) for ended in known(shape, lasted_s))
         self.see({rank: {"ended": taught} for rank in range(ranks)})
 
@@ -132,6 +133,58 @@ def test_a_watch_that_always_comes_late_never_accuses(gaps_s: list[float]) -> No
     bench = Bench()
     seen = {0: in_step(bench), 1: in_step(bench, state="S")}
     assert all(bench.see(seen, after_s=TICK_S + gap_s) == [] for gap_s in gaps_s if len(gaps_s) * TICK_S < 1)
+
+
+@pytest.mark.parametrize(
+    ("limits", "seen"),
+    [(COMPILING, {"state": "R", "is_computing": True}), (COMPILING, {"state": "D"}), (LIMITS, {"state": "D"})],
+)
+def test_who_is_at_work_has_longer_and_so_has_one_that_waits_for_it(limits: Limits, seen: dict) -> None:
+    """A kernel is compiled that no step before needed, or memory is read back from a disk."""
+    bench = Bench(limits=limits)
+    ranks = {0: in_step(bench), 1: in_step(bench, **seen)}
+    assert bench.watch(limits.at_work_floor_s - 2 * TICK_S, ranks)[0] == []
+    stalls, _ = bench.watch(1, ranks)
+    assert {s.rank for s in stalls} == {0, 1}
+    assert "at work" in stalls[0].reason
+
+
+@pytest.mark.parametrize(
+    ("limits", "seen"),
+    [(LIMITS, {"state": "R", "is_computing": True}), (COMPILING, {"state": "S"}), (COMPILING, {"state": "R"})],
+)
+def test_who_computes_where_nothing_is_compiled_and_who_does_not_has_no_longer(limits: Limits, seen: dict) -> None:
+    bench = Bench(ranks=1, limits=limits)
+    assert bench.watch(limits.decode_floor_s + 2 * TICK_S, {0: in_step(bench, **seen)})[0] != []
+
+
+def test_a_peer_in_a_prefill_is_waited_for_and_is_accused_elsewhere() -> None:
+    bench = Bench(DECODE, PREFILL)
+    seen = {0: in_step(bench), 1: in_step(bench, PREFILL, is_peer=True)}
+    assert bench.watch(LIMITS.prefill_floor_s - 2 * TICK_S, seen)[0] == []
+    assert {s.rank for s in bench.watch(1, seen)[0]} == {0}
+
+
+def test_who_waits_for_a_stopped_peer_is_not_accused_nor_is_the_peer() -> None:
+    bench = Bench()
+    assert bench.watch(60, {0: in_step(bench), 1: in_step(bench, state="T", is_peer=True)})[0] == []
+
+
+def test_an_engine_core_that_is_waited_for_has_the_time_of_one() -> None:
+    bench = Bench()
+    turn = tuple(Ended(Phase.SCHEDULE_START, DECODE, 0.001) for _ in range(LIMITS.learned_calls))
+    bench.see({0: {}, 1: {"is_peer": True, "ended": turn}})
+    running = Running(0, 200, 200, Phase.SCHEDULE_START, DECODE, bench.now)
+    seen = {0: in_step(bench), 1: {"is_peer": True, "running": (running,)}}
+    assert bench.watch(LIMITS.engine_core_floor_s - 2 * TICK_S, seen)[0] == []
+    assert {s.rank for s in bench.watch(1, seen)[0]} == {0}
+
+
+def test_what_was_computed_in_a_call_before_is_no_excuse_for_this_one() -> None:
+    bench = Bench(ranks=1, limits=COMPILING)
+    assert bench.watch(20, {0: in_step(bench, state="R", is_computing=True)})[0] == []
+    hangs = {"running": (a_call(bench.now, call=101),)}
+    assert bench.watch(LIMITS.decode_floor_s + 2 * TICK_S, {0: hangs})[0] != []
 
 
 def test_a_rank_that_gets_no_processor_is_not_accused_nor_is_one_that_waits_for_it() -> None:

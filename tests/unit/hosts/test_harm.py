@@ -9,7 +9,8 @@ import time
 
 import pytest
 
-from holdfast.core.faults import Phase
+from holdfast.core.classification import default_classifier, fault_of
+from holdfast.core.faults import FaultClass, Phase
 from holdfast.core.injection import FaultKind, InjectedFault, InjectionSpec, UncontainedFault
 from holdfast.hosts.vllm.harm import happen
 from holdfast.progress import look_at
@@ -69,3 +70,18 @@ def test_a_crash_is_an_exception_that_nothing_may_contain() -> None:
 def test_only_an_engine_core_can_crash() -> None:
     with pytest.raises(ValueError, match="crash is of an engine core's phase, not of forward"):
         InjectionSpec(phase=Phase.FORWARD, kind=FaultKind.CRASH)
+
+
+def test_what_is_slow_goes_on_after_its_time() -> None:
+    began = time.monotonic()
+    happen(InjectionSpec(phase=Phase.FORWARD, kind=FaultKind.SLOW, seconds=0.05))
+    assert time.monotonic() - began >= 0.05
+
+
+@pytest.mark.host
+def test_a_device_without_memory_raises_what_torch_raises_and_is_of_its_class() -> None:
+    with pytest.raises(RuntimeError) as raised:
+        happen(InjectionSpec(phase=Phase.FORWARD, kind=FaultKind.OOM))
+    fault = fault_of(raised.value, default_classifier(), engine_id=0)
+    assert (fault.error_type, fault.fault_class) == ("OutOfMemoryError", FaultClass.TRANSIENT)
+    assert getattr(raised.value, "phase", None) is Phase.FORWARD

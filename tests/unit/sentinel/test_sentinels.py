@@ -47,6 +47,8 @@ class Host:
     engine_id: int = 0
     in_lockstep: bool = False
     requests: FakeRequests = field(default_factory=lambda: NO_REQUESTS)
+    compiles_in_steps: bool = False
+    devices: None = None
     rendezvous: list[Rendezvous | None] = field(default_factory=list)
 
     waits_in: str | None = None

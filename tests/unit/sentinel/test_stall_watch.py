@@ -179,3 +179,32 @@ def test_a_rank_without_a_record_is_still_seen_to_be_stopped(tmp_path: Path, ben
     os.waitpid(bench.ranks[0].process.pid, os.WUNTRACED)
     bench.tick_for(LIMITS.stopped_s + 0.5, now)
     assert [s.is_certain for s in bench.accused] == [True]
+
+
+def test_whoever_else_keeps_a_record_may_be_waited_for_in_lockstep(tmp_path: Path, benches: list[Bench]) -> None:
+    """A peer's first batch of a shape may compile: who waits for it waits as long, and is accused after that."""
+    bench, now = learned(tmp_path, benches, 1)
+    peer = Bench(tmp_path, 1)
+    benches.append(peer)
+    bench.watch = RankWatch(str(tmp_path), bench, LIMITS, with_peers=True)
+    bench.ranks[0].work()
+    now = bench.tick_for(PERIOD_S, now)
+    peer.ranks[0].begin()
+    bench.ranks[0].begin()
+    now = bench.tick_for(LIMITS.decode_floor_s + 1, now)
+    assert bench.accused == []
+    peer.ranks[0].end()
+    bench.tick_for(1, now)
+    assert [s.rank for s in bench.accused] == [0]
+
+
+def test_a_peer_is_never_accused(tmp_path: Path, benches: list[Bench]) -> None:
+    bench, now = learned(tmp_path, benches, 1)
+    peer = Bench(tmp_path, 1)
+    benches.append(peer)
+    bench.watch = RankWatch(str(tmp_path), bench, LIMITS, with_peers=True)
+    peer.ranks[0].work()
+    now = bench.tick_for(PERIOD_S, now)
+    peer.ranks[0].begin()
+    bench.tick_for(5, now)
+    assert bench.accused == []

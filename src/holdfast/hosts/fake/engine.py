@@ -78,6 +78,8 @@ class FakeEngineCore:
             worker.skips_fence = options.unsafe_skip_fence
         self.ranks = RankThreads(self.workers) if options.rank_threads else LockstepGroup(self.workers)
         self.requests = FakeRequests(self._scheduler)
+        self.devices = None
+        self.compiles_in_steps = False
         self._data_parallel = data_parallel
         self._traps = Traps()
         self._interrupted = False

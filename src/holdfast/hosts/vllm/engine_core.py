@@ -24,6 +24,7 @@ from holdfast.hosts.vllm.clients import answer_greetings, drop_requests
 from holdfast.hosts.vllm.communicators import EngineCommunicators, attach_communicator_hooks
 from holdfast.hosts.vllm.coordinator import introduce
 from holdfast.hosts.vllm.departures import Departures
+from holdfast.hosts.vllm.device_health import device_health
 from holdfast.hosts.vllm.engine_progress import record_progress
 from holdfast.hosts.vllm.holding_out import VllmRequests
 from holdfast.hosts.vllm.injection import Traps, arm_engine
@@ -125,6 +126,7 @@ class VllmEngine:
             arm_engine(self._traps, engine)
         record_progress(engine, config)
         self.requests = VllmRequests(engine)
+        self.devices = device_health() if config.stall_detection else None
 
     @property
     def engine_id(self) -> int:
@@ -134,6 +136,14 @@ class VllmEngine:
     @property
     def in_lockstep(self) -> bool:
         return getattr(self._engine, "dp_group", None) is not None
+
+    @property
+    def compiles_in_steps(self) -> bool:
+        """Kernels of GPUs are compiled when they are needed; on a CPU only with the host's compiler on."""
+        from vllm.platforms import current_platform
+
+        config = self._engine.vllm_config
+        return not (current_platform.is_cpu() and config.model_config.enforce_eager)
 
     def interrupt(self) -> None:
         self._engine.input_queue.put_nowait((EngineCoreRequestType.EXECUTOR_FAILED, b""))

@@ -10,12 +10,14 @@ import time
 from collections.abc import Callable, Mapping
 
 from holdfast.core.config import HoldfastConfig
+from holdfast.core.ports import Devices
 from holdfast.core.stalls import Limits, Stall
+from holdfast.hosts.vllm.device_health import device_health
 from holdfast.sentinel.incident_files import IncidentFiles
 from holdfast.sentinel.stall_watch import PERIOD_S, ProgressWatch
 
 # An engine core that is condemned costs more than a rank, and often nothing stands ready to take its place.
-LIMITS = Limits(decode_floor_s=3.0, stopped_s=1.5)
+LIMITS = Limits(stopped_s=1.5)
 
 Condemn = Callable[[Stall], None]
 Pids = Callable[[], Mapping[int, int]]
@@ -30,10 +32,12 @@ class EngineCoreWatch:
         self._condemn = condemn
         self._watches: dict[int, ProgressWatch] = {}  # each its own: none waits for another in what is watched
         self._condemned: set[int] = set()
+        self._devices: Devices | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="EngineCoreWatch", daemon=True)
 
     def start(self) -> None:
+        self._devices = device_health()
         self._thread.start()
 
     def close(self) -> None:
@@ -49,5 +53,10 @@ class EngineCoreWatch:
             stalls = watch.look(now, {engine_id: pid}) if pid not in self._condemned else []
             for stall in stalls:
                 self._condemned.add(pid)
-                IncidentFiles(self._config.incident_dir, self._config.runtime_dir, engine_id).keep(stall, {})
+                self._keep(stall, engine_id)
                 self._condemn(stall)
+
+    def _keep(self, stall: Stall, engine_id: int) -> None:
+        files = IncidentFiles(self._config.incident_dir, self._config.runtime_dir, engine_id)
+        files.devices = self._devices
+        files.keep(stall, {})

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from typing import cast
 
 from holdfast.core.injection import FaultKind, InjectedFault, InjectionSpec, UncontainedFault
 
@@ -13,12 +14,17 @@ LONGEST_S = 3600.0
 
 
 def happen(spec: InjectionSpec) -> None:
-    """Let an armed fault happen in this thread. Raises `InjectedFault`, sooner or much later."""
+    """Let an armed fault happen in this thread. Raises sooner or much later; `slow` raises nothing."""
     match spec.kind:
         case FaultKind.RAISE | FaultKind.NAN:
             pass
         case FaultKind.CRASH:
             raise UncontainedFault(spec)
+        case FaultKind.SLOW:
+            time.sleep(spec.seconds)
+            return
+        case FaultKind.OOM:
+            raise _out_of_memory(spec)
         case FaultKind.KILL:
             os.kill(os.getpid(), signal.SIGKILL)
         case FaultKind.STOP:
@@ -30,6 +36,15 @@ def happen(spec: InjectionSpec) -> None:
         case FaultKind.DEADLOCK:
             _take_twice(threading.Lock())
     raise InjectedFault(spec)
+
+
+def _out_of_memory(spec: InjectionSpec) -> Exception:
+    """As torch raises it for any device, which knows its phase as every injected fault does."""
+    from torch import OutOfMemoryError
+
+    error = OutOfMemoryError(f"CUDA out of memory. {spec.message}")
+    error.phase = spec.phase
+    return cast(Exception, error)
 
 
 def _spin(until: float) -> None:

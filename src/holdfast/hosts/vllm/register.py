@@ -112,6 +112,8 @@ TOUCHPOINTS: tuple[Touchpoint, ...] = (
     _call(_SCHEDULER, "Scheduler.has_unfinished_requests", (), "telling a new coordinator the wave that runs"),
     *_attributes(_CORE, "EngineCoreProc", "input_queue", "interrupting a busy loop that idles"),
     *_attributes("vllm.v1.engine", "EngineCoreRequestType", "EXECUTOR_FAILED", "interrupting a busy loop that idles"),
+    *_attributes("vllm.config.model", "ModelConfig", "enforce_eager", "whether a step on a CPU may compile"),
+    Touchpoint("vllm.third_party.pynvml", "nvmlInit", "call", None, "the devices' health, where no bindings are"),
     Touchpoint(_EXECUTOR, "MultiprocExecutor", "class", None, "its subclass drains stale replies"),
     _call(_EXECUTOR, "WorkerProc.enqueue_output", ("output",), "asynchronous outputs raise here"),
     *_attributes(_EXECUTOR, "MultiprocExecutor", "rpc_broadcast_mq response_mqs futures_queue is_failed", "draining"),

@@ -1,0 +1,145 @@
+"""Tells systemd how the server is, by its own endpoints: ready, alive, in which state. Where nobody asks, nothing runs.
+
+It asks over HTTP as any client would: a server that does not answer is not alive, whatever its threads could say.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import logging
+import os
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from holdfast.api.routes import PREFIXES
+
+logger = logging.getLogger("holdfast")
+
+ALIVE, READY = "/health", f"{PREFIXES[0]}/ready"
+USUAL_PERIOD_S = 2.0
+LONGEST_PERIOD_S = 10.0
+SHORTEST_PERIOD_S = 0.05
+PINGS_IN_TIME = 3  # of which two may be late or lost
+
+Ask = Callable[[str], tuple[int, bytes]]
+Send = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Listening:
+    """Where this process's server listens."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    tls: bool = False
+    unix_socket: str | None = None
+
+
+def start_telling_systemd(listening: Listening, environ: Mapping[str, str] = os.environ) -> SystemdReports | None:
+    """Begin, if this process was started by systemd and is to notify it."""
+    address = environ.get("NOTIFY_SOCKET")
+    if not address:
+        return None
+    period_s = period_of(environ)
+    reports = SystemdReports(lambda path: ask(listening, path, period_s), lambda text: send(address, text), period_s)
+    reports.start()
+    return reports
+
+
+def period_of(environ: Mapping[str, str]) -> float:
+    """Seconds between two looks: a part of the watchdog's time (`WATCHDOG_USEC`), where there is one."""
+    with contextlib.suppress(KeyError, ValueError):
+        wanted_s = int(environ["WATCHDOG_USEC"]) / 1e6 / PINGS_IN_TIME
+        return min(LONGEST_PERIOD_S, max(SHORTEST_PERIOD_S, wanted_s))
+    return USUAL_PERIOD_S
+
+
+class SystemdReports:
+    """READY once the server is, STATUS when that changes, WATCHDOG as long as it is alive."""
+
+    def __init__(self, ask: Ask, send: Send, period_s: float) -> None:
+        self._ask = ask
+        self._send = send
+        self._period_s = period_s
+        self._was_ready = False
+        self._status = ""
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="SystemdReports", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        self._stop.set()
+
+    def _run(self) -> None:
+        while not self._stop.wait(self._period_s):
+            self.look()
+
+    def look(self) -> None:
+        alive, (code, body) = self._ask(ALIVE)[0] == http.HTTPStatus.OK, self._ask(READY)
+        told = [f"STATUS={status}"] if (status := _status(alive, code, body)) != self._status else []
+        told += ["READY=1"] if code == http.HTTPStatus.OK and not self._was_ready else []
+        told += ["WATCHDOG=1"] if alive else []
+        self._status, self._was_ready = status, self._was_ready or code == http.HTTPStatus.OK
+        if told:
+            self._send("\n".join(told))
+
+
+def _status(alive: bool, code: int, body: bytes) -> str:
+    if not alive:
+        return "does not answer, or has ended" if code == 0 else "has ended"
+    with contextlib.suppress(ValueError, AttributeError):
+        state = json.loads(body).get("state", "")
+        return "ready" if code == http.HTTPStatus.OK else f"no engine makes progress: {state}"
+    return "starting"
+
+
+def ask(listening: Listening, path: str, timeout_s: float) -> tuple[int, bytes]:
+    """The code and the body of an answer; 0 where there is none in time."""
+    connection = _connection(listening, timeout_s)
+    try:
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+    except (OSError, http.client.HTTPException):
+        return 0, b""
+    finally:
+        connection.close()
+
+
+def _connection(listening: Listening, timeout_s: float) -> http.client.HTTPConnection:
+    if listening.unix_socket is not None:
+        return _UnixConnection(listening.unix_socket, timeout_s)
+    if listening.tls:  # to this machine itself: whose certificate it is does not matter
+        context = ssl._create_unverified_context()
+        return http.client.HTTPSConnection(listening.host, listening.port, timeout=timeout_s, context=context)
+    return http.client.HTTPConnection(listening.host, listening.port, timeout=timeout_s)
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: str, timeout_s: float) -> None:
+        super().__init__("localhost", timeout=timeout_s)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
+
+
+def send(address: str, text: str) -> None:
+    """One datagram of the protocol of sd_notify(3). What does not reach systemd is logged and not tried again."""
+    to = f"\0{address[1:]}" if address.startswith("@") else str(Path(address))
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as out:
+            out.setblocking(False)
+            out.sendto(text.encode(), to)
+    except OSError as error:
+        logger.warning("systemd was not notified: %s", error)
