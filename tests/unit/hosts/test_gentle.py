@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from holdfast.hosts.vllm.workers import gentle
-from holdfast.hosts.vllm.workers.gentle import GentleMain
+from holdfast.hosts.vllm.workers.beginning import Beginning
 
 WAIT_S = 10.0
 SOURCES = str(Path(__file__).parents[3] / "src")
@@ -35,7 +35,7 @@ def say_and_wait(pipe: Connection) -> None:
 def start_gently() -> tuple[multiprocessing.Process, Connection]:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=GentleMain(say_and_wait), args=(theirs,), daemon=True)
+    process = context.Process(target=Beginning(say_and_wait, gently=True), args=(theirs,), daemon=True)
     process.start()
     assert ours.poll(WAIT_S)
     assert ours.recv_bytes() == b"begun"

@@ -14,9 +14,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
 from types import FrameType
-from typing import Any
 
 QUANTUM_S = 0.01  # of its own processor time between two looks
 REST_S = 0.09
@@ -26,25 +24,6 @@ CONTENDED = 0.2  # waited, as a share of what it ran
 HURRY = signal.SIGURG
 
 _seen = (0, 0)
-
-
-class GentleMain:
-    """The main function of a process that is gentle from its first moment on.
-
-    Pickled, it is a call: it is made in the new process before what the function is given is unpickled, which
-    imports the whole host.
-    """
-
-    def __init__(self, main: Callable[..., None]) -> None:
-        self._main = main
-
-    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        return _gently, (self._main,)
-
-
-def _gently(main: Callable[..., None]) -> Callable[..., None]:
-    begin()
-    return main
 
 
 def begin() -> None:
