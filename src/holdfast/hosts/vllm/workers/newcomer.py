@@ -20,11 +20,18 @@ from holdfast.hosts.vllm.workers.compiling import compile_small_kernels, run_onc
 
 READY = b"ready"
 
-# What the host imports inside functions on its way to the first step. It costs only time where one is not there.
+# What is imported inside functions on the way to the first step. Where one is not there it costs time, nothing else.
 _IMPORTED_LATE = (
+    "holdfast.hosts.vllm.communicators.limits",
+    "holdfast.hosts.vllm.communicators.places",
+    "holdfast.hosts.vllm.workers.zeroed",
     "setproctitle",
     "vllm.distributed.elastic_ep.elastic_execute",
     "vllm.model_executor.layers.quantization.online.base",
+)
+_IMPORTED_LATE_ON_CPU = (
+    "vllm.distributed.device_communicators.cpu_communicator",
+    "vllm.model_executor.layers.fused_moe.experts.cpu_moe",
     "vllm.utils.cpu_triton_utils",
     "vllm.v1.attention.backends.cpu_attn",
 )
@@ -144,8 +151,8 @@ def _import_everything(vllm_config: Any) -> None:
         resolve_obj_by_qualname(vllm_config.parallel_config.worker_cls)
         ModelRegistry.resolve_model_cls(vllm_config.model_config.architectures, vllm_config.model_config)
         current_platform.import_kernels()
-        for name in _IMPORTED_LATE:
-            with contextlib.suppress(ImportError):
+        for name in (*_IMPORTED_LATE, *(_IMPORTED_LATE_ON_CPU if current_platform.is_cpu() else ())):
+            with contextlib.suppress(Exception):
                 importlib.import_module(name)
 
 
