@@ -27,7 +27,7 @@ def policy_of(pid: int) -> int:
 
 def say_and_wait(pipe: Connection) -> None:
     pipe.send_bytes(b"begun")
-    while signal.getsignal(signal.SIGPROF) is not signal.SIG_IGN:
+    while signal.getitimer(signal.ITIMER_PROF) != (0.0, 0.0):
         time.sleep(0.01)
     pipe.send_bytes(b"hurried")
 
@@ -66,11 +66,28 @@ def test_whoever_could_not_leave_the_lowest_policy_does_not_take_it_and_hurries_
         "assert not gentle.idle_can_be_left()\n"
         "assert os.sched_getscheduler(0) == os.SCHED_OTHER\n"
         "gentle.hurry(os.getpid())\n"
-        "assert signal.getsignal(signal.SIGPROF) is signal.SIG_IGN\n"
+        "assert signal.getitimer(signal.ITIMER_PROF) == (0.0, 0.0)\n"
     )
     environment = {**os.environ, "PYTHONPATH": SOURCES}
     told = subprocess.run([*NO_PRIVILEGE, sys.executable, "-c", program], timeout=60, env=environment, check=False)
     assert told.returncode == 0
+
+
+def test_a_look_that_is_due_when_it_is_told_to_hurry_raises_nothing() -> None:
+    program = (
+        "import signal\n"
+        "from holdfast.hosts.vllm.workers import gentle\n"
+        "gentle.begin()\n"
+        "both = {gentle.HURRY, signal.SIGPROF}\n"
+        "signal.pthread_sigmask(signal.SIG_BLOCK, both)\n"
+        "for one in both:\n"
+        "    signal.raise_signal(one)\n"
+        "signal.pthread_sigmask(signal.SIG_UNBLOCK, both)\n"
+        "assert signal.getitimer(signal.ITIMER_PROF) == (0.0, 0.0)\n"
+    )
+    run = [sys.executable, "-c", program]
+    told = subprocess.run(run, timeout=60, env={**os.environ, "PYTHONPATH": SOURCES}, check=False, capture_output=True)
+    assert (told.returncode, told.stderr) == (0, b"")
 
 
 def test_a_process_that_never_was_gentle_survives_being_told_to_hurry() -> None:

@@ -40,7 +40,7 @@ def end() -> None:
     if idle_can_be_left():
         _set_policy(os.getpid(), os.SCHED_OTHER)
     signal.setitimer(signal.ITIMER_PROF, 0.0)
-    signal.signal(signal.SIGPROF, signal.SIG_IGN)
+    signal.signal(signal.SIGPROF, _rest_no_more)  # were it ignored, one that has just come would raise somewhere
 
 
 def slow_down(pid: int) -> None:
@@ -84,6 +84,10 @@ def _set_policy(pid: int, policy: int) -> None:
 
 def _hurried(signum: int, frame: FrameType | None) -> None:
     end()
+
+
+def _rest_no_more(signum: int, frame: FrameType | None) -> None:
+    pass
 
 
 def _look(signum: int, frame: FrameType | None) -> None:
