@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from holdfast.hosts.vllm.workers import gentle
-from holdfast.hosts.vllm.workers.gentle import GentleMain
+from holdfast.hosts.vllm.workers.beginning import Beginning
 
 WAIT_S = 10.0
 SOURCES = str(Path(__file__).parents[3] / "src")
@@ -27,7 +27,7 @@ def policy_of(pid: int) -> int:
 
 def say_and_wait(pipe: Connection) -> None:
     pipe.send_bytes(b"begun")
-    while signal.getsignal(signal.SIGPROF) is not signal.SIG_IGN:
+    while signal.getitimer(signal.ITIMER_PROF) != (0.0, 0.0):
         time.sleep(0.01)
     pipe.send_bytes(b"hurried")
 
@@ -35,7 +35,7 @@ def say_and_wait(pipe: Connection) -> None:
 def start_gently() -> tuple[multiprocessing.Process, Connection]:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=GentleMain(say_and_wait), args=(theirs,), daemon=True)
+    process = context.Process(target=Beginning(say_and_wait, gently=True), args=(theirs,), daemon=True)
     process.start()
     assert ours.poll(WAIT_S)
     assert ours.recv_bytes() == b"begun"
@@ -66,11 +66,28 @@ def test_whoever_could_not_leave_the_lowest_policy_does_not_take_it_and_hurries_
         "assert not gentle.idle_can_be_left()\n"
         "assert os.sched_getscheduler(0) == os.SCHED_OTHER\n"
         "gentle.hurry(os.getpid())\n"
-        "assert signal.getsignal(signal.SIGPROF) is signal.SIG_IGN\n"
+        "assert signal.getitimer(signal.ITIMER_PROF) == (0.0, 0.0)\n"
     )
     environment = {**os.environ, "PYTHONPATH": SOURCES}
     told = subprocess.run([*NO_PRIVILEGE, sys.executable, "-c", program], timeout=60, env=environment, check=False)
     assert told.returncode == 0
+
+
+def test_a_look_that_is_due_when_it_is_told_to_hurry_raises_nothing() -> None:
+    program = (
+        "import signal\n"
+        "from holdfast.hosts.vllm.workers import gentle\n"
+        "gentle.begin()\n"
+        "both = {gentle.HURRY, signal.SIGPROF}\n"
+        "signal.pthread_sigmask(signal.SIG_BLOCK, both)\n"
+        "for one in both:\n"
+        "    signal.raise_signal(one)\n"
+        "signal.pthread_sigmask(signal.SIG_UNBLOCK, both)\n"
+        "assert signal.getitimer(signal.ITIMER_PROF) == (0.0, 0.0)\n"
+    )
+    run = [sys.executable, "-c", program]
+    told = subprocess.run(run, timeout=60, env={**os.environ, "PYTHONPATH": SOURCES}, check=False, capture_output=True)
+    assert (told.returncode, told.stderr) == (0, b"")
 
 
 def test_a_process_that_never_was_gentle_survives_being_told_to_hurry() -> None:

@@ -22,7 +22,8 @@ import psutil
 from holdfast.core.config import HoldfastConfig
 from holdfast.hosts.vllm.settings import handed_down, inherited_settings
 from holdfast.hosts.vllm.sockets import empty_folder
-from holdfast.hosts.vllm.workers.gentle import GentleMain, hurry
+from holdfast.hosts.vllm.workers.beginning import Beginning
+from holdfast.hosts.vllm.workers.gentle import hurry
 
 logger = logging.getLogger("holdfast")
 
@@ -131,7 +132,9 @@ def _gentle_processes() -> Iterator[None]:
     from vllm.utils.system_utils import get_mp_context
 
     context = get_mp_context()
-    vars(context)["Process"] = lambda **about: type(context).Process(**{**about, "target": GentleMain(about["target"])})
+    vars(context)["Process"] = lambda **about: type(context).Process(
+        **{**about, "target": Beginning(about["target"], gently=True)}
+    )
     try:
         yield
     finally:

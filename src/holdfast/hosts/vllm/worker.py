@@ -60,13 +60,14 @@ def attach_worker_hooks() -> None:
 
 def _protect_worker(original: Step, proc: Any, input_shm_handle: Any, vllm_config: Any) -> None:
     is_newcomer = is_alone()
+    communicators = WorkerCommunicators(proc.worker.worker)
+    unrebuildable = communicators.unrebuildable()  # before a standby waits: it looks at everything that there is
     original(proc, awaited_queue(input_shm_handle, proc.worker.worker), vllm_config)
     end_alone()
     config = inherited_settings()
     if config is None or not config.enable_fault_tolerance:
         return
     engine_id = vllm_config.parallel_config.data_parallel_index
-    communicators = WorkerCommunicators(proc.worker.worker)
     guard = StepGuard(engine_id, proc.rank, communicators, Classifier(config.fault_classes))
     if config.unsafe_skip_fence:
         guard.fence = lambda error, phase: None  # type: ignore[method-assign]
@@ -82,7 +83,7 @@ def _protect_worker(original: Step, proc: Any, input_shm_handle: Any, vllm_confi
     guard.reporter = sentinel
     proc.holdfast = host
     host.is_newcomer = is_newcomer
-    sentinel.start(attached(), communicators.unrebuildable())
+    sentinel.start(attached(), unrebuildable)
 
 
 class StepGuard:

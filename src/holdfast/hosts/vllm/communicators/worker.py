@@ -79,8 +79,9 @@ class WorkerCommunicators:
         from holdfast.hosts.vllm.communicators.stale import fixed_holders
 
         found = [*limits_of(_coordinators(), self._worker), *limits_of_torch(self._tracked)]
-        groups = [group for _, group in self._tracked.torch_groups()]
-        found += [f"{holder} holds a process group and cannot be given another" for holder in fixed_holders(groups)]
+        if self._tracked.any_shared:  # what has no peer is never rebuilt, and to look for holders takes time
+            groups = [group for _, group in self._tracked.torch_groups()]
+            found += [f"{holder} holds a process group and cannot be given another" for holder in fixed_holders(groups)]
         return tuple(found)
 
     def _replace_groups(self, rendezvous: Rendezvous, timeout_s: float) -> None:

@@ -14,9 +14,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
 from types import FrameType
-from typing import Any
 
 QUANTUM_S = 0.01  # of its own processor time between two looks
 REST_S = 0.09
@@ -26,25 +24,6 @@ CONTENDED = 0.2  # waited, as a share of what it ran
 HURRY = signal.SIGURG
 
 _seen = (0, 0)
-
-
-class GentleMain:
-    """The main function of a process that is gentle from its first moment on.
-
-    Pickled, it is a call: it is made in the new process before what the function is given is unpickled, which
-    imports the whole host.
-    """
-
-    def __init__(self, main: Callable[..., None]) -> None:
-        self._main = main
-
-    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        return _gently, (self._main,)
-
-
-def _gently(main: Callable[..., None]) -> Callable[..., None]:
-    begin()
-    return main
 
 
 def begin() -> None:
@@ -61,7 +40,7 @@ def end() -> None:
     if idle_can_be_left():
         _set_policy(os.getpid(), os.SCHED_OTHER)
     signal.setitimer(signal.ITIMER_PROF, 0.0)
-    signal.signal(signal.SIGPROF, signal.SIG_IGN)
+    signal.signal(signal.SIGPROF, _rest_no_more)  # were it ignored, one that has just come would raise somewhere
 
 
 def slow_down(pid: int) -> None:
@@ -105,6 +84,10 @@ def _set_policy(pid: int, policy: int) -> None:
 
 def _hurried(signum: int, frame: FrameType | None) -> None:
     end()
+
+
+def _rest_no_more(signum: int, frame: FrameType | None) -> None:
+    pass
 
 
 def _look(signum: int, frame: FrameType | None) -> None:

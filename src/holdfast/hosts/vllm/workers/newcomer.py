@@ -7,15 +7,34 @@ the pipe closes, its engine core is gone and so is its purpose.
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 from multiprocessing.connection import Connection
 from typing import Any
 
 import msgspec
 
 from holdfast.hosts.vllm.workers import gentle
+from holdfast.hosts.vllm.workers.beginning import importing, keep_for_good
 from holdfast.hosts.vllm.workers.compiling import compile_small_kernels, run_once_alone
 
 READY = b"ready"
+
+# What is imported inside functions on the way to the first step. Where one is not there it costs time, nothing else.
+_IMPORTED_LATE = (
+    "holdfast.hosts.vllm.communicators.limits",
+    "holdfast.hosts.vllm.communicators.places",
+    "holdfast.hosts.vllm.workers.zeroed",
+    "setproctitle",
+    "vllm.distributed.elastic_ep.elastic_execute",
+    "vllm.model_executor.layers.quantization.online.base",
+)
+_IMPORTED_LATE_ON_CPU = (
+    "vllm.distributed.device_communicators.cpu_communicator",
+    "vllm.model_executor.layers.fused_moe.experts.cpu_moe",
+    "vllm.utils.cpu_triton_utils",
+    "vllm.v1.attention.backends.cpu_attn",
+)
 
 
 class QueueHandle(msgspec.Struct, frozen=True):
@@ -58,19 +77,18 @@ def of_handle(handle: Any) -> QueueHandle:
 
 def replacement_main(**kwargs: Any) -> None:
     """The main function of a worker that was started for a rank at once."""
-    _attach()
+    _import_everything(kwargs["vllm_config"])
     _run(kwargs)
 
 
 def standby_main(orders: Connection, preload: bool, **kwargs: Any) -> None:
     """The main function of a standby. `kwargs` are a worker's; without `preload` its rank is still to be told."""
     global _awaited
-    _attach()
+    _import_everything(kwargs["vllm_config"])
+    _compile(kwargs["vllm_config"])
     if preload:
-        compile_small_kernels(kwargs["vllm_config"])
         _awaited = orders
     else:
-        _import_everything(kwargs["vllm_config"])
         order = _await_order(orders)
         kwargs |= {
             "rank": order.rank,
@@ -88,6 +106,7 @@ def awaited_queue(given: Any, worker: Any) -> Any:
     import setproctitle  # the host's
 
     run_once_alone(worker)
+    keep_for_good()  # the model too: to look it through would be the first thing that its first step waits for
     title = setproctitle.getproctitle()
     setproctitle.setproctitle(title.replace("Worker", "Standby"))  # whoever looks for a rank's process finds one
     order = _await_order(_awaited)
@@ -120,14 +139,24 @@ def _run(kwargs: dict[str, Any]) -> None:
 
 
 def _import_everything(vllm_config: Any) -> None:
-    """What a worker would import only once it has a rank: most of the time that its start takes."""
-    from vllm.model_executor.models import ModelRegistry
-    from vllm.platforms import current_platform
-    from vllm.plugins import load_general_plugins
-    from vllm.utils.import_utils import resolve_obj_by_qualname
+    """What a worker imports sooner or later: most of the time that its start takes."""
+    with importing():
+        _attach()
+        from vllm.model_executor.models import ModelRegistry
+        from vllm.platforms import current_platform
+        from vllm.plugins import load_general_plugins
+        from vllm.utils.import_utils import resolve_obj_by_qualname
 
-    load_general_plugins()
-    resolve_obj_by_qualname(vllm_config.parallel_config.worker_cls)
-    ModelRegistry.resolve_model_cls(vllm_config.model_config.architectures, vllm_config.model_config)
-    current_platform.import_kernels()
-    compile_small_kernels(vllm_config)
+        load_general_plugins()
+        resolve_obj_by_qualname(vllm_config.parallel_config.worker_cls)
+        ModelRegistry.resolve_model_cls(vllm_config.model_config.architectures, vllm_config.model_config)
+        current_platform.import_kernels()
+        for name in (*_IMPORTED_LATE, *(_IMPORTED_LATE_ON_CPU if current_platform.is_cpu() else ())):
+            with contextlib.suppress(Exception):
+                importlib.import_module(name)
+
+
+def _compile(vllm_config: Any) -> None:
+    """Tracing imports as much again."""
+    with importing():
+        compile_small_kernels(vllm_config)

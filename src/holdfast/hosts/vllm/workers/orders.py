@@ -71,10 +71,13 @@ def prepare(
     """A newcomer gets its KV cache and is warmed up; for the others there is nothing to do."""
 
     def act() -> None:
+        from holdfast.hosts.vllm.workers.zeroed import FreshZeros
+
         wrapper = proc.worker
         if layout is not None:
             wrapper.worker.set_kv_cache_layout(layout)
-        wrapper.initialize_from_config(kv_cache_configs)
+        with FreshZeros():
+            wrapper.initialize_from_config(kv_cache_configs)
         wrapper.worker.compile_or_warm_up_model()
 
     return answered(nonce, act if proc.rank in newcomers else lambda: None)

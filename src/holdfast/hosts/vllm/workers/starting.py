@@ -9,16 +9,17 @@ import copy
 import multiprocessing
 import multiprocessing.connection
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 from vllm.v1.executor.multiproc_executor import OMPProcessManager, UnreadyWorkerProcHandle, WorkerProc
 
 from holdfast.core.errors import RecoveryFailed
 from holdfast.hosts.vllm.exits import describe_exit
-from holdfast.hosts.vllm.workers.gentle import GentleMain
+from holdfast.hosts.vllm.workers.beginning import Beginning
 from holdfast.hosts.vllm.workers.newcomer import TakeOver, of_handle, replacement_main, standby_main
 
 _SPAWN = multiprocessing.get_context("spawn")
@@ -101,7 +102,8 @@ KILL_TIMEOUT_S = 5.0
 
 
 def start_replacement(seed: WorkerSeed, rank: int, *, is_driver: bool, queue: Any) -> Newcomer:
-    newcomer = _start(seed, rank, replacement_main, seed.kwargs(rank, is_driver=is_driver, queue=queue))
+    kwargs = seed.kwargs(rank, is_driver=is_driver, queue=queue)
+    newcomer = _start(seed, rank, Beginning(replacement_main, gently=False), kwargs)
     newcomer.rank = rank
     return newcomer
 
@@ -110,17 +112,18 @@ def start_standby(seed: WorkerSeed, rank: int, *, is_driver: bool, preload: bool
     """A process that waits until it is needed; with `preload` as `rank`, with its weights read."""
     ours, theirs = _SPAWN.Pipe()
     kwargs = seed.kwargs(rank, is_driver=is_driver, queue=None)
-    newcomer = _start(seed, rank, GentleMain(standby_main), {**kwargs, "orders": theirs, "preload": preload})
+    main = Beginning(standby_main, gently=True)
+    newcomer = _start(seed, rank, main, {**kwargs, "orders": theirs, "preload": preload})
     theirs.close()
     newcomer.orders, newcomer.rank = ours, rank if preload else None
     return newcomer
 
 
-def _start(seed: WorkerSeed, rank: int, main: Any, kwargs: dict[str, Any]) -> Newcomer:
+def _start(seed: WorkerSeed, rank: int, main: Beginning, kwargs: dict[str, Any]) -> Newcomer:
     ready_reader, ready_writer = _SPAWN.Pipe(duplex=False)
     death_reader, death_writer = _SPAWN.Pipe(duplex=False)
     process = _SPAWN.Process(
-        target=main,
+        target=cast("Callable[..., None]", main),  # a call once it is there
         kwargs={**kwargs, "ready_pipe": ready_writer, "death_pipe": death_reader},
         name=f"VllmWorker-{rank}",
         daemon=True,
