@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 import time
 from collections.abc import Callable, Mapping
 
@@ -17,15 +16,15 @@ import msgspec
 from holdfast.core import messages as m
 from holdfast.core.classification import Classifier, fault_of
 from holdfast.core.config import HoldfastConfig
-from holdfast.core.errors import HookNotAttached
-from holdfast.core.faults import Fault, FaultClass, hung
+from holdfast.core.faults import Fault, FaultClass
 from holdfast.core.injection import InjectionSpec, UncontainedFault
 from holdfast.core.ports import EngineHost
-from holdfast.core.stalls import Limits, Stall
+from holdfast.core.stalls import Limits
+from holdfast.sentinel.accusations import Accusations
 from holdfast.sentinel.addresses import engine_identity, worker_identity
 from holdfast.sentinel.arming import Arming
+from holdfast.sentinel.attendance import Attendance
 from holdfast.sentinel.containment import Containment
-from holdfast.sentinel.incident_files import IncidentFiles
 from holdfast.sentinel.orders import Orders
 from holdfast.sentinel.quarantine import Quarantine
 from holdfast.sentinel.stall_watch import PERIOD_S, RankWatch
@@ -70,15 +69,13 @@ class EngineCoreSentinel:
             f"EngineCoreSentinel-{engine_id}", station, self._deliver, self._tick, self._idle_s
         )
         self._orders = Orders(config.engine_recovery_timeout_s + config.containment_timeout_s)
-        self._changed = threading.Condition()
-        self._attached: dict[int, m.WorkerAttached] = {}
+        self._attendance = Attendance(engine_id)
         self._containment = Containment(config.acknowledge_timeout_s)
         self._joins = joins_epoch is not None  # it has met none of its peers yet
         self._containment.begin(joins_epoch or 0)
-        self._killed: set[tuple[int, int]] = set()  # epoch and rank of those that were taken for hung
-        self._incidents = IncidentFiles(config.incident_dir, config.runtime_dir, engine_id)
+        self._accusations = Accusations(engine_id, config, self, self._containment, self._attendance)
         self._watch: RankWatch | None = None
-        self._host: EngineHost | None = None
+        self.host: EngineHost | None = None  # none until everything is there
         self._arming = Arming(engine_id, self._tell_worker)
         self._quarantine = (
             Quarantine(engine_id, self._post, lambda: self._containment.epoch) if config.poison_detection else None
@@ -92,26 +89,11 @@ class EngineCoreSentinel:
 
     def await_workers(self, ranks: int, timeout_s: float) -> tuple[m.WorkerAttached, ...]:
         """All ranks' reports of what they attached to. Raises `HookNotAttached` for a silent rank."""
-        with self._changed:
-            self._changed.wait_for(lambda: len(self._attached) >= ranks, timeout_s)
-            missing = [rank for rank in range(ranks) if rank not in self._attached]
-        if missing:
-            raise HookNotAttached(
-                f"worker rank(s) {missing} of engine {self._engine_id} did not report their hooks",
-                hint="the plugin did not load there; see the worker's log",
-            )
-        return tuple(self._attached[rank] for rank in range(ranks))
+        return self._attendance.await_ranks(ranks, timeout_s)
 
     def await_processes(self, pids: Mapping[int, int], timeout_s: float) -> None:
         """Wait until the new processes of these ranks have reported. Raises `HookNotAttached` for a silent one."""
-        with self._changed:
-            self._changed.wait_for(lambda: not self._unreported(pids), timeout_s)
-            missing = self._unreported(pids)
-        if missing:
-            raise HookNotAttached(f"the new process(es) of rank(s) {missing} did not report their hooks")
-
-    def _unreported(self, pids: Mapping[int, int]) -> list[int]:
-        return [r for r, pid in pids.items() if (seen := self._attached.get(r)) is None or seen.pid != pid]
+        self._attendance.await_processes(pids, timeout_s)
 
     def report_standbys(self, wanted: int, ready: int, memory_bytes: int) -> None:
         """How many processes stand ready to take a rank's place. Any thread."""
@@ -121,9 +103,9 @@ class EngineCoreSentinel:
         """Report to the client that this engine core is protected from now on."""
         if self._config.stall_detection and self._config.runtime_dir:
             limits = Limits(may_compile=host.compiles_in_steps)
-            self._watch = RankWatch(self._config.runtime_dir, self, limits, with_peers=host.in_lockstep)
-            self._incidents.devices = host.devices
-        self._host = host
+            self._watch = RankWatch(self._config.runtime_dir, self._accusations, limits, with_peers=host.in_lockstep)
+            self._accusations.incidents.devices = host.devices
+        self.host = host
         self._post(
             m.EngineAttached(
                 engine_id=self._engine_id,
@@ -150,7 +132,7 @@ class EngineCoreSentinel:
         held_at = time.monotonic()
         fault = self._root_cause(error)
         if fault is not None and self._leaves_peers_waiting(fault):
-            self._break_collectives(self._containment.epoch)
+            self.break_collectives(self._containment.epoch)
         self._stand_until_let_in(fault, error, is_running, held_at)
 
     def _stand_until_let_in(
@@ -169,8 +151,8 @@ class EngineCoreSentinel:
                 return
 
     def _host_of_busy_loop(self) -> EngineHost:
-        assert self._host is not None
-        return self._host
+        assert self.host is not None
+        return self.host
 
     def _held(self, fault: Fault | None) -> m.EngineHeld:
         return m.EngineHeld(
@@ -198,8 +180,8 @@ class EngineCoreSentinel:
             raise
         except Exception as again:
             logger.exception("engine %d: recovery failed", self._engine_id)
-            if self._has_peers():
-                self._break_collectives(order.epoch)
+            if self.has_peers():
+                self.break_collectives(order.epoch)
             self._post(self._aborted(order, again))
             return False
         self._post(
@@ -242,29 +224,29 @@ class EngineCoreSentinel:
             phase=getattr(error, "phase", None),
             at=time.time(),
         )
-        if self._host is not None and self._host.lost_a_worker():
+        if self.host is not None and self.host.lost_a_worker():
             return msgspec.structs.replace(fault, fault_class=FaultClass.WORKER_LOST, class_reason=_WORKER_GONE)
         return fault
 
     # ---- containing, either thread
 
-    def _has_peers(self) -> bool:
+    def has_peers(self) -> bool:
         """Whether anybody waits for a rank of this engine core in a collective."""
-        return len(self._attached) > 1 or (self._host is not None and self._host.in_lockstep)
+        return len(self._attendance.ranks()) > 1 or (self.host is not None and self.host.in_lockstep)
 
     def _leaves_peers_waiting(self, fault: Fault) -> bool:
         """Whether peers would wait for this engine core, or for its lost rank, until their time is over."""
-        lost = fault.fault_class is FaultClass.WORKER_LOST and self._has_peers()
+        lost = fault.fault_class is FaultClass.WORKER_LOST and self.has_peers()
         return lost or self._host_of_busy_loop().in_lockstep
 
-    def _break_collectives(self, epoch: int) -> None:
+    def break_collectives(self, epoch: int) -> None:
         """Let nobody wait in a collective of `epoch` with this engine core or its ranks; they take no further step.
 
         A recovery may begin meanwhile: its collectives are left alone.
         """
-        ranks = self._containment.order_break(epoch, set(self._attached), time.monotonic())
-        if self._host is not None:
-            self._containment.during(epoch, self._host.break_collectives)
+        ranks = self._containment.order_break(epoch, self._attendance.ranks(), time.monotonic())
+        if self.host is not None:
+            self._containment.during(epoch, self.host.break_collectives)
         order = m.encode(m.BreakCollectives(epoch=epoch))
         self._thread.post(lambda: self._tell_workers(ranks, order))
 
@@ -276,85 +258,18 @@ class EngineCoreSentinel:
     # ---- the sentinel's thread
 
     def _idle_s(self) -> float:
-        if self._watch is not None and self._host is not None:
+        if self._watch is not None and self.host is not None:
             return PERIOD_S
         return _POLL_S if self._containment.owes else IDLE_S
 
     def _tick(self) -> None:
-        self._accuse_overdue()
-        if self._watch is not None and self._host is not None:
+        self._accusations.accuse_overdue()
+        if self._watch is not None and self.host is not None:
             self._watch.tick(time.monotonic())
-
-    def _accuse_overdue(self) -> None:
-        """A rank that does not even say that it has stopped is taken for hung."""
-        for rank in sorted(self._containment.overdue(time.monotonic())):
-            why = f"did not acknowledge within {self._config.acknowledge_timeout_s:g} s that it stopped"
-            self._kill_hung(hung(self._engine_id, rank, f"{why}; it is taken for hung", time.time()), rank)
-
-    def _rank_stuck(self, report: m.RankStuck) -> None:
-        if report.rank in self._attached and self._attached[report.rank].pid == report.pid:
-            why = f"did not leave {report.collective}, which was broken; it never will"
-            self._kill_hung(hung(self._engine_id, report.rank, why, time.time()), report.rank)
-
-    def _kill_hung(self, fault: Fault, rank: int) -> None:
-        """Whoever waits for it, also the busy loop for its reply, is told by its death."""
-        self._rank_faulted(m.RankFaulted(rank=rank, epoch=self._containment.epoch, fault=fault))
-        self._killed.add((self._containment.epoch, rank))
-        if self._host is not None:
-            self._host.kill_rank(rank)
-
-    # ---- what the watch of the ranks needs
-
-    def rank_pids(self) -> Mapping[int, int]:
-        return {rank: report.pid for rank, report in self._attached.items()}
-
-    def has_peers(self) -> bool:
-        return self._has_peers()
-
-    def may_accuse(self) -> bool:
-        """Where collectives cannot be rebuilt an accusation would end the instance: the host's own bound decides."""
-        if not self._has_peers():
-            return True
-        own = self._host_of_busy_loop().unrebuildable()
-        return not own and not any(report.unrebuildable for report in self._attached.values())
-
-    def break_to_find(self, until: float) -> None:
-        self._containment.search(until)
-        self._break_collectives(self._containment.epoch)
-
-    def found(self) -> None:
-        self._containment.search(0.0)
-
-    def accuse(self, stall: Stall) -> None:
-        call = stall.call
-        phase, step = (call.phase, call.step) if call is not None else (None, None)
-        fault = hung(self._engine_id, stall.rank, f"stalled: {stall.reason}", time.time(), phase=phase, step=step)
-        logger.error("EngineCoreSentinel-%d: %s", self._engine_id, fault.message)
-        self._incidents.keep(stall, self.rank_pids())
-        self._kill_hung(fault, stall.rank)
 
     def rank_lost(self, rank: int, how: str, exit_code: int | None = None) -> None:
         """The process of a rank is gone. Any thread."""
-        self._thread.post(lambda: self._rank_lost(rank, how, exit_code))
-
-    def _rank_lost(self, rank: int, how: str, exit_code: int | None) -> None:
-        epoch = self._containment.epoch
-        if (epoch, rank) in self._killed:  # why it was killed has been told, and says more than that it is dead
-            self._killed.discard((epoch, rank))
-            self._interrupt(epoch)
-            return
-        verdict = self._classifier.of_exit(exit_code)
-        fault = Fault(
-            fault_class=verdict.fault_class,
-            class_reason=verdict.reason,
-            error_type="WorkerLost",
-            message=f"the process of rank {rank} is gone: {how}",
-            engine_id=self._engine_id,
-            rank=rank,
-            at=time.time(),
-        )
-        self._rank_faulted(m.RankFaulted(rank=rank, epoch=epoch, fault=fault))
-        self._interrupt(epoch)  # also where it has no peers: nobody else would end the busy loop
+        self._thread.post(lambda: self._accusations.note_lost(rank, how, exit_code))
 
     def _deliver(self, delivery: Delivery) -> None:
         try:
@@ -368,35 +283,33 @@ class EngineCoreSentinel:
     def _from_worker(self, report: m.FromWorker) -> None:
         match report:
             case m.WorkerAttached():
-                with self._changed:
-                    self._attached[report.rank] = report
-                    self._changed.notify_all()
+                self._attendance.note(report)
                 self._arming.arm_again(report.rank)
             case m.RankFaulted():
-                self._rank_faulted(report)
+                self.rank_faulted(report)
             case m.CollectivesBroken():
                 self._containment.acknowledged(report.rank, report.epoch)
             case m.WorkerAnswered():
                 self._answer(report.command_id, report.refused)
             case m.RankStuck():
-                self._rank_stuck(report)
+                self._accusations.accuse_stuck(report)
 
-    def _rank_faulted(self, report: m.RankFaulted) -> None:
+    def rank_faulted(self, report: m.RankFaulted) -> None:
         if not self._containment.rank_faulted(report.rank, report.fault, report.epoch):
             return
         self._send(m.EngineFaulted(engine_id=self._engine_id, epoch=report.epoch, fault=report.fault))
-        if self._has_peers():
+        if self.has_peers():
             self._stop_everybody(report.epoch)
 
     def _stop_everybody(self, epoch: int) -> None:
         """Only the output rank's failures reach the busy loop, and an idle loop notices nothing at all."""
-        self._break_collectives(epoch)
-        self._interrupt(epoch)
+        self.break_collectives(epoch)
+        self.interrupt(epoch)
 
-    def _interrupt(self, epoch: int) -> None:
+    def interrupt(self, epoch: int) -> None:
         # A recovery that began meanwhile has taken back every interrupt before it; none may follow it.
-        if self._host is not None:
-            self._containment.during(epoch, self._host.interrupt)
+        if self.host is not None:
+            self._containment.during(epoch, self.host.interrupt)
 
     def _from_client(self, order: m.ToEngine) -> None:
         self._orders.heard()
@@ -411,21 +324,21 @@ class EngineCoreSentinel:
             case m.ArmFault():
                 self._arm(order.command_id, order.spec)
             case m.CoordinatorReplaced():
-                if self._host is not None:  # one that is still starting has said nothing yet that could be lost
-                    self._host.introduce_to_coordinator()
+                if self.host is not None:  # one that is still starting has said nothing yet that could be lost
+                    self.host.introduce_to_coordinator()
             case m.ClientLost():
-                if self._host is not None:
-                    self._host.drop_requests_of(order.client_index)
+                if self.host is not None:
+                    self.host.drop_requests_of(order.client_index)
 
     def _pause(self, order: m.PauseEngine) -> None:
         if order.epoch != self._containment.epoch:
             return
-        if not order.soft and self._has_peers():
-            self._break_collectives(order.epoch)
-        self._interrupt(order.epoch)
+        if not order.soft and self.has_peers():
+            self.break_collectives(order.epoch)
+        self.interrupt(order.epoch)
 
     def _arm(self, command_id: str, spec: InjectionSpec) -> None:
-        refused = self._arming.arm(command_id, spec, self._host, self._attached)
+        refused = self._arming.arm(command_id, spec, self.host, self._attendance.ranks())
         if refused is not None:
             self._answer(command_id, refused or None)
 

@@ -346,7 +346,7 @@ def told_to_break(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Bench:
 
 def test_a_rank_that_does_not_leave_a_broken_collective_is_killed(told_to_break: Bench) -> None:
     told_to_break.host.waits_in = "all_reduce"
-    told_to_break.engine._break_collectives(0)
+    told_to_break.engine.break_collectives(0)
     told_to_break.settled(EventKind.FAULT_REPORTED)
     [fault] = [e.fault for e in told_to_break.client.history() if e.fault is not None]
     assert (fault.fault_class, fault.rank) == (FaultClass.UNRESPONSIVE, 0)
@@ -355,7 +355,7 @@ def test_a_rank_that_does_not_leave_a_broken_collective_is_killed(told_to_break:
 
 
 def test_a_rank_that_has_left_its_broken_collective_is_let_alone(told_to_break: Bench) -> None:
-    told_to_break.engine._break_collectives(0)
+    told_to_break.engine.break_collectives(0)
     assert told_to_break.host.looks.get(timeout=WAIT_S) == 0
     told_to_break.run(ValueError("boom"))
     told_to_break.settled(EventKind.ENGINE_RECOVERED)
