@@ -249,7 +249,7 @@ class GuardedWorker:
             rebuilt_at = time.monotonic()
             if self._communicators.any_placeholder:
                 raise RecoveryFailed("this rank has met none of its peers: its collectives would send nothing")
-            if self.is_newcomer:
+            if self.is_newcomer and order.whole:  # runner V2 is sent every request whole when it is scheduled
                 learn(self._runner, decode_whole(order.whole))
             unknown = restore_runner(self._runner, order.requests)
         except Exception as error:
