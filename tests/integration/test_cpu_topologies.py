@@ -10,17 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from holdfast.bench.topologies import MOE, PP2, TOPOLOGIES, ModelKind, Topology, one_rank
+from holdfast.bench.topologies import MOE, MOE_EP, PP2, TOPOLOGIES, ModelKind, Topology, one_rank
 from holdfast.chaos.checker import compare_runs
 from holdfast.chaos.history import History
 from holdfast.chaos.model import make_dense_model, make_moe_model
 from holdfast.chaos.server import Server
 from holdfast.chaos.streams import Load, StreamSpec
-from integration.conftest import Servers, run
+from integration.conftest import Servers, in_matrix_but, run
 from integration.loads import LONG, fresh_salt
 
-# With fault tolerance `make test` shows the same in test_many_ranks.
-pytestmark = [pytest.mark.host, pytest.mark.server, pytest.mark.slow, pytest.mark.matrix, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.host, pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(600)]
 
 MANY_RANKS = [topology for topology in TOPOLOGIES if topology.ranks > 1]
 UNPROTECTED = "--no-enable-fault-tolerance"
@@ -69,7 +68,7 @@ def mixed_load(tokens: int = 80) -> list[StreamSpec]:
     ]
 
 
-@pytest.mark.parametrize("topology", MANY_RANKS, ids=lambda t: t.name)
+@pytest.mark.parametrize("topology", in_matrix_but(MOE_EP, MANY_RANKS), ids=lambda t: t.name)
 def test_its_tokens_are_those_of_one_rank(topologies: Topologies, topology: Topology) -> None:
     """Also in a second run, when every kernel is compiled and steps are fast."""
     expected = topologies.reference(topology)
@@ -80,6 +79,7 @@ def test_its_tokens_are_those_of_one_rank(topologies: Topologies, topology: Topo
         assert verdict.exact, verdict.reasons
 
 
+@pytest.mark.matrix
 def test_without_the_enablement_a_pipeline_fails_in_its_first_step(topologies: Topologies) -> None:
     """The host still needs it: if this test ever fails, that part of the enablement can go."""
     with topologies.server(PP2, "--no-cpu-enablement") as server:
@@ -89,6 +89,7 @@ def test_without_the_enablement_a_pipeline_fails_in_its_first_step(topologies: T
     assert OVER_GLOO not in log
 
 
+@pytest.mark.matrix
 def test_without_the_enablement_a_mixture_of_experts_fails_in_its_first_step(topologies: Topologies) -> None:
     """The same for the collectives with unequal shares."""
     with topologies.server(MOE, "--no-cpu-enablement") as server:
