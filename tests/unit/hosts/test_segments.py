@@ -24,6 +24,7 @@ from holdfast.hosts.vllm.workers.segments import (
     _make_and_note,
     attach_notes_of_segments,
     forget_segments_of_the_dead,
+    noting_semaphores,
 )
 
 
@@ -97,6 +98,22 @@ def test_who_only_uses_a_segment_notes_nothing(tmp_path: Path, segment: SharedMe
     with handed_down(HoldfastConfig(runtime_dir=str(tmp_path))):
         _make_and_note(make, ring_buffer(segment, is_creator=False))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # the lock removes itself too
+def test_a_lock_that_a_dead_process_made_for_others_is_removed_and_no_other(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")  # there a lock has a name by which others find it
+    before = context.Lock()
+    with handed_down(HoldfastConfig(runtime_dir=str(tmp_path))), noting_semaphores():
+        made = context.Lock()
+    [notes] = tmp_path.iterdir()
+    as_if_by_the_dead(notes)
+    forget_segments_of_the_dead(str(tmp_path))
+    assert [semaphore_of(lock).exists() for lock in (before, made)] == [True, False]
+
+
+def semaphore_of(lock: Any) -> Path:
+    return Path("/dev/shm", f"sem.{lock._semlock.name.lstrip('/')}")
 
 
 def make_a_queue_of_the_hosts(said: Connection) -> None:

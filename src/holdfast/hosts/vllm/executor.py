@@ -21,6 +21,7 @@ from holdfast.hosts.vllm.settings import inherited_settings
 from holdfast.hosts.vllm.worker import attach_worker_hooks
 from holdfast.hosts.vllm.workers.bounded import bounded
 from holdfast.hosts.vllm.workers.replacing import Replaced, replace_ranks
+from holdfast.hosts.vllm.workers.segments import noting_semaphores
 from holdfast.hosts.vllm.workers.standby import PoolState, StandbyPool
 from holdfast.hosts.vllm.workers.starting import Newcomer, WorkerSeed, seed_of, start_standby
 from holdfast.hosts.vllm.workers.watch import WorkerWatch
@@ -50,7 +51,8 @@ class HoldfastExecutor(MultiprocExecutor):
         config = inherited_settings()
         size, preload = (config.standby_workers, config.standby_preload) if config else (0, False)
         self.standbys = StandbyPool(size, lambda slot: self._new_standby(slot, preload), self._tell_standbys)
-        super()._init_executor()
+        with noting_semaphores():
+            super()._init_executor()
         self.attach_queue(self.rpc_broadcast_mq)
 
     def attach_queue(self, queue: Any) -> None:

@@ -7,7 +7,7 @@ one any more: whoever still has it mapped keeps it for as long.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.shared_memory import SharedMemory
 from os import getpid
 from pathlib import Path
@@ -19,6 +19,7 @@ from holdfast.hosts.vllm.workers.touchpoints import RING_BUFFER
 from holdfast.progress import look_at
 from holdfast.progress.processes import GONE
 
+_SHARED = Path("/dev/shm")
 _PREFIX = "shm-"
 _GONE = (GONE, "Z")  # one that nobody has waited for yet has no memory either
 
@@ -30,10 +31,35 @@ def attach_notes_of_segments() -> None:
 
 def _make_and_note(original: Callable[..., None], buffer: Any, *args: Any, **kwargs: Any) -> None:
     original(buffer, *args, **kwargs)
+    if buffer.is_creator:
+        _note([buffer.shared_memory.name])
+
+
+@contextlib.contextmanager
+def noting_semaphores() -> Iterator[None]:
+    """Of a lock that several processes share, which the host makes inside and keeps to itself."""
+    before = _mapped_semaphores()
+    yield
+    _note(_mapped_semaphores() - before)
+
+
+def _mapped_semaphores() -> set[str]:
+    """Names of those that this process has mapped; empty where the system does not say.
+
+    Who makes one maps it under another name, which is gone at once: the file is the same.
+    """
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
+        inodes = {int(line.split()[4]) for line in lines if f"{_SHARED / 'sem.'}" in line}
+        return {path.name for path in _SHARED.glob("sem.*") if path.lstat().st_ino in inodes}
+    return set()
+
+
+def _note(names: Iterable[str]) -> None:
     config = inherited_settings()
-    if buffer.is_creator and config is not None and config.runtime_dir:
+    if config is not None and config.runtime_dir:
         with (Path(config.runtime_dir) / f"{_PREFIX}{getpid()}").open("a", encoding="utf-8") as notes:
-            notes.write(f"{buffer.shared_memory.name}\n")
+            notes.writelines(f"{name}\n" for name in names)
 
 
 def forget_segments_of_the_dead(runtime_dir: str) -> None:
