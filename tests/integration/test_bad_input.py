@@ -105,13 +105,13 @@ async def well_with(server: Server) -> int:
 
 
 def unix_sockets(server: Server) -> list[str]:
-    """Holdfast's sockets of this server: they lie in one folder only this user reaches."""
+    """Holdfast's sockets of this server: they lie in one folder only this user reaches, beside the host's own."""
     paths = {c.laddr for c in psutil.Process(server.pid).net_connections("unix") if "holdfast-" in str(c.laddr)}
     folder = Path(next(iter(paths))).parent
     assert folder.stat().st_mode & 0o777 == 0o700
-    found = [str(p) for p in folder.iterdir()]
-    assert len(found) == 2  # client, engine-0
-    return found
+    found = [folder / name for name in ("client", "engine-0")]
+    assert all(path.is_socket() for path in found)
+    return list(map(str, found))
 
 
 def poke_zeromq(address: str) -> None:
