@@ -105,14 +105,16 @@ def test_streams_go_on_with_a_sibling_at_once_token_for_token(pair: Server, engi
     async def scenario() -> None:
         await compile_everywhere(pair)
         reference = await load(pair, 2).run()
-        newcomer = asyncio.create_task(replaced_at(pair, engine_id))
-        observed, killed_at = await killed_run(pair, load(pair, 2), engine_id)
+        running, newcomer = load(pair, 2), asyncio.create_task(replaced_at(pair, engine_id))
+        observed, killed_at = await killed_run(pair, running, engine_id)
         verdict = compare_runs(reference, observed)
         assert verdict.exact, verdict.reasons
         waits = interruptions([h for h in observed if h.engine_id == engine_id], killed_at)
         assert len(waits) >= 3, "the kill came too late to interrupt anything"
+        lag_s = running.longest_lag_s(killed_at, killed_at + 1.0)  # the client's own, on a busy machine
         waited_s, newcomer_s = spread_of(waits).median, await newcomer - killed_at
-        assert waited_s < newcomer_s / 4, (waits, newcomer_s)  # 0.2 s and 15 s where nothing else runs
+        assert waited_s < 1.0 + lag_s, (waits, lag_s)  # 0.1 s where nothing else runs
+        assert waited_s < newcomer_s / 4, (waits, newcomer_s)
         verdict = compare_runs(reference, await load(pair, 2).run())  # pinned: the newcomer computes its share
         assert verdict.exact, verdict.reasons
 

@@ -92,11 +92,6 @@ def longest_gap(histories: list[History]) -> tuple[float, float]:
     return max(gaps)
 
 
-def crowdedness() -> float:
-    """How many want each processor, at least one: who has to wait for one that long is not accused meanwhile."""
-    return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
-
-
 SERVED = [(ONE, V1_ASYNC), (TP2, V1_SYNC), (PP2, V1_SYNC), (DP2, V1_SYNC), (MOE_EP, V1_SYNC)]
 
 
@@ -124,8 +119,8 @@ def test_a_rank_that_goes_silent_in_a_decode_is_named_and_replaced(bench: Bench,
     gap_s, began = longest_gap(histories)
     detected_s = deepest[0]["at"] - (began + time.time() - time.monotonic())
     print(f"{bench.topology.name} {kind}: detected after {detected_s:.2f} s, interruption {gap_s:.2f} s")
-    assert detected_s <= DETECTED_WITHIN_S * crowdedness()
-    assert gap_s <= INTERRUPTION_S * crowdedness()
+    assert detected_s <= DETECTED_WITHIN_S
+    assert gap_s <= INTERRUPTION_S
 
 
 def test_a_step_that_takes_long_and_ends_before_its_deadline_is_no_stall(bench: Bench) -> None:

@@ -17,7 +17,7 @@ from contract.communicators.ranks import (
     waits_in,
 )
 
-SOON_S = LONG_S / 10  # far from the time limit; a busy machine takes its time
+SOON_S = 0.1
 
 
 def blocked(stage, rank):
@@ -89,10 +89,10 @@ def test_two_breaks_are_one(stage):
 def test_a_rank_of_an_older_epoch_cannot_join(stage):
     older = stage.rendezvous()
     newer = stage.rendezvous()
-    waiting = stage.first.start(rebuild, newer, LONG_S)
-    late = stage.second.call(rebuild, older, LONG_S)
+    waiting = stage.first.start(rebuild, newer, 10.0)
+    late = stage.second.call(rebuild, older, 10.0)
     assert late.error == "RecoveryFailed"
-    assert late.took_s < SOON_S
+    assert late.took_s < 1.0
     assert not waiting.done()
     assert stage.second.call(rebuild, newer, 10.0).error == ""
     assert waiting.result(LONG_S).error == ""
@@ -107,13 +107,13 @@ def test_closing_the_rendezvous_releases_who_waits_in_it(stage):
     stage.world.close_rendezvous(rendezvous.epoch)
     outcome = waiting.result(LONG_S)
     assert outcome.error == "RecoveryFailed"
-    assert outcome.ended_at - closed_at < SOON_S
+    assert outcome.ended_at - closed_at < 1.0
 
 
 def test_a_peer_that_never_comes_is_not_waited_for_beyond_the_timeout(stage):
     outcome = stage.first.call(rebuild, stage.rendezvous(), 0.3)
     assert outcome.error == "RecoveryFailed"
-    assert 0.25 < outcome.took_s < SOON_S
+    assert 0.25 < outcome.took_s < 1.0
 
 
 def test_a_rebuild_after_a_failed_one_works(stage):

@@ -86,8 +86,11 @@ def test_an_abstract_address_is_understood() -> None:
         assert listening.recv(1000) == b"READY=1"
 
 
-def test_where_nobody_listens_nothing_fails(tmp_path: Path) -> None:
-    send(str(tmp_path / "nobody"), "READY=1")
+def test_where_nobody_listens_it_is_said_and_nothing_fails(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("WARNING", "holdfast"):
+        send(str(tmp_path / "nobody"), "READY=1")
+    [said] = [record.getMessage() for record in caplog.records]
+    assert said.startswith("systemd was not notified:")
 
 
 def test_a_real_server_is_asked() -> None:

@@ -135,9 +135,9 @@ def test_every_error_has_a_class_and_a_reason(error_type, message):
 
 @pytest.mark.parametrize("text", ["a" * MAX_CAUSE_CHARS, "RPC call to " * 160, "Xid (PCI:" * 200, "CUDA error " * 180])
 def test_a_long_message_is_classified_at_once(text):
-    began_at = time.thread_time()
+    began_at = time.perf_counter()
     default_classifier().of_error("RuntimeError", text)
-    assert time.thread_time() - began_at < 0.5
+    assert time.perf_counter() - began_at < 0.5
 
 
 def test_a_fault_carries_why_it_is_of_its_class_and_a_bounded_number_of_requests():
@@ -280,9 +280,9 @@ def test_whatever_is_let_through_matches_or_not_within_a_bound(pattern):
         compiled = compile_pattern(pattern)
     except ValueError:
         return
-    began_at = time.thread_time()
+    began_at = time.perf_counter()
     compiled.search("ab" * 100)
-    assert time.thread_time() - began_at < 1.0
+    assert time.perf_counter() - began_at < 1.0
 
 
 def test_signals_have_the_numbers_that_this_system_gives_them():
