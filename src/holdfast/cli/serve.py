@@ -108,6 +108,7 @@ def flag_parser() -> argparse.ArgumentParser:
     add("--check-logits", action=switch, help="a step with NaN or infinite logits is a fault (default: off)")
     add("--fault-classes", metavar="FILE", help="JSON: rows of your own that say of which class a fault is")
     add("--poison-detection", action=switch, help="find a request that makes batches fail and end it (default: on)")
+    add("--recovery-prefill-tokens", type=int, metavar="N", help="computed again in a step (default: 512; 0: all)")
     add("--incident-dir", metavar="DIR", help="evidence of stalls (default: ~/.local/state/holdfast/incidents)")
     add("--gloo-comm-timeout", type=float, metavar="S", help="of a gloo collective, seconds (default: the host's own)")
     add("--external-fault-notify-host", metavar="HOST", help="of the PUB socket (default: 127.0.0.1)")

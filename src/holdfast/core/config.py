@@ -65,6 +65,7 @@ class HoldfastConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     check_logits: bool = False
     fault_classes: tuple[OwnRow, ...] = ()  # rows that come before those of the table
     poison_detection: bool = True
+    recovery_prefill_tokens: Count = 512  # of a step, beside requests that lost nothing; 0: as many as fit
     incident_dir: str = ""  # empty: the user's state folder
     # Of a gloo collective. None: the host's own; a prefill or a compilation on one rank keeps its peers waiting.
     gloo_comm_timeout_s: Seconds | None = None
