@@ -85,9 +85,10 @@ def test_who_stays_decodes_on_while_who_moved_is_computed_again(server: Server, 
     waits, gap = spread_of(interruptions(moved, killed_at)), spread_of(gaps)
     usual = spread_of([g for h in reference[MOVING:] for g in h.gaps_s()])
     print(
-        f"{bound} tokens a step: {MOVING} moved within {back_at - killed_at:.2f} s, waits {waits.median:.2f} s median, "
-        f"{waits.maximum:.2f} s max; {STAYING} stayed: gaps {gap.median * 1000:.0f} ms median, "
-        f"{gap.maximum * 1000:.0f} ms max (usually {usual.median * 1000:.0f} and {usual.maximum * 1000:.0f}), {got} tokens meanwhile"
+        f"{bound} tokens a step: {MOVING} moved within {back_at - killed_at:.2f} s, "
+        f"waits {waits.median:.2f} s median, {waits.maximum:.2f} s max; {STAYING} stayed, {got} tokens meanwhile: "
+        f"gaps {gap.median * 1000:.0f} ms median, {gap.maximum * 1000:.0f} ms max "
+        f"(usually {usual.median * 1000:.0f} and {usual.maximum * 1000:.0f})"
     )
     if bound:
         steps = MOVING * PROMPT_TOKENS / bound
