@@ -227,6 +227,8 @@ def test_one_that_kills_every_engine_core_that_it_is_given_to_ends_and_everybody
     found.tell("kills the engine core")
     lost = found.of("engine-lost")
     print(f"engine cores lost: {len(lost)}")
+    [ended] = found.of("request-ended")
+    assert ended["incident"] in str(found.histories[2].error)
     found.assert_exact_but(bench.expected(), [2])
     assert found.failed == [2]
     assert "makes the server fail" in str(found.histories[2].error)

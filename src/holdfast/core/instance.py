@@ -16,12 +16,13 @@ from holdfast.core.deadlines import find_overdue, find_unanswered, is_to_affirm,
 from holdfast.core.effects import Effect, Send, Settle
 from holdfast.core.engine_loss import EngineLosses
 from holdfast.core.errors import InstructionConflict
-from holdfast.core.events import InstanceView
+from holdfast.core.events import EventKind, InstanceView
 from holdfast.core.front_end import FrontEndProcesses
 from holdfast.core.group import LockstepGroup
 from holdfast.core.injection import InjectionSpec
 from holdfast.core.interventions import Interventions
 from holdfast.core.journal import Journal
+from holdfast.core.link_messages import RequestBlamed
 from holdfast.core.policy import decide_repair, decide_wait
 from holdfast.core.refusals import (
     refuse_unknown_ranks,
@@ -95,6 +96,16 @@ class Instance:
         if home is None or self._roster.defeat is not None:
             return []
         return self._losses.lost(*home, why, hopeless, now)
+
+    def request_blamed(self, blamed: RequestBlamed) -> list[Effect]:
+        """An API server found out which request engine cores die of, and has ended it."""
+        home = self._roster.look_up(blamed.engine_id)
+        if home is None or self._roster.defeat is not None:
+            return []
+        group, engine = home
+        engine.ended_requests += 1
+        told = {"request_id": blamed.request_id, "incident": blamed.incident, "reason": blamed.reason}
+        return [self._journal.publish(EventKind.REQUEST_ENDED, group, engine, **told)]
 
     # ---- facts of the processes beside the engine cores
 

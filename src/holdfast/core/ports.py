@@ -15,6 +15,7 @@ from holdfast.core.effects import ReplaceEngine, ReplaceProcess
 from holdfast.core.events import Event, InstanceView
 from holdfast.core.faults import Fault
 from holdfast.core.injection import InjectionSpec
+from holdfast.core.link_messages import RequestBlamed
 from holdfast.core.messages import RecoveryReport
 from holdfast.core.rendezvous import Rendezvous
 
@@ -225,6 +226,10 @@ class ControlPlane(Protocol):
         ...
 
     def arm(self, command_id: str, spec: InjectionSpec) -> Future[None]: ...
+
+    def request_blamed(self, blamed: RequestBlamed) -> None:
+        """The process that serves has ended a request that every engine core dies of. Does not wait."""
+        ...
 
 
 class Communicators(Protocol):

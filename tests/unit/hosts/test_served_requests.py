@@ -13,6 +13,7 @@ pytest.importorskip("vllm")
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
 
 from holdfast.core.events import EngineView, InstanceView
+from holdfast.core.link_messages import RequestBlamed
 from holdfast.core.states import EngineState
 from holdfast.hosts.vllm.last_words import last_words
 from holdfast.hosts.vllm.served_requests import ServedRequests
@@ -132,6 +133,8 @@ class Siblings:
         self.served = ServedRequests(self.client, detects_poison=True)
         self.served.bind(asyncio.get_running_loop())
         self.up, self.lost, self.there = 0, [0, 0], [""]
+        self.blamed: list[RequestBlamed] = []
+        self.served.on_blamed = self.blamed.append
 
     async def add(self, client: Any, request: Any) -> None:
         client.reqs_in_flight[request.request_id] = ENGINES[self.up]
@@ -168,7 +171,9 @@ def test_one_that_kills_every_engine_core_ends_and_the_others_go_on_one_by_one()
         assert [o.request_id for outputs in said for o in outputs.outputs] == ["deadly"]
         assert sum(siblings.lost) == 4
         assert sorted(siblings.served.open) == sorted(siblings.there) == ["fine", "good"]
-        assert "makes the server fail" in str(last_words("deadly"))
+        [blamed] = siblings.blamed
+        assert (blamed.request_id, blamed.engine_id) == ("deadly", 1)
+        assert f"makes the server fail and was ended (incident {blamed.incident})" in str(last_words("deadly"))
 
     asyncio.run(scenario())
 

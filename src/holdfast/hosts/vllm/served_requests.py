@@ -16,17 +16,21 @@ from typing import Any
 
 import zmq
 
+from holdfast.core.blame import words_of_blame
 from holdfast.core.errors import PeerSilent
 from holdfast.core.events import InstanceView
+from holdfast.core.link_messages import RequestBlamed
+from holdfast.core.messages import MAX_ID_CHARS
 from holdfast.core.open_requests import OpenRequests
 from holdfast.core.readmission import Readmission
 from holdfast.core.states import EngineState
-from holdfast.hosts.vllm.last_words import keep_last_words
+from holdfast.hosts.vllm.last_words import keep_last_words, unsaid_of
 from holdfast.hosts.vllm.resuming import resumption, strip_history, unmovable
 
 logger = logging.getLogger("holdfast")
 
 Add = Callable[[Any, Any], Awaitable[None]]
+_DEADLY = "every engine core that it is given to is lost"
 
 
 class EngineGone(PeerSilent):
@@ -39,6 +43,7 @@ class ServedRequests:
     def __init__(self, client: Any, *, detects_poison: bool = False) -> None:
         self.open: OpenRequests[Any] = OpenRequests()
         self._readmission = Readmission() if detects_poison else None
+        self.on_blamed: Callable[[RequestBlamed], None] = lambda blamed: None
         self._client = weakref.ref(client)
         self._add: Add | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -207,7 +212,7 @@ class ServedRequests:
             for request_id in [i for i, at in client.reqs_in_flight.items() if at == engine]:
                 del client.reqs_in_flight[request_id]
             client.engine_inflight[engine] = 0
-        client.outputs_queue.put_nowait(_last_word(client, engine))
+        client.outputs_queue.put_nowait(unsaid_of(client, engine))
         logger.warning("engine core %d is lost: %d requests leave it", int.from_bytes(engine, "little"), len(leaving))
         self._blame(client, engine, leaving)
         if not self._is_listening:
@@ -220,10 +225,12 @@ class ServedRequests:
             return
         there = {i: len(entry.delivered) for i in leaving if (entry := self.open.get(i)) is not None}
         if (culprit := self._readmission.lost(there)) is not None:
-            stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
-            incident = f"{stamp}-engine{int.from_bytes(engine, 'little')}-lost"
-            keep_last_words(culprit, f"this request makes the server fail and was ended (incident {incident})")
-            self._fail(client, culprit, f"every engine core that it is given to is lost (incident {incident})")
+            engine_id = int.from_bytes(engine, "little")
+            incident = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-engine{engine_id}-lost"
+            keep_last_words(culprit, words_of_blame(incident))
+            self._fail(client, culprit, f"{_DEADLY} (incident {incident})")
+            blamed = culprit[:MAX_ID_CHARS]
+            self.on_blamed(RequestBlamed(engine_id=engine_id, request_id=blamed, incident=incident, reason=_DEADLY))
 
     async def _hear_ready(self, socket: Any) -> None:
         """A successor says that it is ready where requests are sent to it; nothing may be sent to it before."""
@@ -282,15 +289,6 @@ class ServedRequests:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("moving requests failed", exc_info=error)
-
-
-def _last_word(client: Any, engine: bytes) -> Any:
-    """What a lost engine core could not say any more: that nothing runs or waits there. The host's gauges show it."""
-    from vllm.v1.engine import EngineCoreOutputs
-    from vllm.v1.metrics.stats import SchedulerStats
-
-    index = client.core_engines.index(engine) + client.engine_ranks_managed[0]
-    return EngineCoreOutputs(engine_index=index, scheduler_stats=SchedulerStats())
 
 
 def _is_awaited(client: Any, answer: Any) -> bool:
