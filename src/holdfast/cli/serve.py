@@ -97,6 +97,7 @@ def flag_parser() -> argparse.ArgumentParser:
     add("--max-engine-restarts", type=int, metavar="N", help="of each engine core within the window (default: 5)")
     add("--engine-restart-window", type=float, metavar="S", help="seconds (default: 600)")
     add("--engine-start-timeout", type=float, metavar="S", help="until a new engine core serves (default: 600)")
+    add("--min-engines", type=int, metavar="N", help="that serve on where one is left out, else the end (default: 1)")
     add("--max-api-server-restarts", type=int, metavar="N", help="of each, and of the DP coordinator (default: 5)")
     add("--api-server-restart-window", type=float, metavar="S", help="seconds (default: 600)")
     add("--max-worker-restarts", type=int, metavar="N", help="within --worker-restart-window (default: 20)")

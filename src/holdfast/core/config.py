@@ -54,6 +54,7 @@ class HoldfastConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     max_engine_restarts: Count = 5
     engine_restart_window_s: Seconds = 600.0
     engine_start_timeout_s: Seconds = 600.0
+    min_engines: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 1  # that serve on where one is left out
     max_api_server_restarts: Count = 5  # of each, and of the data-parallel coordinator
     api_server_restart_window_s: Seconds = 600.0
     max_worker_restarts: Count = 20

@@ -83,6 +83,8 @@ class Instance:
         home = self._roster.look_up(fact.engine_id)
         if home is None or self._roster.defeat is not None:
             return []
+        if home[1].state is EngineState.LEFT_OUT:
+            return []
         if home[1].state is EngineState.RESTARTING:
             return self._losses.returned(*home, fact, now)
         return self._reports.take(*home, fact, now)
@@ -146,7 +148,7 @@ class Instance:
 
     def pause(self, command_id: str, engine_ids: Sequence[int], soft: bool, now: float) -> list[Effect]:
         """Pause the groups of some engines, or all. Raises `UnknownEngine` or `InstructionConflict`."""
-        groups = self._roster.choose(engine_ids, lambda _: True)
+        groups = self._roster.choose(engine_ids, lambda g: not g.is_left_out)
         self._refuse_if_ended_or_repeated(groups[0], command_id)
         for group in groups:
             refuse_unless_healthy(group)
@@ -235,6 +237,8 @@ class Instance:
         return effects
 
     def _tick_group(self, group: LockstepGroup, now: float) -> list[Effect]:
+        if again := self._losses.try_again(group, now):
+            return again
         if overdue := find_overdue(group, now, self._config):
             return self._losses.give_up_on(group, *overdue, now)
         effects: list[Effect] = []

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from holdfast.core.blame import Standing
 from holdfast.core.config import HoldfastConfig
-from holdfast.core.effects import ReplaceEngine, ReplaceProcess
+from holdfast.core.effects import LeaveOut, ReplaceEngine, ReplaceProcess
 from holdfast.core.events import Event, InstanceView
 from holdfast.core.faults import Fault
 from holdfast.core.injection import InjectionSpec
@@ -154,6 +154,10 @@ class FrontEndHost(Protocol):
 
     def replace_engine(self, order: ReplaceEngine) -> None:
         """Start another process for an engine core that is gone. Does not wait; one that fails is lost again."""
+        ...
+
+    def leave_out_engine(self, order: LeaveOut) -> None:
+        """See that nothing is left of an engine core and its workers. Does not wait."""
         ...
 
     def replace_process(self, order: ReplaceProcess) -> None:

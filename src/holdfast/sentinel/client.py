@@ -22,6 +22,7 @@ from holdfast.core.effects import (
     CloseRendezvous,
     Effect,
     End,
+    LeaveOut,
     OrderRecovery,
     Publish,
     ReplaceEngine,
@@ -256,6 +257,8 @@ class ClientSentinel:
                     self._host.close_rendezvous(effect.engine_ids, effect.epoch)
                 case ReplaceEngine():
                     self._host.replace_engine(effect)
+                case LeaveOut():
+                    self._host.leave_out_engine(effect)
                 case ReplaceProcess():
                     self._host.replace_process(effect)
                 case Publish():

@@ -17,13 +17,13 @@ from typing import Any
 import zmq
 
 from holdfast.core.blame import words_of_blame
-from holdfast.core.errors import PeerSilent
 from holdfast.core.events import InstanceView
 from holdfast.core.link_messages import RequestBlamed
 from holdfast.core.messages import MAX_ID_CHARS
 from holdfast.core.open_requests import OpenRequests
 from holdfast.core.readmission import Readmission
 from holdfast.core.states import EngineState
+from holdfast.hosts.vllm.gone_engines import GoneEngines
 from holdfast.hosts.vllm.last_words import keep_last_words, unsaid_of
 from holdfast.hosts.vllm.resuming import resumption, strip_history, unmovable
 
@@ -31,10 +31,6 @@ logger = logging.getLogger("holdfast")
 
 Add = Callable[[Any, Any], Awaitable[None]]
 _DEADLY = "every engine core that it is given to is lost"
-
-
-class EngineGone(PeerSilent):
-    """A call to an engine core whose process is gone."""
 
 
 class ServedRequests:
@@ -48,8 +44,7 @@ class ServedRequests:
         self._add: Add | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._restarts: Counter[int] = Counter()  # how many losses of each engine were followed
-        self._gone: dict[bytes, bool] = {}  # the engines that are lost: whether the next one said that it is ready
-        self._losses: dict[bytes, asyncio.Future[None]] = {}
+        self._gone = GoneEngines()
         self._held: dict[str, bool] = {}  # requests that are with no engine, oldest first: whether they were with one
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_listening = False  # whether somebody hears what successors say; one at a time may read
@@ -67,6 +62,7 @@ class ServedRequests:
         self._add = original
         strip_history(request)
         self.open.open(request.request_id, request, unmovable(request))
+        self._unpin(client, request)
         if not self._has_taker(client, request):
             self._held[request.request_id] = False
             return
@@ -93,6 +89,12 @@ class ServedRequests:
     def is_gone(self, engine: bytes) -> bool:
         return engine in self._gone
 
+    def _unpin(self, client: Any, request: Any) -> None:
+        """One that names an engine core in whose place there is none goes where there is one."""
+        named = request.data_parallel_rank
+        if named in range(len(client.core_engines)) and self._gone.is_left_out(client.core_engines[named]):
+            request.data_parallel_rank = None
+
     def _has_taker(self, client: Any, request: Any) -> bool:
         if not self._gone:
             return True
@@ -104,22 +106,7 @@ class ServedRequests:
 
     async def call_utility(self, call: Callable[[], Awaitable[Any]], engine: bytes) -> Any:
         """A call to one engine core, which ends when that is lost. Raises `EngineGone`."""
-        loss = self._loss_of(engine)
-        answer = asyncio.ensure_future(call())
-        try:
-            await asyncio.wait({answer, loss}, return_when=asyncio.FIRST_COMPLETED)
-            if answer.done():
-                return answer.result()
-            raise EngineGone(f"engine core {int.from_bytes(engine, 'little')} is gone, and does not answer")
-        finally:
-            answer.cancel()
-
-    def _loss_of(self, engine: bytes) -> asyncio.Future[None]:
-        if engine not in self._losses:
-            self._losses[engine] = asyncio.get_running_loop().create_future()
-            if engine in self._gone:
-                self._losses[engine].set_result(None)
-        return self._losses[engine]
+        return await self._gone.call(call, engine)
 
     # ---- what the engine cores say
 
@@ -182,7 +169,8 @@ class ServedRequests:
             self._loop.call_soon_threadsafe(self._follow)
 
     def _is_news(self, view: InstanceView) -> bool:
-        return bool(self._gone) or any(e.restarts > self._restarts[e.engine_id] for e in view.engines)
+        is_lost = (e.restarts > self._restarts[e.engine_id] or e.state is EngineState.LEFT_OUT for e in view.engines)
+        return bool(self._gone) or any(is_lost)
 
     def _follow(self) -> None:
         client, view = self._client(), self._view
@@ -193,19 +181,18 @@ class ServedRequests:
             if engine.restarts > self._restarts[engine.engine_id]:
                 self._restarts[engine.engine_id] = engine.restarts
                 self._lose(client, identity)
-            if engine.state is EngineState.HEALTHY and self._gone.get(identity):
-                del self._gone[identity]
-                self._losses.pop(identity, None)
+            elif engine.state is EngineState.LEFT_OUT and identity not in self._gone:
+                self._lose(client, identity)
+            self._gone.leave_out(identity, engine.state is EngineState.LEFT_OUT)
+            if engine.state is EngineState.HEALTHY and self._gone.is_ready(identity):
+                self._gone.returns(identity)
                 logger.info("engine core %d takes requests of this process again", engine.engine_id)
         if self._held:
             self._start(self._resume())
 
     def _lose(self, client: Any, engine: bytes) -> None:
         """Nothing more is sent there; what was open there waits, for a moment or for its successor."""
-        self._gone[engine] = False
-        self._loss_of(engine)
-        if not self._losses[engine].done():
-            self._losses[engine].set_result(None)
+        self._gone.lose(engine)
         leaving = [i for i in self.open if self._engine_of(client, i) == engine]
         self._held.update(dict.fromkeys(leaving, True))
         if hasattr(client, "reqs_in_flight"):
@@ -235,10 +222,9 @@ class ServedRequests:
     async def _hear_ready(self, socket: Any) -> None:
         """A successor says that it is ready where requests are sent to it; nothing may be sent to it before."""
         try:
-            while not all(self._gone.values()):
+            while not self._gone.all_ready:
                 identity, *said = await socket.recv_multipart()
-                if identity in self._gone and len(said) == 1:  # more is a late answer to a greeting
-                    self._gone[identity] = True
+                if len(said) == 1 and self._gone.says_ready(identity):  # more is a late answer to a greeting
                     self._follow()
         finally:
             self._is_listening = False
@@ -257,6 +243,7 @@ class ServedRequests:
                 self._fail(client, request_id, entry.unmovable)
                 continue
             request = resumption(entry.request, entry.delivered) if began else entry.request
+            self._unpin(client, request)
             if self._has_taker(client, request) and self._may_go(request_id):
                 del self._held[request_id]
                 await self._add_again(self._add, client, request)
