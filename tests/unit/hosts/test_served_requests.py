@@ -68,7 +68,7 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-UP, DOWN = EngineState.HEALTHY, EngineState.RESTARTING
+UP, DOWN, OUT = EngineState.HEALTHY, EngineState.RESTARTING, EngineState.LEFT_OUT
 
 
 async def both_lost_one_after_another() -> tuple[Client, ServedRequests]:
@@ -190,6 +190,54 @@ def test_engine_cores_that_were_lost_before_this_process_was_there_are_no_news()
         served.follow(view((DOWN, 4), (UP, 0)))
         await settle()
         assert [served.is_gone(engine) for engine in ENGINES] == [True, False]
+
+    asyncio.run(scenario())
+
+
+class Sibling:
+    """Serves while the other one of two engine cores is gone; takes what is sent to nobody by name."""
+
+    def __init__(self) -> None:
+        self.client, self.sent = Client(), list[tuple[str, int | None]]()
+        self.served = ServedRequests(self.client)
+        self.served.bind(asyncio.get_running_loop())
+
+    async def add(self, client: Any, request: Any) -> None:
+        self.sent.append((request.request_id, request.data_parallel_rank))
+
+    async def follow(self, state: EngineState, losses: int) -> None:
+        self.served.follow(view((state, losses), (UP, 0)))
+        await settle()
+
+
+def test_what_names_one_that_is_left_out_goes_to_another_and_what_waited_for_it_too() -> None:
+    async def scenario() -> None:
+        sibling = Sibling()
+        await sibling.follow(DOWN, 1)
+        await sibling.served.add(sibling.add, sibling.client, request("waits", rank=0))
+        assert sibling.sent == []
+        await sibling.follow(OUT, 2)
+        await sibling.served.add(sibling.add, sibling.client, request("comes", rank=0))
+        await sibling.served.add(sibling.add, sibling.client, request("names the other", rank=1))
+        assert sibling.sent == [("waits", None), ("comes", None), ("names the other", 1)]
+        await sibling.follow(DOWN, 3)
+        await sibling.served.add(sibling.add, sibling.client, request("waits again", rank=0))
+        assert len(sibling.sent) == 3
+
+    asyncio.run(scenario())
+
+
+def test_one_that_is_left_out_already_when_a_process_begins_to_serve_is_gone_for_it() -> None:
+    async def scenario() -> None:
+        sibling = Sibling()
+        sibling.served.begin_with({0: 2, 1: 0})
+        await sibling.follow(OUT, 2)
+        await sibling.served.add(sibling.add, sibling.client, request("comes", rank=0))
+        assert sibling.sent == [("comes", None)]
+        sibling.client.input_socket.said.put_nowait([ENGINES[0], b""])
+        await settle()
+        await sibling.follow(UP, 2)
+        assert not sibling.served.is_gone(ENGINES[0])
 
     asyncio.run(scenario())
 
