@@ -17,6 +17,7 @@ from holdfast.chaos.server import Server
 from holdfast.chaos.streams import Load, StreamSpec
 from holdfast.core.faults import Phase
 from holdfast.core.injection import FaultKind, InjectionSpec
+from holdfast.core.step_deadlines import Limits
 from integration.conftest import (
     V1_ASYNC,
     V1_SYNC,
@@ -39,6 +40,7 @@ FEW_TOKENS = 12  # what Triton's interpreter runs within seconds
 FOREVER = 1000
 MOST_FAULTS = 7
 FAULTS_OF_A_NAMED_ONE = 4
+SLOWEST_S = Limits().relearning_s + 10  # a stall in a new process, and its recovery
 SETTLED_WITHIN_S = 60.0
 ARGUMENTS = ("--poison-detection", "--stall-detection", "--check-logits")
 
@@ -84,7 +86,7 @@ class Bench:
                 for engine in range(self.topology.engines):
                     await control.inject(replace(spec, engine_id=engine))
             began_s = time.monotonic()
-            load = Load(self.server.url, self.load(guilty, specs[0].request), timeout_s=150)
+            load = Load(self.server.url, self.load(guilty, specs[0].request), timeout_s=MOST_FAULTS * SLOWEST_S)
             histories = await load.run()
             took_s = time.monotonic() - began_s
             await asyncio.sleep(0.3)
@@ -186,9 +188,9 @@ def test_one_whose_logits_are_no_numbers_is_named_and_ends_alone(bench: Bench) -
     assert found.faults <= FAULTS_OF_A_NAMED_ONE
 
 
-@pytest.mark.parametrize("kind", [FaultKind.KILL, in_matrix(FaultKind.STOP)])
+@pytest.mark.parametrize("kind", [FaultKind.KILL, in_matrix(FaultKind.STOP), in_matrix(FaultKind.HANG)])
 def test_one_that_takes_the_worker_along_ends_alone(bench: Bench, kind: FaultKind) -> None:
-    """By killing it or by stopping it. One that hangs it is found too, as late as a stall in a new process is."""
+    """By killing, stopping or hanging it: the last is found as late as a stall in a new process is."""
     found = bench.through(poison(f"deadly-{kind}", kind), guilty=[11])
     found.tell(f"takes the worker along ({kind})")
     assert_ended_alone(bench, found, [11])
@@ -225,6 +227,8 @@ def test_one_that_kills_every_engine_core_that_it_is_given_to_ends_and_everybody
     found.tell("kills the engine core")
     lost = found.of("engine-lost")
     print(f"engine cores lost: {len(lost)}")
+    [ended] = found.of("request-ended")
+    assert ended["incident"] in str(found.histories[2].error)
     found.assert_exact_but(bench.expected(), [2])
     assert found.failed == [2]
     assert "makes the server fail" in str(found.histories[2].error)

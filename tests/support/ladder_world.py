@@ -4,14 +4,15 @@ import heapq
 import itertools
 
 from holdfast.core import messages as m
+from holdfast.core.decisions import recent
 from holdfast.core.effects import End, OrderRecovery, Publish, ReplaceEngine, Send
 from holdfast.core.events import EventKind
-from holdfast.core.policy import recent
 from holdfast.core.states import EngineState
 from support.instance_bench import Bench, a_fault
 
 GROUPS = [(0, 1), (2,)]
 RANKS = 2
+CALM, GONE = (EngineState.HEALTHY, EngineState.LEFT_OUT), (EngineState.RESTARTING, EngineState.LEFT_OUT)
 ANSWER_S = 0.01
 TICK_S = 0.25
 
@@ -60,13 +61,15 @@ class World:
         heapq.heappush(self._due, (self.bench.now + after_s, next(self._order), happen))
 
     def _is_calm(self):
-        return not self._due and all(e.state is EngineState.HEALTHY for e in self.bench.instance.view().engines)
+        return not self._due and all(e.state in CALM for e in self.bench.instance.view().engines)
 
     def _meet_fault(self):
         fault = next(self.faults, None)
         if fault is None:
             return False
         engine, fault_class, rank = fault
+        if self.bench.view(engine).state is EngineState.LEFT_OUT:
+            engine = 0  # in lockstep with another one, so it is never left out
         if fault_class == "lost":
             self._lose(engine)
             return True
@@ -96,7 +99,7 @@ class World:
                     self.bench.stands(engine)
 
     def _lose(self, engine):
-        if self.bench.defeat is None and self.bench.view(engine).state is not EngineState.RESTARTING:
+        if self.bench.defeat is None and self.bench.view(engine).state not in GONE:
             self.bench.lost(engine)
 
     def _recover(self, engine, order):

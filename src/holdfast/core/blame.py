@@ -260,3 +260,8 @@ def _rewound(standings: Standings) -> Standings:
 
 def _others_in_flight(trial: Trial, standings: Standings) -> bool:
     return any(s.in_flight and i not in trial.run for i, s in standings.items())
+
+
+def words_of_blame(incident: str) -> str:
+    """What its client is told of a request that was found guilty."""
+    return f"this request makes the server fail and was ended (incident {incident})"

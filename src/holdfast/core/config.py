@@ -54,6 +54,7 @@ class HoldfastConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     max_engine_restarts: Count = 5
     engine_restart_window_s: Seconds = 600.0
     engine_start_timeout_s: Seconds = 600.0
+    min_engines: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 1  # that serve on where one is left out
     max_api_server_restarts: Count = 5  # of each, and of the data-parallel coordinator
     api_server_restart_window_s: Seconds = 600.0
     max_worker_restarts: Count = 20
@@ -65,6 +66,7 @@ class HoldfastConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     check_logits: bool = False
     fault_classes: tuple[OwnRow, ...] = ()  # rows that come before those of the table
     poison_detection: bool = True
+    recovery_prefill_tokens: Count = 512  # of a step, beside requests that lost nothing; 0: as many as fit
     incident_dir: str = ""  # empty: the user's state folder
     # Of a gloo collective. None: the host's own; a prefill or a compilation on one rank keeps its peers waiting.
     gloo_comm_timeout_s: Seconds | None = None

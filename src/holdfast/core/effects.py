@@ -83,6 +83,15 @@ class ReplaceEngine:
 
 
 @dataclass(frozen=True)
+class LeaveOut:
+    """Nobody takes the place of an engine core: what is left of it and of its workers ends. `kill`: it is there."""
+
+    engine_id: int
+    processes: tuple[int, ...] = ()
+    kill: bool = False
+
+
+@dataclass(frozen=True)
 class ReplaceProcess:
     """Start another process for one beside the engine cores that is gone, after a pause."""
 
@@ -90,4 +99,4 @@ class ReplaceProcess:
     after_s: float
 
 
-Effect = Send | OrderRecovery | CloseRendezvous | ReplaceEngine | ReplaceProcess | Publish | Settle | End
+Effect = Send | OrderRecovery | CloseRendezvous | ReplaceEngine | LeaveOut | ReplaceProcess | Publish | Settle | End

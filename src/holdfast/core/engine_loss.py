@@ -5,12 +5,13 @@ from __future__ import annotations
 from holdfast.core import messages as m
 from holdfast.core.commands import Commands
 from holdfast.core.config import HoldfastConfig
+from holdfast.core.decisions import Action, Replacement, recent
 from holdfast.core.effects import Effect, Send
+from holdfast.core.engine_policy import decide_on_engine, decide_replacement, is_to_try_again
 from holdfast.core.events import EventKind
 from holdfast.core.group import Engine, LockstepGroup
 from holdfast.core.interventions import Interventions
 from holdfast.core.journal import Journal
-from holdfast.core.policy import Action, Decision, Replacement, decide_replacement, recent
 from holdfast.core.reports import Reports
 from holdfast.core.states import EngineState
 
@@ -37,6 +38,8 @@ class EngineLosses:
 
         `hopeless` says why nobody could go on with its requests or start another; empty where somebody can.
         """
+        if engine.state is EngineState.LEFT_OUT:
+            return []
         gone = f"engine core {engine.engine_id} is gone: {why}"
         if hopeless or engine.state is EngineState.STARTING:
             return self._interventions.end(group, engine, f"{gone}; {hopeless}" if hopeless else gone)
@@ -58,15 +61,26 @@ class EngineLosses:
     ) -> list[Effect]:
         if kill and engine.pid is None:
             return self._interventions.end(group, engine, f"{why}; it has never served")
-        plan = self._plan(group, engine, now)
-        action = Action.RESTART_ENGINE if plan.is_possible else Action.END
-        decision = Decision(action, f"{why}; {plan.reason}", tries=plan.tries, limit=plan.limit)
+        others = self._interventions.others(group)
+        decision = decide_on_engine(why, self._plan(group, engine, now), others, self._config)
         decided = self._interventions.tell(group, engine, decision, engine.fault)
-        if not plan.is_possible:
-            return [decided, *self._interventions.end(group, engine, decision.reason)]
-        plan = Replacement(True, why, plan.after_s, kill=kill)
+        match decision.action:
+            case Action.END:
+                return [decided, *self._interventions.end(group, engine, decision.reason)]
+            case Action.LEAVE_OUT:
+                plan = Replacement(False, decision.reason, kill=kill)
+                return [decided, *self._interventions.leave_out(group, engine, plan, now)]
+        plan = Replacement(True, why, decision.after_s, kill=kill)
         replaced = self._interventions.replace(group, engine, plan, now)
         return [decided, *replaced, *self._reports.when_recovery_is_over(group, now)]
+
+    def try_again(self, group: LockstepGroup, now: float) -> list[Effect]:
+        """Give an engine core that was left out another process, when its time has come."""
+        engine = group.engines[0]  # one in lockstep is never left out
+        if not group.is_left_out or not is_to_try_again(now, engine.left_out_at, self._config):
+            return []
+        why = f"engine core {engine.engine_id} was left out for {now - engine.left_out_at:.0f} s, and is tried again"
+        return self._interventions.replace(group, engine, Replacement(True, why), now)
 
     def _plan(self, group: LockstepGroup, engine: Engine, now: float) -> Replacement:
         if group.is_lockstep and group.unrebuildable:

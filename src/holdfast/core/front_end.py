@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 
 from holdfast.core import messages as m
 from holdfast.core.config import HoldfastConfig
+from holdfast.core.decisions import Replacement, growing_pause_s, recent
 from holdfast.core.effects import Effect, ReplaceProcess, Send
 from holdfast.core.events import EventKind, ProcessView
 from holdfast.core.interventions import Interventions
 from holdfast.core.journal import Journal
-from holdfast.core.policy import Replacement, growing_pause_s, recent
 from holdfast.core.roster import Roster
 
 COORDINATOR = "coordinator"

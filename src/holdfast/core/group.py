@@ -51,6 +51,7 @@ class Engine:
     suspects: int = 0  # of its requests
     poisons: tuple[InjectionSpec, ...] = ()  # armed for a request: in every process that takes its place too
     ended_requests: int = 0
+    left_out_at: float = 0.0  # while it is left out
 
     def move(self, trigger: Trigger) -> None:
         self.state = next_state(self.state, trigger)
@@ -83,7 +84,8 @@ class Engine:
     @property
     def ranks_out(self) -> int:
         """How many of its ranks are sick or gone."""
-        return self.size if self.state is EngineState.RESTARTING else len(self.sick_ranks)
+        is_gone = self.state in (EngineState.RESTARTING, EngineState.LEFT_OUT)
+        return self.size if is_gone else len(self.sick_ranks)
 
     @property
     def is_contained(self) -> bool:
@@ -226,6 +228,17 @@ class LockstepGroup:
         self.epoch, self.paused_by_hand = 0, paused_by_hand
         self.forget_retries()
         self.began_at = self.waiting_since = began_at
+
+    def leave_out(self, engine: Engine, reason: str, now: float) -> None:
+        """Nobody takes the place of one that is lost. What was wrong is over: the others go on."""
+        engine.move(Trigger.LEFT_OUT)
+        engine.left_out_at = now
+        self.close_incident()
+        self.reason = reason
+
+    @property
+    def is_left_out(self) -> bool:
+        return all(e.state is EngineState.LEFT_OUT for e in self.engines)
 
     @property
     def is_joining(self) -> bool:

@@ -16,12 +16,13 @@ from holdfast.core.deadlines import find_overdue, find_unanswered, is_to_affirm,
 from holdfast.core.effects import Effect, Send, Settle
 from holdfast.core.engine_loss import EngineLosses
 from holdfast.core.errors import InstructionConflict
-from holdfast.core.events import InstanceView
+from holdfast.core.events import EventKind, InstanceView
 from holdfast.core.front_end import FrontEndProcesses
 from holdfast.core.group import LockstepGroup
 from holdfast.core.injection import InjectionSpec
 from holdfast.core.interventions import Interventions
 from holdfast.core.journal import Journal
+from holdfast.core.link_messages import RequestBlamed
 from holdfast.core.policy import decide_repair, decide_wait
 from holdfast.core.refusals import (
     refuse_unknown_ranks,
@@ -82,6 +83,8 @@ class Instance:
         home = self._roster.look_up(fact.engine_id)
         if home is None or self._roster.defeat is not None:
             return []
+        if home[1].state is EngineState.LEFT_OUT:
+            return []
         if home[1].state is EngineState.RESTARTING:
             return self._losses.returned(*home, fact, now)
         return self._reports.take(*home, fact, now)
@@ -95,6 +98,16 @@ class Instance:
         if home is None or self._roster.defeat is not None:
             return []
         return self._losses.lost(*home, why, hopeless, now)
+
+    def request_blamed(self, blamed: RequestBlamed) -> list[Effect]:
+        """An API server found out which request engine cores die of, and has ended it."""
+        home = self._roster.look_up(blamed.engine_id)
+        if home is None or self._roster.defeat is not None:
+            return []
+        group, engine = home
+        engine.ended_requests += 1
+        told = {"request_id": blamed.request_id, "incident": blamed.incident, "reason": blamed.reason}
+        return [self._journal.publish(EventKind.REQUEST_ENDED, group, engine, **told)]
 
     # ---- facts of the processes beside the engine cores
 
@@ -135,7 +148,7 @@ class Instance:
 
     def pause(self, command_id: str, engine_ids: Sequence[int], soft: bool, now: float) -> list[Effect]:
         """Pause the groups of some engines, or all. Raises `UnknownEngine` or `InstructionConflict`."""
-        groups = self._roster.choose(engine_ids, lambda _: True)
+        groups = self._roster.choose(engine_ids, lambda g: not g.is_left_out)
         self._refuse_if_ended_or_repeated(groups[0], command_id)
         for group in groups:
             refuse_unless_healthy(group)
@@ -224,6 +237,8 @@ class Instance:
         return effects
 
     def _tick_group(self, group: LockstepGroup, now: float) -> list[Effect]:
+        if again := self._losses.try_again(group, now):
+            return again
         if overdue := find_overdue(group, now, self._config):
             return self._losses.give_up_on(group, *overdue, now)
         effects: list[Effect] = []

@@ -11,12 +11,13 @@ from collections.abc import Callable
 from holdfast.core import messages as m
 from holdfast.core.commands import Commands
 from holdfast.core.config import HoldfastConfig
+from holdfast.core.decisions import Action, Decision, Replacement, recent
 from holdfast.core.effects import CloseRendezvous, Effect, End, OrderRecovery, Publish, Send, Settle
 from holdfast.core.events import DecisionRecord, EventKind
 from holdfast.core.faults import Fault, FaultClass
 from holdfast.core.group import Engine, LockstepGroup
 from holdfast.core.journal import Journal
-from holdfast.core.policy import Action, Decision, Incident, Replacement, recent
+from holdfast.core.policy import Incident
 from holdfast.core.ranks_out import RanksOut
 from holdfast.core.replacements import Replacements
 from holdfast.core.roster import Roster
@@ -95,10 +96,14 @@ class Interventions:
     def ranks_out(self, engine: Engine) -> RanksOut:
         return self._roster.ranks_out(engine)
 
+    def others(self, group: LockstepGroup) -> int:
+        """How many engine cores could serve on without one of this group."""
+        return self._roster.others(group)
+
     def decide(self, group: LockstepGroup, decide: Decide, now: float, *, unless_waiting: bool = False) -> list[Effect]:
         """Do what is decided; `unless_waiting`: to go on waiting is no news."""
         spokesman = _spokesman(group)
-        incident = _incident(group, spokesman, self.ranks_out(spokesman), now)
+        incident = _incident(group, spokesman, self._roster, now)
         decision = decide(now, incident, self._config)
         if unless_waiting and decision.action is Action.AWAIT:
             return []
@@ -113,6 +118,9 @@ class Interventions:
             case Action.RESTART_ENGINE:
                 plan = Replacement(True, decision.reason, decision.after_s, kill=True)
                 return [made, *self.replace(group, spokesman, plan, now)]
+            case Action.LEAVE_OUT:
+                plan = Replacement(False, decision.reason, kill=True)
+                return [made, *self.leave_out(group, spokesman, plan, now)]
             case Action.END:
                 return [made, *self.end(group, spokesman, decision.reason)]
             case Action.AWAIT:
@@ -191,6 +199,10 @@ class Interventions:
         """Put another process in the place of an engine core; its lockstep group waits for that one."""
         return self._replacements.replace(group, engine, plan, now) + self.contain(group, now)
 
+    def leave_out(self, group: LockstepGroup, engine: Engine, plan: Replacement, now: float) -> list[Effect]:
+        """Go on without an engine core."""
+        return self._replacements.leave_out(group, engine, plan, now)
+
     # ---- ending
 
     def end(self, group: LockstepGroup, engine: Engine, reason: str) -> list[Effect]:
@@ -230,7 +242,7 @@ def close_rendezvous(group: LockstepGroup) -> list[Effect]:
     return [CloseRendezvous(group.engine_ids, group.epoch)] if group.rebuilding else []
 
 
-def _incident(group: LockstepGroup, spokesman: Engine, out: RanksOut, now: float) -> Incident:
+def _incident(group: LockstepGroup, spokesman: Engine, roster: Roster, now: float) -> Incident:
     return Incident(
         fault=group.fault,
         began_at=now if group.began_at is None else group.waiting_since,
@@ -242,7 +254,8 @@ def _incident(group: LockstepGroup, spokesman: Engine, out: RanksOut, now: float
         wants_restart=group.wants_restart,
         asked=group.asked is not None,
         engine_restarted_at=spokesman.restarted_at,
-        out=out,
+        out=roster.ranks_out(spokesman),
+        others=roster.others(group),
         opened_at=group.began_at,
         joins=group.is_joining,
         in_lockstep=group.is_lockstep,

@@ -45,6 +45,15 @@ class LinkReported(m.Message, frozen=True, tag="link-reported"):
     sequence: int = 0
 
 
+class RequestBlamed(m.Message, frozen=True, tag="request-blamed"):
+    """An API server ended a request that every engine core dies of; `engine_id` is the last one."""
+
+    engine_id: int
+    request_id: str
+    incident: str
+    reason: str
+
+
 class AskRetry(m.Message, frozen=True, tag="ask-retry"):
     command_id: str
     engine_ids: tuple[int, ...] = ()
@@ -73,7 +82,7 @@ class AskRestartEngine(m.Message, frozen=True, tag="ask-restart-engine"):
 
 
 Ask = AskRetry | AskPause | AskResume | AskRestartWorkers | AskRestartEngine | m.ArmFault
-FromLink = LinkReported | Ask
+FromLink = LinkReported | RequestBlamed | Ask
 
 
 # ---- owner -> link

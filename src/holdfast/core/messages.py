@@ -127,6 +127,9 @@ class RequestsSuspected(Message, frozen=True, tag="requests-suspected"):
     reason: str
 
 
+MAX_ID_CHARS = 200  # whoever sends a request may choose its id
+
+
 class RequestEnded(Message, frozen=True, tag="request-ended"):
     """A request was found guilty and ended with an error that names the `incident`."""
 

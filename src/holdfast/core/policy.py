@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import enum
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 import msgspec
 
 from holdfast.core.config import HoldfastConfig
+from holdfast.core.decisions import Action, Decision, growing_pause_s, recent
+from holdfast.core.engine_policy import decide_on_engine, decide_replacement
 from holdfast.core.faults import Fault, FaultClass
 from holdfast.core.numerics import Named, names_others
 from holdfast.core.ranks_out import RanksOut
@@ -19,40 +16,6 @@ from holdfast.core.reasons import WHY_RESTART, why_restart, why_retry
 # once. Of two in a row nobody knows that the state is intact, so a new process comes before the budget is used up.
 MAX_UNKNOWN_RETRIES = 1
 _NONE_OUT = RanksOut()
-LONGEST_PAUSE_S = 30.0  # between tries to start a process again
-
-
-class Action(enum.StrEnum):
-    RETRY = "retry"  # rung 1: rewind the requests, rebuild broken collectives, go on
-    RESTART_WORKERS = "restart-workers"  # rung 2: the same, after the sick ranks got a new process
-    RESTART_ENGINE = "restart-engine"  # rung 3: another process in the place of the engine core, and of its workers
-    AWAIT = "await-instruction"  # stay paused; somebody outside decides, or time
-    END = "end-instance"  # nothing left that can help
-
-    @property
-    def rung(self) -> int:
-        """Of the ladder; 0 where nothing is done."""
-        return _RUNGS[self]
-
-
-# The fourth, to go on without a rank, is not there yet.
-_RUNGS = {Action.AWAIT: 0, Action.RETRY: 1, Action.RESTART_WORKERS: 2, Action.RESTART_ENGINE: 3, Action.END: 5}
-
-
-class Decision(msgspec.Struct, frozen=True):
-    """What to do and why; the reason is shown to people.
-
-    `again_at`: decide anew then (seconds). `after_s`: the pause before another engine core is started. `tries`: how
-    often this rung was taken within its window, this time included, of `limit`. `would`: what a dry run leaves undone.
-    """
-
-    action: Action
-    reason: str
-    again_at: float | None = None
-    after_s: float = 0.0
-    tries: int = 0
-    limit: int = 0
-    would: Action | None = None
 
 
 class Incident(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,7 +27,8 @@ class Incident(msgspec.Struct, frozen=True, kw_only=True):
     requests that earlier numerical faults named, and when they were retried.
     `unknown_retried_at` are the retries among `retried_at` that were made for a fault of class unknown. `began_at` is
     when the wait for an instruction began, `opened_at` when everything was last well; `joins`: nothing
-    is wrong but what the loss of a process has broken, and another one in its place is there.
+    is wrong but what the loss of a process has broken, and another one in its place is there. `others` are the engine
+    cores that could serve on without this one.
     """
 
     fault: Fault | None
@@ -85,36 +49,7 @@ class Incident(msgspec.Struct, frozen=True, kw_only=True):
     opened_at: float | None = None
     joins: bool = False
     narrows: bool = False
-
-
-@dataclass(frozen=True)
-class Replacement:
-    """Whether an engine core is replaced, why, and after which pause.
-
-    `kill`: the old process is still there; `asked`: the command that wants it.
-    """
-
-    is_possible: bool
-    reason: str
-    after_s: float = 0.0
-    kill: bool = False
-    asked: str | None = None
-    tries: int = 0
-    limit: int = 0
-
-
-def recent(tried_at: Sequence[float], now: float, window_s: float, opened_at: float | None = None) -> tuple[float, ...]:
-    """The tries that lie within the window that ends now, and all of an incident that is open since `opened_at`.
-
-    Were those forgiven too, tries that take longer than the window would go on for ever.
-    """
-    since = math.inf if opened_at is None else opened_at
-    return tuple(at for at in tried_at if now - at < window_s or at >= since)
-
-
-def growing_pause_s(tries: int) -> float:
-    """How long to wait before the next try of what was tried so often: not at all at first, then 1 s and more."""
-    return min(LONGEST_PAUSE_S, 2.0 ** (tries - 1)) if tries else 0.0
+    others: int = 0
 
 
 def decide_repair(now: float, incident: Incident, config: HoldfastConfig) -> Decision:
@@ -232,27 +167,7 @@ def _decide_replacement(now: float, incident: Incident, config: HoldfastConfig, 
     if incident.in_lockstep and incident.broken and incident.unrebuildable:
         return Decision(Action.END, why)  # a newcomer could not join either
     tried_at = recent(incident.engine_restarted_at, now, config.engine_restart_window_s, incident.opened_at)
-    plan = decide_replacement(tried_at, config, incident.out)
-    action = Action.RESTART_ENGINE if plan.is_possible else Action.END
-    return Decision(action, f"{why}; {plan.reason}", after_s=plan.after_s, tries=plan.tries, limit=plan.limit)
-
-
-def decide_replacement(tried_at: Sequence[float], config: HoldfastConfig, out: RanksOut = _NONE_OUT) -> Replacement:
-    """Whether an engine core that is gone, or has to go, is replaced; `tried_at` are the times that count."""
-    if not config.repairs_unasked:
-        return Replacement(False, f"with --fault-policy {config.fault_policy} no engine core is restarted unasked")
-    if not config.max_engine_restarts:
-        return Replacement(False, "engine cores are not restarted here (--max-engine-restarts 0)")
-    tries, limit = len(tried_at), config.max_engine_restarts
-    if tries >= limit:
-        window = f"{config.engine_restart_window_s:g} s"
-        return Replacement(
-            False, f"{tries} engine core restarts within {window} did not last (--max-engine-restarts {limit})"
-        )
-    if too_many := out.too_many_to_replace(config.max_ranks_out):
-        return Replacement(False, too_many)
-    reason = f"another engine core takes its place; engine core restart {tries + 1} of {limit}"
-    return Replacement(True, reason, growing_pause_s(tries), tries=tries + 1, limit=limit)
+    return decide_on_engine(why, decide_replacement(tried_at, config, incident.out), incident.others, config)
 
 
 def _next_try_at(incident: Incident) -> float:

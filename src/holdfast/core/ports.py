@@ -11,10 +11,11 @@ from typing import Any, Protocol
 
 from holdfast.core.blame import Standing
 from holdfast.core.config import HoldfastConfig
-from holdfast.core.effects import ReplaceEngine, ReplaceProcess
+from holdfast.core.effects import LeaveOut, ReplaceEngine, ReplaceProcess
 from holdfast.core.events import Event, InstanceView
 from holdfast.core.faults import Fault
 from holdfast.core.injection import InjectionSpec
+from holdfast.core.link_messages import RequestBlamed
 from holdfast.core.messages import RecoveryReport
 from holdfast.core.rendezvous import Rendezvous
 
@@ -155,6 +156,10 @@ class FrontEndHost(Protocol):
         """Start another process for an engine core that is gone. Does not wait; one that fails is lost again."""
         ...
 
+    def leave_out_engine(self, order: LeaveOut) -> None:
+        """See that nothing is left of an engine core and its workers. Does not wait."""
+        ...
+
     def replace_process(self, order: ReplaceProcess) -> None:
         """Start another process for one beside the engine cores. Does not wait; one that fails is lost again."""
         ...
@@ -225,6 +230,10 @@ class ControlPlane(Protocol):
         ...
 
     def arm(self, command_id: str, spec: InjectionSpec) -> Future[None]: ...
+
+    def request_blamed(self, blamed: RequestBlamed) -> None:
+        """The process that serves has ended a request that every engine core dies of. Does not wait."""
+        ...
 
 
 class Communicators(Protocol):

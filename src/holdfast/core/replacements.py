@@ -1,4 +1,4 @@
-"""Puts another process in the place of an engine core: the third rung of the ladder.
+"""Puts another process in the place of an engine core, or leaves it out: the third and fourth rung of the ladder.
 
 Asks nobody whether it may. Its requests are no matter of this module: whoever serves them sees in the view that an
 engine was lost once more, and moves them.
@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from holdfast.core.commands import Commands
 from holdfast.core.config import HoldfastConfig
-from holdfast.core.effects import CloseRendezvous, Effect, ReplaceEngine, Settle
+from holdfast.core.decisions import Replacement, recent
+from holdfast.core.effects import CloseRendezvous, Effect, LeaveOut, Publish, ReplaceEngine, Settle
 from holdfast.core.events import EventKind
 from holdfast.core.group import Engine, LockstepGroup
 from holdfast.core.journal import Journal
-from holdfast.core.policy import Replacement, recent
 
 
 class Replacements:
@@ -28,17 +28,11 @@ class Replacements:
 
         What is under way on its group is not followed any more, and whoever waits there for a peer waits in vain.
         """
-        if self._commands.await_pause(group.group_id):
-            group.paused_by_hand = group.soft = False  # it has failed, so nobody would end it
-        effects = self._fail_commands(group, engine, plan.reason)
-        effects.append(CloseRendezvous(group.engine_ids, group.epoch))
-        processes = engine.worker_pids
-        if plan.kill and engine.pid is not None:
-            processes = (*processes, engine.pid)  # it goes at once, and is waited for all the same
+        processes = _processes(engine, plan)
+        effects = self._give_up(group, engine, plan.reason)
         self._count(group, engine, now, plan.asked)
         group.lose(engine, now)
-        group.reason = plan.reason
-        lost = self._journal.publish(EventKind.ENGINE_LOST, group, engine, reason=plan.reason)
+        lost = self._lost(group, engine, plan.reason)
         order = ReplaceEngine(
             engine.engine_id,
             plan.after_s,
@@ -48,6 +42,25 @@ class Replacements:
             joins_epoch=group.epoch if group.is_lockstep else None,
         )
         return [*effects, lost, order]
+
+    def leave_out(self, group: LockstepGroup, engine: Engine, plan: Replacement, now: float) -> list[Effect]:
+        """Go on without it; whoever serves moves its requests to the others."""
+        processes = _processes(engine, plan)
+        effects = self._give_up(group, engine, plan.reason)
+        group.lose(engine, now)
+        group.leave_out(engine, plan.reason, now)
+        lost = self._lost(group, engine, plan.reason)
+        return [*effects, lost, LeaveOut(engine.engine_id, processes, kill=plan.kill)]
+
+    def _give_up(self, group: LockstepGroup, engine: Engine, reason: str) -> list[Effect]:
+        """What is under way on its group comes to nothing."""
+        if self._commands.await_pause(group.group_id):
+            group.paused_by_hand = group.soft = False  # it has failed, so nobody would end it
+        return [*self._fail_commands(group, engine, reason), CloseRendezvous(group.engine_ids, group.epoch)]
+
+    def _lost(self, group: LockstepGroup, engine: Engine, reason: str) -> Publish:
+        group.reason = reason
+        return self._journal.publish(EventKind.ENGINE_LOST, group, engine, reason=reason)
 
     def _count(self, group: LockstepGroup, engine: Engine, now: float, asked: str | None) -> None:
         """What was asked for counts against no budget."""
@@ -61,3 +74,9 @@ class Replacements:
         settled += [Settle(command_id, error=error) for command_id in engine.armed]
         engine.armed.clear()
         return settled
+
+
+def _processes(engine: Engine, plan: Replacement) -> tuple[int, ...]:
+    """What has to be gone; one that is killed goes at once, and is waited for all the same."""
+    its_own = (engine.pid,) if plan.kill and engine.pid is not None else ()
+    return (*engine.worker_pids, *its_own)

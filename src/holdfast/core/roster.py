@@ -65,6 +65,11 @@ class Roster:
             total=sum(e.size for e in self.engines),
         )
 
+    def others(self, group: LockstepGroup) -> int:
+        """How many engine cores serve, or will again, without one of this group: none where its peers wait for it."""
+        beside = [e for g in self.groups if g is not group for e in g.engines if e.state.is_attached]
+        return 0 if group.is_lockstep else len(beside)
+
     def end(self, reason: str) -> None:
         """Nothing moves any engine after this."""
         self.defeat = reason

@@ -1,130 +1,19 @@
-"""When a step takes too long: deadlines that are learned, and a judgement that distrusts the judge. Pure.
+"""When a step takes too long: a judgement that distrusts the judge. Pure.
 
 Nobody is asked whether it is well: a rank that makes no progress in a step which never took so long has
-stalled, whatever its other threads answer. Never in doubt: what is not learned yet gets a long time, and so does
-everything that could explain it otherwise: a first batch of its shape (compilation, graph capture), a
-prefill, a suspect that gets no processor, a machine that slept, a judge who came late.
+stalled, whatever its other threads answer. Whatever could explain it otherwise counts for it: a suspect that gets no
+processor or is at work, a machine that slept, a judge who came late.
 """
 
 from __future__ import annotations
 
-import math
-from collections import defaultdict, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import msgspec
 
-from holdfast.core.faults import Phase
-
-
-class BatchShape(msgspec.Struct, frozen=True):
-    """How much work a step is."""
-
-    tokens: int
-    requests: int
-
-    @property
-    def is_prefill(self) -> bool:
-        """Whether a request in it computes more than its next token."""
-        return self.tokens > self.requests
-
-    @property
-    def bucket(self) -> int:
-        """Shapes of about the same work: the next power of two of its tokens, prefill and decode apart."""
-        return 2 * self.tokens.bit_length() + self.is_prefill
-
-
-class Running(msgspec.Struct, frozen=True):
-    """A call that was begun and has not ended. `began_at` is on the monotonic clock."""
-
-    lane: int
-    call: int
-    step: int
-    phase: Phase
-    shape: BatchShape
-    began_at: float
-    is_first: bool = False
-
-
-class Ended(msgspec.Struct, frozen=True):
-    """A call that ended."""
-
-    phase: Phase
-    shape: BatchShape
-    lasted_s: float
-    is_first: bool = False
-
-
-class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """The bounds of judgement. A deadline is `factor` times the slowest of the last calls of its bucket, and no
-    shorter than the floor for its kind; a bucket is learned after so many calls."""
-
-    decode_floor_s: float = 1.0
-    prefill_floor_s: float = 10.0
-    engine_core_floor_s: float = 3.0
-    unlearned_s: float = 300.0
-    stopped_s: float = 0.8
-    factor: float = 10.0
-    quantile: float = 0.99
-    learned_calls: int = 5
-    kept_calls: int = 64
-    late_s: float = 0.1  # of a look: less is no news
-    may_compile: bool = False  # in any step: then one that computes may be at that
-    at_work_floor_s: float = 30.0  # for who is at work for most of its call, and no deadlock
-
-
-class Deadline(msgspec.Struct, frozen=True):
-    """Seconds that a call may take, and where they come from, in words."""
-
-    seconds: float
-    source: str
-
-
-class Deadlines:
-    """What one process's calls took, by phase and bucket."""
-
-    def __init__(self, limits: Limits) -> None:
-        self._limits = limits
-        self._lasted: defaultdict[tuple[Phase, int], deque[float]] = defaultdict(
-            lambda: deque(maxlen=limits.kept_calls)
-        )
-
-    def learn(self, ended: Ended) -> None:
-        """The first of a shape is compiled, captured or measured: it says nothing about the next."""
-        if not ended.is_first:
-            self._lasted[ended.phase, ended.shape.bucket].append(ended.lasted_s)
-
-    def forget(self) -> None:
-        """After a recovery peers may be new, and compile while this one waits for them."""
-        self._lasted.clear()
-
-    def of(self, call: Running) -> Deadline:
-        limits = self._limits
-        lasted = self._lasted.get((call.phase, call.shape.bucket), ())
-        if call.is_first or len(lasted) < limits.learned_calls:
-            return Deadline(limits.unlearned_s, f"{len(lasted)} steps of its shape known, fewer than needed")
-        slowest_s = quantile(lasted, limits.quantile)
-        kind, floor_s = self._floor(call)
-        if limits.factor * slowest_s <= floor_s:
-            return Deadline(
-                floor_s, f"the least for a {kind}; of {len(lasted)} like it the slowest took {slowest_s:.3f} s"
-            )
-        return Deadline(
-            limits.factor * slowest_s, f"{limits.factor:g} times {slowest_s:.3f} s, of {len(lasted)} like it"
-        )
-
-    def _floor(self, call: Running) -> tuple[str, float]:
-        if not call.phase.in_worker:
-            return "turn of an engine core", self._limits.engine_core_floor_s
-        if call.shape.is_prefill:
-            return "prefill", self._limits.prefill_floor_s
-        return "decode", self._limits.decode_floor_s
-
-
-def quantile(values: deque[float] | tuple[float, ...], q: float) -> float:
-    """The smallest value that a share `q` of all does not exceed; of few values the largest."""
-    return sorted(values)[max(0, math.ceil(q * len(values)) - 1)]
+from holdfast.core.step_deadlines import Deadline, Deadlines, Limits, Remembered
+from holdfast.core.steps import Ended, Running
 
 
 class Look(msgspec.Struct, frozen=True):
@@ -184,16 +73,23 @@ class Stalls:
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._known: dict[int, _Known] = {}
+        self._remembered = Remembered()
         self._looked_at: float | None = None
 
     def begin_anew(self) -> None:
-        """A recovery has let ranks back in: nothing that was learned holds until it is seen again."""
+        """A recovery has let ranks back in: what was learned is no more than a hint until it is seen again."""
         for known in self._known.values():
             known.deadlines.forget()
 
     def watch_for(self, rank: int, pid: int) -> None:
         if rank not in self._known or self._known[rank].pid != pid:
-            self._known[rank] = _Known(pid, Deadlines(self._limits))
+            self._leave(rank)
+            self._known[rank] = _Known(pid, Deadlines(self._limits, self._remembered))
+
+    def _leave(self, rank: int) -> None:
+        """A process is gone; the next one in its place will do the same work."""
+        if (gone := self._known.pop(rank, None)) is not None:
+            gone.deadlines.forget()
 
     def look(self, now: float, due_s: float, looks: Mapping[int, Look]) -> list[Stall]:
         """Judge what is seen, `due_s` after the last look if it came in time. Whoever is stopped is to blame alone."""
@@ -206,7 +102,8 @@ class Stalls:
         excuse_s = elapsed_s if traced else late_s + max((look.starved_s for look in alive.values()), default=0.0)
         for rank, look in alive.items():
             self._take(rank, look, excuse_s, elapsed_s)
-        self._known = {rank: self._known[rank] for rank in alive}
+        for rank in self._known.keys() - alive.keys():
+            self._leave(rank)
         stopped = [s for rank, look in alive.items() if (s := self._stopped(rank, look, elapsed_s - late_s))]
         some_stand = any(look.state == STOPPED for look in alive.values())  # and the others may wait for them
         return stopped if some_stand else self._overdue(now, alive)

@@ -13,6 +13,7 @@ class EngineState(enum.StrEnum):
     PAUSED = "paused"
     RECOVERING = "recovering"
     RESTARTING = "restarting"
+    LEFT_OUT = "left-out"  # gone, and nobody takes its place for now
     DEAD = "dead"
 
     @property
@@ -23,7 +24,7 @@ class EngineState(enum.StrEnum):
     @property
     def is_attached(self) -> bool:
         """Whether its present process has reported, and is there."""
-        return self not in (EngineState.STARTING, EngineState.RESTARTING, EngineState.DEAD)
+        return self not in (EngineState.STARTING, EngineState.RESTARTING, EngineState.LEFT_OUT, EngineState.DEAD)
 
     @property
     def makes_progress(self) -> bool:
@@ -39,6 +40,7 @@ class Trigger(enum.StrEnum):
     RECOVERED = "recovered"
     RECOVERY_FAILED = "recovery-failed"
     LOST = "lost"  # the engine core's process is gone; another one takes its place
+    LEFT_OUT = "left-out"  # nobody takes the place of the process that is gone
     DEFEATED = "defeated"
 
 
@@ -65,10 +67,12 @@ TRANSITIONS: dict[tuple[EngineState, Trigger], EngineState] = {
     **{(state, T.LOST): S.RESTARTING for state in S if state not in (S.STARTING, S.DEAD)},
     (S.RESTARTING, T.FAULT): S.RESTARTING,
     (S.RESTARTING, T.ATTACHED): S.HEALTHY,
+    (S.RESTARTING, T.LEFT_OUT): S.LEFT_OUT,
+    (S.LEFT_OUT, T.FAULT): S.LEFT_OUT,
     **{(state, T.DEFEATED): S.DEAD for state in S if state is not S.DEAD},
 }
 
-_ON_THE_WIRE = {S.HEALTHY: "healthy", S.DEAD: "dead", S.STARTING: "healthy"}
+_ON_THE_WIRE = {S.HEALTHY: "healthy", S.DEAD: "dead", S.LEFT_OUT: "dead", S.STARTING: "healthy"}
 
 
 def next_state(state: EngineState, trigger: Trigger) -> EngineState:

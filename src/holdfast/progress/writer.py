@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from holdfast.core.faults import Phase
-from holdfast.core.stalls import BatchShape
+from holdfast.core.steps import BatchShape
 from holdfast.progress.record import HEADER, PHASE_NUMBERS, RECORD_BYTES, SLOT, Lane, header_at, slot_at
 
 _PREFIX = "progress-"

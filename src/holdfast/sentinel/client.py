@@ -22,6 +22,7 @@ from holdfast.core.effects import (
     CloseRendezvous,
     Effect,
     End,
+    LeaveOut,
     OrderRecovery,
     Publish,
     ReplaceEngine,
@@ -34,7 +35,7 @@ from holdfast.core.events import Event, InstanceView
 from holdfast.core.front_end import index_of_api_server
 from holdfast.core.injection import InjectionSpec
 from holdfast.core.instance import Instance
-from holdfast.core.link_messages import LinkReported
+from holdfast.core.link_messages import LinkReported, RequestBlamed
 from holdfast.core.ports import FrontEndHost
 from holdfast.core.states import EngineState
 from holdfast.sentinel.addresses import engine_identity, is_link
@@ -203,6 +204,9 @@ class ClientSentinel:
     def arm(self, command_id: str, spec: InjectionSpec) -> Future[None]:
         return self._instruct(command_id, lambda: self._instance.arm(command_id, spec, time.monotonic()))
 
+    def request_blamed(self, blamed: RequestBlamed) -> None:
+        self._thread.post(lambda: self._perform(self._instance.request_blamed(blamed)))
+
     def _instruct(self, command_id: str, order: Callable[[], list[Effect]]) -> Future[None]:
         ended: Future[None] = Future()
         self._thread.post(lambda: self._follow(command_id, order, ended))
@@ -253,6 +257,8 @@ class ClientSentinel:
                     self._host.close_rendezvous(effect.engine_ids, effect.epoch)
                 case ReplaceEngine():
                     self._host.replace_engine(effect)
+                case LeaveOut():
+                    self._host.leave_out_engine(effect)
                 case ReplaceProcess():
                     self._host.replace_process(effect)
                 case Publish():

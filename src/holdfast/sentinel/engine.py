@@ -19,7 +19,7 @@ from holdfast.core.config import HoldfastConfig
 from holdfast.core.faults import Fault, FaultClass
 from holdfast.core.injection import InjectionSpec, UncontainedFault
 from holdfast.core.ports import EngineHost
-from holdfast.core.stalls import Limits
+from holdfast.core.step_deadlines import Limits
 from holdfast.sentinel.accusations import Accusations
 from holdfast.sentinel.addresses import engine_identity, worker_identity
 from holdfast.sentinel.arming import Arming

@@ -116,6 +116,9 @@ class FrontEndLink:
     def arm(self, command_id: str, spec: InjectionSpec) -> Future[None]:
         return self._ask(m.ArmFault(command_id=command_id, spec=spec))
 
+    def request_blamed(self, blamed: lm.RequestBlamed) -> None:
+        self._thread.post(lambda: self._tell(blamed))
+
     @property
     def _worker_start_s(self) -> float:
         """Whatever lets a group go on may first have to give a rank a new process."""
@@ -143,6 +146,11 @@ class FrontEndLink:
         )
         if not self._owner.send(lm.encode(report)):
             logger.warning("%s: the owner takes no report", self._name)
+
+    def _tell(self, blamed: lm.RequestBlamed) -> None:
+        """Once: the log of this process has it too."""
+        if not self._owner.send(lm.encode(blamed)):
+            logger.warning("%s: the owner was not told of request %s", self._name, blamed.request_id)
 
     @property
     def _name(self) -> str:

@@ -11,12 +11,10 @@ from collections.abc import Callable, Collection
 from dataclasses import replace
 
 from holdfast.core import messages as m
-from holdfast.core.blame import Blame, Verdict
+from holdfast.core.blame import Blame, Verdict, words_of_blame
 from holdfast.core.faults import Fault, FaultClass, is_of_the_process
 from holdfast.core.numerics import Spoilt, named_by
 from holdfast.core.ports import RequestHost
-
-MAX_ID_CHARS = 200  # whoever sends a request may choose its id
 
 logger = logging.getLogger("holdfast")
 
@@ -93,12 +91,12 @@ class Quarantine:
 
     def _end(self, requests: RequestHost, request_id: str, reason: str) -> None:
         incident = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-engine{self._engine_id}-epoch{self._epoch()}"
-        requests.end(request_id, f"this request makes the server fail and was ended (incident {incident})")
+        requests.end(request_id, words_of_blame(incident))
         self._post(
             m.RequestEnded(
                 engine_id=self._engine_id,
                 epoch=self._epoch(),
-                request_id=request_id[:MAX_ID_CHARS],
+                request_id=request_id[: m.MAX_ID_CHARS],
                 incident=incident,
                 reason=reason,
             )

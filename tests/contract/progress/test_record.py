@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from holdfast.core.faults import Phase
-from holdfast.core.stalls import BatchShape
+from holdfast.core.steps import BatchShape
 from holdfast.progress import Lane, ProgressReader, ProgressWriter, publish_progress
 from holdfast.progress.record import HEADER, RECORD_BYTES, RING_SLOTS, header_at
 

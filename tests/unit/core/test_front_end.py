@@ -131,6 +131,7 @@ def test_when_the_instance_has_ended_nothing_is_started_any_more():
     bench = make_bench(HoldfastConfig(max_engine_restarts=0))
     lost(bench, SECOND)
     bench.lost(0)
+    bench.lost(1)
     assert bench.defeat is not None
     assert lost(bench, COORDINATOR) == []
     assert returned(bench, SECOND) == []

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from holdfast.core import messages as m
-from holdfast.core.effects import End, OrderRecovery, Publish, Send, Settle
+from holdfast.core.effects import End, LeaveOut, OrderRecovery, Publish, Send, Settle
 from holdfast.core.errors import InstructionConflict
 from holdfast.core.faults import FaultClass
 from holdfast.core.injection import InjectionSpec
@@ -95,6 +95,9 @@ class Story:
             match effect:
                 case Publish():
                     view = effect.view
+                case LeaveOut(engine_id):
+                    assert (engine_id,) in GROUPS, "nobody waits for one that is left out"
+                    self.epochs[engine_id,] = 0
                 case OrderRecovery(engine_ids=group, epoch=epoch):
                     assert group in GROUPS, "a group recovers whole"
                     assert {view.engine(e).state for e in group} == {EngineState.PAUSED}, "only who stands recovers"
@@ -116,7 +119,7 @@ class Story:
 
     def is_over(self, group):
         views = [self.bench.view(e) for e in group]
-        healthy = all(v.state is EngineState.HEALTHY for v in views)
+        healthy = all(v.state in (EngineState.HEALTHY, EngineState.LEFT_OUT) for v in views)
         by_hand = all(v.state is EngineState.PAUSED and v.paused_by_hand for v in views)
         return healthy or by_hand or self.bench.defeat is not None
 

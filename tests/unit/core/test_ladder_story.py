@@ -39,6 +39,7 @@ def configs(draw, windows=WINDOWS):
         worker_restart_window_s=draw(windows),
         worker_start_timeout_s=50.0,
         max_engine_restarts=draw(st.integers(0, 2)),
+        min_engines=draw(st.sampled_from([1, 2, 3])),
         engine_restart_window_s=draw(windows),
         max_ranks_out=draw(st.sampled_from(["100%", "50%", 0, 1, 3])),
     )

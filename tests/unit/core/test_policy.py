@@ -6,8 +6,10 @@ import msgspec
 import pytest
 
 from holdfast.core.config import HoldfastConfig
+from holdfast.core.decisions import Action, recent
+from holdfast.core.engine_policy import decide_replacement
 from holdfast.core.faults import Fault, FaultClass, is_of_the_process
-from holdfast.core.policy import Action, Incident, decide_repair, decide_replacement, decide_wait, recent
+from holdfast.core.policy import Incident, decide_repair, decide_wait
 from holdfast.core.ranks_out import RanksOut, ranks_allowed_out
 
 AUTO = HoldfastConfig(max_retries=3, retry_window_s=60.0, max_engine_restarts=0)

@@ -7,7 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from holdfast.core.faults import Phase
-from holdfast.core.stalls import BatchShape, Deadlines, Ended, Limits, Look, Running, Stall, Stalls, quantile
+from holdfast.core.stalls import Look, Stall, Stalls
+from holdfast.core.step_deadlines import Deadlines, Limits, quantile
+from holdfast.core.steps import BatchShape, Ended, Running
 
 LIMITS, COMPILING = Limits(), Limits(may_compile=True)
 TICK_S = 0.1
@@ -108,15 +110,43 @@ def test_a_shape_that_was_seen_too_rarely_has_no_short_deadline_yet() -> None:
     assert bench.watch(100, {0: in_step(bench)})[0] == []
 
 
-def test_what_was_learned_is_forgotten_after_a_recovery() -> None:
-    bench = Bench(ranks=1)
+@pytest.mark.parametrize(("limits", "due_s"), [(LIMITS, LIMITS.relearning_s), (COMPILING, COMPILING.recompiling_s)])
+@pytest.mark.parametrize("first", [True, False])
+def test_after_a_recovery_what_was_learned_is_a_hint_until_it_is_learned_again(
+    limits: Limits, due_s: float, first: bool
+) -> None:
+    bench = Bench(ranks=1, limits=limits)
     bench.stalls.begin_anew()
-    assert bench.watch(100, {0: in_step(bench)})[0] == []
+    seen = {0: in_step(bench, first=first)}
+    assert bench.watch(due_s - 2 * TICK_S, seen)[0] == []
+    [stall] = bench.watch(1, seen)[0]
+    assert "since the recovery; before it the slowest took 0.010 s" in stall.reason
 
 
-def test_another_process_of_a_rank_learns_anew() -> None:
+def test_after_a_recovery_a_slow_step_has_as_many_times_what_it_took_before() -> None:
+    bench = Bench(ranks=1, lasted_s=30.0)
+    bench.stalls.begin_anew()
+    assert bench.watch(LIMITS.factor * 30 - 1, {0: in_step(bench)})[0] == []
+
+
+@pytest.mark.parametrize("seen_dead", [True, False])
+def test_another_process_in_a_ranks_place_has_the_hint_of_the_one_before(seen_dead: bool) -> None:
     bench = Bench(ranks=1)
-    assert bench.watch(100, {0: in_step(bench, pid=99)})[0] == []
+    if seen_dead:
+        bench.see({0: {"state": "Z"}})
+    seen = {0: in_step(bench, pid=99)}
+    assert bench.watch(LIMITS.relearning_s - 2 * TICK_S, seen)[0] == []
+    assert bench.watch(1, seen)[0] != []
+
+
+def test_a_hint_holds_for_smaller_steps_of_its_kind_and_for_no_others() -> None:
+    decode, prefill = BatchShape(16, 16), BatchShape(512, 2)
+    bench = Bench(decode, prefill, ranks=1)
+    bench.stalls.begin_anew()
+    for shape in (BatchShape(2, 2), BatchShape(100, 1)):
+        assert Deadlines(LIMITS, bench.stalls._remembered).of(a_call(0, shape)).seconds == LIMITS.relearning_s
+    for shape in (BatchShape(40, 40), BatchShape(2000, 1)):
+        assert Deadlines(LIMITS, bench.stalls._remembered).of(a_call(0, shape)).seconds == LIMITS.unlearned_s
 
 
 @given(st.floats(0.2, 3600))

@@ -54,6 +54,7 @@ def test_every_state_can_be_reached_from_the_start():
         (EngineState.PAUSING, "unhealthy"),
         (EngineState.PAUSED, "unhealthy"),
         (EngineState.RECOVERING, "unhealthy"),
+        (EngineState.LEFT_OUT, "dead"),
         (EngineState.DEAD, "dead"),
     ],
 )

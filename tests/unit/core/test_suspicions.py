@@ -5,6 +5,7 @@ from holdfast.core.config import HoldfastConfig
 from holdfast.core.effects import Send
 from holdfast.core.faults import Phase
 from holdfast.core.injection import InjectionSpec
+from holdfast.core.link_messages import RequestBlamed
 from support.instance_bench import Bench, a_fault, kinds
 
 
@@ -17,6 +18,15 @@ def test_what_an_engine_core_finds_out_about_its_requests_is_told_and_stands_in_
     assert (said[0].event.request_id, said[0].event.incident) == ("r", "i")
     bench.observe(m.RequestsSuspected(engine_id=0, epoch=0, suspects=0, reason="over"))
     assert (bench.view().suspects, bench.view().ended_requests) == (0, 1)
+
+
+def test_a_request_that_an_api_server_ended_is_told_like_one_that_an_engine_core_did():
+    bench = Bench()
+    [said] = bench.instance.request_blamed(RequestBlamed(engine_id=0, request_id="r", incident="i", reason="deadly"))
+    assert (said.event.kind, said.event.request_id, said.event.incident) == ("request-ended", "r", "i")
+    assert bench.view().ended_requests == 1
+    nobody = RequestBlamed(engine_id=7, request_id="r", incident="i", reason="deadly")
+    assert bench.instance.request_blamed(nobody) == []
 
 
 def test_what_was_found_out_in_another_epoch_changes_nothing():

@@ -10,6 +10,7 @@ import pytest
 pytest.importorskip("vllm")
 
 from holdfast.hosts.vllm.holding_out import VllmRequests
+from holdfast.hosts.vllm.step_rules import StepRules
 
 
 def request(name: str, computed: int = 8, in_flight: int = 1, output: int = 3) -> Any:
@@ -62,7 +63,7 @@ class Bench:
         engine = SimpleNamespace(
             scheduler=self.scheduler, output_queue=queue, preprocess_add_request=lambda asked: (asked, 0)
         )
-        self.requests = VllmRequests(engine)
+        self.requests = VllmRequests(engine, StepRules(self.scheduler))
 
     @property
     def is_the_hosts_own(self) -> bool:

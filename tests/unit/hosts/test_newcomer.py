@@ -135,6 +135,13 @@ def test_the_word_of_a_process_that_is_being_replaced_does_not_count(client: Cli
         client.wait_ready()
 
 
+def test_one_that_is_left_out_is_spoken_for_by_its_sibling(client: Client, engines: list[EngineCore]) -> None:
+    newcomer = Newcomer(Link(pid=None, state=EngineState.LEFT_OUT, restarts=6), 0, WAIT_S)  # type: ignore[arg-type]
+    with newcomer.making(client):
+        assert client.wait_ready() == {0: b"ready", 1: b"ready"}
+    assert newcomer.restarts == {0: 2, 1: 6}
+
+
 def test_a_greeting_takes_back_what_the_dead_client_had_open(client: Client, engines: list[EngineCore]) -> None:
     requests = {"a": 1, "b": 0, "c": 1}
     engines[0].scheduler.requests = {i: SimpleNamespace(request_id=i, client_index=c) for i, c in requests.items()}

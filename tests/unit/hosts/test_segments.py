@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
@@ -24,6 +24,7 @@ from holdfast.hosts.vllm.workers.segments import (
     _make_and_note,
     attach_notes_of_segments,
     forget_segments_of_the_dead,
+    noted,
     noting_semaphores,
 )
 
@@ -51,7 +52,7 @@ def is_there(segment: SharedMemory) -> bool:
     return Path("/dev/shm", segment.name.lstrip("/")).exists()
 
 
-def noted(folder: Path, buffer: Any) -> Path:
+def notes_of(folder: Path, buffer: Any) -> Path:
     with handed_down(HoldfastConfig(runtime_dir=str(folder))):
         _make_and_note(make, buffer)
     [notes] = folder.iterdir()
@@ -65,21 +66,21 @@ def as_if_by_the_dead(notes: Path) -> None:
 
 
 def test_what_a_dead_process_made_is_removed(tmp_path: Path, segment: SharedMemory) -> None:
-    as_if_by_the_dead(noted(tmp_path, ring_buffer(segment)))
+    as_if_by_the_dead(notes_of(tmp_path, ring_buffer(segment)))
     forget_segments_of_the_dead(str(tmp_path))
     assert not is_there(segment)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_what_a_living_one_made_stays(tmp_path: Path, segment: SharedMemory) -> None:
-    notes = noted(tmp_path, ring_buffer(segment))
+    notes = notes_of(tmp_path, ring_buffer(segment))
     forget_segments_of_the_dead(str(tmp_path))
     assert is_there(segment)
     assert notes.exists()
 
 
 def test_a_dead_process_that_nobody_has_waited_for_counts_as_dead(tmp_path: Path, segment: SharedMemory) -> None:
-    notes = noted(tmp_path, ring_buffer(segment))
+    notes = notes_of(tmp_path, ring_buffer(segment))
     with subprocess.Popen([sys.executable, "-c", ""], stdout=subprocess.PIPE) as zombie:
         assert zombie.stdout is not None and zombie.stdout.read() == b""  # closed: it is ending
         notes.rename(notes.with_name(f"shm-{zombie.pid}"))
@@ -88,7 +89,7 @@ def test_a_dead_process_that_nobody_has_waited_for_counts_as_dead(tmp_path: Path
 
 
 def test_what_ended_orderly_has_removed_its_own(tmp_path: Path, segment: SharedMemory) -> None:
-    as_if_by_the_dead(noted(tmp_path, ring_buffer(segment)))
+    as_if_by_the_dead(notes_of(tmp_path, ring_buffer(segment)))
     segment.unlink()
     forget_segments_of_the_dead(str(tmp_path))
     assert list(tmp_path.iterdir()) == []
@@ -100,12 +101,20 @@ def test_who_only_uses_a_segment_notes_nothing(tmp_path: Path, segment: SharedMe
     assert list(tmp_path.iterdir()) == []
 
 
+def a_lock_of_the_hosts(context: Any) -> Any:
+    with noting_semaphores():
+        return context.Lock()
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # the lock removes itself too
-def test_a_lock_that_a_dead_process_made_for_others_is_removed_and_no_other(tmp_path: Path) -> None:
+@pytest.mark.parametrize("make_lock", [a_lock_of_the_hosts, lambda context: noted(context.Lock())])
+def test_a_lock_that_a_dead_process_made_for_others_is_removed_and_no_other(
+    tmp_path: Path, make_lock: Callable[[Any], Any]
+) -> None:
     context = multiprocessing.get_context("spawn")  # there a lock has a name by which others find it
     before = context.Lock()
-    with handed_down(HoldfastConfig(runtime_dir=str(tmp_path))), noting_semaphores():
-        made = context.Lock()
+    with handed_down(HoldfastConfig(runtime_dir=str(tmp_path))):
+        made = make_lock(context)
     [notes] = tmp_path.iterdir()
     as_if_by_the_dead(notes)
     forget_segments_of_the_dead(str(tmp_path))

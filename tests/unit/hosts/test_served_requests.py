@@ -13,6 +13,7 @@ pytest.importorskip("vllm")
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
 
 from holdfast.core.events import EngineView, InstanceView
+from holdfast.core.link_messages import RequestBlamed
 from holdfast.core.states import EngineState
 from holdfast.hosts.vllm.last_words import last_words
 from holdfast.hosts.vllm.served_requests import ServedRequests
@@ -67,7 +68,7 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-UP, DOWN = EngineState.HEALTHY, EngineState.RESTARTING
+UP, DOWN, OUT = EngineState.HEALTHY, EngineState.RESTARTING, EngineState.LEFT_OUT
 
 
 async def both_lost_one_after_another() -> tuple[Client, ServedRequests]:
@@ -132,6 +133,8 @@ class Siblings:
         self.served = ServedRequests(self.client, detects_poison=True)
         self.served.bind(asyncio.get_running_loop())
         self.up, self.lost, self.there = 0, [0, 0], [""]
+        self.blamed: list[RequestBlamed] = []
+        self.served.on_blamed = self.blamed.append
 
     async def add(self, client: Any, request: Any) -> None:
         client.reqs_in_flight[request.request_id] = ENGINES[self.up]
@@ -168,7 +171,9 @@ def test_one_that_kills_every_engine_core_ends_and_the_others_go_on_one_by_one()
         assert [o.request_id for outputs in said for o in outputs.outputs] == ["deadly"]
         assert sum(siblings.lost) == 4
         assert sorted(siblings.served.open) == sorted(siblings.there) == ["fine", "good"]
-        assert "makes the server fail" in str(last_words("deadly"))
+        [blamed] = siblings.blamed
+        assert (blamed.request_id, blamed.engine_id) == ("deadly", 1)
+        assert f"makes the server fail and was ended (incident {blamed.incident})" in str(last_words("deadly"))
 
     asyncio.run(scenario())
 
@@ -185,6 +190,54 @@ def test_engine_cores_that_were_lost_before_this_process_was_there_are_no_news()
         served.follow(view((DOWN, 4), (UP, 0)))
         await settle()
         assert [served.is_gone(engine) for engine in ENGINES] == [True, False]
+
+    asyncio.run(scenario())
+
+
+class Sibling:
+    """Serves while the other one of two engine cores is gone; takes what is sent to nobody by name."""
+
+    def __init__(self) -> None:
+        self.client, self.sent = Client(), list[tuple[str, int | None]]()
+        self.served = ServedRequests(self.client)
+        self.served.bind(asyncio.get_running_loop())
+
+    async def add(self, client: Any, request: Any) -> None:
+        self.sent.append((request.request_id, request.data_parallel_rank))
+
+    async def follow(self, state: EngineState, losses: int) -> None:
+        self.served.follow(view((state, losses), (UP, 0)))
+        await settle()
+
+
+def test_what_names_one_that_is_left_out_goes_to_another_and_what_waited_for_it_too() -> None:
+    async def scenario() -> None:
+        sibling = Sibling()
+        await sibling.follow(DOWN, 1)
+        await sibling.served.add(sibling.add, sibling.client, request("waits", rank=0))
+        assert sibling.sent == []
+        await sibling.follow(OUT, 2)
+        await sibling.served.add(sibling.add, sibling.client, request("comes", rank=0))
+        await sibling.served.add(sibling.add, sibling.client, request("names the other", rank=1))
+        assert sibling.sent == [("waits", None), ("comes", None), ("names the other", 1)]
+        await sibling.follow(DOWN, 3)
+        await sibling.served.add(sibling.add, sibling.client, request("waits again", rank=0))
+        assert len(sibling.sent) == 3
+
+    asyncio.run(scenario())
+
+
+def test_one_that_is_left_out_already_when_a_process_begins_to_serve_is_gone_for_it() -> None:
+    async def scenario() -> None:
+        sibling = Sibling()
+        sibling.served.begin_with({0: 2, 1: 0})
+        await sibling.follow(OUT, 2)
+        await sibling.served.add(sibling.add, sibling.client, request("comes", rank=0))
+        assert sibling.sent == [("comes", None)]
+        sibling.client.input_socket.said.put_nowait([ENGINES[0], b""])
+        await settle()
+        await sibling.follow(UP, 2)
+        assert not sibling.served.is_gone(ENGINES[0])
 
     asyncio.run(scenario())
 

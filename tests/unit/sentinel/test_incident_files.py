@@ -15,7 +15,9 @@ import psutil
 import pytest
 
 from holdfast.core.faults import Phase
-from holdfast.core.stalls import BatchShape, Deadline, Running, Stall
+from holdfast.core.stalls import Stall
+from holdfast.core.step_deadlines import Deadline
+from holdfast.core.steps import BatchShape, Running
 from holdfast.sentinel.incident_files import MAX_INCIDENTS, IncidentFiles
 
 HANGS = """

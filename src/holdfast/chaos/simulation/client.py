@@ -6,7 +6,17 @@ import itertools
 from typing import TYPE_CHECKING
 
 from holdfast.core import messages as m
-from holdfast.core.effects import CloseRendezvous, Effect, End, OrderRecovery, Publish, ReplaceEngine, Send, Settle
+from holdfast.core.effects import (
+    CloseRendezvous,
+    Effect,
+    End,
+    LeaveOut,
+    OrderRecovery,
+    Publish,
+    ReplaceEngine,
+    Send,
+    Settle,
+)
 from holdfast.core.errors import InstructionConflict
 from holdfast.core.events import Event, EventKind
 from holdfast.core.instance import Instance
@@ -16,7 +26,7 @@ from holdfast.core.states import EngineState
 if TYPE_CHECKING:
     from holdfast.chaos.simulation.run import Simulation
 
-CALM = (EngineState.STARTING, EngineState.HEALTHY)
+CALM = (EngineState.STARTING, EngineState.HEALTHY, EngineState.LEFT_OUT)
 
 
 class SimulatedClient:
@@ -75,6 +85,8 @@ class SimulatedClient:
                     self._order_recovery(effect)
                 case ReplaceEngine():
                     self._sim.replace(effect)
+                case LeaveOut():
+                    self._sim.engines[effect.engine_id].stop()
                 case CloseRendezvous():
                     pass
                 case Publish():

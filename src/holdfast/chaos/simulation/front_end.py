@@ -107,7 +107,8 @@ class SimulatedFrontEnd:
                 self._sim.engines[home].add(entry.request, list(entry.delivered))
 
     def _home_for(self, request: Request, preferred: int) -> int | None:
-        takers = [e for e in self._sim.client.instance.view().engines if e.state is not EngineState.RESTARTING]
+        gone = (EngineState.RESTARTING, EngineState.LEFT_OUT)
+        takers = [e for e in self._sim.client.instance.view().engines if e.state not in gone]
         alike = [e.engine_id for e in takers if self._sim.engines[e.engine_id].ranks == request.ranks]
         return preferred if preferred in alike else next(iter(alike), None)
 

@@ -6,9 +6,9 @@ import random
 from dataclasses import dataclass, field
 
 from holdfast.core.config import FaultPolicy, HoldfastConfig
+from holdfast.core.decisions import LONGEST_PAUSE_S
 from holdfast.core.faults import Phase
 from holdfast.core.injection import InjectionSpec
-from holdfast.core.policy import LONGEST_PAUSE_S
 from holdfast.hosts.fake import EngineOptions
 
 
@@ -42,7 +42,9 @@ class Scenario:
     config: HoldfastConfig = field(init=False)
 
     def __post_init__(self) -> None:
+        alike = len({e.ranks for e in self.engines}) == 1  # then any of them can go on with a request
         config = HoldfastConfig(
+            min_engines=1 if alike else max(1, len(self.engines)),
             fault_policy=self.policy,
             engine_recovery_timeout_s=20.0,
             max_retries=4,

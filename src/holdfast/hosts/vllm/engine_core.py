@@ -29,12 +29,14 @@ from holdfast.hosts.vllm.engine_progress import record_progress
 from holdfast.hosts.vllm.holding_out import VllmRequests
 from holdfast.hosts.vllm.injection import Traps, arm_engine
 from holdfast.hosts.vllm.leaving import leave_within
+from holdfast.hosts.vllm.pacing import PacedPrefill
 from holdfast.hosts.vllm.register import BUSY_LOOP, ENGINE_INIT, LOCKSTEP_BUSY_LOOP, attach, attached
 from holdfast.hosts.vllm.restore import TAIL_TOKENS, RequestHistory, RestoreOrder, RestoreReply
-from holdfast.hosts.vllm.resuming import attach_resuming_hooks
+from holdfast.hosts.vllm.resuming import attach_resuming_hooks, pace
 from holdfast.hosts.vllm.salvage import request_being_added, salvage
 from holdfast.hosts.vllm.settings import inherited_settings, joins_epoch
 from holdfast.hosts.vllm.standing_still import agree_on_wave, begin_later_than_any_wave, forget_interrupts
+from holdfast.hosts.vllm.step_rules import StepRules
 from holdfast.hosts.vllm.whole_requests import NotRestorable, encode_whole, whole_request
 from holdfast.hosts.vllm.worker import TOLD_TO_STOP
 from holdfast.hosts.vllm.workers.meeting import attach_meeting_place
@@ -125,7 +127,9 @@ class VllmEngine:
         if config.enable_fault_injection:
             arm_engine(self._traps, engine)
         record_progress(engine, config)
-        self.requests = VllmRequests(engine)
+        rules = StepRules(engine.scheduler)
+        self.requests = VllmRequests(engine, rules)
+        self._paced = pace(engine, PacedPrefill(engine, rules, config.recovery_prefill_tokens))
         self.devices = device_health() if config.stall_detection else None
 
     @property
@@ -196,6 +200,8 @@ class VllmEngine:
             keep_suspect_blocks=self._config.unsafe_keep_suspect_blocks,
             memory_lost=bool(self._newcomers),
         )
+        if self._newcomers and self.in_lockstep:
+            self._paced.begin(self._engine.scheduler.requests.values())
         self._fail_unrestorable()
         rewound_at = time.monotonic()
         restored = self._restore_workers(epoch, rendezvous)

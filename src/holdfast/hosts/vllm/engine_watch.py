@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping
 
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.ports import Devices
-from holdfast.core.stalls import Limits, Stall
+from holdfast.core.stalls import Stall
+from holdfast.core.step_deadlines import Limits
 from holdfast.hosts.vllm.device_health import device_health
 from holdfast.sentinel.incident_files import IncidentFiles
 from holdfast.sentinel.stall_watch import PERIOD_S, ProgressWatch

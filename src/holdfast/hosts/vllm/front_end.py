@@ -208,6 +208,7 @@ def _serve_for_owner(client: Any, owner: Owner | None) -> None:
     if owner is not None and served is not None:
         serve_until(lambda: owner.defeat is not None)
         owner.sentinel.tell(served.follow)
+        served.on_blamed = owner.sentinel.request_blamed
         owner.serves = True
 
 
@@ -223,6 +224,8 @@ def _serve_through(link: FrontEndLink, client: Any) -> None:
     weakref.finalize(client, link.close)
     serve_until(lambda: link.view().defeat is not None)
     link.tell(functools.partial(_follow, weakref.ref(client)))
+    if (served := served_requests(client)) is not None:
+        served.on_blamed = link.request_blamed
     _current_link = link
 
 

@@ -1,9 +1,8 @@
 """Which requests of an engine core may be scheduled, and the end of one that is guilty.
 
-Nothing of this stands in the step path until somebody is suspected: the scheduler's methods are replaced for as long
-as a rule holds, and are the host's own again after it. A request that may not run keeps its blocks. One that waits is
-passed over as one whose grammar is not compiled yet; one that runs already is out of sight while a step is scheduled,
-as one for which a step had no tokens left.
+Nothing of this stands in the step path until somebody is suspected, and nothing after it. A request that may not run
+keeps its blocks. One that waits is passed over as one whose grammar is not compiled yet; one that runs already is out
+of sight while a step is scheduled, as one for which a step had no tokens left.
 """
 
 from __future__ import annotations
@@ -20,25 +19,25 @@ from vllm.v1.request import RequestStatus
 
 from holdfast.core.blame import Standing
 from holdfast.hosts.vllm.rewind import recompute
+from holdfast.hosts.vllm.step_rules import StepRules, replaced
 
 logger = logging.getLogger("holdfast")
 
 CONTROL_TOKENS = 16  # enough for several steps, few beside what an answer is
 
-_REPLACED = ("schedule", "_handle_blocked_waiting_request")
-
 
 class VllmRequests:
     """Implements `RequestHost` on the scheduler of an engine core. The busy loop's thread."""
 
-    def __init__(self, engine: Any) -> None:
+    def __init__(self, engine: Any, rules: StepRules) -> None:
         self._engine = engine
         self._scheduler = engine.scheduler
+        self._rules = rules
         self._run: Collection[str] | None = None
         self._held: Collection[str] = ()
         self._before_step: Callable[[], None] | None = None
         self._controls = itertools.count(1)
-        self._own: dict[str, Any] = {}  # what stood in the places of the methods that are replaced
+        self._take_back: Callable[[], None] | None = None  # while a rule holds
 
     def standings(self) -> Mapping[str, Standing]:
         return {r.request_id: _standing(r) for r in self._scheduler.requests.values() if not r.is_finished()}
@@ -48,9 +47,9 @@ class VllmRequests:
     ) -> None:
         self._run, self._held, self._before_step = run, held, before_step
         if before_step is None:
-            self._take_back()
-        elif not self._own:
-            self._replace()
+            self._end_rule()
+        elif self._take_back is None:
+            self._begin_rule()
 
     def recompute(self, request_id: str) -> None:
         recompute(self._scheduler, request_id)
@@ -71,24 +70,20 @@ class VllmRequests:
 
     # ---- while a rule holds
 
-    def _replace(self) -> None:
-        scheduler = self._scheduler
-        self._own = {name: vars(scheduler).get(name) for name in _REPLACED}
-        schedule, is_ready = scheduler.schedule, scheduler._handle_blocked_waiting_request
+    def _begin_rule(self) -> None:
+        is_ready = self._scheduler._handle_blocked_waiting_request
 
-        def schedule_by_rule(*args: Any, **kwargs: Any) -> Any:
-            return self._schedule(lambda: schedule(*args, **kwargs))
+        def is_allowed(request: Any) -> bool:
+            return self._may_run(request) and is_ready(request)
 
-        scheduler.schedule = schedule_by_rule
-        scheduler._handle_blocked_waiting_request = lambda request: self._may_run(request) and is_ready(request)
+        self._take_back = replaced(self._scheduler, "_handle_blocked_waiting_request", is_allowed)
+        self._rules.put(self._schedule)
 
-    def _take_back(self) -> None:
-        for name, method in self._own.items():
-            if method is None:
-                delattr(self._scheduler, name)
-            else:
-                setattr(self._scheduler, name, method)
-        self._own = {}
+    def _end_rule(self) -> None:
+        self._rules.take_away(self._schedule)
+        if self._take_back is not None:
+            self._take_back()
+            self._take_back = None
 
     def _may_run(self, request: Any) -> bool:
         request_id = request.request_id

@@ -47,3 +47,12 @@ def _raise_if_error(
 
         raise GenerationError(why)
     original(serving, finish_reason, request_id, *args, **kwargs)
+
+
+def unsaid_of(client: Any, engine: bytes) -> Any:
+    """What a lost engine core could not say any more: that nothing runs or waits there. The host's gauges show it."""
+    from vllm.v1.engine import EngineCoreOutputs
+    from vllm.v1.metrics.stats import SchedulerStats
+
+    index = client.core_engines.index(engine) + client.engine_ranks_managed[0]
+    return EngineCoreOutputs(engine_index=index, scheduler_stats=SchedulerStats())

@@ -16,6 +16,7 @@ import zmq
 
 from holdfast.core.errors import PeerSilent
 from holdfast.core.events import EngineView
+from holdfast.core.states import EngineState
 from holdfast.sentinel import FrontEndLink
 
 GREETING = "holdfast-greeting"
@@ -65,7 +66,7 @@ class Newcomer:
         """What each engine core says when it is ready."""
         said: dict[int, bytes] = {}
         deadline = time.monotonic() + self._timeout_s
-        while silent := [e for e in self._link.view().engines if e.engine_id not in said]:
+        while silent := [e for e in self._link.view().engines if e.engine_id not in said and not _is_left_out(e)]:
             if time.monotonic() > deadline:
                 who = ", ".join(str(e.engine_id) for e in silent)
                 raise PeerSilent(f"engine core(s) {who} did not answer within {self._timeout_s:g} s")
@@ -74,7 +75,16 @@ class Newcomer:
                     self._send_greeting(socket, engine)
             while socket.poll(_AGAIN_MS):
                 self._take(socket.recv_multipart(), said)
+        self._speak_for_left_out(said)
         return said
+
+    def _speak_for_left_out(self, said: dict[int, bytes]) -> None:
+        """The client waits for each of them, and they all say the same. Afterwards it is told that they are gone."""
+        payload = next(iter(said.values()), b"")
+        for engine in self._link.view().engines:
+            if engine.engine_id not in said:
+                said[engine.engine_id] = payload
+                self.restarts[engine.engine_id] = engine.restarts
 
     def _send_greeting(self, socket: Any, engine: EngineView) -> None:
         from vllm.v1.engine import EngineCoreRequestType
@@ -106,6 +116,10 @@ class Newcomer:
             speaker.connect(address)
             speaker.send(payload)
         client.input_socket = listener
+
+
+def _is_left_out(engine: EngineView) -> bool:
+    return engine.state is EngineState.LEFT_OUT
 
 
 def _identity(engine_id: int) -> bytes:

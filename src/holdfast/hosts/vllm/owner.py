@@ -6,7 +6,6 @@ closed: an instance whose processes did not all report their hooks does not serv
 
 from __future__ import annotations
 
-import functools
 import logging
 import multiprocessing.connection
 import shutil
@@ -22,9 +21,8 @@ import msgspec
 
 from holdfast.core.classification import Classifier
 from holdfast.core.config import HoldfastConfig
-from holdfast.core.effects import ReplaceEngine, ReplaceProcess
+from holdfast.core.effects import LeaveOut, ReplaceEngine, ReplaceProcess
 from holdfast.core.errors import HookNotAttached
-from holdfast.core.events import EngineView
 from holdfast.core.front_end import COORDINATOR
 from holdfast.core.rendezvous import Rendezvous
 from holdfast.core.stalls import Stall
@@ -32,21 +30,14 @@ from holdfast.core.states import EngineState
 from holdfast.hosts.vllm.api_servers import ApiServerMember
 from holdfast.hosts.vllm.communicators.rendezvous import RendezvousHost
 from holdfast.hosts.vllm.coordinator import CoordinatorMember
-from holdfast.hosts.vllm.engine_replacement import (
-    Launch,
-    cannot_replace,
-    end_processes,
-    kill_tree,
-    start_engine_core,
-)
+from holdfast.hosts.vllm.engine_places import EnginePlaces, check_hooks
+from holdfast.hosts.vllm.engine_replacement import Launch, cannot_replace, kill_tree
 from holdfast.hosts.vllm.engine_watch import EngineCoreWatch
 from holdfast.hosts.vllm.exits import explain_exit
 from holdfast.hosts.vllm.front_end_touchpoints import CLIENT_INIT
 from holdfast.hosts.vllm.front_end_watch import FrontEndWatch
 from holdfast.hosts.vllm.logs import share_log
-from holdfast.hosts.vllm.register import ADD_TO_SCHEDULER, BUSY_LOOP, ENGINE_INIT, MAKE_REQUEST, WORKER_QUEUES, missing
-from holdfast.hosts.vllm.sockets import remove_sockets
-from holdfast.hosts.vllm.workers.segments import forget_segments_of_the_dead
+from holdfast.hosts.vllm.register import missing
 from holdfast.progress.oom import oom_kills
 from holdfast.sentinel import ClientSentinel
 from holdfast.sentinel.addresses import client_address
@@ -61,6 +52,7 @@ END_GRACE_S = 10.0
 KNOWN_TIMEOUT_S = 1.0
 LINK_KNOWN_TIMEOUT_S = 10.0  # links report every few seconds what they have seen, if not asked before
 _WATCH_S = 1.0
+_JUDGED = (EngineState.RESTARTING, EngineState.LEFT_OUT, EngineState.DEAD)
 
 
 class Outlets(Protocol):
@@ -91,9 +83,6 @@ class Owner:
         self.defeat: str | None = None
         self.serves = False  # whether this process serves requests that can move
         self._links = links
-        self._launch: Launch | None = None
-        self._being_replaced: set[int] = set()
-        self._processes: Sequence[Any] = ()
         self._defeated = threading.Event()
         self._ending = threading.Thread(target=self._kill_after_grace, name="EngineCoreEnd", daemon=True)
         self._manager: Callable[[], Any] = lambda: None
@@ -112,6 +101,7 @@ class Owner:
             notify_address=self._outlets.address,
         )
         self.sentinel.expect_links(links)
+        self._places = EnginePlaces(self.sentinel, self.config, self._ends_within, self.why_irreplaceable)
         self._watch = EngineCoreWatch(self.config, self._engine_pids, self._condemn)
         self._condemned: dict[int, str] = {}
         self._oom_kills = oom_kills()
@@ -122,8 +112,7 @@ class Owner:
     def own(self, launch: Any) -> None:
         """The engine cores are started, and nobody else may own them."""
         manager = launch.engine_manager
-        self._launch = Launch.of(launch)
-        self._processes = manager.processes
+        self._places.take(Launch.of(launch), manager.processes)
         self._manager = weakref.ref(manager)
         weakref.finalize(manager, self.close)
 
@@ -143,12 +132,12 @@ class Owner:
         _current = self
 
     def _members(self) -> list[CoordinatorMember]:
-        coordinator = self._launch.coordinator if self._launch is not None else None
+        coordinator = self._places.launch.coordinator if self._places.launch is not None else None
         return [CoordinatorMember(coordinator, self.config)] if coordinator is not None else []
 
     def _check_engines(self) -> None:
         for engine in self.sentinel.await_attached(ATTACH_TIMEOUT_S).engines:
-            _check_hooks(engine)
+            check_hooks(engine)
 
     def _check_links(self, api_servers: Sequence[Any]) -> None:
         deadline = time.monotonic() + LINK_TIMEOUT_S
@@ -181,29 +170,29 @@ class Owner:
         Theirs would be the last word otherwise: what they have open they end as if that had been asked for.
         """
         while not manager.manager_stopped.is_set():
-            watched = [i for i in range(len(self._processes)) if i not in self._being_replaced]
-            by_sentinel = {self._processes[i].sentinel: i for i in watched}
+            watched = self._places.watched
+            by_sentinel = {self._places.processes[i].sentinel: i for i in watched}
             gone = multiprocessing.connection.wait(list(by_sentinel), _WATCH_S) if watched else []
             if not watched:
                 manager.manager_stopped.wait(_WATCH_S)
             ended = (by_sentinel[cast(int, sentinel)] for sentinel in gone)
             # One that was killed to be replaced, meanwhile, is no news.
-            if not all(i in self._being_replaced or self._goes_on_without(manager, i) for i in ended):
+            if not all(i not in self._places.watched or self._goes_on_without(manager, i) for i in ended):
                 return
 
     def _goes_on_without(self, manager: Any, engine_id: int) -> bool:
         """Judge the death of an engine core: whether the instance goes on."""
         if manager.manager_stopped.is_set():
             return False  # and its exit code is for the host to look at
-        process = self._processes[engine_id]
+        process = self._places.processes[engine_id]
         process.join(KNOWN_TIMEOUT_S)  # its sentinel says that it ends before the system says how
         if process.exitcode == 0 or manager.manager_stopped.is_set():
             return False  # it was asked to end
         if self.defeat is None:
-            self._being_replaced.add(engine_id)
+            self._places.unwatch(engine_id)
             why = self._condemned.pop(engine_id, self._why_gone(process.exitcode))
             self.sentinel.engine_lost(engine_id, why, self.why_irreplaceable())
-            self.sentinel.await_state(engine_id, (EngineState.RESTARTING, EngineState.DEAD), KNOWN_TIMEOUT_S)
+            self.sentinel.await_state(engine_id, _JUDGED, KNOWN_TIMEOUT_S)
             if self.sentinel.view().defeat is None:
                 return True
         self.sentinel.await_defeat_known(KNOWN_TIMEOUT_S)
@@ -230,58 +219,10 @@ class Owner:
         return cannot_replace()
 
     def replace_engine(self, order: ReplaceEngine) -> None:
-        """Start another engine core, on a thread of its own."""
-        self._being_replaced.add(order.engine_id)  # before it is killed: that is no news
-        if why := self.why_irreplaceable():
-            self.sentinel.engine_lost(order.engine_id, "it has to be replaced", why)
-            return
-        name = f"EngineCoreRestart-{order.engine_id}"
-        threading.Thread(target=self._replace, args=(order, time.time()), name=name, daemon=True).start()
+        self._places.replace(order)
 
-    def _replace(self, order: ReplaceEngine, lost_at: float) -> None:
-        engine_id = order.engine_id
-        try:
-            if order.kill:
-                self._kill(engine_id)
-            end_processes(order.processes, lost_at)
-            forget_segments_of_the_dead(self._folder)
-            if not self.sentinel.await_known(order.known_at, LINK_KNOWN_TIMEOUT_S):
-                logger.warning("an API server has not heard yet that engine core %d is lost", engine_id)
-            if self._ends_within(order.after_s):
-                return
-            self._start_another(engine_id, order.joins_epoch)
-        except Exception as error:
-            if not self._ends_within(0.0):
-                logger.exception("another engine core %d did not start", engine_id)
-                self._kill(engine_id)
-                why = f"what was to take its place did not start: {' '.join(str(error).split())}"
-                self.sentinel.engine_lost(engine_id, why, self.why_irreplaceable())
-
-    def _start_another(self, engine_id: int, joins_epoch: int | None) -> None:
-        assert self._launch is not None
-        put_in_place = functools.partial(self._put_in_place, engine_id)
-        gently = joins_epoch is None and self._others_serve(engine_id)
-        start_engine_core(self._launch, engine_id, self.config, put_in_place, joins_epoch, gently=gently)
-        if not self.sentinel.await_attached_again(engine_id, ATTACH_TIMEOUT_S):
-            raise HookNotAttached(f"engine core {engine_id} did not report its hooks within {ATTACH_TIMEOUT_S:g} s")
-        view = self.sentinel.view().engine(engine_id)
-        if view is not None:
-            _check_hooks(view)
-        self._being_replaced.discard(engine_id)
-
-    def _others_serve(self, engine_id: int) -> bool:
-        return any(e.state.makes_progress for e in self.sentinel.view().engines if e.engine_id != engine_id)
-
-    def _put_in_place(self, engine_id: int, process: Any) -> None:
-        """From now on it ends with the others."""
-        cast(list[Any], self._processes)[engine_id] = process
-        if self._ends_within(0.0):
-            self._kill(engine_id)
-
-    def _kill(self, engine_id: int) -> None:
-        pid = self._processes[engine_id].pid
-        if pid is not None:
-            kill_tree(pid)
+    def leave_out_engine(self, order: LeaveOut) -> None:
+        self._places.leave_out(order)
 
     def _ends_within(self, seconds: float) -> bool:
         """Whether the instance ends within that time, or has ended."""
@@ -331,7 +272,7 @@ class Owner:
     def _kill_after_grace(self) -> None:
         """An engine core that does not end goes with all its workers: a stopped one would not follow by itself."""
         deadline = time.monotonic() + END_GRACE_S
-        for process in self._processes:
+        for process in self._places.processes:
             process.join(max(0.0, deadline - time.monotonic()))
             if process.is_alive() and process.pid is not None:
                 logger.error("engine core pid %d did not end within %g s; killing it", process.pid, END_GRACE_S)
@@ -345,14 +286,5 @@ class Owner:
         self._outlets.close()
         for rendezvous in self._rendezvous.values():
             rendezvous.close_all()
-        if self._launch is not None:
-            remove_sockets((*self._launch.addresses.inputs, *self._launch.addresses.outputs))
+        self._places.remove_sockets()
         shutil.rmtree(self._folder, ignore_errors=True)
-
-
-def _check_hooks(engine: EngineView) -> None:
-    """Raises `HookNotAttached` for an engine core that is not protected."""
-    if absent := missing((ENGINE_INIT, BUSY_LOOP, MAKE_REQUEST, ADD_TO_SCHEDULER), engine.hooks):
-        raise HookNotAttached(f"engine core {engine.engine_id} did not attach {', '.join(absent)}")
-    if absent := missing((WORKER_QUEUES,), engine.worker_hooks):
-        raise HookNotAttached(f"a worker of engine core {engine.engine_id} did not attach {', '.join(absent)}")

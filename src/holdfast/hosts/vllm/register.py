@@ -166,7 +166,8 @@ TOUCHPOINTS: tuple[Touchpoint, ...] = (
         "Scheduler",
         "running waiting kv_holding_waiting requests kv_cache_manager encoder_cache_manager connector "
         "ec_connector prev_step_scheduled_req_ids max_num_scheduled_tokens use_v2_model_runner defer_block_free "
-        "sched_step_seq processed_step_seq current_step _inflight_prefills deferred_waiting",
+        "sched_step_seq processed_step_seq current_step _inflight_prefills deferred_waiting num_spec_tokens "
+        "scheduler_config",
         "rewinding",
     ),
     _call(_KV, "KVCacheManager.free", ("request",), "releasing a request's blocks"),

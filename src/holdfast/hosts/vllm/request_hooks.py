@@ -19,10 +19,11 @@ from holdfast.hosts.vllm.front_end_touchpoints import (
     RECEIVE,
     VALIDATE_ALIVE,
 )
+from holdfast.hosts.vllm.gone_engines import EngineGone
 from holdfast.hosts.vllm.last_words import attach_last_words
 from holdfast.hosts.vllm.owner import current_owner
 from holdfast.hosts.vllm.register import attach
-from holdfast.hosts.vllm.served_requests import EngineGone, ServedRequests
+from holdfast.hosts.vllm.served_requests import ServedRequests
 from holdfast.hosts.vllm.settings import inherited_settings
 
 _NAME = "holdfast"

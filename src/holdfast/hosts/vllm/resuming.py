@@ -14,11 +14,13 @@ from typing import Any
 from vllm.v1.request import RequestStatus
 
 from holdfast.core.errors import RecoveryFailed
+from holdfast.hosts.vllm.pacing import PacedPrefill
 from holdfast.hosts.vllm.register import ADD_TO_SCHEDULER, MAKE_REQUEST, attach
 from holdfast.hosts.vllm.whole_requests import encode_whole, whole_request
 from holdfast.hosts.vllm.workers.orders import LEARN
 
 HISTORY = "holdfast_history"  # the private key
+_PACED = "holdfast_paced"
 GRAMMAR_TIMEOUT_S = 20.0
 LEARN_TIMEOUT_S = 30.0
 
@@ -53,10 +55,11 @@ def resumption(request: Any, delivered: Sequence[int]) -> Any:
     """The request that lets another engine core go on behind what was delivered. The original stays as it was."""
     again = copy.copy(request)
     again.data_parallel_rank = None
-    if delivered:
+    if request.sampling_params is not None:
         again.sampling_params = params = request.sampling_params.clone()
         params.extra_args = {**(params.extra_args or {}), HISTORY: list(delivered)}
-        params.prompt_logprobs = None  # they were delivered with the first token
+        if delivered:
+            params.prompt_logprobs = None  # they were delivered with the first token
     return again
 
 
@@ -68,19 +71,28 @@ def attach_resuming_hooks() -> None:
     attach(ADD_TO_SCHEDULER, _add_to_scheduler)
 
 
+def pace(engine: Any, paced: PacedPrefill) -> PacedPrefill:
+    """Let it know of requests that come from another engine core."""
+    vars(engine)[_PACED] = paced
+    return paced
+
+
 def _make_request(original: Callable[..., tuple[Any, int]], engine: Any, request: Any) -> tuple[Any, int]:
     """Runs on the input thread. What raises here ends this request alone."""
     history = _take_history(request)
     made, wave = original(engine, request)
     if history:
         _go_on_from(engine, made, history)
+    if history is not None and (paced := vars(engine).get(_PACED)) is not None:
+        paced.expect(made.request_id)
     return made, wave
 
 
-def _take_history(request: Any) -> list[int]:
+def _take_history(request: Any) -> list[int] | None:
+    """Empty where another engine core had a request and nothing was delivered."""
     params = request.sampling_params
     if params is None or not params.extra_args or HISTORY not in params.extra_args:
-        return []
+        return None
     history: list[int] = params.extra_args.pop(HISTORY)
     params.extra_args = params.extra_args or None
     return history
@@ -111,4 +123,6 @@ def _add_to_scheduler(original: Callable[..., None], engine: Any, request: Any, 
         # V1 keeps a request's tokens in the worker; V2 is sent them when it is scheduled.
         known = encode_whole([whole_request(request)])
         engine.model_executor.collective_rpc(LEARN, timeout=LEARN_TIMEOUT_S, args=(known,))
+    if (paced := vars(engine).get(_PACED)) is not None:
+        paced.arrived(request)
     original(engine, request, request_wave)

@@ -16,21 +16,21 @@ from typing import Any
 
 import zmq
 
-from holdfast.core.errors import PeerSilent
+from holdfast.core.blame import words_of_blame
 from holdfast.core.events import InstanceView
+from holdfast.core.link_messages import RequestBlamed
+from holdfast.core.messages import MAX_ID_CHARS
 from holdfast.core.open_requests import OpenRequests
 from holdfast.core.readmission import Readmission
 from holdfast.core.states import EngineState
-from holdfast.hosts.vllm.last_words import keep_last_words
+from holdfast.hosts.vllm.gone_engines import GoneEngines
+from holdfast.hosts.vllm.last_words import keep_last_words, unsaid_of
 from holdfast.hosts.vllm.resuming import resumption, strip_history, unmovable
 
 logger = logging.getLogger("holdfast")
 
 Add = Callable[[Any, Any], Awaitable[None]]
-
-
-class EngineGone(PeerSilent):
-    """A call to an engine core whose process is gone."""
+_DEADLY = "every engine core that it is given to is lost"
 
 
 class ServedRequests:
@@ -39,12 +39,12 @@ class ServedRequests:
     def __init__(self, client: Any, *, detects_poison: bool = False) -> None:
         self.open: OpenRequests[Any] = OpenRequests()
         self._readmission = Readmission() if detects_poison else None
+        self.on_blamed: Callable[[RequestBlamed], None] = lambda blamed: None
         self._client = weakref.ref(client)
         self._add: Add | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._restarts: Counter[int] = Counter()  # how many losses of each engine were followed
-        self._gone: dict[bytes, bool] = {}  # the engines that are lost: whether the next one said that it is ready
-        self._losses: dict[bytes, asyncio.Future[None]] = {}
+        self._gone = GoneEngines()
         self._held: dict[str, bool] = {}  # requests that are with no engine, oldest first: whether they were with one
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_listening = False  # whether somebody hears what successors say; one at a time may read
@@ -62,6 +62,7 @@ class ServedRequests:
         self._add = original
         strip_history(request)
         self.open.open(request.request_id, request, unmovable(request))
+        self._unpin(client, request)
         if not self._has_taker(client, request):
             self._held[request.request_id] = False
             return
@@ -88,6 +89,12 @@ class ServedRequests:
     def is_gone(self, engine: bytes) -> bool:
         return engine in self._gone
 
+    def _unpin(self, client: Any, request: Any) -> None:
+        """One that names an engine core in whose place there is none goes where there is one."""
+        named = request.data_parallel_rank
+        if named in range(len(client.core_engines)) and self._gone.is_left_out(client.core_engines[named]):
+            request.data_parallel_rank = None
+
     def _has_taker(self, client: Any, request: Any) -> bool:
         if not self._gone:
             return True
@@ -99,22 +106,7 @@ class ServedRequests:
 
     async def call_utility(self, call: Callable[[], Awaitable[Any]], engine: bytes) -> Any:
         """A call to one engine core, which ends when that is lost. Raises `EngineGone`."""
-        loss = self._loss_of(engine)
-        answer = asyncio.ensure_future(call())
-        try:
-            await asyncio.wait({answer, loss}, return_when=asyncio.FIRST_COMPLETED)
-            if answer.done():
-                return answer.result()
-            raise EngineGone(f"engine core {int.from_bytes(engine, 'little')} is gone, and does not answer")
-        finally:
-            answer.cancel()
-
-    def _loss_of(self, engine: bytes) -> asyncio.Future[None]:
-        if engine not in self._losses:
-            self._losses[engine] = asyncio.get_running_loop().create_future()
-            if engine in self._gone:
-                self._losses[engine].set_result(None)
-        return self._losses[engine]
+        return await self._gone.call(call, engine)
 
     # ---- what the engine cores say
 
@@ -177,7 +169,8 @@ class ServedRequests:
             self._loop.call_soon_threadsafe(self._follow)
 
     def _is_news(self, view: InstanceView) -> bool:
-        return bool(self._gone) or any(e.restarts > self._restarts[e.engine_id] for e in view.engines)
+        is_lost = (e.restarts > self._restarts[e.engine_id] or e.state is EngineState.LEFT_OUT for e in view.engines)
+        return bool(self._gone) or any(is_lost)
 
     def _follow(self) -> None:
         client, view = self._client(), self._view
@@ -188,26 +181,25 @@ class ServedRequests:
             if engine.restarts > self._restarts[engine.engine_id]:
                 self._restarts[engine.engine_id] = engine.restarts
                 self._lose(client, identity)
-            if engine.state is EngineState.HEALTHY and self._gone.get(identity):
-                del self._gone[identity]
-                self._losses.pop(identity, None)
+            elif engine.state is EngineState.LEFT_OUT and identity not in self._gone:
+                self._lose(client, identity)
+            self._gone.leave_out(identity, engine.state is EngineState.LEFT_OUT)
+            if engine.state is EngineState.HEALTHY and self._gone.is_ready(identity):
+                self._gone.returns(identity)
                 logger.info("engine core %d takes requests of this process again", engine.engine_id)
         if self._held:
             self._start(self._resume())
 
     def _lose(self, client: Any, engine: bytes) -> None:
         """Nothing more is sent there; what was open there waits, for a moment or for its successor."""
-        self._gone[engine] = False
-        self._loss_of(engine)
-        if not self._losses[engine].done():
-            self._losses[engine].set_result(None)
+        self._gone.lose(engine)
         leaving = [i for i in self.open if self._engine_of(client, i) == engine]
         self._held.update(dict.fromkeys(leaving, True))
         if hasattr(client, "reqs_in_flight"):
             for request_id in [i for i, at in client.reqs_in_flight.items() if at == engine]:
                 del client.reqs_in_flight[request_id]
             client.engine_inflight[engine] = 0
-        client.outputs_queue.put_nowait(_last_word(client, engine))
+        client.outputs_queue.put_nowait(unsaid_of(client, engine))
         logger.warning("engine core %d is lost: %d requests leave it", int.from_bytes(engine, "little"), len(leaving))
         self._blame(client, engine, leaving)
         if not self._is_listening:
@@ -220,18 +212,19 @@ class ServedRequests:
             return
         there = {i: len(entry.delivered) for i in leaving if (entry := self.open.get(i)) is not None}
         if (culprit := self._readmission.lost(there)) is not None:
-            stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
-            incident = f"{stamp}-engine{int.from_bytes(engine, 'little')}-lost"
-            keep_last_words(culprit, f"this request makes the server fail and was ended (incident {incident})")
-            self._fail(client, culprit, f"every engine core that it is given to is lost (incident {incident})")
+            engine_id = int.from_bytes(engine, "little")
+            incident = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-engine{engine_id}-lost"
+            keep_last_words(culprit, words_of_blame(incident))
+            self._fail(client, culprit, f"{_DEADLY} (incident {incident})")
+            blamed = culprit[:MAX_ID_CHARS]
+            self.on_blamed(RequestBlamed(engine_id=engine_id, request_id=blamed, incident=incident, reason=_DEADLY))
 
     async def _hear_ready(self, socket: Any) -> None:
         """A successor says that it is ready where requests are sent to it; nothing may be sent to it before."""
         try:
-            while not all(self._gone.values()):
+            while not self._gone.all_ready:
                 identity, *said = await socket.recv_multipart()
-                if identity in self._gone and len(said) == 1:  # more is a late answer to a greeting
-                    self._gone[identity] = True
+                if len(said) == 1 and self._gone.says_ready(identity):  # more is a late answer to a greeting
                     self._follow()
         finally:
             self._is_listening = False
@@ -250,6 +243,7 @@ class ServedRequests:
                 self._fail(client, request_id, entry.unmovable)
                 continue
             request = resumption(entry.request, entry.delivered) if began else entry.request
+            self._unpin(client, request)
             if self._has_taker(client, request) and self._may_go(request_id):
                 del self._held[request_id]
                 await self._add_again(self._add, client, request)
@@ -282,15 +276,6 @@ class ServedRequests:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("moving requests failed", exc_info=error)
-
-
-def _last_word(client: Any, engine: bytes) -> Any:
-    """What a lost engine core could not say any more: that nothing runs or waits there. The host's gauges show it."""
-    from vllm.v1.engine import EngineCoreOutputs
-    from vllm.v1.metrics.stats import SchedulerStats
-
-    index = client.core_engines.index(engine) + client.engine_ranks_managed[0]
-    return EngineCoreOutputs(engine_index=index, scheduler_stats=SchedulerStats())
 
 
 def _is_awaited(client: Any, answer: Any) -> bool:

@@ -43,6 +43,12 @@ def noting_semaphores() -> Iterator[None]:
     _note(_mapped_semaphores() - before)
 
 
+def noted(lock: Any) -> Any:
+    """A lock of our own that other processes are to share."""
+    _note([f"sem.{lock._semlock.name.removeprefix('/')}"])
+    return lock
+
+
 def _mapped_semaphores() -> set[str]:
     """Names of those that this process has mapped; empty where the system does not say.
 

@@ -21,6 +21,7 @@ from holdfast.core.errors import RecoveryFailed
 from holdfast.hosts.vllm.exits import describe_exit
 from holdfast.hosts.vllm.workers.beginning import Beginning
 from holdfast.hosts.vllm.workers.newcomer import TakeOver, of_handle, replacement_main, standby_main
+from holdfast.hosts.vllm.workers.segments import noted
 
 _SPAWN = multiprocessing.get_context("spawn")
 # Nobody is met there: see `alone`.
@@ -40,7 +41,7 @@ class WorkerSeed:
             "rank": rank,
             "distributed_init_method": _NOWHERE,
             "input_shm_handle": queue,
-            "shared_worker_lock": _SPAWN.Lock(),
+            "shared_worker_lock": noted(_SPAWN.Lock()),
             "is_driver_worker": is_driver,
             "inherited_fds": [],
         }

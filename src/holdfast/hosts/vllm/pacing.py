@@ -1,0 +1,94 @@
+"""Requests that are computed again after a loss get a bounded part of each step while others decode beside them.
+
+They come from an engine core that is gone, or lost their KV with a rank while their peers in lockstep kept theirs.
+The host prefills as much as fits in a step; the bound lowers what fits for as long as such a prefill is what a step
+would take next. Then, and where prompts cannot be cut anywhere, a step is the host's own.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from holdfast.core.pacing import Pacing
+from holdfast.hosts.vllm.rewind import only_full_attention
+from holdfast.hosts.vllm.step_rules import StepRules
+
+logger = logging.getLogger("holdfast")
+
+
+class PacedPrefill:
+    """Of one engine core. The busy loop's thread, but for `expect`."""
+
+    def __init__(self, engine: Any, rules: StepRules, tokens_per_step: int) -> None:
+        self._engine = engine
+        self._scheduler = engine.scheduler
+        self._rules = rules
+        self._pacing = Pacing(tokens_per_step)
+        self._expected: set[str] = set()
+        self._paced = self._tokens = 0  # since it began, for the log
+        self._began = 0.0
+        self._can_cut = self._scheduler.scheduler_config.enable_chunked_prefill and tokens_per_step > 0
+        self._in_lockstep = getattr(engine, "dp_group", None) is not None
+
+    def expect(self, request_id: str) -> None:
+        """A request is on its way to the busy loop that comes from another engine core."""
+        self._expected.add(request_id)
+
+    def arrived(self, request: Any) -> None:
+        if request.request_id in self._expected:
+            self._expected.discard(request.request_id)
+            self.begin([request])
+
+    def begin(self, requests: Iterable[Any]) -> None:
+        """These are to be computed again."""
+        if not self._can_cut or only_full_attention(self._scheduler) is None:
+            return
+        if self._pacing.is_over:
+            self._began, self._paced, self._tokens = time.monotonic(), 0, 0
+        for request in requests:
+            self._pacing.begin(request.request_id, request.num_tokens)
+            self._paced += 1
+            self._tokens += request.num_tokens
+        if not self._pacing.is_over:
+            self._rules.put(self._step)
+
+    def _step(self, schedule: Any) -> Any:
+        scheduler = self._scheduler
+        self._pacing.note({i: r.num_computed_tokens for i, r in scheduler.requests.items()})
+        if self._pacing.is_over:
+            self._end()
+            return schedule()
+        beside = self._beside()
+        if not (beside or self._in_lockstep) or not self._is_next():
+            return schedule()
+        whole = scheduler.max_num_scheduled_tokens
+        scheduler.max_num_scheduled_tokens = self._pacing.step_tokens(whole, beside)
+        try:
+            return schedule()
+        finally:
+            scheduler.max_num_scheduled_tokens = whole
+
+    def _beside(self) -> int:
+        """Tokens that a step computes for requests that decode and lost nothing. Peers in lockstep may have others."""
+        scheduler = self._scheduler
+        decoding = sum(r.request_id not in self._pacing and not r.is_prefill_chunk for r in scheduler.running)
+        return int(decoding * (1 + scheduler.num_spec_tokens))
+
+    def _is_next(self) -> bool:
+        """Whether one of them is what a step prefills next: what cannot be cut must not wait behind the bound."""
+        scheduler = self._scheduler
+        first = [queue.peek_request() for queue in (scheduler.kv_holding_waiting, scheduler.waiting) if queue]
+        return any(r.request_id in self._pacing for r in (*scheduler.running, *first))
+
+    def _end(self) -> None:
+        self._rules.take_away(self._step)
+        logger.info(
+            "engine %d: %d requests of %d tokens in all were computed again within %.1f s",
+            self._engine.engine_index,
+            self._paced,
+            self._tokens,
+            time.monotonic() - self._began,
+        )

@@ -1,0 +1,81 @@
+"""Rules around the scheduling of a step: several at once, in any order, and afterwards no trace of them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+pytest.importorskip("vllm")
+
+from holdfast.hosts.vllm.step_rules import Rule, StepRules
+
+
+class Scheduler:
+    def schedule(self, throttle_prefills: bool = False) -> str:
+        return "throttled" if throttle_prefills else "step"
+
+
+def marking(mark: str) -> Rule:
+    def rule(schedule: Callable[[], Any]) -> Any:
+        return f"{mark}({schedule()})"
+
+    return rule
+
+
+def test_a_rule_stands_around_what_the_host_schedules_and_around_those_that_held_before() -> None:
+    scheduler = Scheduler()
+    rules = StepRules(scheduler)
+    rules.put(marking("a"))
+    rules.put(marking("b"))
+    assert scheduler.schedule() == "b(a(step))"
+    assert scheduler.schedule(True) == "b(a(throttled))"
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+def test_whoever_leaves_first_the_method_is_the_hosts_own_after_the_last(order: tuple[int, ...]) -> None:
+    scheduler = Scheduler()
+    rules, there = StepRules(scheduler), [marking(str(i)) for i in range(3)]
+    for rule in there:
+        rules.put(rule)
+    for index in order:
+        assert f"{index}(" in scheduler.schedule()
+        rules.take_away(there[index])
+        assert f"{index}(" not in scheduler.schedule()
+    assert vars(scheduler) == {}
+
+
+def test_one_that_is_put_twice_holds_once_and_one_that_was_never_put_leaves_nothing() -> None:
+    scheduler, rule = Scheduler(), marking("a")
+    rules = StepRules(scheduler)
+    rules.take_away(rule)
+    rules.put(rule)
+    rules.put(rule)
+    assert scheduler.schedule() == "a(step)"
+    rules.take_away(rule)
+    assert vars(scheduler) == {}
+
+
+def test_a_rule_may_end_itself_within_a_step() -> None:
+    scheduler = Scheduler()
+    rules = StepRules(scheduler)
+
+    def once(schedule: Callable[[], Any]) -> Any:
+        rules.take_away(once)
+        return schedule()
+
+    rules.put(once)
+    assert scheduler.schedule() == "step"
+    assert vars(scheduler) == {}
+
+
+def test_what_others_had_put_there_is_put_back() -> None:
+    scheduler = Scheduler()
+    others = scheduler.schedule = lambda *_: "others"  # type: ignore[method-assign]
+    rules, rule = StepRules(scheduler), marking("a")
+    rules.put(rule)
+    assert scheduler.schedule() == "a(others)"
+    rules.take_away(rule)
+    assert scheduler.schedule is others
