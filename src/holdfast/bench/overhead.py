@@ -7,6 +7,7 @@ machine does beside (other tenants, clock speed, temperature) hits both alike, a
 from __future__ import annotations
 
 import asyncio
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -47,7 +48,7 @@ class Pair(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Ratio(msgspec.Struct, frozen=True, kw_only=True):
-    """On divided by off, over the pairs."""
+    """On divided by off, over the pairs. The median lies within the interval with the odds of 95 %."""
 
     metric: str
     median: float
@@ -55,6 +56,8 @@ class Ratio(msgspec.Struct, frozen=True, kw_only=True):
     maximum: float
     quartile_low: float
     quartile_high: float
+    interval_low: float
+    interval_high: float
     off_median: float
     on_median: float
 
@@ -168,11 +171,19 @@ def burst_of(histories: Sequence[History], *, cpu_s: float) -> Burst:
     )
 
 
+def interval_of_median(values: Sequence[float]) -> tuple[float, float]:
+    """Where the median of what was drawn from lies with the odds of 95 %, however that is spread (by its ranks)."""
+    ordered, count = sorted(values), len(values)
+    outside = max(0, math.floor((count - 1.96 * math.sqrt(count)) / 2))
+    return ordered[outside], ordered[count - 1 - outside]
+
+
 def ratio_of(metric: str, pairs: Sequence[Pair]) -> Ratio:
     """On divided by off for one metric, pair by pair."""
     off = [float(getattr(pair.off, metric)) for pair in pairs]
     on = [float(getattr(pair.on, metric)) for pair in pairs]
-    spread = spread_of([later / earlier if earlier else float("nan") for later, earlier in zip(on, off, strict=True)])
+    ratios = [later / earlier if earlier else float("nan") for later, earlier in zip(on, off, strict=True)]
+    spread, (low, high) = spread_of(ratios), interval_of_median(ratios)
     return Ratio(
         metric=metric,
         median=spread.median,
@@ -180,6 +191,8 @@ def ratio_of(metric: str, pairs: Sequence[Pair]) -> Ratio:
         maximum=spread.maximum,
         quartile_low=spread.quartile_low,
         quartile_high=spread.quartile_high,
+        interval_low=low,
+        interval_high=high,
         off_median=statistics.median(off),
         on_median=statistics.median(on),
     )

@@ -120,12 +120,16 @@ def _chaos_row(name: str, document: Document) -> list[str]:
 
 def _overhead(name: str, document: Document) -> str:
     rows = [
-        [one["metric"], f"{one['median']:.3f}", f"{one['quartile_low']:.3f}–{one['quartile_high']:.3f}"]
+        [one["metric"], f"{one['median']:.3f}", *(_between(one, of) for of in ("interval", "quartile"))]
         for one in document["ratios"]
     ]
     head = "## What it costs while nothing fails\n"
     about = f"On divided by off, [{len(document['pairs'])} interleaved pairs]({name}).\n"
-    return f"{head}\n{about}\n{_table(('', 'median', 'quartiles'), rows)}"
+    return f"{head}\n{about}\n{_table(('', 'median', '95 % interval of it', 'quartiles'), rows)}"
+
+
+def _between(ratio: Document, what: str) -> str:
+    return f"{ratio[f'{what}_low']:.3f}–{ratio[f'{what}_high']:.3f}"
 
 
 def _machines(documents: Documents) -> Iterator[list[str]]:

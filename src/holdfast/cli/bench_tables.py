@@ -182,11 +182,12 @@ def overhead_report(document: OverheadDocument, console: Console) -> None:
     table = Table(
         title=f"Holdfast on / off, {len(document.pairs)} interleaved pairs", title_justify="left", box=SIMPLE_HEAD
     )
-    for heading in ("", "off", "on", "on/off", "quartiles", "min", "max"):
+    for heading in ("", "off", "on", "on/off", "95 %", "quartiles", "min", "max"):
         table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
     for ratio in document.ratios:
         quartiles = f"{ratio.quartile_low:.3f}–{ratio.quartile_high:.3f}"
-        figures = (f"{ratio.off_median:.4g}", f"{ratio.on_median:.4g}", f"{ratio.median:.3f}", quartiles)
+        interval = f"{ratio.interval_low:.3f}–{ratio.interval_high:.3f}"
+        figures = (f"{ratio.off_median:.4g}", f"{ratio.on_median:.4g}", f"{ratio.median:.3f}", interval, quartiles)
         table.add_row(_METRIC_NAMES[ratio.metric], *figures, f"{ratio.minimum:.3f}", f"{ratio.maximum:.3f}")
     console.print(table)
     console.print("The answers are equal, token by token." if not document.problems else "\n".join(document.problems))

@@ -11,7 +11,7 @@ import pytest
 from holdfast.bench.figures import Trial, figures_of, stretch_of, trial_of
 from holdfast.bench.loads import LoadKind, make_load
 from holdfast.bench.machine import describe_machine
-from holdfast.bench.overhead import Burst, Pair, burst_of, ratio_of
+from holdfast.bench.overhead import Burst, Pair, burst_of, interval_of_median, ratio_of
 from holdfast.bench.recovery import RecoverySettings
 from holdfast.bench.restart import Restart
 from holdfast.bench.scenarios import Scenario, random_scenarios
@@ -49,6 +49,12 @@ def test_ratios_are_taken_pair_by_pair() -> None:
     pairs = [Pair(first="off", off=burst(rate), on=burst(rate * 0.99)) for rate in (100.0, 1000.0, 10.0)]
     ratio = ratio_of("tokens_per_s", pairs)
     assert (ratio.median, ratio.minimum, ratio.maximum) == pytest.approx((0.99, 0.99, 0.99))
+
+
+@pytest.mark.parametrize(("count", "low", "high"), [(1, 1, 1), (5, 1, 5), (40, 14, 27), (100, 41, 60)])
+def test_where_a_median_lies_is_told_by_ranks_whatever_the_spread(count: int, low: int, high: int) -> None:
+    """The ranks are those of the binomial distribution; of few values it may lie anywhere between them."""
+    assert interval_of_median([float(n) for n in range(count, 0, -1)]) == (low, high)
 
 
 def test_no_run_is_served_from_the_cache_of_another() -> None:
