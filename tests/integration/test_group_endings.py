@@ -31,6 +31,7 @@ LONG_TOKENS = 900  # they last longer than it takes to hurt somebody
 # Without the watch of stalls, which would be faster than these bounds.
 BOUNDS = (
     *NO_RESTARTS,
+    *("--min-engines", "2"),  # none is left out
     "--no-stall-detection",
     "--acknowledge-timeout",
     "2",

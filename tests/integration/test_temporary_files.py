@@ -64,7 +64,7 @@ def test_an_orderly_end_after_kills_of_every_kind_leaves_nothing(
 
 @pytest.mark.parametrize("topology", [ONE, in_matrix(DP2)], ids=lambda t: t.name)
 def test_a_defeated_instance_leaves_nothing(servers: Servers, folder: Path, topology: Topology) -> None:
-    arguments = ("--max-engine-restarts", "0")
+    arguments = ("--max-engine-restarts", "0", "--min-engines", str(topology.engines))  # none is left out
     with servers.of(topology, arguments=arguments, TMPDIR=str(folder)) as server:
         [victim, *_] = [one for one in find_victims(server.pid) if one.kind is ProcessKind.ENGINE_CORE]
         kill(victim)
