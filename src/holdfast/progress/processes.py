@@ -7,16 +7,18 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-GONE = "X"
+GONE, ZOMBIE = "X", "Z"
 MAX_DESCENDANTS = 256
 
 
 @dataclass(frozen=True)
 class ProcessLook:
-    """`state` is the letter of proc(5): R runs or waits for a processor, S and D wait, T is stopped, t is traced."""
+    """`state` is the letter of proc(5): R runs or waits for a processor, S and D wait, T is stopped, t is traced, and
+    the first thread of one in Z has ended, `exit_status` as wait(2) tells it; 0 where the system does not say."""
 
     state: str
     cpu_s: float = 0.0
+    exit_status: int = 0
 
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
@@ -28,7 +30,8 @@ def look_at(pid: int) -> ProcessLook:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return ProcessLook(GONE)
-    return ProcessLook(fields[0], (int(fields[11]) + int(fields[12])) / _TICKS_PER_S)
+    exit_status = int(fields[-1]) if fields[0] == ZOMBIE else 0
+    return ProcessLook(fields[0], (int(fields[11]) + int(fields[12])) / _TICKS_PER_S, exit_status)
 
 
 @dataclass(frozen=True)

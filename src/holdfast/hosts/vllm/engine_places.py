@@ -47,6 +47,7 @@ class EnginePlaces:
         self._ends_within = ends_within
         self._why_irreplaceable = why_irreplaceable
         self._unwatched: set[int] = set()  # that these end is no news
+        self._unwatching = threading.Lock()
 
     def take(self, launch: Launch, processes: Sequence[Any]) -> None:
         """The engine cores are started."""
@@ -57,8 +58,12 @@ class EnginePlaces:
         """Whose death is news: not that of one that is being replaced, or that is left out."""
         return [i for i in range(len(self.processes)) if i not in self._unwatched]
 
-    def unwatch(self, engine_id: int) -> None:
-        self._unwatched.add(engine_id)
+    def unwatch(self, engine_id: int) -> bool:
+        """That it ends is no news any more; whether it would have been until now. Any thread."""
+        with self._unwatching:
+            was_watched = engine_id not in self._unwatched
+            self._unwatched.add(engine_id)
+        return was_watched
 
     def replace(self, order: ReplaceEngine) -> None:
         """Start another one."""

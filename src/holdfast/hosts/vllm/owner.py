@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import logging
 import multiprocessing.connection
+import os
 import shutil
+import signal
 import tempfile
 import threading
 import time
@@ -102,7 +104,7 @@ class Owner:
         )
         self.sentinel.expect_links(links)
         self._places = EnginePlaces(self.sentinel, self.config, self._ends_within, self.why_irreplaceable)
-        self._watch = EngineCoreWatch(self.config, self._engine_pids, self._condemn)
+        self._watch = EngineCoreWatch(self.config, self._engine_pids, self._condemn, self._notice_end)
         self._condemned: dict[int, str] = {}
         self._oom_kills = oom_kills()
         self._front_end = FrontEndWatch(self.sentinel, self._ends_within)
@@ -189,15 +191,24 @@ class Owner:
         if process.exitcode == 0 or manager.manager_stopped.is_set():
             return False  # it was asked to end
         if self.defeat is None:
-            self._places.unwatch(engine_id)
-            why = self._condemned.pop(engine_id, self._why_gone(process.exitcode))
-            self.sentinel.engine_lost(engine_id, why, self.why_irreplaceable())
+            self._take_for_lost(engine_id, process.exitcode)
             self.sentinel.await_state(engine_id, _JUDGED, KNOWN_TIMEOUT_S)
             if self.sentinel.view().defeat is None:
                 return True
         self.sentinel.await_defeat_known(KNOWN_TIMEOUT_S)
         self._defeated.wait(KNOWN_TIMEOUT_S)  # links may know before this process does
         return False
+
+    def _notice_end(self, engine_id: int, status: int) -> None:
+        """One was killed, and the system has not yet taken back all that it had."""
+        killed_by = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
+        if killed_by not in (0, signal.SIGTERM, signal.SIGINT) and not self._ends_within(0.0):
+            self._take_for_lost(engine_id, -killed_by)
+
+    def _take_for_lost(self, engine_id: int, exit_code: int | None) -> None:
+        if self._places.unwatch(engine_id):
+            why = self._condemned.pop(engine_id, self._why_gone(exit_code))
+            self.sentinel.engine_lost(engine_id, why, self.why_irreplaceable())
 
     def _why_gone(self, exit_code: int | None) -> str:
         reason = Classifier(self.config.fault_classes).of_exit(exit_code).reason
