@@ -52,7 +52,8 @@ class EngineLosses:
     def restart(self, group: LockstepGroup, engine: Engine, command_id: str, now: float) -> list[Effect]:
         """Somebody wants another process in its place, whatever its state."""
         why = f"engine core {engine.engine_id} is restarted: asked for"
-        effects = self._interventions.replace(group, engine, Replacement(True, why, kill=True, asked=command_id), now)
+        plan = Replacement(True, why, kill=engine.pid is not None, asked=command_id)
+        effects = self._interventions.replace(group, engine, plan, now)
         self._commands.begin(command_id, [group.group_id])
         return effects
 
