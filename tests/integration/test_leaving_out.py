@@ -15,7 +15,7 @@ from holdfast.bench.topologies import DP2
 from holdfast.chaos.checker import compare_runs
 from holdfast.chaos.history import History
 from holdfast.chaos.server import Server
-from integration.conftest import V1_SYNC, Servers, in_matrix, left_behind, run
+from integration.conftest import V1_SYNC, Servers, left_behind, run
 from integration.test_api_server_death import wait_back
 from integration.test_api_servers import api_servers
 from integration.test_coordinator_death import last_sequence
@@ -94,7 +94,8 @@ def test_its_sibling_serves_on_it_comes_back_when_told_to_and_without_both_the_i
     assert "engine core 1 is gone" in last_line(server)
 
 
-@pytest.mark.parametrize("engine_id", [0, in_matrix(1)])
+@pytest.mark.matrix
+@pytest.mark.parametrize("engine_id", [0, 1])
 def test_an_api_server_that_starts_meanwhile_serves_without_it_too(server: Server, engine_id: int) -> None:
     async def scenario() -> None:
         reference = await load(server, 2).run()
