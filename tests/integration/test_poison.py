@@ -75,6 +75,11 @@ class Bench:
             self._expected = run(Load(self.server.url, self.load(), timeout_s=60).run())
         return self._expected
 
+    def learn_steps(self) -> None:
+        """What a step of each size takes is known only when there were some."""
+        for _ in range(3):
+            run(Load(self.server.url, self.load(), timeout_s=60).run())
+
     def through(self, *specs: InjectionSpec, guilty: Sequence[int]) -> Found:
         self.expected()
         return run(self._through(specs, guilty))
@@ -191,6 +196,7 @@ def test_one_whose_logits_are_no_numbers_is_named_and_ends_alone(bench: Bench) -
 @pytest.mark.parametrize("kind", [FaultKind.KILL, in_matrix(FaultKind.STOP), in_matrix(FaultKind.HANG)])
 def test_one_that_takes_the_worker_along_ends_alone(bench: Bench, kind: FaultKind) -> None:
     """By killing, stopping or hanging it: the last is found as late as a stall in a new process is."""
+    bench.learn_steps()
     found = bench.through(poison(f"deadly-{kind}", kind), guilty=[11])
     found.tell(f"takes the worker along ({kind})")
     assert_ended_alone(bench, found, [11])

@@ -42,7 +42,7 @@ class Deadline(msgspec.Struct, frozen=True):
 
 
 class Remembered:
-    """What calls took before recoveries, of all processes together: the slowest that was learned of each bucket."""
+    """What calls took before recoveries, of all processes together: the slowest of each bucket."""
 
     def __init__(self) -> None:
         self._slowest: dict[tuple[Phase, int], float] = {}
@@ -78,15 +78,14 @@ class Deadlines:
     def forget(self) -> None:
         """After a recovery peers may be new, and slow at first while this one waits for them."""
         for (phase, bucket), lasted in self._lasted.items():
-            if len(lasted) >= self._limits.learned_calls:
-                self._remembered.keep(phase, bucket, quantile(lasted, self._limits.quantile))
+            self._remembered.keep(phase, bucket, quantile(lasted, self._limits.quantile))
         self._lasted.clear()
 
     def of(self, call: Running) -> Deadline:
         limits = self._limits
         lasted = self._lasted.get((call.phase, call.shape.bucket), ())
         if call.is_first or len(lasted) < limits.learned_calls:
-            return self._unlearned(call, len(lasted))
+            return self._unlearned(call, () if call.is_first else tuple(lasted))
         slowest_s = quantile(lasted, limits.quantile)
         kind, floor_s = self._floor(call)
         if limits.factor * slowest_s <= floor_s:
@@ -97,13 +96,15 @@ class Deadlines:
             limits.factor * slowest_s, f"{limits.factor:g} times {slowest_s:.3f} s, of {len(lasted)} like it"
         )
 
-    def _unlearned(self, call: Running, known: int) -> Deadline:
-        limits, slowest_s = self._limits, self._remembered.slowest_s(call)
-        if slowest_s is None:
-            return Deadline(limits.unlearned_s, f"{known} steps of its shape known, fewer than needed")
+    def _unlearned(self, call: Running, lasted: tuple[float, ...]) -> Deadline:
+        """Few are known since the last recovery: those and what is remembered are a hint, if there is any."""
+        limits, source = self._limits, f"{len(lasted)} steps of its shape known, fewer than needed"
+        known = [*lasted, *filter(None, [self._remembered.slowest_s(call)])]
+        if not known:
+            return Deadline(limits.unlearned_s, source)
         least_s = limits.recompiling_s if limits.may_compile else limits.relearning_s
-        source = f"{known} steps of its shape known since the recovery; before it the slowest took {slowest_s:.3f} s"
-        return Deadline(max(least_s, limits.factor * slowest_s), source)
+        source = f"{source}; the slowest of them and of those before the last recovery took {max(known):.3f} s"
+        return Deadline(max(least_s, limits.factor * max(known)), source)
 
     def _floor(self, call: Running) -> tuple[str, float]:
         if not call.phase.in_worker:

@@ -120,7 +120,22 @@ def test_after_a_recovery_what_was_learned_is_a_hint_until_it_is_learned_again(
     seen = {0: in_step(bench, first=first)}
     assert bench.watch(due_s - 2 * TICK_S, seen)[0] == []
     [stall] = bench.watch(1, seen)[0]
-    assert "since the recovery; before it the slowest took 0.010 s" in stall.reason
+    assert "of those before the last recovery took 0.010 s" in stall.reason
+
+
+@pytest.mark.parametrize(("limits", "due_s"), [(LIMITS, LIMITS.relearning_s), (COMPILING, COMPILING.recompiling_s)])
+def test_one_call_that_compiled_nothing_is_a_hint_for_the_next(limits: Limits, due_s: float) -> None:
+    bench = Bench(ranks=1, limits=limits)
+    bench.see({0: {"ended": (Ended(Phase.FORWARD, PREFILL, 0.1),)}})
+    seen = {0: in_step(bench, PREFILL)}
+    assert bench.watch(due_s - 2 * TICK_S, seen)[0] == []
+    assert bench.watch(1, seen)[0] != []
+
+
+def test_the_first_of_a_shape_is_no_hint() -> None:
+    bench = Bench(ranks=1)
+    bench.see({0: {"ended": (Ended(Phase.FORWARD, PREFILL, 0.1, True),)}})
+    assert bench.watch(100, {0: in_step(bench, PREFILL)})[0] == []
 
 
 def test_after_a_recovery_a_slow_step_has_as_many_times_what_it_took_before() -> None:
