@@ -51,13 +51,18 @@ class Remembered:
         self._slowest[phase, bucket] = max(slowest_s, self._slowest.get((phase, bucket), 0.0))
 
     def slowest_s(self, call: Running) -> float | None:
-        """Of calls of the same kind and at least its size, which take no less; none where there were none."""
-        like = (
-            slowest
-            for (phase, bucket), slowest in self._slowest.items()
-            if phase is call.phase and bucket >= call.shape.bucket and bucket % 2 == call.shape.bucket % 2
-        )
-        return max(like, default=None)
+        """Of calls of the same kind and at least its size, which take no less; none where there were none.
+
+        Where all were smaller, as when many requests are computed again at once, the largest tells how much more
+        this one may take: work grows with the square of its tokens at most.
+        """
+        like = {b: s for (p, b), s in self._slowest.items() if p is call.phase and b % 2 == call.shape.bucket % 2}
+        if not like:
+            return None
+        if larger := [slowest for bucket, slowest in like.items() if bucket >= call.shape.bucket]:
+            return max(larger)
+        largest = max(like)
+        return like[largest] * 2.0 ** (call.shape.bucket - largest)
 
 
 class Deadlines:

@@ -154,14 +154,22 @@ def test_another_process_in_a_ranks_place_has_the_hint_of_the_one_before(seen_de
     assert bench.watch(1, seen)[0] != []
 
 
-def test_a_hint_holds_for_smaller_steps_of_its_kind_and_for_no_others() -> None:
-    decode, prefill = BatchShape(16, 16), BatchShape(512, 2)
-    bench = Bench(decode, prefill, ranks=1)
+def hinted_s(shape: BatchShape, *known: BatchShape, lasted_s: float = 0.01) -> float:
+    """What a step has after a recovery, where others were known before."""
+    bench = Bench(*known, ranks=1, lasted_s=lasted_s)
     bench.stalls.begin_anew()
-    for shape in (BatchShape(2, 2), BatchShape(100, 1)):
-        assert Deadlines(LIMITS, bench.stalls._remembered).of(a_call(0, shape)).seconds == LIMITS.relearning_s
-    for shape in (BatchShape(40, 40), BatchShape(2000, 1)):
-        assert Deadlines(LIMITS, bench.stalls._remembered).of(a_call(0, shape)).seconds == LIMITS.unlearned_s
+    return Deadlines(LIMITS, bench.stalls._remembered).of(a_call(0, shape)).seconds
+
+
+def test_a_hint_holds_for_smaller_steps_and_for_none_of_another_kind() -> None:
+    assert hinted_s(BatchShape(2, 2), BatchShape(16, 16)) == LIMITS.relearning_s
+    assert hinted_s(BatchShape(100, 1), BatchShape(512, 2)) == LIMITS.relearning_s
+    assert hinted_s(BatchShape(100, 1), BatchShape(512, 512)) == LIMITS.unlearned_s
+
+
+def test_a_larger_step_than_any_before_has_longer_by_the_square_of_its_size() -> None:
+    assert hinted_s(BatchShape(2048, 1), BatchShape(512, 1), lasted_s=1.0) == LIMITS.factor * 16
+    assert hinted_s(BatchShape(2048, 1), BatchShape(512, 1)) == LIMITS.relearning_s
 
 
 @given(st.floats(0.2, 3600))
