@@ -100,7 +100,7 @@ def interruptions(histories: list[History], killed_at: float) -> list[float]:
     return [max(gaps, default=0.0) for h in histories if (gaps := gaps_touching_s(h, killed_at, killed_at))]
 
 
-@pytest.mark.parametrize("engine_id", [0, 1])
+@pytest.mark.parametrize("engine_id", [in_matrix(0), 1])
 def test_streams_go_on_with_a_sibling_at_once_token_for_token(pair: Server, engine_id: int) -> None:
     async def scenario() -> None:
         await compile_everywhere(pair)

@@ -75,23 +75,33 @@ async def restart(server: Server, engine_id: int) -> None:
     await wait_healthy(server)
 
 
-def test_its_sibling_serves_on_it_comes_back_when_told_to_and_without_both_the_instance_ends(server: Server) -> None:
+async def lose_and_serve_on(server: Server, engine_id: int, reference: list[History]) -> None:
+    verdict = compare_runs(reference, await lose(server, engine_id))
+    assert verdict.exact, verdict.reasons
+    await assert_serves_without(server, engine_id)
+    await assert_exact(server, reference)
+
+
+def test_its_sibling_serves_on_and_without_both_the_instance_ends(server: Server) -> None:
     async def scenario() -> None:
-        reference = await load(server, 2).run()
-        verdict = compare_runs(reference, await lose(server, 1))
-        assert verdict.exact, verdict.reasons
-        await assert_serves_without(server, 1)
-        await assert_exact(server, reference)
-        await restart(server, 1)
-        await assert_exact(server, reference)
-        verdict = compare_runs(reference, await lose(server, 0))
-        assert verdict.exact, verdict.reasons
-        await assert_serves_without(server, 0)
-        os.kill((await engines_of(server))[1]["pid"], signal.SIGKILL)
+        await lose_and_serve_on(server, 1, await load(server, 2).run())
+        os.kill((await engines_of(server))[0]["pid"], signal.SIGKILL)
 
     run(scenario())
     assert wait_ended(server, 40) == EXIT_DEFEATED
-    assert "engine core 1 is gone" in last_line(server)
+    assert "engine core 0 is gone" in last_line(server)
+
+
+@pytest.mark.matrix
+def test_it_comes_back_when_told_to_and_then_its_sibling_may_be_lost(server: Server) -> None:
+    async def scenario() -> None:
+        reference = await load(server, 2).run()
+        await lose_and_serve_on(server, 1, reference)
+        await restart(server, 1)
+        await assert_exact(server, reference)
+        await lose_and_serve_on(server, 0, reference)
+
+    run(scenario())
 
 
 @pytest.mark.matrix
