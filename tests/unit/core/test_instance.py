@@ -527,7 +527,7 @@ def instruct(bench, what, command_id, engine):
 
 def _once(accepted, bench):
     """A retry from outside was counted when it was accepted and again when it was sent."""
-    sent = [order.command_id for order in bench.all(OrderRecovery)]
+    sent = list(dict.fromkeys(order.command_id for order in bench.all(OrderRecovery)))  # one may be for two groups
     arms = [s.message.command_id for s in bench.all(Send) if isinstance(s.message, m.ArmFault)]
     pauses = [s.message.command_id for s in bench.all(Send) if isinstance(s.message, m.PauseEngine)]
     unsent = [c for c in pauses if c.startswith(("cmd", "arm", "own", "?")) and c in accepted and c not in sent]
