@@ -122,6 +122,7 @@ class FakeWorld:
     def __init__(self) -> None:
         network = FakeNetwork(WORLD)
         self.open, self.close_rendezvous = network.open, network.close
+        self._network = network
         members = [FakeMember(network, rank) for rank in range(WORLD)]
         # A rank's function comes first, the member it is done on second.
         self.ranks = [Rank(*(functools.partial(_on, member),) * 2) for member in members]
@@ -129,6 +130,11 @@ class FakeWorld:
     def close(self) -> None:
         for rank in self.ranks:
             rank.close()
+
+    def traces(self, epoch: int) -> int:
+        """How much ranks have left in an open rendezvous: none before the first has come."""
+        group = self._network.group(epoch)
+        return len(group.joined) if group is not None else 0
 
 
 def _on(member: Any, do: Callable[..., Any], *args: Any) -> Outcome:
@@ -237,6 +243,21 @@ class GlooWorld:
             process.join(LONG_S)
         self._host.close_all()
 
+    def traces(self, epoch: int) -> int:
+        """How much ranks have left in an open rendezvous, beside what its owner put there."""
+        keys: int = self._host._stores[epoch].num_keys()
+        return keys - self._keys_of_the_owner
+
+    @functools.cached_property
+    def _keys_of_the_owner(self) -> int:
+        from holdfast.hosts.vllm.communicators import RendezvousHost
+
+        host, epoch = RendezvousHost(), 0
+        host.open(epoch)
+        keys: int = host._stores[epoch].num_keys()
+        host.close_all()
+        return keys
+
 
 def free_port() -> int:
     with socket.socket() as probe:
@@ -268,7 +289,16 @@ class Stage:
         self.first, self.second = world.ranks
 
     def rendezvous(self):
-        return self.world.open(next(EPOCHS))
+        opened = self.world.open(next(EPOCHS))
+        assert self.world.traces(opened.epoch) == 0
+        return opened
+
+    def await_come(self, rendezvous):
+        """Wait until a rank is in the rendezvous, where it waits for its peer."""
+        deadline = time.monotonic() + LONG_S
+        while not self.world.traces(rendezvous.epoch):
+            assert time.monotonic() < deadline, "nobody came"
+            time.sleep(0.005)
 
     def rebuild(self, timeout_s=10.0):
         rendezvous = self.rendezvous()

@@ -101,14 +101,13 @@ def test_a_rank_of_an_older_epoch_cannot_join(stage):
 def test_closing_the_rendezvous_releases_who_waits_in_it(stage):
     rendezvous = stage.rendezvous()
     waiting = stage.first.start(rebuild, rendezvous, LONG_S)
-    time.sleep(0.1)
+    stage.await_come(rendezvous)
     assert not waiting.done()
     closed_at = time.monotonic()
     stage.world.close_rendezvous(rendezvous.epoch)
     outcome = waiting.result(LONG_S)
     assert outcome.error == "RecoveryFailed"
-    # At once; one that a busy machine brings only after the end tries to connect for 5 s.
-    assert outcome.ended_at - closed_at < 7.0
+    assert outcome.ended_at - closed_at < 1.0
 
 
 def test_a_peer_that_never_comes_is_not_waited_for_beyond_the_timeout(stage):
@@ -129,7 +128,7 @@ def test_a_rebuild_after_a_failed_one_works(stage):
 def test_a_break_during_a_rebuild_counts_against_it(stage):
     rendezvous = stage.rendezvous()
     waiting = stage.first.start(rebuild, rendezvous, 10.0)
-    time.sleep(0.1)
+    stage.await_come(rendezvous)
     stage.first.now(break_all)
     stage.second.start(rebuild, rendezvous, 10.0)
     assert waiting.result(LONG_S).error == "RecoveryFailed"
