@@ -22,7 +22,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     prefill_floor_s: float = 10.0
     engine_core_floor_s: float = 3.0
     unlearned_s: float = 300.0
-    relearning_s: float = 20.0  # of a shape that was learned before a recovery, where nothing is compiled in steps
+    relearning_s: float = 20.0  # at least, of which only a hint is known, where nothing is compiled in steps
     recompiling_s: float = 120.0  # the same where something may be
     stopped_s: float = 0.8
     factor: float = 10.0
@@ -51,18 +51,23 @@ class Remembered:
         self._slowest[phase, bucket] = max(slowest_s, self._slowest.get((phase, bucket), 0.0))
 
     def slowest_s(self, call: Running) -> float | None:
-        """Of calls of the same kind and at least its size, which take no less; none where there were none.
+        """Of calls of the same kind and at least its size, which take no less; none where there were none."""
+        like = self._like(call)
+        return max((slowest for bucket, slowest in like.items() if bucket >= call.shape.bucket), default=None)
 
-        Where all were smaller, as when many requests are computed again at once, the largest tells how much more
-        this one may take: work grows with the square of its tokens at most.
+    def guessed_s(self, call: Running) -> float | None:
+        """What one that is larger than all of its kind may take, as when many requests are computed again at once.
+
+        Work grows with the square of its tokens at most.
         """
-        like = {b: s for (p, b), s in self._slowest.items() if p is call.phase and b % 2 == call.shape.bucket % 2}
-        if not like:
-            return None
-        if larger := [slowest for bucket, slowest in like.items() if bucket >= call.shape.bucket]:
-            return max(larger)
-        largest = max(like)
-        return like[largest] * 2.0 ** (call.shape.bucket - largest)
+        like = self._like(call)
+        largest = max(like, default=None)
+        return None if largest is None else like[largest] * 2.0 ** (call.shape.bucket - largest)
+
+    def _like(self, call: Running) -> dict[int, float]:
+        """By bucket."""
+        kind = call.shape.bucket % 2
+        return {b: s for (phase, b), s in self._slowest.items() if phase is call.phase and b % 2 == kind}
 
 
 class Deadlines:
@@ -103,13 +108,16 @@ class Deadlines:
 
     def _unlearned(self, call: Running, lasted: tuple[float, ...]) -> Deadline:
         """Few are known since the last recovery: those and what is remembered are a hint, if there is any."""
-        limits, source = self._limits, f"{len(lasted)} steps of its shape known, fewer than needed"
-        known = [*lasted, *filter(None, [self._remembered.slowest_s(call)])]
-        if not known:
-            return Deadline(limits.unlearned_s, source)
+        limits, few = self._limits, f"{len(lasted)} steps of its shape known, fewer than needed"
         least_s = limits.recompiling_s if limits.may_compile else limits.relearning_s
-        source = f"{source}; the slowest of them and of those before the last recovery took {max(known):.3f} s"
-        return Deadline(max(least_s, limits.factor * max(known)), source)
+        known = [*lasted, *filter(None, [self._remembered.slowest_s(call)])]
+        if known:
+            source = f"{few}; the slowest of them and of those before the last recovery took {max(known):.3f} s"
+            return Deadline(max(least_s, limits.factor * max(known)), source)
+        if (guessed_s := self._remembered.guessed_s(call)) is not None:
+            source = f"{few}; by smaller ones before the last recovery it may take {guessed_s:.3f} s"
+            return Deadline(min(limits.unlearned_s, max(least_s, limits.factor * guessed_s)), source)
+        return Deadline(limits.unlearned_s, few)
 
     def _floor(self, call: Running) -> tuple[str, float]:
         if not call.phase.in_worker:

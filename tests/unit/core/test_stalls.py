@@ -172,6 +172,10 @@ def test_a_larger_step_than_any_before_has_longer_by_the_square_of_its_size() ->
     assert hinted_s(BatchShape(2048, 1), BatchShape(512, 1)) == LIMITS.relearning_s
 
 
+def test_what_is_only_guessed_never_has_longer_than_what_nobody_knows() -> None:
+    assert hinted_s(BatchShape(65536, 1), BatchShape(16, 1), lasted_s=1.0) == LIMITS.unlearned_s
+
+
 @given(st.floats(0.2, 3600))
 def test_a_machine_that_slept_accuses_nobody_on_waking(slept_s: float) -> None:
     bench = Bench()
