@@ -22,6 +22,7 @@ from holdfast.sentinel import ClientSentinel
 logger = logging.getLogger("holdfast")
 
 ATTACH_TIMEOUT_S = 60.0
+GONE_TIMEOUT_S = 10.0  # until the system has taken back what a killed one had
 LINK_KNOWN_TIMEOUT_S = 10.0  # links report every few seconds what they have seen, if not asked before
 
 
@@ -90,18 +91,20 @@ class EnginePlaces:
     # ---- threads of their own
 
     def _leave_out(self, order: LeaveOut, lost_at: float) -> None:
+        self._clear(order, lost_at)
+
+    def _clear(self, order: LeaveOut | ReplaceEngine, lost_at: float) -> None:
+        """Nothing of the old process and of its workers is left in the end: no memory, no zombie, no segment."""
         if order.kill:
             self._kill(order.engine_id)
+        self.processes[order.engine_id].join(GONE_TIMEOUT_S)
         end_processes(order.processes, lost_at)
         forget_segments_of_the_dead(self._config.runtime_dir)
 
     def _replace(self, order: ReplaceEngine, lost_at: float) -> None:
         engine_id = order.engine_id
         try:
-            if order.kill:
-                self._kill(engine_id)
-            end_processes(order.processes, lost_at)
-            forget_segments_of_the_dead(self._config.runtime_dir)
+            self._clear(order, lost_at)
             if not self._sentinel.await_known(order.known_at, LINK_KNOWN_TIMEOUT_S):
                 logger.warning("an API server has not heard yet that engine core %d is lost", engine_id)
             if self._ends_within(order.after_s):
@@ -136,9 +139,10 @@ class EnginePlaces:
             self._kill(engine_id)
 
     def _kill(self, engine_id: int) -> None:
-        pid = self.processes[engine_id].pid
-        if pid is not None:
-            kill_tree(pid)
+        """Unless it has ended: its process id may be another's by now."""
+        process = self.processes[engine_id]
+        if process.exitcode is None and process.pid is not None:
+            kill_tree(process.pid)
 
 
 def check_hooks(engine: EngineView) -> None:

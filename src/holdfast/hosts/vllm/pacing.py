@@ -28,7 +28,7 @@ class PacedPrefill:
         self._rules = rules
         self._pacing = Pacing(tokens_per_step)
         self._expected: set[str] = set()
-        self._paced = self._tokens = 0  # since it began, for the log
+        self._paced: dict[str, int] = {}  # since it began, for the log: how many tokens each has
         self._began = 0.0
         self._can_cut = self._scheduler.scheduler_config.enable_chunked_prefill and tokens_per_step > 0
         self._in_lockstep = getattr(engine, "dp_group", None) is not None
@@ -47,11 +47,10 @@ class PacedPrefill:
         if not self._can_cut or only_full_attention(self._scheduler) is None:
             return
         if self._pacing.is_over:
-            self._began, self._paced, self._tokens = time.monotonic(), 0, 0
+            self._began, self._paced = time.monotonic(), {}
         for request in requests:
             self._pacing.begin(request.request_id, request.num_tokens)
-            self._paced += 1
-            self._tokens += request.num_tokens
+            self._paced[request.request_id] = request.num_tokens
         if not self._pacing.is_over:
             self._rules.put(self._step)
 
@@ -88,7 +87,7 @@ class PacedPrefill:
         logger.info(
             "engine %d: %d requests of %d tokens in all were computed again within %.1f s",
             self._engine.engine_index,
-            self._paced,
-            self._tokens,
+            len(self._paced),
+            sum(self._paced.values()),
             time.monotonic() - self._began,
         )

@@ -1,0 +1,102 @@
+"""The process of an engine core that is lost: waited for until it is gone, and never taken for another one's."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+pytest.importorskip("vllm")
+
+from holdfast.core.config import HoldfastConfig
+from holdfast.core.effects import LeaveOut, ReplaceEngine
+from holdfast.hosts.vllm import engine_places
+from holdfast.hosts.vllm.engine_places import EnginePlaces
+
+WAIT_S = 10.0
+SPAWN = multiprocessing.get_context("spawn")
+
+
+class Sentinel:
+    """Is told what is lost."""
+
+    def __init__(self) -> None:
+        self.lost: list[str] = []
+
+    def engine_lost(self, engine_id: int, why: str, hopeless: str = "") -> None:
+        self.lost.append(why)
+
+    def await_known(self, sequence: int, timeout_s: float) -> bool:
+        return True
+
+    def view(self) -> Any:
+        return type("View", (), {"engines": ()})()
+
+
+class Bench:
+    def __init__(self, folder: Path) -> None:
+        self.process = SPAWN.Process(target=time.sleep, args=(60,))
+        self.process.start()
+        self.sentinel = Sentinel()
+        config = HoldfastConfig(runtime_dir=str(folder))
+        self.places = EnginePlaces(self.sentinel, config, lambda seconds: False, lambda: "")  # type: ignore[arg-type]
+        self.places.take(object(), [self.process])  # type: ignore[arg-type]
+
+    def die(self) -> None:
+        assert self.process.pid is not None
+        os.kill(self.process.pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    made = Bench(tmp_path)
+    yield made
+    made.process.kill()
+    made.process.join(WAIT_S)
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + WAIT_S
+    while not holds():
+        assert time.monotonic() < deadline, "it never came true"
+        time.sleep(0.01)
+
+
+def test_one_that_is_left_out_leaves_no_zombie(bench: Bench) -> None:
+    pid = bench.process.pid
+    assert pid is not None
+    bench.die()
+    bench.places.leave_out(LeaveOut(0))
+    wait_until(lambda: not psutil.pid_exists(pid))
+
+
+def test_one_that_is_still_there_is_killed_first(bench: Bench) -> None:
+    bench.places.leave_out(LeaveOut(0, kill=True))
+    wait_until(lambda: bench.process.exitcode == -signal.SIGKILL)
+
+
+def test_where_no_other_one_starts_the_id_of_the_dead_one_is_not_killed(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be another process's by then."""
+    killed: list[int] = []
+    monkeypatch.setattr(engine_places, "kill_tree", killed.append)
+    monkeypatch.setattr(engine_places, "start_engine_core", lambda *_, **__: 1 / 0)
+    bench.die()
+    bench.places.replace(ReplaceEngine(0, after_s=0.0, known_at=1))
+    wait_until(lambda: bool(bench.sentinel.lost))
+    assert "did not start: division by zero" in bench.sentinel.lost[0]
+    assert killed == []
+
+
+def test_that_it_ends_is_news_once(bench: Bench) -> None:
+    assert bench.places.watched == [0]
+    assert [bench.places.unwatch(0), bench.places.unwatch(0)] == [True, False]
+    assert bench.places.watched == []
