@@ -97,12 +97,7 @@ def flag_parser() -> argparse.ArgumentParser:
     add("--max-engine-restarts", type=int, metavar="N", help="of each engine core within the window (default: 5)")
     add("--engine-restart-window", type=float, metavar="S", help="seconds (default: 600)")
     add("--engine-start-timeout", type=float, metavar="S", help="until a new engine core serves (default: 600)")
-    add(
-        "--min-engines",
-        type=int,
-        metavar="N",
-        help="others, for one to be left out that cannot be replaced (default: 1)",
-    )
+    add("--min-engines", type=int, metavar="N", help="that serve on when one is left out, else the end (default: 1)")
     add("--max-api-server-restarts", type=int, metavar="N", help="of each, and of the DP coordinator (default: 5)")
     add("--api-server-restart-window", type=float, metavar="S", help="seconds (default: 600)")
     add("--max-worker-restarts", type=int, metavar="N", help="within --worker-restart-window (default: 20)")
@@ -114,12 +109,7 @@ def flag_parser() -> argparse.ArgumentParser:
     add("--check-logits", action=switch, help="a step with NaN or infinite logits is a fault (default: off)")
     add("--fault-classes", metavar="FILE", help="JSON: rows of your own that say of which class a fault is")
     add("--poison-detection", action=switch, help="find a request that makes batches fail and end it (default: on)")
-    add(
-        "--recovery-prefill-tokens",
-        type=int,
-        metavar="N",
-        help="of a step, for what is computed again (default: 512; 0: any)",
-    )
+    add("--recovery-prefill-tokens", type=int, metavar="N", help="of a step, after a loss (default: 512; 0: all)")
     add("--incident-dir", metavar="DIR", help="evidence of stalls (default: ~/.local/state/holdfast/incidents)")
     add("--gloo-comm-timeout", type=float, metavar="S", help="of a gloo collective, seconds (default: the host's own)")
     add("--external-fault-notify-host", metavar="HOST", help="of the PUB socket (default: 127.0.0.1)")

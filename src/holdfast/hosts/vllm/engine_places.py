@@ -77,7 +77,7 @@ class EnginePlaces:
     def leave_out(self, order: LeaveOut) -> None:
         """See that nothing is left of one."""
         self.unwatch(order.engine_id)
-        self._begin("EngineCoreLeftOut", order.engine_id, self._leave_out, order, time.time())
+        self._begin("EngineCoreLeftOut", order.engine_id, self._clear, order, time.time())
 
     @staticmethod
     def _begin(name: str, engine_id: int, work: Callable[..., None], *about: Any) -> None:
@@ -89,9 +89,6 @@ class EnginePlaces:
             remove_sockets((*self.launch.addresses.inputs, *self.launch.addresses.outputs))
 
     # ---- threads of their own
-
-    def _leave_out(self, order: LeaveOut, lost_at: float) -> None:
-        self._clear(order, lost_at)
 
     def _clear(self, order: LeaveOut | ReplaceEngine, lost_at: float) -> None:
         """Nothing of the old process and of its workers is left in the end: no memory, no zombie, no segment."""
