@@ -177,6 +177,9 @@ class Owner:
             gone = multiprocessing.connection.wait(list(by_sentinel), _WATCH_S) if watched else []
             if not watched:
                 manager.manager_stopped.wait(_WATCH_S)
+                if self.defeat is not None:  # and nobody is left whose death would say so
+                    self._await_known()
+                    return
             ended = (by_sentinel[cast(int, sentinel)] for sentinel in gone)
             # One that was killed to be replaced, meanwhile, is no news.
             if not all(i not in self._places.watched or self._goes_on_without(manager, i) for i in ended):
@@ -195,9 +198,12 @@ class Owner:
             self.sentinel.await_state(engine_id, _JUDGED, KNOWN_TIMEOUT_S)
             if self.sentinel.view().defeat is None:
                 return True
+        self._await_known()
+        return False
+
+    def _await_known(self) -> None:
         self.sentinel.await_defeat_known(KNOWN_TIMEOUT_S)
         self._defeated.wait(KNOWN_TIMEOUT_S)  # links may know before this process does
-        return False
 
     def _notice_end(self, engine_id: int, status: int) -> None:
         """One was killed, and the system has not yet taken back all that it had."""
