@@ -32,6 +32,7 @@ class Bench:
 
     def __init__(self) -> None:
         self.owner = Owner(HoldfastConfig(), [[0]], 0, lambda config: Outlets())
+        self.owner.sentinel.start()
         self.process = SPAWN.Process(target=time.sleep, args=(60,))
         self.process.start()
         self.owner._places.take(None, [self.process])  # type: ignore[arg-type]
