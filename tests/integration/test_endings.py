@@ -13,6 +13,7 @@ import pytest
 from holdfast.chaos.control import Control
 from holdfast.chaos.server import Server, log_tail
 from holdfast.chaos.streams import MODEL_NAME
+from holdfast.chaos.victims import ProcessKind, find_victims
 from holdfast.core.faults import Phase
 from holdfast.core.injection import InjectionSpec
 from integration.conftest import V1_ASYNC, V1_SYNC, Kind, Servers, in_matrix, left_behind, run, state
@@ -65,6 +66,34 @@ def test_a_fault_inside_every_recovery_ends_the_instance(servers: Servers) -> No
         assert "holdfast: instance ended: 3 retries" in last_line(server)
 
 
+def only(server: Server, kind: ProcessKind) -> int:
+    """The process id of the one process of that kind."""
+    [found] = [victim.pid for victim in find_victims(server.pid) if victim.kind is kind]
+    return found
+
+
+async def replace_the_worker(server: Server) -> None:
+    async with httpx.AsyncClient(base_url=server.url, timeout=90, trust_env=False) as client:
+        params = {"engine_id": 0, "rank": 0}
+        body = {"fault_tolerance_instruction": "restart-worker", "fault_tolerance_params": params}
+        answer = await client.post("/fault_tolerance/apply", json=body)
+        assert answer.status_code == 200, answer.text
+
+
+@pytest.mark.matrix
+def test_of_a_killed_engine_core_no_stopped_worker_stays_not_even_one_that_took_a_place(servers: Servers) -> None:
+    with servers.start("--max-engine-restarts", "0") as server:
+        first = only(server, ProcessKind.WORKER)
+        run(replace_the_worker(server))
+        second = only(server, ProcessKind.WORKER)
+        assert second != first
+        os.kill(second, signal.SIGSTOP)
+        os.kill(only(server, ProcessKind.ENGINE_CORE), signal.SIGKILL)
+        assert wait_ended(server, 40) == EXIT_DEFEATED
+        assert "engine core 0 is gone: killed by SIGKILL" in last_line(server)
+        assert left_behind(server) == []
+
+
 def test_without_an_instruction_the_instance_ends_after_the_recovery_timeout(servers: Servers) -> None:
     arguments = ("--enable-fault-injection", "--fault-policy", "external", "--engine-recovery-timeout", "3")
     with servers.start(*arguments) as server:
@@ -100,7 +129,7 @@ async def _failing_retry(server: Server) -> None:
 
 def test_a_killed_worker_that_may_not_be_replaced_ends_the_instance_and_not_with_success(servers: Servers) -> None:
     with servers.start(*NO_RESTARTS) as server:
-        os.kill(_child(server, "Worker"), signal.SIGKILL)
+        os.kill(only(server, ProcessKind.WORKER), signal.SIGKILL)
         run(_hurt_plain(server))
         assert wait_ended(server, 40) == EXIT_DEFEATED
         assert "a worker process is gone" in last_line(server)
@@ -108,7 +137,7 @@ def test_a_killed_worker_that_may_not_be_replaced_ends_the_instance_and_not_with
 
 def test_a_killed_engine_core_that_is_not_replaced_ends_the_instance_and_not_with_success(servers: Servers) -> None:
     with servers.start("--max-engine-restarts", "0") as server:
-        os.kill(_child(server, "EngineCore"), signal.SIGKILL)
+        os.kill(only(server, ProcessKind.ENGINE_CORE), signal.SIGKILL)
         assert wait_ended(server, 40) == EXIT_DEFEATED
         assert "engine core 0 is gone" in last_line(server)
 
@@ -119,13 +148,6 @@ async def _hurt_plain(server: Server) -> None:
             await client.post("/v1/completions", json=BODY)
         except httpx.HTTPError:
             return  # the connection may go down with the instance
-
-
-def _child(server: Server, title: str) -> int:
-    import psutil
-
-    children = psutil.Process(server.pid).children(recursive=True)
-    return next(c.pid for c in children if title in " ".join(c.cmdline()) or title in c.name())
 
 
 # Every shared server ends with SIGTERM while it is healthy, and is looked at.

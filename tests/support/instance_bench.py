@@ -78,7 +78,7 @@ class Bench:
         held = m.EngineHeld(engine_id=engine, epoch=epoch, fault=fault, unfinished_requests=2, broken=broken)
         return self.observe(held)
 
-    def recovered(self, engine=0, command_id=None, epoch=None, replaced=()):
+    def recovered(self, engine=0, command_id=None, epoch=None, replaced=(), worker_pids=()):
         view = self.view(engine)
         return self.observe(
             m.EngineRecovered(
@@ -86,6 +86,7 @@ class Bench:
                 command_id=command_id or view.last_command_id or "none",
                 epoch=view.epoch if epoch is None else epoch,
                 report=m.RecoveryReport(requests=2, replaced_ranks=replaced),
+                worker_pids=worker_pids,
             )
         )
 

@@ -210,8 +210,8 @@ class Lockstep:
 
     # ---- FrontEndHost
 
-    def end_instance(self, reason):
-        self.reason = reason
+    def end_instance(self, order):
+        self.reason = order.reason
         self.ended.set()
 
     def open_rendezvous(self, group, epoch):

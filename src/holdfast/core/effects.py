@@ -60,9 +60,13 @@ class Settle:
 
 @dataclass(frozen=True)
 class End:
-    """Nothing is left that can help: end the instance, non-zero, with this last line."""
+    """Nothing is left that can help: end the instance, non-zero, with this last line.
+
+    None of `processes`, which are its workers, is left behind.
+    """
 
     reason: str
+    processes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -227,7 +227,8 @@ class Interventions:
 
     def _stop_all(self, reason: str) -> list[Effect]:
         stop = m.EndEngine(command_id=self._new_command_id(), reason=reason)
-        return [*(Send(i, stop) for i in self._roster.engine_ids), End(reason)]
+        workers = tuple(pid for engine in self._roster.engines for pid in engine.worker_pids)
+        return [*(Send(i, stop) for i in self._roster.engine_ids), End(reason, workers)]
 
     def _settle_armed(self, error: str) -> list[Effect]:
         effects: list[Effect] = []

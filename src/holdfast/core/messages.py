@@ -161,10 +161,13 @@ class RecoveryReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EngineRecovered(Message, frozen=True, tag="engine-recovered"):
+    """`worker_pids` are those of now: ranks may have got new processes."""
+
     engine_id: int
     command_id: str
     epoch: int
     report: RecoveryReport
+    worker_pids: tuple[int, ...] = ()
 
 
 class RecoveryAborted(Message, frozen=True, tag="recovery-aborted"):

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from holdfast.core.blame import Standing
 from holdfast.core.config import HoldfastConfig
-from holdfast.core.effects import LeaveOut, ReplaceEngine, ReplaceProcess
+from holdfast.core.effects import End, LeaveOut, ReplaceEngine, ReplaceProcess
 from holdfast.core.events import Event, InstanceView
 from holdfast.core.faults import Fault
 from holdfast.core.injection import InjectionSpec
@@ -140,8 +140,8 @@ class EngineHost(Protocol):
 class FrontEndHost(Protocol):
     """The process that owns the engine cores, seen from the ClientSentinel. Any thread."""
 
-    def end_instance(self, reason: str) -> None:
-        """End the server: no new work, open requests answered with an error, non-zero exit."""
+    def end_instance(self, order: End) -> None:
+        """End the server: no new work, open requests answered with an error, non-zero exit. Does not wait."""
         ...
 
     def open_rendezvous(self, group: tuple[int, ...], epoch: int) -> Rendezvous:

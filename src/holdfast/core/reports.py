@@ -130,6 +130,7 @@ class Reports:
         engine.move(Trigger.RECOVERED)
         engine.fault = engine.last_error = None
         engine.recoveries += 1
+        engine.worker_pids = fact.worker_pids or engine.worker_pids
         engine.worker_restarts += len(fact.report.replaced_ranks)
         engine.sick_ranks.clear()
         recovered = self._journal.publish(

@@ -266,7 +266,7 @@ class ClientSentinel:
                 case Settle():
                     self._settle(effect)
                 case End():
-                    self._host.end_instance(effect.reason)
+                    self._host.end_instance(effect)
 
     def _order_recovery(self, effect: OrderRecovery) -> None:
         """The rendezvous is bound before any engine hears of it."""

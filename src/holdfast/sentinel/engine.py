@@ -190,6 +190,7 @@ class EngineCoreSentinel:
                 command_id=order.command_id,
                 epoch=order.epoch,
                 report=_with_held(report, time.monotonic() - held_at),
+                worker_pids=tuple(self._attendance.pids().values()),
             )
         )
         return True

@@ -83,6 +83,18 @@ def test_one_that_is_still_there_is_killed_with_its_workers():
     assert bench.states(0, 1) == ["healthy", "left-out"]
 
 
+def test_of_its_workers_those_of_now_are_meant():
+    """Its rank has got a new process since."""
+    bench = Bench(HoldfastConfig(max_engine_restarts=0), engines=(0, 1))
+    bench.faulted(1, fault=a_fault(1, fault_class=FaultClass.WORKER_LOST))
+    bench.stands(1)
+    bench.recovered(1, replaced=(0,), worker_pids=(80,))
+    bench.lost(1)
+    assert bench.all(LeaveOut) == [LeaveOut(1, (80,))]
+    bench.lost(0)
+    assert [end.processes for end in bench.all(End)] == [(8,)]
+
+
 def test_what_was_asked_of_it_fails_with_the_reason():
     bench = Bench(NEVER, engines=(0, 1))
     bench.pause("pause", 1, soft=True)

@@ -16,8 +16,8 @@ import pytest
 pytest.importorskip("vllm")
 
 from holdfast.core.config import HoldfastConfig
-from holdfast.core.effects import LeaveOut, ReplaceEngine
-from holdfast.hosts.vllm import engine_places
+from holdfast.core.effects import End, LeaveOut, ReplaceEngine
+from holdfast.hosts.vllm import engine_places, engine_replacement
 from holdfast.hosts.vllm.engine_places import EnginePlaces
 
 WAIT_S = 10.0
@@ -80,6 +80,19 @@ def test_one_that_is_left_out_leaves_no_zombie(bench: Bench) -> None:
 def test_one_that_is_still_there_is_killed_first(bench: Bench) -> None:
     bench.places.leave_out(LeaveOut(0, kill=True))
     wait_until(lambda: bench.process.exitcode == -signal.SIGKILL)
+
+
+def test_at_the_end_of_the_instance_no_stopped_worker_stays(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its engine core is gone, and it would not follow by itself."""
+    monkeypatch.setattr(engine_replacement, "LINGER_S", 0.1)
+    worker = SPAWN.Process(target=time.sleep, args=(60,))
+    worker.start()
+    assert worker.pid is not None
+    os.kill(worker.pid, signal.SIGSTOP)
+    bench.die()
+    bench.places.end(End("nothing repaired it", (worker.pid,)), time.time())
+    worker.join(WAIT_S)
+    assert (worker.exitcode, bench.process.exitcode) == (-signal.SIGKILL, -signal.SIGKILL)
 
 
 def test_where_no_other_one_starts_the_id_of_the_dead_one_is_not_killed(

@@ -14,6 +14,7 @@ import pytest
 pytest.importorskip("vllm")
 
 from holdfast.core.config import HoldfastConfig
+from holdfast.core.effects import End
 from holdfast.hosts.vllm.owner import Owner
 
 WAIT_S = 10.0
@@ -59,7 +60,7 @@ def test_a_defeat_is_the_end_where_nobody_is_left_whose_death_would_say_so(bench
     assert bench.owner._places.unwatch(0)
     bench.process.kill()
     bench.waiting.start()
-    bench.owner.end_instance("nothing repaired it")
+    bench.owner.end_instance(End("nothing repaired it"))
     bench.waiting.join(WAIT_S)
     assert not bench.waiting.is_alive()
     assert not bench.manager.manager_stopped.is_set()

@@ -11,6 +11,7 @@ import pytest
 from holdfast.core import link_messages as lm
 from holdfast.core import messages as m
 from holdfast.core.config import HoldfastConfig
+from holdfast.core.effects import End
 from holdfast.core.errors import (
     BadInstruction,
     HoldfastError,
@@ -39,8 +40,8 @@ class Host:
     def __init__(self) -> None:
         self.reason = ""
 
-    def end_instance(self, reason: str) -> None:
-        self.reason = reason
+    def end_instance(self, order: End) -> None:
+        self.reason = order.reason
 
     def open_rendezvous(self, group: tuple[int, ...], epoch: int) -> Rendezvous:
         return Rendezvous("127.0.0.1", 1, epoch)

@@ -13,7 +13,7 @@ import pytest
 import holdfast.sentinel.worker as worker_sentinel
 from holdfast.core import messages as m
 from holdfast.core.config import HoldfastConfig
-from holdfast.core.effects import ReplaceEngine
+from holdfast.core.effects import End, ReplaceEngine
 from holdfast.core.errors import BadInstruction, HookNotAttached, InstructionConflict, RecoveryFailed
 from holdfast.core.events import EventKind
 from holdfast.core.faults import Fault, FaultClass, Phase
@@ -109,8 +109,8 @@ class Host:
     def why_irreplaceable(self) -> str:
         return ""
 
-    def end_instance(self, reason: str) -> None:
-        self.reason = reason
+    def end_instance(self, order: End) -> None:
+        self.reason = order.reason
         self.ended.set()
 
 

@@ -5,6 +5,7 @@ The host ends with code 0 after its engine core has died, and a supervisor takes
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import contextlib
 import os
@@ -43,6 +44,7 @@ async def _shut_down_then_judge(shutdown: Awaitable[Any]) -> None:
     owner = current_owner()
     await shutdown
     if owner is not None and owner.defeat is not None:
+        await asyncio.to_thread(owner.await_end)
         owner.close()  # nothing is cleaned up after the last line
         end_defeated(owner.defeat)
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 from holdfast.core.config import HoldfastConfig
-from holdfast.core.effects import LeaveOut, ReplaceEngine
+from holdfast.core.effects import End, LeaveOut, ReplaceEngine
 from holdfast.core.errors import HookNotAttached
 from holdfast.core.events import EngineView
 from holdfast.hosts.vllm.engine_replacement import Launch, end_processes, kill_tree, start_engine_core
@@ -23,6 +23,8 @@ logger = logging.getLogger("holdfast")
 
 ATTACH_TIMEOUT_S = 60.0
 GONE_TIMEOUT_S = 10.0  # until the system has taken back what a killed one had
+END_GRACE_S = 10.0
+END_TIMEOUT_S = END_GRACE_S + 2 * GONE_TIMEOUT_S
 LINK_KNOWN_TIMEOUT_S = 10.0  # links report every few seconds what they have seen, if not asked before
 
 
@@ -78,6 +80,17 @@ class EnginePlaces:
         """See that nothing is left of one."""
         self.unwatch(order.engine_id)
         self._begin("EngineCoreLeftOut", order.engine_id, self._clear, order, time.time())
+
+    def end(self, order: End, began_at: float) -> None:
+        """Wait until every engine core and every worker has ended, or kill it. `began_at` is wall-clock seconds.
+
+        An engine core goes with all its workers: a stopped one would not follow by itself.
+        """
+        deadline = time.monotonic() + END_GRACE_S
+        for process in self.processes:
+            end_by(process, deadline)
+        end_processes(order.processes, began_at)
+        forget_segments_of_the_dead(self._config.runtime_dir)
 
     @staticmethod
     def _begin(name: str, engine_id: int, work: Callable[..., None], *about: Any) -> None:
@@ -140,6 +153,15 @@ class EnginePlaces:
         process = self.processes[engine_id]
         if process.exitcode is None and process.pid is not None:
             kill_tree(process.pid)
+
+
+def end_by(process: Any, deadline: float) -> None:
+    """Wait for the end of a process that was told to end, on the monotonic clock; kill it, and all its own, then."""
+    process.join(max(0.0, deadline - time.monotonic()))
+    if process.is_alive() and process.pid is not None:
+        logger.error("engine core pid %d did not end within %g s; killing it", process.pid, END_GRACE_S)
+        kill_tree(process.pid)
+        process.join(GONE_TIMEOUT_S)
 
 
 def check_hooks(engine: EngineView) -> None:

@@ -13,7 +13,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -163,16 +163,22 @@ def _after(seconds: float, act: Callable[[int], None], pid: int) -> Iterator[Non
         timer.cancel()
 
 
-def end_processes(pids: Iterable[int], lost_at: float) -> None:
+def end_processes(pids: Sequence[int], lost_at: float) -> None:
     """Wait until the workers of a dead engine core have followed it; kill what does not. `lost_at` is wall-clock."""
-    deadline = time.monotonic() + LINGER_S
+    for process in _left_after(LINGER_S, pids, lost_at):
+        logger.warning("process %d did not follow its engine core within %g s; killing it", process.pid, LINGER_S)
+        kill_tree(process.pid)
+    _left_after(LINGER_S, pids, lost_at)  # the system takes back what they had
+
+
+def _left_after(seconds: float, pids: Sequence[int], lost_at: float) -> list[psutil.Process]:
+    """Wait that long at most until none of them is there; those that still are."""
+    deadline = time.monotonic() + seconds
     while (left := [p for p in map(_same_session, pids) if p is not None and p.create_time() < lost_at]) and (
         time.monotonic() < deadline
     ):
         time.sleep(0.05)
-    for process in left:
-        logger.warning("process %d did not follow its engine core within %g s; killing it", process.pid, LINGER_S)
-        kill_tree(process.pid)
+    return left
 
 
 def _same_session(pid: int) -> psutil.Process | None:

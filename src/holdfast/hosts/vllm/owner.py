@@ -23,7 +23,7 @@ import msgspec
 
 from holdfast.core.classification import Classifier
 from holdfast.core.config import HoldfastConfig
-from holdfast.core.effects import LeaveOut, ReplaceEngine, ReplaceProcess
+from holdfast.core.effects import End, LeaveOut, ReplaceEngine, ReplaceProcess
 from holdfast.core.errors import HookNotAttached
 from holdfast.core.front_end import COORDINATOR
 from holdfast.core.rendezvous import Rendezvous
@@ -32,7 +32,7 @@ from holdfast.core.states import EngineState
 from holdfast.hosts.vllm.api_servers import ApiServerMember
 from holdfast.hosts.vllm.communicators.rendezvous import RendezvousHost
 from holdfast.hosts.vllm.coordinator import CoordinatorMember
-from holdfast.hosts.vllm.engine_places import EnginePlaces, check_hooks
+from holdfast.hosts.vllm.engine_places import END_TIMEOUT_S, EnginePlaces, check_hooks
 from holdfast.hosts.vllm.engine_replacement import Launch, cannot_replace, kill_tree
 from holdfast.hosts.vllm.engine_watch import EngineCoreWatch
 from holdfast.hosts.vllm.exits import explain_exit
@@ -50,7 +50,6 @@ logger = logging.getLogger("holdfast")
 
 ATTACH_TIMEOUT_S = 60.0
 LINK_TIMEOUT_S = 180.0  # an API server is imported anew, on a busy machine beside every engine core
-END_GRACE_S = 10.0
 KNOWN_TIMEOUT_S = 1.0
 LINK_KNOWN_TIMEOUT_S = 10.0  # links report every few seconds what they have seen, if not asked before
 _WATCH_S = 1.0
@@ -86,7 +85,7 @@ class Owner:
         self.serves = False  # whether this process serves requests that can move
         self._links = links
         self._defeated = threading.Event()
-        self._ending = threading.Thread(target=self._kill_after_grace, name="EngineCoreEnd", daemon=True)
+        self._ending: threading.Thread | None = None
         self._manager: Callable[[], Any] = lambda: None
         self._api_servers: Sequence[Any] = ()
         self._rendezvous: dict[tuple[int, ...], RendezvousHost] = {}
@@ -274,26 +273,20 @@ class Owner:
         if group in self._rendezvous:
             self._rendezvous[group].close(epoch)
 
-    def end_instance(self, reason: str) -> None:
-        """The engine cores were told to end; one that does not is killed. Does not wait."""
+    def end_instance(self, order: End) -> None:
+        """The engine cores were told to end; what does not is killed. Does not wait."""
         if self.defeat is None:
-            self.defeat = reason
+            self.defeat = order.reason
             self._defeated.set()
             self._front_end.give_up()
+            about = (order, time.time())
+            self._ending = threading.Thread(target=self._places.end, args=about, name="EngineCoreEnd", daemon=True)
             self._ending.start()
 
     def await_end(self) -> None:
-        """Wait, after a defeat, until no engine core is left, ended or killed."""
-        self._ending.join(2 * END_GRACE_S)
-
-    def _kill_after_grace(self) -> None:
-        """An engine core that does not end goes with all its workers: a stopped one would not follow by itself."""
-        deadline = time.monotonic() + END_GRACE_S
-        for process in self._places.processes:
-            process.join(max(0.0, deadline - time.monotonic()))
-            if process.is_alive() and process.pid is not None:
-                logger.error("engine core pid %d did not end within %g s; killing it", process.pid, END_GRACE_S)
-                kill_tree(process.pid)
+        """Wait, after a defeat, until no engine core and no worker is left, ended or killed."""
+        if self._ending is not None:
+            self._ending.join(END_TIMEOUT_S)
 
     def close(self) -> None:
         """Idempotent."""
