@@ -166,7 +166,7 @@ def test_nobody_is_accused_in_a_mixed_load_beside_processes_that_take_every_proc
 
 STREAMS_AT_ONCE = 32  # what the server's arguments allow
 ANSWER_TOKENS = 150
-PATIENCE_S = 12.0  # a client's, that then goes away
+PATIENCE_S = (1.0, 20.0)  # of clients, who then go away: were it the same for all, who is served would just have gone
 PROBE_S = 0.5
 ANSWERED_WITHIN_S = 30.0  # what a probe takes is printed
 TOO_MANY = 10
@@ -190,6 +190,7 @@ class Crowd:
         self._client = aiohttp.ClientSession(server.url, connector=connector, timeout=patient)
         self.asked = Asked()
         self._number = 0
+        self._chance = random.Random(SEED)
 
     async def __aenter__(self) -> Crowd:
         return self
@@ -213,7 +214,7 @@ class Crowd:
         began, clients = time.monotonic(), list[asyncio.Task[None]]()
         while (passed_s := time.monotonic() - began) < seconds:
             for _ in range(int(per_s * passed_s) - len(clients)):
-                clients.append(asyncio.create_task(self._ask(self.asked, PATIENCE_S)))
+                clients.append(asyncio.create_task(self._ask(self.asked, self._chance.uniform(*PATIENCE_S))))
             await asyncio.sleep(0.05)
         await asyncio.gather(*clients)
 
