@@ -299,7 +299,7 @@ def crowded(request: pytest.FixtureRequest, servers: Servers) -> Iterator[Server
 def test_under_ten_times_more_requests_than_it_serves_a_server_looks_alive_until_it_hangs(crowded: Server) -> None:
     async def scenario() -> None:
         async with Control(crowded.url, timeout_s=60) as control, Crowd(crowded) as crowd:
-            rate = await crowd.rate_served(10.0)
+            rate = await crowd.rate_served(30.0)
             before, probes = await control.last_sequence(), Probes()
             with probes.watching(crowded):
                 coming = asyncio.create_task(crowd.come(TOO_MANY * rate, SATURATION_S + 30))
