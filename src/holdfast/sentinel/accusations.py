@@ -8,34 +8,18 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
-from typing import Protocol
 
 from holdfast.core import messages as m
 from holdfast.core.classification import Classifier
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.faults import Fault, hung
-from holdfast.core.ports import EngineHost
 from holdfast.core.stalls import Stall
 from holdfast.sentinel.attendance import Attendance
 from holdfast.sentinel.containment import Containment
 from holdfast.sentinel.incident_files import IncidentFiles
+from holdfast.sentinel.stopping import Stopping
 
 logger = logging.getLogger("holdfast")
-
-
-class Container(Protocol):
-    """What stops the ranks of an engine core, and its busy loop."""
-
-    @property
-    def host(self) -> EngineHost | None: ...
-
-    def has_peers(self) -> bool: ...
-
-    def rank_faulted(self, report: m.RankFaulted) -> None: ...
-
-    def break_collectives(self, epoch: int) -> None: ...
-
-    def interrupt(self, epoch: int) -> None: ...
 
 
 class Accusations:
@@ -45,13 +29,13 @@ class Accusations:
         self,
         engine_id: int,
         config: HoldfastConfig,
-        container: Container,
+        stopping: Stopping,
         containment: Containment,
         attendance: Attendance,
     ) -> None:
         self._engine_id = engine_id
         self._config = config
-        self._container = container
+        self._stopping = stopping
         self._containment = containment
         self._attendance = attendance
         self._classifier = Classifier(config.fault_classes)
@@ -72,9 +56,9 @@ class Accusations:
     def _kill(self, fault: Fault, rank: int) -> None:
         """Whoever waits for it, also the busy loop for its reply, is told by its death."""
         epoch = self._containment.epoch
-        self._container.rank_faulted(m.RankFaulted(rank=rank, epoch=epoch, fault=fault))
+        self._stopping.rank_faulted(m.RankFaulted(rank=rank, epoch=epoch, fault=fault))
         self._killed.add((epoch, rank))
-        if (host := self._container.host) is not None:
+        if (host := self._stopping.host) is not None:
             host.kill_rank(rank)
 
     def note_lost(self, rank: int, how: str, exit_code: int | None) -> None:
@@ -84,8 +68,8 @@ class Accusations:
             self._killed.discard((epoch, rank))
         else:
             fault = self._loss(rank, how, exit_code)
-            self._container.rank_faulted(m.RankFaulted(rank=rank, epoch=epoch, fault=fault))
-        self._container.interrupt(epoch)  # also where it has no peers: nobody else would end the busy loop
+            self._stopping.rank_faulted(m.RankFaulted(rank=rank, epoch=epoch, fault=fault))
+        self._stopping.interrupt(epoch)  # also where it has no peers: nobody else would end the busy loop
 
     def _loss(self, rank: int, how: str, exit_code: int | None) -> Fault:
         verdict = self._classifier.of_exit(exit_code)
@@ -105,18 +89,18 @@ class Accusations:
         return self._attendance.pids()
 
     def has_peers(self) -> bool:
-        return self._container.has_peers()
+        return self._stopping.has_peers()
 
     def may_accuse(self) -> bool:
         """Where collectives cannot be rebuilt an accusation would end the instance: the host's own bound decides."""
-        host = self._container.host
+        host = self._stopping.host
         if host is None or not self.has_peers():
             return True
         return not host.unrebuildable() and self._attendance.can_rebuild()
 
     def break_to_find(self, until: float) -> None:
         self._containment.search(until)
-        self._container.break_collectives(self._containment.epoch)
+        self._stopping.break_collectives(self._containment.epoch)
 
     def found(self) -> None:
         self._containment.search(0.0)

@@ -14,9 +14,8 @@ from collections.abc import Callable, Mapping
 import msgspec
 
 from holdfast.core import messages as m
-from holdfast.core.classification import Classifier, fault_of
 from holdfast.core.config import HoldfastConfig
-from holdfast.core.faults import Fault, FaultClass
+from holdfast.core.faults import Fault
 from holdfast.core.injection import InjectionSpec, UncontainedFault
 from holdfast.core.ports import EngineHost
 from holdfast.core.step_deadlines import Limits
@@ -24,19 +23,18 @@ from holdfast.sentinel.accusations import Accusations
 from holdfast.sentinel.addresses import engine_identity, worker_identity
 from holdfast.sentinel.arming import Arming
 from holdfast.sentinel.attendance import Attendance
+from holdfast.sentinel.causes import Causes
 from holdfast.sentinel.containment import Containment
 from holdfast.sentinel.orders import Orders
 from holdfast.sentinel.quarantine import Quarantine
 from holdfast.sentinel.stall_watch import PERIOD_S, RankWatch
+from holdfast.sentinel.stopping import Stopping
 from holdfast.sentinel.thread import IDLE_S, SentinelThread
 from holdfast.wire import Delivery, Hub, Spoke, Station
 
 logger = logging.getLogger("holdfast")
 
-# How long a fault that surfaced as a worker's reply waits for that worker's own, fuller account.
-REPORT_WAIT_S = 2.0
 _POLL_S = 0.2
-_WORKER_GONE = "the process of a worker is gone"
 
 
 class EngineDefeated(Exception):
@@ -62,7 +60,6 @@ class EngineCoreSentinel:
     ) -> None:
         self._engine_id = engine_id
         self._config = config
-        self._classifier = Classifier(config.fault_classes)
         self._workers: Hub = station.bind(own_address)
         self._client: Spoke = station.connect(client_address, engine_identity(engine_id))
         self._thread = SentinelThread(
@@ -73,9 +70,10 @@ class EngineCoreSentinel:
         self._containment = Containment(config.acknowledge_timeout_s)
         self._joins = joins_epoch is not None  # it has met none of its peers yet
         self._containment.begin(joins_epoch or 0)
-        self._accusations = Accusations(engine_id, config, self, self._containment, self._attendance)
+        self._causes = Causes(engine_id, config, self._containment)
+        self._stopping = Stopping(engine_id, self._containment, self._attendance, self._tell_ranks, self._send)
+        self._accusations = Accusations(engine_id, config, self._stopping, self._containment, self._attendance)
         self._watch: RankWatch | None = None
-        self.host: EngineHost | None = None  # none until everything is there
         self._arming = Arming(engine_id, self._tell_worker)
         self._quarantine = (
             Quarantine(engine_id, self._post, lambda: self._containment.epoch) if config.poison_detection else None
@@ -105,7 +103,7 @@ class EngineCoreSentinel:
             limits = Limits(may_compile=host.compiles_in_steps)
             self._watch = RankWatch(self._config.runtime_dir, self._accusations, limits, with_peers=host.in_lockstep)
             self._accusations.incidents.devices = host.devices
-        self.host = host
+        self._stopping.host = host
         self._post(
             m.EngineAttached(
                 engine_id=self._engine_id,
@@ -130,9 +128,9 @@ class EngineCoreSentinel:
 
     def _repair(self, error: Exception, is_running: Callable[[], bool]) -> None:
         held_at = time.monotonic()
-        fault = self._root_cause(error)
-        if fault is not None and self._leaves_peers_waiting(fault):
-            self.break_collectives(self._containment.epoch)
+        fault = self._causes.root_cause(error, self._host_of_busy_loop())
+        if fault is not None and self._stopping.leaves_peers_waiting(fault):
+            self._stopping.break_collectives(self._containment.epoch)
         self._stand_until_let_in(fault, error, is_running, held_at)
 
     def _stand_until_let_in(
@@ -151,8 +149,8 @@ class EngineCoreSentinel:
                 return
 
     def _host_of_busy_loop(self) -> EngineHost:
-        assert self.host is not None
-        return self.host
+        assert self._host is not None
+        return self._host
 
     def _held(self, fault: Fault | None) -> m.EngineHeld:
         return m.EngineHeld(
@@ -180,8 +178,8 @@ class EngineCoreSentinel:
             raise
         except Exception as again:
             logger.exception("engine %d: recovery failed", self._engine_id)
-            if self.has_peers():
-                self.break_collectives(order.epoch)
+            if self._stopping.has_peers():
+                self._stopping.break_collectives(order.epoch)
             self._post(self._aborted(order, again))
             return False
         self._post(
@@ -200,72 +198,24 @@ class EngineCoreSentinel:
             engine_id=self._engine_id,
             command_id=order.command_id,
             epoch=order.epoch,
-            fault=self._own_fault(error),
+            fault=self._causes.own_fault(error, self._host_of_busy_loop()),
         )
-
-    def _root_cause(self, error: Exception) -> Fault | None:
-        """The rank's own account where there is one: replies carry only a text of it, or hide it.
-
-        None where nothing is wrong here: the busy loop was only told to stand still.
-        """
-        host = self._host_of_busy_loop()
-        was_told = host.is_interrupt(error)
-        if host.is_workers_reply(error) and not was_told:
-            self._containment.wait_for_rank_fault(REPORT_WAIT_S)
-        if self._containment.fault is not None:
-            return self._containment.fault
-        return None if was_told else self._own_fault(error)
-
-    def _own_fault(self, error: Exception) -> Fault:
-        fault = fault_of(
-            error,
-            self._classifier,
-            engine_id=self._engine_id,
-            rank=getattr(error, "rank", None),
-            phase=getattr(error, "phase", None),
-            at=time.time(),
-        )
-        if self.host is not None and self.host.lost_a_worker():
-            return msgspec.structs.replace(fault, fault_class=FaultClass.WORKER_LOST, class_reason=_WORKER_GONE)
-        return fault
-
-    # ---- containing, either thread
-
-    def has_peers(self) -> bool:
-        """Whether anybody waits for a rank of this engine core in a collective."""
-        return len(self._attendance.ranks()) > 1 or (self.host is not None and self.host.in_lockstep)
-
-    def _leaves_peers_waiting(self, fault: Fault) -> bool:
-        """Whether peers would wait for this engine core, or for its lost rank, until their time is over."""
-        lost = fault.fault_class is FaultClass.WORKER_LOST and self.has_peers()
-        return lost or self._host_of_busy_loop().in_lockstep
-
-    def break_collectives(self, epoch: int) -> None:
-        """Let nobody wait in a collective of `epoch` with this engine core or its ranks; they take no further step.
-
-        A recovery may begin meanwhile: its collectives are left alone.
-        """
-        ranks = self._containment.order_break(epoch, self._attendance.ranks(), time.monotonic())
-        if self.host is not None:
-            self._containment.during(epoch, self.host.break_collectives)
-        order = m.encode(m.BreakCollectives(epoch=epoch))
-        self._thread.post(lambda: self._tell_workers(ranks, order))
-
-    def _tell_workers(self, ranks: set[int], order: bytes) -> None:
-        for rank in sorted(ranks):
-            if not self._tell_worker(rank, order):
-                logger.error("EngineCoreSentinel-%d: rank %d takes no commands", self._engine_id, rank)
 
     # ---- the sentinel's thread
 
+    @property
+    def _host(self) -> EngineHost | None:
+        """None until everything is there."""
+        return self._stopping.host
+
     def _idle_s(self) -> float:
-        if self._watch is not None and self.host is not None:
+        if self._watch is not None and self._host is not None:
             return PERIOD_S
         return _POLL_S if self._containment.owes else IDLE_S
 
     def _tick(self) -> None:
         self._accusations.accuse_overdue()
-        if self._watch is not None and self.host is not None:
+        if self._watch is not None and self._host is not None:
             self._watch.tick(time.monotonic())
 
     def rank_lost(self, rank: int, how: str, exit_code: int | None = None) -> None:
@@ -287,30 +237,13 @@ class EngineCoreSentinel:
                 self._attendance.note(report)
                 self._arming.arm_again(report.rank)
             case m.RankFaulted():
-                self.rank_faulted(report)
+                self._stopping.rank_faulted(report)
             case m.CollectivesBroken():
                 self._containment.acknowledged(report.rank, report.epoch)
             case m.WorkerAnswered():
                 self._answer(report.command_id, report.refused)
             case m.RankStuck():
                 self._accusations.accuse_stuck(report)
-
-    def rank_faulted(self, report: m.RankFaulted) -> None:
-        if not self._containment.rank_faulted(report.rank, report.fault, report.epoch):
-            return
-        self._send(m.EngineFaulted(engine_id=self._engine_id, epoch=report.epoch, fault=report.fault))
-        if self.has_peers():
-            self._stop_everybody(report.epoch)
-
-    def _stop_everybody(self, epoch: int) -> None:
-        """Only the output rank's failures reach the busy loop, and an idle loop notices nothing at all."""
-        self.break_collectives(epoch)
-        self.interrupt(epoch)
-
-    def interrupt(self, epoch: int) -> None:
-        # A recovery that began meanwhile has taken back every interrupt before it; none may follow it.
-        if self.host is not None:
-            self._containment.during(epoch, self.host.interrupt)
 
     def _from_client(self, order: m.ToEngine) -> None:
         self._orders.heard()
@@ -319,29 +252,31 @@ class EngineCoreSentinel:
                 if order.epoch > self._containment.epoch:
                     self._orders.put(order)
             case m.PauseEngine():
-                self._pause(order)
+                self._stopping.pause(order)
             case m.EndEngine():
                 self._orders.put(order)
             case m.ArmFault():
                 self._arm(order.command_id, order.spec)
             case m.CoordinatorReplaced():
-                if self.host is not None:  # one that is still starting has said nothing yet that could be lost
-                    self.host.introduce_to_coordinator()
+                if self._host is not None:  # one that is still starting has said nothing yet that could be lost
+                    self._host.introduce_to_coordinator()
             case m.ClientLost():
-                if self.host is not None:
-                    self.host.drop_requests_of(order.client_index)
-
-    def _pause(self, order: m.PauseEngine) -> None:
-        if order.epoch != self._containment.epoch:
-            return
-        if not order.soft and self.has_peers():
-            self.break_collectives(order.epoch)
-        self.interrupt(order.epoch)
+                if self._host is not None:
+                    self._host.drop_requests_of(order.client_index)
 
     def _arm(self, command_id: str, spec: InjectionSpec) -> None:
-        refused = self._arming.arm(command_id, spec, self.host, self._attendance.ranks())
+        refused = self._arming.arm(command_id, spec, self._host, self._attendance.ranks())
         if refused is not None:
             self._answer(command_id, refused or None)
+
+    def _tell_ranks(self, ranks: set[int], order: bytes) -> None:
+        """Any thread."""
+        self._thread.post(lambda: self._tell_each(ranks, order))
+
+    def _tell_each(self, ranks: set[int], order: bytes) -> None:
+        for rank in sorted(ranks):
+            if not self._tell_worker(rank, order):
+                logger.error("EngineCoreSentinel-%d: rank %d takes no commands", self._engine_id, rank)
 
     def _tell_worker(self, rank: int, order: bytes) -> bool:
         return self._workers.send(worker_identity(rank), order)

@@ -132,6 +132,10 @@ class Bench:
         self.engine.announce(self.host, ("engine hook",), workers)
         self.client.await_attached(WAIT_S)
 
+    def break_collectives(self) -> None:
+        """As when a peer is lost."""
+        self.engine._stopping.break_collectives(0)
+
     def run(self, *errors: Exception, running: Callable[[], bool] = lambda: True) -> None:
         """A busy loop that raises each error once and then ends."""
         left = list(errors)
@@ -346,7 +350,7 @@ def told_to_break(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Bench:
 
 def test_a_rank_that_does_not_leave_a_broken_collective_is_killed(told_to_break: Bench) -> None:
     told_to_break.host.waits_in = "all_reduce"
-    told_to_break.engine.break_collectives(0)
+    told_to_break.break_collectives()
     told_to_break.settled(EventKind.FAULT_REPORTED)
     [fault] = [e.fault for e in told_to_break.client.history() if e.fault is not None]
     assert (fault.fault_class, fault.rank) == (FaultClass.UNRESPONSIVE, 0)
@@ -355,7 +359,7 @@ def test_a_rank_that_does_not_leave_a_broken_collective_is_killed(told_to_break:
 
 
 def test_a_rank_that_has_left_its_broken_collective_is_let_alone(told_to_break: Bench) -> None:
-    told_to_break.engine.break_collectives(0)
+    told_to_break.break_collectives()
     assert told_to_break.host.looks.get(timeout=WAIT_S) == 0
     told_to_break.run(ValueError("boom"))
     told_to_break.settled(EventKind.ENGINE_RECOVERED)
