@@ -81,8 +81,11 @@ class Deadlines:
         )
 
     def learn(self, ended: Ended) -> None:
-        """The first of a shape is compiled, captured or measured: it says nothing about the next."""
-        if not ended.is_first:
+        """The first of a shape is compiled, captured or measured, and one that raised has waited for a peer that hung.
+
+        They say nothing about the next.
+        """
+        if ended.is_typical:
             self._lasted[ended.phase, ended.shape.bucket].append(ended.lasted_s)
 
     def forget(self) -> None:

@@ -37,9 +37,9 @@ class Running(msgspec.Struct, frozen=True):
 
 
 class Ended(msgspec.Struct, frozen=True):
-    """A call that ended."""
+    """A call that ended. `is_typical`: it was not the first of its shape, and did not raise."""
 
     phase: Phase
     shape: BatchShape
     lasted_s: float
-    is_first: bool = False
+    is_typical: bool = True

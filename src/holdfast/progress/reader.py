@@ -61,9 +61,9 @@ class ProgressReader:
     def _ended(self, lane: Lane, begun: int) -> Iterator[Ended]:
         for call in range(max(self._read_up_to[lane] + 1, begun - RING_SLOTS + 1), begun + 1):
             if (slot := self._slot(lane, call)) is not None:
-                _, _, lasted_ns, tokens, requests, number, is_first = slot
+                _, _, lasted_ns, tokens, requests, number, is_typical = slot
                 self._read_up_to[lane] = call
-                yield Ended(PHASES[number], BatchShape(tokens, requests), lasted_ns / 1e9, bool(is_first))
+                yield Ended(PHASES[number], BatchShape(tokens, requests), lasted_ns / 1e9, bool(is_typical))
 
     def _slot(self, lane: Lane, call: int) -> tuple[int, ...] | None:
         slot = self._read(slot_at(lane, call))

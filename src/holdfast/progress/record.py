@@ -19,7 +19,7 @@ PHASE_NUMBERS = {phase: number for number, phase in enumerate(PHASES)}
 
 # call, step, began (monotonic ns), tokens, requests, phase, first of its shape, call
 HEADER = struct.Struct("@QQQIIIIQ")
-# call, step, lasted (ns), tokens, requests, phase, first of its shape, call
+# call, step, lasted (ns), tokens, requests, phase, typical, call
 SLOT = struct.Struct("@QQQIIIIQ")
 NUMBER = struct.Struct("@Q")
 TAIL_OFFSET = HEADER.size - NUMBER.size

@@ -50,17 +50,21 @@ class ProgressWriter:
         def run(*args: Any, **kwargs: Any) -> Any:
             self.begin(phase, *about(*args))
             try:
-                return call(*args, **kwargs)
-            finally:
-                self.end()
+                returned = call(*args, **kwargs)
+            except BaseException:
+                self.end(raised=True)
+                raise
+            self.end()
+            return returned
 
         return run
 
-    def end(self) -> None:
+    def end(self, *, raised: bool = False) -> None:
         call, step, began_ns, tokens, requests, number, is_first = self._running
+        is_typical = not (is_first or raised)
         lasted_ns = time.monotonic_ns() - began_ns
         at = slot_at(self._lane, call)
-        SLOT.pack_into(self._memory, at, call, step, lasted_ns, tokens, requests, number, is_first, call)
+        SLOT.pack_into(self._memory, at, call, step, lasted_ns, tokens, requests, number, is_typical, call)
 
 
 def publish_progress(folder: str) -> mmap.mmap:

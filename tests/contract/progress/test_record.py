@@ -28,7 +28,7 @@ def test_a_call_runs_from_its_begin_to_its_end() -> None:
     writer.end()
     seen = reader.look()
     assert seen.running == ()
-    assert [(e.phase, e.shape, e.is_first) for e in seen.ended] == [(Phase.FORWARD, BatchShape(12, 3), True)]
+    assert [(e.phase, e.shape, e.is_typical) for e in seen.ended] == [(Phase.FORWARD, BatchShape(12, 3), False)]
     assert reader.look().ended == (), "each once"
 
 

@@ -134,7 +134,7 @@ def test_one_call_that_compiled_nothing_is_a_hint_for_the_next(limits: Limits, d
 
 def test_the_first_of_a_shape_is_no_hint() -> None:
     bench = Bench(ranks=1)
-    bench.see({0: {"ended": (Ended(Phase.FORWARD, PREFILL, 0.1, True),)}})
+    bench.see({0: {"ended": (Ended(Phase.FORWARD, PREFILL, 0.1, is_typical=False),)}})
     assert bench.watch(100, {0: in_step(bench, PREFILL)})[0] == []
 
 
@@ -265,7 +265,7 @@ def test_the_deadline_grows_with_what_steps_take(lasted_s: float) -> None:
 
 def test_a_compilation_teaches_nothing_about_the_steps_after_it() -> None:
     deadlines = Deadlines(LIMITS)
-    for ended in (Ended(Phase.FORWARD, DECODE, 60.0, True), *known()):
+    for ended in (Ended(Phase.FORWARD, DECODE, 60.0, is_typical=False), *known()):
         deadlines.learn(ended)
     assert deadlines.of(a_call(0)).seconds == LIMITS.decode_floor_s
 

@@ -3,6 +3,8 @@
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
+
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.faults import Phase
 from holdfast.core.steps import BatchShape
@@ -25,6 +27,20 @@ def test_a_step_is_running_while_it_is_and_says_how_large_its_batch_is() -> None
     [running] = step(PLANNED)
     assert (running.step, running.phase, running.shape) == (1, Phase.FORWARD, BatchShape(9, 2))
     assert reader.look().running == ()
+
+
+def test_how_long_one_took_that_raised_is_not_typical() -> None:
+    """A step that waited for a peer which hung, until its collective was broken."""
+    memory = bytearray(RECORD_BYTES)
+    progress, reader = StepProgress(memory), ProgressReader(memory)
+    step = progress.recorded(Phase.FORWARD, lambda planned, fails: 1 / (not fails))
+    step(PLANNED, False)
+    step(PLANNED, False)
+    with pytest.raises(ZeroDivisionError):
+        step(PLANNED, True)
+    seen = reader.look()
+    assert seen.running == ()
+    assert [ended.is_typical for ended in seen.ended] == [False, True, False]
 
 
 def test_what_follows_in_a_step_and_its_output_belong_to_it() -> None:
