@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from holdfast.api import routes
 from holdfast.cli import main as cli
-from holdfast.cli.serve import flag_parser
+from holdfast.cli.serve_flags import flag_parser
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"

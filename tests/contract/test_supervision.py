@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from holdfast.api import routes
-from holdfast.cli.serve import EXIT_CANNOT_START, EXIT_USAGE, flag_parser
+from holdfast.cli.serve import EXIT_CANNOT_START, EXIT_USAGE
+from holdfast.cli.serve_flags import flag_parser
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs/reference/supervision.md").read_text()
 

@@ -6,7 +6,8 @@ import re
 
 import pytest
 
-from holdfast.cli.serve import flag_parser, serve, settle_upstream_flags, split_flags
+from holdfast.cli.serve import serve, settle_upstream_flags, split_flags
+from holdfast.cli.serve_flags import flag_parser
 from holdfast.core.config import HoldfastConfig, dump_config, known_keys, parse_config
 from holdfast.core.errors import BadConfiguration
 
