@@ -1,18 +1,14 @@
-"""One fault and its life: which reports and instructions have which effects."""
+"""One fault and its life: which reports have which effects."""
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from holdfast.core import messages as m
-from holdfast.core.config import HoldfastConfig
-from holdfast.core.effects import End, OrderRecovery, Publish, Send, Settle
-from holdfast.core.errors import InstructionConflict, UnknownEngine
+from holdfast.core.effects import End, OrderRecovery, Publish, Settle
+from holdfast.core.errors import InstructionConflict
 from holdfast.core.events import EventKind
-from holdfast.core.faults import FaultClass, Phase, unresponsive
-from holdfast.core.injection import InjectionSpec
+from holdfast.core.faults import FaultClass, unresponsive
 from holdfast.core.states import EngineState
-from support.instance_bench import AUTO, DEEP, EXTERNAL, NO_RESTARTS, SPEC, Bench, a_fault, is_affirming, kinds, states
+from support.instance_bench import AUTO, DEEP, EXTERNAL, NO_RESTARTS, Bench, a_fault, is_affirming, kinds, states
 
 # ---- the life of one fault
 
@@ -310,132 +306,6 @@ def test_after_the_end_nothing_changes_anything_on_any_engine():
     assert len(bench.all(End)) == 1
 
 
-# ---- instructions
-
-
-def test_two_commands_at_once_are_a_conflict_that_says_the_state():
-    bench = Bench(EXTERNAL)
-    bench.held()
-    bench.retry("first")
-    before = bench.instance.view()
-    with pytest.raises(InstructionConflict, match="first is already under way") as caught:
-        bench.retry("second")
-    assert caught.value.state == "recovering"
-    assert bench.instance.view() == before
-
-
-@pytest.mark.parametrize("state", ["starting", "healthy", "faulted"])
-def test_a_retry_of_what_is_not_paused_is_a_conflict_that_says_the_state(state):
-    bench = Bench(EXTERNAL, attached=state != "starting")
-    if state == "faulted":
-        bench.faulted()
-    with pytest.raises(InstructionConflict, match="there is nothing to retry") as caught:
-        bench.retry()
-    assert caught.value.state == state
-
-
-def test_an_instruction_for_an_engine_that_does_not_exist_names_those_that_do():
-    bench = Bench(engines=(0, 3))
-    with pytest.raises(UnknownEngine, match="known: 0, 3"):
-        bench.retry(engine=1)
-    with pytest.raises(UnknownEngine):
-        bench.arm(spec=InjectionSpec(phase=Phase.FORWARD, engine_id=1))
-
-
-def test_an_id_that_is_under_way_is_refused_whatever_it_is_for():
-    bench = Bench(EXTERNAL)
-    bench.arm("same")
-    bench.held()
-    for order in (bench.arm, bench.retry):
-        with pytest.raises(InstructionConflict, match="the id same is already under way"):
-            order("same")
-
-
-# ---- arming
-
-
-def test_arming_is_sent_and_ends_with_its_answer():
-    bench = Bench()
-    assert bench.arm("x") == [Send(0, m.ArmFault(command_id="x", spec=SPEC))]
-    answer = m.EngineAnswered(engine_id=0, command_id="x")
-    assert kinds(bench.observe(answer)) == ["fault-armed", "Settle"]
-    assert bench.observe(answer) == []
-
-
-def test_arming_that_was_refused_says_why_and_is_no_event():
-    bench = Bench()
-    bench.arm("x")
-    assert bench.observe(m.EngineAnswered(engine_id=0, command_id="x", refused="no rank 7")) == [
-        Settle("x", error="no rank 7", refused=True)
-    ]
-
-
-def test_arming_without_an_answer_ends_in_its_deadline_and_a_late_answer_changes_nothing():
-    bench = Bench()
-    bench.arm("x")
-    assert bench.tick(AUTO.drain_timeout_s - 0.1) == []
-    assert bench.tick(0.1) == [Settle("x", error="engine 0 did not answer in time")]
-    assert bench.observe(m.EngineAnswered(engine_id=0, command_id="x")) == []
-
-
-# ---- time, and ends
-
-
-def test_a_fault_after_which_the_engine_never_stands_held_ends_in_a_deadline():
-    bench = Bench()
-    bench.faulted()
-    assert bench.tick(AUTO.containment_timeout_s - 0.1) == []
-    assert kinds(bench.tick(0.1)) == ["decision-made", "instance-defeated", "Send", "End"]
-    assert "did not stand still within 30 s" in bench.instance.view().defeat
-
-
-def test_a_recovery_that_never_ends_ends_in_a_deadline_and_its_command_with_it():
-    bench = Bench()
-    bench.held()
-    assert bench.tick(AUTO.containment_timeout_s + AUTO.drain_timeout_s - 0.1) == []
-    ended = bench.tick(0.1)
-    assert kinds(ended) == ["decision-made", "Settle", "instance-defeated", "Send", "End"]
-    assert ended[1].command_id == "own-1"
-
-
-def test_of_two_deadlines_in_one_tick_one_ends_the_instance():
-    bench = Bench(engines=(0, 1))
-    bench.faulted(0)
-    bench.faulted(1)
-    bench.tick(1e3)
-    assert len(bench.all(End)) == 1
-    assert [e.kind for e in bench.events].count(EventKind.INSTANCE_DEFEATED) == 1
-
-
-def test_a_healthy_instance_has_no_deadline():
-    assert Bench().tick(1e9) == []
-
-
-NOT_REPLACED = HoldfastConfig(max_engine_restarts=0)
-
-
-@pytest.mark.parametrize("state", ["starting", "healthy", "faulted", "recovering"])
-def test_an_engine_core_that_is_lost_ends_an_instance_without_restarts_whatever_it_was_doing(state):
-    bench = Bench(NOT_REPLACED, attached=state != "starting")
-    if state in ("faulted", "recovering"):
-        bench.faulted()
-    if state == "recovering":
-        bench.held()
-    assert bench.view().state == state
-    assert kinds(bench.lost())[-3:] == ["instance-defeated", "Send", "End"]
-    assert (bench.view().state, bench.instance.view().ready) == (EngineState.DEAD, False)
-    assert bench.defeat.startswith("engine core 0 is gone: killed by signal 9")
-
-
-def test_the_end_settles_the_commands_of_every_engine():
-    bench = Bench(EXTERNAL, engines=(0, 1))
-    bench.held(0)
-    bench.retry("zero", 0)
-    bench.arm("armed", InjectionSpec(phase=Phase.FORWARD, engine_id=1))
-    bench.lost(1)
-    assert {s.command_id for s in bench.all(Settle)} == {"zero", "armed"}
-
-
 # ---- neighbours
 
 
@@ -460,76 +330,3 @@ def test_neighbours_recover_at_the_same_time_each_with_its_own_command():
 
 def test_silence_is_described_as_a_fault_that_a_retry_cannot_repair():
     assert unresponsive(1, "no reply").fault_class is FaultClass.UNRESPONSIVE
-
-
-# ---- any order whatsoever
-
-asked = st.sampled_from(["cmd-1", "cmd-2", "arm-1", "?"])  # nobody outside knows an id before it is made
-texts = st.sampled_from(["own-1", "own-2", "own-3"]) | asked
-engines = st.integers(0, 2)
-epochs = st.integers(0, 4)
-any_fault = st.builds(a_fault, engines, fault_class=st.sampled_from([FaultClass.TRANSIENT] * 4 + list(FaultClass)))
-facts = st.one_of(
-    st.builds(m.EngineAttached, engine_id=engines, pid=st.just(1), hooks=st.just(()), workers=st.just(())),
-    st.builds(m.EngineFaulted, engine_id=engines, epoch=epochs, fault=any_fault),
-    st.builds(m.EngineHeld, engine_id=engines, epoch=epochs, fault=any_fault, unfinished_requests=st.just(0)),
-    st.builds(m.EngineRecovered, engine_id=engines, command_id=texts, epoch=epochs, report=st.just(m.RecoveryReport())),
-    st.builds(m.RecoveryAborted, engine_id=engines, command_id=texts, epoch=epochs, fault=any_fault),
-    st.builds(m.EngineAnswered, engine_id=engines, command_id=texts, refused=st.none() | st.just("no")),
-)
-happenings = st.one_of(
-    facts,
-    st.tuples(st.just("retry"), asked, st.none() | engines),
-    st.tuples(st.just("arm"), asked, engines),
-    st.tuples(st.just("restart"), asked, engines),
-    st.tuples(st.just("tick"), st.sampled_from([0.1, 0.1, 1.0, 5.0, 15.0, 200.0]), st.none()),
-)
-
-
-@settings(max_examples=400, deadline=None)
-@given(story=st.lists(happenings, max_size=40), config=st.sampled_from([AUTO, EXTERNAL, NO_RESTARTS]))
-def test_whatever_is_said_in_whatever_order_the_laws_of_an_instance_hold(story, config):
-    bench = Bench(config, engines=(0, 1), attached=False)
-    accepted = []
-    for happening in story:
-        match happening:
-            case ("retry" | "arm" | "restart" as what, command_id, engine):
-                try:
-                    instruct(bench, what, command_id, engine)
-                except (InstructionConflict, UnknownEngine):
-                    continue
-                accepted.append(command_id)
-            case ("tick", after_s, _):
-                bench.tick(after_s)
-            case fact:
-                bench.observe(fact)
-    for _ in range(6):  # after silence long enough, every wait has ended
-        bench.tick(config.worker_start_timeout_s + 250.0)
-    accepted += [order.command_id for order in bench.all(OrderRecovery)]
-    assert sorted(s.command_id for s in bench.all(Settle)) == sorted(_once(accepted, bench))
-    assert [e.sequence for e in bench.events] == list(range(1, len(bench.events) + 1))
-    assert [p.view.sequence for p in bench.all(Publish)] == [e.sequence for e in bench.events]
-    assert len(bench.all(End)) == (bench.instance.view().defeat is not None)
-    over = {EngineState.STARTING, EngineState.HEALTHY, EngineState.LEFT_OUT}
-    open_states = {bench.view(i).state for i in (0, 1)} - over
-    assert not open_states or bench.instance.view().defeat is not None
-
-
-def instruct(bench, what, command_id, engine):
-    match what:
-        case "retry":
-            bench.retry(command_id, engine)
-        case "restart":
-            bench.restart_workers(command_id, engine)
-        case "arm":
-            bench.arm(command_id, InjectionSpec(phase=Phase.FORWARD, engine_id=engine))
-
-
-def _once(accepted, bench):
-    """A retry from outside was counted when it was accepted and again when it was sent."""
-    sent = list(dict.fromkeys(order.command_id for order in bench.all(OrderRecovery)))  # one may be for two groups
-    arms = [s.message.command_id for s in bench.all(Send) if isinstance(s.message, m.ArmFault)]
-    pauses = [s.message.command_id for s in bench.all(Send) if isinstance(s.message, m.PauseEngine)]
-    unsent = [c for c in pauses if c.startswith(("cmd", "arm", "own", "?")) and c in accepted and c not in sent]
-    assert set(accepted) == set(sent + arms + unsent)
-    return sent + arms + unsent
