@@ -205,3 +205,13 @@ def test_closing_ends_every_standby_and_the_thread(world: World, pool_of: Pools)
     assert all(one.killed for one in world.made)
     assert not any(thread.name == "StandbyPool" for thread in threading.enumerate())
     assert pool.take(0) is None
+
+
+def test_after_one_that_came_to_nothing_where_it_was_needed_the_next_one_has_time(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LONGEST_PAUSE_S", 60.0)
+    pool, now_s = StandbyPool(1, world.start, world.told.append), time.monotonic()
+    pool.disappointed("it did not start")
+    pool.disappointed("it did not start")
+    assert round(pool._fill_at - now_s) == 4

@@ -13,10 +13,18 @@ logger = logging.getLogger("holdfast")
 
 
 def compile_small_kernels(vllm_config: Any) -> None:
+    """Where that does not work they are compiled when they are needed, if they ever are, and nothing else."""
     from vllm.platforms import current_platform
 
     if not current_platform.is_cpu():
         return
+    try:
+        _compile_ranking(vllm_config)
+    except Exception as error:
+        logger.warning("small kernels were not compiled beforehand: %s", " ".join(str(error).split())[:200])
+
+
+def _compile_ranking(vllm_config: Any) -> None:
     import torch
     from vllm.v1.sample.ops.logprobs import batched_count_greater_than
 

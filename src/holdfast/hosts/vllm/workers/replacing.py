@@ -23,9 +23,10 @@ from holdfast.core.errors import PeerSilent, RecoveryFailed
 from holdfast.hosts.vllm.settings import inherited_settings
 from holdfast.hosts.vllm.sockets import remove_sockets
 from holdfast.hosts.vllm.workers.newcomer import of_handle
+from holdfast.hosts.vllm.workers.newcomers import Newcomers
 from holdfast.hosts.vllm.workers.orders import JOIN, PREPARE, JoinOrder, encode
 from holdfast.hosts.vllm.workers.segments import forget_segments_of_the_dead
-from holdfast.hosts.vllm.workers.starting import KILL_TIMEOUT_S, Newcomer, start_replacement
+from holdfast.hosts.vllm.workers.starting import KILL_TIMEOUT_S
 
 if TYPE_CHECKING:
     from holdfast.hosts.vllm.executor import HoldfastExecutor
@@ -49,19 +50,18 @@ def replace_ranks(
     began = time.monotonic()
     _end(executor, ranks)
     queue = _new_queue(executor)
-    newcomers, standbys = _start(executor, ranks, queue.export_handle())
+    newcomers = Newcomers(executor, ranks, queue.export_handle())
     try:
-        handles = [n.await_ready(began + start_timeout_s) for n in newcomers]
+        newcomers.start()
+        handles = newcomers.await_ready(began + start_timeout_s)
         _join(executor, ranks, queue, time.monotonic() + timeout_s, handles)
     except BaseException:
-        for newcomer in newcomers:
-            newcomer.kill()
+        newcomers.kill()
         raise
     _prepare(executor, ranks, time.monotonic() + start_timeout_s)
     if (config := inherited_settings()) is not None:
         forget_segments_of_the_dead(config.runtime_dir)
-    pids = {n.rank: n.process.pid for n in newcomers if n.rank is not None}
-    return Replaced(pids, standbys, time.monotonic() - began)
+    return Replaced(newcomers.pids, newcomers.standbys_used, time.monotonic() - began)
 
 
 def _end(executor: HoldfastExecutor, ranks: Sequence[int]) -> None:
@@ -88,21 +88,6 @@ def _new_queue(executor: HoldfastExecutor) -> Any:
         connect_ip=get_ip(),
         enable_shm_tensor_arena=executor.parallel_config.enable_shm_tensor_arena,
     )
-
-
-def _start(executor: HoldfastExecutor, ranks: Sequence[int], queue: Any) -> tuple[list[Newcomer], int]:
-    """All at once, from standbys as far as there are any."""
-    newcomers, standbys = [], 0
-    for rank in ranks:
-        is_driver = executor._is_driver_worker(rank)
-        newcomer = executor.standbys.take(rank)
-        if newcomer is None:
-            newcomers.append(start_replacement(executor.seed, rank, is_driver=is_driver, queue=queue))
-            continue
-        newcomers.append(newcomer)
-        newcomer.take_over(rank, is_driver=is_driver, queue=queue)
-        standbys += 1
-    return newcomers, standbys
 
 
 def _join(executor: HoldfastExecutor, ranks: Sequence[int], queue: Any, deadline: float, handles: list[Any]) -> None:

@@ -88,6 +88,11 @@ class StandbyPool:
         self._news.set()
         return taken.newcomer
 
+    def disappointed(self, why: str) -> None:
+        """One that was taken came to nothing; the next one may, too."""
+        with self._lock:
+            self._postpone(why)
+
     def _run(self) -> None:
         while not self._stopped.is_set():
             self._fill()

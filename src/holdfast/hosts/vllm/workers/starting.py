@@ -66,6 +66,10 @@ class Newcomer:
     rank: int | None = None
     started_at: float = field(default_factory=time.monotonic)
 
+    @property
+    def was_standby(self) -> bool:
+        return self.orders is not None
+
     def take_over(self, rank: int, *, is_driver: bool, queue: Any) -> None:
         """Tell a standby which rank it is. Raises `RecoveryFailed` where it is gone."""
         assert self.orders is not None
