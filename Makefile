@@ -4,7 +4,8 @@
 #   make test PYTEST_ARGS="-k name"          passes arguments to pytest
 #   make demo TOPOLOGY=tp2                   many ranks: tp2, pp2, dp2, moe or moe-ep
 #   make demo FAULT=kill-worker              kills a worker process instead of raising in it; kill-engine an engine core;
-#                                            stop, hang, spin or deadlock silence it; oom takes its memory; slow delays it
+#                                            stop, hang, spin or deadlock silence it; oom takes its memory; slow delays it;
+#                                            poison is a request that makes every step fail
 #   make demo DEMO_ARGS="--help"             passes arguments to the demo
 #   make bench BENCH_TOPOLOGIES="tp2 moe"    measures recovery of these only
 

@@ -21,6 +21,7 @@ _STATES = {
     "engine-lost": "restarting",
     "engine-restarted": "healthy",
     "standbys-changed": "healthy",
+    "request-ended": "healthy",
 }
 
 

@@ -52,6 +52,8 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
     lost_tokens: int
     repeated_tokens: int
     changed_tokens: int
+    faults: int = 1  # how often something was decided to be done
+    ended_alone: int = 0  # requests that made the server fail; they are none of the streams
     recovery_reports: tuple[dict[str, Any], ...]  # one per engine that recovered, with its `engine_id`
     problems: tuple[str, ...]
     events: tuple[Mapping[str, Any], ...] = ()  # what the server told, where there is a problem
@@ -140,7 +142,7 @@ def trial_of(topology: Topology, scenario: Scenario, tokens: int, outcome: Outco
         load=scenario.load,
         engine_id=scenario.engine_id,
         rank=scenario.rank if scenario.phase.in_worker else None,
-        after_steps=scenario.injection(tokens).after_steps,
+        after_steps=scenario.after_steps(tokens),
         interruption_median_s=interruption.median_s if interruption else None,
         interruption_max_s=interruption.max_s if interruption else None,
         interruptions_s=tuple(waits),
@@ -155,6 +157,8 @@ def trial_of(topology: Topology, scenario: Scenario, tokens: int, outcome: Outco
         lost_tokens=outcome.verdict.lost,
         repeated_tokens=outcome.verdict.repeated,
         changed_tokens=outcome.verdict.changed,
+        faults=outcome.faults,
+        ended_alone=len(outcome.ended_alone),
         recovery_reports=tuple(
             {"engine_id": event["engine_id"], **event["report"]} for event in outcome.events if event.get("report")
         ),
@@ -217,7 +221,7 @@ def figures_of(
         restart_total_s=restart.total_s if restart else None,
         restart_to_median_interruption=times_shorter,
         restart_to_max_interruption=_ratio(restart, interruption.max_s if interruption else None),
-        targets=targets_of(topology, harm, _measured(paused, interruption, times_shorter, neighbours)),
+        targets=targets_of(topology, harm, _measured(trials, paused, interruption, times_shorter, neighbours)),
         left_behind=left_behind,
         failure=failure,
         lawful=bool(trials) and failure is None and not left_behind and not any(trial.problems for trial in trials),
@@ -225,6 +229,7 @@ def figures_of(
 
 
 def _measured(
+    trials: Sequence[Trial],
     paused: Stretch | None,
     interruption: Stretch | None,
     times_shorter: float | None,
@@ -235,6 +240,7 @@ def _measured(
         interruption_median_s=interruption.median_s if interruption else None,
         interruption_max_s=interruption.max_s if interruption else None,
         times_shorter=times_shorter,
+        faults_max=max((trial.faults for trial in trials), default=None),
         neighbour_gap_s=neighbours.longest_gap.median_s if neighbours else None,
         neighbour_bound_s=neighbours.fault_free_p999.median_s if neighbours else None,
     )

@@ -1,12 +1,15 @@
-"""What the demo and the benchmarks can do to a server: an exception, a lost process, a silence. Pure data."""
+"""What the demo and the benchmarks can do to a server: an exception, a lost process, a silence, a poison. Pure data."""
 
 from __future__ import annotations
 
 import enum
+import itertools
 
 from holdfast.bench.topologies import DP2, ONE, Topology
 from holdfast.core.faults import Phase
-from holdfast.core.injection import FaultKind
+from holdfast.core.injection import MAX_TIMES, FaultKind, InjectionSpec
+
+_poisons = itertools.count(1)  # each has a name of its own: what was armed before stays armed
 
 
 class Harm(enum.StrEnum):
@@ -21,6 +24,7 @@ class Harm(enum.StrEnum):
     SPIN = "spin"
     DEADLOCK = "deadlock"
     SLOW = "slow"
+    POISON = "poison"
 
     @property
     def kind(self) -> FaultKind:
@@ -50,6 +54,18 @@ class Harm(enum.StrEnum):
     def usual_phase(self) -> Phase:
         return Phase.SCHEDULE_END if self is Harm.KILL_ENGINE else Phase.FORWARD
 
+    def injection(self, phase: Phase, engine_id: int, rank: int, after_steps: int) -> InjectionSpec:
+        """To be armed before the load. A poison is about the request that has its name, and lasts as long as that."""
+        poison = {"request": f"poison-{next(_poisons)}-", "times": MAX_TIMES} if self is Harm.POISON else {}
+        return InjectionSpec(
+            phase=phase,
+            kind=self.kind,
+            engine_id=engine_id,
+            rank=rank,
+            after_steps=after_steps,
+            **poison,  # type: ignore[arg-type]
+        )
+
     def happens_at(self, phase: Phase) -> bool:
         """Whether the process that passes a phase is the one to hurt."""
         return self is Harm.EXCEPTION or phase.in_worker is (self is not Harm.KILL_ENGINE)
@@ -57,6 +73,7 @@ class Harm(enum.StrEnum):
 
 _KINDS = {
     Harm.EXCEPTION: FaultKind.RAISE,
+    Harm.POISON: FaultKind.RAISE,
     Harm.KILL_WORKER: FaultKind.KILL,
     Harm.KILL_ENGINE: FaultKind.KILL,
 }
@@ -70,6 +87,7 @@ _IN_WORDS = {
     Harm.SPIN: "its worker in an endless loop",
     Harm.DEADLOCK: "its worker deadlocked",
     Harm.SLOW: "a step that takes half a second longer",
+    Harm.POISON: "one request that makes every step fail that it is in",
 }
 _HEADINGS = {
     Harm.EXCEPTION: "exceptions",
@@ -81,4 +99,5 @@ _HEADINGS = {
     Harm.SPIN: "a worker in an endless loop",
     Harm.DEADLOCK: "a worker deadlocked",
     Harm.SLOW: "steps that take half a second longer",
+    Harm.POISON: "a poison request",
 }

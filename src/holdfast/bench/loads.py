@@ -8,6 +8,7 @@ from __future__ import annotations
 import enum
 import itertools
 import os
+from dataclasses import replace
 
 from holdfast.chaos.streams import StreamSpec
 
@@ -55,6 +56,14 @@ def make_load(kind: LoadKind, *, streams: int, tokens: int, engines: int = 1) ->
         )
         for number in range(streams)
     ]
+
+
+def poisoned(specs: list[StreamSpec], engine_id: int, name: str) -> list[StreamSpec]:
+    """The last request of an engine goes by a name; without one, the load as it is."""
+    if not name:
+        return specs
+    guilty = next(spec for spec in reversed(specs) if spec.data_parallel_rank in {None, engine_id})
+    return [replace(spec, request_id=name) if spec is guilty else spec for spec in specs]
 
 
 def _prompt(kind: LoadKind, number: int) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from holdfast.bench.harms import Harm
-from holdfast.bench.targets import TIMES_SHORTER_NAME
+from holdfast.bench.targets import is_counted
 
 Document = Mapping[str, Any]
 Documents = Mapping[str, Document]  # by file name
@@ -101,7 +101,7 @@ def _harm(figures: Document) -> str:
 
 
 def _of(target: Document, which: str) -> str:
-    return _times(target[which]) if target["name"] == TIMES_SHORTER_NAME else _duration(target[which])
+    return _times(target[which]) if is_counted(target["name"]) else _duration(target[which])
 
 
 def _chaos_row(name: str, document: Document) -> list[str]:
@@ -145,7 +145,7 @@ def _machines(documents: Documents) -> Iterator[list[str]]:
 
 
 def _times(value: float | None) -> str:
-    return "–" if value is None else f"{value:,.0f}" if value >= 10 else f"{value:.1f}"
+    return "–" if value is None else f"{value:,.0f}" if value >= 10 or value.is_integer() else f"{value:.1f}"
 
 
 def _duration(seconds: float | None) -> str:

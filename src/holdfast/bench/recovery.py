@@ -12,7 +12,7 @@ from pathlib import Path
 
 from holdfast.bench.figures import RecoveryDocument, TopologyFigures, Trial, figures_of, trial_of
 from holdfast.bench.instrument import precise_client
-from holdfast.bench.loads import LoadKind, make_load
+from holdfast.bench.loads import LoadKind, make_load, poisoned
 from holdfast.bench.machine import describe_machine
 from holdfast.bench.restart import Restart, measure_restart
 from holdfast.bench.scenarios import Chosen, Scenario
@@ -25,6 +25,7 @@ from holdfast.chaos.processes import SessionUsage, session_segments, session_usa
 from holdfast.chaos.server import Server
 from holdfast.chaos.streams import Load
 from holdfast.core.errors import HoldfastError
+from holdfast.core.injection import InjectionSpec
 
 SOAK_ROUNDS = 10  # a soak looks at what the server holds so often
 
@@ -138,14 +139,18 @@ class _TopologyRun:
         reference = await self._reference(server, control, scenario.load)
         if self.topology.standby is not Standby.NONE:
             await control.await_standbys()
-        load, injection = self._load(server, scenario.load), scenario.injection(self.settings.tokens)
+        injection = scenario.injection(self.settings.tokens)
+        load = self._load(server, scenario.load, hurt_by=injection)
         outcome = await run_faulted(load, control, reference, injection, self.topology)
         self.trials.append(trial_of(self.topology, scenario, self.settings.tokens, outcome))
         self.say(_in_words(self.trials[-1]))
 
-    def _load(self, server: Server, kind: LoadKind, *, tokens: int | None = None) -> Load:
+    def _load(
+        self, server: Server, kind: LoadKind, *, tokens: int | None = None, hurt_by: InjectionSpec | None = None
+    ) -> Load:
         streams, tokens = self.settings.streams, tokens or self.settings.tokens
-        return Load(server.url, make_load(kind, streams=streams, tokens=tokens, engines=self.topology.engines))
+        specs = make_load(kind, streams=streams, tokens=tokens, engines=self.topology.engines)
+        return Load(server.url, poisoned(specs, hurt_by.engine_id, hurt_by.request) if hurt_by else specs)
 
     async def _reference(self, server: Server, control: Control, kind: LoadKind) -> Reference:
         """The fault-free run of a load; in a soak always the first one.

@@ -30,13 +30,10 @@ class Scenario:
     harm: Harm = Harm.EXCEPTION
 
     def injection(self, tokens: int) -> InjectionSpec:
-        return InjectionSpec(
-            phase=self.phase,
-            kind=self.harm.kind,
-            engine_id=self.engine_id,
-            rank=self.rank,
-            after_steps=passages(self.phase, int(tokens * self.share)),
-        )
+        return self.harm.injection(self.phase, self.engine_id, self.rank, self.after_steps(tokens))
+
+    def after_steps(self, tokens: int) -> int:
+        return passages(self.phase, int(tokens * self.share))
 
     def at(self, engine_id: int, rank: int) -> Scenario:
         return replace(self, engine_id=engine_id, rank=rank)

@@ -11,16 +11,18 @@ from holdfast.bench.harms import Harm
 from holdfast.bench.topologies import DP2, MOE, MOE_EP, ONE, TOPOLOGIES, TP2, Standby, Topology
 
 TIMES_SHORTER_NAME = "times shorter than a restart"
+FAULTS_NAME = "faults until it was ended, max"
 
 
 class Bounds(msgspec.Struct, frozen=True, kw_only=True):
-    """What must be reached; None is no matter. Seconds, or how many times shorter than a restart."""
+    """What must be reached; None is no matter. Seconds, how many times shorter than a restart, or how many faults."""
 
     paused_median_s: float | None = None
     interruption_median_s: float | None = None
     interruption_max_s: float | None = None
     spares_neighbours: bool = False
     times_shorter: float | None = None
+    faults_max: float | None = None
 
 
 def _exceptions(**more: float | bool) -> Bounds:
@@ -56,6 +58,8 @@ def bounds_of(topology: Topology, harm: Harm) -> Bounds:
         return _ENGINE_CORES.get(topology.name, Bounds())
     if harm.kind.is_silent:
         return _SILENCES[topology.standby].get(topology.name, Bounds())
+    if harm is Harm.POISON:
+        return Bounds(faults_max=7.0)
     if harm is Harm.SLOW:
         return Bounds()
     return _EXCEPTIONS.get(topology.name, _exceptions())
@@ -72,12 +76,13 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
     interruption_median_s: float | None = None
     interruption_max_s: float | None = None
     times_shorter: float | None = None
+    faults_max: float | None = None
     neighbour_gap_s: float | None = None
     neighbour_bound_s: float | None = None
 
 
 class Target(msgspec.Struct, frozen=True, kw_only=True):
-    """One bound and what was found: seconds, or how many times shorter. What was not measured is not met."""
+    """One bound and what was found: seconds, or what its name says. What was not measured is not met."""
 
     name: str
     bound: float | None
@@ -92,8 +97,9 @@ def targets_of(topology: Topology, harm: Harm, measured: Measured) -> tuple[Targ
         ("pause, median", bounds.paused_median_s, measured.paused_median_s),
         ("interruption, median", bounds.interruption_median_s, measured.interruption_median_s),
         ("interruption, max", bounds.interruption_max_s, measured.interruption_max_s),
+        (FAULTS_NAME, bounds.faults_max, measured.faults_max),
     )
-    targets = [_at_most(name, bound_s, found_s) for name, bound_s, found_s in at_most if bound_s is not None]
+    targets = [_at_most(name, bound, found) for name, bound, found in at_most if bound is not None]
     if bounds.spares_neighbours:
         targets.append(_at_most("neighbours' longest gap", measured.neighbour_bound_s, measured.neighbour_gap_s))
     if bounds.times_shorter is not None:
@@ -101,9 +107,14 @@ def targets_of(topology: Topology, harm: Harm, measured: Measured) -> tuple[Targ
     return tuple(targets)
 
 
-def _at_most(name: str, bound_s: float | None, found_s: float | None) -> Target:
-    met = found_s is not None and bound_s is not None and found_s <= bound_s
-    return Target(name=name, bound=bound_s, found=found_s, met=met)
+def is_counted(name: str) -> bool:
+    """Whether a target's figures are numbers, not seconds."""
+    return name in {TIMES_SHORTER_NAME, FAULTS_NAME}
+
+
+def _at_most(name: str, bound: float | None, found: float | None) -> Target:
+    met = found is not None and bound is not None and found <= bound
+    return Target(name=name, bound=bound, found=found, met=met)
 
 
 def _at_least(name: str, bound: float, found: float | None) -> Target:

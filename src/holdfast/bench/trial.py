@@ -5,7 +5,7 @@ Shared by the demo and the recovery benchmark. `judge` is pure; the rest talks t
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +19,7 @@ from holdfast.chaos.checker import (
     longest_gap_s,
     percentile,
 )
-from holdfast.chaos.control import FAULT, LOST, RECOVERED, RESTARTED, Control, ControlFailed
+from holdfast.chaos.control import DECIDED, ENDED, FAULT, LOST, RECOVERED, RESTARTED, Control, ControlFailed
 from holdfast.chaos.history import History
 from holdfast.chaos.streams import Load
 from holdfast.core.injection import FaultKind, InjectionSpec
@@ -56,10 +56,21 @@ class Neighbours:
 
 
 @dataclass(frozen=True)
+class EndedAlone:
+    """An answer to a request that makes the server fail: what it had come to, and what its client was told."""
+
+    name: str
+    tokens: int
+    expected: int
+    error: str
+
+
+@dataclass(frozen=True)
 class Outcome:
     """What a faulted run did to its clients. Seconds; `interruptions_s` by answer, None for one that was not touched.
 
-    Not touched is an answer that had ended before, or whose engine went on.
+    Not touched is an answer that had ended before, or whose engine went on. An answer that is to blame stands in
+    `ended_alone` and nowhere else.
     """
 
     verdict: RunVerdict
@@ -70,33 +81,77 @@ class Outcome:
     problems: tuple[str, ...]
     neighbours: Neighbours | None = None
     engines: Mapping[str, int | None] = field(default_factory=dict)  # by answer, where it was pinned to one
+    ended_alone: tuple[EndedAlone, ...] = ()
 
     @property
     def lawful(self) -> bool:
         return not self.problems
+
+    @property
+    def faults(self) -> int:
+        """How often something was decided to be done."""
+        return sum(event["kind"] == DECIDED for event in self.events)
 
     def waits_s(self) -> list[float]:
         return [wait for wait in self.interruptions_s.values() if wait is not None]
 
 
 def judge(
-    reference: Sequence[History], load: Load, events: Events, problems: Sequence[str], *, is_fault: bool = True
+    reference: Sequence[History],
+    load: Load,
+    events: Events,
+    problems: Sequence[str],
+    *,
+    is_fault: bool = True,
+    poison: str = "",
 ) -> Outcome:
     """Everything that a trial showed, with every law that was broken; `problems` are those known already.
 
-    What is no fault is to be taken for none.
+    What is no fault is to be taken for none. Who goes by the name of a `poison` is to end alone.
     """
-    verdict, window = compare_runs(reference, load.histories), window_of(events)
+    guilty = load.named(poison)
+    twins, observed = _without(guilty, reference), _without(guilty, load.histories)
+    verdict, window = compare_runs(twins, observed), window_of(events)
+    found = (*problems, *verdict.reasons, *(_missing_events(events) if is_fault else _accusations(events)))
     return Outcome(
         verdict=verdict,
-        interruptions_s=_interruptions(reference, load.histories, events),
-        reference_gap_s=max((longest_gap_s(one) for one in reference), default=0.0),
+        interruptions_s=_interruptions(twins, observed, events),
+        reference_gap_s=max((longest_gap_s(one) for one in twins), default=0.0),
         client_lag_s=load.longest_lag_s(window.fault_s, window.recovered_s) if window else 0.0,
         events=tuple(events),
-        problems=(*problems, *verdict.reasons, *(_missing_events(events) if is_fault else _accusations(events))),
-        neighbours=_neighbours(reference, load.histories, events),
-        engines={one.name: one.engine_id for one in load.histories},
+        problems=(*found, *not_ended_alone(guilty, reference, load.histories, events)),
+        neighbours=_neighbours(twins, observed, events),
+        engines={one.name: one.engine_id for one in observed},
+        ended_alone=tuple(_ended_alone(guilty, reference, load.histories)),
     )
+
+
+def _without(names: Collection[str], histories: Sequence[History]) -> list[History]:
+    return [one for one in histories if one.name not in names]
+
+
+def _ended_alone(
+    guilty: Collection[str], reference: Sequence[History], observed: Sequence[History]
+) -> Iterator[EndedAlone]:
+    expected = {one.name: len(one.token_ids) for one in reference}
+    for one in observed:
+        if one.name in guilty:
+            yield EndedAlone(one.name, len(one.token_ids), expected.get(one.name, 0), one.error or "")
+
+
+def not_ended_alone(
+    guilty: Collection[str], reference: Sequence[History], observed: Sequence[History], events: Events
+) -> Iterator[str]:
+    """What is wrong with the end of the requests that make the server fail; nothing where there are none."""
+    twins = {one.name: one for one in reference}
+    incidents = [str(event["incident"]) for event in events if event["kind"] == ENDED]
+    if len(incidents) != len(guilty):
+        yield f"{len(incidents)} requests were reported as ended, {len(guilty)} make the server fail"
+    for one in (history for history in observed if history.name in guilty):
+        if not any(incident in (one.error or "") for incident in incidents):
+            yield f"{one.name}: it makes the server fail, and was told {one.error or 'nothing'}"
+        if one.token_ids != twins[one.name].token_ids[: len(one.token_ids)]:
+            yield f"{one.name}: before it was ended, its tokens differ"
 
 
 Waits = dict[str, float | None]
@@ -177,7 +232,7 @@ async def run_faulted(
     if is_fault and any(event["kind"] in {FAULT, LOST} for event in events):
         problems += misreported(events, injection)
         problems += blast_radius(events, topology.lockstep_group(injection.engine_id))
-    return judge(reference.histories, load, events, problems, is_fault=is_fault)
+    return judge(reference.histories, load, events, problems, is_fault=is_fault, poison=injection.request)
 
 
 async def _aftermath(
@@ -187,8 +242,14 @@ async def _aftermath(
     events: list[dict[str, Any]] = []
     try:
         timeout_s = RESTART_TIMEOUT_S if injection.kills_engine_core else RECOVERY_TIMEOUT_S
-        recoveries = 0 if injection.kind is FaultKind.SLOW else injection.times
-        events = await control.wait_recovered(before, faults=recoveries, timeout_s=timeout_s)
+        events = await control.wait_recovered(before, faults=_recoveries(injection), timeout_s=timeout_s)
         return events, await control.unwell()
     except ControlFailed as error:
         return events, str(error)
+
+
+def _recoveries(injection: InjectionSpec) -> int:
+    """How many are to be told of at least; from a poison's, all that follow are told before the load has ended."""
+    if injection.kind is FaultKind.SLOW:
+        return 0
+    return 1 if injection.request else injection.times

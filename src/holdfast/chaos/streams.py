@@ -106,6 +106,11 @@ class Load:
         """The most tokens that one answer may have."""
         return max(spec.max_tokens for spec in self._specs)
 
+    def named(self, request_id: str) -> frozenset[str]:
+        """The answers to the requests that go by a name; none for no name."""
+        specs = [spec for spec in self._specs if request_id and spec.request_id == request_id]
+        return frozenset(name for spec in specs for name in spec.history_names())
+
     @property
     def histories(self) -> list[History]:
         return [history for group in self._by_spec for history in group]

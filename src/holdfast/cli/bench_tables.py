@@ -12,7 +12,7 @@ from holdfast.bench.figures import NeighbourFigures, RecoveryDocument, Stretch, 
 from holdfast.bench.harms import Harm
 from holdfast.bench.overhead import OverheadDocument
 from holdfast.bench.restart import Restart
-from holdfast.bench.targets import TIMES_SHORTER_NAME, Target
+from holdfast.bench.targets import Target, is_counted
 from holdfast.chaos.processes import SessionUsage
 
 _METRIC_NAMES = {
@@ -117,11 +117,11 @@ def _target(target: Target) -> str:
 
 
 def _times(value: float) -> str:
-    return f"{value:.0f}" if value >= 10 else f"{value:.1f}"
+    return f"{value:.0f}" if value >= 10 or value.is_integer() else f"{value:.1f}"
 
 
 def _of_target(target: Target, value: float | None) -> str:
-    if target.name != TIMES_SHORTER_NAME:
+    if not is_counted(target.name):
         return _duration(value)
     return "–" if value is None else _times(value)
 

@@ -14,7 +14,7 @@ import typer
 
 from holdfast.bench.harms import Harm
 from holdfast.bench.instrument import precise_client
-from holdfast.bench.loads import LoadKind, make_load
+from holdfast.bench.loads import LoadKind, make_load, poisoned
 from holdfast.bench.restart import measure_restart
 from holdfast.bench.scenarios import passages
 from holdfast.bench.servers import make_model, server_spec
@@ -58,10 +58,16 @@ class DemoOptions:
         """What happens there, in words."""
         return self.harm.in_words
 
-    def load(self, server: Server) -> Load:
-        engines = self.topology.engines
+    @property
+    def guilty(self) -> int:
+        """How many requests are to be ended: the one that hurts, where that is what does."""
+        return 1 if self.injection.request else 0
+
+    def load(self, server: Server, *, hurt: bool = False) -> Load:
+        """Where a request is what hurts, it is there only in the one that is `hurt`."""
+        engines, injection = self.topology.engines, self.injection
         specs = make_load(LoadKind.SHORT_PROMPTS, streams=self.streams, tokens=self.tokens, engines=engines)
-        return Load(server.url, specs)
+        return Load(server.url, poisoned(specs, injection.engine_id, injection.request) if hurt else specs)
 
 
 def demo(  # noqa: PLR0913, PLR0917 - one parameter per option
@@ -82,13 +88,7 @@ def demo(  # noqa: PLR0913, PLR0917 - one parameter per option
     if not fault.happens_at(phase):
         raise typer.BadParameter(f"{phase} is no phase of {fault.victim}s: it hurts none", param_hint="--phase")
     engine_id, its_rank = choose_place(topology, engine, rank)
-    injection = InjectionSpec(
-        phase=phase,
-        kind=fault.kind,
-        engine_id=engine_id,
-        rank=its_rank,
-        after_steps=passages(phase, tokens // 3),
-    )
+    injection = fault.injection(phase, engine_id, its_rank, passages(phase, tokens // 3))
     log = default_model_folder().parent / "logs" / f"demo-{topology.name}.log"
     options = DemoOptions(topology, injection, streams, tokens, log, fault, standby=standby)
     with ending_like_ctrl_c():
@@ -104,7 +104,7 @@ def _show(options: DemoOptions, view: View) -> int:
     except KeyboardInterrupt:
         view.say("Stopped; the server has ended.")
         return EXIT_INTERRUPTED
-    view.verdict(problems, options.streams)
+    view.verdict(problems, options.streams, guilty=options.guilty)
     if problems:
         view.say(f"The end of the server's log ({options.log}):\n{log_tail(options.log)}")
     return EXIT_BROKEN if problems else 0
@@ -145,7 +145,7 @@ async def _stream_twice(options: DemoOptions, view: View, server: Server) -> Out
             with view.waiting("until the standby workers are ready"):
                 await control.await_standbys()
         view.say(f"the same again, with {options.hurt} at {options.place} after {options.injection.after_steps} steps")
-        load = options.load(server)
+        load = options.load(server, hurt=True)
         watching = asyncio.create_task(view.watch(load, control))
         try:
             outcome = await run_faulted(load, control, reference, options.injection, options.topology)

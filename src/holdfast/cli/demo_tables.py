@@ -146,6 +146,9 @@ def stream_results(outcome: Outcome) -> Table:
         counts = (str(stream.lost), str(stream.repeated), str(stream.changed))
         engine = [str(outcome.engines.get(stream.name))] if several else []
         table.add_row(stream.name, *engine, wait, f"{stream.tokens} of {stream.expected}", equal, *counts)
+    for one in outcome.ended_alone:
+        told = ("–", f"{one.tokens} of {one.expected}", "ended", "–", "–", "–")
+        table.add_row(one.name, *(["–"] if several else []), *told)
     return table
 
 
@@ -159,6 +162,8 @@ def comparison(outcome: Outcome, restart: Restart) -> Table:
         table.add_row("with holdfast", felt if outcome.lawful else felt.partition(";")[0])
     else:
         times = "no answer was interrupted"
+    for one in outcome.ended_alone:
+        table.add_row(f"{one.name}, ended alone", f"faults until then: {outcome.faults}; told: {one.error}")
     if parts := _recovery_parts(outcome):
         table.add_row("recovery", parts)
     if outcome.neighbours is not None:

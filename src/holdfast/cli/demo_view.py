@@ -40,7 +40,7 @@ class View(Protocol):
 
     def results(self, outcome: Outcome, restart: Restart) -> None: ...
 
-    def verdict(self, problems: Sequence[str], streams: int) -> None: ...
+    def verdict(self, problems: Sequence[str], streams: int, *, guilty: int = 0) -> None: ...
 
 
 def make_view() -> View:
@@ -76,14 +76,15 @@ class PlainView:
         self.console.print(stream_results(outcome))
         self.console.print(comparison(outcome, restart))
 
-    def verdict(self, problems: Sequence[str], streams: int) -> None:
+    def verdict(self, problems: Sequence[str], streams: int, *, guilty: int = 0) -> None:
         if problems:
             self.say("FAILED: " + "; ".join(problems))
-        else:
-            self.say(
-                f"HELD FAST: {streams} of {streams} answers went through the fault and equal the fault-free run; "
-                "no token lost, repeated or changed."
-            )
+            return
+        alone = ", and the one that made the server fail ended alone" if guilty else ""
+        self.say(
+            f"HELD FAST: {streams - guilty} of {streams} answers went through the fault and equal the fault-free run"
+            f"{alone}; no token lost, repeated or changed."
+        )
 
 
 class TerminalView(PlainView):

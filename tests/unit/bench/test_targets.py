@@ -75,6 +75,7 @@ ENGINE_CORE = ["interruption, median", "neighbours' longest gap", "times shorter
         (MOE, Standby.NONE, Harm.KILL_WORKER, {}),
         (DP2, Standby.NONE, Harm.KILL_ENGINE, dict(zip(ENGINE_CORE, (0.3, None, 100.0), strict=True))),
         (ONE, Standby.NONE, Harm.KILL_ENGINE, {}),
+        (ONE, Standby.NONE, Harm.POISON, {"faults until it was ended, max": 7.0}),
     ],
     ids=str,
 )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from holdfast.bench.trial import judge
+import pytest
+
+from holdfast.bench.trial import EndedAlone, judge
 from holdfast.chaos.history import History
 from holdfast.chaos.streams import Load, StreamSpec
-from support.incidents import event, incident, loss
+from support.incidents import Event, event, incident, loss
 
 
 def answer(
@@ -126,3 +128,45 @@ def test_streams_that_moved_and_those_beside_are_measured_around_the_loss() -> N
     assert abs(neighbours.longest_gap_s - 0.7) < 1e-9
     assert neighbours.restart_gap_s is not None
     assert abs(neighbours.restart_gap_s - 7.2) < 1e-9
+
+
+# ---- a request that makes the server fail
+
+POISON = "poison-1-"
+TWO = [answer(TOKENS, name="one"), answer(TOKENS, name="two")]
+FOUND = [*incident(0.01, 0.02), event("decision-made", 0.02), event("request-ended", 0.03, incident="7f")]
+
+
+def poisoned_run(tokens: list[int], error: str | None) -> Load:
+    """Of two answers the second one is to the guilty request."""
+    load = Load("http://127.0.0.1:1", [StreamSpec("one", "say"), StreamSpec("two", "say", request_id=POISON)])
+    good, guilty = answer(TOKENS, name="one"), answer(tokens, name="two")
+    guilty.error, guilty.finish_reason = error, None
+    for empty, history in zip(load.histories, (good, guilty), strict=True):
+        empty.__dict__.update(history.__dict__)
+    return load
+
+
+def test_a_request_that_makes_the_server_fail_ends_alone() -> None:
+    run = poisoned_run([1, 2], "it was ended (incident 7f)")
+    outcome = judge(TWO, run, FOUND, [], poison=POISON)
+    assert outcome.problems == ()
+    assert outcome.ended_alone == (EndedAlone("two", 2, 5, "it was ended (incident 7f)"),)
+    assert (outcome.faults, [stream.name for stream in outcome.verdict.streams]) == (1, ["one"])
+
+
+@pytest.mark.parametrize(
+    ("tokens", "error", "events", "problem"),
+    [
+        (TOKENS, None, FOUND, "two: it makes the server fail, and was told nothing"),
+        ([1, 2], "no end within 180 s", FOUND, "two: it makes the server fail, and was told no end within 180 s"),
+        ([1, 9], "incident 7f", FOUND, "two: before it was ended, its tokens differ"),
+        ([1, 2], "incident 7f", [*FOUND, event("request-ended", 0.04, incident="8a")], "2 requests were reported as"),
+    ],
+    ids=["finished", "another error", "other tokens", "an innocent one as well"],
+)
+def test_every_other_end_of_it_is_a_problem(
+    tokens: list[int], error: str | None, events: list[Event], problem: str
+) -> None:
+    [told] = judge(TWO, poisoned_run(tokens, error), events, [], poison=POISON).problems
+    assert told.startswith(problem)

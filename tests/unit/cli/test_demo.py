@@ -11,9 +11,10 @@ import pytest
 from rich.console import Console
 from typer import BadParameter
 
+from holdfast.bench.harms import Harm
 from holdfast.bench.restart import Restart
 from holdfast.bench.topologies import MOE_EP, ONE, TP2, Topology
-from holdfast.bench.trial import Neighbours, Outcome
+from holdfast.bench.trial import EndedAlone, Neighbours, Outcome
 from holdfast.chaos.checker import compare_runs
 from holdfast.chaos.history import History
 from holdfast.cli import demo as demo_command
@@ -223,6 +224,23 @@ def test_every_law_held_is_exit_0(options: DemoOptions, monkeypatch: pytest.Monk
     plain, out = view()
     assert _show(options, plain) == 0
     assert out.getvalue().startswith("HELD FAST: 8 of 8 answers")
+
+
+def test_of_a_request_that_makes_the_server_fail_the_verdict_tells(
+    options: DemoOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo_command, "_perform", lambda *_: [])
+    plain, out = view()
+    assert _show(replace(options, injection=Harm.POISON.injection(Phase.FORWARD, 0, 0, after_steps=9)), plain) == 0
+    assert out.getvalue().startswith("HELD FAST: 7 of 8 answers went through the fault")
+    assert "the one that made the server fail ended alone" in " ".join(out.getvalue().split())
+
+
+def test_the_answer_that_ended_alone_stands_below_the_others() -> None:
+    ended = replace(outcome(answer([1, 2, 3], [1.0, 2.0, 3.0])), ended_alone=(EndedAlone("two", 1, 3, "told why"),))
+    assert "two" in shown(stream_results(ended)) and "1 of 3" in shown(stream_results(ended))
+    cost = " ".join(shown(comparison(ended, Restart(stop_s=1.0, start_s=2.0, first_token_s=0.1))).split())
+    assert "two, ended alone" in cost and "faults until then: 1; told: told why" in cost
 
 
 def test_a_broken_law_is_exit_1_and_named(options: DemoOptions, monkeypatch: pytest.MonkeyPatch) -> None:
