@@ -145,7 +145,7 @@ def _machines(documents: Documents) -> Iterator[list[str]]:
 
 
 def _times(value: float | None) -> str:
-    return "–" if value is None else f"{value:,.0f}" if value >= 10 or value.is_integer() else f"{value:.1f}"
+    return "–" if value is None else f"{value:,.0f}" if value >= 10 or value % 1 == 0 else f"{value:.1f}"
 
 
 def _duration(seconds: float | None) -> str:

@@ -117,7 +117,7 @@ def _target(target: Target) -> str:
 
 
 def _times(value: float) -> str:
-    return f"{value:.0f}" if value >= 10 or value.is_integer() else f"{value:.1f}"
+    return f"{value:.0f}" if value >= 10 or value % 1 == 0 else f"{value:.1f}"
 
 
 def _of_target(target: Target, value: float | None) -> str:

@@ -303,3 +303,10 @@ def test_a_table_of_kills_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     lost = msgspec.structs.replace(trial(0.1), harm=Harm.KILL_ENGINE, replaced_s=21.0)
     result = invoke(monkeypatch, "recovery", recovery_document(figures(lost, topology=DP2)))
     assert "another engine core served in place of a lost one after 21.0 s in the median" in result.stdout
+
+
+def test_of_a_poison_its_faults_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    poisoned = msgspec.structs.replace(trial(0.1), harm=Harm.POISON, scenario="poison", faults=6)
+    result = invoke(monkeypatch, "recovery", recovery_document(figures(poisoned, topology=ONE)))
+    assert "one: a poison request on a running server" in result.stdout
+    assert "reached  faults until it was ended, max: 6 (to reach: 7)" in result.stdout
