@@ -56,11 +56,13 @@ class _Known:
     deadlines: Deadlines
     excused_s: dict[Call, float] = field(default_factory=dict)  # of its running calls
     at_work_s: dict[Call, float] = field(default_factory=dict)  # likewise
+    unseen_s: dict[Call, float] = field(default_factory=dict)  # likewise: the machine slept, or somebody held them
     stopped_for_s: float | None = None
 
 
 STOPPED, TRACED, IN_THE_KERNEL, DEAD = "T", "t", "D", frozenset("XZ")
 AT_WORK_SHARE = 0.5
+UNSEEN_SHARE = 0.5
 
 
 class Stalls:
@@ -99,20 +101,30 @@ class Stalls:
         late_s = late_s if late_s > self._limits.late_s else 0.0
         alive = {rank: look for rank, look in looks.items() if look.state not in DEAD}
         traced = any(look.state == TRACED for look in alive.values())
-        excuse_s = elapsed_s if traced else late_s + max((look.starved_s for look in alive.values()), default=0.0)
+        unseen_s = elapsed_s if traced else late_s
+        starved_s = 0.0 if traced else max((look.starved_s for look in alive.values()), default=0.0)
         for rank, look in alive.items():
-            self._take(rank, look, excuse_s, elapsed_s)
+            self._learn(rank, look, unseen_s)
+            self._take(rank, look, unseen_s + starved_s, elapsed_s)
         for rank in self._known.keys() - alive.keys():
             self._leave(rank)
         stopped = [s for rank, look in alive.items() if (s := self._stopped(rank, look, elapsed_s - late_s))]
         some_stand = any(look.state == STOPPED for look in alive.values())  # and the others may wait for them
         return stopped if some_stand else self._overdue(now, alive)
 
-    def _take(self, rank: int, look: Look, excuse_s: float, elapsed_s: float) -> None:
+    def _learn(self, rank: int, look: Look, unseen_s: float) -> None:
+        """How long a call took in which the machine slept says what the machine did, and not what such a call takes."""
         self.watch_for(rank, look.pid)
         known = self._known[rank]
         for ended in look.ended:
-            known.deadlines.learn(ended)
+            slept_s = known.unseen_s.get((ended.lane, ended.call), 0.0) + unseen_s
+            if ended.lasted_s < self._limits.decode_floor_s or slept_s < UNSEEN_SHARE * ended.lasted_s:
+                known.deadlines.learn(ended)
+        running = [(call.lane, call.call) for call in look.running]
+        known.unseen_s = _grown(known.unseen_s, running, unseen_s)
+
+    def _take(self, rank: int, look: Look, excuse_s: float, elapsed_s: float) -> None:
+        known = self._known[rank]
         running = [(call.lane, call.call) for call in look.running]
         known.excused_s = _grown(known.excused_s, running, excuse_s)
         known.at_work_s = _grown(known.at_work_s, running, elapsed_s if self._is_at_work(look) else 0.0)

@@ -43,3 +43,5 @@ class Ended(msgspec.Struct, frozen=True):
     shape: BatchShape
     lasted_s: float
     is_typical: bool = True
+    lane: int = 0
+    call: int = 0

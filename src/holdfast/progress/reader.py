@@ -63,7 +63,8 @@ class ProgressReader:
             if (slot := self._slot(lane, call)) is not None:
                 _, _, lasted_ns, tokens, requests, number, is_typical = slot
                 self._read_up_to[lane] = call
-                yield Ended(PHASES[number], BatchShape(tokens, requests), lasted_ns / 1e9, bool(is_typical))
+                shape, lasted_s = BatchShape(tokens, requests), lasted_ns / 1e9
+                yield Ended(PHASES[number], shape, lasted_s, bool(is_typical), lane, call)
 
     def _slot(self, lane: Lane, call: int) -> tuple[int, ...] | None:
         slot = self._read(slot_at(lane, call))

@@ -185,6 +185,27 @@ def test_a_machine_that_slept_accuses_nobody_on_waking(slept_s: float) -> None:
     assert {s.rank for s in bench.watch(1, seen)[0]} == {0, 1}, "but what it was watching it still watches"
 
 
+@pytest.mark.parametrize("woke_before_it_ended", [True, False])
+def test_a_call_in_which_the_machine_slept_teaches_nothing(woke_before_it_ended: bool) -> None:
+    """A hang right after it is found as soon as ever."""
+    bench = Bench(ranks=1)
+    bench.see({0: in_step(bench)})
+    slept = Ended(Phase.FORWARD, DECODE, 60.0, call=100)
+    if woke_before_it_ended:
+        bench.see({0: {"running": (a_call(0.0),)}}, after_s=60.0)
+        bench.see({0: {"ended": (slept,)}})
+    else:
+        bench.see({0: {"ended": (slept,)}}, after_s=60.0)
+    stalls, after_s = bench.watch(5, {0: in_step(bench)})
+    assert stalls and after_s <= LIMITS.decode_floor_s + 2 * TICK_S
+
+
+def test_a_call_that_merely_took_long_teaches_that() -> None:
+    bench = Bench(ranks=1)
+    bench.see({0: {"ended": (Ended(Phase.FORWARD, DECODE, 2.0, call=100),)}})
+    assert bench.watch(15, {0: in_step(bench)}) == ([], 15)
+
+
 @given(st.lists(st.floats(0.25, 5), min_size=1, max_size=40))
 def test_a_watch_that_always_comes_late_never_accuses(gaps_s: list[float]) -> None:
     bench = Bench()
