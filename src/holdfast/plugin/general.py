@@ -32,9 +32,9 @@ def register() -> None:
 
 def _join_instance() -> None:
     """Nobody says which process of the instance this is: an engine core, a worker or an API server."""
-    from holdfast.hosts.vllm.front_end import attach_request_hooks
-    from holdfast.hosts.vllm.joining import attach_joining_hooks
-    from holdfast.hosts.vllm.worker import attach_worker_hooks
+    from holdfast.hosts.vllm.engine.joining import attach_joining_hooks
+    from holdfast.hosts.vllm.front_end.hooks import attach_request_hooks
+    from holdfast.hosts.vllm.workers.worker import attach_worker_hooks
 
     attach_joining_hooks()  # the first to attach stays
     attach_worker_hooks()
@@ -42,8 +42,8 @@ def _join_instance() -> None:
 
 
 def _be_ready_to_own_one() -> None:
-    from holdfast.hosts.vllm.ending import attach_launcher_exit_hook
-    from holdfast.hosts.vllm.front_end import attach_front_end_hooks
+    from holdfast.hosts.vllm.front_end.ending import attach_launcher_exit_hook
+    from holdfast.hosts.vllm.front_end.hooks import attach_front_end_hooks
     from holdfast.plugin.outlets import Outlets
 
     attach_front_end_hooks(Outlets)

@@ -17,8 +17,8 @@ pytest.importorskip("vllm")
 
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.effects import End, LeaveOut, ReplaceEngine
-from holdfast.hosts.vllm import engine_places, engine_replacement
-from holdfast.hosts.vllm.engine_places import EnginePlaces
+from holdfast.hosts.vllm.front_end import engine_places, engine_replacement
+from holdfast.hosts.vllm.front_end.engine_places import EnginePlaces
 
 WAIT_S = 10.0
 SPAWN = multiprocessing.get_context("spawn")

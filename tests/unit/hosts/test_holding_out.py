@@ -9,8 +9,8 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from holdfast.hosts.vllm.holding_out import VllmRequests
-from holdfast.hosts.vllm.step_rules import StepRules
+from holdfast.hosts.vllm.engine.holding_out import VllmRequests
+from holdfast.hosts.vllm.engine.step_rules import StepRules
 
 
 def request(name: str, computed: int = 8, in_flight: int = 1, output: int = 3) -> Any:

@@ -8,7 +8,7 @@ from holdfast.core.errors import NonFiniteLogits
 from holdfast.core.faults import Phase
 from holdfast.core.injection import FaultKind, InjectionSpec
 from holdfast.hosts.vllm.injection import Traps, arm_logits
-from holdfast.hosts.vllm.logits_check import LogitsCheck, flag_rows
+from holdfast.hosts.vllm.workers.logits_check import LogitsCheck, flag_rows
 
 torch = pytest.importorskip("torch", reason="torch is not installed here")
 NAN, INF = float("nan"), float("inf")

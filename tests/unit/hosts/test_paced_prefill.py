@@ -9,9 +9,9 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from holdfast.hosts.vllm import pacing
-from holdfast.hosts.vllm.pacing import PacedPrefill
-from holdfast.hosts.vllm.step_rules import StepRules
+from holdfast.hosts.vllm.engine import pacing
+from holdfast.hosts.vllm.engine.pacing import PacedPrefill
+from holdfast.hosts.vllm.engine.step_rules import StepRules
 
 WHOLE_STEP = 2048
 

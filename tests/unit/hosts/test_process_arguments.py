@@ -11,8 +11,8 @@ import pytest
 pytest.importorskip("vllm")
 
 from holdfast.core.config import HoldfastConfig
-from holdfast.hosts.vllm.api_servers import ApiServerMember, save_process_arguments
-from holdfast.hosts.vllm.coordinator import introduce, save_coordinator_arguments
+from holdfast.hosts.vllm.front_end.api_servers import ApiServerMember, save_process_arguments
+from holdfast.hosts.vllm.front_end.coordinator import introduce, save_coordinator_arguments
 from holdfast.hosts.vllm.settings import handed_down
 
 

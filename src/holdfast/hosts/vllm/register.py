@@ -15,7 +15,7 @@ from typing import Any
 from holdfast.core.errors import HookNotAttached
 from holdfast.hosts.vllm.communicators.touchpoints import COMMUNICATOR_TOUCHPOINTS
 from holdfast.hosts.vllm.cpu.touchpoints import CPU_TOUCHPOINTS
-from holdfast.hosts.vllm.front_end_touchpoints import FRONT_END_TOUCHPOINTS
+from holdfast.hosts.vllm.front_end.touchpoints import FRONT_END_TOUCHPOINTS
 from holdfast.hosts.vllm.touchpoint import Touchpoint
 from holdfast.hosts.vllm.touchpoint import attributes as _attributes
 from holdfast.hosts.vllm.touchpoint import call as _call

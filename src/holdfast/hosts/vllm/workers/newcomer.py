@@ -129,7 +129,7 @@ def _attach() -> None:
     from holdfast.hosts.vllm.workers.alone import stand_alone
 
     stand_alone()  # before the hooks of every worker: the first to attach stays
-    import holdfast.hosts.vllm.executor  # noqa: F401 - attaches the hooks of a worker
+    import holdfast.hosts.vllm.engine.executor  # noqa: F401 - attaches the hooks of a worker
 
 
 def _run(kwargs: dict[str, Any]) -> None:

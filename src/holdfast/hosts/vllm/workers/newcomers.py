@@ -13,7 +13,7 @@ from holdfast.core.errors import RecoveryFailed
 from holdfast.hosts.vllm.workers.starting import Newcomer, start_replacement
 
 if TYPE_CHECKING:
-    from holdfast.hosts.vllm.executor import HoldfastExecutor
+    from holdfast.hosts.vllm.engine.executor import HoldfastExecutor
 
 logger = logging.getLogger("holdfast")
 

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from holdfast.core.faults import describe_error
-from holdfast.hosts.vllm.restore import RestoreReply, encode_reply
+from holdfast.hosts.vllm.engine.restore import RestoreReply, encode_reply
 from holdfast.hosts.vllm.workers.newcomer import QueueHandle, to_handle
 
 logger = logging.getLogger("holdfast")

@@ -29,7 +29,7 @@ from holdfast.hosts.vllm.workers.segments import forget_segments_of_the_dead
 from holdfast.hosts.vllm.workers.starting import KILL_TIMEOUT_S
 
 if TYPE_CHECKING:
-    from holdfast.hosts.vllm.executor import HoldfastExecutor
+    from holdfast.hosts.vllm.engine.executor import HoldfastExecutor
 
 logger = logging.getLogger("holdfast")
 

@@ -12,7 +12,7 @@ from typing import Any
 from holdfast.core.config import parse_config
 from holdfast.core.errors import BadConfiguration, HookNotAttached, PortInUse
 from holdfast.hosts.vllm.cpu.enablement import SWITCH
-from holdfast.hosts.vllm.front_end_touchpoints import CLIENT_INIT, LAUNCH_IN_CLIENT, LAUNCH_IN_LAUNCHER
+from holdfast.hosts.vllm.front_end.touchpoints import CLIENT_INIT, LAUNCH_IN_CLIENT, LAUNCH_IN_LAUNCHER
 from holdfast.hosts.vllm.plugin_names import VARIABLE, extended_allow_list
 from holdfast.hosts.vllm.register import attached, missing
 from holdfast.hosts.vllm.settings import KEY, with_files_read

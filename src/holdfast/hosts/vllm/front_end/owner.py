@@ -29,15 +29,15 @@ from holdfast.core.front_end import COORDINATOR
 from holdfast.core.rendezvous import Rendezvous
 from holdfast.core.stalls import Stall
 from holdfast.core.states import EngineState
-from holdfast.hosts.vllm.api_servers import ApiServerMember
 from holdfast.hosts.vllm.communicators.rendezvous import RendezvousHost
-from holdfast.hosts.vllm.coordinator import CoordinatorMember
-from holdfast.hosts.vllm.engine_places import END_TIMEOUT_S, EnginePlaces, check_hooks
-from holdfast.hosts.vllm.engine_replacement import Launch, cannot_replace, kill_tree
-from holdfast.hosts.vllm.engine_watch import EngineCoreWatch
 from holdfast.hosts.vllm.exits import explain_exit
-from holdfast.hosts.vllm.front_end_touchpoints import CLIENT_INIT
-from holdfast.hosts.vllm.front_end_watch import FrontEndWatch
+from holdfast.hosts.vllm.front_end.api_servers import ApiServerMember
+from holdfast.hosts.vllm.front_end.coordinator import CoordinatorMember
+from holdfast.hosts.vllm.front_end.engine_places import END_TIMEOUT_S, EnginePlaces, check_hooks
+from holdfast.hosts.vllm.front_end.engine_replacement import Launch, cannot_replace, kill_tree
+from holdfast.hosts.vllm.front_end.engine_watch import EngineCoreWatch
+from holdfast.hosts.vllm.front_end.process_watch import FrontEndWatch
+from holdfast.hosts.vllm.front_end.touchpoints import CLIENT_INIT
 from holdfast.hosts.vllm.logs import share_log
 from holdfast.hosts.vllm.register import missing
 from holdfast.progress.oom import oom_kills

@@ -11,8 +11,8 @@ from typing import Any
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.errors import HookNotAttached, RecoveryFailed
 from holdfast.core.front_end import api_server
-from holdfast.hosts.vllm.engine_replacement import spawning
-from holdfast.hosts.vllm.front_end_touchpoints import CLIENT_INIT, GREET
+from holdfast.hosts.vllm.front_end.engine_replacement import spawning
+from holdfast.hosts.vllm.front_end.touchpoints import CLIENT_INIT, GREET
 from holdfast.hosts.vllm.register import missing
 from holdfast.hosts.vllm.settings import inherited_settings
 from holdfast.sentinel import ClientSentinel

@@ -17,15 +17,15 @@ from holdfast.core.errors import RecoveryFailed
 from holdfast.core.faults import Phase
 from holdfast.core.messages import RecoveryReport
 from holdfast.core.rendezvous import Rendezvous
-from holdfast.hosts.vllm import rewind as rewinding
 from holdfast.hosts.vllm.communicators import EngineCommunicators
-from holdfast.hosts.vllm.departures import Departures
+from holdfast.hosts.vllm.engine import rewind as rewinding
+from holdfast.hosts.vllm.engine.departures import Departures
+from holdfast.hosts.vllm.engine.pacing import PacedPrefill
+from holdfast.hosts.vllm.engine.restore import TAIL_TOKENS, RequestHistory, RestoreOrder, RestoreReply
+from holdfast.hosts.vllm.engine.salvage import request_being_added, salvage
+from holdfast.hosts.vllm.engine.standing_still import agree_on_wave, forget_interrupts
+from holdfast.hosts.vllm.engine.whole_requests import NotRestorable, encode_whole, whole_request
 from holdfast.hosts.vllm.injection import Traps
-from holdfast.hosts.vllm.pacing import PacedPrefill
-from holdfast.hosts.vllm.restore import TAIL_TOKENS, RequestHistory, RestoreOrder, RestoreReply
-from holdfast.hosts.vllm.salvage import request_being_added, salvage
-from holdfast.hosts.vllm.standing_still import agree_on_wave, forget_interrupts
-from holdfast.hosts.vllm.whole_requests import NotRestorable, encode_whole, whole_request
 from holdfast.hosts.vllm.workers.replacing import Replaced
 
 logger = logging.getLogger("holdfast")

@@ -18,8 +18,8 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreReques
 from vllm.v1.request import RequestStatus
 
 from holdfast.core.blame import Standing
-from holdfast.hosts.vllm.rewind import recompute
-from holdfast.hosts.vllm.step_rules import StepRules, replaced
+from holdfast.hosts.vllm.engine.rewind import recompute
+from holdfast.hosts.vllm.engine.step_rules import StepRules, replaced
 
 logger = logging.getLogger("holdfast")
 

@@ -21,17 +21,17 @@ from holdfast.core.injection import InjectionSpec
 from holdfast.core.ports import Communicators, FaultReporter
 from holdfast.hosts.vllm.communicators import WorkerCommunicators, attach_communicator_hooks
 from holdfast.hosts.vllm.communicators.stuck import collective_under_way
+from holdfast.hosts.vllm.engine.restore import RESTORE, RestoreOrder, RestoreReply, decode_order, encode_reply
+from holdfast.hosts.vllm.engine.whole_requests import decode_whole
 from holdfast.hosts.vllm.injection import Traps, arm_logits, arm_model, raise_at
-from holdfast.hosts.vllm.logits_check import LogitsCheck
 from holdfast.hosts.vllm.register import WORKER_QUEUES, attach, attached
-from holdfast.hosts.vllm.restore import RESTORE, RestoreOrder, RestoreReply, decode_order, encode_reply
-from holdfast.hosts.vllm.runners import learn, restore_runner
 from holdfast.hosts.vllm.settings import inherited_settings
-from holdfast.hosts.vllm.whole_requests import decode_whole
 from holdfast.hosts.vllm.workers.alone import end_alone, is_alone
+from holdfast.hosts.vllm.workers.logits_check import LogitsCheck
 from holdfast.hosts.vllm.workers.newcomer import awaited_queue
 from holdfast.hosts.vllm.workers.orders import JOIN, LEARN, PREPARE, join, prepare
 from holdfast.hosts.vllm.workers.progress import StepProgress, step_progress
+from holdfast.hosts.vllm.workers.runners import learn, restore_runner
 from holdfast.hosts.vllm.workers.segments import attach_notes_of_segments
 from holdfast.sentinel import WorkerSentinel
 from holdfast.sentinel.addresses import engine_address

@@ -14,9 +14,9 @@ from typing import Any
 from vllm.v1.request import RequestStatus
 
 from holdfast.core.errors import RecoveryFailed
-from holdfast.hosts.vllm.pacing import PacedPrefill
+from holdfast.hosts.vllm.engine.pacing import PacedPrefill
+from holdfast.hosts.vllm.engine.whole_requests import encode_whole, whole_request
 from holdfast.hosts.vllm.register import ADD_TO_SCHEDULER, MAKE_REQUEST, attach
-from holdfast.hosts.vllm.whole_requests import encode_whole, whole_request
 from holdfast.hosts.vllm.workers.orders import LEARN
 
 HISTORY = "holdfast_history"  # the private key

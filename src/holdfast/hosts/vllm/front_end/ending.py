@@ -15,8 +15,8 @@ from collections.abc import Awaitable, Callable
 from multiprocessing import resource_tracker
 from typing import Any, NoReturn
 
-from holdfast.hosts.vllm.front_end_touchpoints import SERVE_HTTP, SERVE_MANY
-from holdfast.hosts.vllm.owner import current_owner
+from holdfast.hosts.vllm.front_end.owner import current_owner
+from holdfast.hosts.vllm.front_end.touchpoints import SERVE_HTTP, SERVE_MANY
 from holdfast.hosts.vllm.register import attach
 
 TRACKER_TIMEOUT_S = 2.0

@@ -13,7 +13,7 @@ from holdfast.core.config import HoldfastConfig
 from holdfast.core.effects import End, LeaveOut, ReplaceEngine
 from holdfast.core.errors import HookNotAttached
 from holdfast.core.events import EngineView
-from holdfast.hosts.vllm.engine_replacement import Launch, end_processes, kill_tree, start_engine_core
+from holdfast.hosts.vllm.front_end.engine_replacement import Launch, end_processes, kill_tree, start_engine_core
 from holdfast.hosts.vllm.register import ADD_TO_SCHEDULER, BUSY_LOOP, ENGINE_INIT, MAKE_REQUEST, WORKER_QUEUES, missing
 from holdfast.hosts.vllm.sockets import remove_sockets
 from holdfast.hosts.vllm.workers.segments import forget_segments_of_the_dead

@@ -23,9 +23,9 @@ from holdfast.core.messages import MAX_ID_CHARS
 from holdfast.core.open_requests import OpenRequests
 from holdfast.core.readmission import Readmission
 from holdfast.core.states import EngineState
-from holdfast.hosts.vllm.gone_engines import GoneEngines
-from holdfast.hosts.vllm.last_words import keep_last_words, unsaid_of
-from holdfast.hosts.vllm.resuming import resumption, strip_history, unmovable
+from holdfast.hosts.vllm.engine.resuming import resumption, strip_history, unmovable
+from holdfast.hosts.vllm.front_end.gone_engines import GoneEngines
+from holdfast.hosts.vllm.front_end.last_words import keep_last_words, unsaid_of
 
 logger = logging.getLogger("holdfast")
 

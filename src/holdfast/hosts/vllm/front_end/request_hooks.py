@@ -9,7 +9,11 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from holdfast.hosts.vllm.front_end_touchpoints import (
+from holdfast.hosts.vllm.front_end.gone_engines import EngineGone
+from holdfast.hosts.vllm.front_end.last_words import attach_last_words
+from holdfast.hosts.vllm.front_end.owner import current_owner
+from holdfast.hosts.vllm.front_end.served_requests import ServedRequests
+from holdfast.hosts.vllm.front_end.touchpoints import (
     ABORT,
     ABORT_BALANCED,
     ADD,
@@ -19,11 +23,7 @@ from holdfast.hosts.vllm.front_end_touchpoints import (
     RECEIVE,
     VALIDATE_ALIVE,
 )
-from holdfast.hosts.vllm.gone_engines import EngineGone
-from holdfast.hosts.vllm.last_words import attach_last_words
-from holdfast.hosts.vllm.owner import current_owner
 from holdfast.hosts.vllm.register import attach
-from holdfast.hosts.vllm.served_requests import ServedRequests
 from holdfast.hosts.vllm.settings import inherited_settings
 
 _NAME = "holdfast"

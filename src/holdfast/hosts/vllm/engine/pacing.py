@@ -13,8 +13,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from holdfast.core.pacing import Pacing
-from holdfast.hosts.vllm.rewind import only_full_attention
-from holdfast.hosts.vllm.step_rules import StepRules
+from holdfast.hosts.vllm.engine.rewind import only_full_attention
+from holdfast.hosts.vllm.engine.step_rules import StepRules
 
 logger = logging.getLogger("holdfast")
 

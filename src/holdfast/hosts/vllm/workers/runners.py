@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from holdfast.hosts.vllm.generators import new_generator, stand_after
-from holdfast.hosts.vllm.restore import RequestHistory
-from holdfast.hosts.vllm.whole_requests import WholeRequest
+from holdfast.hosts.vllm.engine.restore import RequestHistory
+from holdfast.hosts.vllm.engine.whole_requests import WholeRequest
+from holdfast.hosts.vllm.workers.generators import new_generator, stand_after
 
 
 def restore_runner(runner: Any, requests: Sequence[RequestHistory]) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
-from holdfast.hosts.vllm.front_end_touchpoints import RAISE_IF_ERROR
+from holdfast.hosts.vllm.front_end.touchpoints import RAISE_IF_ERROR
 from holdfast.hosts.vllm.register import attach
 
 MAX_KEPT = 256

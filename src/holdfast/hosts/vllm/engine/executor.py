@@ -14,17 +14,17 @@ from typing import Any
 from vllm.v1.executor.multiproc_executor import MultiprocExecutor, WorkerProc
 
 from holdfast.core.errors import PeerSilent, RecoveryFailed
-from holdfast.hosts.vllm.engine_core import attach_engine_hooks
-from holdfast.hosts.vllm.joining import attach_joining_hooks
-from holdfast.hosts.vllm.restore import RESTORE, RestoreOrder, RestoreReply, decode_reply, encode_order
+from holdfast.hosts.vllm.engine.engine_core import attach_engine_hooks
+from holdfast.hosts.vllm.engine.joining import attach_joining_hooks
+from holdfast.hosts.vllm.engine.restore import RESTORE, RestoreOrder, RestoreReply, decode_reply, encode_order
 from holdfast.hosts.vllm.settings import inherited_settings
-from holdfast.hosts.vllm.worker import attach_worker_hooks
 from holdfast.hosts.vllm.workers.bounded import bounded
 from holdfast.hosts.vllm.workers.replacing import Replaced, replace_ranks
 from holdfast.hosts.vllm.workers.segments import noting_semaphores
 from holdfast.hosts.vllm.workers.standby import PoolState, StandbyPool
 from holdfast.hosts.vllm.workers.starting import Newcomer, WorkerSeed, seed_of, start_standby
 from holdfast.hosts.vllm.workers.watch import WorkerWatch
+from holdfast.hosts.vllm.workers.worker import attach_worker_hooks
 
 attach_joining_hooks()  # the first to attach stays
 attach_engine_hooks()

@@ -19,10 +19,14 @@ from holdfast.core.config import HoldfastConfig
 from holdfast.core.errors import BadConfiguration, HookNotAttached
 from holdfast.core.events import InstanceView
 from holdfast.core.ports import ControlPlane
-from holdfast.hosts.vllm.api_servers import save_process_arguments
-from holdfast.hosts.vllm.coordinator import save_coordinator_arguments
-from holdfast.hosts.vllm.engine_replacement import save_arguments
-from holdfast.hosts.vllm.front_end_touchpoints import (
+from holdfast.hosts.vllm.front_end.api_servers import save_process_arguments
+from holdfast.hosts.vllm.front_end.coordinator import save_coordinator_arguments
+from holdfast.hosts.vllm.front_end.engine_replacement import save_arguments
+from holdfast.hosts.vllm.front_end.newcomer import Newcomer, greet_engine_cores
+from holdfast.hosts.vllm.front_end.owner import MakeOutlets, Owner, current_owner
+from holdfast.hosts.vllm.front_end.request_hooks import attach_client_hooks, serve_until, served_requests
+from holdfast.hosts.vllm.front_end.routing import route_around_paused
+from holdfast.hosts.vllm.front_end.touchpoints import (
     AWAIT_END,
     CLIENT_INIT,
     GREET,
@@ -35,11 +39,7 @@ from holdfast.hosts.vllm.front_end_touchpoints import (
     START_ENGINES,
     WATCH_ENGINES,
 )
-from holdfast.hosts.vllm.newcomer import Newcomer, greet_engine_cores
-from holdfast.hosts.vllm.owner import MakeOutlets, Owner, current_owner
 from holdfast.hosts.vllm.register import attach, attached
-from holdfast.hosts.vllm.request_hooks import attach_client_hooks, serve_until, served_requests
-from holdfast.hosts.vllm.routing import route_around_paused
 from holdfast.hosts.vllm.settings import handed_down, inherited_settings, is_asked_for, take_settings
 from holdfast.hosts.vllm.topology import (
     UNPROTECTED,

@@ -12,25 +12,25 @@ from holdfast.core.config import HoldfastConfig
 from holdfast.core.injection import InjectionSpec
 from holdfast.core.messages import RecoveryReport
 from holdfast.core.rendezvous import Rendezvous
-from holdfast.hosts.vllm.clients import answer_greetings, drop_requests
 from holdfast.hosts.vllm.communicators import EngineCommunicators, attach_communicator_hooks
-from holdfast.hosts.vllm.coordinator import introduce
 from holdfast.hosts.vllm.device_health import device_health
-from holdfast.hosts.vllm.engine_progress import record_progress
-from holdfast.hosts.vllm.holding_out import VllmRequests
+from holdfast.hosts.vllm.engine.clients import answer_greetings, drop_requests
+from holdfast.hosts.vllm.engine.holding_out import VllmRequests
+from holdfast.hosts.vllm.engine.leaving import leave_within
+from holdfast.hosts.vllm.engine.pacing import PacedPrefill
+from holdfast.hosts.vllm.engine.progress import record_progress
+from holdfast.hosts.vllm.engine.recovery import Recovery
+from holdfast.hosts.vllm.engine.resuming import attach_resuming_hooks, pace
+from holdfast.hosts.vllm.engine.standing_still import begin_later_than_any_wave
+from holdfast.hosts.vllm.engine.step_rules import StepRules
+from holdfast.hosts.vllm.front_end.coordinator import introduce
 from holdfast.hosts.vllm.injection import Traps, arm_engine
-from holdfast.hosts.vllm.leaving import leave_within
-from holdfast.hosts.vllm.pacing import PacedPrefill
-from holdfast.hosts.vllm.recovery import Recovery
 from holdfast.hosts.vllm.register import BUSY_LOOP, ENGINE_INIT, LOCKSTEP_BUSY_LOOP, attach, attached
-from holdfast.hosts.vllm.resuming import attach_resuming_hooks, pace
 from holdfast.hosts.vllm.settings import inherited_settings, joins_epoch
-from holdfast.hosts.vllm.standing_still import begin_later_than_any_wave
-from holdfast.hosts.vllm.step_rules import StepRules
-from holdfast.hosts.vllm.worker import TOLD_TO_STOP
 from holdfast.hosts.vllm.workers.meeting import attach_meeting_place
 from holdfast.hosts.vllm.workers.segments import attach_notes_of_segments
 from holdfast.hosts.vllm.workers.standby import PoolState
+from holdfast.hosts.vllm.workers.worker import TOLD_TO_STOP
 from holdfast.sentinel import EngineCoreSentinel
 from holdfast.sentinel.addresses import client_address, engine_address
 from holdfast.wire import ZmqStation
