@@ -45,7 +45,8 @@ def why_not() -> str:
         return "systemd is not installed"
     if os.geteuid() != 0 or shutil.which("unshare") is None or shutil.which("nsenter") is None:
         return "no namespaces can be made"
-    tried = subprocess.run(["unshare", "--pid", "--mount", "--fork", "mount", "--make-rprivate", "/"], check=False)
+    command = ["unshare", "--pid", "--mount", "--fork", "mount", "--make-rprivate", "/"]
+    tried = subprocess.run(command, check=False, timeout=WAIT_S)
     return "" if tried.returncode == 0 else "no namespaces can be made"
 
 

@@ -102,8 +102,8 @@ class VllmEngine:
         rules = StepRules(engine.scheduler)
         self.requests = VllmRequests(engine, rules)
         paced = pace(engine, PacedPrefill(engine, rules, config.recovery_prefill_tokens))
-        self._recovery = Recovery(engine, config, self._communicators, self._traps, paced)
-        self._recovery.on_replaced = sentinel.await_processes
+        wait = sentinel.await_processes
+        self._recovery = Recovery(engine, config, self._communicators, self._traps, paced, wait)
         if (joins := joins_epoch()) is not None:
             self._recovery.know_nothing()
             begin_later_than_any_wave(engine, joins)

@@ -41,17 +41,27 @@ class _Restored:
 
 
 class Recovery:
-    """Of one engine core, on the busy loop's thread, which stands meanwhile."""
+    """Of one engine core, on the busy loop's thread, which stands meanwhile.
+
+    Args:
+        await_processes: waits until the new processes of ranks have reported, for so many seconds at most.
+    """
 
     def __init__(
-        self, engine: Any, config: HoldfastConfig, communicators: EngineCommunicators, traps: Traps, paced: PacedPrefill
+        self,
+        engine: Any,
+        config: HoldfastConfig,
+        communicators: EngineCommunicators,
+        traps: Traps,
+        paced: PacedPrefill,
+        await_processes: Callable[[Mapping[int, int], float], None],
     ) -> None:
         self._engine = engine
         self._config = config
         self._communicators = communicators
         self._traps = traps
         self._paced = paced
-        self.on_replaced: Callable[[Mapping[int, int], float], None] = lambda pids, timeout_s: None
+        self._await_processes = await_processes
         self._newcomers: set[int] = set()  # ranks that know no request yet
         self._unprepared: set[int] = set()  # ranks whose replacement was begun and has not worked
         self._salvaged: Exception | None = None
@@ -116,7 +126,7 @@ class Recovery:
         replaced: Replaced = self._engine.model_executor.replace_workers(
             sorted(ranks), config.worker_start_timeout_s, config.drain_timeout_s
         )
-        self.on_replaced(replaced.pids, config.drain_timeout_s)
+        self._await_processes(replaced.pids, config.drain_timeout_s)
         self._unprepared = set()
         return replaced
 

@@ -13,7 +13,13 @@ from holdfast.core.config import HoldfastConfig
 from holdfast.core.effects import End, LeaveOut, ReplaceEngine
 from holdfast.core.errors import HookNotAttached
 from holdfast.core.events import EngineView
-from holdfast.hosts.vllm.front_end.engine_replacement import Launch, end_processes, kill_tree, start_engine_core
+from holdfast.hosts.vllm.front_end.engine_replacement import (
+    LINGER_S,
+    Launch,
+    end_processes,
+    kill_tree,
+    start_engine_core,
+)
 from holdfast.hosts.vllm.register import ADD_TO_SCHEDULER, BUSY_LOOP, ENGINE_INIT, MAKE_REQUEST, WORKER_QUEUES, missing
 from holdfast.hosts.vllm.sockets import remove_sockets
 from holdfast.hosts.vllm.workers.segments import forget_segments_of_the_dead
@@ -24,7 +30,7 @@ logger = logging.getLogger("holdfast")
 ATTACH_TIMEOUT_S = 60.0
 GONE_TIMEOUT_S = 10.0  # until the system has taken back what a killed one had
 END_GRACE_S = 10.0
-END_TIMEOUT_S = END_GRACE_S + 2 * GONE_TIMEOUT_S
+END_TIMEOUT_S = END_GRACE_S + GONE_TIMEOUT_S + 2 * LINGER_S  # however many there are
 LINK_KNOWN_TIMEOUT_S = 10.0  # links report every few seconds what they have seen, if not asked before
 
 
@@ -86,9 +92,10 @@ class EnginePlaces:
 
         An engine core goes with all its workers: a stopped one would not follow by itself.
         """
-        deadline = time.monotonic() + END_GRACE_S
-        for process in self.processes:
-            end_by(process, deadline)
+        for process in _join_all(self.processes, END_GRACE_S):
+            logger.error("engine core pid %d did not end within %g s; killing it", process.pid, END_GRACE_S)
+            kill_tree(process.pid)
+        _join_all(self.processes, GONE_TIMEOUT_S)
         end_processes(order.processes, began_at)
         forget_segments_of_the_dead(self._config.runtime_dir)
 
@@ -155,13 +162,12 @@ class EnginePlaces:
             kill_tree(process.pid)
 
 
-def end_by(process: Any, deadline: float) -> None:
-    """Wait for the end of a process that was told to end, on the monotonic clock; kill it, and all its own, then."""
-    process.join(max(0.0, deadline - time.monotonic()))
-    if process.is_alive() and process.pid is not None:
-        logger.error("engine core pid %d did not end within %g s; killing it", process.pid, END_GRACE_S)
-        kill_tree(process.pid)
-        process.join(GONE_TIMEOUT_S)
+def _join_all(processes: Sequence[Any], timeout_s: float) -> list[Any]:
+    """Wait that long at most until all have ended; those that have not."""
+    deadline = time.monotonic() + timeout_s
+    for process in processes:
+        process.join(max(0.0, deadline - time.monotonic()))
+    return [process for process in processes if process.is_alive()]
 
 
 def check_hooks(engine: EngineView) -> None:
