@@ -21,7 +21,7 @@ from holdfast.hosts.vllm.engine.pacing import PacedPrefill
 from holdfast.hosts.vllm.engine.progress import record_progress
 from holdfast.hosts.vllm.engine.recovery import Recovery
 from holdfast.hosts.vllm.engine.resuming import attach_resuming_hooks, pace
-from holdfast.hosts.vllm.engine.standing_still import begin_later_than_any_wave
+from holdfast.hosts.vllm.engine.standing_still import begin_later_than_any_wave, in_lockstep
 from holdfast.hosts.vllm.engine.step_rules import StepRules
 from holdfast.hosts.vllm.front_end.coordinator import introduce
 from holdfast.hosts.vllm.injection import Traps, arm_engine
@@ -116,7 +116,7 @@ class VllmEngine:
 
     @property
     def in_lockstep(self) -> bool:
-        return getattr(self._engine, "dp_group", None) is not None
+        return in_lockstep(self._engine)
 
     @property
     def compiles_in_steps(self) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 
 from holdfast.core.pacing import Pacing
 from holdfast.hosts.vllm.engine.rewind import only_full_attention
+from holdfast.hosts.vllm.engine.standing_still import in_lockstep
 from holdfast.hosts.vllm.engine.step_rules import StepRules
 
 logger = logging.getLogger("holdfast")
@@ -31,7 +32,7 @@ class PacedPrefill:
         self._paced: dict[str, int] = {}  # since it began, for the log: how many tokens each has
         self._began = 0.0
         self._can_cut = self._scheduler.scheduler_config.enable_chunked_prefill and tokens_per_step > 0
-        self._in_lockstep = getattr(engine, "dp_group", None) is not None
+        self._in_lockstep = in_lockstep(engine)
 
     def expect(self, request_id: str) -> None:
         """A request is on its way to the busy loop that comes from another engine core."""

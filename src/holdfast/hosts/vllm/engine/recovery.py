@@ -23,7 +23,7 @@ from holdfast.hosts.vllm.engine.departures import Departures
 from holdfast.hosts.vllm.engine.pacing import PacedPrefill
 from holdfast.hosts.vllm.engine.restore import TAIL_TOKENS, RequestHistory, RestoreOrder, RestoreReply
 from holdfast.hosts.vllm.engine.salvage import request_being_added, salvage
-from holdfast.hosts.vllm.engine.standing_still import agree_on_wave, forget_interrupts
+from holdfast.hosts.vllm.engine.standing_still import agree_on_wave, forget_interrupts, in_lockstep
 from holdfast.hosts.vllm.engine.whole_requests import NotRestorable, encode_whole, whole_request
 from holdfast.hosts.vllm.injection import Traps
 from holdfast.hosts.vllm.workers.replacing import Replaced
@@ -71,10 +71,6 @@ class Recovery:
         """This engine core takes the place of another one: no rank of it knows a request."""
         self._newcomers |= set(range(self._engine.model_executor.world_size))
 
-    @property
-    def _in_lockstep(self) -> bool:
-        return getattr(self._engine, "dp_group", None) is not None
-
     def recover(
         self, error: Exception, epoch: int, rendezvous: Rendezvous | None, replace: Sequence[int] = ()
     ) -> RecoveryReport:
@@ -92,12 +88,12 @@ class Recovery:
             keep_suspect_blocks=self._config.unsafe_keep_suspect_blocks,
             memory_lost=bool(self._newcomers),
         )
-        if self._newcomers and self._in_lockstep:
+        if self._newcomers and in_lockstep(self._engine):
             self._paced.begin(self._engine.scheduler.requests.values())
         self._fail_unrestorable()
         rewound_at = time.monotonic()
         restored = self._restore_workers(epoch, rendezvous)
-        if self._in_lockstep:
+        if in_lockstep(self._engine):
             agree_on_wave(self._engine)
         self._traps.passes(Phase.RESUME)
         return RecoveryReport(

@@ -11,6 +11,11 @@ import torch
 from vllm.v1.engine import EngineCoreRequestType
 
 
+def in_lockstep(engine: Any) -> bool:
+    """Whether its busy loop takes every step together with those of other engine cores."""
+    return getattr(engine, "dp_group", None) is not None
+
+
 def forget_interrupts(engine: Any) -> None:
     """Take back every interrupt that has not been heard: it would end the busy loop once more, for nothing."""
     waiting = engine.input_queue
