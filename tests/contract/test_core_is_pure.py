@@ -10,10 +10,11 @@ import pytest
 
 import holdfast.core
 
-MODULES = sorted(Path(holdfast.core.__path__[0]).glob("*.py"))
+CORE = Path(holdfast.core.__path__[0])
+MODULES = sorted(CORE.rglob("*.py"))
 
 
-@pytest.mark.parametrize("module", MODULES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(CORE)))
 def test_imports_only_what_is_always_there(module: Path) -> None:
     """A module of the core imports itself, the standard library and msgspec."""
     nodes = list(ast.walk(ast.parse(module.read_text())))

@@ -27,8 +27,8 @@ from holdfast.chaos.control import FAULT, LOST, RECOVERED, Control
 from holdfast.chaos.history import History
 from holdfast.chaos.server import Server
 from holdfast.chaos.streams import MODEL_NAME, Load, StreamSpec
-from holdfast.core.faults import Phase
-from holdfast.core.injection import FaultKind, InjectionSpec
+from holdfast.core.faults.faults import Phase
+from holdfast.core.faults.injection import FaultKind, InjectionSpec
 from integration.conftest import NO_LIMITS, V1_ASYNC, V1_SYNC, Kind, Servers, run
 from integration.loads import every_feature, fresh_salt
 

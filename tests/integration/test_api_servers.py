@@ -15,8 +15,8 @@ from holdfast.chaos.control import Control
 from holdfast.chaos.history import History
 from holdfast.chaos.server import Server
 from holdfast.chaos.streams import Load
-from holdfast.core.faults import Phase
-from holdfast.core.injection import InjectionSpec
+from holdfast.core.faults.faults import Phase
+from holdfast.core.faults.injection import InjectionSpec
 from integration.conftest import Servers, run
 from integration.loads import every_feature, fresh_salt
 from integration.test_pauses import apply, states

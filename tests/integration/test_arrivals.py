@@ -12,8 +12,8 @@ from holdfast.chaos.checker import compare_runs
 from holdfast.chaos.control import Control
 from holdfast.chaos.server import Server
 from holdfast.chaos.streams import MODEL_NAME, Load
-from holdfast.core.faults import Phase
-from holdfast.core.injection import InjectionSpec
+from holdfast.core.faults.faults import Phase
+from holdfast.core.faults.injection import InjectionSpec
 from integration.conftest import Servers, run, state
 from integration.loads import every_feature, fresh_salt
 

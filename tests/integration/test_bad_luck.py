@@ -15,8 +15,8 @@ from holdfast.chaos.control import Control
 from holdfast.chaos.history import History
 from holdfast.chaos.server import Server
 from holdfast.chaos.streams import MODEL_NAME, Load, StreamSpec
-from holdfast.core.faults import Phase
-from holdfast.core.injection import InjectionSpec
+from holdfast.core.faults.faults import Phase
+from holdfast.core.faults.injection import InjectionSpec
 from integration.conftest import MANY_RETRIES, V1_ASYNC, V1_SYNC, Kind, Servers, in_matrix, left_behind, run, state
 from integration.loads import LONG, fresh_salt
 

@@ -14,8 +14,8 @@ from holdfast.chaos.control import Control
 from holdfast.chaos.server import Server, log_tail
 from holdfast.chaos.streams import MODEL_NAME
 from holdfast.chaos.victims import ProcessKind, find_victims
-from holdfast.core.faults import Phase
-from holdfast.core.injection import InjectionSpec
+from holdfast.core.faults.faults import Phase
+from holdfast.core.faults.injection import InjectionSpec
 from integration.conftest import V1_ASYNC, V1_SYNC, Kind, Servers, in_matrix, left_behind, run, state
 
 pytestmark = [pytest.mark.host, pytest.mark.server]

@@ -18,8 +18,8 @@ from holdfast.chaos.control import LOST, Control
 from holdfast.chaos.history import History
 from holdfast.chaos.server import Server
 from holdfast.chaos.streams import Load, StreamSpec
-from holdfast.core.faults import Phase
-from holdfast.core.injection import FaultKind, InjectionSpec
+from holdfast.core.faults.faults import Phase
+from holdfast.core.faults.injection import FaultKind, InjectionSpec
 from integration.conftest import V1_SYNC, Servers, in_matrix, run, served_name
 from integration.loads import every_feature, fresh_salt
 

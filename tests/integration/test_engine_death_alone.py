@@ -13,8 +13,8 @@ import pytest
 from holdfast.chaos.checker import compare_runs
 from holdfast.chaos.server import Server
 from holdfast.chaos.streams import MODEL_NAME
-from holdfast.core.faults import Phase
-from holdfast.core.injection import InjectionSpec
+from holdfast.core.faults.faults import Phase
+from holdfast.core.faults.injection import InjectionSpec
 from integration.conftest import V1_SYNC, Servers, left_behind, run
 from integration.test_endings import hurt, wait_ended
 from integration.test_engine_death import RESTART_S, crashed_run, engines_of, kill_in_mid_stream, load, wait_healthy

@@ -11,8 +11,8 @@ from holdfast.chaos.control import FAULT, RECOVERED, Control
 from holdfast.chaos.history import History
 from holdfast.chaos.server import Server
 from holdfast.chaos.streams import Load, StreamSpec
-from holdfast.core.faults import FaultClass, Phase
-from holdfast.core.injection import FaultKind, InjectionSpec
+from holdfast.core.faults.faults import FaultClass, Phase
+from holdfast.core.faults.injection import FaultKind, InjectionSpec
 from integration.conftest import V1_ASYNC, V1_SYNC, V2_ASYNC, V2_SYNC, Kind, Servers, in_matrix, run
 from integration.loads import every_feature, few_tokens, fresh_salt
 

@@ -16,8 +16,8 @@ from holdfast.chaos.control import Control
 from holdfast.chaos.history import History
 from holdfast.chaos.server import Server
 from holdfast.chaos.streams import Load
-from holdfast.core.faults import Phase
-from holdfast.core.injection import InjectionSpec
+from holdfast.core.faults.faults import Phase
+from holdfast.core.faults.injection import InjectionSpec
 from integration.conftest import Servers, in_matrix, left_behind, run
 from integration.loads import every_feature, fresh_salt
 from integration.test_endings import EXIT_DEFEATED, NO_RESTARTS, last_line, wait_ended

@@ -14,8 +14,8 @@ from holdfast.chaos.control import FAULT, RECOVERED, Control
 from holdfast.chaos.history import History
 from holdfast.chaos.server import Server, log_tail
 from holdfast.chaos.streams import Load, StreamSpec
-from holdfast.core.faults import Phase
-from holdfast.core.injection import InjectionSpec
+from holdfast.core.faults.faults import Phase
+from holdfast.core.faults.injection import InjectionSpec
 from integration.conftest import Servers, run
 from integration.loads import fresh_salt
 from integration.test_pauses import apply

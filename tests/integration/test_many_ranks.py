@@ -12,8 +12,8 @@ from holdfast.chaos.control import FAULT, RECOVERED, Control
 from holdfast.chaos.history import History
 from holdfast.chaos.server import Server
 from holdfast.chaos.streams import Load
-from holdfast.core.faults import Phase
-from holdfast.core.injection import InjectionSpec
+from holdfast.core.faults.faults import Phase
+from holdfast.core.faults.injection import InjectionSpec
 from integration.conftest import V1_ASYNC, V1_SYNC, Asks, Kind, Servers, in_matrix, run, served_name
 from integration.loads import every_feature, fresh_salt
 

@@ -14,8 +14,8 @@ from holdfast.chaos.control import Control
 from holdfast.chaos.history import History
 from holdfast.chaos.server import Server
 from holdfast.chaos.streams import Load, StreamSpec
-from holdfast.core.faults import Phase
-from holdfast.core.injection import InjectionSpec
+from holdfast.core.faults.faults import Phase
+from holdfast.core.faults.injection import InjectionSpec
 from integration.conftest import V1_ASYNC, V1_SYNC, Servers, in_matrix, run, served_name, well
 from integration.loads import every_feature, fresh_salt
 from integration.test_arrivals import running_requests

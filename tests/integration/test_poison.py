@@ -15,9 +15,9 @@ from holdfast.chaos.control import Control
 from holdfast.chaos.history import History
 from holdfast.chaos.server import Server
 from holdfast.chaos.streams import Load, StreamSpec
-from holdfast.core.faults import Phase
-from holdfast.core.injection import FaultKind, InjectionSpec
-from holdfast.core.step_deadlines import Limits
+from holdfast.core.faults.faults import Phase
+from holdfast.core.faults.injection import FaultKind, InjectionSpec
+from holdfast.core.stalls.step_deadlines import Limits
 from integration.conftest import (
     V1_ASYNC,
     V1_SYNC,

@@ -22,9 +22,9 @@ from holdfast.chaos.control import FAULT, RECOVERED, Control
 from holdfast.chaos.history import History
 from holdfast.chaos.server import Server
 from holdfast.chaos.streams import Load, StreamSpec
-from holdfast.core.faults import FaultClass, Phase
-from holdfast.core.injection import FaultKind, InjectionSpec
-from holdfast.core.step_deadlines import Limits
+from holdfast.core.faults.faults import FaultClass, Phase
+from holdfast.core.faults.injection import FaultKind, InjectionSpec
+from holdfast.core.stalls.step_deadlines import Limits
 from integration.conftest import NO_LIMITS, V1_ASYNC, V1_SYNC, Servers, in_matrix_but, left_behind, run
 from integration.loads import every_feature, fresh_salt
 from integration.test_worker_death import workers_of

@@ -12,8 +12,8 @@ import pytest
 
 from holdfast.chaos.control import Control
 from holdfast.chaos.streams import Load, StreamSpec
-from holdfast.core.faults import Phase
-from holdfast.core.injection import InjectionSpec
+from holdfast.core.faults.faults import Phase
+from holdfast.core.faults.injection import InjectionSpec
 from integration.conftest import Servers, run, state
 from integration.loads import fresh_salt
 

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from holdfast.core.classification import default_classifier
-from holdfast.core.faults import Fault, FaultClass, Phase
-from holdfast.core.injection import InjectedFault, InjectionSpec
+from holdfast.core.faults.classification import default_classifier
+from holdfast.core.faults.faults import Fault, FaultClass, Phase
+from holdfast.core.faults.injection import InjectedFault, InjectionSpec
 from holdfast.core.ports import EngineHost, WorkerHost
 from holdfast.hosts.fake import EngineOptions, FakeEngineCore, WorkerFailed, fault_free_output
 from holdfast.hosts.fake.blocks import BlockPool

@@ -1,8 +1,8 @@
 """Incidents as a decision finds them, and the settings that it is made under."""
 
 from holdfast.core.config import HoldfastConfig
-from holdfast.core.faults import Fault, FaultClass
-from holdfast.core.policy import Incident
+from holdfast.core.faults.faults import Fault, FaultClass
+from holdfast.core.policy.ladder import Incident
 
 AUTO = HoldfastConfig(max_retries=3, retry_window_s=60.0, max_engine_restarts=0)
 NO_RESTARTS = HoldfastConfig(max_retries=3, retry_window_s=60.0, max_worker_restarts=0, max_engine_restarts=0)

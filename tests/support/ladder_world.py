@@ -3,10 +3,10 @@
 import heapq
 import itertools
 
-from holdfast.core import messages as m
-from holdfast.core.decisions import recent
-from holdfast.core.effects import End, OrderRecovery, Publish, ReplaceEngine, Send
-from holdfast.core.events import EventKind
+from holdfast.core.protocol import messages as m
+from holdfast.core.policy.actions import recent
+from holdfast.core.protocol.effects import End, OrderRecovery, Publish, ReplaceEngine, Send
+from holdfast.core.protocol.events import EventKind
 from holdfast.core.states import EngineState
 from support.instance_bench import Bench, a_fault
 

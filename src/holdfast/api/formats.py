@@ -11,7 +11,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from holdfast.core.errors import HoldfastError, InstructionConflict
-from holdfast.core.events import EngineView, Event, InstanceView, StandbyView
+from holdfast.core.protocol.events import EngineView, Event, InstanceView, StandbyView
 from holdfast.core.states import EngineState
 
 TOPIC = b"vllm_fault"

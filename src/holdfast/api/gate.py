@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from holdfast.api.formats import Problem, ProblemBody, instance_state
 from holdfast.api.source import ControlSource, control_getter
-from holdfast.core.events import InstanceView
+from holdfast.core.protocol.events import InstanceView
 
 _GUARDED_PREFIX = "/v1/fault_tolerance/"
 _CONTROL_PREFIX = "/fault_tolerance/"

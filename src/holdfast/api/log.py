@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 
-from holdfast.core.events import Event, EventKind, InstanceView
-from holdfast.core.messages import RecoveryReport
+from holdfast.core.protocol.events import Event, EventKind, InstanceView
+from holdfast.core.protocol.messages import RecoveryReport
 
 logger = logging.getLogger("holdfast")
 

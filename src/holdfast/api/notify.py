@@ -16,7 +16,7 @@ import zmq
 
 from holdfast.api.formats import TOPIC, render_notification
 from holdfast.core.errors import BadConfiguration, PortInUse
-from holdfast.core.events import Event, InstanceView
+from holdfast.core.protocol.events import Event, InstanceView
 
 PORT_FLAG = "--external-fault-notify-port"
 

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 import msgspec
 
 from holdfast.api.requests import AcceptedRequest, AwaitedRequest
-from holdfast.core.injection import InjectionSpec
+from holdfast.core.faults.injection import InjectionSpec
 
 Schema: TypeAlias = dict[str, Any]
 

@@ -14,8 +14,8 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 
 from holdfast.core.errors import BadInstruction
-from holdfast.core.faults import Phase
-from holdfast.core.injection import InjectionSpec
+from holdfast.core.faults.faults import Phase
+from holdfast.core.faults.injection import InjectionSpec
 
 MAX_BODY_BYTES = 64 * 1024
 MAX_TIMEOUT_S = 3600

@@ -32,8 +32,8 @@ from holdfast.core.errors import (
     RecoveryFailed,
     UnknownEngine,
 )
-from holdfast.core.events import InstanceView
-from holdfast.core.injection import InjectionSpec
+from holdfast.core.protocol.events import InstanceView
+from holdfast.core.faults.injection import InjectionSpec
 from holdfast.core.ports import ControlPlane
 
 PREFIXES = ("/fault_tolerance", "/v1/fault_tolerance")

@@ -6,8 +6,8 @@ import enum
 import itertools
 
 from holdfast.bench.topologies import DP2, ONE, Topology
-from holdfast.core.faults import Phase
-from holdfast.core.injection import MAX_TIMES, FaultKind, InjectionSpec
+from holdfast.core.faults.faults import Phase
+from holdfast.core.faults.injection import MAX_TIMES, FaultKind, InjectionSpec
 
 _poisons = itertools.count(1)  # each has a name of its own: what was armed before stays armed
 

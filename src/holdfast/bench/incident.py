@@ -23,8 +23,8 @@ from holdfast.chaos.control import (
     is_over,
     monotonic_of,
 )
-from holdfast.core.faults import FaultClass
-from holdfast.core.injection import FaultKind, InjectionSpec
+from holdfast.core.faults.faults import FaultClass
+from holdfast.core.faults.injection import FaultKind, InjectionSpec
 
 Events = Sequence[Mapping[str, Any]]
 

@@ -25,7 +25,7 @@ from holdfast.chaos.processes import SessionUsage, session_segments, session_usa
 from holdfast.chaos.server import Server
 from holdfast.chaos.streams import Load
 from holdfast.core.errors import HoldfastError
-from holdfast.core.injection import InjectionSpec
+from holdfast.core.faults.injection import InjectionSpec
 
 SOAK_ROUNDS = 10  # a soak looks at what the server holds so often
 

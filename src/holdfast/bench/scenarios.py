@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from holdfast.bench.harms import Harm
 from holdfast.bench.loads import LoadKind
 from holdfast.bench.topologies import Topology
-from holdfast.core.faults import Phase
-from holdfast.core.injection import InjectionSpec
+from holdfast.core.faults.faults import Phase
+from holdfast.core.faults.injection import InjectionSpec
 
 # Lockstep engines agree whether to go on at a wave's first step and then every so many: the host's own number.
 STEPS_PER_AGREEMENT = 16

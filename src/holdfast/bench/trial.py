@@ -22,7 +22,7 @@ from holdfast.chaos.checker import (
 from holdfast.chaos.control import DECIDED, ENDED, FAULT, LOST, RECOVERED, RESTARTED, Control, ControlFailed
 from holdfast.chaos.history import History
 from holdfast.chaos.streams import Load
-from holdfast.core.injection import FaultKind, InjectionSpec
+from holdfast.core.faults.injection import FaultKind, InjectionSpec
 
 RECOVERY_TIMEOUT_S = 10.0  # after the load has ended
 RESTART_TIMEOUT_S = 240.0  # the same, where another engine core has to start meanwhile

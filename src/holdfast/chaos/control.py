@@ -11,7 +11,7 @@ import httpx
 import msgspec
 
 from holdfast.core.errors import WorldError
-from holdfast.core.injection import InjectionSpec
+from holdfast.core.faults.injection import InjectionSpec
 
 RECOVERED = "engine-recovered"
 FAULT = "fault-reported"

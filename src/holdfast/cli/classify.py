@@ -13,10 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 from holdfast.cli.options import AsJson
-from holdfast.core.classification import Classifier, Verdict, parse_rows
+from holdfast.core.faults.classification import Classifier, Verdict, parse_rows
 from holdfast.core.errors import BadConfiguration
-from holdfast.core.fault_table import SIGNAL_NUMBERS, Row
-from holdfast.core.reasons import first_repair
+from holdfast.core.faults.fault_table import SIGNAL_NUMBERS, Row
+from holdfast.core.policy.reasons import first_repair
 from holdfast.hosts.vllm.settings import read_rows
 
 # "ValueError: text", as Python ends a traceback; the type may stand in a module.

@@ -29,8 +29,8 @@ from holdfast.cli.interrupting import ending_like_ctrl_c
 from holdfast.cli.measuring import EXIT_BROKEN, EXIT_CANNOT_RUN, EXIT_INTERRUPTED, require_client
 from holdfast.cli.topology_options import OneTopology, choose_place
 from holdfast.core.errors import HoldfastError
-from holdfast.core.faults import Phase
-from holdfast.core.injection import InjectionSpec
+from holdfast.core.faults.faults import Phase
+from holdfast.core.faults.injection import InjectionSpec
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from holdfast.api.formats import EventsPage
 from holdfast.api.log import describe_event
 from holdfast.cli.client import ClientFailure, ControlClient, printable, reporting
 from holdfast.cli.options import DEFAULT_URL, ApiKey, AsJson, Url
-from holdfast.core.events import Event
+from holdfast.core.protocol.events import Event
 
 POLL_INTERVAL_S = 0.5
 MAX_PAUSE_S = 10.0

@@ -9,8 +9,8 @@ import typer
 from holdfast.api.formats import Accepted
 from holdfast.cli.client import ControlClient, reporting
 from holdfast.cli.options import DEFAULT_URL, ApiKey, Url
-from holdfast.core.faults import Phase
-from holdfast.core.injection import FaultKind, InjectionSpec
+from holdfast.core.faults.faults import Phase
+from holdfast.core.faults.injection import FaultKind, InjectionSpec
 
 # The server waits for the rank to confirm before it answers.
 _CONFIRM_TIMEOUT_S = 30.0

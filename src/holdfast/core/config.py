@@ -11,10 +11,10 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from holdfast.core.classification import SETTING as FAULT_CLASSES
-from holdfast.core.classification import OwnRow, parse_rows
+from holdfast.core.faults.classification import SETTING as FAULT_CLASSES
+from holdfast.core.faults.classification import OwnRow, parse_rows
 from holdfast.core.errors import BadConfiguration
-from holdfast.core.ranks_out import share_of
+from holdfast.core.policy.capacity import share_of
 
 FaultPolicy = Literal["auto", "external", "dry-run"]
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]

@@ -9,15 +9,15 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, Protocol
 
-from holdfast.core.blame import Standing
+from holdfast.core.poison.detector import Standing
 from holdfast.core.config import HoldfastConfig
-from holdfast.core.effects import End, LeaveOut, ReplaceEngine, ReplaceProcess
-from holdfast.core.events import Event, InstanceView
-from holdfast.core.faults import Fault
-from holdfast.core.injection import InjectionSpec
-from holdfast.core.link_messages import RequestBlamed
-from holdfast.core.messages import RecoveryReport
-from holdfast.core.rendezvous import Rendezvous
+from holdfast.core.protocol.effects import End, LeaveOut, ReplaceEngine, ReplaceProcess
+from holdfast.core.protocol.events import Event, InstanceView
+from holdfast.core.faults.faults import Fault
+from holdfast.core.faults.injection import InjectionSpec
+from holdfast.core.protocol.link_messages import RequestBlamed
+from holdfast.core.protocol.messages import RecoveryReport
+from holdfast.core.protocol.rendezvous import Rendezvous
 
 
 class RequestHost(Protocol):

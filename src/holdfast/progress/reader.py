@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from holdfast.core.steps import BatchShape, Ended, Running
+from holdfast.core.stalls.steps import BatchShape, Ended, Running
 from holdfast.progress.record import (
     HEADER,
     NUMBER,

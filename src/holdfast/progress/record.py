@@ -12,7 +12,7 @@ from __future__ import annotations
 import enum
 import struct
 
-from holdfast.core.faults import Phase
+from holdfast.core.faults.faults import Phase
 
 PHASES = tuple(Phase)
 PHASE_NUMBERS = {phase: number for number, phase in enumerate(PHASES)}

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from holdfast.core.faults import Phase
-from holdfast.core.steps import BatchShape
+from holdfast.core.faults.faults import Phase
+from holdfast.core.stalls.steps import BatchShape
 from holdfast.progress.record import HEADER, PHASE_NUMBERS, RECORD_BYTES, SLOT, Lane, header_at, slot_at
 
 _PREFIX = "progress-"

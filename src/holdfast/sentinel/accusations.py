@@ -9,11 +9,11 @@ import logging
 import time
 from collections.abc import Mapping
 
-from holdfast.core import messages as m
-from holdfast.core.classification import Classifier
+from holdfast.core.protocol import messages as m
+from holdfast.core.faults.classification import Classifier
 from holdfast.core.config import HoldfastConfig
-from holdfast.core.faults import Fault, hung
-from holdfast.core.stalls import Stall
+from holdfast.core.faults.faults import Fault, hung
+from holdfast.core.stalls.stalls import Stall
 from holdfast.sentinel.attendance import Attendance
 from holdfast.sentinel.containment import Containment
 from holdfast.sentinel.incident_files import IncidentFiles

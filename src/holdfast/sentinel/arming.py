@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Collection
 
-from holdfast.core import messages as m
-from holdfast.core.injection import InjectionSpec
+from holdfast.core.protocol import messages as m
+from holdfast.core.faults.injection import InjectionSpec
 from holdfast.core.ports import EngineHost
 
 MAX_KEPT = 16

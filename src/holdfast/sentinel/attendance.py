@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 
-from holdfast.core import messages as m
+from holdfast.core.protocol import messages as m
 from holdfast.core.errors import HookNotAttached
 
 

@@ -16,9 +16,9 @@ from concurrent.futures import Future
 
 import msgspec
 
-from holdfast.core import messages as m
+from holdfast.core.protocol import messages as m
 from holdfast.core.config import HoldfastConfig
-from holdfast.core.effects import (
+from holdfast.core.protocol.effects import (
     CloseRendezvous,
     Effect,
     End,
@@ -31,11 +31,11 @@ from holdfast.core.effects import (
     Settle,
 )
 from holdfast.core.errors import BadInstruction, HookNotAttached, OperatorError, RecoveryFailed
-from holdfast.core.events import Event, InstanceView
-from holdfast.core.front_end import index_of_api_server
-from holdfast.core.injection import InjectionSpec
-from holdfast.core.instance import Instance
-from holdfast.core.link_messages import LinkReported, RequestBlamed
+from holdfast.core.protocol.events import Event, InstanceView
+from holdfast.core.instance.processes import index_of_api_server
+from holdfast.core.faults.injection import InjectionSpec
+from holdfast.core.instance.instance import Instance
+from holdfast.core.protocol.link_messages import LinkReported, RequestBlamed
 from holdfast.core.ports import FrontEndHost
 from holdfast.core.states import EngineState
 from holdfast.sentinel.addresses import engine_identity, is_link

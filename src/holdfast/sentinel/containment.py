@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from holdfast.core.faults import Fault, deeper
+from holdfast.core.faults.faults import Fault, deeper
 
 
 class Containment:

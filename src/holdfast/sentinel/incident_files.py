@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from holdfast.core.ports import Devices
-from holdfast.core.stalls import Stall
+from holdfast.core.stalls.stalls import Stall
 from holdfast.progress.stacks import ask_for_stacks, forget_stacks
 from holdfast.progress.surroundings import fields, look_around, read
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
 
-from holdfast.core import messages as m
+from holdfast.core.protocol import messages as m
 
 REANNOUNCE_S = 2.0
 _POLL_S = 0.2

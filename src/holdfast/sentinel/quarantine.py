@@ -10,10 +10,10 @@ import time
 from collections.abc import Callable, Collection
 from dataclasses import replace
 
-from holdfast.core import messages as m
-from holdfast.core.blame import Blame, Verdict, words_of_blame
-from holdfast.core.faults import Fault, FaultClass, is_of_the_process
-from holdfast.core.numerics import Spoilt, named_by
+from holdfast.core.protocol import messages as m
+from holdfast.core.poison.detector import Blame, Verdict, words_of_blame
+from holdfast.core.faults.faults import Fault, FaultClass, is_of_the_process
+from holdfast.core.poison.numerics import Spoilt, named_by
 from holdfast.core.ports import RequestHost
 
 logger = logging.getLogger("holdfast")

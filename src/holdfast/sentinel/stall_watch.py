@@ -11,8 +11,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from holdfast.core.stalls import Look, Stall, Stalls
-from holdfast.core.step_deadlines import Limits
+from holdfast.core.stalls.stalls import Look, Stall, Stalls
+from holdfast.core.stalls.step_deadlines import Limits
 from holdfast.progress import ProgressReader, Seen, look_at, published
 from holdfast.progress.activity import Activity
 

@@ -6,8 +6,8 @@ import logging
 import os
 import time
 
-from holdfast.core import messages as m
-from holdfast.core.faults import Fault
+from holdfast.core.protocol import messages as m
+from holdfast.core.faults.faults import Fault
 from holdfast.core.ports import WorkerHost
 from holdfast.sentinel.addresses import worker_identity
 from holdfast.sentinel.thread import IDLE_S, SentinelThread

@@ -11,8 +11,8 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from holdfast.core.faults import Phase
-from holdfast.core.steps import BatchShape
+from holdfast.core.faults.faults import Phase
+from holdfast.core.stalls.steps import BatchShape
 from holdfast.progress import Lane, ProgressReader, ProgressWriter, publish_progress
 from holdfast.progress.record import HEADER, RECORD_BYTES, RING_SLOTS, header_at
 
@@ -64,7 +64,7 @@ def test_a_header_that_is_half_written_is_not_read(cut: int, before: bool) -> No
 
 WRITER = """
 import sys
-from holdfast.core.faults import Phase
+from holdfast.core.faults.faults import Phase
 from holdfast.progress import ProgressWriter, publish_progress
 writer = ProgressWriter(publish_progress(sys.argv[1]))
 step = 1

@@ -6,7 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import pytest
 from starlette.testclient import TestClient
 
-from holdfast.core import messages as m
+from holdfast.core.protocol import messages as m
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.errors import HoldfastError
 from support.control_plane import MemoryControl

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from holdfast.api.log import describe_event, log_event
-from holdfast.core.events import Event, EventKind
+from holdfast.core.protocol.events import Event, EventKind
 from support.control_plane import MemoryControl
 
 

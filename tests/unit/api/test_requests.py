@@ -5,7 +5,7 @@ import pytest
 from holdfast.api import requests
 from holdfast.api.requests import ApplyCommand, Instruction
 from holdfast.core.errors import BadInstruction
-from holdfast.core.faults import Phase
+from holdfast.core.faults.faults import Phase
 
 TEMPLATES = (
     '{"instruction": "?", "params": {}}',

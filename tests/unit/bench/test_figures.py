@@ -19,7 +19,7 @@ from holdfast.bench.topologies import DP2, MOE_EP, TP2
 from holdfast.bench.trial import Neighbours, Outcome
 from holdfast.chaos.checker import compare_runs, percentile
 from holdfast.chaos.history import History
-from holdfast.core.faults import Phase
+from holdfast.core.faults.faults import Phase
 from support.incidents import event, fault
 
 

@@ -7,8 +7,8 @@ import pytest
 from holdfast.bench.harms import Harm
 from holdfast.bench.loads import LoadKind, make_load, poisoned
 from holdfast.bench.topologies import DP2, ONE, Topology
-from holdfast.core.faults import Phase
-from holdfast.core.injection import MAX_TIMES, FaultKind
+from holdfast.core.faults.faults import Phase
+from holdfast.core.faults.injection import MAX_TIMES, FaultKind
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ from holdfast.bench.incident import (
     root_cause,
     window_of,
 )
-from holdfast.core.faults import Phase
-from holdfast.core.injection import FaultKind, InjectionSpec
+from holdfast.core.faults.faults import Phase
+from holdfast.core.faults.injection import FaultKind, InjectionSpec
 from support.incidents import Event, event, fault, incident, loss
 
 

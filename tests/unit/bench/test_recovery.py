@@ -20,7 +20,7 @@ from holdfast.chaos.checker import compare_runs
 from holdfast.chaos.history import History
 from holdfast.chaos.processes import SessionUsage
 from holdfast.chaos.server import ServerFailed, ServerSpec
-from holdfast.core.injection import InjectionSpec
+from holdfast.core.faults.injection import InjectionSpec
 from support.incidents import incident
 
 RESTART = Restart(stop_s=1.0, start_s=18.0, first_token_s=1.0)

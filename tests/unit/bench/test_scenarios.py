@@ -14,8 +14,8 @@ from holdfast.bench.scenarios import (
     scenarios_of,
 )
 from holdfast.bench.topologies import DP2, MOE, MOE_EP, ONE, TOPOLOGIES, TP2, Topology
-from holdfast.core.faults import Phase
-from holdfast.core.injection import FaultKind
+from holdfast.core.faults.faults import Phase
+from holdfast.core.faults.injection import FaultKind
 
 INSIDE_A_RECOVERY = {Phase.RECOVERY, Phase.REBUILD, Phase.RESUME}
 MANY_RANKS = [topology for topology in TOPOLOGIES if topology.ranks > 1]

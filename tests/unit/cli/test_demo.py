@@ -23,8 +23,8 @@ from holdfast.cli.demo_tables import comparison, event_lines, screen, stream_res
 from holdfast.cli.demo_view import PlainView
 from holdfast.cli.topology_options import choose_place
 from holdfast.core.errors import WorldError
-from holdfast.core.faults import Phase
-from holdfast.core.injection import InjectionSpec
+from holdfast.core.faults.faults import Phase
+from holdfast.core.faults.injection import InjectionSpec
 from support.incidents import Event, event, fault, incident, loss
 
 REPORT = {"requests": 8, "kept_blocks": 9, "evicted_blocks": 3, "rebuild_s": 0.21}

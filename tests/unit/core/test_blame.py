@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from holdfast.core.blame import Blame, Standing, Verdict
+from holdfast.core.poison.detector import Blame, Standing, Verdict
 
 CONTROL_TOKENS = 16
 Poisons = Callable[[frozenset[str]], bool]

@@ -2,11 +2,11 @@
 
 import pytest
 
-from holdfast.core import messages as m
+from holdfast.core.protocol import messages as m
 from holdfast.core.config import HoldfastConfig
-from holdfast.core.effects import CloseRendezvous, OrderRecovery, Publish, ReplaceEngine, Send, Settle
+from holdfast.core.protocol.effects import CloseRendezvous, OrderRecovery, Publish, ReplaceEngine, Send, Settle
 from holdfast.core.errors import InstructionConflict
-from holdfast.core.faults import FaultClass
+from holdfast.core.faults.faults import FaultClass
 from holdfast.core.states import EngineState
 from support.instance_bench import Bench, kinds
 from support.ladder_world import World
@@ -79,8 +79,8 @@ def test_a_command_on_a_lost_engine_core_ends_with_the_reason():
 
 
 def bench_spec(engine):
-    from holdfast.core.faults import Phase
-    from holdfast.core.injection import InjectionSpec
+    from holdfast.core.faults.faults import Phase
+    from holdfast.core.faults.injection import InjectionSpec
 
     return InjectionSpec(phase=Phase.FORWARD, engine_id=engine)
 

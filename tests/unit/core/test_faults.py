@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from holdfast.core import messages as m
-from holdfast.core.faults import (
+from holdfast.core.protocol import messages as m
+from holdfast.core.faults.faults import (
     MAX_CAUSE_CHARS,
     Fault,
     FaultClass,

@@ -2,8 +2,8 @@
 
 import pytest
 
-from holdfast.core.effects import CloseRendezvous, End, OrderRecovery, Settle
-from holdfast.core.events import EventKind
+from holdfast.core.protocol.effects import CloseRendezvous, End, OrderRecovery, Settle
+from holdfast.core.protocol.events import EventKind
 from support.groups_bench import a_pair, orders, paused_after_a_fault, paused_by_hand, pauses, recovering, two_pairs
 from support.instance_bench import AUTO, EXTERNAL, NO_RESTARTS, Bench, a_fault, kinds
 

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from holdfast.core.faults import Phase
-from holdfast.core.injection import MAX_TIMES, InjectionSpec, Trap
+from holdfast.core.faults.faults import Phase
+from holdfast.core.faults.injection import MAX_TIMES, InjectionSpec, Trap
 
 
 @given(after=st.integers(0, 20), times=st.integers(1, 20), passages=st.integers(0, 60))

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from holdfast.core import messages as m
-from holdfast.core.faults import Fault, FaultClass, Phase
-from holdfast.core.injection import InjectionSpec
-from holdfast.core.rendezvous import Rendezvous
+from holdfast.core.protocol import messages as m
+from holdfast.core.faults.faults import Fault, FaultClass, Phase
+from holdfast.core.faults.injection import InjectionSpec
+from holdfast.core.protocol.rendezvous import Rendezvous
 
 LINKS = {
     "from_worker": (m.FromWorker, m.decode_from_worker),

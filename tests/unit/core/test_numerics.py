@@ -2,9 +2,9 @@
 
 import pytest
 
-from holdfast.core.blame import Blame, Standing
-from holdfast.core.faults import MAX_REQUEST_IDS, Fault, FaultClass
-from holdfast.core.numerics import Spoilt, in_fault, named_by, names_others
+from holdfast.core.poison.detector import Blame, Standing
+from holdfast.core.faults.faults import MAX_REQUEST_IDS, Fault, FaultClass
+from holdfast.core.poison.numerics import Spoilt, in_fault, named_by, names_others
 
 
 def fault(*request_ids, fault_class=FaultClass.NUMERICAL):

@@ -3,7 +3,7 @@
 import gc
 import tracemalloc
 
-from holdfast.core.open_requests import OpenRequests
+from holdfast.core.requests.journal import OpenRequests
 
 
 def journal():

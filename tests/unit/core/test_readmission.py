@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from holdfast.core.readmission import CLEARED_TOKENS, Readmission
+from holdfast.core.requests.readmission import CLEARED_TOKENS, Readmission
 
 
 class Bench:

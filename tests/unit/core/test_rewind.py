@@ -5,7 +5,7 @@ from collections import Counter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from holdfast.core.rewind import (
+from holdfast.core.requests.rewind import (
     HeldRequest,
     RewindPlan,
     given_up_blocks,

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from holdfast.core.faults import Phase
-from holdfast.core.stalls import Look, Stall, Stalls
-from holdfast.core.step_deadlines import Deadlines, Limits, quantile
-from holdfast.core.steps import BatchShape, Ended, Running
+from holdfast.core.faults.faults import Phase
+from holdfast.core.stalls.stalls import Look, Stall, Stalls
+from holdfast.core.stalls.step_deadlines import Deadlines, Limits, quantile
+from holdfast.core.stalls.steps import BatchShape, Ended, Running
 
 LIMITS, COMPILING = Limits(), Limits(may_compile=True)
 TICK_S = 0.1

@@ -16,7 +16,7 @@ import pytest
 pytest.importorskip("vllm")
 
 from holdfast.core.config import HoldfastConfig
-from holdfast.core.effects import End, LeaveOut, ReplaceEngine
+from holdfast.core.protocol.effects import End, LeaveOut, ReplaceEngine
 from holdfast.hosts.vllm.front_end import engine_places, engine_replacement
 from holdfast.hosts.vllm.front_end.engine_places import EnginePlaces
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from holdfast.core.effects import ReplaceProcess
+from holdfast.core.protocol.effects import ReplaceProcess
 from holdfast.hosts.vllm.front_end.process_watch import FrontEndWatch
 
 WAIT_S = 10.0

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 
 from holdfast.core.errors import NonFiniteLogits
-from holdfast.core.faults import Phase
-from holdfast.core.injection import FaultKind, InjectionSpec
+from holdfast.core.faults.faults import Phase
+from holdfast.core.faults.injection import FaultKind, InjectionSpec
 from holdfast.hosts.vllm.injection import Traps, arm_logits
 from holdfast.hosts.vllm.workers.logits_check import LogitsCheck, flag_rows
 

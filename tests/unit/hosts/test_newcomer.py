@@ -18,7 +18,7 @@ pytest.importorskip("vllm")
 from vllm.v1.engine import EngineCoreRequestType
 
 from holdfast.core.errors import PeerSilent
-from holdfast.core.events import EngineView, InstanceView
+from holdfast.core.protocol.events import EngineView, InstanceView
 from holdfast.core.states import EngineState
 from holdfast.hosts.vllm.engine.clients import answer_greetings, drop_requests
 from holdfast.hosts.vllm.front_end.newcomer import GREETING, Newcomer, greet_engine_cores

@@ -14,7 +14,7 @@ import pytest
 pytest.importorskip("vllm")
 
 from holdfast.core.config import HoldfastConfig
-from holdfast.core.effects import End
+from holdfast.core.protocol.effects import End
 from holdfast.hosts.vllm.front_end.owner import Owner
 
 WAIT_S = 10.0

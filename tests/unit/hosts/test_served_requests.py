@@ -12,8 +12,8 @@ pytest.importorskip("vllm")
 
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
 
-from holdfast.core.events import EngineView, InstanceView
-from holdfast.core.link_messages import RequestBlamed
+from holdfast.core.protocol.events import EngineView, InstanceView
+from holdfast.core.protocol.link_messages import RequestBlamed
 from holdfast.core.states import EngineState
 from holdfast.hosts.vllm.front_end.last_words import last_words
 from holdfast.hosts.vllm.front_end.served_requests import ServedRequests

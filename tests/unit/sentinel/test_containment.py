@@ -1,6 +1,6 @@
 """What an engine core knows of its ranks in one epoch; what belongs to another one changes nothing."""
 
-from holdfast.core.faults import Fault, FaultClass
+from holdfast.core.faults.faults import Fault, FaultClass
 from holdfast.sentinel.containment import Containment
 
 BOUND_S = 5.0

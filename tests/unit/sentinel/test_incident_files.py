@@ -14,10 +14,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from holdfast.core.faults import Phase
-from holdfast.core.stalls import Stall
-from holdfast.core.step_deadlines import Deadline
-from holdfast.core.steps import BatchShape, Running
+from holdfast.core.faults.faults import Phase
+from holdfast.core.stalls.stalls import Stall
+from holdfast.core.stalls.step_deadlines import Deadline
+from holdfast.core.stalls.steps import BatchShape, Running
 from holdfast.sentinel.incident_files import MAX_INCIDENTS, IncidentFiles
 
 HANGS = """

@@ -11,15 +11,15 @@ from queue import SimpleQueue
 import pytest
 
 import holdfast.sentinel.worker as worker_sentinel
-from holdfast.core import messages as m
+from holdfast.core.protocol import messages as m
 from holdfast.core.config import HoldfastConfig
-from holdfast.core.effects import End, ReplaceEngine
+from holdfast.core.protocol.effects import End, ReplaceEngine
 from holdfast.core.errors import BadInstruction, HookNotAttached, InstructionConflict, RecoveryFailed
-from holdfast.core.events import EventKind
-from holdfast.core.faults import Fault, FaultClass, Phase
-from holdfast.core.injection import FaultKind, InjectionSpec, UncontainedFault
-from holdfast.core.messages import RecoveryReport
-from holdfast.core.rendezvous import Rendezvous
+from holdfast.core.protocol.events import EventKind
+from holdfast.core.faults.faults import Fault, FaultClass, Phase
+from holdfast.core.faults.injection import FaultKind, InjectionSpec, UncontainedFault
+from holdfast.core.protocol.messages import RecoveryReport
+from holdfast.core.protocol.rendezvous import Rendezvous
 from holdfast.core.states import EngineState
 from holdfast.hosts.fake.blocks import BlockPool
 from holdfast.hosts.fake.requests import FakeRequests

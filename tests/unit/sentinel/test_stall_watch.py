@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from holdfast.core.faults import Phase
-from holdfast.core.stalls import Stall
-from holdfast.core.step_deadlines import Limits
+from holdfast.core.faults.faults import Phase
+from holdfast.core.stalls.stalls import Stall
+from holdfast.core.stalls.step_deadlines import Limits
 from holdfast.progress import ProgressWriter
 from holdfast.progress.record import RECORD_BYTES
 from holdfast.progress.writer import record_path

@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING
 
-from holdfast.core import messages as m
-from holdfast.core.effects import (
+from holdfast.core.protocol import messages as m
+from holdfast.core.protocol.effects import (
     CloseRendezvous,
     Effect,
     End,
@@ -18,9 +18,9 @@ from holdfast.core.effects import (
     Settle,
 )
 from holdfast.core.errors import InstructionConflict
-from holdfast.core.events import Event, EventKind
-from holdfast.core.instance import Instance
-from holdfast.core.rendezvous import Rendezvous
+from holdfast.core.protocol.events import Event, EventKind
+from holdfast.core.instance.instance import Instance
+from holdfast.core.protocol.rendezvous import Rendezvous
 from holdfast.core.states import EngineState
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from holdfast.core.open_requests import OpenRequests
+from holdfast.core.requests.journal import OpenRequests
 from holdfast.core.states import EngineState
 from holdfast.hosts.fake import OutputToken, fault_free_output
 

@@ -15,9 +15,9 @@ from holdfast.chaos.simulation.engine import SimulatedEngine
 from holdfast.chaos.simulation.front_end import SimulatedFrontEnd
 from holdfast.chaos.simulation.scenario import Scenario, draw_scenario
 from holdfast.chaos.simulation.virtual_time import VirtualTime
-from holdfast.core import messages as m
-from holdfast.core.effects import ReplaceEngine
-from holdfast.core.events import EventKind
+from holdfast.core.protocol import messages as m
+from holdfast.core.protocol.effects import ReplaceEngine
+from holdfast.core.protocol.events import EventKind
 from holdfast.core.states import EngineState
 
 TICK_S = 0.25

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 import msgspec
 
-from holdfast.core.faults import Phase
-from holdfast.core.injection import InjectionSpec
-from holdfast.core.messages import RecoveryReport
+from holdfast.core.faults.faults import Phase
+from holdfast.core.faults.injection import InjectionSpec
+from holdfast.core.protocol.messages import RecoveryReport
 from holdfast.core.ports import FaultReporter
-from holdfast.core.rendezvous import Rendezvous
+from holdfast.core.protocol.rendezvous import Rendezvous
 from holdfast.hosts.fake.blocks import BlockPool
 from holdfast.hosts.fake.communicators import FakeCommunicators
 from holdfast.hosts.fake.model import KVMemory

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Collection, Mapping
 
-from holdfast.core.blame import Standing
+from holdfast.core.poison.detector import Standing
 from holdfast.hosts.fake.scheduler import FakeRequest, FakeScheduler
 
 CONTROL_TOKENS = 16

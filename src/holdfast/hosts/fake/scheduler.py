@@ -10,8 +10,8 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from holdfast.core.messages import RecoveryReport
-from holdfast.core.rewind import HeldRequest, given_up_blocks, plan_restart, plan_rewind, release_until_rest_fits
+from holdfast.core.protocol.messages import RecoveryReport
+from holdfast.core.requests.rewind import HeldRequest, given_up_blocks, plan_restart, plan_rewind, release_until_rest_fits
 from holdfast.hosts.fake.blocks import BlockPool
 from holdfast.hosts.fake.worker import Part
 

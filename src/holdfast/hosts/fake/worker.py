@@ -10,12 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from holdfast.core.classification import default_classifier, fault_of
+from holdfast.core.faults.classification import default_classifier, fault_of
 from holdfast.core.errors import NonFiniteLogits, RankFenced
-from holdfast.core.faults import Phase
-from holdfast.core.injection import FaultKind, InjectedFault, InjectionSpec, Trap
+from holdfast.core.faults.faults import Phase
+from holdfast.core.faults.injection import FaultKind, InjectedFault, InjectionSpec, Trap
 from holdfast.core.ports import FaultReporter
-from holdfast.core.rendezvous import Rendezvous
+from holdfast.core.protocol.rendezvous import Rendezvous
 from holdfast.hosts.fake.communicators import FakeCommunicators
 from holdfast.hosts.fake.model import KVMemory, sample
 

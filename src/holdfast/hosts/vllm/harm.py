@@ -8,7 +8,7 @@ import threading
 import time
 from typing import cast
 
-from holdfast.core.injection import FaultKind, InjectedFault, InjectionSpec, UncontainedFault
+from holdfast.core.faults.injection import FaultKind, InjectedFault, InjectionSpec, UncontainedFault
 
 LONGEST_S = 3600.0
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from typing import Any
 
-from holdfast.core.faults import Phase
-from holdfast.core.injection import FaultKind, InjectionSpec, Trap
+from holdfast.core.faults.faults import Phase
+from holdfast.core.faults.injection import FaultKind, InjectionSpec, Trap
 from holdfast.hosts.vllm.harm import happen
 
 Step = Callable[..., Any]

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from holdfast.core.classification import SETTING as FAULT_CLASSES
+from holdfast.core.faults.classification import SETTING as FAULT_CLASSES
 from holdfast.core.config import HoldfastConfig, dump_config, parse_config
 from holdfast.core.errors import BadConfiguration
 from holdfast.hosts.vllm.sockets import VARIABLE as SOCKETS

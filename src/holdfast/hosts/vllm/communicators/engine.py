@@ -11,7 +11,7 @@ import time
 from typing import Any
 
 from holdfast.core.errors import RecoveryFailed
-from holdfast.core.rendezvous import Rendezvous
+from holdfast.core.protocol.rendezvous import Rendezvous
 from holdfast.hosts.vllm.communicators.reaping import Reaper
 from holdfast.hosts.vllm.communicators.rendezvous import enter
 from holdfast.hosts.vllm.communicators.state import BreakState

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from holdfast.core.rewind import HeldRequest
+from holdfast.core.requests.rewind import HeldRequest
 
 
 class Departures:

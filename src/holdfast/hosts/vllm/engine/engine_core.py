@@ -9,9 +9,9 @@ from typing import Any
 from vllm.v1.engine import EngineCoreRequestType
 
 from holdfast.core.config import HoldfastConfig
-from holdfast.core.injection import InjectionSpec
-from holdfast.core.messages import RecoveryReport
-from holdfast.core.rendezvous import Rendezvous
+from holdfast.core.faults.injection import InjectionSpec
+from holdfast.core.protocol.messages import RecoveryReport
+from holdfast.core.protocol.rendezvous import Rendezvous
 from holdfast.hosts.vllm.communicators import EngineCommunicators, attach_communicator_hooks
 from holdfast.hosts.vllm.device_health import device_health
 from holdfast.hosts.vllm.engine.clients import answer_greetings, drop_requests

@@ -17,7 +17,7 @@ from vllm.sampling_params import SamplingParams
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest, FinishReason
 from vllm.v1.request import RequestStatus
 
-from holdfast.core.blame import Standing
+from holdfast.core.poison.detector import Standing
 from holdfast.hosts.vllm.engine.rewind import recompute
 from holdfast.hosts.vllm.engine.step_rules import StepRules, replaced
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-from holdfast.core.pacing import Pacing
+from holdfast.core.requests.pacing import Pacing
 from holdfast.hosts.vllm.engine.rewind import only_full_attention
 from holdfast.hosts.vllm.engine.standing_still import in_lockstep
 from holdfast.hosts.vllm.engine.step_rules import StepRules

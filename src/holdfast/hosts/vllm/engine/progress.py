@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from holdfast.core.config import HoldfastConfig
-from holdfast.core.faults import Phase
+from holdfast.core.faults.faults import Phase
 from holdfast.progress import ProgressWriter, publish_progress
 from holdfast.progress.stacks import answer_for_stacks
 

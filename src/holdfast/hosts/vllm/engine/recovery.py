@@ -14,9 +14,9 @@ from vllm.v1.request import RequestStatus
 
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.errors import RecoveryFailed
-from holdfast.core.faults import Phase
-from holdfast.core.messages import RecoveryReport
-from holdfast.core.rendezvous import Rendezvous
+from holdfast.core.faults.faults import Phase
+from holdfast.core.protocol.messages import RecoveryReport
+from holdfast.core.protocol.rendezvous import Rendezvous
 from holdfast.hosts.vllm.communicators import EngineCommunicators
 from holdfast.hosts.vllm.engine import rewind as rewinding
 from holdfast.hosts.vllm.engine.departures import Departures

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from holdfast.core.rendezvous import Rendezvous
+from holdfast.core.protocol.rendezvous import Rendezvous
 
 RESTORE = "holdfast_restore"  # the name under which the order is bound to the worker
 

@@ -15,7 +15,7 @@ from typing import Any
 from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
 from vllm.v1.request import RequestStatus
 
-from holdfast.core.rewind import (
+from holdfast.core.requests.rewind import (
     HeldRequest,
     RewindPlan,
     given_up_blocks,

@@ -10,7 +10,7 @@ from typing import Any
 
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.errors import HookNotAttached, RecoveryFailed
-from holdfast.core.front_end import api_server
+from holdfast.core.instance.processes import api_server
 from holdfast.hosts.vllm.front_end.engine_replacement import spawning
 from holdfast.hosts.vllm.front_end.touchpoints import CLIENT_INIT, GREET
 from holdfast.hosts.vllm.register import missing

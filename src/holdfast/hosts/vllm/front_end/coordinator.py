@@ -14,7 +14,7 @@ from typing import Any
 
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.errors import RecoveryFailed
-from holdfast.core.front_end import COORDINATOR
+from holdfast.core.instance.processes import COORDINATOR
 from holdfast.hosts.vllm.front_end.engine_replacement import cannot_replace, spawning
 from holdfast.hosts.vllm.settings import inherited_settings
 

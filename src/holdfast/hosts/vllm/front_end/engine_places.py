@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 from holdfast.core.config import HoldfastConfig
-from holdfast.core.effects import End, LeaveOut, ReplaceEngine
+from holdfast.core.protocol.effects import End, LeaveOut, ReplaceEngine
 from holdfast.core.errors import HookNotAttached
-from holdfast.core.events import EngineView
+from holdfast.core.protocol.events import EngineView
 from holdfast.hosts.vllm.front_end.engine_replacement import (
     LINGER_S,
     Launch,

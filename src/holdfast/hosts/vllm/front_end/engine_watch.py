@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping
 
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.ports import Devices
-from holdfast.core.stalls import Stall
-from holdfast.core.step_deadlines import Limits
+from holdfast.core.stalls.stalls import Stall
+from holdfast.core.stalls.step_deadlines import Limits
 from holdfast.hosts.vllm.device_health import device_health
 from holdfast.progress.processes import ZOMBIE, look_at
 from holdfast.sentinel.incident_files import IncidentFiles

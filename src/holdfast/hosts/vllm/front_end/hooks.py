@@ -17,7 +17,7 @@ from typing import Any
 
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.errors import BadConfiguration, HookNotAttached
-from holdfast.core.events import InstanceView
+from holdfast.core.protocol.events import InstanceView
 from holdfast.core.ports import ControlPlane
 from holdfast.hosts.vllm.front_end.api_servers import save_process_arguments
 from holdfast.hosts.vllm.front_end.coordinator import save_coordinator_arguments

@@ -15,7 +15,7 @@ import msgspec
 import zmq
 
 from holdfast.core.errors import PeerSilent
-from holdfast.core.events import EngineView
+from holdfast.core.protocol.events import EngineView
 from holdfast.core.states import EngineState
 from holdfast.sentinel import FrontEndLink
 

@@ -21,13 +21,13 @@ from typing import Any, Protocol, cast
 
 import msgspec
 
-from holdfast.core.classification import Classifier
+from holdfast.core.faults.classification import Classifier
 from holdfast.core.config import HoldfastConfig
-from holdfast.core.effects import End, LeaveOut, ReplaceEngine, ReplaceProcess
+from holdfast.core.protocol.effects import End, LeaveOut, ReplaceEngine, ReplaceProcess
 from holdfast.core.errors import HookNotAttached
-from holdfast.core.front_end import COORDINATOR
-from holdfast.core.rendezvous import Rendezvous
-from holdfast.core.stalls import Stall
+from holdfast.core.instance.processes import COORDINATOR
+from holdfast.core.protocol.rendezvous import Rendezvous
+from holdfast.core.stalls.stalls import Stall
 from holdfast.core.states import EngineState
 from holdfast.hosts.vllm.communicators.rendezvous import RendezvousHost
 from holdfast.hosts.vllm.exits import explain_exit

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, cast
 
-from holdfast.core.effects import ReplaceProcess
+from holdfast.core.protocol.effects import ReplaceProcess
 from holdfast.sentinel import ClientSentinel
 
 logger = logging.getLogger("holdfast")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from holdfast.core.events import InstanceView
+from holdfast.core.protocol.events import InstanceView
 
 
 def route_around_paused(

@@ -16,12 +16,12 @@ from typing import Any
 
 import zmq
 
-from holdfast.core.blame import words_of_blame
-from holdfast.core.events import InstanceView
-from holdfast.core.link_messages import RequestBlamed
-from holdfast.core.messages import MAX_ID_CHARS
-from holdfast.core.open_requests import OpenRequests
-from holdfast.core.readmission import Readmission
+from holdfast.core.poison.detector import words_of_blame
+from holdfast.core.protocol.events import InstanceView
+from holdfast.core.protocol.link_messages import RequestBlamed
+from holdfast.core.protocol.messages import MAX_ID_CHARS
+from holdfast.core.requests.journal import OpenRequests
+from holdfast.core.requests.readmission import Readmission
 from holdfast.core.states import EngineState
 from holdfast.hosts.vllm.engine.resuming import resumption, strip_history, unmovable
 from holdfast.hosts.vllm.front_end.gone_engines import GoneEngines

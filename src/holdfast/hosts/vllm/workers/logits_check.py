@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from holdfast.core.errors import NonFiniteLogits
-from holdfast.core.faults import Phase
+from holdfast.core.faults.faults import Phase
 
 logger = logging.getLogger("holdfast")
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from holdfast.core.faults import describe_error
+from holdfast.core.faults.faults import describe_error
 from holdfast.hosts.vllm.engine.restore import RestoreReply, encode_reply
 from holdfast.hosts.vllm.workers.newcomer import QueueHandle, to_handle
 

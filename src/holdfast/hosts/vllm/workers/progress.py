@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from holdfast.core.config import HoldfastConfig
-from holdfast.core.faults import Phase
+from holdfast.core.faults.faults import Phase
 from holdfast.progress import Lane, ProgressWriter, publish_progress
 from holdfast.progress.stacks import answer_for_stacks
 

@@ -14,10 +14,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from holdfast.core.classification import Classifier, default_classifier, fault_of
+from holdfast.core.faults.classification import Classifier, default_classifier, fault_of
 from holdfast.core.errors import RankFenced, RecoveryFailed
-from holdfast.core.faults import Phase, describe_error
-from holdfast.core.injection import InjectionSpec
+from holdfast.core.faults.faults import Phase, describe_error
+from holdfast.core.faults.injection import InjectionSpec
 from holdfast.core.ports import Communicators, FaultReporter
 from holdfast.hosts.vllm.communicators import WorkerCommunicators, attach_communicator_hooks
 from holdfast.hosts.vllm.communicators.stuck import collective_under_way

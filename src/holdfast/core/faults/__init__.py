@@ -1,0 +1,1 @@
+"""Fault classification: what a fault is, and of which class."""

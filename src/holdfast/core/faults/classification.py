@@ -1,0 +1,205 @@
+"""Which class a fault is of, and why: rows tried in their order, an operator's own before those that are built in.
+
+Owns what a row is and how it is matched. The built-in rows stand in `fault_table`. Matching is bounded: texts to
+2,000 characters, patterns to what `patterns` lets through.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+import msgspec
+
+from holdfast.core.errors import BadConfiguration
+from holdfast.core.faults.fault_table import (
+    ERROR_ROWS,
+    EXIT_ROWS,
+    OF_THE_PROCESS,
+    OTHER_EXIT,
+    OTHER_SIGNAL,
+    SIGNAL_NUMBERS,
+    UNKNOWN_ERROR,
+    Row,
+)
+from holdfast.core.faults.faults import MAX_CAUSE_CHARS, Fault, FaultClass, bounded_ids, describe_error
+from holdfast.core.faults.patterns import compile_pattern
+
+MAX_ROWS = 200
+SETTING = "fault_classes"
+
+
+class OwnRow(
+    msgspec.Struct,
+    frozen=True,
+    kw_only=True,
+    forbid_unknown_fields=True,
+    omit_defaults=True,
+    rename={"fault_class": "class"},
+):
+    """One row of an operator's: what matches it is of `fault_class`.
+
+    `error_type` (the whole name of the exception's type) and `message` (anywhere in it) are regular expressions that
+    ignore case; given both, both have to match. Or `exit_code` or `signal` says how a process ended.
+    """
+
+    fault_class: FaultClass
+    error_type: str | None = None
+    message: str | None = None
+    exit_code: Annotated[int, msgspec.Meta(ge=0, le=255)] | None = None
+    signal: str | None = None
+    reason: Annotated[str, msgspec.Meta(min_length=1, max_length=200)] = "by a row of your own"
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """The class of a fault, why it is of that class, and whether an operator's own row says so."""
+
+    fault_class: FaultClass
+    reason: str
+    is_own: bool = False
+
+
+class Classifier:
+    """The table as one instance uses it. Raises `BadConfiguration` for a row that could not be used."""
+
+    def __init__(self, own: Sequence[OwnRow] = ()) -> None:
+        self.own = tuple(_as_row(row, number) for number, row in enumerate(own, 1))
+        self._errors = _compiled(row for row in self.own if not row.is_exit)
+        self._exits = {(row.exit_code, row.signal): row for row in (*EXIT_ROWS, *reversed(self.own)) if row.is_exit}
+
+    def of_error(self, error_type: str, message: str) -> Verdict:
+        """Class of an exception known only by its type's name and its message."""
+        text = message[:MAX_CAUSE_CHARS]
+        for row, by_type, by_message in (*self._errors, *_built_in_errors()):
+            typed = by_type is None or by_type.fullmatch(error_type)
+            if typed and (by_message is None or by_message.search(text)):
+                return Verdict(row.fault_class, row.reason, row.is_own)
+        return Verdict(UNKNOWN_ERROR.fault_class, UNKNOWN_ERROR.reason)
+
+    def of_exit(self, exit_code: int | None) -> Verdict:
+        """Class of the end of a process; negative is the number of the signal that ended it."""
+        signal = None if exit_code is None or exit_code >= 0 else _SIGNAL_NAMES.get(-exit_code, "")
+        row = self._exits.get((exit_code if signal is None else None, signal))
+        if row is None:
+            row = OTHER_EXIT if signal is None else OTHER_SIGNAL
+        return Verdict(row.fault_class, row.reason, row.is_own)
+
+    def rows(self) -> tuple[Row, ...]:
+        """Every row in the order in which they are tried; last the one for what no row names."""
+        return (*self.own, *ERROR_ROWS, UNKNOWN_ERROR, *EXIT_ROWS, OTHER_EXIT, OTHER_SIGNAL)
+
+
+_SIGNAL_NAMES = {number: name for name, number in SIGNAL_NUMBERS.items()}
+_Compiled = tuple[Row, "re.Pattern[str] | None", "re.Pattern[str] | None"]
+
+
+def _compiled(rows: Any) -> tuple[_Compiled, ...]:
+    return tuple((row, _compile(row.error_type), _compile(row.message)) for row in rows)
+
+
+@functools.cache
+def _built_in_errors() -> tuple[_Compiled, ...]:
+    return _compiled(ERROR_ROWS)
+
+
+def _compile(pattern: str | None) -> re.Pattern[str] | None:
+    return None if pattern is None else re.compile(pattern, re.IGNORECASE)
+
+
+@functools.cache
+def default_classifier() -> Classifier:
+    """The built-in table alone."""
+    return Classifier()
+
+
+def fault_of(error: BaseException, classifier: Classifier, **about: Any) -> Fault:
+    """An exception as a fault; `about` says where it was met. Of the error only what can be sent is taken."""
+    error_type, message = describe_error(error)
+    verdict = classifier.of_error(error_type, message)
+    return Fault(
+        fault_class=verdict.fault_class,
+        error_type=error_type,
+        message=message,
+        class_reason=verdict.reason,
+        request_ids=bounded_ids(getattr(error, "request_ids", ())),
+        **about,
+    )
+
+
+def parse_rows(raw: object) -> tuple[OwnRow, ...]:
+    """An operator's rows from what JSON holds. Raises `BadConfiguration` that names the row and what is wrong."""
+    if not isinstance(raw, (list, tuple)):
+        raise BadConfiguration(f"{SETTING} must be a list of rows", hint=_EXAMPLE)
+    if len(raw) > MAX_ROWS:
+        raise BadConfiguration(f"{SETTING}: {len(raw)} rows are more than {MAX_ROWS}")
+    rows = tuple(_parse_row(number, each) for number, each in enumerate(raw, 1))
+    Classifier(rows)
+    return rows
+
+
+def _parse_row(number: int, raw: object) -> OwnRow:
+    if isinstance(raw, OwnRow):
+        return raw
+    shown = _shown(raw)
+    if not isinstance(raw, Mapping):
+        raise BadConfiguration(f"{SETTING}, row {number} ({shown}): not an object", hint=_EXAMPLE)
+    try:
+        return msgspec.convert(dict(raw), OwnRow)
+    except msgspec.ValidationError as error:
+        raise BadConfiguration(f"{SETTING}, row {number} ({shown}): {error}", hint=_known(str(error))) from None
+
+
+def _known(problem: str) -> str:
+    if "enum" in problem:
+        return "classes: " + ", ".join(FaultClass)
+    return "keys: class, error_type, message, exit_code, signal, reason"
+
+
+def _as_row(own: OwnRow, number: int) -> Row:
+    if why := _why_unusable(own):
+        raise BadConfiguration(f"{SETTING}, row {number} ({_shown(msgspec.to_builtins(own))}): {why}")
+    return Row(
+        own.fault_class,
+        own.reason,
+        error_type=own.error_type,
+        message=own.message,
+        exit_code=own.exit_code,
+        signal=own.signal,
+        is_own=True,
+    )
+
+
+def _why_unusable(own: OwnRow) -> str | None:
+    of_errors = [what for what in (own.error_type, own.message) if what is not None]
+    of_exits = [what for what in (own.exit_code, own.signal) if what is not None]
+    if len(of_exits) > 1 or bool(of_errors) == bool(of_exits):
+        return "it needs error_type or message or both, or else one of exit_code and signal"
+    if of_exits and own.fault_class not in OF_THE_PROCESS:
+        of_these = " or ".join(OF_THE_PROCESS)
+        return f"a process that has ended cannot be of class {own.fault_class}, only {of_these}"
+    if own.signal is not None and own.signal not in SIGNAL_NUMBERS:
+        return f"no signal is called {own.signal!r}; there are {', '.join(SIGNAL_NUMBERS)}"
+    return next(filter(None, (_why_no_pattern(own, "error_type"), _why_no_pattern(own, "message"))), None)
+
+
+def _why_no_pattern(own: OwnRow, name: str) -> str | None:
+    pattern = getattr(own, name)
+    try:
+        if pattern is not None:
+            compile_pattern(pattern)
+    except ValueError as error:
+        return f"{name}: {error}"
+    return None
+
+
+def _shown(raw: object) -> str:
+    try:
+        text = msgspec.json.encode(raw).decode()
+    except (TypeError, ValueError):
+        text = repr(raw)
+    return text if len(text) <= 160 else f"{text[:157]}..."
+
+
+_EXAMPLE = 'for example [{"message": "my driver is gone", "class": "device"}]'

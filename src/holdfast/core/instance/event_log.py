@@ -1,0 +1,49 @@
+"""What an instance tells: events, numbered without gaps, each with the view of the instance after it.
+
+Only reads the engines and groups that it tells of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from holdfast.core.protocol.effects import Publish
+from holdfast.core.protocol.events import Event, EventKind, InstanceView
+from holdfast.core.instance.group import Engine, LockstepGroup
+from holdfast.core.instance.roster import Roster
+
+
+class Journal:
+    """Numbers the events of one instance."""
+
+    def __init__(
+        self, roster: Roster, wall_clock: Callable[[], float], *, fault_policy: str, notify_address: str
+    ) -> None:
+        self._roster = roster
+        self._wall_clock = wall_clock
+        self._fault_policy = fault_policy
+        self._notify_address = notify_address
+        self._sequence = 0
+
+    def view(self) -> InstanceView:
+        return InstanceView(
+            engines=tuple(group.view_of(engine) for group in self._roster.groups for engine in group.engines),
+            fault_policy=self._fault_policy,
+            sequence=self._sequence,
+            notify_address=self._notify_address,
+            defeat=self._roster.defeat,
+            processes=tuple(self._roster.processes.values()),
+        )
+
+    def publish(self, kind: EventKind, group: LockstepGroup, engine: Engine, **about: object) -> Publish:
+        """The next event of an engine; `about` are further fields of `Event`."""
+        return self._publish(kind, engine_id=engine.engine_id, state=engine.state, epoch=group.epoch, **about)
+
+    def publish_of(self, process: str, kind: EventKind, **about: object) -> Publish:
+        """The next event of a process beside the engine cores."""
+        return self._publish(kind, process=process, **about)
+
+    def _publish(self, kind: EventKind, **about: object) -> Publish:
+        self._sequence += 1
+        event = Event(sequence=self._sequence, at=self._wall_clock(), kind=kind, **about)  # type: ignore[arg-type]
+        return Publish(event, self.view())

@@ -1,0 +1,259 @@
+"""The instance as its ClientSentinel knows it: facts and instructions in, effects out.
+
+Pure: time is an argument, effects are returned, nothing is sent from here. One `Instance` follows any
+number of lockstep groups; each has its own epoch, incident and command, and touches no other. Here is what
+instructions and time bring about; what reports do is in `reports`, what is done about it in `interventions`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from holdfast.core.protocol import messages as m
+from holdfast.core.instance.commands import Commands
+from holdfast.core.config import HoldfastConfig
+from holdfast.core.instance.deadlines import find_overdue, find_unanswered, is_to_affirm, is_to_harden
+from holdfast.core.protocol.effects import Effect, Send, Settle
+from holdfast.core.instance.engine_loss import EngineLosses
+from holdfast.core.errors import InstructionConflict
+from holdfast.core.protocol.events import EventKind, InstanceView
+from holdfast.core.instance.processes import FrontEndProcesses
+from holdfast.core.instance.group import LockstepGroup
+from holdfast.core.faults.injection import InjectionSpec
+from holdfast.core.instance.decision import Interventions
+from holdfast.core.instance.event_log import Journal
+from holdfast.core.protocol.link_messages import RequestBlamed
+from holdfast.core.policy.ladder import decide_repair, decide_wait
+from holdfast.core.instance.preconditions import (
+    refuse_unknown_ranks,
+    refuse_unless_engine_can_restart,
+    refuse_unless_healthy,
+    refuse_unless_it_can_go_on,
+    refuse_unless_paused,
+)
+from holdfast.core.instance.engine_repair import Replacements
+from holdfast.core.instance.detection import Reports
+from holdfast.core.instance.roster import Roster
+from holdfast.core.states import EngineState
+
+SOFT_PAUSE_S = 1.0  # a soft pause that has not come to a step boundary by then becomes a hard one
+AFFIRM_S = 10.0  # how often engines that stand paused hear that somebody still lives
+
+
+class Instance:
+    """Reducer over the facts of all engines. Not thread-safe: one thread owns it.
+
+    Args:
+        groups: the engine ids of each lockstep group.
+    """
+
+    def __init__(
+        self,
+        groups: Iterable[Iterable[int]],
+        config: HoldfastConfig,
+        *,
+        wall_clock: Callable[[], float],
+        new_command_id: Callable[[], str],
+        notify_address: str = "",
+    ) -> None:
+        self._config = config
+        self._roster = Roster(groups)
+        self._commands = Commands()
+        self._journal = Journal(
+            self._roster, wall_clock, fault_policy=config.fault_policy, notify_address=notify_address
+        )
+        replacements = Replacements(self._journal, self._commands, config)
+        self._interventions = Interventions(
+            self._roster, self._journal, self._commands, config, new_command_id, replacements
+        )
+        self._reports = Reports(self._journal, self._commands, self._interventions)
+        self._losses = EngineLosses(self._journal, self._commands, self._interventions, self._reports, config)
+        self._front_end = FrontEndProcesses(self._roster, self._journal, self._interventions, config)
+
+    def view(self) -> InstanceView:
+        return self._journal.view()
+
+    # ---- facts from engine cores
+
+    def observe(self, fact: m.FromEngine, now: float) -> list[Effect]:
+        """Take one report. One from an unknown engine or another epoch changes nothing.
+
+        Never raises: reports may be late, lost, repeated or out of order.
+        """
+        home = self._roster.look_up(fact.engine_id)
+        if home is None or self._roster.defeat is not None:
+            return []
+        if home[1].state is EngineState.LEFT_OUT:
+            return []
+        if home[1].state is EngineState.RESTARTING:
+            return self._losses.returned(*home, fact, now)
+        return self._reports.take(*home, fact, now)
+
+    def lost(self, engine_id: int, why: str, now: float, hopeless: str = "") -> list[Effect]:
+        """An engine core's process is gone. Once the instance has ended, they all go: that is no news.
+
+        `hopeless` says why nothing could take its place, empty where something can.
+        """
+        home = self._roster.look_up(engine_id)
+        if home is None or self._roster.defeat is not None:
+            return []
+        return self._losses.lost(*home, why, hopeless, now)
+
+    def request_blamed(self, blamed: RequestBlamed) -> list[Effect]:
+        """An API server found out which request engine cores die of, and has ended it."""
+        home = self._roster.look_up(blamed.engine_id)
+        if home is None or self._roster.defeat is not None:
+            return []
+        group, engine = home
+        engine.ended_requests += 1
+        told = {"request_id": blamed.request_id, "incident": blamed.incident, "reason": blamed.reason}
+        return [self._journal.publish(EventKind.REQUEST_ENDED, group, engine, **told)]
+
+    # ---- facts of the processes beside the engine cores
+
+    def process_attached(self, name: str, pid: int | None) -> list[Effect]:
+        """Such a process is there and is watched."""
+        return self._front_end.attached(name, pid)
+
+    def process_lost(self, name: str, why: str, now: float, hopeless: str = "") -> list[Effect]:
+        """Such a process is gone; `hopeless` says why nothing could take its place, empty where something can."""
+        return self._front_end.lost(name, why, hopeless, now)
+
+    def process_returned(self, name: str, now: float, pid: int | None = None) -> list[Effect]:
+        """Another process has taken its place."""
+        return self._front_end.returned(name, now, pid)
+
+    # ---- instructions from outside
+
+    def retry(self, command_id: str, engine_ids: Sequence[int], now: float) -> list[Effect]:
+        """Let the groups of some engines go on, or every group that stands paused when none is named.
+
+        Raises:
+            UnknownEngine: no such engine.
+            InstructionConflict: one is not paused, or a command is already under way.
+        """
+        return self._go_on("retry", command_id, self._roster.choose(engine_ids, lambda g: g.stands_paused), now)
+
+    def resume(self, command_id: str, engine_ids: Sequence[int], now: float) -> list[Effect]:
+        """Let groups go on that were paused by hand. Raises as `retry` does."""
+        groups = self._roster.choose(engine_ids, lambda g: g.paused_by_hand)
+        for group in groups:
+            if group.stands_paused and not group.paused_by_hand:
+                raise InstructionConflict(
+                    f"engine {group.engine_ids[0]} stands paused after a fault, not by hand",
+                    state=EngineState.PAUSED,
+                    hint="retry lets it go on",
+                )
+        return self._go_on("resume", command_id, groups, now)
+
+    def pause(self, command_id: str, engine_ids: Sequence[int], soft: bool, now: float) -> list[Effect]:
+        """Pause the groups of some engines, or all. Raises `UnknownEngine` or `InstructionConflict`."""
+        groups = self._roster.choose(engine_ids, lambda g: not g.is_left_out)
+        self._refuse_if_ended_or_repeated(groups[0], command_id)
+        for group in groups:
+            refuse_unless_healthy(group)
+            refuse_unless_it_can_go_on(group, soft)
+        self._commands.begin(command_id, [g.group_id for g in groups], awaits_pause=True)
+        effects: list[Effect] = []
+        for group in groups:
+            group.open_incident(now)
+            group.paused_by_hand, group.soft = True, soft
+            order = m.PauseEngine(command_id=command_id, epoch=group.epoch, soft=soft)
+            for engine in group.engines:
+                effects += self._interventions.pause(group, engine, order, "asked for", now)
+        return effects
+
+    def restart_workers(self, command_id: str, engine_id: int, ranks: Sequence[int], now: float) -> list[Effect]:
+        """Give ranks of an engine a new process, healthy as they are; every one when none is named.
+
+        Raises:
+            UnknownEngine, BadInstruction: no such engine, no such rank.
+            InstructionConflict: its lockstep group is not healthy, or could not go on after it.
+        """
+        group, engine = self._roster.find(engine_id)
+        self._refuse_if_ended_or_repeated(group, command_id)
+        refuse_unknown_ranks(engine, ranks)
+        refuse_unless_healthy(group)
+        refuse_unless_it_can_go_on(group, soft=False)
+        self._commands.begin(command_id, [group.group_id])
+        group.open_incident(now)
+        group.asked = command_id
+        engine.sick_ranks.update(ranks or range(engine.ranks))
+        effects: list[Effect] = []
+        for member in group.engines:
+            order = m.PauseEngine(command_id=command_id, epoch=group.epoch)
+            effects += self._interventions.pause(group, member, order, "its workers are to be restarted", now)
+        return effects
+
+    def restart_engine(self, command_id: str, engine_id: int, now: float, irreplaceable: str = "") -> list[Effect]:
+        """Put another process in the place of an engine core, healthy as it is, and of all its workers.
+
+        `irreplaceable` says why nobody could start another or go on with its requests.
+
+        Raises:
+            UnknownEngine: no such engine.
+            InstructionConflict: it could not be replaced, or something is already under way.
+        """
+        group, engine = self._roster.find(engine_id)
+        self._refuse_if_ended_or_repeated(group, command_id)
+        refuse_unless_engine_can_restart(group, engine, irreplaceable)
+        return self._losses.restart(group, engine, command_id, now)
+
+    def arm(self, command_id: str, spec: InjectionSpec, now: float) -> list[Effect]:
+        """Arm a fault. Raises `UnknownEngine`, or `InstructionConflict` where nothing can be armed."""
+        group, engine = self._roster.find(spec.engine_id)
+        self._refuse_if_ended_or_repeated(group, command_id)
+        engine.armed[command_id] = now
+        if spec.request:
+            engine.poison(spec)
+        return [Send(engine.engine_id, m.ArmFault(command_id=command_id, spec=spec))]
+
+    def _go_on(self, what: str, command_id: str, groups: Sequence[LockstepGroup], now: float) -> list[Effect]:
+        self._refuse_if_ended_or_repeated(groups[0], command_id)
+        for group in groups:
+            refuse_unless_paused(group, what)
+        self._commands.begin(command_id, [g.group_id for g in groups])
+        return [effect for group in groups for effect in self._interventions.recover(group, command_id, now)]
+
+    def _refuse_if_ended_or_repeated(self, group: LockstepGroup, command_id: str) -> None:
+        if self._roster.defeat is not None:
+            raise InstructionConflict(f"the instance has ended: {self._roster.defeat}", state=EngineState.DEAD)
+        armed = any(command_id in engine.armed for engine in self._roster.engines)
+        if armed or self._commands.knows(command_id):
+            raise InstructionConflict(
+                f"a command with the id {command_id} is already under way",
+                state=group.engines[0].state,
+                hint="every command needs an id of its own",
+            )
+
+    # ---- time
+
+    def tick(self, now: float) -> list[Effect]:
+        """Everything that happens because time has passed. Call a few times a second."""
+        effects = self._front_end.tick(now)
+        for group in self._roster.groups:
+            if self._roster.defeat is None:
+                effects += self._forget_unanswered(group, now) + self._tick_group(group, now)
+        return effects
+
+    def _tick_group(self, group: LockstepGroup, now: float) -> list[Effect]:
+        if again := self._losses.try_again(group, now):
+            return again
+        if overdue := find_overdue(group, now, self._config):
+            return self._losses.give_up_on(group, *overdue, now)
+        effects: list[Effect] = []
+        if is_to_harden(group, now, SOFT_PAUSE_S):
+            effects += self._interventions.harden(group)
+        if is_to_affirm(group, now, self._config, AFFIRM_S):
+            effects += self._interventions.affirm(group, now)
+        if group.stands_paused and group.again_at is None:
+            effects += self._interventions.decide(group, decide_wait, now, unless_waiting=True)
+        elif group.again_at is not None and now >= group.again_at:
+            effects += self._interventions.decide(group, decide_repair, now)
+        return effects
+
+    def _forget_unanswered(self, group: LockstepGroup, now: float) -> list[Effect]:
+        unanswered = find_unanswered(group, now, self._config)
+        for engine, command_id in unanswered:
+            del engine.armed[command_id]
+        return [Settle(c, error=f"engine {engine.engine_id} did not answer in time") for engine, c in unanswered]

@@ -1,0 +1,1 @@
+"""Poison requests: the search for the request that makes every step fail."""

@@ -1,0 +1,1 @@
+"""Decisions: pure functions that return an action and its reason."""

@@ -1,0 +1,40 @@
+"""Why a class of faults is repaired as it is, in words for people. Decides nothing."""
+
+from __future__ import annotations
+
+from holdfast.core.faults.faults import Fault, FaultClass
+
+WHY_RESTART = {
+    FaultClass.DEVICE: "the device error is sticky and the worker cannot go on",
+    FaultClass.WORKER_LOST: "a worker process is gone",
+    FaultClass.UNRESPONSIVE: "a rank did not answer in time",
+}
+_WHY_RETRY = {
+    FaultClass.NUMERICAL: "a step computed what is no number; its KV is suspect, the step is repeated",
+    FaultClass.UNKNOWN: "an error that no row of the table names, tried once as if it had left the state intact",
+}
+_FIRST_REPAIRS = {
+    FaultClass.COMMUNICATOR: "retry: rebuild the broken collectives, rewind the requests, go on",
+    FaultClass.TRANSIENT: "retry: rewind the requests, go on",
+    FaultClass.NUMERICAL: "retry: drop what the step wrote, repeat it",
+    FaultClass.UNKNOWN: "retry once; at the next within the retry window a new process for the rank",
+}
+
+
+def why_retry(fault: Fault | None) -> str:
+    """Why the requests are rewound and the group goes on with the processes that it has."""
+    if fault is None:
+        return "it stands still and nothing is wrong"
+    return _WHY_RETRY.get(fault.fault_class, "exception with state intact")
+
+
+def why_restart(fault: Fault | None) -> str:
+    """Why a rank gets a new process."""
+    if fault is None or fault.fault_class not in WHY_RESTART:
+        return "a rank's process is not to be trusted any more"
+    return f"{WHY_RESTART[fault.fault_class]}: {fault.summary()}"
+
+
+def first_repair(fault_class: FaultClass) -> str:
+    """What is done first about a fault of a class, where a rank is to blame."""
+    return _FIRST_REPAIRS.get(fault_class, "restart worker: a new process for the rank")

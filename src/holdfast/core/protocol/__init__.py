@@ -1,0 +1,1 @@
+"""Everything that travels: messages, events, effects."""

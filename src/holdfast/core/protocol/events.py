@@ -1,0 +1,152 @@
+"""The one stream of events; status, history, PUB, log and metrics are views of it.
+
+An event is a fact in the past tense, frozen, without prompt text or tokens.
+"""
+
+from __future__ import annotations
+
+import enum
+
+import msgspec
+
+from holdfast.core.faults.faults import Fault
+from holdfast.core.protocol.messages import RecoveryReport
+from holdfast.core.states import EngineState
+
+
+class EventKind(enum.StrEnum):
+    ENGINE_ATTACHED = "engine-attached"
+    FAULT_REPORTED = "fault-reported"
+    PAUSE_ORDERED = "pause-ordered"
+    ENGINE_PAUSED = "engine-paused"
+    DECISION_MADE = "decision-made"
+    RECOVERY_STARTED = "recovery-started"
+    ENGINE_RECOVERED = "engine-recovered"
+    RECOVERY_FAILED = "recovery-failed"
+    FAULT_ARMED = "fault-armed"
+    ENGINE_LOST = "engine-lost"
+    ENGINE_RESTARTED = "engine-restarted"
+    STANDBYS_CHANGED = "standbys-changed"
+    REQUESTS_SUSPECTED = "requests-suspected"
+    REQUEST_ENDED = "request-ended"
+    PROCESS_ATTACHED = "process-attached"
+    PROCESS_LOST = "process-lost"
+    PROCESS_RESTARTED = "process-restarted"
+    INSTANCE_DEFEATED = "instance-defeated"
+
+
+class DecisionRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A decision in figures: the `rung` of the ladder, and which try of how many it is within the rung's window.
+
+    `fault_class` and `rank` are of the fault that decided; `would` is what a dry run leaves undone; `ranks_out` are
+    the ranks of the whole instance that are sick, gone, or of an engine core that is being replaced.
+    """
+
+    action: str
+    rung: int
+    policy: str
+    fault_class: str | None = None
+    rank: int | None = None
+    tries: int = 0
+    limit: int = 0
+    ranks_out: int = 0
+    would: str | None = None
+
+    def __str__(self) -> str:
+        """Keys and values for a line of the log; what is not known is left out."""
+        tries = f"{self.tries}/{self.limit}" if self.limit else None
+        told = {"action": self.action, "would": self.would, "rung": self.rung, "try": tries, "class": self.fault_class}
+        told |= {"rank": self.rank, "ranks_out": self.ranks_out or None, "policy": self.policy}
+        return " ".join(f"{name}={value}" for name, value in told.items() if value is not None)
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One event. `at` is wall-clock seconds since the epoch; `sequence` counts from 1 without gaps.
+
+    It happened to an engine, or to a `process` beside the engine cores; then it has no `engine_id` and no `state`.
+    """
+
+    sequence: int
+    at: float
+    kind: EventKind
+    engine_id: int | None = None
+    state: EngineState | None = None
+    process: str | None = None
+    epoch: int = 0
+    command_id: str | None = None
+    fault: Fault | None = None
+    reason: str | None = None
+    decision: DecisionRecord | None = None
+    report: RecoveryReport | None = None
+    interruption_s: float | None = None
+    suspects: int | None = None
+    request_id: str | None = None  # of a request that was ended
+    incident: str | None = None  # the name under which its client was told
+
+
+class StandbyView(msgspec.Struct, frozen=True, kw_only=True):
+    """The processes that stand ready to take a rank's place; `memory_bytes` is what all of them hold."""
+
+    wanted: int
+    ready: int
+    memory_bytes: int
+
+    def __str__(self) -> str:
+        return f"{self.ready} of {self.wanted} ready, {self.memory_bytes / 2**20:.0f} MiB"
+
+
+class EngineView(msgspec.Struct, frozen=True, kw_only=True):
+    """One engine as status shows it."""
+
+    engine_id: int
+    state: EngineState
+    epoch: int
+    pid: int | None = None
+    ranks: int = 0
+    lockstep_with: tuple[int, ...] = ()  # the engines that pause when this one does
+    hooks: tuple[str, ...] = ()
+    worker_hooks: tuple[str, ...] = ()  # those that every rank reported
+    unrebuildable: tuple[str, ...] = ()  # what a rebuild of its collectives cannot bring back
+    fault: Fault | None = None
+    reason: str | None = None
+    paused_by_hand: bool = False
+    last_command_id: str | None = None
+    last_error: str | None = None
+    recoveries: int = 0
+    worker_restarts: int = 0
+    standbys: StandbyView | None = None
+    faults: int = 0
+    restarts: int = 0  # how often another process had to take its place
+    suspects: int = 0  # requests of which one may make batches fail
+    ended_requests: int = 0  # those that were found guilty of it
+
+
+class ProcessView(msgspec.Struct, frozen=True, kw_only=True):
+    """A process beside the engine cores: the coordinator, or one of several API servers.
+
+    `pid` is none while it is gone.
+    """
+
+    name: str
+    pid: int | None = None
+    restarts: int = 0  # how often another one took its place
+
+
+class InstanceView(msgspec.Struct, frozen=True, kw_only=True):
+    """The instance as status shows it; a new one is made at every change."""
+
+    engines: tuple[EngineView, ...]
+    fault_policy: str
+    sequence: int = 0
+    notify_address: str = ""
+    defeat: str | None = None
+    processes: tuple[ProcessView, ...] = ()
+
+    @property
+    def ready(self) -> bool:
+        """Whether the instance can make progress: on any of its engines, once all have started."""
+        started = all(e.state is not EngineState.STARTING for e in self.engines)
+        return self.defeat is None and started and any(e.state.makes_progress for e in self.engines)
+
+    def engine(self, engine_id: int) -> EngineView | None:
+        return next((e for e in self.engines if e.engine_id == engine_id), None)

@@ -1,0 +1,301 @@
+"""What the sentinels say to each other: tagged unions, one decoder per link.
+
+Messages evolve by fields with defaults only. Nothing here names a method to call.
+Every command carries an id that is the same from the HTTP call to the last worker and back;
+every report carries the epoch of the sender, so that a late one changes nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import msgspec
+
+from holdfast.core.faults.faults import Fault
+from holdfast.core.faults.injection import InjectionSpec
+from holdfast.core.protocol.rendezvous import Rendezvous
+
+MAX_MESSAGE_BYTES = 1 << 20
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True):
+    """What every message is; messages with events are in `link_messages`."""
+
+
+# ---- worker -> engine core
+
+
+class WorkerAttached(Message, frozen=True, tag="worker-attached"):
+    """`unrebuildable` says what a rebuild of this rank's collectives could not bring back."""
+
+    rank: int
+    pid: int
+    hooks: tuple[str, ...]
+    unrebuildable: tuple[str, ...] = ()
+
+
+class RankFaulted(Message, frozen=True, tag="rank-faulted"):
+    """A rank fenced itself. `epoch` is the epoch in which it worked."""
+
+    rank: int
+    epoch: int
+    fault: Fault
+
+
+class WorkerAnswered(Message, frozen=True, tag="worker-answered"):
+    rank: int
+    command_id: str
+    refused: str | None = None
+
+
+class CollectivesBroken(Message, frozen=True, tag="collectives-broken"):
+    """A rank takes no further step, and nobody waits in a collective with it."""
+
+    rank: int
+    epoch: int
+    connections: int = 0
+
+
+class RankStuck(Message, frozen=True, tag="rank-stuck"):
+    """A rank still waits in a collective that was broken a while ago: it will not come out of it."""
+
+    rank: int
+    pid: int
+    collective: str
+
+
+FromWorker = WorkerAttached | RankFaulted | WorkerAnswered | CollectivesBroken | RankStuck
+
+
+# ---- engine core -> worker
+
+
+class ArmWorkerFault(Message, frozen=True, tag="arm-worker-fault"):
+    command_id: str
+    spec: InjectionSpec
+
+
+class BreakCollectives(Message, frozen=True, tag="break-collectives"):
+    """Take no further step and let nobody wait in a collective. Void in a later epoch than `epoch`."""
+
+    epoch: int
+
+
+ToWorker = ArmWorkerFault | BreakCollectives
+
+
+# ---- engine core -> client
+
+
+class EngineAttached(Message, frozen=True, tag="engine-attached"):
+    """`unrebuildable` is of the engine core's own collectives; its workers say theirs."""
+
+    engine_id: int
+    pid: int
+    hooks: tuple[str, ...]
+    workers: tuple[WorkerAttached, ...]
+    unrebuildable: tuple[str, ...] = ()
+
+
+class EngineFaulted(Message, frozen=True, tag="engine-faulted"):
+    engine_id: int
+    epoch: int
+    fault: Fault
+
+
+class EngineHeld(Message, frozen=True, tag="engine-held"):
+    """The busy loop stands still and waits for a command.
+
+    `fault` is none where it was only told to pause; `broken` says whether collectives were broken, `narrows` that
+    the fault was part of a search for a guilty request, and has brought it on.
+    """
+
+    engine_id: int
+    epoch: int
+    fault: Fault | None
+    unfinished_requests: int
+    broken: bool = False
+    narrows: bool = False
+
+
+class RequestsSuspected(Message, frozen=True, tag="requests-suspected"):
+    """How the search for a request that makes batches fail stands; without `suspects` it is over."""
+
+    engine_id: int
+    epoch: int
+    suspects: int
+    reason: str
+
+
+MAX_ID_CHARS = 200  # whoever sends a request may choose its id
+
+
+class RequestEnded(Message, frozen=True, tag="request-ended"):
+    """A request was found guilty and ended with an error that names the `incident`."""
+
+    engine_id: int
+    epoch: int
+    request_id: str
+    incident: str
+    reason: str
+
+
+class RecoveryReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What a recovery did, in numbers. Seconds are of the engine core's monotonic clock."""
+
+    requests: int = 0
+    kept_blocks: int = 0
+    evicted_blocks: int = 0
+    tokens_to_recompute: int = 0
+    stale_replies: int = 0
+    salvaged_outputs: int = 0
+    failed_requests: int = 0
+    held_s: float = 0.0
+    drain_s: float = 0.0
+    rewind_s: float = 0.0
+    restore_s: float = 0.0
+    rebuild_s: float = 0.0
+    replaced_ranks: tuple[int, ...] = ()
+    standbys_used: int = 0
+    replace_s: float = 0.0
+
+
+class EngineRecovered(Message, frozen=True, tag="engine-recovered"):
+    """`worker_pids` are those of now: ranks may have got new processes."""
+
+    engine_id: int
+    command_id: str
+    epoch: int
+    report: RecoveryReport
+    worker_pids: tuple[int, ...] = ()
+
+
+class RecoveryAborted(Message, frozen=True, tag="recovery-aborted"):
+    """A recovery raised; the engine stands held again."""
+
+    engine_id: int
+    command_id: str
+    epoch: int
+    fault: Fault
+
+
+class EngineAnswered(Message, frozen=True, tag="engine-answered"):
+    engine_id: int
+    command_id: str
+    refused: str | None = None
+
+
+class StandbysChanged(Message, frozen=True, tag="standbys-changed"):
+    """Processes that stand ready to take a rank's place; `memory_bytes` is what all of them hold."""
+
+    engine_id: int
+    wanted: int
+    ready: int
+    memory_bytes: int
+
+
+FromEngine = (
+    EngineAttached
+    | EngineFaulted
+    | EngineHeld
+    | EngineRecovered
+    | RecoveryAborted
+    | EngineAnswered
+    | StandbysChanged
+    | RequestsSuspected
+    | RequestEnded
+)
+
+
+# ---- client -> engine core
+
+
+class RetryEngine(Message, frozen=True, tag="retry-engine"):
+    """Rewind the requests, let the ranks back in under `epoch`, go on.
+
+    Where collectives were broken, the ranks of the lockstep group meet at `rendezvous` and rebuild them. The
+    ranks to `replace` get a new process first, and so does every rank whose process is gone.
+    """
+
+    command_id: str
+    epoch: int
+    rendezvous: Rendezvous | None = None
+    replace: tuple[int, ...] = ()
+
+
+class PauseEngine(Message, frozen=True, tag="pause-engine"):
+    """Stand still. Soft: at the next step boundary; else at once, and nobody waits in a collective any more.
+
+    Void in another epoch than `epoch`. To an engine that stands held it says that the client still lives.
+    """
+
+    command_id: str
+    epoch: int
+    soft: bool = False
+
+
+class EndEngine(Message, frozen=True, tag="end-engine"):
+    command_id: str
+    reason: str
+
+
+class ArmFault(Message, frozen=True, tag="arm-fault"):
+    command_id: str
+    spec: InjectionSpec
+
+
+class CoordinatorReplaced(Message, frozen=True, tag="coordinator-replaced"):
+    """The host's coordinator of engine cores is another process, which was told nothing yet."""
+
+
+class ClientLost(Message, frozen=True, tag="client-lost"):
+    """The API server with this index is gone: nobody takes what is computed for it."""
+
+    client_index: int
+
+
+ToEngine = RetryEngine | PauseEngine | EndEngine | ArmFault | CoordinatorReplaced | ClientLost
+
+
+M = TypeVar("M")
+
+
+class Undecodable(Exception):
+    """Bytes that are not one of our messages."""
+
+
+_encoder = msgspec.msgpack.Encoder()
+_from_worker: msgspec.msgpack.Decoder[FromWorker] = msgspec.msgpack.Decoder(FromWorker)
+_to_worker: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)
+_from_engine: msgspec.msgpack.Decoder[FromEngine] = msgspec.msgpack.Decoder(FromEngine)
+_to_engine: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine)
+
+
+def encode(message: FromWorker | ToWorker | FromEngine | ToEngine) -> bytes:
+    return _encoder.encode(message)
+
+
+def decode_with(decoder: msgspec.msgpack.Decoder[M], data: bytes) -> M:
+    """Raises `Undecodable`, and nothing else, for bytes that are not what the decoder is for."""
+    if len(data) > MAX_MESSAGE_BYTES:
+        raise Undecodable(f"{len(data)} bytes are more than {MAX_MESSAGE_BYTES}")
+    try:
+        return decoder.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Undecodable(str(error)) from None
+
+
+def decode_from_worker(data: bytes) -> FromWorker:
+    return decode_with(_from_worker, data)
+
+
+def decode_to_worker(data: bytes) -> ToWorker:
+    return decode_with(_to_worker, data)
+
+
+def decode_from_engine(data: bytes) -> FromEngine:
+    return decode_with(_from_engine, data)
+
+
+def decode_to_engine(data: bytes) -> ToEngine:
+    return decode_with(_to_engine, data)
