@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from holdfast.hosts.vllm.inspection import attributes_of, parameters_problem
-from holdfast.hosts.vllm.touchpoint import Touchpoint
+from holdfast.hosts.vllm.contract.inspection import attributes_of, parameters_problem
+from holdfast.hosts.vllm.contract.touchpoint import Touchpoint
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from contract.host_ast import HostSources
-from holdfast.hosts.vllm.touchpoint import Kind, Touchpoint
+from holdfast.hosts.vllm.contract.touchpoint import Kind, Touchpoint
 
 SOURCES = {
     "vllm/__init__.py": "",

@@ -57,7 +57,7 @@ def mentions(text: str) -> set[str]:
 def test_every_documented_flag_exists(documents: str, serve_flags: set[str], command_flags: set[str]) -> None:
     """No document names a flag that neither a command nor the host knows."""
     pytest.importorskip("vllm", reason="vLLM is not installed here")
-    from holdfast.hosts.vllm.front_end.serving import known_flags
+    from holdfast.hosts.vllm.serving.serve_command import known_flags
 
     known = serve_flags | command_flags | known_flags() | FOREIGN_FLAGS
     assert mentions(documents) - known == set()

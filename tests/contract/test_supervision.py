@@ -59,7 +59,7 @@ def test_systemd_does_not_start_again_what_was_asked_wrongly(unit: configparser.
 @pytest.mark.host
 def test_every_exit_code_is_in_the_table() -> None:
     pytest.importorskip("vllm", reason="vLLM is not installed here")
-    from holdfast.hosts.vllm.front_end.ending import EXIT_DEFEATED
+    from holdfast.hosts.vllm.owner.exit import EXIT_DEFEATED
 
     told = {int(code) for code in re.findall(r"^\| (\d+) \|", PAGE, re.MULTILINE)}
     assert told == {0, EXIT_USAGE, EXIT_CANNOT_START, EXIT_DEFEATED}

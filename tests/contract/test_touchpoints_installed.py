@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from contract.host_ast import HostSources
-from holdfast.hosts.vllm.inspection import inspect_touchpoint
-from holdfast.hosts.vllm.register import TOUCHPOINTS
-from holdfast.hosts.vllm.touchpoint import Touchpoint
+from holdfast.hosts.vllm.contract.inspection import inspect_touchpoint
+from holdfast.hosts.vllm.contract.registry import TOUCHPOINTS
+from holdfast.hosts.vllm.contract.touchpoint import Touchpoint
 
 _SPEC = importlib.util.find_spec("vllm")
 

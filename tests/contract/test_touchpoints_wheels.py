@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from contract.host_ast import HostSources
-from holdfast.hosts.vllm.register import TOUCHPOINTS
-from holdfast.hosts.vllm.touchpoint import Touchpoint
-from holdfast.hosts.vllm.versions import SUPPORTED
+from holdfast.hosts.vllm.contract.registry import TOUCHPOINTS
+from holdfast.hosts.vllm.contract.touchpoint import Touchpoint
+from holdfast.hosts.vllm.contract.versions import SUPPORTED
 
 CACHED_SOURCES = Path(__file__).resolve().parents[2] / ".cache" / "host-sources"
 

@@ -17,7 +17,7 @@ from holdfast.core.faults.classification import Classifier, Verdict, parse_rows
 from holdfast.core.errors import BadConfiguration
 from holdfast.core.faults.fault_table import SIGNAL_NUMBERS, Row
 from holdfast.core.policy.reasons import first_repair
-from holdfast.hosts.vllm.settings import read_rows
+from holdfast.hosts.vllm.process.settings import read_rows
 
 # "ValueError: text", as Python ends a traceback; the type may stand in a module.
 _TYPED = re.compile(

@@ -23,9 +23,9 @@ from holdfast.cli.options import AsJson
 from holdfast.cli.traps import Finding, Surroundings, Verdict, find_traps
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.errors import BadConfiguration
-from holdfast.hosts.vllm.plugin_names import OURS, extended_allow_list
-from holdfast.hosts.vllm.touchpoint import Touchpoint
-from holdfast.hosts.vllm.versions import OVERRIDE, SUPPORTED, host_version, is_supported
+from holdfast.hosts.vllm.contract.plugin_names import OURS, extended_allow_list
+from holdfast.hosts.vllm.contract.touchpoint import Touchpoint
+from holdfast.hosts.vllm.contract.versions import OVERRIDE, SUPPORTED, host_version, is_supported
 
 _SERVER_PORT = 8000
 _MARKS: dict[Verdict, tuple[str, str]] = {
@@ -131,7 +131,7 @@ def _host_distribution() -> str | None:
 
 def _inspect_quietly() -> list[tuple[Touchpoint, str | None]]:
     """What the host prints while it is imported goes to standard error; its chatter nowhere."""
-    from holdfast.hosts.vllm.inspection import inspect_touchpoints
+    from holdfast.hosts.vllm.contract.inspection import inspect_touchpoints
 
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     with contextlib.redirect_stdout(sys.stderr):

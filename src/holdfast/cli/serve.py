@@ -22,8 +22,8 @@ def serve(arguments: Sequence[str]) -> int:
     try:
         flags, rest = split_flags(arguments)
         settings = settle_upstream_flags(flags)
-        from holdfast.hosts.vllm.front_end.serving import known_flags, prepare
-        from holdfast.hosts.vllm.front_end.serving import serve as serve_with_host
+        from holdfast.hosts.vllm.serving.serve_command import known_flags, prepare
+        from holdfast.hosts.vllm.serving.serve_command import serve as serve_with_host
 
         prepare(allow_unknown_host=bool(settings.get("allow_unknown_host")))
         refuse_misspelt(rest, known_flags())

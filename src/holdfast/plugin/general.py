@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 
-from holdfast.hosts.vllm.settings import ENVIRONMENT
-from holdfast.hosts.vllm.versions import OVERRIDE, host_version, is_supported, refuse_unknown_host
+from holdfast.hosts.vllm.process.settings import ENVIRONMENT
+from holdfast.hosts.vllm.contract.versions import OVERRIDE, host_version, is_supported, refuse_unknown_host
 
 
 def register() -> None:
@@ -17,7 +17,7 @@ def register() -> None:
     if _is_bystander():
         return
     refuse_unknown_host()
-    from holdfast.hosts.vllm.logs import share_log
+    from holdfast.hosts.vllm.process.logs import share_log
 
     share_log()
     if _is_asked_for():
@@ -32,9 +32,9 @@ def register() -> None:
 
 def _join_instance() -> None:
     """Nobody says which process of the instance this is: an engine core, a worker or an API server."""
-    from holdfast.hosts.vllm.engine.joining import attach_joining_hooks
-    from holdfast.hosts.vllm.front_end.hooks import attach_request_hooks
-    from holdfast.hosts.vllm.workers.worker import attach_worker_hooks
+    from holdfast.hosts.vllm.engine.solo_join import attach_joining_hooks
+    from holdfast.hosts.vllm.hooks import attach_request_hooks
+    from holdfast.hosts.vllm.worker.worker import attach_worker_hooks
 
     attach_joining_hooks()  # the first to attach stays
     attach_worker_hooks()
@@ -42,8 +42,8 @@ def _join_instance() -> None:
 
 
 def _be_ready_to_own_one() -> None:
-    from holdfast.hosts.vllm.front_end.ending import attach_launcher_exit_hook
-    from holdfast.hosts.vllm.front_end.hooks import attach_front_end_hooks
+    from holdfast.hosts.vllm.owner.exit import attach_launcher_exit_hook
+    from holdfast.hosts.vllm.hooks import attach_front_end_hooks
     from holdfast.plugin.outlets import Outlets
 
     attach_front_end_hooks(Outlets)

@@ -8,7 +8,7 @@ import pytest
 
 from holdfast.cli.doctor import judge_hooks, judge_host, judge_port
 from holdfast.cli.traps import Verdict
-from holdfast.hosts.vllm.touchpoint import Touchpoint
+from holdfast.hosts.vllm.contract.touchpoint import Touchpoint
 
 
 @pytest.mark.parametrize(

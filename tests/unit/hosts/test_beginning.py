@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from holdfast.hosts.vllm.workers.beginning import Beginning, importing
+from holdfast.hosts.vllm.process.bootstrap import Beginning, importing
 
 WAIT_S = 30.0
 

@@ -17,8 +17,9 @@ pytest.importorskip("vllm")
 
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.protocol.effects import End, LeaveOut, ReplaceEngine
-from holdfast.hosts.vllm.front_end import engine_places, engine_replacement
-from holdfast.hosts.vllm.front_end.engine_places import EnginePlaces
+from holdfast.hosts.vllm.owner import engine_processes as engine_places
+from holdfast.hosts.vllm.owner import engine_spawning as engine_replacement
+from holdfast.hosts.vllm.owner.engine_processes import EnginePlaces
 
 WAIT_S = 10.0
 SPAWN = multiprocessing.get_context("spawn")

@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("vllm")
 
 from holdfast.core.config import HoldfastConfig
-from holdfast.hosts.vllm.front_end.engine_watch import EngineCoreWatch
+from holdfast.hosts.vllm.owner.engine_watch import EngineCoreWatch
 from holdfast.progress.processes import ZOMBIE, look_at
 
 WAIT_S = 10.0

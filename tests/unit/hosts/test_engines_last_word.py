@@ -15,8 +15,8 @@ from vllm.v1.engine.core import EngineCoreProc
 from vllm.v1.engine.core_client import BackgroundResources
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from holdfast.hosts.vllm.front_end import request_hooks
-from holdfast.hosts.vllm.front_end.request_hooks import _Decoder, _validate_alive, serve_until
+from holdfast.hosts.vllm.serving import client_hooks as request_hooks
+from holdfast.hosts.vllm.serving.client_hooks import _Decoder, _validate_alive, serve_until
 
 LAST_WORD = [zmq.Frame(EngineCoreProc.ENGINE_CORE_DEAD)]
 

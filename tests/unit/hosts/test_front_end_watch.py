@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from holdfast.core.protocol.effects import ReplaceProcess
-from holdfast.hosts.vllm.front_end.process_watch import FrontEndWatch
+from holdfast.hosts.vllm.owner.peer_watch import FrontEndWatch
 
 WAIT_S = 10.0
 NAME = "api-server-1"

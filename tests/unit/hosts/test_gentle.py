@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from holdfast.hosts.vllm.workers import gentle
-from holdfast.hosts.vllm.workers.beginning import Beginning
+from holdfast.hosts.vllm.process import priority as gentle
+from holdfast.hosts.vllm.process.bootstrap import Beginning
 
 WAIT_S = 10.0
 SOURCES = str(Path(__file__).parents[3] / "src")

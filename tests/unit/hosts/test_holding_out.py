@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from holdfast.hosts.vllm.engine.holding_out import VllmRequests
+from holdfast.hosts.vllm.engine.request_admission import VllmRequests
 from holdfast.hosts.vllm.engine.step_rules import StepRules
 
 

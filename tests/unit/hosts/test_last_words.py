@@ -8,7 +8,7 @@ pytest.importorskip("vllm")
 
 from vllm.exceptions import GenerationError
 
-from holdfast.hosts.vllm.front_end import last_words as words
+from holdfast.hosts.vllm.serving import error_reasons as words
 
 
 def refused(*_: object) -> None:

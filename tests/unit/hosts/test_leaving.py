@@ -7,7 +7,7 @@ import sys
 
 PROGRAM = """
 import threading
-from holdfast.hosts.vllm.engine.leaving import leave_within
+from holdfast.hosts.vllm.engine.exit_deadline import leave_within
 leave_within({seconds})
 {ends}
 """

@@ -7,8 +7,8 @@ import pytest
 from holdfast.core.errors import NonFiniteLogits
 from holdfast.core.faults.faults import Phase
 from holdfast.core.faults.injection import FaultKind, InjectionSpec
-from holdfast.hosts.vllm.injection import Traps, arm_logits
-from holdfast.hosts.vllm.workers.logits_check import LogitsCheck, flag_rows
+from holdfast.hosts.vllm.injection.points import Traps, arm_logits
+from holdfast.hosts.vllm.worker.logits_check import LogitsCheck, flag_rows
 
 torch = pytest.importorskip("torch", reason="torch is not installed here")
 NAN, INF = float("nan"), float("inf")

@@ -20,8 +20,8 @@ from vllm.v1.engine import EngineCoreRequestType
 from holdfast.core.errors import PeerSilent
 from holdfast.core.protocol.events import EngineView, InstanceView
 from holdfast.core.states import EngineState
-from holdfast.hosts.vllm.engine.clients import answer_greetings, drop_requests
-from holdfast.hosts.vllm.front_end.newcomer import GREETING, Newcomer, greet_engine_cores
+from holdfast.hosts.vllm.engine.api_server_clients import answer_greetings, drop_requests
+from holdfast.hosts.vllm.serving.takeover import GREETING, Newcomer, greet_engine_cores
 
 ADDRESS = "inproc://input"
 WAIT_S = 10.0

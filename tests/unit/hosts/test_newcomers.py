@@ -9,8 +9,8 @@ import pytest
 pytest.importorskip("vllm")
 
 from holdfast.core.errors import RecoveryFailed
-from holdfast.hosts.vllm.workers import newcomers as module
-from holdfast.hosts.vllm.workers.newcomers import Newcomers
+from holdfast.hosts.vllm.engine.worker_pool import replacement_processes as module
+from holdfast.hosts.vllm.engine.worker_pool.replacement_processes import Newcomers
 
 DEADLINE = 5.0
 

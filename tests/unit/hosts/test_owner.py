@@ -15,7 +15,7 @@ pytest.importorskip("vllm")
 
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.protocol.effects import End
-from holdfast.hosts.vllm.front_end.owner import Owner
+from holdfast.hosts.vllm.owner.owner import Owner
 
 WAIT_S = 10.0
 SPAWN = multiprocessing.get_context("spawn")

@@ -11,9 +11,9 @@ import pytest
 pytest.importorskip("vllm")
 
 from holdfast.core.config import HoldfastConfig
-from holdfast.hosts.vllm.front_end.api_servers import ApiServerMember, save_process_arguments
-from holdfast.hosts.vllm.front_end.coordinator import introduce, save_coordinator_arguments
-from holdfast.hosts.vllm.settings import handed_down
+from holdfast.hosts.vllm.owner.api_servers import ApiServerMember, save_process_arguments
+from holdfast.hosts.vllm.owner.coordinator import introduce, save_coordinator_arguments
+from holdfast.hosts.vllm.process.settings import handed_down
 
 
 def start_two(manager: Any, args: str) -> None:

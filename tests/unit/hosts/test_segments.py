@@ -19,8 +19,8 @@ import pytest
 pytest.importorskip("vllm")
 
 from holdfast.core.config import HoldfastConfig
-from holdfast.hosts.vllm.settings import handed_down
-from holdfast.hosts.vllm.workers.segments import (
+from holdfast.hosts.vllm.process.settings import handed_down
+from holdfast.hosts.vllm.process.shared_memory import (
     _make_and_note,
     attach_notes_of_segments,
     forget_segments_of_the_dead,

@@ -15,8 +15,8 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
 from holdfast.core.protocol.events import EngineView, InstanceView
 from holdfast.core.protocol.link_messages import RequestBlamed
 from holdfast.core.states import EngineState
-from holdfast.hosts.vllm.front_end.last_words import last_words
-from holdfast.hosts.vllm.front_end.served_requests import ServedRequests
+from holdfast.hosts.vllm.serving.error_reasons import last_words
+from holdfast.hosts.vllm.serving.request_router import ServedRequests
 
 ENGINES = [b"\x00\x00", b"\x01\x00"]
 

@@ -10,8 +10,8 @@ import pytest
 
 from holdfast.chaos.temporary_files import temporary_folder
 from holdfast.core.config import HoldfastConfig
-from holdfast.hosts.vllm.settings import handed_down
-from holdfast.hosts.vllm.sockets import VARIABLE, empty_folder, holds_sockets, remove_sockets
+from holdfast.hosts.vllm.process.settings import handed_down
+from holdfast.hosts.vllm.process.sockets import VARIABLE, empty_folder, holds_sockets, remove_sockets
 
 
 @pytest.fixture(autouse=True)

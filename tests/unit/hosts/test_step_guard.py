@@ -7,7 +7,7 @@ import pytest
 pytest.importorskip("vllm")
 
 from holdfast.hosts.fake.communicators import FakeNetwork
-from holdfast.hosts.vllm.workers.worker import StepGuard
+from holdfast.hosts.vllm.worker.worker import StepGuard
 
 pytestmark = pytest.mark.host
 

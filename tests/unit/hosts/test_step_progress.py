@@ -8,7 +8,7 @@ import pytest
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.faults.faults import Phase
 from holdfast.core.stalls.steps import BatchShape
-from holdfast.hosts.vllm.workers.progress import StepProgress, step_progress
+from holdfast.hosts.vllm.worker.progress import StepProgress, step_progress
 from holdfast.progress import Lane, ProgressReader
 from holdfast.progress.record import RECORD_BYTES
 

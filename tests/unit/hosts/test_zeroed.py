@@ -8,7 +8,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from holdfast.hosts.vllm.workers.zeroed import LARGE_BYTES, FreshZeros  # noqa: E402
+from holdfast.hosts.vllm.worker.zeroed_memory import LARGE_BYTES, FreshZeros  # noqa: E402
 
 PAGE_BYTES = 4096
 

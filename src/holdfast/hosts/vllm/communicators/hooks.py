@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from holdfast.hosts.vllm.communicators.touchpoints import STATELESS_GLOO_GROUP, TORCH_GROUP
+from holdfast.hosts.vllm.contract.communicator_touchpoints import STATELESS_GLOO_GROUP, TORCH_GROUP
 from holdfast.hosts.vllm.communicators.tracking import TRACKED, TorchGroup
 
 _OWN_FIELDS = ("group_name", "group_size", "group_rank", "global_ranks_in_group", "backend", "timeout")
@@ -14,7 +14,7 @@ _OWN_FIELDS = ("group_name", "group_size", "group_rank", "global_ranks_in_group"
 
 def attach_communicator_hooks() -> None:
     """To be called before the process makes its groups; imports torch and the host's `distributed`."""
-    from holdfast.hosts.vllm.register import attach  # which lists this package's touchpoints
+    from holdfast.hosts.vllm.contract.registry import attach  # which lists this package's touchpoints
 
     watch_torch_groups()
     attach(STATELESS_GLOO_GROUP, _watch_stateless_group)
@@ -29,7 +29,7 @@ def described(given: dict[str, Any]) -> TorchGroup:
 
 def watch_torch_groups() -> None:
     """The half that needs no host."""
-    from holdfast.hosts.vllm.register import attach
+    from holdfast.hosts.vllm.contract.registry import attach
 
     attach(TORCH_GROUP, _watch_torch_group)
 

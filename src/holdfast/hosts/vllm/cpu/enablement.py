@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from holdfast.hosts.vllm.cpu.touchpoints import (
+from holdfast.hosts.vllm.contract.cpu_touchpoints import (
     CPU_ALL_GATHERV,
     CPU_EXPERTS,
     CPU_INTERMEDIATE_TENSORS,
@@ -20,9 +20,9 @@ from holdfast.hosts.vllm.cpu.touchpoints import (
     CPU_SHARED_MEMORY,
     WORKER_DEVICE,
 )
-from holdfast.hosts.vllm.register import attach
-from holdfast.hosts.vllm.settings import inherited_settings
-from holdfast.hosts.vllm.touchpoint import Touchpoint
+from holdfast.hosts.vllm.contract.registry import attach
+from holdfast.hosts.vllm.process.settings import inherited_settings
+from holdfast.hosts.vllm.contract.touchpoint import Touchpoint
 
 logger = logging.getLogger("holdfast")
 

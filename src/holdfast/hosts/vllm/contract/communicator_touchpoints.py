@@ -1,0 +1,63 @@
+"""What is touched of the host and of torch to break and rebuild communicators; part of the register."""
+
+from __future__ import annotations
+
+from holdfast.hosts.vllm.contract.touchpoint import Touchpoint, attributes, call, wrap
+
+_C10D = "torch.distributed.distributed_c10d"
+_DEVICES = "vllm.distributed.device_communicators"
+
+TORCH_GROUP = wrap(
+    _C10D,
+    "_new_process_group_helper",
+    ("group_size", "group_rank", "global_ranks_in_group", "backend", "store", "group_name", "backend_options"),
+    "every process group of torch is made here: its connections and how to make it again",
+)
+STATELESS_GLOO_GROUP = wrap(
+    "vllm.distributed.utils",
+    "init_gloo_process_group",
+    ("prefix_store", "group_rank", "group_size", "timeout"),
+    "the data-parallel group of the engine cores is made here, and made again",
+)
+
+ENGINES_GROUP = wrap(
+    "vllm.config.parallel",
+    "ParallelConfig.stateless_init_dp_group",
+    ("return_store",),
+    "an engine core that joins a lockstep group meets nobody while it starts",
+)
+
+COMMUNICATOR_TOUCHPOINTS: tuple[Touchpoint, ...] = (
+    TORCH_GROUP,
+    STATELESS_GLOO_GROUP,
+    ENGINES_GROUP,
+    call(_C10D, "destroy_process_group", ("group",), "old groups go before new ones take their names"),
+    call(_C10D, "_update_default_pg", ("pg",), "the new default group"),
+    call(_C10D, "_set_pg_timeout", ("timeout", "group"), "a new group waits as long as the old one"),
+    *attributes(
+        _C10D,
+        "_World",
+        "pg_map pg_names pg_group_ranks pg_backend_config pg_to_tag tags_to_pg pg_coalesce_state group_count",
+        "which groups torch keeps",
+    ),
+    *attributes(
+        "vllm.distributed.parallel_state",
+        "GroupCoordinator",
+        "device_communicator unique_name world_size _pending_isends",
+        "rebuilding groups in place",
+    ),
+    *attributes(f"{_DEVICES}.base_device_communicator", "DeviceCommunicatorBase", "all2all_manager", "limits"),
+    *attributes(
+        f"{_DEVICES}.cuda_communicator",
+        "CudaCommunicator",
+        "pynccl_comm ca_comm qr_comm symm_mem_comm fi_ar_comm fi_pcie_ipc_ar_comm aiter_ar_comm",
+        "limits of a rebuild",
+    ),
+    *attributes(f"{_DEVICES}.cpu_communicator", "CpuCommunicator", "dist_module", "limits of a rebuild"),
+    Touchpoint(f"{_DEVICES}.cpu_communicator", "_CPUSHMDistributed", "class", None, "limits of a rebuild"),
+    Touchpoint(f"{_DEVICES}.all2all", "AgRsAll2AllManager", "class", None, "limits of a rebuild"),
+    call(f"{_DEVICES}.pynccl", "PyNcclCommunicator.__init__", ("group", "device"), "made again in place"),
+    *attributes(f"{_DEVICES}.pynccl", "PyNcclCommunicator", "nccl comm available device group world_size", "aborting"),
+    call(f"{_DEVICES}.pynccl_wrapper", "NCCLLibrary.ncclCommAbort", ("comm",), "aborting"),
+    *attributes("vllm.v1.engine.core", "DPEngineCoreProc", "dp_store dp_rank dp_size", "rebuilding their group"),
+)

@@ -1,0 +1,205 @@
+"""Where Holdfast reaches into the host's front end: part of the register.
+
+The process that owns the engine cores, the ones that serve HTTP, and how both end.
+"""
+
+from __future__ import annotations
+
+from holdfast.hosts.vllm.contract.touchpoint import Touchpoint, attributes, call, wrap
+
+_CLIENT = "vllm.v1.engine.core_client"
+_ENGINES = "vllm.v1.engine.utils"
+_SERVE = "vllm.entrypoints.cli.serve"
+_LAUNCH = ("vllm_config", "executor_class", "log_stats", "addresses")
+
+# The function is looked up where it was imported to: once for each process that can own the engine cores.
+LAUNCH_IN_CLIENT = wrap(_CLIENT, "launch_core_engines", _LAUNCH, "the owner of the engine cores, with one API server")
+LAUNCH_IN_LAUNCHER = wrap(_SERVE, "launch_core_engines", _LAUNCH, "the owner of the engine cores, with several")
+CLIENT_INIT = wrap(
+    _CLIENT,
+    "AsyncMPClient.__init__",
+    ("vllm_config", "executor_class", "log_stats", "client_addresses", "client_count", "client_index"),
+    "a process that serves requests for engine cores that another one owns needs a link to that one",
+)
+ROUTE = wrap(
+    _CLIENT,
+    "DPLBAsyncMPClient.get_core_engine_for_request",
+    ("request",),
+    "no new request goes to an engine that stands still while another could serve it",
+)
+WATCH_ENGINES = wrap(
+    _ENGINES,
+    "CoreEngineProcManager.monitor_engine_liveness",
+    (),
+    "the API servers hear of an engine core's death before the host ends the others",
+)
+ADD = wrap(_CLIENT, "AsyncMPClient.add_request_async", ("request",), "the journal of open requests begins here")
+ADD_DATA_PARALLEL = wrap(_CLIENT, "DPAsyncMPClient.add_request_async", ("request",), "the same with several engines")
+ABORT = wrap(_CLIENT, "AsyncMPClient.abort_requests_async", ("request_ids",), "what nobody wants is never resumed")
+ABORT_BALANCED = wrap(
+    _CLIENT, "DPLBAsyncMPClient.abort_requests_async", ("request_ids",), "the same with several engines"
+)
+RECEIVE = wrap(_CLIENT, "AsyncMPClient._ensure_output_queue_task", (), "the one place that every output passes")
+RAISE_IF_ERROR = wrap(
+    "vllm.entrypoints.generate.base.serving",
+    "GenerateBaseServing._raise_if_error",
+    ("finish_reason", "request_id"),
+    "whoever sent a request that was ended is told why",
+)
+VALIDATE_ALIVE = wrap(
+    _CLIENT, "BackgroundResources.validate_alive", ("frames",), "an engine core's last word does not end the client"
+)
+CALL_UTILITY = wrap(
+    _CLIENT, "AsyncMPClient._call_utility_async", ("method",), "a call to a lost engine core ends with an error"
+)
+CALL_EVERY_UTILITY = wrap(
+    _CLIENT, "AsyncMPClient.call_utility_all_async", ("method",), "calls to every engine core leave a lost one out"
+)
+START_ENGINES = wrap(
+    _ENGINES,
+    "CoreEngineProcManager.__init__",
+    ("local_engine_count", "start_index", "local_start_index", "vllm_config", "local_client", "handshake_address"),
+    "an engine core that takes a dead one's place is started with the same arguments",
+)
+START_API_SERVERS = wrap(
+    "vllm.v1.utils",
+    "APIServerProcessManager.__init__",
+    ("listen_address", "sock", "args", "num_servers"),
+    "an API server that takes a dead one's place is started with the same arguments",
+)
+GREET = wrap(
+    _CLIENT,
+    "MPClient._start_mm_warmup",
+    (),
+    "the one thing that a client does between binding its sockets and waiting for the engine cores to be ready",
+)
+START_COORDINATOR = wrap(
+    "vllm.v1.engine.coordinator",
+    "DPCoordinator.__init__",
+    ("parallel_config", "enable_wave_coordination", "logging_config"),
+    "a coordinator that takes a dead one's place is started with the same arguments",
+)
+AWAIT_END = wrap(
+    _SERVE,
+    "wait_for_completion_or_failure",
+    ("api_server_manager", "engine_manager", "coordinator"),
+    "the host ends everything when a process ends that another one can take the place of",
+)
+SERVE_HTTP = wrap(
+    "vllm.entrypoints.launchers.api_server.entry",
+    "serve_http",
+    ("app", "sock"),
+    "a defeated instance must exit non-zero",
+)
+SERVE_MANY = wrap(
+    _SERVE, "run_multi_api_server", ("args",), "a defeated instance must exit non-zero, with several API servers"
+)
+SERVE_HEADLESS = wrap(_SERVE, "run_headless", ("args",), "engine cores without an API server are refused, not ignored")
+
+_LAUNCHED = "engine_manager watched_frontend_processes coordinator addresses tensor_queue"
+
+FRONT_END_TOUCHPOINTS: tuple[Touchpoint, ...] = (
+    LAUNCH_IN_CLIENT,
+    LAUNCH_IN_LAUNCHER,
+    CLIENT_INIT,
+    ROUTE,
+    WATCH_ENGINES,
+    ADD,
+    ADD_DATA_PARALLEL,
+    ABORT,
+    ABORT_BALANCED,
+    RECEIVE,
+    VALIDATE_ALIVE,
+    RAISE_IF_ERROR,
+    CALL_UTILITY,
+    CALL_EVERY_UTILITY,
+    START_ENGINES,
+    START_API_SERVERS,
+    GREET,
+    START_COORDINATOR,
+    AWAIT_END,
+    SERVE_HTTP,
+    SERVE_MANY,
+    SERVE_HEADLESS,
+    *attributes(_ENGINES, "CoreEngineLaunch", _LAUNCHED, "the processes of the instance"),
+    *attributes(_ENGINES, "EngineZmqAddresses", "inputs outputs", "how many API servers there are, and their sockets"),
+    *attributes(
+        _ENGINES,
+        "CoreEngineProcManager",
+        "processes manager_stopped _finalizer",
+        "telling an engine core's death from its end",
+    ),
+    *attributes("vllm.v1.utils", "APIServerProcessManager", "processes", "another API server in a dead one's place"),
+    *attributes(_CLIENT, "BackgroundResources", "ctx input_socket", "hearing again that the engine cores are ready"),
+    *attributes("vllm.v1.engine", "EngineCoreRequestType", "UTILITY", "greeting the engine cores"),
+    *attributes(
+        "vllm.v1.fault_tolerance.engine_core_sentinel",
+        "EngineCoreSentinel",
+        "handle_command",
+        "greeting the engine cores: the one call that is answered where messages arrive",
+    ),
+    *attributes(
+        "vllm.v1.engine.coordinator",
+        "DPCoordinator",
+        "proc stats_publish_address coord_in_address coord_out_address _finalizer",
+        "another coordinator at the same addresses",
+    ),
+    call(
+        "vllm.v1.engine.coordinator",
+        "DPCoordinatorProc.run_coordinator",
+        ("engine_count", "front_publish_address", "back_output_address", "back_publish_address", "zmq_addr_pipe"),
+        "another coordinator at the same addresses",
+    ),
+    *attributes("vllm.v1.engine", "EngineCoreOutputs", "start_wave wave_complete", "telling it the wave that runs"),
+    *attributes("vllm.v1.engine", "EngineCoreOutputs", "engine_index scheduler_stats", "a lost one runs nothing"),
+    *attributes(
+        "vllm.v1.metrics.stats",
+        "SchedulerStats",
+        "num_running_reqs num_waiting_reqs kv_cache_usage",
+        "a lost engine core runs nothing",
+    ),
+    call("vllm.v1.utils", "shutdown", ("procs", "timeout"), "ending what was started when the start failed"),
+    *attributes(
+        _CLIENT,
+        "MPClient",
+        "resources core_engines core_engine engine_ranks_managed input_socket decoder utility_results",
+        "the engine cores of a client",
+    ),
+    *attributes(
+        "vllm.v1.engine",
+        "EngineCoreOutput",
+        "request_id new_token_ids finish_reason stop_reason",
+        "how a request ended, and why",
+    ),
+    Touchpoint("vllm.exceptions", "GenerationError", "class", None, "telling a client why its request was ended"),
+    *attributes(_CLIENT, "AsyncMPClient", "outputs_queue", "failing one request that cannot go on elsewhere"),
+    call(
+        _ENGINES,
+        "wait_for_engine_startup",
+        ("handshake_socket", "core_engines", "parallel_config", "coordinated_dp", "cache_config", "launch"),
+        "the handshake with an engine core that takes another one's place",
+    ),
+    Touchpoint(_ENGINES, "CoreEngine", "class", None, "the handshake with one engine core"),
+    call("vllm.utils.network_utils", "zmq_socket_ctx", ("path", "socket_type"), "the handshake with one engine core"),
+    call("vllm.utils.network_utils", "get_open_zmq_ipc_path", (), "it asks VLLM_RPC_BASE_PATH where sockets go"),
+    call("vllm.utils.system_utils", "get_mp_context", (), "whether a process can be started from a server at work"),
+    call("vllm.sampling_params", "SamplingParams.clone", (), "a request with its history is another one"),
+    *attributes(
+        _CLIENT, "BackgroundResources", "output_queue_task", "open requests end in an error when the instance does"
+    ),
+    *attributes(_CLIENT, "DPLBAsyncMPClient", "reqs_in_flight engine_inflight", "where a request was sent"),
+    *attributes(
+        "vllm.v1.engine",
+        "EngineCoreRequest",
+        "request_id data_parallel_rank pooling_params mm_features prompt_embeds prompt_token_ids resumable "
+        "sampling_params",
+        "routing and resuming",
+    ),
+    *attributes(
+        "vllm.config.parallel",
+        "ParallelConfig",
+        "data_parallel_size data_parallel_size_local data_parallel_rank_local data_parallel_backend nnodes "
+        "data_parallel_external_lb data_parallel_hybrid_lb enable_elastic_ep distributed_executor_backend",
+        "which topologies are protected",
+    ),
+)

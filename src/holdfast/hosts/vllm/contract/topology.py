@@ -1,0 +1,69 @@
+"""Which engine cores share collectives, and which ways of spreading a model are not protected.
+
+Reads the host's configuration; starts and changes nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from holdfast.core.errors import BadConfiguration, HookNotAttached
+
+UNPROTECTED = "--no-enable-fault-tolerance serves it unprotected"
+
+
+def lockstep_groups(vllm_config: Any) -> tuple[tuple[int, ...], ...]:
+    """The engine ids of each lockstep group: experts are spread over all data-parallel ranks, else each is alone."""
+    engine_ids = tuple(range(vllm_config.parallel_config.data_parallel_size))
+    if vllm_config.model_config.is_moe:
+        return (engine_ids,)
+    return tuple((engine_id,) for engine_id in engine_ids)
+
+
+def refuse_unprotected(vllm_config: Any) -> None:
+    """Raises `BadConfiguration` for a topology that is not protected, before anything of it starts."""
+    for what in _unbuilt(vllm_config.parallel_config):
+        raise BadConfiguration(f"this version does not protect {what}", hint=UNPROTECTED)
+    if "holdfast" not in (os.environ.get("VLLM_PLUGINS") or "").split(","):
+        raise HookNotAttached(
+            "the HTTP endpoints did not attach: the host loads them only by name", hint="set VLLM_PLUGINS=holdfast"
+        )
+
+
+def _unbuilt(parallel: Any) -> Iterator[str]:
+    if parallel.data_parallel_backend == "ray":
+        yield "engine cores under Ray"
+    if parallel.data_parallel_external_lb or parallel.data_parallel_hybrid_lb:
+        yield "an instance behind an external or hybrid data-parallel load balancer"
+    if parallel.enable_elastic_ep:
+        yield "elastic expert parallelism"
+    if parallel.nnodes > 1 or parallel.data_parallel_size_local != parallel.data_parallel_size:
+        yield "an instance on several nodes"
+    if parallel.data_parallel_size > 1 and parallel.data_parallel_rank_local is not None:
+        yield "data-parallel ranks that are started one by one"
+
+
+def refuse_rust_front_end() -> None:
+    """Raises `BadConfiguration` where the host would serve HTTP from a process that loads no plugins."""
+    from vllm import envs
+
+    if envs.VLLM_USE_RUST_FRONTEND and envs.VLLM_RUST_FRONTEND_PATH:
+        raise BadConfiguration("this version does not protect the Rust front end", hint=UNPROTECTED)
+
+
+def protected_executor(vllm_config: Any, executor_class: type) -> type:
+    """Our executor in place of the host's; the in-process one gives way, for its worker has no process."""
+    from vllm.v1.executor.multiproc_executor import MultiprocExecutor
+    from vllm.v1.executor.uniproc_executor import UniProcExecutor
+
+    if executor_class not in (MultiprocExecutor, UniProcExecutor):
+        raise BadConfiguration(
+            f"this version protects the multiprocessing executor, not {executor_class.__name__}",
+            hint="--distributed-executor-backend mp, or --no-enable-fault-tolerance",
+        )
+    vllm_config.parallel_config.distributed_executor_backend = "mp"
+    from holdfast.hosts.vllm.engine.worker_pool.executor import HoldfastExecutor
+
+    return HoldfastExecutor

@@ -1,0 +1,66 @@
+"""What is touched of the host to start, watch and replace worker processes; part of the register."""
+
+from __future__ import annotations
+
+from holdfast.hosts.vllm.contract.touchpoint import Touchpoint, attributes, call, wrap
+
+_EXECUTOR = "vllm.v1.executor.multiproc_executor"
+_QUEUE = "vllm.distributed.device_communicators.shm_broadcast"
+
+INIT_GROUPS = wrap(
+    "torch.distributed", "init_process_group", ("backend", "init_method"), "a worker that starts alone meets nobody"
+)
+SAME_NODE = wrap(
+    "vllm.distributed.parallel_state", "in_the_same_node_as", ("pg",), "a worker that starts alone asks nobody"
+)
+BROADCAST_QUEUE = wrap(
+    _QUEUE, "MessageQueue.create_from_process_group", ("pg",), "a worker that starts alone shares no queue"
+)
+FILE_STORE = wrap(
+    _EXECUTOR,
+    "get_file_store_init_method",
+    (),
+    "killed workers leave the file that they met at: it lies in the instance's folder",
+)
+RING_BUFFER = wrap(
+    _QUEUE,
+    "ShmRingBuffer.__init__",
+    ("n_reader", "max_chunk_bytes", "max_chunks", "name"),
+    "the shared memory of a killed process stays, until somebody who knows of it removes it",
+)
+
+# Attached only in the processes of newcomers; a contract test checks them like all others.
+WORKER_TOUCHPOINTS: tuple[Touchpoint, ...] = (
+    INIT_GROUPS,
+    SAME_NODE,
+    BROADCAST_QUEUE,
+    FILE_STORE,
+    RING_BUFFER,
+    *attributes(_QUEUE, "ShmRingBuffer", "is_creator shared_memory", "what a process has made"),
+    *attributes("vllm.distributed.parallel_state", "GroupCoordinator", "mq_broadcaster", "gone after a rebuild"),
+    call("vllm.v1.sample.ops.logprobs", "batched_count_greater_than", ("x", "values"), "compiled beforehand"),
+    call(
+        "vllm.model_executor.layers.vocab_parallel_embedding",
+        "get_masked_input_and_mask",
+        ("input_", "org_vocab_start_index"),
+        "compiled beforehand",
+    ),
+    call(_EXECUTOR, "WorkerProc.worker_main", None, "what the process of a worker runs"),
+    call(_EXECUTOR, "WorkerProc.wait_for_ready", ("unready_proc_handles",), "attaching to a newcomer"),
+    call(_EXECUTOR, "MultiprocExecutor._init_executor", (), "the configuration that workers were started with"),
+    call(_EXECUTOR, "MultiprocExecutor.start_worker_monitor", ("inline",), "one dead worker does not end the others"),
+    call(_EXECUTOR, "MultiprocExecutor._is_driver_worker", ("rank",), "starting a newcomer"),
+    call("vllm.v1.executor.abstract", "Executor.initialize_from_config", ("kv_cache_configs",), "a newcomer's cache"),
+    call("vllm.v1.executor.abstract", "Executor.set_kv_cache_layout", ("layout_name",), "a newcomer's cache"),
+    call("vllm.v1.worker.worker_base", "WorkerWrapperBase.initialize_from_config", ("kv_cache_configs",), "the same"),
+    Touchpoint(_EXECUTOR, "UnreadyWorkerProcHandle", "class", None, "starting a newcomer"),
+    *attributes(_EXECUTOR, "MultiprocExecutor", "workers shutting_down", "whose process is gone"),
+    *attributes("vllm.config.parallel", "ParallelConfig", "_coord_store_port", "a newcomer meets nobody there"),
+    Touchpoint(_EXECUTOR, "OMPProcessManager", "class", None, "starting a newcomer"),
+    call(_QUEUE, "MessageQueue.create_from_handle", ("handle", "rank"), "survivors read from a new queue"),
+    call(_QUEUE, "MessageQueue.wait_until_ready", (), "survivors read from a new queue"),
+    call(_QUEUE, "MessageQueue.export_handle", (), "survivors read from a new queue"),
+    Touchpoint(_QUEUE, "Handle", "class", None, "survivors read from a new queue"),
+    *attributes(_QUEUE, "MessageQueue", "local_socket", "a bounded wait for its readers"),
+    *attributes(_QUEUE, "MessageQueue", "remote_socket buffer shutting_down handle", "giving a queue's files back"),
+)

@@ -1,0 +1,1 @@
+"""The workers of an engine core as the engine core sees them: executor, replacements, standbys."""

@@ -1,0 +1,56 @@
+"""Notices that a worker process of this engine core is gone, and says which. One thread, no polling of processes."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing.connection
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+from holdfast.hosts.vllm.process.exits import explain_exit
+from holdfast.progress.oom import oom_kills
+
+logger = logging.getLogger("holdfast")
+
+LOOK_S = 1.0  # how soon it sees that it is to watch others
+
+REAP_S = 0.2
+
+OnDeath = Callable[[int, str, int | None], None]
+
+
+class WorkerWatch:
+    """Watches one process for each rank until it is told to stop.
+
+    `on_death` is told a rank, how it went, and its exit code.
+    """
+
+    def __init__(self, processes: Mapping[int, Any], on_death: OnDeath) -> None:
+        self._by_sentinel = {process.sentinel: (rank, process) for rank, process in processes.items()}
+        self._on_death = on_death
+        self._oom_kills = oom_kills()
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="WorkerWatch", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """No death is told after this. Does not wait."""
+        self._stopped.set()
+
+    def _run(self) -> None:
+        while self._by_sentinel and not self._stopped.is_set():
+            for sentinel in multiprocessing.connection.wait(list(self._by_sentinel), LOOK_S):
+                rank, process = self._by_sentinel.pop(cast(int, sentinel))
+                if not self._stopped.is_set():
+                    self._tell(rank, process)
+
+    def _tell(self, rank: int, process: Any) -> None:
+        process.join(REAP_S)  # its sentinel says that it ends before the system says how
+        if self._stopped.is_set():
+            return  # its rank is being replaced already
+        how = explain_exit(process.exitcode, self._oom_kills)
+        logger.error("rank %d (pid %s) is gone: %s", rank, process.pid, how)
+        self._on_death(rank, how, process.exitcode)

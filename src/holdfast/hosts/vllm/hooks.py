@@ -1,0 +1,255 @@
+"""The hooks of the host's front end: who owns the engine cores, and who serves requests for them.
+
+The process that launches the engine cores becomes their `Owner`; every API server that was started by
+another process gets a link to that one. Fails closed: what this version cannot protect is refused before
+anything of it starts.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+from holdfast.core.config import HoldfastConfig
+from holdfast.core.errors import BadConfiguration, HookNotAttached
+from holdfast.core.protocol.events import InstanceView
+from holdfast.core.ports import ControlPlane
+from holdfast.hosts.vllm.owner.api_servers import save_process_arguments
+from holdfast.hosts.vllm.owner.coordinator import save_coordinator_arguments
+from holdfast.hosts.vllm.owner.engine_spawning import save_arguments
+from holdfast.hosts.vllm.serving.takeover import Newcomer, greet_engine_cores
+from holdfast.hosts.vllm.owner.owner import MakeOutlets, Owner, current_owner
+from holdfast.hosts.vllm.serving.client_hooks import attach_client_hooks, serve_until, served_requests
+from holdfast.hosts.vllm.serving.routing import route_around_paused
+from holdfast.hosts.vllm.contract.front_end_touchpoints import (
+    AWAIT_END,
+    CLIENT_INIT,
+    GREET,
+    LAUNCH_IN_CLIENT,
+    LAUNCH_IN_LAUNCHER,
+    ROUTE,
+    SERVE_HEADLESS,
+    START_API_SERVERS,
+    START_COORDINATOR,
+    START_ENGINES,
+    WATCH_ENGINES,
+)
+from holdfast.hosts.vllm.contract.registry import attach, attached
+from holdfast.hosts.vllm.process.settings import handed_down, inherited_settings, is_asked_for, take_settings
+from holdfast.hosts.vllm.contract.topology import (
+    UNPROTECTED,
+    lockstep_groups,
+    protected_executor,
+    refuse_rust_front_end,
+    refuse_unprotected,
+)
+from holdfast.hosts.vllm.contract.versions import refuse_unknown_host
+from holdfast.sentinel import FrontEndLink
+from holdfast.sentinel.addresses import client_address
+from holdfast.wire import ZmqStation
+
+OWNER_TIMEOUT_S = 180.0  # the other API servers are being started meanwhile
+
+Launch = Callable[..., AbstractContextManager[Any]]
+CountLinks = Callable[[Any], int]
+
+# What this process has of the instance when it serves for engine cores that it does not own.
+_current_link: FrontEndLink | None = None
+
+
+def current_control() -> ControlPlane | None:
+    """The control plane of the instance that this process serves; none where it is not protected."""
+    owner = current_owner()
+    return owner.sentinel if owner is not None else _current_link
+
+
+def attach_front_end_hooks(make_outlets: MakeOutlets) -> None:
+    """In a process that may own engine cores."""
+    attach(LAUNCH_IN_CLIENT, functools.partial(_launch_protected, make_outlets, lambda addresses: 0))
+    attach(WATCH_ENGINES, _watch_engines)
+    attach(START_ENGINES, save_arguments)
+    attach(START_COORDINATOR, save_coordinator_arguments)
+    attach(START_API_SERVERS, save_process_arguments)
+    attach_request_hooks()
+    if LAUNCH_IN_LAUNCHER.module in sys.modules:  # the command is there before any plugin is loaded
+        attach(LAUNCH_IN_LAUNCHER, functools.partial(_launch_protected, make_outlets, _one_for_each_input))
+        attach(AWAIT_END, _await_end)
+        attach(SERVE_HEADLESS, _refuse_headless)
+
+
+def _one_for_each_input(addresses: Any) -> int:
+    """How many API servers a launcher of several is about to start: each has an input socket of its own."""
+    return len(addresses.inputs)
+
+
+def attach_request_hooks() -> None:
+    """In a process that may serve requests."""
+    attach(CLIENT_INIT, _init_client)
+    attach(GREET, greet_engine_cores)
+    attach(ROUTE, _route)
+    attach_client_hooks()
+
+
+# ---- owning
+
+
+@contextmanager
+def _launch_protected(
+    make_outlets: MakeOutlets, count_links: CountLinks, original: Launch, *args: Any, **kwargs: Any
+) -> Iterator[Any]:
+    bound = inspect.signature(original).bind(*args, **kwargs)
+    vllm_config = bound.arguments["vllm_config"]
+    config = take_settings(vllm_config)
+    if config is None or not config.enable_fault_tolerance:
+        with original(*bound.args, **bound.kwargs) as launch:
+            yield launch
+        return
+    _prepare(config, bound.arguments)
+    owner = Owner(config, lockstep_groups(vllm_config), count_links(bound.arguments["addresses"]), make_outlets)
+    with _closed_on_failure(owner):
+        with handed_down(owner.config), original(*bound.args, **bound.kwargs) as launch:
+            owner.own(launch)
+            yield launch
+        owner.start(launch.watched_frontend_processes)
+
+
+def _prepare(config: HoldfastConfig, launch: dict[str, Any]) -> None:
+    vllm_config = launch["vllm_config"]
+    refuse_unknown_host(allowed=config.allow_unknown_host)
+    refuse_unprotected(vllm_config)
+    refuse_rust_front_end()
+    launch["executor_class"] = protected_executor(vllm_config, launch["executor_class"])
+    if config.gloo_comm_timeout_s is not None:
+        vllm_config.parallel_config.cpu_distributed_timeout_seconds = max(1, round(config.gloo_comm_timeout_s))
+
+
+@contextmanager
+def _closed_on_failure(owner: Owner) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        owner.give_up()
+        raise
+
+
+def _watch_engines(original: Callable[[Any], None], manager: Any) -> None:
+    owner = current_owner()
+    if owner is not None and owner.owns(manager):
+        owner.await_death(manager)
+    original(manager)
+
+
+def _await_end(original: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+    """The host's launcher of several API servers waits here, and ends them all when this returns or raises."""
+    bound = inspect.signature(original).bind(*args, **kwargs)
+    owner = current_owner()
+    if owner is None or not owner.owns(bound.arguments.get("engine_manager")):
+        original(*bound.args, **bound.kwargs)
+        return
+    try:
+        original(**owner.stand_ins(bound.arguments))
+    finally:
+        owner.expect_end()
+
+
+def _refuse_headless(original: Callable[[Any], None], args: Any) -> None:
+    if is_asked_for(args):
+        raise BadConfiguration("this version does not protect engine cores without an API server", hint=UNPROTECTED)
+    original(args)
+
+
+# ---- serving
+
+
+def _init_client(original: Callable[..., None], client: Any, *args: Any, **kwargs: Any) -> None:
+    bound = inspect.signature(original).bind(client, *args, **kwargs)
+    if not bound.arguments.get("client_addresses"):
+        original(*bound.args, **bound.kwargs)  # it launches its own engine cores
+        _serve_for_owner(client, current_owner())
+        return
+    config = take_settings(bound.arguments["vllm_config"])
+    make = functools.partial(original, *bound.args, **bound.kwargs)
+    if config is None or not config.enable_fault_tolerance:
+        make()
+        return
+    link_id = bound.arguments.get("client_index", 0)
+    if bound.arguments["client_addresses"].get("input_listener") is None:
+        _take_dead_ones_place(make, client, link_id)
+        return
+    make()
+    link = _make_link(link_id)
+    _serve_through(link, client)
+    link.start(attached())
+    link.await_attached(OWNER_TIMEOUT_S)
+
+
+def _take_dead_ones_place(make: Callable[[], None], client: Any, link_id: int) -> None:
+    """The link comes first: what the engine cores are is known before they are asked whether they are ready."""
+    link = _make_link(link_id)
+    link.start(attached())
+    link.await_attached(OWNER_TIMEOUT_S)
+    newcomer = Newcomer(link, link_id, link.config.engine_start_timeout_s)
+    with newcomer.making(client):
+        make()
+    if (served := served_requests(client)) is not None:
+        served.begin_with(newcomer.restarts)
+    _serve_through(link, client)
+    _follow(weakref.ref(client), link.view())
+
+
+def _serve_for_owner(client: Any, owner: Owner | None) -> None:
+    """In the process that owns the engine cores and serves for them."""
+    served = served_requests(client)
+    if owner is not None and served is not None:
+        serve_until(lambda: owner.defeat is not None)
+        owner.sentinel.tell(served.follow)
+        served.on_blamed = owner.sentinel.request_blamed
+        owner.serves = True
+
+
+def _make_link(link_id: int) -> FrontEndLink:
+    config = inherited_settings()
+    if config is None:
+        raise HookNotAttached("the settings of Holdfast were taken by nobody: its hooks did not attach in the launcher")
+    return FrontEndLink(link_id, config, ZmqStation(), client_address(config.runtime_dir))
+
+
+def _serve_through(link: FrontEndLink, client: Any) -> None:
+    global _current_link
+    weakref.finalize(client, link.close)
+    serve_until(lambda: link.view().defeat is not None)
+    link.tell(functools.partial(_follow, weakref.ref(client)))
+    if (served := served_requests(client)) is not None:
+        served.on_blamed = link.request_blamed
+    _current_link = link
+
+
+def _follow(client: Callable[[], Any], view: InstanceView) -> None:
+    serving = client()
+    served = served_requests(serving) if serving is not None else None
+    if served is not None:
+        served.follow(view)
+    _end_with_instance(client, view)
+
+
+def _end_with_instance(client: Callable[[], Any], view: InstanceView) -> None:
+    """What is open here ends in an error when the instance does, also where no engine core can say so any more."""
+    serving = client() if view.defeat is not None else None
+    task = serving.resources.output_queue_task if serving is not None else None
+    if task is not None and not task.done():
+        # The host turns the end of this task into an error of every open request.
+        task.get_loop().call_soon_threadsafe(task.cancel)
+
+
+def _route(original: Callable[..., bytes], client: Any, request: Any) -> bytes:
+    control = current_control()
+    if control is None:
+        return original(client, request)
+    served = served_requests(client)
+    is_gone = served.is_gone if served is not None else lambda engine: False
+    return route_around_paused(functools.partial(original, client), client, request, control.view(), is_gone)

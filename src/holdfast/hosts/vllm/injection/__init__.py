@@ -1,0 +1,1 @@
+"""Fault injection inside the host's processes."""

@@ -1,0 +1,120 @@
+"""Another process in the place of the host's data-parallel coordinator, and what the engine cores tell it.
+
+It binds the addresses of the one that is gone, so its peers connect again by themselves. What that one knew is lost:
+how much each engine core has to do, and in lockstep the wave that runs. Without the wave it would wake nobody, and an
+engine core that steps alone would wait in a collective for ever.
+"""
+
+from __future__ import annotations
+
+import inspect
+import multiprocessing.connection
+from collections.abc import Callable
+from typing import Any
+
+from holdfast.core.config import HoldfastConfig
+from holdfast.core.errors import RecoveryFailed
+from holdfast.core.instance.processes import COORDINATOR
+from holdfast.hosts.vllm.owner.engine_spawning import cannot_replace, spawning
+from holdfast.hosts.vllm.process.settings import inherited_settings
+
+START_TIMEOUT_S = 120.0  # as the host waits for the first one
+
+
+def save_coordinator_arguments(original: Callable[..., None], coordinator: Any, *args: Any, **kwargs: Any) -> None:
+    """Around its `__init__`: the process forgets what it was started with."""
+    if inherited_settings() is not None:
+        bound = inspect.signature(original).bind(coordinator, *args, **kwargs)
+        bound.apply_defaults()
+        coordinator.holdfast_arguments = dict(bound.arguments)
+    original(coordinator, *args, **kwargs)
+
+
+class CoordinatorMember:
+    """The coordinator among the processes that are watched."""
+
+    name = COORDINATOR
+
+    def __init__(self, coordinator: Any, config: HoldfastConfig) -> None:
+        self._coordinator = coordinator
+        self._config = config
+
+    @property
+    def process(self) -> Any:
+        return self._coordinator.proc
+
+    def note_loss(self) -> None:
+        """Nobody keeps books on it."""
+
+    def why_irreplaceable(self) -> str:
+        return cannot_replace()
+
+    def start_another(self, on_started: Callable[[], None]) -> None:
+        """Returns once it has bound its addresses; what is sent to it from then on waits for it."""
+        from vllm.utils.system_utils import get_mp_context
+        from vllm.v1.engine.coordinator import DPCoordinatorProc
+
+        context = get_mp_context()
+        ours, theirs = context.Pipe(duplex=False)
+        process = context.Process(
+            target=DPCoordinatorProc.run_coordinator,
+            name="VLLM_DP_Coordinator",
+            kwargs={**self._arguments(), "zmq_addr_pipe": theirs},
+            daemon=True,
+        )
+        with spawning(self._config):
+            process.start()
+        theirs.close()
+        self._put_in_place(process)
+        on_started()
+        with ours:
+            _await_bound(ours, process)
+
+    def _arguments(self) -> dict[str, Any]:
+        first, saved = self._coordinator, self._coordinator.holdfast_arguments
+        return {
+            "engine_count": saved["parallel_config"].data_parallel_size,
+            "front_publish_address": first.stats_publish_address,
+            "back_output_address": first.coord_out_address,
+            "back_publish_address": first.coord_in_address,
+            "enable_wave_coordination": saved["enable_wave_coordination"],
+            "logging_config": saved["logging_config"],
+        }
+
+    def _put_in_place(self, process: Any) -> None:
+        """From now on the host ends it with the others, however it comes to that."""
+        self._coordinator.proc = process
+        if (finalizer := self._coordinator._finalizer.peek()) is not None:
+            _, _, (processes,), _ = finalizer
+            processes[:] = [process]
+
+
+def _await_bound(pipe: Any, process: Any) -> None:
+    ready = multiprocessing.connection.wait([pipe, process.sentinel], START_TIMEOUT_S)
+    if pipe not in ready:
+        raise RecoveryFailed("it ended at once" if ready else f"it bound no addresses within {START_TIMEOUT_S:g} s")
+    try:
+        pipe.recv()
+    except EOFError:
+        raise RecoveryFailed("it ended before it had bound its addresses") from None
+
+
+def introduce(engine: Any) -> None:
+    """Tell a new coordinator where an engine core stands. Any thread; may be said again and again.
+
+    What is not true any more when it arrives is older than what the coordinator knows by then, which it ignores.
+    """
+    from vllm.v1.engine import EngineCoreOutputs
+
+    if not engine.has_coordinator:
+        return
+    engine.last_counts = None  # differs from every count: they are told again with the next step
+    if not hasattr(engine, "current_wave"):
+        return
+    wave = engine.current_wave
+    has_work = engine.engines_running or engine.scheduler.has_unfinished_requests()
+    if has_work and not engine.ignore_start_dp_wave:
+        said = EngineCoreOutputs(start_wave=wave)
+    else:
+        said = EngineCoreOutputs(wave_complete=wave - 1)
+    engine.output_queue.put_nowait((-1, said))

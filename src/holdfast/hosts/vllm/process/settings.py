@@ -1,0 +1,103 @@
+"""How the settings reach every process of an instance.
+
+An operator's settings arrive in the host's `additional_config`. They leave it before the engine cores
+start: the host hashes that mapping into the key of its compile cache, and a run-time folder in it
+would make every start compile anew. The processes of the instance find them in their environment.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from holdfast.core.faults.classification import SETTING as FAULT_CLASSES
+from holdfast.core.config import HoldfastConfig, dump_config, parse_config
+from holdfast.core.errors import BadConfiguration
+from holdfast.hosts.vllm.process.sockets import VARIABLE as SOCKETS
+from holdfast.hosts.vllm.process.sockets import holds_sockets
+
+KEY = "holdfast"
+ENVIRONMENT = "HOLDFAST_SETTINGS"
+MAX_FILE_CHARS = 1 << 18
+JOINS_EPOCH = "HOLDFAST_JOINS_EPOCH"
+
+
+def take_settings(vllm_config: Any) -> HoldfastConfig | None:
+    """The operator's settings, removed from the host's configuration; none when there are none."""
+    additional = vllm_config.additional_config
+    if not isinstance(additional, dict) or KEY not in additional:
+        return None
+    settings = additional.pop(KEY)
+    if not isinstance(settings, dict):
+        raise BadConfiguration(f"additional_config[{KEY!r}] must be an object of settings")
+    return parse_config(with_files_read(settings))
+
+
+def read_rows(stated: str) -> object:
+    """What a file of fault classes holds, or JSON that stands there itself. Raises `BadConfiguration`."""
+    is_inline = stated.lstrip().startswith("[")
+    name = "JSON given" if is_inline else stated
+    try:
+        text = stated if is_inline else _read_bounded(Path(stated))
+        return json.loads(text)
+    except (OSError, ValueError) as error:
+        raise BadConfiguration(f"{FAULT_CLASSES}: {name} cannot be read: {error}", hint="it holds a list") from None
+
+
+def _read_bounded(path: Path) -> str:
+    with path.open(encoding="utf-8") as file:
+        text = file.read(MAX_FILE_CHARS + 1)
+    if len(text) > MAX_FILE_CHARS:
+        raise ValueError(f"more than {MAX_FILE_CHARS} characters")
+    return text
+
+
+def with_files_read(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with what stands in a file put in its place. Raises `BadConfiguration` for one that cannot be read."""
+    rows = settings.get(FAULT_CLASSES)
+    return {**settings, FAULT_CLASSES: read_rows(rows)} if isinstance(rows, str) else dict(settings)
+
+
+def is_asked_for(args: Any) -> bool:
+    """Whether the arguments of a serve command ask for protection."""
+    settings = (getattr(args, "additional_config", None) or {}).get(KEY)
+    return isinstance(settings, dict) and bool(settings.get("enable_fault_tolerance", True))
+
+
+def inherited_settings() -> HoldfastConfig | None:
+    """The settings of the instance that this process belongs to; none outside of one."""
+    encoded = os.environ.get(ENVIRONMENT)
+    return parse_config(json.loads(encoded)) if encoded else None
+
+
+def joins_epoch() -> int | None:
+    """The epoch of the lockstep group that the engine core of this process joins; none where it starts with it."""
+    epoch = os.environ.get(JOINS_EPOCH)
+    return int(epoch) if epoch else None
+
+
+@contextmanager
+def handed_down(config: HoldfastConfig, joins_epoch: int | None = None, sockets: str | None = None) -> Iterator[None]:
+    """Processes started inside inherit `config`, which epoch they join, and the folder of their `sockets`.
+
+    That is the instance's own unless another one is named.
+    """
+    inherited = {ENVIRONMENT: json.dumps(dump_config(config)), **_place_of_sockets(sockets or config.runtime_dir)}
+    if joins_epoch is not None:
+        inherited[JOINS_EPOCH] = str(joins_epoch)
+    os.environ.update(inherited)
+    try:
+        yield
+    finally:
+        for name in inherited:
+            os.environ.pop(name, None)
+
+
+def _place_of_sockets(folder: str) -> dict[str, str]:
+    """Nothing where the operator has named a folder, or the paths of sockets would be too long for the system."""
+    is_ours = folder and SOCKETS not in os.environ and holds_sockets(folder)
+    return {SOCKETS: folder} if is_ours else {}

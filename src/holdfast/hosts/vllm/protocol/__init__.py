@@ -1,0 +1,1 @@
+"""What the host's processes say to each other through Holdfast. Imports no other room."""

@@ -1,0 +1,1 @@
+"""The API server: request routing, lost engines, takeover of an engine's requests."""

@@ -1,0 +1,1 @@
+"""The worker process: fence, runner state, restore, replacement."""

@@ -1,0 +1,83 @@
+"""What an engine core tells its workers when some of them are replaced, and how a worker follows it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from holdfast.core.faults.faults import describe_error
+from holdfast.hosts.vllm.protocol.restore import RestoreReply, encode_reply
+from holdfast.hosts.vllm.worker.replacement_main import QueueHandle, to_handle
+
+logger = logging.getLogger("holdfast")
+
+# The names under which the orders are bound to a worker.
+JOIN = "holdfast_join"
+PREPARE = "holdfast_prepare"
+LEARN = "holdfast_learn"
+
+
+class JoinOrder(msgspec.Struct, frozen=True):
+    """Read from `queue` from now on."""
+
+    nonce: str
+    queue: QueueHandle
+    timeout_s: float
+
+
+_join_orders = msgspec.msgpack.Decoder(JoinOrder)
+
+
+def encode(order: JoinOrder) -> bytes:
+    return msgspec.msgpack.encode(order)
+
+
+def answered(nonce: str, act: Callable[[], object]) -> bytes:
+    """Do it, and say how that went. Never raises: a failure of the host's kind would be taken for a step's."""
+    try:
+        act()
+    except Exception as error:
+        logger.exception("an order of the engine core failed")
+        return encode_reply(RestoreReply(nonce=nonce, error=": ".join(describe_error(error))))
+    return encode_reply(RestoreReply(nonce=nonce))
+
+
+def join(proc: Any, data: bytes) -> bytes:
+    """Read from another queue. Whoever holds the old one, to wake this worker at the end, gets the new one."""
+    order = _join_orders.decode(data)
+    return answered(order.nonce, lambda: _join(proc, order))
+
+
+def _join(proc: Any, order: JoinOrder) -> None:
+    from vllm.distributed.device_communicators.shm_broadcast import MessageQueue
+
+    from holdfast.hosts.vllm.communicators import stale
+    from holdfast.hosts.vllm.engine.worker_pool.replacement import retire, wait_until_ready
+
+    queue = MessageQueue.create_from_handle(to_handle(order.queue), proc.worker.worker.rank)
+    wait_until_ready(queue, time.monotonic() + order.timeout_s, "the new queue is never ready")
+    old, proc.rpc_broadcast_mq = proc.rpc_broadcast_mq, queue
+    stale.replace_everywhere([old], {id(old): queue})
+    retire(old)
+
+
+def prepare(
+    proc: Any, nonce: str, newcomers: tuple[int, ...], layout: str | None, kv_cache_configs: list[Any]
+) -> bytes:
+    """A newcomer gets its KV cache and is warmed up; for the others there is nothing to do."""
+
+    def act() -> None:
+        from holdfast.hosts.vllm.worker.zeroed_memory import FreshZeros
+
+        wrapper = proc.worker
+        if layout is not None:
+            wrapper.worker.set_kv_cache_layout(layout)
+        with FreshZeros():
+            wrapper.initialize_from_config(kv_cache_configs)
+        wrapper.worker.compile_or_warm_up_model()
+
+    return answered(nonce, act if proc.rank in newcomers else lambda: None)

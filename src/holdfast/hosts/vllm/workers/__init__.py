@@ -1,1 +1,0 @@
-"""Worker processes: noticing that one is gone, giving its rank a new one, keeping one ready."""
