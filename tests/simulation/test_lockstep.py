@@ -7,11 +7,11 @@ import random
 
 import pytest
 
+from holdfast.core.errors import RecoveryFailed
+from holdfast.core.faults.faults import Phase
 from holdfast.core.instance import instance
 from holdfast.core.protocol import messages as m
-from holdfast.core.errors import RecoveryFailed
 from holdfast.core.protocol.events import EventKind
-from holdfast.core.faults.faults import Phase
 from support.lockstep_bench import WAIT_S, Lockstep
 
 IN_RECOVERY = (Phase.RECOVERY, Phase.REBUILD, Phase.RESUME)

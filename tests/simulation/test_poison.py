@@ -5,9 +5,9 @@ import random
 import pytest
 
 from holdfast.chaos.simulation import Scenario, Simulation, Weather, simulate
-from holdfast.core.protocol.events import EventKind
 from holdfast.core.faults.faults import Phase
 from holdfast.core.faults.injection import FaultKind, InjectionSpec
+from holdfast.core.protocol.events import EventKind
 from holdfast.hosts.fake import EngineOptions
 
 WIDE = EngineOptions(blocks=600, step_tokens=400, max_running=64, steps_in_flight=2)

@@ -5,9 +5,9 @@ import functools
 import pytest
 
 from holdfast.chaos.simulation import LawBroken, Scenario, Simulation, Weather, simulate
-from holdfast.core.protocol import messages as m
 from holdfast.core.faults.faults import Phase
 from holdfast.core.faults.injection import InjectionSpec
+from holdfast.core.protocol import messages as m
 from holdfast.hosts.fake import EngineOptions, FakeEngineCore
 
 SEEDS = range(300)

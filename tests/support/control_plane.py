@@ -7,14 +7,14 @@ import uuid
 from collections.abc import Sequence
 from concurrent.futures import Future
 
-from holdfast.core.protocol import messages as m
 from holdfast.core.config import HoldfastConfig
-from holdfast.core.protocol.effects import Effect, OrderRecovery, Publish, Send, Settle
 from holdfast.core.errors import OperatorError, RecoveryFailed
-from holdfast.core.protocol.events import Event, InstanceView
 from holdfast.core.faults.faults import Fault, FaultClass, unresponsive
 from holdfast.core.faults.injection import InjectionSpec
 from holdfast.core.instance.instance import Instance
+from holdfast.core.protocol import messages as m
+from holdfast.core.protocol.effects import Effect, OrderRecovery, Publish, Send, Settle
+from holdfast.core.protocol.events import Event, InstanceView
 
 
 def some_fault(engine_id: int = 0, fault_class: FaultClass = FaultClass.TRANSIENT) -> Fault:

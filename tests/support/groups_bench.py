@@ -1,8 +1,8 @@
 """Lockstep groups in the situations that stories begin with, and what is read from their effects."""
 
+from holdfast.core.faults.faults import FaultClass
 from holdfast.core.protocol import messages as m
 from holdfast.core.protocol.effects import OrderRecovery, Send
-from holdfast.core.faults.faults import FaultClass
 from support.instance_bench import AUTO, EXTERNAL, Bench, a_fault
 
 LEFT_ALONE = a_fault(1, "connection closed by peer", FaultClass.COMMUNICATOR)

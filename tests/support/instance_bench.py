@@ -2,12 +2,12 @@
 
 import itertools
 
-from holdfast.core.protocol import messages as m
 from holdfast.core.config import HoldfastConfig
-from holdfast.core.protocol.effects import Publish, Send
 from holdfast.core.faults.faults import Fault, FaultClass, Phase
 from holdfast.core.faults.injection import InjectionSpec
 from holdfast.core.instance.instance import Instance
+from holdfast.core.protocol import messages as m
+from holdfast.core.protocol.effects import Publish, Send
 
 AUTO = HoldfastConfig(max_retries=3, retry_window_s=60.0, max_engine_restarts=0)
 NO_RESTARTS = HoldfastConfig(max_retries=3, retry_window_s=60.0, max_worker_restarts=0, max_engine_restarts=0)

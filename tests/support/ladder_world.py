@@ -3,8 +3,8 @@
 import heapq
 import itertools
 
-from holdfast.core.protocol import messages as m
 from holdfast.core.policy.actions import recent
+from holdfast.core.protocol import messages as m
 from holdfast.core.protocol.effects import End, OrderRecovery, Publish, ReplaceEngine, Send
 from holdfast.core.protocol.events import EventKind
 from holdfast.core.states import EngineState

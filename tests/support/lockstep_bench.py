@@ -3,10 +3,10 @@
 import threading
 import time
 
-from holdfast.core.protocol import messages as m
 from holdfast.core.config import HoldfastConfig
-from holdfast.core.protocol.events import EventKind
 from holdfast.core.faults.injection import InjectionSpec
+from holdfast.core.protocol import messages as m
+from holdfast.core.protocol.events import EventKind
 from holdfast.core.protocol.rendezvous import Rendezvous
 from holdfast.core.states import EngineState
 from holdfast.hosts.fake import EngineOptions, FakeEngineCore, fault_free_output

@@ -32,9 +32,9 @@ from holdfast.core.errors import (
     RecoveryFailed,
     UnknownEngine,
 )
-from holdfast.core.protocol.events import InstanceView
 from holdfast.core.faults.injection import InjectionSpec
 from holdfast.core.ports import ControlPlane
+from holdfast.core.protocol.events import InstanceView
 
 PREFIXES = ("/fault_tolerance", "/v1/fault_tolerance")
 

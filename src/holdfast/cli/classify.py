@@ -13,8 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from holdfast.cli.options import AsJson
-from holdfast.core.faults.classification import Classifier, Verdict, parse_rows
 from holdfast.core.errors import BadConfiguration
+from holdfast.core.faults.classification import Classifier, Verdict, parse_rows
 from holdfast.core.faults.fault_table import SIGNAL_NUMBERS, Row
 from holdfast.core.policy.reasons import first_repair
 from holdfast.hosts.vllm.process.settings import read_rows

@@ -11,9 +11,9 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from holdfast.core.errors import BadConfiguration
 from holdfast.core.faults.classification import SETTING as FAULT_CLASSES
 from holdfast.core.faults.classification import OwnRow, parse_rows
-from holdfast.core.errors import BadConfiguration
 from holdfast.core.policy.capacity import share_of
 
 FaultPolicy = Literal["auto", "external", "dry-run"]

@@ -9,12 +9,12 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, Protocol
 
-from holdfast.core.poison.detector import Standing
 from holdfast.core.config import HoldfastConfig
-from holdfast.core.protocol.effects import End, LeaveOut, ReplaceEngine, ReplaceProcess
-from holdfast.core.protocol.events import Event, InstanceView
 from holdfast.core.faults.faults import Fault
 from holdfast.core.faults.injection import InjectionSpec
+from holdfast.core.poison.detector import Standing
+from holdfast.core.protocol.effects import End, LeaveOut, ReplaceEngine, ReplaceProcess
+from holdfast.core.protocol.events import Event, InstanceView
 from holdfast.core.protocol.link_messages import RequestBlamed
 from holdfast.core.protocol.messages import RecoveryReport
 from holdfast.core.protocol.rendezvous import Rendezvous

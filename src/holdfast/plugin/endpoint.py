@@ -13,8 +13,8 @@ from holdfast.api.gate import install_gate
 from holdfast.api.routes import install
 from holdfast.api.systemd import Listening, start_telling_systemd
 from holdfast.core.errors import HookNotAttached
-from holdfast.hosts.vllm.owner.exit import attach_exit_hook
 from holdfast.hosts.vllm.hooks import current_control
+from holdfast.hosts.vllm.owner.exit import attach_exit_hook
 from holdfast.hosts.vllm.process.settings import is_asked_for
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 
-from holdfast.hosts.vllm.process.settings import ENVIRONMENT
 from holdfast.hosts.vllm.contract.versions import OVERRIDE, host_version, is_supported, refuse_unknown_host
+from holdfast.hosts.vllm.process.settings import ENVIRONMENT
 
 
 def register() -> None:
@@ -42,8 +42,8 @@ def _join_instance() -> None:
 
 
 def _be_ready_to_own_one() -> None:
-    from holdfast.hosts.vllm.owner.exit import attach_launcher_exit_hook
     from holdfast.hosts.vllm.hooks import attach_front_end_hooks
+    from holdfast.hosts.vllm.owner.exit import attach_launcher_exit_hook
     from holdfast.plugin.outlets import Outlets
 
     attach_front_end_hooks(Outlets)

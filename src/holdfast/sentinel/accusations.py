@@ -9,10 +9,10 @@ import logging
 import time
 from collections.abc import Mapping
 
-from holdfast.core.protocol import messages as m
-from holdfast.core.faults.classification import Classifier
 from holdfast.core.config import HoldfastConfig
+from holdfast.core.faults.classification import Classifier
 from holdfast.core.faults.faults import Fault, hung
+from holdfast.core.protocol import messages as m
 from holdfast.core.stalls.stalls import Stall
 from holdfast.sentinel.attendance import Attendance
 from holdfast.sentinel.containment import Containment

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Collection
 
-from holdfast.core.protocol import messages as m
 from holdfast.core.faults.injection import InjectionSpec
 from holdfast.core.ports import EngineHost
+from holdfast.core.protocol import messages as m
 
 MAX_KEPT = 16
 

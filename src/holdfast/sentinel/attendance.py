@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 
-from holdfast.core.protocol import messages as m
 from holdfast.core.errors import HookNotAttached
+from holdfast.core.protocol import messages as m
 
 
 class Attendance:

@@ -6,8 +6,8 @@ import time
 
 import msgspec
 
-from holdfast.core.faults.classification import Classifier, fault_of
 from holdfast.core.config import HoldfastConfig
+from holdfast.core.faults.classification import Classifier, fault_of
 from holdfast.core.faults.faults import Fault, FaultClass
 from holdfast.core.ports import EngineHost
 from holdfast.sentinel.containment import Containment

@@ -16,8 +16,13 @@ from concurrent.futures import Future
 
 import msgspec
 
-from holdfast.core.protocol import messages as m
 from holdfast.core.config import HoldfastConfig
+from holdfast.core.errors import BadInstruction, HookNotAttached, OperatorError, RecoveryFailed
+from holdfast.core.faults.injection import InjectionSpec
+from holdfast.core.instance.instance import Instance
+from holdfast.core.instance.processes import index_of_api_server
+from holdfast.core.ports import FrontEndHost
+from holdfast.core.protocol import messages as m
 from holdfast.core.protocol.effects import (
     CloseRendezvous,
     Effect,
@@ -30,13 +35,8 @@ from holdfast.core.protocol.effects import (
     Send,
     Settle,
 )
-from holdfast.core.errors import BadInstruction, HookNotAttached, OperatorError, RecoveryFailed
 from holdfast.core.protocol.events import Event, InstanceView
-from holdfast.core.instance.processes import index_of_api_server
-from holdfast.core.faults.injection import InjectionSpec
-from holdfast.core.instance.instance import Instance
 from holdfast.core.protocol.link_messages import LinkReported, RequestBlamed
-from holdfast.core.ports import FrontEndHost
 from holdfast.core.states import EngineState
 from holdfast.sentinel.addresses import engine_identity, is_link
 from holdfast.sentinel.links import Links

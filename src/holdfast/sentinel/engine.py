@@ -13,11 +13,11 @@ from collections.abc import Callable, Mapping
 
 import msgspec
 
-from holdfast.core.protocol import messages as m
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.faults.faults import Fault
 from holdfast.core.faults.injection import InjectionSpec, UncontainedFault
 from holdfast.core.ports import EngineHost
+from holdfast.core.protocol import messages as m
 from holdfast.core.stalls.step_deadlines import Limits
 from holdfast.sentinel.accusations import Accusations
 from holdfast.sentinel.addresses import engine_identity, worker_identity

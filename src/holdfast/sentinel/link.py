@@ -15,12 +15,12 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
-from holdfast.core.protocol import link_messages as lm
-from holdfast.core.protocol import messages as m
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.errors import HoldfastError, HookNotAttached, PeerSilent
-from holdfast.core.protocol.events import Event, EventKind, InstanceView
 from holdfast.core.faults.injection import InjectionSpec
+from holdfast.core.protocol import link_messages as lm
+from holdfast.core.protocol import messages as m
+from holdfast.core.protocol.events import Event, EventKind, InstanceView
 from holdfast.sentinel.addresses import link_identity
 from holdfast.sentinel.client import MAX_HISTORY
 from holdfast.sentinel.thread import SentinelThread

@@ -10,10 +10,10 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 
+from holdfast.core.ports import ControlPlane
 from holdfast.core.protocol import link_messages as lm
 from holdfast.core.protocol import messages as m
 from holdfast.core.protocol.events import Event, InstanceView
-from holdfast.core.ports import ControlPlane
 from holdfast.sentinel.addresses import link_identity
 from holdfast.wire import Hub
 

@@ -10,11 +10,11 @@ import time
 from collections.abc import Callable, Collection
 from dataclasses import replace
 
-from holdfast.core.protocol import messages as m
-from holdfast.core.poison.detector import Blame, Verdict, words_of_blame
 from holdfast.core.faults.faults import Fault, FaultClass, is_of_the_process
+from holdfast.core.poison.detector import Blame, Verdict, words_of_blame
 from holdfast.core.poison.numerics import Spoilt, named_by
 from holdfast.core.ports import RequestHost
+from holdfast.core.protocol import messages as m
 
 logger = logging.getLogger("holdfast")
 

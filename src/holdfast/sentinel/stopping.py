@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from holdfast.core.protocol import messages as m
 from holdfast.core.faults.faults import Fault, FaultClass
 from holdfast.core.ports import EngineHost
+from holdfast.core.protocol import messages as m
 from holdfast.sentinel.attendance import Attendance
 from holdfast.sentinel.containment import Containment
 

@@ -6,9 +6,9 @@ import logging
 import os
 import time
 
-from holdfast.core.protocol import messages as m
 from holdfast.core.faults.faults import Fault
 from holdfast.core.ports import WorkerHost
+from holdfast.core.protocol import messages as m
 from holdfast.sentinel.addresses import worker_identity
 from holdfast.sentinel.thread import IDLE_S, SentinelThread
 from holdfast.wire import Delivery, Station

@@ -6,9 +6,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import pytest
 from starlette.testclient import TestClient
 
-from holdfast.core.protocol import messages as m
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.errors import HoldfastError
+from holdfast.core.protocol import messages as m
 from support.control_plane import MemoryControl
 from support.http_app import Connect, build_app
 

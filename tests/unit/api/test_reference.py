@@ -12,8 +12,8 @@ import typer
 
 from holdfast.api import formats, openapi, routes
 from holdfast.core.config import HoldfastConfig
-from holdfast.core.protocol.events import EventKind
 from holdfast.core.faults.faults import Phase
+from holdfast.core.protocol.events import EventKind
 from holdfast.core.states import EngineState
 from support.control_plane import MemoryControl
 from support.http_app import build_app

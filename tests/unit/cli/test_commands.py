@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from holdfast.core.protocol import messages as m
 from holdfast.core.faults.faults import Phase
+from holdfast.core.protocol import messages as m
 from support.control_plane import MemoryControl
 from support.live_server import LiveServer
 

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from holdfast.core.faults.classification import Classifier, OwnRow, default_classifier, fault_of, parse_rows
 from holdfast.core.config import HoldfastConfig, dump_config, parse_config
 from holdfast.core.errors import BadConfiguration
+from holdfast.core.faults.classification import Classifier, OwnRow, default_classifier, fault_of, parse_rows
 from holdfast.core.faults.fault_table import SIGNAL_NUMBERS
 from holdfast.core.faults.faults import MAX_CAUSE_CHARS, MAX_REQUEST_ID_CHARS, MAX_REQUEST_IDS, FaultClass
 from holdfast.core.faults.patterns import compile_pattern

@@ -2,11 +2,11 @@
 
 import pytest
 
-from holdfast.core.protocol import messages as m
 from holdfast.core.config import HoldfastConfig
-from holdfast.core.protocol.effects import CloseRendezvous, OrderRecovery, Publish, ReplaceEngine, Send, Settle
 from holdfast.core.errors import InstructionConflict
 from holdfast.core.faults.faults import FaultClass
+from holdfast.core.protocol import messages as m
+from holdfast.core.protocol.effects import CloseRendezvous, OrderRecovery, Publish, ReplaceEngine, Send, Settle
 from holdfast.core.states import EngineState
 from support.instance_bench import Bench, kinds
 from support.ladder_world import World

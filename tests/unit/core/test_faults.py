@@ -6,7 +6,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from holdfast.core.protocol import messages as m
 from holdfast.core.faults.faults import (
     MAX_CAUSE_CHARS,
     Fault,
@@ -15,6 +14,7 @@ from holdfast.core.faults.faults import (
     deeper,
     describe_error,
 )
+from holdfast.core.protocol import messages as m
 
 BY_DEPTH = [
     FaultClass.COMMUNICATOR,

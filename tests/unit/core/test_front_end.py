@@ -2,11 +2,11 @@
 
 import pytest
 
-from holdfast.core.protocol import messages as m
 from holdfast.core.config import HoldfastConfig
+from holdfast.core.instance.processes import COORDINATOR, TELL_AGAIN_AFTER_S, api_server, index_of_api_server
+from holdfast.core.protocol import messages as m
 from holdfast.core.protocol.effects import End, ReplaceProcess, Send
 from holdfast.core.protocol.events import EventKind, ProcessView
-from holdfast.core.instance.processes import COORDINATOR, TELL_AGAIN_AFTER_S, api_server, index_of_api_server
 from holdfast.core.states import EngineState
 from support.instance_bench import Bench, kinds
 

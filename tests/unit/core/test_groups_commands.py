@@ -2,8 +2,8 @@
 
 import pytest
 
-from holdfast.core.protocol.effects import OrderRecovery, Publish, Settle
 from holdfast.core.errors import InstructionConflict
+from holdfast.core.protocol.effects import OrderRecovery, Publish, Settle
 from support.groups_bench import a_pair, orders, paused_after_a_fault, paused_by_hand, recovering, two_pairs
 from support.instance_bench import AUTO, EXTERNAL, a_fault
 

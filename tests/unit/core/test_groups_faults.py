@@ -2,9 +2,9 @@
 
 import pytest
 
+from holdfast.core.faults.faults import FaultClass, unresponsive
 from holdfast.core.protocol.effects import CloseRendezvous, End, Settle
 from holdfast.core.protocol.events import EventKind
-from holdfast.core.faults.faults import FaultClass, unresponsive
 from support.groups_bench import LEFT_ALONE, a_pair, orders, paused_by_hand, pauses, recovering, told
 from support.instance_bench import AUTO, DEEP, EXTERNAL, NO_RESTARTS, a_fault, is_affirming, kinds
 

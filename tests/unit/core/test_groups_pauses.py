@@ -2,11 +2,11 @@
 
 import pytest
 
-from holdfast.core.protocol.effects import End, Publish, Settle
 from holdfast.core.errors import InstructionConflict, UnknownEngine
-from holdfast.core.protocol.events import EventKind
 from holdfast.core.faults.faults import FaultClass, unresponsive
 from holdfast.core.instance.instance import AFFIRM_S, SOFT_PAUSE_S
+from holdfast.core.protocol.effects import End, Publish, Settle
+from holdfast.core.protocol.events import EventKind
 from support.groups_bench import LEFT_ALONE, a_pair, orders, paused_by_hand, pauses
 from support.instance_bench import AUTO, DEEP, EXTERNAL, Bench, a_fault, is_affirming, kinds
 

@@ -3,11 +3,11 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from holdfast.core.protocol import messages as m
-from holdfast.core.protocol.effects import End, LeaveOut, OrderRecovery, Publish, Send, Settle
 from holdfast.core.errors import InstructionConflict
 from holdfast.core.faults.faults import FaultClass
 from holdfast.core.faults.injection import InjectionSpec
+from holdfast.core.protocol import messages as m
+from holdfast.core.protocol.effects import End, LeaveOut, OrderRecovery, Publish, Send, Settle
 from holdfast.core.states import EngineState
 from support.groups_bench import orders
 from support.instance_bench import AUTO, EXTERNAL, SPEC, Bench, a_fault

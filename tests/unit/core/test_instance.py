@@ -2,11 +2,11 @@
 
 import pytest
 
+from holdfast.core.errors import InstructionConflict
+from holdfast.core.faults.faults import FaultClass, unresponsive
 from holdfast.core.protocol import messages as m
 from holdfast.core.protocol.effects import End, OrderRecovery, Publish, Settle
-from holdfast.core.errors import InstructionConflict
 from holdfast.core.protocol.events import EventKind
-from holdfast.core.faults.faults import FaultClass, unresponsive
 from holdfast.core.states import EngineState
 from support.instance_bench import AUTO, DEEP, EXTERNAL, NO_RESTARTS, Bench, a_fault, is_affirming, kinds, states
 

@@ -2,13 +2,13 @@
 
 import pytest
 
-from holdfast.core.protocol import messages as m
 from holdfast.core.config import HoldfastConfig
-from holdfast.core.protocol.effects import End, Send, Settle
 from holdfast.core.errors import InstructionConflict, UnknownEngine
-from holdfast.core.protocol.events import EventKind
 from holdfast.core.faults.faults import Phase
 from holdfast.core.faults.injection import InjectionSpec
+from holdfast.core.protocol import messages as m
+from holdfast.core.protocol.effects import End, Send, Settle
+from holdfast.core.protocol.events import EventKind
 from holdfast.core.states import EngineState
 from support.instance_bench import AUTO, EXTERNAL, SPEC, Bench, kinds
 

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from holdfast.core.config import HoldfastConfig
-from holdfast.core.protocol.events import EventKind
 from holdfast.core.faults.faults import FaultClass
+from holdfast.core.protocol.events import EventKind
 from support.ladder_world import World
 
 LONG_S = 80000.0  # a window in which no budget comes back

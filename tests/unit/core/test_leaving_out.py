@@ -3,11 +3,11 @@
 import pytest
 
 from holdfast.core.config import HoldfastConfig
-from holdfast.core.policy.actions import Action, Replacement
-from holdfast.core.protocol.effects import End, LeaveOut, ReplaceEngine, Settle
-from holdfast.core.policy.engines import decide_on_engine
 from holdfast.core.errors import InstructionConflict
 from holdfast.core.faults.faults import FaultClass
+from holdfast.core.policy.actions import Action, Replacement
+from holdfast.core.policy.engines import decide_on_engine
+from holdfast.core.protocol.effects import End, LeaveOut, ReplaceEngine, Settle
 from support.instance_bench import Bench, a_fault
 
 CONFIG = HoldfastConfig(max_engine_restarts=1, engine_restart_window_s=100.0)

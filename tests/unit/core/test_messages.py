@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from holdfast.core.protocol import messages as m
 from holdfast.core.faults.faults import Fault, FaultClass, Phase
 from holdfast.core.faults.injection import InjectionSpec
+from holdfast.core.protocol import messages as m
 from holdfast.core.protocol.rendezvous import Rendezvous
 
 LINKS = {

@@ -2,8 +2,8 @@
 
 import pytest
 
-from holdfast.core.poison.detector import Blame, Standing
 from holdfast.core.faults.faults import MAX_REQUEST_IDS, Fault, FaultClass
+from holdfast.core.poison.detector import Blame, Standing
 from holdfast.core.poison.numerics import Spoilt, in_fault, named_by, names_others
 
 

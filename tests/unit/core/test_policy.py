@@ -4,8 +4,8 @@ import msgspec
 import pytest
 
 from holdfast.core.config import HoldfastConfig
-from holdfast.core.policy.actions import Action, recent
 from holdfast.core.faults.faults import FaultClass, is_of_the_process
+from holdfast.core.policy.actions import Action, recent
 from holdfast.core.policy.ladder import Incident, decide_repair
 from support.incidents_at_hand import AUTO, EXTERNAL, NO_RESTARTS, fault, incident, nothing_wrong, sick
 

@@ -4,9 +4,9 @@ import msgspec
 import pytest
 
 from holdfast.core.config import HoldfastConfig
+from holdfast.core.faults.faults import FaultClass
 from holdfast.core.policy.actions import Action
 from holdfast.core.policy.engines import decide_replacement
-from holdfast.core.faults.faults import FaultClass
 from holdfast.core.policy.ladder import decide_repair, decide_wait
 from support.incidents_at_hand import AUTO, EXTERNAL, incident, nothing_wrong, sick
 

@@ -6,11 +6,11 @@ import msgspec
 import pytest
 
 from holdfast.core.config import HoldfastConfig
-from holdfast.core.policy.actions import Action
-from holdfast.core.policy.engines import decide_replacement
 from holdfast.core.faults.faults import FaultClass
-from holdfast.core.policy.ladder import decide_repair
+from holdfast.core.policy.actions import Action
 from holdfast.core.policy.capacity import RanksOut, ranks_allowed_out
+from holdfast.core.policy.engines import decide_replacement
+from holdfast.core.policy.ladder import decide_repair
 from support.incidents_at_hand import AUTO, EXTERNAL, NO_RESTARTS, OF_THE_PROCESS, incident, nothing_wrong, sick
 
 # ---- worker restarts

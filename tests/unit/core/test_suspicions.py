@@ -1,10 +1,10 @@
 """What an engine core finds out about its requests: told, shown, and no reason to give up on it."""
 
-from holdfast.core.protocol import messages as m
 from holdfast.core.config import HoldfastConfig
-from holdfast.core.protocol.effects import Send
 from holdfast.core.faults.faults import Phase
 from holdfast.core.faults.injection import InjectionSpec
+from holdfast.core.protocol import messages as m
+from holdfast.core.protocol.effects import Send
 from holdfast.core.protocol.link_messages import RequestBlamed
 from support.instance_bench import Bench, a_fault, kinds
 

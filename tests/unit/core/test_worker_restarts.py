@@ -2,11 +2,11 @@
 
 import pytest
 
+from holdfast.core.errors import BadInstruction, InstructionConflict, UnknownEngine
+from holdfast.core.faults.faults import FaultClass
 from holdfast.core.protocol import messages as m
 from holdfast.core.protocol.effects import Settle
-from holdfast.core.errors import BadInstruction, InstructionConflict, UnknownEngine
 from holdfast.core.protocol.events import EventKind, StandbyView
-from holdfast.core.faults.faults import FaultClass
 from support.groups_bench import LEFT_ALONE, a_pair, orders
 from support.instance_bench import AUTO, EXTERNAL, Bench, a_fault, a_loss, kinds
 

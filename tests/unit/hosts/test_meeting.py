@@ -7,9 +7,9 @@ import pytest
 pytest.importorskip("vllm")
 
 from holdfast.core.config import HoldfastConfig
+from holdfast.hosts.vllm.process.init_store import _in_own_folder
 from holdfast.hosts.vllm.process.settings import handed_down
 from holdfast.hosts.vllm.process.sockets import VARIABLE
-from holdfast.hosts.vllm.process.init_store import _in_own_folder
 
 
 def address() -> str:

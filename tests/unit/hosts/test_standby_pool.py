@@ -13,9 +13,9 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from holdfast.hosts.vllm.process import priority as gentle
 from holdfast.hosts.vllm.engine.worker_pool import standby_pool as module
 from holdfast.hosts.vllm.engine.worker_pool.standby_pool import PoolState, StandbyPool
+from holdfast.hosts.vllm.process import priority as gentle
 
 WITHIN_S = 10.0
 

@@ -8,10 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from holdfast.core.protocol import link_messages as lm
-from holdfast.core.protocol import messages as m
 from holdfast.core.config import HoldfastConfig
-from holdfast.core.protocol.effects import End
 from holdfast.core.errors import (
     BadInstruction,
     HoldfastError,
@@ -21,9 +18,12 @@ from holdfast.core.errors import (
     RecoveryFailed,
     UnknownEngine,
 )
-from holdfast.core.protocol.events import EventKind, InstanceView
 from holdfast.core.faults.faults import Fault, FaultClass, Phase
 from holdfast.core.faults.injection import InjectionSpec
+from holdfast.core.protocol import link_messages as lm
+from holdfast.core.protocol import messages as m
+from holdfast.core.protocol.effects import End
+from holdfast.core.protocol.events import EventKind, InstanceView
 from holdfast.core.protocol.rendezvous import Rendezvous
 from holdfast.sentinel import ClientSentinel, FrontEndLink, link
 from holdfast.sentinel.addresses import engine_identity, link_identity

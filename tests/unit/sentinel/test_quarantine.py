@@ -5,9 +5,9 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from holdfast.core.protocol import messages as m
-from holdfast.core.poison.detector import Standing
 from holdfast.core.faults.faults import Fault, FaultClass
+from holdfast.core.poison.detector import Standing
+from holdfast.core.protocol import messages as m
 from holdfast.sentinel.quarantine import Quarantine
 
 NOBODY_SUSPECTED = (None, frozenset(), None)

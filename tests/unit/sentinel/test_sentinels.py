@@ -11,13 +11,13 @@ from queue import SimpleQueue
 import pytest
 
 import holdfast.sentinel.worker as worker_sentinel
-from holdfast.core.protocol import messages as m
 from holdfast.core.config import HoldfastConfig
-from holdfast.core.protocol.effects import End, ReplaceEngine
 from holdfast.core.errors import BadInstruction, HookNotAttached, InstructionConflict, RecoveryFailed
-from holdfast.core.protocol.events import EventKind
 from holdfast.core.faults.faults import Fault, FaultClass, Phase
 from holdfast.core.faults.injection import FaultKind, InjectionSpec, UncontainedFault
+from holdfast.core.protocol import messages as m
+from holdfast.core.protocol.effects import End, ReplaceEngine
+from holdfast.core.protocol.events import EventKind
 from holdfast.core.protocol.messages import RecoveryReport
 from holdfast.core.protocol.rendezvous import Rendezvous
 from holdfast.core.states import EngineState

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING
 
+from holdfast.core.errors import InstructionConflict
+from holdfast.core.instance.instance import Instance
 from holdfast.core.protocol import messages as m
 from holdfast.core.protocol.effects import (
     CloseRendezvous,
@@ -17,9 +19,7 @@ from holdfast.core.protocol.effects import (
     Send,
     Settle,
 )
-from holdfast.core.errors import InstructionConflict
 from holdfast.core.protocol.events import Event, EventKind
-from holdfast.core.instance.instance import Instance
 from holdfast.core.protocol.rendezvous import Rendezvous
 from holdfast.core.states import EngineState
 

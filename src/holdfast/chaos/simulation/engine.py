@@ -7,10 +7,10 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from holdfast.chaos.simulation.front_end import Request
-from holdfast.core.protocol import messages as m
 from holdfast.core.faults.classification import default_classifier, fault_of
 from holdfast.core.faults.faults import Fault, FaultClass, deeper, hung
 from holdfast.core.faults.injection import InjectedFault, InjectionSpec
+from holdfast.core.protocol import messages as m
 from holdfast.hosts.fake import EngineOptions, FakeEngineCore, Interrupted, WorkerFailed
 from holdfast.sentinel.quarantine import Quarantine
 

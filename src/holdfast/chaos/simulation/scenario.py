@@ -6,9 +6,9 @@ import random
 from dataclasses import dataclass, field
 
 from holdfast.core.config import FaultPolicy, HoldfastConfig
-from holdfast.core.policy.actions import LONGEST_PAUSE_S
 from holdfast.core.faults.faults import Phase
 from holdfast.core.faults.injection import InjectionSpec
+from holdfast.core.policy.actions import LONGEST_PAUSE_S
 from holdfast.hosts.fake import EngineOptions
 
 

@@ -8,19 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from holdfast.core.protocol import messages as m
-from holdfast.core.instance.commands import Commands
 from holdfast.core.config import HoldfastConfig
+from holdfast.core.faults.faults import Fault, FaultClass
+from holdfast.core.instance.commands import Commands
+from holdfast.core.instance.engine_repair import Replacements
+from holdfast.core.instance.event_log import Journal
+from holdfast.core.instance.group import Engine, LockstepGroup
+from holdfast.core.instance.roster import Roster
 from holdfast.core.policy.actions import Action, Decision, Replacement, recent
+from holdfast.core.policy.capacity import RanksOut
+from holdfast.core.policy.ladder import Incident
+from holdfast.core.protocol import messages as m
 from holdfast.core.protocol.effects import CloseRendezvous, Effect, End, OrderRecovery, Publish, Send, Settle
 from holdfast.core.protocol.events import DecisionRecord, EventKind
-from holdfast.core.faults.faults import Fault, FaultClass
-from holdfast.core.instance.group import Engine, LockstepGroup
-from holdfast.core.instance.event_log import Journal
-from holdfast.core.policy.ladder import Incident
-from holdfast.core.policy.capacity import RanksOut
-from holdfast.core.instance.engine_repair import Replacements
-from holdfast.core.instance.roster import Roster
 from holdfast.core.states import EngineState, Trigger
 
 Decide = Callable[[float, Incident, HoldfastConfig], Decision]

@@ -5,16 +5,16 @@ Must never raise: reports may be late, lost, repeated or out of order.
 
 from __future__ import annotations
 
-from holdfast.core.protocol import messages as m
-from holdfast.core.poison.detector import FAULTS_BEFORE_SEARCH
-from holdfast.core.instance.commands import Commands
-from holdfast.core.protocol.effects import Effect, Settle
-from holdfast.core.protocol.events import EventKind, StandbyView
 from holdfast.core.faults.faults import Fault, FaultClass, deeper, unresponsive
-from holdfast.core.instance.group import STOPPING, Engine, LockstepGroup
+from holdfast.core.instance.commands import Commands
 from holdfast.core.instance.decision import Interventions, close_rendezvous
 from holdfast.core.instance.event_log import Journal
+from holdfast.core.instance.group import STOPPING, Engine, LockstepGroup
+from holdfast.core.poison.detector import FAULTS_BEFORE_SEARCH
 from holdfast.core.policy.ladder import decide_repair
+from holdfast.core.protocol import messages as m
+from holdfast.core.protocol.effects import Effect, Settle
+from holdfast.core.protocol.events import EventKind, StandbyView
 from holdfast.core.states import EngineState, Trigger
 
 

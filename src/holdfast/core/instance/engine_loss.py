@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from holdfast.core.protocol import messages as m
-from holdfast.core.instance.commands import Commands
 from holdfast.core.config import HoldfastConfig
-from holdfast.core.policy.actions import Action, Replacement, recent
-from holdfast.core.protocol.effects import Effect, Send
-from holdfast.core.policy.engines import decide_on_engine, decide_replacement, is_to_try_again
-from holdfast.core.protocol.events import EventKind
-from holdfast.core.instance.group import Engine, LockstepGroup
+from holdfast.core.instance.commands import Commands
 from holdfast.core.instance.decision import Interventions
-from holdfast.core.instance.event_log import Journal
 from holdfast.core.instance.detection import Reports
+from holdfast.core.instance.event_log import Journal
+from holdfast.core.instance.group import Engine, LockstepGroup
+from holdfast.core.policy.actions import Action, Replacement, recent
+from holdfast.core.policy.engines import decide_on_engine, decide_replacement, is_to_try_again
+from holdfast.core.protocol import messages as m
+from holdfast.core.protocol.effects import Effect, Send
+from holdfast.core.protocol.events import EventKind
 from holdfast.core.states import EngineState
 
 

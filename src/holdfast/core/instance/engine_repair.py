@@ -6,13 +6,13 @@ engine was lost once more, and moves them.
 
 from __future__ import annotations
 
-from holdfast.core.instance.commands import Commands
 from holdfast.core.config import HoldfastConfig
+from holdfast.core.instance.commands import Commands
+from holdfast.core.instance.event_log import Journal
+from holdfast.core.instance.group import Engine, LockstepGroup
 from holdfast.core.policy.actions import Replacement, recent
 from holdfast.core.protocol.effects import CloseRendezvous, Effect, LeaveOut, Publish, ReplaceEngine, Settle
 from holdfast.core.protocol.events import EventKind
-from holdfast.core.instance.group import Engine, LockstepGroup
-from holdfast.core.instance.event_log import Journal
 
 
 class Replacements:

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from holdfast.core.protocol.effects import Publish
-from holdfast.core.protocol.events import Event, EventKind, InstanceView
 from holdfast.core.instance.group import Engine, LockstepGroup
 from holdfast.core.instance.roster import Roster
+from holdfast.core.protocol.effects import Publish
+from holdfast.core.protocol.events import Event, EventKind, InstanceView
 
 
 class Journal:

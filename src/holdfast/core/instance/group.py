@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from holdfast.core.protocol.events import EngineView, StandbyView
 from holdfast.core.faults.faults import Fault, FaultClass, deeper, is_of_the_process
 from holdfast.core.faults.injection import InjectionSpec
 from holdfast.core.poison.numerics import Named, named_by
+from holdfast.core.protocol.events import EngineView, StandbyView
 from holdfast.core.states import EngineState, Trigger, next_state
 
 MAX_POISONS = 16

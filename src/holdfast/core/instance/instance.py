@@ -9,21 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from holdfast.core.protocol import messages as m
-from holdfast.core.instance.commands import Commands
 from holdfast.core.config import HoldfastConfig
-from holdfast.core.instance.deadlines import find_overdue, find_unanswered, is_to_affirm, is_to_harden
-from holdfast.core.protocol.effects import Effect, Send, Settle
-from holdfast.core.instance.engine_loss import EngineLosses
 from holdfast.core.errors import InstructionConflict
-from holdfast.core.protocol.events import EventKind, InstanceView
-from holdfast.core.instance.processes import FrontEndProcesses
-from holdfast.core.instance.group import LockstepGroup
 from holdfast.core.faults.injection import InjectionSpec
+from holdfast.core.instance.commands import Commands
+from holdfast.core.instance.deadlines import find_overdue, find_unanswered, is_to_affirm, is_to_harden
 from holdfast.core.instance.decision import Interventions
+from holdfast.core.instance.detection import Reports
+from holdfast.core.instance.engine_loss import EngineLosses
+from holdfast.core.instance.engine_repair import Replacements
 from holdfast.core.instance.event_log import Journal
-from holdfast.core.protocol.link_messages import RequestBlamed
-from holdfast.core.policy.ladder import decide_repair, decide_wait
+from holdfast.core.instance.group import LockstepGroup
 from holdfast.core.instance.preconditions import (
     refuse_unknown_ranks,
     refuse_unless_engine_can_restart,
@@ -31,9 +27,13 @@ from holdfast.core.instance.preconditions import (
     refuse_unless_it_can_go_on,
     refuse_unless_paused,
 )
-from holdfast.core.instance.engine_repair import Replacements
-from holdfast.core.instance.detection import Reports
+from holdfast.core.instance.processes import FrontEndProcesses
 from holdfast.core.instance.roster import Roster
+from holdfast.core.policy.ladder import decide_repair, decide_wait
+from holdfast.core.protocol import messages as m
+from holdfast.core.protocol.effects import Effect, Send, Settle
+from holdfast.core.protocol.events import EventKind, InstanceView
+from holdfast.core.protocol.link_messages import RequestBlamed
 from holdfast.core.states import EngineState
 
 SOFT_PAUSE_S = 1.0  # a soft pause that has not come to a step boundary by then becomes a hard one

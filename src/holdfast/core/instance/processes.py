@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from holdfast.core.protocol import messages as m
 from holdfast.core.config import HoldfastConfig
-from holdfast.core.policy.actions import Replacement, growing_pause_s, recent
-from holdfast.core.protocol.effects import Effect, ReplaceProcess, Send
-from holdfast.core.protocol.events import EventKind, ProcessView
 from holdfast.core.instance.decision import Interventions
 from holdfast.core.instance.event_log import Journal
 from holdfast.core.instance.roster import Roster
+from holdfast.core.policy.actions import Replacement, growing_pause_s, recent
+from holdfast.core.protocol import messages as m
+from holdfast.core.protocol.effects import Effect, ReplaceProcess, Send
+from holdfast.core.protocol.events import EventKind, ProcessView
 
 COORDINATOR = "coordinator"
 _API_SERVER = "api-server-"

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from holdfast.core.errors import UnknownEngine
-from holdfast.core.protocol.events import ProcessView
 from holdfast.core.instance.group import Engine, LockstepGroup, make_groups
 from holdfast.core.policy.capacity import RanksOut
+from holdfast.core.protocol.events import ProcessView
 from holdfast.core.states import Trigger
 
 

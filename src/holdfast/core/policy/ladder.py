@@ -5,11 +5,11 @@ from __future__ import annotations
 import msgspec
 
 from holdfast.core.config import HoldfastConfig
-from holdfast.core.policy.actions import Action, Decision, growing_pause_s, recent
-from holdfast.core.policy.engines import decide_on_engine, decide_replacement
 from holdfast.core.faults.faults import Fault, FaultClass
 from holdfast.core.poison.numerics import Named, names_others
+from holdfast.core.policy.actions import Action, Decision, growing_pause_s, recent
 from holdfast.core.policy.capacity import RanksOut
+from holdfast.core.policy.engines import decide_on_engine, decide_replacement
 from holdfast.core.policy.reasons import WHY_RESTART, why_restart, why_retry
 
 # Most errors leave a process intact, also those of which nobody has heard: one retry is cheap, and wrong at most

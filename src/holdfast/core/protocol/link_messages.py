@@ -10,8 +10,8 @@ import enum
 
 import msgspec
 
-from holdfast.core.protocol import messages as m
 from holdfast.core.errors import BadInstruction, HoldfastError, InstructionConflict, RecoveryFailed, UnknownEngine
+from holdfast.core.protocol import messages as m
 from holdfast.core.protocol.events import Event, InstanceView
 
 

@@ -11,7 +11,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from holdfast.core.protocol.messages import RecoveryReport
-from holdfast.core.requests.rewind import HeldRequest, given_up_blocks, plan_restart, plan_rewind, release_until_rest_fits
+from holdfast.core.requests.rewind import (
+    HeldRequest,
+    given_up_blocks,
+    plan_restart,
+    plan_rewind,
+    release_until_rest_fits,
+)
 from holdfast.hosts.fake.blocks import BlockPool
 from holdfast.hosts.fake.worker import Part
 

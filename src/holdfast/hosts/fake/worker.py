@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from holdfast.core.faults.classification import default_classifier, fault_of
 from holdfast.core.errors import NonFiniteLogits, RankFenced
+from holdfast.core.faults.classification import default_classifier, fault_of
 from holdfast.core.faults.faults import Phase
 from holdfast.core.faults.injection import FaultKind, InjectedFault, InjectionSpec, Trap
 from holdfast.core.ports import FaultReporter

@@ -17,15 +17,8 @@ from typing import Any
 
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.errors import BadConfiguration, HookNotAttached
-from holdfast.core.protocol.events import InstanceView
 from holdfast.core.ports import ControlPlane
-from holdfast.hosts.vllm.owner.api_servers import save_process_arguments
-from holdfast.hosts.vllm.owner.coordinator import save_coordinator_arguments
-from holdfast.hosts.vllm.owner.engine_spawning import save_arguments
-from holdfast.hosts.vllm.serving.takeover import Newcomer, greet_engine_cores
-from holdfast.hosts.vllm.owner.owner import MakeOutlets, Owner, current_owner
-from holdfast.hosts.vllm.serving.client_hooks import attach_client_hooks, serve_until, served_requests
-from holdfast.hosts.vllm.serving.routing import route_around_paused
+from holdfast.core.protocol.events import InstanceView
 from holdfast.hosts.vllm.contract.front_end_touchpoints import (
     AWAIT_END,
     CLIENT_INIT,
@@ -40,7 +33,6 @@ from holdfast.hosts.vllm.contract.front_end_touchpoints import (
     WATCH_ENGINES,
 )
 from holdfast.hosts.vllm.contract.registry import attach, attached
-from holdfast.hosts.vllm.process.settings import handed_down, inherited_settings, is_asked_for, take_settings
 from holdfast.hosts.vllm.contract.topology import (
     UNPROTECTED,
     lockstep_groups,
@@ -49,6 +41,14 @@ from holdfast.hosts.vllm.contract.topology import (
     refuse_unprotected,
 )
 from holdfast.hosts.vllm.contract.versions import refuse_unknown_host
+from holdfast.hosts.vllm.owner.api_servers import save_process_arguments
+from holdfast.hosts.vllm.owner.coordinator import save_coordinator_arguments
+from holdfast.hosts.vllm.owner.engine_spawning import save_arguments
+from holdfast.hosts.vllm.owner.owner import MakeOutlets, Owner, current_owner
+from holdfast.hosts.vllm.process.settings import handed_down, inherited_settings, is_asked_for, take_settings
+from holdfast.hosts.vllm.serving.client_hooks import attach_client_hooks, serve_until, served_requests
+from holdfast.hosts.vllm.serving.routing import route_around_paused
+from holdfast.hosts.vllm.serving.takeover import Newcomer, greet_engine_cores
 from holdfast.sentinel import FrontEndLink
 from holdfast.sentinel.addresses import client_address
 from holdfast.wire import ZmqStation

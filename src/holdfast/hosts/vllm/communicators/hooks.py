@@ -6,8 +6,8 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from holdfast.hosts.vllm.contract.communicator_touchpoints import STATELESS_GLOO_GROUP, TORCH_GROUP
 from holdfast.hosts.vllm.communicators.tracking import TRACKED, TorchGroup
+from holdfast.hosts.vllm.contract.communicator_touchpoints import STATELESS_GLOO_GROUP, TORCH_GROUP
 
 _OWN_FIELDS = ("group_name", "group_size", "group_rank", "global_ranks_in_group", "backend", "timeout")
 

@@ -21,8 +21,8 @@ from holdfast.hosts.vllm.contract.cpu_touchpoints import (
     WORKER_DEVICE,
 )
 from holdfast.hosts.vllm.contract.registry import attach
-from holdfast.hosts.vllm.process.settings import inherited_settings
 from holdfast.hosts.vllm.contract.touchpoint import Touchpoint
+from holdfast.hosts.vllm.process.settings import inherited_settings
 
 logger = logging.getLogger("holdfast")
 

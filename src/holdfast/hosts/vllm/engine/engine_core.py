@@ -13,23 +13,23 @@ from holdfast.core.faults.injection import InjectionSpec
 from holdfast.core.protocol.messages import RecoveryReport
 from holdfast.core.protocol.rendezvous import Rendezvous
 from holdfast.hosts.vllm.communicators import EngineCommunicators, attach_communicator_hooks
-from holdfast.hosts.vllm.process.device_health import device_health
+from holdfast.hosts.vllm.contract.registry import BUSY_LOOP, ENGINE_INIT, LOCKSTEP_BUSY_LOOP, attach, attached
 from holdfast.hosts.vllm.engine.api_server_clients import answer_greetings, drop_requests
-from holdfast.hosts.vllm.engine.request_admission import VllmRequests
 from holdfast.hosts.vllm.engine.exit_deadline import leave_within
+from holdfast.hosts.vllm.engine.lockstep_wave import begin_later_than_any_wave, in_lockstep
 from holdfast.hosts.vllm.engine.pacing import PacedPrefill
 from holdfast.hosts.vllm.engine.progress import record_progress
 from holdfast.hosts.vllm.engine.recovery import Recovery
+from holdfast.hosts.vllm.engine.request_admission import VllmRequests
 from holdfast.hosts.vllm.engine.resuming import attach_resuming_hooks, pace
-from holdfast.hosts.vllm.engine.lockstep_wave import begin_later_than_any_wave, in_lockstep
 from holdfast.hosts.vllm.engine.step_rules import StepRules
-from holdfast.hosts.vllm.owner.coordinator import introduce
-from holdfast.hosts.vllm.injection.points import Traps, arm_engine
-from holdfast.hosts.vllm.contract.registry import BUSY_LOOP, ENGINE_INIT, LOCKSTEP_BUSY_LOOP, attach, attached
-from holdfast.hosts.vllm.process.settings import inherited_settings, joins_epoch
-from holdfast.hosts.vllm.process.init_store import attach_meeting_place
-from holdfast.hosts.vllm.process.shared_memory import attach_notes_of_segments
 from holdfast.hosts.vllm.engine.worker_pool.standby_pool import PoolState
+from holdfast.hosts.vllm.injection.points import Traps, arm_engine
+from holdfast.hosts.vllm.owner.coordinator import introduce
+from holdfast.hosts.vllm.process.device_health import device_health
+from holdfast.hosts.vllm.process.init_store import attach_meeting_place
+from holdfast.hosts.vllm.process.settings import inherited_settings, joins_epoch
+from holdfast.hosts.vllm.process.shared_memory import attach_notes_of_segments
 from holdfast.hosts.vllm.worker.worker import TOLD_TO_STOP
 from holdfast.sentinel import EngineCoreSentinel
 from holdfast.sentinel.addresses import client_address, engine_address

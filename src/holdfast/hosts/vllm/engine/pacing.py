@@ -13,8 +13,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from holdfast.core.requests.pacing import Pacing
-from holdfast.hosts.vllm.engine.rewind import only_full_attention
 from holdfast.hosts.vllm.engine.lockstep_wave import in_lockstep
+from holdfast.hosts.vllm.engine.rewind import only_full_attention
 from holdfast.hosts.vllm.engine.step_rules import StepRules
 
 logger = logging.getLogger("holdfast")

@@ -20,13 +20,13 @@ from holdfast.core.protocol.rendezvous import Rendezvous
 from holdfast.hosts.vllm.communicators import EngineCommunicators
 from holdfast.hosts.vllm.engine import rewind as rewinding
 from holdfast.hosts.vllm.engine.departed_requests import Departures
-from holdfast.hosts.vllm.engine.pacing import PacedPrefill
-from holdfast.hosts.vllm.protocol.restore import TAIL_TOKENS, RequestHistory, RestoreOrder, RestoreReply
-from holdfast.hosts.vllm.engine.salvage import request_being_added, salvage
 from holdfast.hosts.vllm.engine.lockstep_wave import agree_on_wave, forget_interrupts, in_lockstep
-from holdfast.hosts.vllm.protocol.request_history import NotRestorable, encode_whole, whole_request
-from holdfast.hosts.vllm.injection.points import Traps
+from holdfast.hosts.vllm.engine.pacing import PacedPrefill
+from holdfast.hosts.vllm.engine.salvage import request_being_added, salvage
 from holdfast.hosts.vllm.engine.worker_pool.replacement import Replaced
+from holdfast.hosts.vllm.injection.points import Traps
+from holdfast.hosts.vllm.protocol.request_history import NotRestorable, encode_whole, whole_request
+from holdfast.hosts.vllm.protocol.restore import TAIL_TOKENS, RequestHistory, RestoreOrder, RestoreReply
 
 logger = logging.getLogger("holdfast")
 

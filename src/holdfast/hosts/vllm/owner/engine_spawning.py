@@ -20,10 +20,10 @@ from typing import Any
 import psutil
 
 from holdfast.core.config import HoldfastConfig
-from holdfast.hosts.vllm.process.settings import handed_down, inherited_settings
-from holdfast.hosts.vllm.process.sockets import empty_folder
 from holdfast.hosts.vllm.process.bootstrap import Beginning
 from holdfast.hosts.vllm.process.priority import hurry
+from holdfast.hosts.vllm.process.settings import handed_down, inherited_settings
+from holdfast.hosts.vllm.process.sockets import empty_folder
 
 logger = logging.getLogger("holdfast")
 

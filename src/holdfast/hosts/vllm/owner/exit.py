@@ -15,9 +15,9 @@ from collections.abc import Awaitable, Callable
 from multiprocessing import resource_tracker
 from typing import Any, NoReturn
 
-from holdfast.hosts.vllm.owner.owner import current_owner
 from holdfast.hosts.vllm.contract.front_end_touchpoints import SERVE_HTTP, SERVE_MANY
 from holdfast.hosts.vllm.contract.registry import attach
+from holdfast.hosts.vllm.owner.owner import current_owner
 
 TRACKER_TIMEOUT_S = 2.0
 EXIT_DEFEATED = 70  # EX_SOFTWARE of sysexits.h

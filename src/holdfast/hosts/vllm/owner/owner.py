@@ -21,25 +21,25 @@ from typing import Any, Protocol, cast
 
 import msgspec
 
-from holdfast.core.faults.classification import Classifier
 from holdfast.core.config import HoldfastConfig
-from holdfast.core.protocol.effects import End, LeaveOut, ReplaceEngine, ReplaceProcess
 from holdfast.core.errors import HookNotAttached
+from holdfast.core.faults.classification import Classifier
 from holdfast.core.instance.processes import COORDINATOR
+from holdfast.core.protocol.effects import End, LeaveOut, ReplaceEngine, ReplaceProcess
 from holdfast.core.protocol.rendezvous import Rendezvous
 from holdfast.core.stalls.stalls import Stall
 from holdfast.core.states import EngineState
 from holdfast.hosts.vllm.communicators.rendezvous import RendezvousHost
-from holdfast.hosts.vllm.process.exits import explain_exit
+from holdfast.hosts.vllm.contract.front_end_touchpoints import CLIENT_INIT
+from holdfast.hosts.vllm.contract.registry import missing
 from holdfast.hosts.vllm.owner.api_servers import ApiServerMember
 from holdfast.hosts.vllm.owner.coordinator import CoordinatorMember
 from holdfast.hosts.vllm.owner.engine_processes import END_TIMEOUT_S, EnginePlaces, check_hooks
 from holdfast.hosts.vllm.owner.engine_spawning import Launch, cannot_replace, kill_tree
 from holdfast.hosts.vllm.owner.engine_watch import EngineCoreWatch
 from holdfast.hosts.vllm.owner.peer_watch import FrontEndWatch
-from holdfast.hosts.vllm.contract.front_end_touchpoints import CLIENT_INIT
+from holdfast.hosts.vllm.process.exits import explain_exit
 from holdfast.hosts.vllm.process.logs import share_log
-from holdfast.hosts.vllm.contract.registry import missing
 from holdfast.progress.oom import oom_kills
 from holdfast.sentinel import ClientSentinel
 from holdfast.sentinel.addresses import client_address

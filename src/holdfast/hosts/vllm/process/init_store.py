@@ -9,9 +9,9 @@ import os
 from collections.abc import Callable
 
 from holdfast.hosts.vllm.contract.registry import attach
+from holdfast.hosts.vllm.contract.worker_touchpoints import FILE_STORE
 from holdfast.hosts.vllm.process.settings import inherited_settings
 from holdfast.hosts.vllm.process.sockets import VARIABLE as SOCKETS
-from holdfast.hosts.vllm.contract.worker_touchpoints import FILE_STORE
 
 
 def attach_meeting_place() -> None:

@@ -14,9 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from holdfast.core.faults.classification import SETTING as FAULT_CLASSES
 from holdfast.core.config import HoldfastConfig, dump_config, parse_config
 from holdfast.core.errors import BadConfiguration
+from holdfast.core.faults.classification import SETTING as FAULT_CLASSES
 from holdfast.hosts.vllm.process.sockets import VARIABLE as SOCKETS
 from holdfast.hosts.vllm.process.sockets import holds_sockets
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from holdfast.hosts.vllm.contract.registry import attach
-from holdfast.hosts.vllm.process.settings import inherited_settings
 from holdfast.hosts.vllm.contract.worker_touchpoints import RING_BUFFER
+from holdfast.hosts.vllm.process.settings import inherited_settings
 from holdfast.progress import look_at
 from holdfast.progress.processes import GONE
 

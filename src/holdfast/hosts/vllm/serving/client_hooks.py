@@ -9,10 +9,6 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from holdfast.hosts.vllm.serving.lost_engines import EngineGone
-from holdfast.hosts.vllm.serving.error_reasons import attach_last_words
-from holdfast.hosts.vllm.owner.owner import current_owner
-from holdfast.hosts.vllm.serving.request_router import ServedRequests
 from holdfast.hosts.vllm.contract.front_end_touchpoints import (
     ABORT,
     ABORT_BALANCED,
@@ -24,7 +20,11 @@ from holdfast.hosts.vllm.contract.front_end_touchpoints import (
     VALIDATE_ALIVE,
 )
 from holdfast.hosts.vllm.contract.registry import attach
+from holdfast.hosts.vllm.owner.owner import current_owner
 from holdfast.hosts.vllm.process.settings import inherited_settings
+from holdfast.hosts.vllm.serving.error_reasons import attach_last_words
+from holdfast.hosts.vllm.serving.lost_engines import EngineGone
+from holdfast.hosts.vllm.serving.request_router import ServedRequests
 
 _NAME = "holdfast"
 

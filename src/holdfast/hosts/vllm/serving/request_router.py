@@ -24,8 +24,8 @@ from holdfast.core.requests.journal import OpenRequests
 from holdfast.core.requests.readmission import Readmission
 from holdfast.core.states import EngineState
 from holdfast.hosts.vllm.engine.resuming import resumption, strip_history, unmovable
-from holdfast.hosts.vllm.serving.lost_engines import GoneEngines
 from holdfast.hosts.vllm.serving.error_reasons import keep_last_words, unsaid_of
+from holdfast.hosts.vllm.serving.lost_engines import GoneEngines
 
 logger = logging.getLogger("holdfast")
 

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from typing import Any
 
 from holdfast.hosts.vllm.communicators.hooks import described
-from holdfast.hosts.vllm.contract.communicator_touchpoints import TORCH_GROUP
 from holdfast.hosts.vllm.communicators.tracking import TRACKED
+from holdfast.hosts.vllm.contract.communicator_touchpoints import TORCH_GROUP
 from holdfast.hosts.vllm.contract.registry import attach
 from holdfast.hosts.vllm.contract.worker_touchpoints import BROADCAST_QUEUE, INIT_GROUPS, SAME_NODE
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from holdfast.hosts.vllm.protocol.restore import RequestHistory
 from holdfast.hosts.vllm.protocol.request_history import WholeRequest
+from holdfast.hosts.vllm.protocol.restore import RequestHistory
 from holdfast.hosts.vllm.worker.generators import new_generator, stand_after
 
 

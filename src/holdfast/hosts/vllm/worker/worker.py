@@ -14,25 +14,25 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from holdfast.core.faults.classification import Classifier, default_classifier, fault_of
 from holdfast.core.errors import RankFenced, RecoveryFailed
+from holdfast.core.faults.classification import Classifier, default_classifier, fault_of
 from holdfast.core.faults.faults import Phase, describe_error
 from holdfast.core.faults.injection import InjectionSpec
 from holdfast.core.ports import Communicators, FaultReporter
 from holdfast.hosts.vllm.communicators import WorkerCommunicators, attach_communicator_hooks
 from holdfast.hosts.vllm.communicators.stuck import collective_under_way
-from holdfast.hosts.vllm.protocol.restore import RESTORE, RestoreOrder, RestoreReply, decode_order, encode_reply
-from holdfast.hosts.vllm.protocol.request_history import decode_whole
-from holdfast.hosts.vllm.injection.points import Traps, arm_logits, arm_model, raise_at
 from holdfast.hosts.vllm.contract.registry import WORKER_QUEUES, attach, attached
+from holdfast.hosts.vllm.injection.points import Traps, arm_logits, arm_model, raise_at
 from holdfast.hosts.vllm.process.settings import inherited_settings
-from holdfast.hosts.vllm.worker.placeholder_groups import end_alone, is_alone
-from holdfast.hosts.vllm.worker.logits_check import LogitsCheck
-from holdfast.hosts.vllm.worker.replacement_main import awaited_queue
-from holdfast.hosts.vllm.worker.handlers import JOIN, LEARN, PREPARE, join, prepare
-from holdfast.hosts.vllm.worker.progress import StepProgress, step_progress
-from holdfast.hosts.vllm.worker.runner_state import learn, restore_runner
 from holdfast.hosts.vllm.process.shared_memory import attach_notes_of_segments
+from holdfast.hosts.vllm.protocol.request_history import decode_whole
+from holdfast.hosts.vllm.protocol.restore import RESTORE, RestoreOrder, RestoreReply, decode_order, encode_reply
+from holdfast.hosts.vllm.worker.handlers import JOIN, LEARN, PREPARE, join, prepare
+from holdfast.hosts.vllm.worker.logits_check import LogitsCheck
+from holdfast.hosts.vllm.worker.placeholder_groups import end_alone, is_alone
+from holdfast.hosts.vllm.worker.progress import StepProgress, step_progress
+from holdfast.hosts.vllm.worker.replacement_main import awaited_queue
+from holdfast.hosts.vllm.worker.runner_state import learn, restore_runner
 from holdfast.sentinel import WorkerSentinel
 from holdfast.sentinel.addresses import engine_address
 from holdfast.wire import ZmqStation

@@ -16,14 +16,14 @@ from vllm.v1.executor.multiproc_executor import MultiprocExecutor, WorkerProc
 from holdfast.core.errors import PeerSilent, RecoveryFailed
 from holdfast.hosts.vllm.engine.engine_core import attach_engine_hooks
 from holdfast.hosts.vllm.engine.solo_join import attach_joining_hooks
-from holdfast.hosts.vllm.protocol.restore import RESTORE, RestoreOrder, RestoreReply, decode_reply, encode_order
-from holdfast.hosts.vllm.process.settings import inherited_settings
 from holdfast.hosts.vllm.engine.worker_pool.bounded_queue import bounded
-from holdfast.hosts.vllm.engine.worker_pool.replacement import Replaced, replace_ranks
-from holdfast.hosts.vllm.process.shared_memory import noting_semaphores
-from holdfast.hosts.vllm.engine.worker_pool.standby_pool import PoolState, StandbyPool
-from holdfast.hosts.vllm.engine.worker_pool.spawning import Newcomer, WorkerSeed, seed_of, start_standby
 from holdfast.hosts.vllm.engine.worker_pool.exit_watch import WorkerWatch
+from holdfast.hosts.vllm.engine.worker_pool.replacement import Replaced, replace_ranks
+from holdfast.hosts.vllm.engine.worker_pool.spawning import Newcomer, WorkerSeed, seed_of, start_standby
+from holdfast.hosts.vllm.engine.worker_pool.standby_pool import PoolState, StandbyPool
+from holdfast.hosts.vllm.process.settings import inherited_settings
+from holdfast.hosts.vllm.process.shared_memory import noting_semaphores
+from holdfast.hosts.vllm.protocol.restore import RESTORE, RestoreOrder, RestoreReply, decode_reply, encode_order
 from holdfast.hosts.vllm.worker.worker import attach_worker_hooks
 
 attach_joining_hooks()  # the first to attach stays

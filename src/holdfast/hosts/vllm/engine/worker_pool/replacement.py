@@ -20,13 +20,13 @@ from vllm.distributed.device_communicators.shm_broadcast import MessageQueue
 from vllm.utils.network_utils import get_ip
 
 from holdfast.core.errors import PeerSilent, RecoveryFailed
-from holdfast.hosts.vllm.process.settings import inherited_settings
-from holdfast.hosts.vllm.process.sockets import remove_sockets
-from holdfast.hosts.vllm.worker.replacement_main import of_handle
 from holdfast.hosts.vllm.engine.worker_pool.replacement_processes import Newcomers
-from holdfast.hosts.vllm.worker.handlers import JOIN, PREPARE, JoinOrder, encode
-from holdfast.hosts.vllm.process.shared_memory import forget_segments_of_the_dead
 from holdfast.hosts.vllm.engine.worker_pool.spawning import KILL_TIMEOUT_S
+from holdfast.hosts.vllm.process.settings import inherited_settings
+from holdfast.hosts.vllm.process.shared_memory import forget_segments_of_the_dead
+from holdfast.hosts.vllm.process.sockets import remove_sockets
+from holdfast.hosts.vllm.worker.handlers import JOIN, PREPARE, JoinOrder, encode
+from holdfast.hosts.vllm.worker.replacement_main import of_handle
 
 if TYPE_CHECKING:
     from holdfast.hosts.vllm.engine.worker_pool.executor import HoldfastExecutor

@@ -18,10 +18,10 @@ import msgspec
 from vllm.v1.executor.multiproc_executor import OMPProcessManager, UnreadyWorkerProcHandle, WorkerProc
 
 from holdfast.core.errors import RecoveryFailed
-from holdfast.hosts.vllm.process.exits import describe_exit
 from holdfast.hosts.vllm.process.bootstrap import Beginning
-from holdfast.hosts.vllm.worker.replacement_main import TakeOver, of_handle, replacement_main, standby_main
+from holdfast.hosts.vllm.process.exits import describe_exit
 from holdfast.hosts.vllm.process.shared_memory import noted
+from holdfast.hosts.vllm.worker.replacement_main import TakeOver, of_handle, replacement_main, standby_main
 
 _SPAWN = multiprocessing.get_context("spawn")
 # Nobody is met there: see `alone`.

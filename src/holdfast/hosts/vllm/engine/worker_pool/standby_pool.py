@@ -16,9 +16,9 @@ from dataclasses import dataclass
 
 import psutil
 
-from holdfast.hosts.vllm.process.exits import describe_exit
-from holdfast.hosts.vllm.process import priority as gentle
 from holdfast.hosts.vllm.engine.worker_pool.spawning import Newcomer
+from holdfast.hosts.vllm.process import priority as gentle
+from holdfast.hosts.vllm.process.exits import describe_exit
 
 logger = logging.getLogger("holdfast")
 
