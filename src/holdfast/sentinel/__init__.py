@@ -2,7 +2,7 @@
 
 from holdfast.sentinel.client import ClientSentinel
 from holdfast.sentinel.engine import EngineCoreSentinel, EngineDefeated
-from holdfast.sentinel.link import FrontEndLink
+from holdfast.sentinel.front_end_link import FrontEndLink
 from holdfast.sentinel.worker import WorkerSentinel
 
 __all__ = ["ClientSentinel", "EngineCoreSentinel", "EngineDefeated", "FrontEndLink", "WorkerSentinel"]

@@ -39,7 +39,7 @@ from holdfast.core.protocol.events import Event, InstanceView
 from holdfast.core.protocol.link_messages import LinkReported, RequestBlamed
 from holdfast.core.states import EngineState
 from holdfast.sentinel.addresses import engine_identity, is_link
-from holdfast.sentinel.links import Links
+from holdfast.sentinel.link_registry import Links
 from holdfast.sentinel.thread import SentinelThread
 from holdfast.wire import Delivery, Hub, Station
 

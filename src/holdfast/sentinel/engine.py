@@ -19,13 +19,13 @@ from holdfast.core.faults.injection import InjectionSpec, UncontainedFault
 from holdfast.core.ports import EngineHost
 from holdfast.core.protocol import messages as m
 from holdfast.core.stalls.step_deadlines import Limits
-from holdfast.sentinel.accusations import Accusations
+from holdfast.sentinel.hung_ranks import Accusations
 from holdfast.sentinel.addresses import engine_identity, worker_identity
-from holdfast.sentinel.arming import Arming
-from holdfast.sentinel.attendance import Attendance
-from holdfast.sentinel.causes import Causes
+from holdfast.sentinel.fault_injector import Arming
+from holdfast.sentinel.rank_registry import Attendance
+from holdfast.sentinel.root_cause import Causes
 from holdfast.sentinel.containment import Containment
-from holdfast.sentinel.orders import Orders
+from holdfast.sentinel.command_queue import Orders
 from holdfast.sentinel.quarantine import Quarantine
 from holdfast.sentinel.stall_watch import PERIOD_S, RankWatch
 from holdfast.sentinel.stopping import Stopping

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from holdfast.core.faults.faults import Fault, FaultClass
 from holdfast.core.ports import EngineHost
 from holdfast.core.protocol import messages as m
-from holdfast.sentinel.attendance import Attendance
+from holdfast.sentinel.rank_registry import Attendance
 from holdfast.sentinel.containment import Containment
 
 Tell = Callable[[set[int], bytes], None]

@@ -25,9 +25,10 @@ from holdfast.core.protocol import messages as m
 from holdfast.core.protocol.effects import End
 from holdfast.core.protocol.events import EventKind, InstanceView
 from holdfast.core.protocol.rendezvous import Rendezvous
-from holdfast.sentinel import ClientSentinel, FrontEndLink, link
+from holdfast.sentinel import ClientSentinel, FrontEndLink
+from holdfast.sentinel import front_end_link as link
 from holdfast.sentinel.addresses import engine_identity, link_identity
-from holdfast.sentinel.links import EVENTS_PER_MESSAGE, Links
+from holdfast.sentinel.link_registry import EVENTS_PER_MESSAGE, Links
 from holdfast.wire import MemoryNetwork
 
 WAIT_S = 10.0

@@ -14,7 +14,7 @@ from holdfast.core.faults.classification import Classifier
 from holdfast.core.faults.faults import Fault, hung
 from holdfast.core.protocol import messages as m
 from holdfast.core.stalls.stalls import Stall
-from holdfast.sentinel.attendance import Attendance
+from holdfast.sentinel.rank_registry import Attendance
 from holdfast.sentinel.containment import Containment
 from holdfast.sentinel.incident_files import IncidentFiles
 from holdfast.sentinel.stopping import Stopping
