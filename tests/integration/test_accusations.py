@@ -218,7 +218,7 @@ class Crowd:
             await asyncio.sleep(0.05)
         await asyncio.gather(*clients)
 
-    async def _ask(self, asked: Asked, patience_s: float) -> None:
+    async def _ask(self, asked: Asked, extra_wait_s: float) -> None:
         self._number += 1
         body = {
             "model": MODEL_NAME,
@@ -228,7 +228,7 @@ class Crowd:
             "ignore_eos": True,
         }
         try:
-            async with asyncio.timeout(patience_s):
+            async with asyncio.timeout(extra_wait_s):
                 async with self._client.post("/v1/completions", json=body) as answer:
                     await answer.read()
         except TimeoutError:

@@ -162,10 +162,10 @@ UNREPLACED = "engine core 0 is gone: killed by signal 9; engine cores are not re
     [
         ({m.EngineAttached}, None),
         ({m.EngineFaulted}, None),
-        ({m.EngineHeld}, f"engine 0 reported a fault and did not stand still within 5 s; {NOT_REPLACED}"),
-        ({m.RetryEngine}, f"engine 0 did not end its recovery in time; {NOT_REPLACED}"),
+        ({m.EnginePaused}, f"engine 0 reported a fault and did not stand still within 5 s; {NOT_REPLACED}"),
+        ({m.RecoverEngine}, f"engine 0 did not end its recovery in time; {NOT_REPLACED}"),
         ({m.EngineRecovered}, f"engine 0 did not end its recovery in time; {NOT_REPLACED}"),
-        ({m.EngineFaulted, m.EngineHeld}, UNREPLACED),
+        ({m.EngineFaulted, m.EnginePaused}, UNREPLACED),
         (set(m.FromEngine.__args__) | set(m.ToEngine.__args__), "engine core 0 is gone: killed by signal 9"),
     ],
 )

@@ -13,7 +13,7 @@ from holdfast.core.faults.faults import Fault, FaultClass, unresponsive
 from holdfast.core.faults.injection import InjectionSpec
 from holdfast.core.instance.instance import Instance
 from holdfast.core.protocol import messages as m
-from holdfast.core.protocol.effects import Effect, OrderRecovery, Publish, Send, Settle
+from holdfast.core.protocol.effects import BeginRecovery, Effect, Publish, Send, Settle
 from holdfast.core.protocol.events import Event, InstanceView
 
 
@@ -121,7 +121,9 @@ class MemoryControl:
     def hold(self, engine_id: int, fault: Fault | None = None, *, broken: bool = False) -> MemoryControl:
         """An engine core stands still."""
         epoch = self._epoch(engine_id)
-        self._observe(m.EngineHeld(engine_id=engine_id, epoch=epoch, fault=fault, unfinished_requests=8, broken=broken))
+        self._observe(
+            m.EnginePaused(engine_id=engine_id, epoch=epoch, fault=fault, unfinished_requests=8, broken=broken)
+        )
         return self
 
     def recover(self) -> None:
@@ -137,11 +139,11 @@ class MemoryControl:
                 m.RecoveryAborted(engine_id=engine_id, command_id=order.command_id, epoch=order.epoch, fault=fault)
             )
 
-    def _last_recovery(self) -> list[tuple[int, m.RetryEngine]]:
-        orders = [(s.engine_id, s.message) for s in self.sent if isinstance(s.message, m.RetryEngine)]
+    def _last_recovery(self) -> list[tuple[int, m.RecoverEngine]]:
+        orders = [(s.engine_id, s.message) for s in self.sent if isinstance(s.message, m.RecoverEngine)]
         return [(engine_id, order) for engine_id, order in orders if order.command_id == orders[-1][1].command_id]
 
-    def _recovered(self, order: tuple[int, m.RetryEngine]) -> m.EngineRecovered:
+    def _recovered(self, order: tuple[int, m.RecoverEngine]) -> m.EngineRecovered:
         engine_id, retry = order
         report = m.RecoveryReport(
             requests=8, kept_blocks=5, evicted_blocks=2, tokens_to_recompute=40, replaced_ranks=retry.replace
@@ -184,9 +186,9 @@ class MemoryControl:
                     self._settle(command_id, error)
                 case Send():
                     orders.append(effect)
-                case OrderRecovery(engine_ids, command_id, epoch, _, replace):
+                case BeginRecovery(engine_ids, command_id, epoch, _, replace):
                     orders += [
-                        Send(i, m.RetryEngine(command_id=command_id, epoch=epoch, replace=replace.get(i, ())))
+                        Send(i, m.RecoverEngine(command_id=command_id, epoch=epoch, replace=replace.get(i, ())))
                         for i in engine_ids
                     ]
         self.sent += orders
@@ -201,7 +203,7 @@ class MemoryControl:
 
     def _obey(self, order: Send) -> None:
         match order.message:
-            case m.RetryEngine():
+            case m.RecoverEngine():
                 self._observe(self._recovered((order.engine_id, order.message)))
             case m.PauseEngine(soft=soft):
                 self.hold(order.engine_id, broken=not soft)

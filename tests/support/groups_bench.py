@@ -2,7 +2,7 @@
 
 from holdfast.core.faults.faults import FaultClass
 from holdfast.core.protocol import messages as m
-from holdfast.core.protocol.effects import OrderRecovery, Send
+from holdfast.core.protocol.effects import BeginRecovery, Send
 from support.instance_bench import AUTO, EXTERNAL, Bench, a_fault
 
 LEFT_ALONE = a_fault(1, "connection closed by peer", FaultClass.COMMUNICATOR)
@@ -56,4 +56,4 @@ def _is_pause(message):
 
 
 def orders(bench):
-    return bench.all(OrderRecovery)
+    return bench.all(BeginRecovery)

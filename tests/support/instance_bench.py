@@ -75,7 +75,7 @@ class Bench:
 
     def _stands(self, engine, epoch, fault, broken):
         epoch = self.view(engine).epoch if epoch is None else epoch
-        held = m.EngineHeld(engine_id=engine, epoch=epoch, fault=fault, unfinished_requests=2, broken=broken)
+        held = m.EnginePaused(engine_id=engine, epoch=epoch, fault=fault, unfinished_requests=2, broken=broken)
         return self.observe(held)
 
     def recovered(self, engine=0, command_id=None, epoch=None, replaced=(), worker_pids=()):

@@ -5,7 +5,7 @@ import itertools
 
 from holdfast.core.policy.actions import recent
 from holdfast.core.protocol import messages as m
-from holdfast.core.protocol.effects import End, OrderRecovery, Publish, ReplaceEngine, Send
+from holdfast.core.protocol.effects import BeginRecovery, End, Publish, ReplaceEngine, Send
 from holdfast.core.protocol.events import EventKind
 from holdfast.core.states import EngineState
 from support.instance_bench import Bench, a_fault
@@ -135,7 +135,7 @@ class World:
         match effect:
             case Send(engine, m.PauseEngine(command_id=command_id)) if command_id:
                 self._later(ANSWER_S, lambda: self._stand(engine))
-            case OrderRecovery():
+            case BeginRecovery():
                 self._count_recovery(effect)
                 for engine in effect.engine_ids:
                     self._later(ANSWER_S, lambda engine=engine: self._recover(engine, effect))

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from holdfast.core.errors import HoldfastError, InstructionConflict
+from holdfast.core.errors import CommandConflict, HoldfastError
 from holdfast.core.protocol.events import EngineView, Event, InstanceView, StandbyView
 from holdfast.core.states import EngineState
 
@@ -122,7 +122,7 @@ class ProblemBody(msgspec.Struct, frozen=True, kw_only=True):
 
 def describe_problem(error: HoldfastError) -> Problem:
     """An error as a caller reads it."""
-    state = error.state if isinstance(error, InstructionConflict) else ""
+    state = error.state if isinstance(error, CommandConflict) else ""
     return Problem(message=error.message, hint=error.hint, state=str(state))
 
 

@@ -1,6 +1,6 @@
 """What the control endpoints read: instructions in both request formats, faults to inject, `?after=`.
 
-Pure: bytes in, structs out, or a `BadInstruction` that names the field. Nothing here knows a web framework.
+Pure: bytes in, structs out, or a `BadCommand` that names the field. Nothing here knows a web framework.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Annotated, Any, TypeVar
 
 import msgspec
 
-from holdfast.core.errors import BadInstruction
+from holdfast.core.errors import BadCommand
 from holdfast.core.faults.faults import Phase
 from holdfast.core.faults.injection import InjectionSpec
 
@@ -108,7 +108,7 @@ Name = TypeVar("Name", bound=enum.StrEnum)
 
 
 def parse_apply(body: bytes) -> ApplyCommand:
-    """The instruction in a request's body. Raises `BadInstruction`."""
+    """The instruction in a request's body. Raises `BadCommand`."""
     fields = _parse_object(body)
     match _AWAITED_KEY in fields, _ACCEPTED_KEY in fields:
         case True, False:
@@ -120,12 +120,12 @@ def parse_apply(body: bytes) -> ApplyCommand:
             accepted = _convert(fields, AcceptedRequest)
             return _command(accepted.instruction, accepted.params, None)
         case True, True:
-            raise BadInstruction(f"{_AWAITED_KEY!r} and {_ACCEPTED_KEY!r} are two formats", hint="send one of them")
-    raise BadInstruction("the body names no instruction", hint=f"send {_ACCEPTED_KEY!r} or {_AWAITED_KEY!r}")
+            raise BadCommand(f"{_AWAITED_KEY!r} and {_ACCEPTED_KEY!r} are two formats", hint="send one of them")
+    raise BadCommand("the body names no instruction", hint=f"send {_ACCEPTED_KEY!r} or {_AWAITED_KEY!r}")
 
 
 def parse_injection(body: bytes) -> InjectionSpec:
-    """The fault to inject in a request's body. Raises `BadInstruction`."""
+    """The fault to inject in a request's body. Raises `BadCommand`."""
     fields = _parse_object(body)
     if isinstance(phase := fields.get("phase"), str):
         _known(phase, Phase, "phase")
@@ -133,11 +133,11 @@ def parse_injection(body: bytes) -> InjectionSpec:
 
 
 def parse_after(text: str | None) -> int:
-    """The sequence number of `?after=`, 0 when it is not given. Raises `BadInstruction`."""
+    """The sequence number of `?after=`, 0 when it is not given. Raises `BadCommand`."""
     if text is None:
         return 0
     if not (text.isascii() and text.isdigit() and len(text) <= 15):
-        raise BadInstruction("'after' must be a sequence number", hint="a whole number from 0 up")
+        raise BadCommand("'after' must be a sequence number", hint="a whole number from 0 up")
     return int(text)
 
 
@@ -150,7 +150,7 @@ def _command(name: str, params: Params, timeout_s: float | None) -> ApplyCommand
     instruction = _known(name, Instruction, "instruction")
     engine_ids, ranks = _engine_ids(params), _ranks(instruction, params)
     if instruction.is_for_one_engine and len(engine_ids) != 1:
-        raise BadInstruction(f"{instruction} is for one engine, {len(engine_ids)} are named", hint="name one engine")
+        raise BadCommand(f"{instruction} is for one engine, {len(engine_ids)} are named", hint="name one engine")
     return ApplyCommand(instruction, engine_ids, ranks, _is_soft(instruction, params.mode), timeout_s)
 
 
@@ -161,17 +161,17 @@ def _engine_ids(params: Params) -> tuple[int, ...]:
             return named or ()
         case int(engine_id), None:
             return (engine_id,)
-    raise BadInstruction("'engine_id' and 'engine_ids' say the same", hint="send one of them")
+    raise BadCommand("'engine_id' and 'engine_ids' say the same", hint="send one of them")
 
 
 def _ranks(instruction: Instruction, params: Params) -> tuple[int, ...]:
     ranks = params.ranks or ()
     if params.rank is not None:
         if ranks:
-            raise BadInstruction("'rank' and 'ranks' say the same", hint="send one of them")
+            raise BadCommand("'rank' and 'ranks' say the same", hint="send one of them")
         ranks = (params.rank,)
     if ranks and instruction is not Instruction.RESTART_WORKER:
-        raise BadInstruction(
+        raise BadCommand(
             f"{instruction} is for whole engines", hint=f"'rank' and 'ranks' are for {Instruction.RESTART_WORKER} only"
         )
     _refuse_repeated(ranks, "rank")
@@ -181,7 +181,7 @@ def _ranks(instruction: Instruction, params: Params) -> tuple[int, ...]:
 def _refuse_repeated(ids: Sequence[int], what: str) -> None:
     if repeated := [named for named, times in Counter(ids).items() if times > 1]:
         field = "ranks" if what == "rank" else "engine_ids"
-        raise BadInstruction(f"{field!r} names {what} {repeated[0]} twice", hint=f"name every {what} once")
+        raise BadCommand(f"{field!r} names {what} {repeated[0]} twice", hint=f"name every {what} once")
 
 
 def _is_soft(instruction: Instruction, name: str | None) -> bool:
@@ -189,7 +189,7 @@ def _is_soft(instruction: Instruction, name: str | None) -> bool:
         return False
     mode = _known(name, PauseMode, "mode")
     if instruction is not Instruction.PAUSE:
-        raise BadInstruction(f"{instruction} cannot be {mode}", hint="'mode' is for pause only")
+        raise BadCommand(f"{instruction} cannot be {mode}", hint="'mode' is for pause only")
     return mode is PauseMode.SOFT
 
 
@@ -197,9 +197,9 @@ def _parse_object(body: bytes) -> dict[str, Any]:
     try:
         value = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise BadInstruction(f"the body is not valid JSON: {error}") from None
+        raise BadCommand(f"the body is not valid JSON: {error}") from None
     if not isinstance(value, dict):
-        raise BadInstruction("the body must be a JSON object")
+        raise BadCommand("the body must be a JSON object")
     return value
 
 
@@ -207,14 +207,14 @@ def _convert(fields: dict[str, Any], kind: type[T]) -> T:
     try:
         return msgspec.convert(fields, kind)
     except msgspec.ValidationError as error:
-        raise BadInstruction(f"bad field: {_shortened(str(error), MAX_SHOWN_CHARS)}") from None
+        raise BadCommand(f"bad field: {_shortened(str(error), MAX_SHOWN_CHARS)}") from None
 
 
 def _known(name: str, kind: type[Name], field: str) -> Name:
     try:
         return kind(name)
     except ValueError:
-        raise BadInstruction(f"unknown {field} {_shortened(name, 40)!r}", hint="known: " + ", ".join(kind)) from None
+        raise BadCommand(f"unknown {field} {_shortened(name, 40)!r}", hint="known: " + ", ".join(kind)) from None
 
 
 def _shortened(text: str, chars: int) -> str:

@@ -24,9 +24,9 @@ from holdfast.api import formats, openapi, requests
 from holdfast.api.access import Access, Caller, Purpose, Refusal, decide_access
 from holdfast.api.source import ControlSource, control_getter
 from holdfast.core.errors import (
-    BadInstruction,
+    BadCommand,
+    CommandConflict,
     HoldfastError,
-    InstructionConflict,
     OperatorError,
     PeerSilent,
     RecoveryFailed,
@@ -213,7 +213,7 @@ def _check_rank(spec: InjectionSpec, view: InstanceView) -> None:
     if engine is None or not engine.ranks or not spec.phase.in_worker:
         return
     if not 0 <= spec.rank < engine.ranks:
-        raise BadInstruction(f"engine {spec.engine_id} has no rank {spec.rank}", hint=f"0 to {engine.ranks - 1}")
+        raise BadCommand(f"engine {spec.engine_id} has no rank {spec.rank}", hint=f"0 to {engine.ranks - 1}")
 
 
 # ---- requests and responses
@@ -261,11 +261,11 @@ async def _read_bounded(request: Request) -> bytes:
 
 def _status_of(error: HoldfastError) -> int:
     match error:
-        case BadInstruction():
+        case BadCommand():
             return 400
         case UnknownEngine():
             return 404
-        case InstructionConflict():
+        case CommandConflict():
             return 409
         case PeerSilent():
             return 503

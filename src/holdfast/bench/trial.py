@@ -112,7 +112,7 @@ def judge(
     guilty = load.named(poison)
     twins, observed = _without(guilty, reference), _without(guilty, load.histories)
     verdict, window = compare_runs(twins, observed), window_of(events)
-    found = (*problems, *verdict.reasons, *(_missing_events(events) if is_fault else _accusations(events)))
+    found = (*problems, *verdict.reasons, *(_missing_events(events) if is_fault else _hung_ranks(events)))
     return Outcome(
         verdict=verdict,
         interruptions_s=_interruptions(twins, observed, events),
@@ -203,7 +203,7 @@ def _missing_events(events: Events) -> list[str]:
     return [problem for any_of, problem in wanted if not any_of & kinds]
 
 
-def _accusations(events: Events) -> list[str]:
+def _hung_ranks(events: Events) -> list[str]:
     return [f"taken for a fault: {event['kind']}" for event in events if event["kind"] in {FAULT, LOST}]
 
 

@@ -3,9 +3,9 @@
     HoldfastError
     ├── OperatorError            the operator's: a setting, a command, a missing token
     │   ├── BadConfiguration     a key, a value or a combination that makes no sense
-    │   ├── BadInstruction       a command that cannot be understood                (400)
+    │   ├── BadCommand       a command that cannot be understood                (400)
     │   ├── UnknownEngine        a command for an engine that does not exist        (404)
-    │   └── InstructionConflict  a command that makes no sense in this state        (409)
+    │   └── CommandConflict  a command that makes no sense in this state        (409)
     ├── HostError                the host's: it is not what we know, or did not let us in
     │   ├── UnsupportedHost      a version we were never tested against
     │   └── HookNotAttached      a hook found nothing to hold on to
@@ -42,7 +42,7 @@ class BadConfiguration(OperatorError):
     """A setting is unknown, has the wrong type, or contradicts another one."""
 
 
-class BadInstruction(OperatorError):
+class BadCommand(OperatorError):
     """An instruction cannot be understood."""
 
 
@@ -50,7 +50,7 @@ class UnknownEngine(OperatorError):
     """An instruction names an engine that this instance does not have."""
 
 
-class InstructionConflict(OperatorError):
+class CommandConflict(OperatorError):
     """An instruction makes no sense in the present state."""
 
     def __init__(self, message: str, *, state: str, hint: str = "") -> None:

@@ -164,7 +164,7 @@ class FrontEndHost(Protocol):
         """Start another process for one beside the engine cores. Does not wait; one that fails is lost again."""
         ...
 
-    def why_irreplaceable(self) -> str:
+    def unrecoverable_reason(self) -> str:
         """Why nobody could start another engine core, or go on with its requests; empty where one can."""
         ...
 

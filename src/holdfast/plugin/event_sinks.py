@@ -8,7 +8,7 @@ from holdfast.core.config import HoldfastConfig
 from holdfast.sentinel.client import Sink
 
 
-class Outlets:
+class EventSinks:
     """The sinks of one instance."""
 
     def __init__(self, config: HoldfastConfig) -> None:

@@ -44,9 +44,9 @@ def _join_instance() -> None:
 def _be_ready_to_own_one() -> None:
     from holdfast.hosts.vllm.hooks import attach_front_end_hooks
     from holdfast.hosts.vllm.owner.exit import attach_launcher_exit_hook
-    from holdfast.plugin.event_sinks import Outlets
+    from holdfast.plugin.event_sinks import EventSinks
 
-    attach_front_end_hooks(Outlets)
+    attach_front_end_hooks(EventSinks)
     attach_launcher_exit_hook()
 
 

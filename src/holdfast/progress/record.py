@@ -1,6 +1,6 @@
 """The layout of a progress record: what a process has begun, and the last calls that it ended.
 
-One lane per thread that works: a header for the call that was begun last, and a ring of ended ones. Beginning
+One lane per thread that works: a header for the call that was begun last, and a ring of ended ones. Bootstrap
 writes the header, ending writes one slot; whether a call is still running follows from both. Native sizes and
 alignment, so that every field is stored as a whole. The number of the call stands first and last in what is
 written; whoever reads the last one first and the first one last sees two different numbers where a write fell

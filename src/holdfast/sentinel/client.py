@@ -17,18 +17,18 @@ from concurrent.futures import Future
 import msgspec
 
 from holdfast.core.config import HoldfastConfig
-from holdfast.core.errors import BadInstruction, HookNotAttached, OperatorError, RecoveryFailed
+from holdfast.core.errors import BadCommand, HookNotAttached, OperatorError, RecoveryFailed
 from holdfast.core.faults.injection import InjectionSpec
 from holdfast.core.instance.instance import Instance
 from holdfast.core.instance.processes import index_of_api_server
 from holdfast.core.ports import FrontEndHost
 from holdfast.core.protocol import messages as m
 from holdfast.core.protocol.effects import (
+    BeginRecovery,
     CloseRendezvous,
     Effect,
     End,
     LeaveOut,
-    OrderRecovery,
     Publish,
     ReplaceEngine,
     ReplaceProcess,
@@ -119,17 +119,19 @@ class ClientSentinel:
     def close(self) -> None:
         self._thread.close()
 
-    def engine_lost(self, engine_id: int, why: str, hopeless: str = "") -> None:
-        """An engine core's process is gone; `hopeless` says why nothing can take its place. Any thread."""
-        self._thread.post(lambda: self._perform(self._instance.lost(engine_id, why, time.monotonic(), hopeless)))
+    def engine_lost(self, engine_id: int, why: str, unrecoverable_reason: str = "") -> None:
+        """An engine core's process is gone; `unrecoverable_reason` says why nothing can take its place. Any thread."""
+        self._thread.post(
+            lambda: self._perform(self._instance.lost(engine_id, why, time.monotonic(), unrecoverable_reason))
+        )
 
     def process_attached(self, name: str, pid: int | None) -> None:
         """A process beside the engine cores is there and is watched. Any thread."""
         self._thread.post(lambda: self._perform(self._instance.process_attached(name, pid)))
 
-    def process_lost(self, name: str, why: str, hopeless: str = "") -> None:
-        """A process beside the engine cores is gone; `hopeless` as for an engine core. Any thread."""
-        self._thread.post(lambda: self._process_lost(name, why, hopeless))
+    def process_lost(self, name: str, why: str, unrecoverable_reason: str = "") -> None:
+        """A process beside the engine cores is gone; `unrecoverable_reason` as for an engine core. Any thread."""
+        self._thread.post(lambda: self._process_lost(name, why, unrecoverable_reason))
 
     def process_returned(self, name: str, pid: int | None) -> None:
         """Another process has taken its place. Any thread."""
@@ -197,7 +199,7 @@ class ClientSentinel:
         return self._instruct(
             command_id,
             lambda: self._instance.restart_engine(
-                command_id, engine_id, time.monotonic(), self._host.why_irreplaceable()
+                command_id, engine_id, time.monotonic(), self._host.unrecoverable_reason()
             ),
         )
 
@@ -214,10 +216,10 @@ class ClientSentinel:
 
     # ---- the sentinel's thread
 
-    def _process_lost(self, name: str, why: str, hopeless: str) -> None:
+    def _process_lost(self, name: str, why: str, unrecoverable_reason: str) -> None:
         if (link_id := index_of_api_server(name)) is not None:
             self._links.forget(link_id)
-        self._perform(self._instance.process_lost(name, why, time.monotonic(), hopeless))
+        self._perform(self._instance.process_lost(name, why, time.monotonic(), unrecoverable_reason))
 
     def _follow(self, command_id: str, order: Callable[[], list[Effect]], ended: Future[None]) -> None:
         try:
@@ -251,8 +253,8 @@ class ClientSentinel:
             match effect:
                 case Send():
                     self._send(effect.engine_id, effect.message)
-                case OrderRecovery():
-                    self._order_recovery(effect)
+                case BeginRecovery():
+                    self._begin_recovery(effect)
                 case CloseRendezvous():
                     self._host.close_rendezvous(effect.engine_ids, effect.epoch)
                 case ReplaceEngine():
@@ -268,15 +270,15 @@ class ClientSentinel:
                 case End():
                     self._host.end_instance(effect)
 
-    def _order_recovery(self, effect: OrderRecovery) -> None:
+    def _begin_recovery(self, effect: BeginRecovery) -> None:
         """The rendezvous is bound before any engine hears of it."""
         meet = None
         if effect.rebuild:
             opened = self._host.open_rendezvous(effect.engine_ids, effect.epoch)
-            meet = msgspec.structs.replace(opened, patience_s=effect.patience_s)
+            meet = msgspec.structs.replace(opened, extra_wait_s=effect.extra_wait_s)
         for engine_id in effect.engine_ids:
             replace = effect.replace.get(engine_id, ())
-            order = m.RetryEngine(command_id=effect.command_id, epoch=effect.epoch, rendezvous=meet, replace=replace)
+            order = m.RecoverEngine(command_id=effect.command_id, epoch=effect.epoch, rendezvous=meet, replace=replace)
             self._send(engine_id, order)
 
     def _send(self, engine_id: int, message: m.ToEngine) -> None:
@@ -302,6 +304,6 @@ class ClientSentinel:
         if effect.error is None:
             ended.set_result(None)
         elif effect.refused:
-            ended.set_exception(BadInstruction(effect.error))
+            ended.set_exception(BadCommand(effect.error))
         else:
             ended.set_exception(RecoveryFailed(effect.error))

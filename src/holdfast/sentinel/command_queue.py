@@ -11,10 +11,10 @@ from holdfast.core.protocol import messages as m
 REANNOUNCE_S = 2.0
 _POLL_S = 0.2
 
-Order = m.RetryEngine | m.EndEngine
+Order = m.RecoverEngine | m.EndEngine
 
 
-class Orders:
+class CommandQueue:
     """Every wait is bounded by `bound_s` of silence: a client that is gone says nothing any more."""
 
     def __init__(self, bound_s: float) -> None:

@@ -19,14 +19,14 @@ from holdfast.core.faults.injection import InjectionSpec, UncontainedFault
 from holdfast.core.ports import EngineHost
 from holdfast.core.protocol import messages as m
 from holdfast.core.stalls.step_deadlines import Limits
-from holdfast.sentinel.hung_ranks import Accusations
 from holdfast.sentinel.addresses import engine_identity, worker_identity
-from holdfast.sentinel.fault_injector import Arming
-from holdfast.sentinel.rank_registry import Attendance
-from holdfast.sentinel.root_cause import Causes
+from holdfast.sentinel.command_queue import CommandQueue
 from holdfast.sentinel.containment import Containment
-from holdfast.sentinel.command_queue import Orders
+from holdfast.sentinel.fault_injector import FaultInjector
+from holdfast.sentinel.hung_ranks import HungRanks
 from holdfast.sentinel.quarantine import Quarantine
+from holdfast.sentinel.rank_registry import RankRegistry
+from holdfast.sentinel.root_cause import RootCause
 from holdfast.sentinel.stall_watch import PERIOD_S, RankWatch
 from holdfast.sentinel.stopping import Stopping
 from holdfast.sentinel.thread import IDLE_S, SentinelThread
@@ -65,16 +65,16 @@ class EngineCoreSentinel:
         self._thread = SentinelThread(
             f"EngineCoreSentinel-{engine_id}", station, self._deliver, self._tick, self._idle_s
         )
-        self._orders = Orders(config.engine_recovery_timeout_s + config.containment_timeout_s)
-        self._attendance = Attendance(engine_id)
+        self._orders = CommandQueue(config.engine_recovery_timeout_s + config.containment_timeout_s)
+        self._rank_registry = RankRegistry(engine_id)
         self._containment = Containment(config.acknowledge_timeout_s)
         self._joins = joins_epoch is not None  # it has met none of its peers yet
         self._containment.begin(joins_epoch or 0)
-        self._causes = Causes(engine_id, config, self._containment)
-        self._stopping = Stopping(engine_id, self._containment, self._attendance, self._tell_ranks, self._send)
-        self._accusations = Accusations(engine_id, config, self._stopping, self._containment, self._attendance)
+        self._root_cause = RootCause(engine_id, config, self._containment)
+        self._stopping = Stopping(engine_id, self._containment, self._rank_registry, self._tell_ranks, self._send)
+        self._hung_ranks = HungRanks(engine_id, config, self._stopping, self._containment, self._rank_registry)
         self._watch: RankWatch | None = None
-        self._arming = Arming(engine_id, self._tell_worker)
+        self._fault_injector = FaultInjector(engine_id, self._tell_worker)
         self._quarantine = (
             Quarantine(engine_id, self._post, lambda: self._containment.epoch) if config.poison_detection else None
         )
@@ -87,11 +87,11 @@ class EngineCoreSentinel:
 
     def await_workers(self, ranks: int, timeout_s: float) -> tuple[m.WorkerAttached, ...]:
         """All ranks' reports of what they attached to. Raises `HookNotAttached` for a silent rank."""
-        return self._attendance.await_ranks(ranks, timeout_s)
+        return self._rank_registry.await_ranks(ranks, timeout_s)
 
     def await_processes(self, pids: Mapping[int, int], timeout_s: float) -> None:
         """Wait until the new processes of these ranks have reported. Raises `HookNotAttached` for a silent one."""
-        self._attendance.await_processes(pids, timeout_s)
+        self._rank_registry.await_processes(pids, timeout_s)
 
     def report_standbys(self, wanted: int, ready: int, memory_bytes: int) -> None:
         """How many processes stand ready to take a rank's place. Any thread."""
@@ -101,8 +101,8 @@ class EngineCoreSentinel:
         """Report to the client that this engine core is protected from now on."""
         if self._config.stall_detection and self._config.runtime_dir:
             limits = Limits(may_compile=host.compiles_in_steps)
-            self._watch = RankWatch(self._config.runtime_dir, self._accusations, limits, with_peers=host.in_lockstep)
-            self._accusations.incidents.devices = host.devices
+            self._watch = RankWatch(self._config.runtime_dir, self._hung_ranks, limits, with_peers=host.in_lockstep)
+            self._hung_ranks.incidents.devices = host.devices
         self._stopping.host = host
         self._post(
             m.EngineAttached(
@@ -128,7 +128,7 @@ class EngineCoreSentinel:
 
     def _repair(self, error: Exception, is_running: Callable[[], bool]) -> None:
         held_at = time.monotonic()
-        fault = self._causes.root_cause(error, self._host_of_busy_loop())
+        fault = self._root_cause.root_cause(error, self._host_of_busy_loop())
         if fault is not None and self._stopping.leaves_peers_waiting(fault):
             self._stopping.break_collectives(self._containment.epoch)
         self._stand_until_let_in(fault, error, is_running, held_at)
@@ -152,20 +152,20 @@ class EngineCoreSentinel:
         assert self._host is not None
         return self._host
 
-    def _held(self, fault: Fault | None) -> m.EngineHeld:
-        return m.EngineHeld(
+    def _held(self, fault: Fault | None) -> m.EnginePaused:
+        return m.EnginePaused(
             engine_id=self._engine_id,
             epoch=self._containment.epoch,
             fault=fault,
             unfinished_requests=self._host_of_busy_loop().unfinished_requests(),
             broken=self._containment.broken,
-            narrows=self._quarantine is not None and self._quarantine.narrows,
+            search_progressed=self._quarantine is not None and self._quarantine.search_progressed,
         )
 
-    def _next_order(self, fault: Fault | None, is_running: Callable[[], bool]) -> m.RetryEngine | m.EndEngine:
+    def _next_order(self, fault: Fault | None, is_running: Callable[[], bool]) -> m.RecoverEngine | m.EndEngine:
         return self._orders.wait(lambda: self._post(self._held(fault)), self._containment.epoch, is_running)
 
-    def _carry_out(self, order: m.RetryEngine, error: Exception, held_at: float) -> bool:
+    def _carry_out(self, order: m.RecoverEngine, error: Exception, held_at: float) -> bool:
         """Follow one retry; true when the busy loop may go on."""
         self._containment.begin(order.epoch)
         if self._watch is not None:
@@ -188,17 +188,17 @@ class EngineCoreSentinel:
                 command_id=order.command_id,
                 epoch=order.epoch,
                 report=_with_held(report, time.monotonic() - held_at),
-                worker_pids=tuple(self._attendance.pids().values()),
+                worker_pids=tuple(self._rank_registry.pids().values()),
             )
         )
         return True
 
-    def _aborted(self, order: m.RetryEngine, error: Exception) -> m.RecoveryAborted:
+    def _aborted(self, order: m.RecoverEngine, error: Exception) -> m.RecoveryAborted:
         return m.RecoveryAborted(
             engine_id=self._engine_id,
             command_id=order.command_id,
             epoch=order.epoch,
-            fault=self._causes.own_fault(error, self._host_of_busy_loop()),
+            fault=self._root_cause.own_fault(error, self._host_of_busy_loop()),
         )
 
     # ---- the sentinel's thread
@@ -214,13 +214,13 @@ class EngineCoreSentinel:
         return _POLL_S if self._containment.owes else IDLE_S
 
     def _tick(self) -> None:
-        self._accusations.accuse_overdue()
+        self._hung_ranks.declare_overdue()
         if self._watch is not None and self._host is not None:
             self._watch.tick(time.monotonic())
 
     def rank_lost(self, rank: int, how: str, exit_code: int | None = None) -> None:
         """The process of a rank is gone. Any thread."""
-        self._thread.post(lambda: self._accusations.note_lost(rank, how, exit_code))
+        self._thread.post(lambda: self._hung_ranks.note_lost(rank, how, exit_code))
 
     def _deliver(self, delivery: Delivery) -> None:
         try:
@@ -234,8 +234,8 @@ class EngineCoreSentinel:
     def _from_worker(self, report: m.FromWorker) -> None:
         match report:
             case m.WorkerAttached():
-                self._attendance.note(report)
-                self._arming.arm_again(report.rank)
+                self._rank_registry.note(report)
+                self._fault_injector.arm_again(report.rank)
             case m.RankFaulted():
                 self._stopping.rank_faulted(report)
             case m.CollectivesBroken():
@@ -243,12 +243,12 @@ class EngineCoreSentinel:
             case m.WorkerAnswered():
                 self._answer(report.command_id, report.refused)
             case m.RankStuck():
-                self._accusations.accuse_stuck(report)
+                self._hung_ranks.note_stuck_rank(report)
 
     def _from_client(self, order: m.ToEngine) -> None:
         self._orders.heard()
         match order:
-            case m.RetryEngine():
+            case m.RecoverEngine():
                 if order.epoch > self._containment.epoch:
                     self._orders.put(order)
             case m.PauseEngine():
@@ -265,7 +265,7 @@ class EngineCoreSentinel:
                     self._host.drop_requests_of(order.client_index)
 
     def _arm(self, command_id: str, spec: InjectionSpec) -> None:
-        refused = self._arming.arm(command_id, spec, self._host, self._attendance.ranks())
+        refused = self._fault_injector.arm(command_id, spec, self._host, self._rank_registry.ranks())
         if refused is not None:
             self._answer(command_id, refused or None)
 

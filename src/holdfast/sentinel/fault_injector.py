@@ -15,7 +15,7 @@ from holdfast.core.protocol import messages as m
 MAX_KEPT = 16
 
 
-class Arming:
+class FaultInjector:
     """The sentinel's thread. `tell` sends to a rank and says whether it took it."""
 
     def __init__(self, engine_id: int, tell: Callable[[int, bytes], bool]) -> None:

@@ -14,15 +14,15 @@ from holdfast.core.faults.classification import Classifier
 from holdfast.core.faults.faults import Fault, hung
 from holdfast.core.protocol import messages as m
 from holdfast.core.stalls.stalls import Stall
-from holdfast.sentinel.rank_registry import Attendance
 from holdfast.sentinel.containment import Containment
 from holdfast.sentinel.incident_files import IncidentFiles
+from holdfast.sentinel.rank_registry import RankRegistry
 from holdfast.sentinel.stopping import Stopping
 
 logger = logging.getLogger("holdfast")
 
 
-class Accusations:
+class HungRanks:
     """Speaks for the ranks of one engine core that do not; an `Accuser` for the watch of their progress."""
 
     def __init__(
@@ -31,25 +31,25 @@ class Accusations:
         config: HoldfastConfig,
         stopping: Stopping,
         containment: Containment,
-        attendance: Attendance,
+        attendance: RankRegistry,
     ) -> None:
         self._engine_id = engine_id
         self._config = config
         self._stopping = stopping
         self._containment = containment
-        self._attendance = attendance
+        self._rank_registry = attendance
         self._classifier = Classifier(config.fault_classes)
         self._killed: set[tuple[int, int]] = set()  # epoch and rank of those that were taken for hung
         self.incidents = IncidentFiles(config.incident_dir, config.runtime_dir, engine_id)
 
-    def accuse_overdue(self) -> None:
+    def declare_overdue(self) -> None:
         """A rank that does not even say that it has stopped is taken for hung."""
         for rank in sorted(self._containment.overdue(time.monotonic())):
             why = f"did not acknowledge within {self._config.acknowledge_timeout_s:g} s that it stopped"
             self._kill(hung(self._engine_id, rank, f"{why}; it is taken for hung", time.time()), rank)
 
-    def accuse_stuck(self, report: m.RankStuck) -> None:
-        if self._attendance.pids().get(report.rank) == report.pid:
+    def note_stuck_rank(self, report: m.RankStuck) -> None:
+        if self._rank_registry.pids().get(report.rank) == report.pid:
             why = f"did not leave {report.collective}, which was broken; it never will"
             self._kill(hung(self._engine_id, report.rank, why, time.time()), report.rank)
 
@@ -86,17 +86,17 @@ class Accusations:
     # ---- for the watch of the ranks' progress
 
     def rank_pids(self) -> Mapping[int, int]:
-        return self._attendance.pids()
+        return self._rank_registry.pids()
 
     def has_peers(self) -> bool:
         return self._stopping.has_peers()
 
-    def may_accuse(self) -> bool:
+    def may_declare_hung(self) -> bool:
         """Where collectives cannot be rebuilt an accusation would end the instance: the host's own bound decides."""
         host = self._stopping.host
         if host is None or not self.has_peers():
             return True
-        return not host.unrebuildable() and self._attendance.can_rebuild()
+        return not host.unrebuildable() and self._rank_registry.can_rebuild()
 
     def break_to_find(self, until: float) -> None:
         self._containment.search(until)
@@ -105,7 +105,7 @@ class Accusations:
     def found(self) -> None:
         self._containment.search(0.0)
 
-    def accuse(self, stall: Stall) -> None:
+    def declare_hung(self, stall: Stall) -> None:
         call = stall.call
         phase, step = (call.phase, call.step) if call is not None else (None, None)
         fault = hung(self._engine_id, stall.rank, f"stalled: {stall.reason}", time.time(), phase=phase, step=step)

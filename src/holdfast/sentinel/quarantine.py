@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection
 from dataclasses import replace
 
 from holdfast.core.faults.faults import Fault, FaultClass, is_of_the_process
-from holdfast.core.poison.detector import Blame, Verdict, words_of_blame
+from holdfast.core.poison.detector import PoisonDetector, Verdict, words_of_blame
 from holdfast.core.poison.numerics import Spoilt, named_by
 from holdfast.core.ports import RequestHost
 from holdfast.core.protocol import messages as m
@@ -26,31 +26,31 @@ class Quarantine:
         self._engine_id = engine_id
         self._post = post
         self._epoch = epoch
-        self._blame = Blame()
+        self._blame = PoisonDetector()
         self._verdict = Verdict()
         self._requests: RequestHost | None = None
         self._replaces_for_fault = False
         self._spoilt = Spoilt()
         self._recompute: tuple[str, ...] = ()
-        self.narrows = False
+        self.search_progressed = False
 
     def learn(self, fault: Fault | None, requests: RequestHost) -> None:
         """The busy loop has ended with a fault; before anything is rewound."""
         self._requests = requests
-        self.narrows = self._replaces_for_fault = False
+        self.search_progressed = self._replaces_for_fault = False
         if fault is None or fault.fault_class is FaultClass.COMMUNICATOR:
             return  # it was only told to stop, or a collective was broken, for which there is another cause
         of_unknown_depth = fault.fault_class is FaultClass.UNKNOWN  # a new process is what it gets, not the last resort
         self._replaces_for_fault = is_of_the_process(fault) or of_unknown_depth
         standings, named = requests.standings(), named_by(fault)
         self._verdict = self._blame.fault(standings, named)
-        self.narrows = self._verdict.narrows
+        self.search_progressed = self._verdict.search_progressed
         good, reached = ({i: getattr(s, what) for i, s in standings.items()} for what in ("good", "reached"))
         self._recompute = self._spoilt.due(named, reached, good)
 
     def carry_out(self, replaced: Collection[int]) -> None:
         """Everything is rewound and nothing runs yet. May be called again after it, or the recovery, has failed."""
-        self.narrows = False
+        self.search_progressed = False
         if self._requests is None:
             return
         recompute, self._recompute = self._recompute, ()

@@ -9,7 +9,7 @@ from holdfast.core.errors import HookNotAttached
 from holdfast.core.protocol import messages as m
 
 
-class Attendance:
+class RankRegistry:
     """The ranks of one engine core, by the latest report of each."""
 
     def __init__(self, engine_id: int) -> None:

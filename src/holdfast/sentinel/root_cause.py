@@ -17,7 +17,7 @@ REPORT_WAIT_S = 2.0
 _WORKER_GONE = "the process of a worker is gone"
 
 
-class Causes:
+class RootCause:
     """Of one engine core. The busy loop's thread."""
 
     def __init__(self, engine_id: int, config: HoldfastConfig, containment: Containment) -> None:

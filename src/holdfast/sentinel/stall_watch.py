@@ -87,7 +87,7 @@ class Accuser(Protocol):
 
     def rank_pids(self) -> Mapping[int, int]: ...
 
-    def may_accuse(self) -> bool:
+    def may_declare_hung(self) -> bool:
         """Whether a rank that is accused could be replaced, or collectives broken to find it."""
         ...
 
@@ -99,7 +99,7 @@ class Accuser(Protocol):
 
     def found(self) -> None: ...
 
-    def accuse(self, stall: Stall) -> None: ...
+    def declare_hung(self, stall: Stall) -> None: ...
 
 
 class RankWatch:
@@ -127,7 +127,7 @@ class RankWatch:
             return
         pids = {r: pid for r, pid in self._accuser.rank_pids().items() if pid not in self._accused}
         stalls = self._watch.look(now, pids)
-        if not (stalls or self._suspects) or not self._may_accuse():
+        if not (stalls or self._suspects) or not self._may_declare_hung():
             return
         if self._suspects:
             self._go_on_searching(now, stalls)
@@ -138,8 +138,8 @@ class RankWatch:
             logger.warning("rank(s) %s do not come on; looking who is to blame", sorted(self._suspects))
             self._accuser.break_to_find(self._until + 2 * PERIOD_S)
 
-    def _may_accuse(self) -> bool:
-        if self._accuser.may_accuse():
+    def _may_declare_hung(self) -> bool:
+        if self._accuser.may_declare_hung():
             return True
         if not self._told:
             logger.warning("ranks do not come on; nothing is done, for their collectives cannot be rebuilt")
@@ -158,6 +158,6 @@ class RankWatch:
     def _accuse(self, stalls: list[Stall]) -> None:
         for stall in stalls:
             self._accused.add(stall.pid)
-            self._accuser.accuse(stall)
+            self._accuser.declare_hung(stall)
         if stalls:
             self.begin_anew()  # the others may still be in a step in which they waited for it

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from holdfast.core.faults.faults import Fault, FaultClass
 from holdfast.core.ports import EngineHost
 from holdfast.core.protocol import messages as m
-from holdfast.sentinel.rank_registry import Attendance
 from holdfast.sentinel.containment import Containment
+from holdfast.sentinel.rank_registry import RankRegistry
 
 Tell = Callable[[set[int], bytes], None]
 Report = Callable[[m.EngineFaulted], None]
@@ -24,18 +24,18 @@ class Stopping:
     """
 
     def __init__(
-        self, engine_id: int, containment: Containment, attendance: Attendance, tell: Tell, report: Report
+        self, engine_id: int, containment: Containment, attendance: RankRegistry, tell: Tell, report: Report
     ) -> None:
         self._engine_id = engine_id
         self._containment = containment
-        self._attendance = attendance
+        self._rank_registry = attendance
         self._tell = tell
         self._report = report
         self.host: EngineHost | None = None  # none until everything is there
 
     def has_peers(self) -> bool:
         """Whether anybody waits for a rank of this engine core in a collective."""
-        return len(self._attendance.ranks()) > 1 or (self.host is not None and self.host.in_lockstep)
+        return len(self._rank_registry.ranks()) > 1 or (self.host is not None and self.host.in_lockstep)
 
     def leaves_peers_waiting(self, fault: Fault) -> bool:
         """Whether peers would wait for this engine core, or for its lost rank, until their time is over."""
@@ -47,7 +47,7 @@ class Stopping:
 
         A recovery may begin meanwhile: its collectives are left alone.
         """
-        ranks = self._containment.order_break(epoch, self._attendance.ranks(), time.monotonic())
+        ranks = self._containment.order_break(epoch, self._rank_registry.ranks(), time.monotonic())
         if self.host is not None:
             self._containment.during(epoch, self.host.break_collectives)
         self._tell(ranks, m.encode(m.BreakCollectives(epoch=epoch)))

@@ -308,7 +308,7 @@ def test_workers_are_restarted_and_the_status_counts_them(form, params, ranks) -
     control, client = pair()
     answer = client.post("/fault_tolerance/apply", json=form("restart-worker", engine_id=1, **params))
     assert answer.status_code == (200 if form is awaited else 202)
-    orders = {s.engine_id: s.message.replace for s in control.sent if isinstance(s.message, m.RetryEngine)}
+    orders = {s.engine_id: s.message.replace for s in control.sent if isinstance(s.message, m.RecoverEngine)}
     assert orders == {0: (), 1: ranks}
     engines = client.get("/fault_tolerance/status").json()["engines"]
     assert [(e["state"], e["worker_restarts"]) for e in engines] == [("healthy", 0), ("healthy", 1)]

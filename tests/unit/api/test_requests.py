@@ -4,7 +4,7 @@ import pytest
 
 from holdfast.api import requests
 from holdfast.api.requests import ApplyCommand, Instruction
-from holdfast.core.errors import BadInstruction
+from holdfast.core.errors import BadCommand
 from holdfast.core.faults.faults import Phase
 
 TEMPLATES = (
@@ -33,7 +33,7 @@ def test_a_process_that_loads_a_model_is_waited_for_longer() -> None:
 
 def test_an_engine_core_is_restarted_with_all_its_ranks() -> None:
     for params, says in (("{}", "for one engine, 0 are named"), ('{"engine_id": 0, "rank": 0}', "whole engines")):
-        with pytest.raises(BadInstruction, match=says):
+        with pytest.raises(BadCommand, match=says):
             requests.parse_apply(f'{{"instruction": "restart-engine", "params": {params}}}'.encode())
 
 
@@ -132,7 +132,7 @@ BAD_BODIES = {
 
 @pytest.mark.parametrize(("body", "says"), BAD_BODIES.values(), ids=BAD_BODIES.keys())
 def test_a_body_that_makes_no_sense_is_refused_with_the_reason(body: bytes, says: str) -> None:
-    with pytest.raises(BadInstruction) as caught:
+    with pytest.raises(BadCommand) as caught:
         requests.parse_apply(body)
     assert says in str(caught.value)
     assert len(str(caught.value)) < 400
@@ -160,12 +160,12 @@ def test_an_injection_is_read_with_its_defaults() -> None:
     ],
 )
 def test_an_injection_that_makes_no_sense_is_refused(body: bytes) -> None:
-    with pytest.raises(BadInstruction):
+    with pytest.raises(BadCommand):
         requests.parse_injection(body)
 
 
 def test_an_unknown_phase_is_answered_with_the_known_ones() -> None:
-    with pytest.raises(BadInstruction, match="unknown phase 'lunch'") as caught:
+    with pytest.raises(BadCommand, match="unknown phase 'lunch'") as caught:
         requests.parse_injection(b'{"phase": "lunch"}')
     assert [phase for phase in Phase if phase not in caught.value.hint] == []
 
@@ -177,7 +177,7 @@ def test_a_sequence_number_is_read(text: str | None, after: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "-1", "1.0", "x", "1e3", " 1", "1_0", "٣", "²", "9" * 16, "1\n"])
 def test_what_is_no_sequence_number_is_refused(text: str) -> None:
-    with pytest.raises(BadInstruction):
+    with pytest.raises(BadCommand):
         requests.parse_after(text)
 
 
@@ -233,12 +233,12 @@ def test_both_formats_may_name_the_ranks_of_one_engine_to_restart(
 )
 @pytest.mark.parametrize("key", RESTART)
 def test_a_restart_that_does_not_say_whose_workers_is_refused(key: str, params: str, says: str) -> None:
-    with pytest.raises(BadInstruction, match=says):
+    with pytest.raises(BadCommand, match=says):
         requests.parse_apply(f"{{{key}: {params}}}".encode())
 
 
 @pytest.mark.parametrize("name", ["pause", "resume", "retry"])
 @pytest.mark.parametrize("ranks", ['"rank": 0', '"ranks": [0]'])
 def test_ranks_are_for_restart_worker_only(name: str, ranks: str) -> None:
-    with pytest.raises(BadInstruction, match="is for whole engines"):
+    with pytest.raises(BadCommand, match="is for whole engines"):
         requests.parse_apply(f'{{"instruction": "{name}", "params": {{{ranks}}}}}'.encode())

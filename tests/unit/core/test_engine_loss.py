@@ -3,10 +3,10 @@
 import pytest
 
 from holdfast.core.config import HoldfastConfig
-from holdfast.core.errors import InstructionConflict
+from holdfast.core.errors import CommandConflict
 from holdfast.core.faults.faults import FaultClass
 from holdfast.core.protocol import messages as m
-from holdfast.core.protocol.effects import CloseRendezvous, OrderRecovery, Publish, ReplaceEngine, Send, Settle
+from holdfast.core.protocol.effects import BeginRecovery, CloseRendezvous, Publish, ReplaceEngine, Send, Settle
 from holdfast.core.states import EngineState
 from support.instance_bench import Bench, kinds
 from support.ladder_world import World
@@ -130,18 +130,18 @@ def test_a_restart_that_was_asked_for_fails_when_what_was_started_dies():
     assert bench.view().state is EngineState.RESTARTING
 
 
-@pytest.mark.parametrize("irreplaceable", ["processes are forked here"])
-def test_what_could_not_be_replaced_is_not_restarted_by_hand_either(irreplaceable):
+@pytest.mark.parametrize("unrecoverable_reason", ["processes are forked here"])
+def test_what_could_not_be_replaced_is_not_restarted_by_hand_either(unrecoverable_reason):
     bench = Bench(CONFIG)
-    with pytest.raises(InstructionConflict, match="cannot be replaced: processes are forked here"):
-        bench.instance.restart_engine("restart", 0, bench.now, irreplaceable)
+    with pytest.raises(CommandConflict, match="cannot be replaced: processes are forked here"):
+        bench.instance.restart_engine("restart", 0, bench.now, unrecoverable_reason)
     assert bench.states(0) == ["healthy"]
 
 
 def test_what_is_being_restarted_is_not_restarted_again():
     bench = Bench(CONFIG)
     restarting(bench)
-    with pytest.raises(InstructionConflict, match="restarting already"):
+    with pytest.raises(CommandConflict, match="restarting already"):
         restarting(bench, command_id="again")
 
 
@@ -206,7 +206,7 @@ def test_what_takes_the_place_of_an_engine_core_that_was_paused_by_hand_is_pause
     assert {e.event.state for e in effects if isinstance(e, Publish)} == {EngineState.PAUSING}  # never shown as healthy
     bench.stands(0, broken=False)
     assert (bench.view(0).state, bench.view(0).pid, bench.view(0).paused_by_hand) == (EngineState.PAUSED, 8, True)
-    assert bench.all(OrderRecovery) == []
+    assert bench.all(BeginRecovery) == []
 
 
 def test_it_goes_on_when_it_is_told_to_and_has_used_up_no_retry():
@@ -255,7 +255,7 @@ def test_the_peers_of_a_lost_engine_core_stand_until_another_joins_them():
     assert bench.states(0, 1) == ["paused", "restarting"]
     bench.attached(1, pid=8)
     assert bench.states(0, 1) == ["paused", "pausing"]
-    assert bench.all(OrderRecovery) == []
+    assert bench.all(BeginRecovery) == []
 
 
 def joined(bench, engine=1):
@@ -267,7 +267,7 @@ def test_with_the_one_that_joins_the_group_rebuilds_its_collectives_and_goes_on(
     bench = lockstep_pair()
     lost(bench, 1)
     bench.stands(0)
-    [order] = [e for e in joined(bench) if isinstance(e, OrderRecovery)]
+    [order] = [e for e in joined(bench) if isinstance(e, BeginRecovery)]
     assert (order.engine_ids, order.epoch, order.rebuild) == ((0, 1), 1, True)
     bench.recovered(1)
     bench.recovered(0)
@@ -278,7 +278,7 @@ def test_a_peer_may_come_to_stand_after_the_one_that_joins():
     bench = lockstep_pair()
     lost(bench, 1)
     joined(bench)
-    assert [e.rebuild for e in bench.stands(0) if isinstance(e, OrderRecovery)] == [True]
+    assert [e.rebuild for e in bench.stands(0) if isinstance(e, BeginRecovery)] == [True]
 
 
 def test_both_engine_cores_of_a_group_may_be_lost():
@@ -345,7 +345,7 @@ def test_a_group_that_was_paused_by_hand_waits_for_the_hand_with_its_new_member(
     joined(bench)
     assert bench.states(0, 1) == ["paused", "paused"]
     bench.resume()
-    assert bench.all(OrderRecovery)[-1].rebuild
+    assert bench.all(BeginRecovery)[-1].rebuild
 
 
 def test_nobody_can_join_where_collectives_cannot_be_rebuilt():

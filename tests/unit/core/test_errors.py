@@ -34,4 +34,4 @@ def test_an_error_without_a_hint_is_its_message():
 
 
 def test_a_conflict_carries_the_state_it_was_in():
-    assert errors.InstructionConflict("no", state="healthy").state == "healthy"
+    assert errors.CommandConflict("no", state="healthy").state == "healthy"

@@ -18,8 +18,8 @@ def make_bench(config=CONFIG):
     return Bench(config, engines=(0, 1))
 
 
-def lost(bench, name, hopeless=""):
-    return bench.did(bench.instance.process_lost(name, "exit code -9", bench.now, hopeless))
+def lost(bench, name, unrecoverable_reason=""):
+    return bench.did(bench.instance.process_lost(name, "exit code -9", bench.now, unrecoverable_reason))
 
 
 def returned(bench, name, after_s=0.0):
@@ -123,7 +123,7 @@ def test_such_a_process_is_replaced_whoever_decides_about_faults(policy, name):
 
 def test_where_nothing_can_be_started_the_instance_ends():
     bench = make_bench()
-    lost(bench, COORDINATOR, hopeless="processes are forked here")
+    lost(bench, COORDINATOR, unrecoverable_reason="processes are forked here")
     assert bench.defeat == "coordinator is gone: exit code -9; processes are forked here"
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from holdfast.core.protocol.effects import CloseRendezvous, End, OrderRecovery, Settle
+from holdfast.core.protocol.effects import BeginRecovery, CloseRendezvous, End, Settle
 from holdfast.core.protocol.events import EventKind
 from support.groups_bench import a_pair, orders, paused_after_a_fault, paused_by_hand, pauses, recovering, two_pairs
 from support.instance_bench import AUTO, EXTERNAL, NO_RESTARTS, Bench, a_fault, kinds
@@ -79,7 +79,7 @@ def test_nothing_is_decided_before_everybody_stands_still():
     assert kinds(bench.stands(1)) == [
         "engine-paused",
         "decision-made",
-        "OrderRecovery",
+        "BeginRecovery",
         "recovery-started",
         "recovery-started",
     ]
@@ -89,12 +89,12 @@ def test_it_does_not_matter_who_stands_first():
     bench = a_pair()
     bench.faulted(0)
     assert kinds(bench.stands(1)) == ["engine-paused"]
-    assert kinds(bench.held(0))[1:3] == ["decision-made", "OrderRecovery"]
+    assert kinds(bench.held(0))[1:3] == ["decision-made", "BeginRecovery"]
 
 
 def test_the_whole_group_recovers_under_one_epoch_and_rebuilds_what_was_broken():
     bench = recovering()
-    assert orders(bench) == [OrderRecovery((0, 1), "own-2", 1, rebuild=True)]
+    assert orders(bench) == [BeginRecovery((0, 1), "own-2", 1, rebuild=True)]
     assert [bench.view(e).epoch for e in range(4)] == [1, 1, 0, 0]
 
 
@@ -154,7 +154,7 @@ def test_a_single_rank_has_nothing_to_rebuild_even_after_a_hard_pause():
     bench.pause("pause", 2)
     bench.stands(2, broken=False)
     bench.resume("resume", 2)
-    assert orders(bench) == [OrderRecovery((2,), "resume", 1, rebuild=False)]
+    assert orders(bench) == [BeginRecovery((2,), "resume", 1, rebuild=False)]
 
 
 # ---- both or neither
@@ -205,7 +205,7 @@ def test_both_are_tried_again_under_the_next_epoch_once_both_stand_again():
     bench = recovering()
     bench.recovered(0)
     bench.aborted(1)
-    assert kinds(bench.stands(0))[:3] == ["engine-paused", "decision-made", "OrderRecovery"]
+    assert kinds(bench.stands(0))[:3] == ["engine-paused", "decision-made", "BeginRecovery"]
     assert [(o.engine_ids, o.epoch) for o in orders(bench)] == [((0, 1), 1), ((0, 1), 2)]
     bench.recovered(0)
     bench.recovered(1)

@@ -2,8 +2,8 @@
 
 import pytest
 
-from holdfast.core.errors import InstructionConflict
-from holdfast.core.protocol.effects import OrderRecovery, Publish, Settle
+from holdfast.core.errors import CommandConflict
+from holdfast.core.protocol.effects import BeginRecovery, Publish, Settle
 from support.groups_bench import a_pair, orders, paused_after_a_fault, paused_by_hand, recovering, two_pairs
 from support.instance_bench import AUTO, EXTERNAL, a_fault
 
@@ -32,7 +32,7 @@ def test_a_resume_without_a_name_resumes_what_was_paused_by_hand_and_nothing_els
 
 def test_a_resume_of_what_runs_is_a_conflict():
     for engines in ((), (0,)):
-        with pytest.raises(InstructionConflict, match="is healthy, there is nothing to resume"):
+        with pytest.raises(CommandConflict, match="is healthy, there is nothing to resume"):
             a_pair().resume("r", *engines)
 
 
@@ -40,12 +40,12 @@ def test_a_resume_of_what_still_comes_to_a_stand_is_a_conflict():
     bench = a_pair()
     bench.pause("p", 0)
     bench.stands(0)
-    with pytest.raises(InstructionConflict, match="engine 1 is pausing"):
+    with pytest.raises(CommandConflict, match="engine 1 is pausing"):
         bench.resume("r", 0)
 
 
 def test_a_resume_after_a_fault_is_a_conflict_that_names_retry():
-    with pytest.raises(InstructionConflict, match="retry lets it go on"):
+    with pytest.raises(CommandConflict, match="retry lets it go on"):
         paused_after_a_fault().resume("r", 1)
 
 
@@ -60,14 +60,14 @@ def test_a_retry_lets_go_on_what_was_paused_by_hand():
 def test_a_retry_of_one_engine_is_a_retry_of_its_group():
     bench = paused_after_a_fault()
     bench.retry("cmd", 1)
-    assert orders(bench) == [OrderRecovery((0, 1), "cmd", 1, rebuild=True)]
+    assert orders(bench) == [BeginRecovery((0, 1), "cmd", 1, rebuild=True)]
 
 
 def test_a_retry_before_the_peer_stands_is_a_conflict_that_names_the_peer():
     bench = a_pair(EXTERNAL)
     bench.faulted(0)
     bench.held(0)
-    with pytest.raises(InstructionConflict, match="engine 1 is pausing, there is nothing to retry") as caught:
+    with pytest.raises(CommandConflict, match="engine 1 is pausing, there is nothing to retry") as caught:
         bench.retry("cmd", 0)
     assert caught.value.state == "pausing"
 
@@ -75,7 +75,7 @@ def test_a_retry_before_the_peer_stands_is_a_conflict_that_names_the_peer():
 def test_a_retry_while_one_side_still_recovers_is_a_conflict():
     bench = recovering(EXTERNAL)
     bench.aborted(0)
-    with pytest.raises(InstructionConflict, match="command cmd is already under way"):
+    with pytest.raises(CommandConflict, match="command cmd is already under way"):
         bench.retry("again", 0)
 
 
@@ -139,7 +139,7 @@ def test_of_several_groups_none_is_touched_when_one_cannot_follow():
     bench.held(0)
     bench.stands(1)
     before = bench.instance.view()
-    with pytest.raises(InstructionConflict, match="engine 2 is healthy"):
+    with pytest.raises(CommandConflict, match="engine 2 is healthy"):
         bench.did(bench.instance.retry("some", (0, 2), bench.now))
     assert bench.instance.view() == before
 

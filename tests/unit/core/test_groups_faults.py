@@ -127,7 +127,7 @@ def test_an_engine_that_resumed_and_stands_again_while_its_peer_resumes_is_recov
     bench.recovered(0)
     assert kinds(bench.held(0)) == ["fault-reported", "engine-paused"]
     assert pauses(bench.recovered(1)) == [(1, False)]
-    assert kinds(bench.stands(1))[:3] == ["engine-paused", "decision-made", "OrderRecovery"]
+    assert kinds(bench.stands(1))[:3] == ["engine-paused", "decision-made", "BeginRecovery"]
     assert [o.epoch for o in orders(bench)] == [1, 2]
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from holdfast.core.errors import InstructionConflict, UnknownEngine
+from holdfast.core.errors import CommandConflict, UnknownEngine
 from holdfast.core.faults.faults import FaultClass, unresponsive
 from holdfast.core.instance.instance import AFFIRM_S, SOFT_PAUSE_S
 from holdfast.core.protocol.effects import End, Publish, Settle
@@ -57,13 +57,13 @@ def test_a_pause_while_somebody_of_the_group_is_unwell_is_a_conflict_and_changes
     bench.faulted(0)
     before = bench.instance.view()
     for engines in ((1,), (2, 0), ()):
-        with pytest.raises(InstructionConflict, match="cannot be paused now"):
+        with pytest.raises(CommandConflict, match="cannot be paused now"):
             bench.pause("p", *engines)
     assert bench.instance.view() == before
 
 
 def test_a_pause_of_what_is_already_paused_is_a_conflict_that_says_the_state():
-    with pytest.raises(InstructionConflict, match="engine 0 is paused, it cannot be paused now") as caught:
+    with pytest.raises(CommandConflict, match="engine 0 is paused, it cannot be paused now") as caught:
         paused_by_hand().pause("again", 1)
     assert caught.value.state == "paused"
 
@@ -79,7 +79,7 @@ def test_the_id_of_a_pause_under_way_is_refused_whatever_it_is_for():
     bench = a_pair()
     bench.pause("same", 0)
     for order in (lambda: bench.pause("same", 2), lambda: bench.resume("same", 0), lambda: bench.arm("same")):
-        with pytest.raises(InstructionConflict, match="the id same is already under way"):
+        with pytest.raises(CommandConflict, match="the id same is already under way"):
             order()
 
 
@@ -210,7 +210,7 @@ def test_what_one_engine_cannot_rebuild_is_shown_with_it():
 @pytest.mark.parametrize("soft", [True, False])
 def test_nobody_pauses_by_hand_a_group_that_could_not_go_on(soft):
     bench = an_unrebuildable_pair()
-    with pytest.raises(InstructionConflict, match="could not go on after a pause"):
+    with pytest.raises(CommandConflict, match="could not go on after a pause"):
         bench.pause("p", 0, soft=soft)
     assert bench.states(0, 1) == ["healthy", "healthy"]
 
@@ -218,7 +218,7 @@ def test_nobody_pauses_by_hand_a_group_that_could_not_go_on(soft):
 def test_an_engine_of_several_ranks_that_could_not_be_rebuilt_is_paused_softly_or_not_at_all():
     bench = Bench(groups=[(0,)], attached=False)
     bench.attached(0, ranks=2, unrebuildable=CANNOT)
-    with pytest.raises(InstructionConflict, match="a soft pause breaks nothing"):
+    with pytest.raises(CommandConflict, match="a soft pause breaks nothing"):
         bench.pause("p", 0)
     bench.pause("p", 0, soft=True)
     assert pauses(bench.tick(SOFT_PAUSE_S)) == []  # it must not harden

@@ -3,11 +3,11 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from holdfast.core.errors import InstructionConflict
+from holdfast.core.errors import CommandConflict
 from holdfast.core.faults.faults import FaultClass
 from holdfast.core.faults.injection import InjectionSpec
 from holdfast.core.protocol import messages as m
-from holdfast.core.protocol.effects import End, LeaveOut, OrderRecovery, Publish, Send, Settle
+from holdfast.core.protocol.effects import BeginRecovery, End, LeaveOut, Publish, Send, Settle
 from holdfast.core.states import EngineState
 from support.groups_bench import orders
 from support.instance_bench import AUTO, EXTERNAL, SPEC, Bench, a_fault
@@ -49,7 +49,7 @@ class Story:
         before, seen = self.bench.instance.view(), len(self.bench.effects)
         try:
             self._happens(f"cmd-{number}", *happening)
-        except InstructionConflict:
+        except CommandConflict:
             assert self.bench.instance.view() == before
         self._check(before, self.bench.effects[seen:])
         if happening[0] in REPORTS and self._is_stale(before, *happening[1:3]):
@@ -98,7 +98,7 @@ class Story:
                 case LeaveOut(engine_id):
                     assert (engine_id,) in GROUPS, "nobody waits for one that is left out"
                     self.epochs[engine_id,] = 0
-                case OrderRecovery(engine_ids=group, epoch=epoch):
+                case BeginRecovery(engine_ids=group, epoch=epoch):
                     assert group in GROUPS, "a group recovers whole"
                     assert {view.engine(e).state for e in group} == {EngineState.PAUSED}, "only who stands recovers"
                     assert epoch == self.epochs[group] + 1, "an epoch is used once"

@@ -2,10 +2,10 @@
 
 import pytest
 
-from holdfast.core.errors import InstructionConflict
+from holdfast.core.errors import CommandConflict
 from holdfast.core.faults.faults import FaultClass, unresponsive
 from holdfast.core.protocol import messages as m
-from holdfast.core.protocol.effects import End, OrderRecovery, Publish, Settle
+from holdfast.core.protocol.effects import BeginRecovery, End, Publish, Settle
 from holdfast.core.protocol.events import EventKind
 from holdfast.core.states import EngineState
 from support.instance_bench import AUTO, DEEP, EXTERNAL, NO_RESTARTS, Bench, a_fault, is_affirming, kinds, states
@@ -27,9 +27,9 @@ def test_auto_a_fault_is_published_the_engine_held_retried_and_healthy_again():
     assert kinds(bench.faulted()) == ["fault-reported"]
     assert not bench.instance.view().ready
     held = bench.held()
-    assert kinds(held) == ["engine-paused", "decision-made", "OrderRecovery", "recovery-started"]
+    assert kinds(held) == ["engine-paused", "decision-made", "BeginRecovery", "recovery-started"]
     assert states(held) == [EngineState.PAUSED, EngineState.PAUSED, EngineState.RECOVERING]
-    assert held[2] == OrderRecovery((0,), "own-1", 1, rebuild=False)
+    assert held[2] == BeginRecovery((0,), "own-1", 1, rebuild=False)
     bench.now += 1.5
     recovered = bench.recovered()
     assert kinds(recovered) == ["engine-recovered", "Settle"]
@@ -55,7 +55,7 @@ def test_external_waits_for_an_instruction_and_follows_it():
     assert kinds(bench.held()) == ["engine-paused", "decision-made"]
     assert bench.view().state is EngineState.PAUSED
     assert [e for e in bench.tick(60.0) if not is_affirming(e)] == []
-    assert kinds(bench.retry("from-outside")) == ["OrderRecovery", "recovery-started"]
+    assert kinds(bench.retry("from-outside")) == ["BeginRecovery", "recovery-started"]
     assert bench.recovered()[-1] == Settle("from-outside")
     assert bench.view().state is EngineState.HEALTHY
 
@@ -105,7 +105,7 @@ def test_auto_retries_a_failed_recovery_until_the_intensity_is_exceeded():
     bench.held()
     for attempt in (1, 2):
         aborted = bench.aborted()
-        assert kinds(aborted) == ["recovery-failed", "Settle", "decision-made", "OrderRecovery", "recovery-started"]
+        assert kinds(aborted) == ["recovery-failed", "Settle", "decision-made", "BeginRecovery", "recovery-started"]
         assert aborted[1] == Settle(f"own-{attempt}", error="RuntimeError in engine 0, rank 0: again")
     assert kinds(bench.aborted())[-4:] == ["decision-made", "instance-defeated", "Send", "End"]
     assert "3 retries within 60 s did not last" in bench.instance.view().defeat
@@ -168,19 +168,19 @@ def test_retries_that_did_not_last_give_the_rank_that_failed_in_them_a_new_proce
         bench.recovered()
     bench.held()
     assert "3 retries within 60 s did not last" in bench.view().reason
-    assert bench.all(OrderRecovery)[-1].replace == {0: (0,)}
+    assert bench.all(BeginRecovery)[-1].replace == {0: (0,)}
     bench.recovered(replaced=(0,))
     assert (bench.view().state, bench.view().worker_restarts) == (EngineState.HEALTHY, 1)
     bench.held()
-    assert bench.all(OrderRecovery)[-1].replace == {}  # what is retried now is retried in another process
+    assert bench.all(BeginRecovery)[-1].replace == {}  # what is retried now is retried in another process
 
 
 def test_a_device_fault_in_a_recovery_restarts_its_rank_although_the_abort_looks_transient():
     bench = Bench()
     bench.held()
     bench.faulted(fault=DEEP)
-    assert kinds(bench.aborted())[-2:] == ["OrderRecovery", "recovery-started"]
-    assert bench.all(OrderRecovery)[-1].replace == {0: (0,)}
+    assert kinds(bench.aborted())[-2:] == ["BeginRecovery", "recovery-started"]
+    assert bench.all(BeginRecovery)[-1].replace == {0: (0,)}
 
 
 def test_a_device_fault_in_a_recovery_ends_it_where_workers_are_not_restarted():
@@ -204,7 +204,7 @@ def test_a_deeper_fault_that_comes_to_light_while_paused_is_decided_at_once():
     assert kinds(bench.faulted(fault=DEEP)) == ["fault-reported", "decision-made"]
     assert bench.instance.view().defeat is None
     bench.retry()
-    assert bench.all(OrderRecovery)[-1].replace == {0: (0,)}
+    assert bench.all(BeginRecovery)[-1].replace == {0: (0,)}
 
 
 def test_a_silence_that_comes_to_light_while_paused_ends_at_once():
@@ -283,7 +283,7 @@ def test_a_report_repeated_changes_nothing(fact):
 def test_a_report_of_an_unknown_engine_changes_nothing():
     bench = Bench()
     before = bench.instance.view()
-    fact = m.EngineHeld(engine_id=9, epoch=0, fault=a_fault(9), unfinished_requests=0)
+    fact = m.EnginePaused(engine_id=9, epoch=0, fault=a_fault(9), unfinished_requests=0)
     assert bench.observe(fact) == bench.lost(9) == []
     assert bench.instance.view() == before
 
@@ -296,10 +296,10 @@ def test_after_the_end_nothing_changes_anything_on_any_engine():
     for engine in (0, 1):
         assert bench.attached(engine) == bench.faulted(engine) == bench.held(engine) == bench.lost(engine) == []
         assert bench.recovered(engine) == bench.aborted(engine) == []
-        with pytest.raises(InstructionConflict, match="the instance has ended") as caught:
+        with pytest.raises(CommandConflict, match="the instance has ended") as caught:
             bench.retry(engine=engine)
         assert caught.value.state == "dead"
-        with pytest.raises(InstructionConflict):
+        with pytest.raises(CommandConflict):
             bench.arm()
     assert bench.tick(1e6) == []
     assert bench.instance.view() == before

@@ -3,7 +3,7 @@
 import pytest
 
 from holdfast.core.config import HoldfastConfig
-from holdfast.core.errors import InstructionConflict, UnknownEngine
+from holdfast.core.errors import CommandConflict, UnknownEngine
 from holdfast.core.faults.faults import Phase
 from holdfast.core.faults.injection import InjectionSpec
 from holdfast.core.protocol import messages as m
@@ -20,7 +20,7 @@ def test_two_commands_at_once_are_a_conflict_that_says_the_state():
     bench.held()
     bench.retry("first")
     before = bench.instance.view()
-    with pytest.raises(InstructionConflict, match="first is already under way") as caught:
+    with pytest.raises(CommandConflict, match="first is already under way") as caught:
         bench.retry("second")
     assert caught.value.state == "recovering"
     assert bench.instance.view() == before
@@ -31,7 +31,7 @@ def test_a_retry_of_what_is_not_paused_is_a_conflict_that_says_the_state(state):
     bench = Bench(EXTERNAL, attached=state != "starting")
     if state == "faulted":
         bench.faulted()
-    with pytest.raises(InstructionConflict, match="there is nothing to retry") as caught:
+    with pytest.raises(CommandConflict, match="there is nothing to retry") as caught:
         bench.retry()
     assert caught.value.state == state
 
@@ -49,7 +49,7 @@ def test_an_id_that_is_under_way_is_refused_whatever_it_is_for():
     bench.arm("same")
     bench.held()
     for order in (bench.arm, bench.retry):
-        with pytest.raises(InstructionConflict, match="the id same is already under way"):
+        with pytest.raises(CommandConflict, match="the id same is already under way"):
             order("same")
 
 

@@ -3,11 +3,11 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from holdfast.core.errors import InstructionConflict, UnknownEngine
+from holdfast.core.errors import CommandConflict, UnknownEngine
 from holdfast.core.faults.faults import FaultClass, Phase
 from holdfast.core.faults.injection import InjectionSpec
 from holdfast.core.protocol import messages as m
-from holdfast.core.protocol.effects import End, OrderRecovery, Publish, Send, Settle
+from holdfast.core.protocol.effects import BeginRecovery, End, Publish, Send, Settle
 from holdfast.core.states import EngineState
 from support.instance_bench import AUTO, EXTERNAL, NO_RESTARTS, Bench, a_fault
 
@@ -21,7 +21,7 @@ any_fault = st.builds(a_fault, engines, fault_class=st.sampled_from([FaultClass.
 facts = st.one_of(
     st.builds(m.EngineAttached, engine_id=engines, pid=st.just(1), hooks=st.just(()), workers=st.just(())),
     st.builds(m.EngineFaulted, engine_id=engines, epoch=epochs, fault=any_fault),
-    st.builds(m.EngineHeld, engine_id=engines, epoch=epochs, fault=any_fault, unfinished_requests=st.just(0)),
+    st.builds(m.EnginePaused, engine_id=engines, epoch=epochs, fault=any_fault, unfinished_requests=st.just(0)),
     st.builds(m.EngineRecovered, engine_id=engines, command_id=texts, epoch=epochs, report=st.just(m.RecoveryReport())),
     st.builds(m.RecoveryAborted, engine_id=engines, command_id=texts, epoch=epochs, fault=any_fault),
     st.builds(m.EngineAnswered, engine_id=engines, command_id=texts, refused=st.none() | st.just("no")),
@@ -45,7 +45,7 @@ def test_whatever_is_said_in_whatever_order_the_laws_of_an_instance_hold(story, 
             case ("retry" | "arm" | "restart" as what, command_id, engine):
                 try:
                     instruct(bench, what, command_id, engine)
-                except (InstructionConflict, UnknownEngine):
+                except (CommandConflict, UnknownEngine):
                     continue
                 accepted.append(command_id)
             case ("tick", after_s, _):
@@ -54,7 +54,7 @@ def test_whatever_is_said_in_whatever_order_the_laws_of_an_instance_hold(story, 
                 bench.observe(fact)
     for _ in range(6):  # after silence long enough, every wait has ended
         bench.tick(config.worker_start_timeout_s + 250.0)
-    accepted += [order.command_id for order in bench.all(OrderRecovery)]
+    accepted += [order.command_id for order in bench.all(BeginRecovery)]
     assert sorted(s.command_id for s in bench.all(Settle)) == sorted(_once(accepted, bench))
     assert [e.sequence for e in bench.events] == list(range(1, len(bench.events) + 1))
     assert [p.view.sequence for p in bench.all(Publish)] == [e.sequence for e in bench.events]
@@ -76,7 +76,7 @@ def instruct(bench, what, command_id, engine):
 
 def _once(accepted, bench):
     """A retry from outside was counted when it was accepted and again when it was sent."""
-    sent = list(dict.fromkeys(order.command_id for order in bench.all(OrderRecovery)))  # one may be for two groups
+    sent = list(dict.fromkeys(order.command_id for order in bench.all(BeginRecovery)))  # one may be for two groups
     arms = [s.message.command_id for s in bench.all(Send) if isinstance(s.message, m.ArmFault)]
     pauses = [s.message.command_id for s in bench.all(Send) if isinstance(s.message, m.PauseEngine)]
     unsent = [c for c in pauses if c.startswith(("cmd", "arm", "own", "?")) and c in accepted and c not in sent]

@@ -50,9 +50,9 @@ def configs(draw, windows=WINDOWS):
 def test_every_sequence_of_faults_ends_healthy_or_in_an_exit(config, answers, faults):
     world = World(config, answers, faults)
     assert world.run(LONGEST_S, MOST_DECISIONS), "neither healthy nor ended"
-    last_words = [e for e in world.bench.events if e.kind is EventKind.INSTANCE_DEFEATED]
-    assert len(last_words) == (world.bench.defeat is not None)
-    assert all(e.reason for e in last_words)
+    error_reasons = [e for e in world.bench.events if e.kind is EventKind.INSTANCE_DEFEATED]
+    assert len(error_reasons) == (world.bench.defeat is not None)
+    assert all(e.reason for e in error_reasons)
 
 
 @settings(max_examples=100, deadline=None)

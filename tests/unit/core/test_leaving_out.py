@@ -3,7 +3,7 @@
 import pytest
 
 from holdfast.core.config import HoldfastConfig
-from holdfast.core.errors import InstructionConflict
+from holdfast.core.errors import CommandConflict
 from holdfast.core.faults.faults import FaultClass
 from holdfast.core.policy.actions import Action, Replacement
 from holdfast.core.policy.engines import decide_on_engine
@@ -167,5 +167,5 @@ def test_a_pause_of_all_is_one_of_those_that_serve():
     bench = without_one()
     bench.pause("pause")
     assert bench.states(0, 1) == ["pausing", "left-out"]
-    with pytest.raises(InstructionConflict, match="engine 1 is left-out"):
+    with pytest.raises(CommandConflict, match="engine 1 is left-out"):
         bench.pause("other", 1)

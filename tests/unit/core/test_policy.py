@@ -50,17 +50,17 @@ def test_a_retry_leaves_the_window_exactly_when_it_is_as_old_as_the_window_is_lo
 
 
 def test_a_fault_that_brings_the_search_for_a_guilty_request_on_is_no_further_try():
-    decision = decide_repair(10.0, incident(1.0, 2.0, 3.0, narrows=True), AUTO)
+    decision = decide_repair(10.0, incident(1.0, 2.0, 3.0, search_progressed=True), AUTO)
     assert decision.action is Action.RETRY
     assert "not counted as a try" in decision.reason
     tried = (1.0,) * AUTO.max_worker_restarts
-    decision = decide_repair(10.0, sick(narrows=True, restarted_at=tried), AUTO)
+    decision = decide_repair(10.0, sick(search_progressed=True, restarted_at=tried), AUTO)
     assert decision.action is Action.RESTART_WORKERS
     assert "not counted as a try" in decision.reason
 
 
 def test_where_workers_are_not_restarted_a_search_restarts_none_either():
-    assert decide_repair(10.0, sick(narrows=True), NO_RESTARTS).action is Action.END
+    assert decide_repair(10.0, sick(search_progressed=True), NO_RESTARTS).action is Action.END
 
 
 @pytest.mark.parametrize(("restarts", "action"), [(0, Action.END), (1, Action.RESTART_WORKERS)])
@@ -170,7 +170,7 @@ def test_a_rank_that_computes_what_is_no_number_for_different_requests_gets_a_ne
         {"before": "a"},
         {"before": "ab"},
         {"before": "b", "at": -100.0},
-        {"before": "b", "narrows": True},
+        {"before": "b", "search_progressed": True},
         {"before": "b", "rank": None},
     ],
     ids=["the same", "some of them", "long ago", "one is on trial", "nobody knows which rank"],

@@ -63,14 +63,14 @@ def test_more_restarts_than_allowed_within_the_window_end_the_instance():
 @pytest.mark.parametrize("failed", [0, 1])
 def test_the_first_restart_and_the_one_after_its_failure_are_at_once(failed):
     tried_at = (100.0,) * failed
-    assert decide_repair(100.0, sick(failed_restarts=failed, restarted_at=tried_at), AUTO).again_at is None
+    assert decide_repair(100.0, sick(failed_restarts=failed, restarted_at=tried_at), AUTO).retry_at is None
 
 
 @pytest.mark.parametrize(("failed", "pause_s"), [(2, 1.0), (3, 2.0), (4, 4.0), (6, 16.0), (7, 30.0), (12, 30.0)])
 def test_restarts_that_fail_again_and_again_are_tried_with_growing_pauses_up_to_a_bound(failed, pause_s):
     again = sick(failed_restarts=failed, restarted_at=(50.0, 100.0))
     early = decide_repair(100.0, again, AUTO)
-    assert (early.action, early.again_at) == (Action.AWAIT, 100.0 + pause_s)
+    assert (early.action, early.retry_at) == (Action.AWAIT, 100.0 + pause_s)
     assert f"the restart failed {failed} times, tried again in {pause_s:.1f} s" in early.reason
     assert decide_repair(100.0 + pause_s, again, AUTO).action is Action.RESTART_WORKERS
 

@@ -35,10 +35,16 @@ def test_what_was_found_out_in_another_epoch_changes_nothing():
     assert bench.view().suspects == 0
 
 
-def tried(bench, *, narrows=False):
+def tried(bench, *, search_progressed=False):
     """One fault and its recovery; the reason for what was done."""
     bench.faulted()
-    held = m.EngineHeld(engine_id=0, epoch=bench.view().epoch, fault=a_fault(), unfinished_requests=2, narrows=narrows)
+    held = m.EnginePaused(
+        engine_id=0,
+        epoch=bench.view().epoch,
+        fault=a_fault(),
+        unfinished_requests=2,
+        search_progressed=search_progressed,
+    )
     decided = next(e.event for e in bench.observe(held) if getattr(e, "event", None) and e.event.reason)
     bench.recovered()
     return decided.reason
@@ -46,7 +52,7 @@ def tried(bench, *, narrows=False):
 
 def test_faults_that_bring_a_search_on_use_up_no_retries():
     bench = Bench()
-    reasons = [tried(bench, narrows=index > 1) for index in range(30)]
+    reasons = [tried(bench, search_progressed=index > 1) for index in range(30)]
     assert "retry 2 of" in reasons[1]
     assert all("not counted" in reason for reason in reasons[2:])
     assert "retry 3 of" in tried(bench)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from holdfast.core.errors import BadInstruction, InstructionConflict, UnknownEngine
+from holdfast.core.errors import BadCommand, CommandConflict, UnknownEngine
 from holdfast.core.faults.faults import FaultClass
 from holdfast.core.protocol import messages as m
 from holdfast.core.protocol.effects import Settle
@@ -100,8 +100,8 @@ def test_after_a_pause_between_tries_the_tick_decides_again():
     lose(bench)
     bench.aborted()
     assert kinds(bench.aborted())[-1] == "decision-made"
-    assert not {"OrderRecovery", "decision-made"} & set(kinds(bench.tick(0.9)))
-    assert kinds(bench.tick(0.2)) == ["decision-made", "OrderRecovery", "recovery-started"]
+    assert not {"BeginRecovery", "decision-made"} & set(kinds(bench.tick(0.9)))
+    assert kinds(bench.tick(0.2)) == ["decision-made", "BeginRecovery", "recovery-started"]
     bench.recovered(replaced=(0,))
     assert bench.states(0) == ["healthy"]
 
@@ -166,7 +166,7 @@ def test_a_restart_that_is_asked_for_and_fails_says_so_and_is_tried_again():
 
 
 @pytest.mark.parametrize(
-    ("engine", "ranks", "error"), [(9, (), UnknownEngine), (0, (1,), BadInstruction), (0, (-1,), BadInstruction)]
+    ("engine", "ranks", "error"), [(9, (), UnknownEngine), (0, (1,), BadCommand), (0, (-1,), BadCommand)]
 )
 def test_a_restart_of_who_does_not_exist_is_refused_and_changes_nothing(engine, ranks, error):
     bench = a_pair()
@@ -179,14 +179,14 @@ def test_a_restart_of_who_does_not_exist_is_refused_and_changes_nothing(engine, 
 def test_a_restart_of_a_group_that_is_not_healthy_is_a_conflict():
     bench = a_pair(EXTERNAL)
     bench.faulted(0)
-    with pytest.raises(InstructionConflict):
+    with pytest.raises(CommandConflict):
         bench.restart_workers("restart", 1)
 
 
 def test_a_restart_of_who_could_not_go_on_is_a_conflict_that_says_why():
     bench = Bench(attached=False)
     bench.attached(ranks=2, unrebuildable=("custom all-reduce",))
-    with pytest.raises(InstructionConflict, match="custom all-reduce"):
+    with pytest.raises(CommandConflict, match="custom all-reduce"):
         bench.restart_workers("restart")
 
 

@@ -15,13 +15,13 @@ pytest.importorskip("vllm")
 
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.protocol.effects import End
-from holdfast.hosts.vllm.owner.owner import Owner
+from holdfast.hosts.vllm.owner.owner import VllmFrontEndHost
 
 WAIT_S = 10.0
 SPAWN = multiprocessing.get_context("spawn")
 
 
-class Outlets:
+class EventSinks:
     address = ""
     sinks = ()
 
@@ -32,7 +32,7 @@ class Bench:
     """An owner of one engine core, and the host's thread that waits for the death of one."""
 
     def __init__(self) -> None:
-        self.owner = Owner(HoldfastConfig(), [[0]], 0, lambda config: Outlets())
+        self.owner = VllmFrontEndHost(HoldfastConfig(), [[0]], 0, lambda config: EventSinks())
         self.owner.sentinel.start()
         self.process = SPAWN.Process(target=time.sleep, args=(60,))
         self.process.start()

@@ -15,7 +15,7 @@ pytest.importorskip("vllm")
 
 from holdfast.hosts.vllm.engine.worker_pool import standby_pool as module
 from holdfast.hosts.vllm.engine.worker_pool.standby_pool import PoolState, StandbyPool
-from holdfast.hosts.vllm.process import priority as gentle
+from holdfast.hosts.vllm.process import priority
 
 WITHIN_S = 10.0
 
@@ -76,7 +76,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
     monkeypatch.setattr(module, "REFILL_DELAY_S", 0.0)
     monkeypatch.setattr(module, "LONGEST_PAUSE_S", 0.05)
     for pace in ("slow_down", "hurry"):
-        monkeypatch.setattr(gentle, pace, lambda pid, pace=pace: made.paces.append((pid, pace)))
+        monkeypatch.setattr(priority, pace, lambda pid, pace=pace: made.paces.append((pid, pace)))
     monkeypatch.setattr(module, "_resident_bytes", lambda _pid: 100)
     return made
 

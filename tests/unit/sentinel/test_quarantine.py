@@ -56,10 +56,10 @@ class Bench:
     def fails(self, in_flight: set[str], why: Fault | None = None, replaced: tuple[int, ...] = ()) -> bool:
         self.requests.in_flight = in_flight
         self.quarantine.learn(why or fault(), self.requests)
-        narrows, self.epoch = self.quarantine.narrows, self.epoch + 1
+        search_progressed, self.epoch = self.quarantine.search_progressed, self.epoch + 1
         self.quarantine.carry_out(replaced)
         self.requests.in_flight = set()
-        return narrows
+        return search_progressed
 
     def steps(self, turns: int = 10) -> None:
         """Steps of those that may run, until others may."""

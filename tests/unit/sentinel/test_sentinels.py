@@ -12,7 +12,7 @@ import pytest
 
 import holdfast.sentinel.worker as worker_sentinel
 from holdfast.core.config import HoldfastConfig
-from holdfast.core.errors import BadInstruction, HookNotAttached, InstructionConflict, RecoveryFailed
+from holdfast.core.errors import BadCommand, CommandConflict, HookNotAttached, RecoveryFailed
 from holdfast.core.faults.faults import Fault, FaultClass, Phase
 from holdfast.core.faults.injection import FaultKind, InjectionSpec, UncontainedFault
 from holdfast.core.protocol import messages as m
@@ -106,7 +106,7 @@ class Host:
     def replace_engine(self, order: ReplaceEngine) -> None:
         raise AssertionError("nothing here may be replaced")
 
-    def why_irreplaceable(self) -> str:
+    def unrecoverable_reason(self) -> str:
         return ""
 
     def end_instance(self, order: End) -> None:
@@ -292,7 +292,7 @@ def test_an_instruction_that_fails_says_so_and_leaves_the_engine_paused(make_ben
 
 
 def test_an_instruction_that_makes_no_sense_is_refused_with_the_state(bench: Bench) -> None:
-    with pytest.raises(InstructionConflict) as refused:
+    with pytest.raises(CommandConflict) as refused:
         bench.client.retry("x").result(WAIT_S)
     assert refused.value.state == "healthy"
 
@@ -312,7 +312,7 @@ def test_a_fault_is_armed_in_the_process_that_passes_its_phase(bench: Bench, pha
 
 
 def test_arming_a_rank_that_does_not_exist_is_the_operators_error(bench: Bench) -> None:
-    with pytest.raises(BadInstruction, match="no rank 4"):
+    with pytest.raises(BadCommand, match="no rank 4"):
         bench.client.arm("arm", InjectionSpec(phase=Phase.FORWARD, rank=4)).result(WAIT_S)
 
 

@@ -66,7 +66,7 @@ class Bench:
     def rank_pids(self) -> Mapping[int, int]:
         return {rank: it.process.pid for rank, it in enumerate(self.ranks)}
 
-    def may_accuse(self) -> bool:
+    def may_declare_hung(self) -> bool:
         return self.rebuildable
 
     def has_peers(self) -> bool:
@@ -78,7 +78,7 @@ class Bench:
     def found(self) -> None:
         self.calls.append("found")
 
-    def accuse(self, stall: Stall) -> None:
+    def declare_hung(self, stall: Stall) -> None:
         self.accused.append(stall)
 
     def tick_for(self, seconds: float, start: float) -> float:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING
 
-from holdfast.core.errors import InstructionConflict
+from holdfast.core.errors import CommandConflict
 from holdfast.core.instance.instance import Instance
 from holdfast.core.protocol import messages as m
 from holdfast.core.protocol.effects import (
+    BeginRecovery,
     CloseRendezvous,
     Effect,
     End,
     LeaveOut,
-    OrderRecovery,
     Publish,
     ReplaceEngine,
     Send,
@@ -81,8 +81,8 @@ class SimulatedClient:
             match effect:
                 case Send():
                     self._send(effect.engine_id, effect.message)
-                case OrderRecovery():
-                    self._order_recovery(effect)
+                case BeginRecovery():
+                    self._begin_recovery(effect)
                 case ReplaceEngine():
                     self._sim.replace(effect)
                 case LeaveOut():
@@ -97,12 +97,12 @@ class SimulatedClient:
                 case End():
                     self._end(effect.reason)
 
-    def _order_recovery(self, effect: OrderRecovery) -> None:
+    def _begin_recovery(self, effect: BeginRecovery) -> None:
         self._open_commands.add(effect.command_id)
         meet = Rendezvous("memory", 0, effect.epoch) if effect.rebuild else None
         for engine_id in effect.engine_ids:
             replace = effect.replace.get(engine_id, ())
-            order = m.RetryEngine(command_id=effect.command_id, epoch=effect.epoch, rendezvous=meet, replace=replace)
+            order = m.RecoverEngine(command_id=effect.command_id, epoch=effect.epoch, rendezvous=meet, replace=replace)
             self._send(engine_id, order)
 
     def _send(self, engine_id: int, message: m.ToEngine) -> None:
@@ -130,7 +130,7 @@ class SimulatedClient:
         command_id = f"operator-{next(self._ids)}"
         try:
             self._perform(self.instance.retry(command_id, (engine_id,), self._sim.time.now))
-        except InstructionConflict as conflict:
+        except CommandConflict as conflict:
             self._sim.note(conflict)
 
     def _end(self, reason: str) -> None:

@@ -33,7 +33,7 @@ class SimulatedEngine:
         self._rank_fault: Fault | None = None
         self._error: Exception | None = None  # while it stands held
         self._deadline_s = 0.0
-        self._orders: deque[m.RetryEngine] = deque()
+        self._orders: deque[m.RecoverEngine] = deque()
         self._gone = False
         self._recovering = False
         self._quarantine = Quarantine(engine_id, self._send, lambda: self._epoch)
@@ -172,9 +172,13 @@ class SimulatedEngine:
         self._error = error
         fault = self._rank_fault or self._own_fault(error)
         self._quarantine.learn(fault, self._host.requests)
-        left, narrows = self._host.unfinished_requests(), self._quarantine.narrows
-        held = m.EngineHeld(
-            engine_id=self._id, epoch=self._epoch, fault=fault, unfinished_requests=left, narrows=narrows
+        left, search_progressed = self._host.unfinished_requests(), self._quarantine.search_progressed
+        held = m.EnginePaused(
+            engine_id=self._id,
+            epoch=self._epoch,
+            fault=fault,
+            unfinished_requests=left,
+            search_progressed=search_progressed,
         )
         self._send(held)
         self._wait_bounded()
@@ -201,7 +205,7 @@ class SimulatedEngine:
 
     def deliver(self, data: bytes) -> None:
         match m.decode_to_engine(data):
-            case m.RetryEngine() as order:
+            case m.RecoverEngine() as order:
                 self._orders.append(order)
                 self._follow_orders()
             case m.EndEngine():
@@ -213,7 +217,7 @@ class SimulatedEngine:
             if order.epoch > self._epoch:
                 self._carry_out(order)
 
-    def _carry_out(self, order: m.RetryEngine) -> None:
+    def _carry_out(self, order: m.RecoverEngine) -> None:
         error, self._epoch, self._rank_fault = self._error, order.epoch, None
         assert error is not None
         self._deadline_s = float("inf")
@@ -221,7 +225,7 @@ class SimulatedEngine:
         drained_s = self._sim.dice.uniform(0.0, 0.2)
         self._sim.time.after(drained_s, lambda: self._recover(order, error))
 
-    def _recover(self, order: m.RetryEngine, error: Exception) -> None:
+    def _recover(self, order: m.RecoverEngine, error: Exception) -> None:
         self._recovering = False
         if self._gone:
             return

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from holdfast.core.requests.journal import OpenRequests
+from holdfast.core.requests.journal import RequestJournal
 from holdfast.core.states import EngineState
 from holdfast.hosts.fake import OutputToken, fault_free_output
 
@@ -33,7 +33,7 @@ class SimulatedFrontEnd:
 
     def __init__(self, simulation: Simulation) -> None:
         self._sim = simulation
-        self._journal: OpenRequests[Request] = OpenRequests()
+        self._journal: RequestJournal[Request] = RequestJournal()
         self._homes: dict[str, int | None] = {}  # none: it waits for somebody who can take it
         self._streams: dict[str, list[int]] = {}
         self._expected: dict[str, list[int]] = {}

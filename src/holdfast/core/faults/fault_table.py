@@ -164,7 +164,7 @@ _PYTHON = (
     "UnicodeEncodeError|ValidationError|ValueError|ZeroDivisionError|ConnectionError|BrokenPipeError|"
     "ConnectionResetError|OutOfMemoryError"
 )
-_OWN = "InjectedFault|WorkerFailed|RecoveryFailed|HookNotAttached|BadConfiguration|BadInstruction"
+_OWN = "InjectedFault|WorkerFailed|RecoveryFailed|HookNotAttached|BadConfiguration|BadCommand"
 
 ERROR_ROWS: tuple[Row, ...] = (
     Row(_UNRESPONSIVE, "a rank did not answer within its bound", error_type="PeerSilent"),

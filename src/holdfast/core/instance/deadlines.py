@@ -33,8 +33,8 @@ def is_to_harden(group: LockstepGroup, now: float, soft_pause_s: float) -> bool:
 
 def is_to_affirm(group: LockstepGroup, now: float, config: HoldfastConfig, affirm_s: float) -> bool:
     """Whether engines that stand are to hear again that somebody lives: well before they take silence for the end."""
-    patience_s = config.engine_recovery_timeout_s + config.containment_timeout_s
-    return now - group.affirmed_at >= min(affirm_s, patience_s / 3)
+    extra_wait_s = config.engine_recovery_timeout_s + config.containment_timeout_s
+    return now - group.affirmed_at >= min(affirm_s, extra_wait_s / 3)
 
 
 def find_unanswered(group: LockstepGroup, now: float, config: HoldfastConfig) -> list[tuple[Engine, str]]:

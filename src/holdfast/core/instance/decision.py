@@ -12,14 +12,14 @@ from holdfast.core.config import HoldfastConfig
 from holdfast.core.faults.faults import Fault, FaultClass
 from holdfast.core.instance.commands import Commands
 from holdfast.core.instance.engine_repair import Replacements
-from holdfast.core.instance.event_log import Journal
+from holdfast.core.instance.event_log import EventLog
 from holdfast.core.instance.group import Engine, LockstepGroup
 from holdfast.core.instance.roster import Roster
 from holdfast.core.policy.actions import Action, Decision, Replacement, recent
 from holdfast.core.policy.capacity import RanksOut
 from holdfast.core.policy.ladder import Incident
 from holdfast.core.protocol import messages as m
-from holdfast.core.protocol.effects import CloseRendezvous, Effect, End, OrderRecovery, Publish, Send, Settle
+from holdfast.core.protocol.effects import BeginRecovery, CloseRendezvous, Effect, End, Publish, Send, Settle
 from holdfast.core.protocol.events import DecisionRecord, EventKind
 from holdfast.core.states import EngineState, Trigger
 
@@ -32,14 +32,14 @@ class Interventions:
     def __init__(
         self,
         roster: Roster,
-        journal: Journal,
+        event_log: EventLog,
         commands: Commands,
         config: HoldfastConfig,
         new_command_id: Callable[[], str],
         replacements: Replacements,
     ) -> None:
         self._roster = roster
-        self._journal = journal
+        self._event_log = event_log
         self._commands = commands
         self._config = config
         self._new_command_id = new_command_id
@@ -66,7 +66,7 @@ class Interventions:
         """Order one engine of a group to stand still."""
         engine.begin_to_stop(Trigger.PAUSE_ORDERED, now)
         group.broken |= not order.soft
-        ordered = self._journal.publish(
+        ordered = self._event_log.publish(
             EventKind.PAUSE_ORDERED, group, engine, command_id=order.command_id, reason=reason
         )
         return [Send(engine.engine_id, order), ordered]
@@ -107,7 +107,7 @@ class Interventions:
         decision = decide(now, incident, self._config)
         if unless_waiting and decision.action is Action.AWAIT:
             return []
-        group.reason, group.again_at = decision.reason, decision.again_at
+        group.reason, group.retry_at = decision.reason, decision.retry_at
         made = self.tell(group, spokesman, decision, incident.fault)
         match decision.action:
             case Action.RETRY:
@@ -139,7 +139,7 @@ class Interventions:
             ranks_out=self.ranks_out(engine).now,
             would=decision.would,
         )
-        return self._journal.publish(EventKind.DECISION_MADE, group, engine, reason=decision.reason, decision=record)
+        return self._event_log.publish(EventKind.DECISION_MADE, group, engine, reason=decision.reason, decision=record)
 
     def _recover_unasked(self, group: LockstepGroup, now: float) -> list[Effect]:
         command_id = self._new_command_id()
@@ -165,26 +165,26 @@ class Interventions:
         group.command_at = now
         group.rebuilding = group.needs_rebuild
         replace = {e.engine_id: ranks for e in group.engines if (ranks := group.sick_ranks_of(e))}
-        order = OrderRecovery(
+        order = BeginRecovery(
             group.engine_ids,
             command_id,
             group.epoch,
             rebuild=group.rebuilding,
             replace=replace,
-            patience_s=self._config.worker_start_timeout_s if group.replacing else 0.0,
+            extra_wait_s=self._config.worker_start_timeout_s if group.replacing else 0.0,
         )
-        group.fault, group.broken, group.paused_by_hand, group.soft, group.again_at = None, False, False, False, None
+        group.fault, group.broken, group.paused_by_hand, group.soft, group.retry_at = None, False, False, False, None
         group.joins = False
-        group.narrows = False
+        group.search_progressed = False
         for engine in group.engines:
             engine.move(Trigger.RECOVERY_ORDERED)
-        publish = self._journal.publish
+        publish = self._event_log.publish
         started = (publish(EventKind.RECOVERY_STARTED, group, e, command_id=command_id) for e in group.engines)
         return [order, *started]
 
     def _count_try(self, group: LockstepGroup, now: float) -> None:
         config, opened_at = self._config, group.began_at
-        if group.narrows:
+        if group.search_progressed:
             return  # every such try leaves fewer suspects: they come to an end by themselves
         if group.replacing:
             group.restarted_at = (*recent(group.restarted_at, now, config.worker_restart_window_s, opened_at), now)
@@ -209,7 +209,7 @@ class Interventions:
         """End the whole instance; `engine` is the one that is to blame."""
         group.reason = reason
         settled = self._end_commands(reason)
-        ended = self._journal.publish(EventKind.INSTANCE_DEFEATED, group, engine, fault=engine.fault, reason=reason)
+        ended = self._event_log.publish(EventKind.INSTANCE_DEFEATED, group, engine, fault=engine.fault, reason=reason)
         return [*settled, ended, *self._stop_all(reason)]
 
     def end_for(self, process: str, reason: str) -> list[Effect]:
@@ -217,7 +217,7 @@ class Interventions:
         settled = self._end_commands(reason)
         return [
             *settled,
-            self._journal.publish_of(process, EventKind.INSTANCE_DEFEATED, reason=reason),
+            self._event_log.publish_of(process, EventKind.INSTANCE_DEFEATED, reason=reason),
             *self._stop_all(reason),
         ]
 
@@ -263,7 +263,7 @@ def _incident(group: LockstepGroup, spokesman: Engine, roster: Roster, now: floa
         broken=group.needs_rebuild,
         unrebuildable=group.unrebuildable,
         paused_by_hand=group.paused_by_hand,
-        narrows=group.narrows,
+        search_progressed=group.search_progressed,
     )
 
 

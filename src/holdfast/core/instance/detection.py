@@ -8,7 +8,7 @@ from __future__ import annotations
 from holdfast.core.faults.faults import Fault, FaultClass, deeper, unresponsive
 from holdfast.core.instance.commands import Commands
 from holdfast.core.instance.decision import Interventions, close_rendezvous
-from holdfast.core.instance.event_log import Journal
+from holdfast.core.instance.event_log import EventLog
 from holdfast.core.instance.group import STOPPING, Engine, LockstepGroup
 from holdfast.core.poison.detector import FAULTS_BEFORE_SEARCH
 from holdfast.core.policy.ladder import decide_repair
@@ -21,8 +21,8 @@ from holdfast.core.states import EngineState, Trigger
 class Reports:
     """Takes the reports of an instance that has not ended."""
 
-    def __init__(self, journal: Journal, commands: Commands, interventions: Interventions) -> None:
-        self._journal = journal
+    def __init__(self, event_log: EventLog, commands: Commands, interventions: Interventions) -> None:
+        self._event_log = event_log
         self._commands = commands
         self._interventions = interventions
 
@@ -33,7 +33,7 @@ class Reports:
                 return self._attached(group, engine, fact, now)
             case m.EngineFaulted():
                 return self._faulted(group, engine, fact, now)
-            case m.EngineHeld():
+            case m.EnginePaused():
                 return self._held(group, engine, fact, now)
             case m.EngineRecovered():
                 return self._recovered(group, engine, fact, now)
@@ -43,7 +43,7 @@ class Reports:
                 return self._answered(group, engine, fact)
             case m.StandbysChanged():
                 engine.standbys = StandbyView(wanted=fact.wanted, ready=fact.ready, memory_bytes=fact.memory_bytes)
-                return [self._journal.publish(EventKind.STANDBYS_CHANGED, group, engine, reason=str(engine.standbys))]
+                return [self._event_log.publish(EventKind.STANDBYS_CHANGED, group, engine, reason=str(engine.standbys))]
             case m.RequestsSuspected() | m.RequestEnded():
                 return self._judged(group, engine, fact) if fact.epoch == group.epoch else []
 
@@ -64,7 +64,7 @@ class Reports:
         engine.unrebuildable = tuple(dict.fromkeys((*fact.unrebuildable, *of_workers)))
         # Before anybody sees it: nothing is to be sent to one that is to stand.
         stays = self._interventions.pause_again(group, engine, now) if returns and not joins else []
-        attached = self._journal.publish(EventKind.ENGINE_ATTACHED, group, engine)
+        attached = self._event_log.publish(EventKind.ENGINE_ATTACHED, group, engine)
         return [*stays, attached, *self._interventions.contain(group, now)]
 
     def _faulted(self, group: LockstepGroup, engine: Engine, fact: m.EngineFaulted, now: float) -> list[Effect]:
@@ -95,13 +95,13 @@ class Reports:
         engine.faults += own_cause
         engine.fault = deeper(engine.fault, fault)
         is_news = group.blame(engine, fault) or own_cause
-        return [self._journal.publish(EventKind.FAULT_REPORTED, group, engine, fault=fault)] if is_news else []
+        return [self._event_log.publish(EventKind.FAULT_REPORTED, group, engine, fault=fault)] if is_news else []
 
-    def _held(self, group: LockstepGroup, engine: Engine, fact: m.EngineHeld, now: float) -> list[Effect]:
+    def _held(self, group: LockstepGroup, engine: Engine, fact: m.EnginePaused, now: float) -> list[Effect]:
         if fact.epoch != group.epoch:
             return []
         group.broken |= fact.broken
-        group.narrows |= fact.narrows
+        group.search_progressed |= fact.search_progressed
         if engine.state is EngineState.PAUSED:
             return []
         if engine.state is EngineState.RECOVERING:
@@ -114,7 +114,7 @@ class Reports:
         if fact.fault is not None:
             effects += self._blame(group, engine, fact.fault, now)
         engine.move(Trigger.HELD)
-        effects.append(self._journal.publish(EventKind.ENGINE_PAUSED, group, engine, fault=engine.fault))
+        effects.append(self._event_log.publish(EventKind.ENGINE_PAUSED, group, engine, fault=engine.fault))
         return effects + self._interventions.contain(group, now) + self._when_paused(group, now)
 
     def _when_paused(self, group: LockstepGroup, now: float) -> list[Effect]:
@@ -133,7 +133,7 @@ class Reports:
         engine.worker_pids = fact.worker_pids or engine.worker_pids
         engine.worker_restarts += len(fact.report.replaced_ranks)
         engine.sick_ranks.clear()
-        recovered = self._journal.publish(
+        recovered = self._event_log.publish(
             EventKind.ENGINE_RECOVERED,
             group,
             engine,
@@ -152,7 +152,7 @@ class Reports:
         engine.faults += 1
         group.blame(engine, fault)
         group.broken = True
-        failed = self._journal.publish(
+        failed = self._event_log.publish(
             EventKind.RECOVERY_FAILED, group, engine, command_id=group.last_command_id, fault=fault
         )
         effects = [failed, *close_rendezvous(group)]
@@ -195,7 +195,7 @@ class Reports:
 
     def _judged(self, group: LockstepGroup, engine: Engine, fact: m.RequestsSuspected | m.RequestEnded) -> list[Effect]:
         """What an engine core found out about its requests. It has acted on it already."""
-        publish = self._journal.publish
+        publish = self._event_log.publish
         if isinstance(fact, m.RequestsSuspected):
             engine.suspects = fact.suspects
             kind = EventKind.REQUESTS_SUSPECTED
@@ -211,7 +211,7 @@ class Reports:
         settled = Settle(fact.command_id, error=fact.refused, refused=fact.refused is not None)
         if fact.refused is not None:
             return [settled]
-        return [self._journal.publish(EventKind.FAULT_ARMED, group, engine, command_id=fact.command_id), settled]
+        return [self._event_log.publish(EventKind.FAULT_ARMED, group, engine, command_id=fact.command_id), settled]
 
 
 def _answers(fact: m.EngineRecovered | m.RecoveryAborted, group: LockstepGroup, engine: Engine) -> bool:

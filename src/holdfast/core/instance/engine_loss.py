@@ -6,7 +6,7 @@ from holdfast.core.config import HoldfastConfig
 from holdfast.core.instance.commands import Commands
 from holdfast.core.instance.decision import Interventions
 from holdfast.core.instance.detection import Reports
-from holdfast.core.instance.event_log import Journal
+from holdfast.core.instance.event_log import EventLog
 from holdfast.core.instance.group import Engine, LockstepGroup
 from holdfast.core.policy.actions import Action, Replacement, recent
 from holdfast.core.policy.engines import decide_on_engine, decide_replacement, is_to_try_again
@@ -21,28 +21,32 @@ class EngineLosses:
 
     def __init__(
         self,
-        journal: Journal,
+        event_log: EventLog,
         commands: Commands,
         interventions: Interventions,
         reports: Reports,
         config: HoldfastConfig,
     ) -> None:
-        self._journal = journal
+        self._event_log = event_log
         self._commands = commands
         self._interventions = interventions
         self._reports = reports
         self._config = config
 
-    def lost(self, group: LockstepGroup, engine: Engine, why: str, hopeless: str, now: float) -> list[Effect]:
+    def lost(
+        self, group: LockstepGroup, engine: Engine, why: str, unrecoverable_reason: str, now: float
+    ) -> list[Effect]:
         """An engine core is gone, or the one that was to take its place did not start.
 
-        `hopeless` says why nobody could go on with its requests or start another; empty where somebody can.
+        `unrecoverable_reason` says why nobody could go on with its requests or start another; empty where somebody can.
         """
         if engine.state is EngineState.LEFT_OUT:
             return []
         gone = f"engine core {engine.engine_id} is gone: {why}"
-        if hopeless or engine.state is EngineState.STARTING:
-            return self._interventions.end(group, engine, f"{gone}; {hopeless}" if hopeless else gone)
+        if unrecoverable_reason or engine.state is EngineState.STARTING:
+            return self._interventions.end(
+                group, engine, f"{gone}; {unrecoverable_reason}" if unrecoverable_reason else gone
+            )
         return self._replace_or_end(group, engine, gone, now, kill=False)
 
     def give_up_on(self, group: LockstepGroup, engine: Engine, why: str, now: float) -> list[Effect]:
@@ -103,6 +107,6 @@ class EngineLosses:
         group.waiting_since = now
         armed = [Send(engine.engine_id, m.ArmFault(command_id="", spec=spec)) for spec in engine.poisons]
         effects = [*armed, *self._reports.take(group, engine, fact, now)]
-        restarted = self._journal.publish(EventKind.ENGINE_RESTARTED, group, engine, interruption_s=now - began_at)
+        restarted = self._event_log.publish(EventKind.ENGINE_RESTARTED, group, engine, interruption_s=now - began_at)
         asked = [] if group.is_lockstep else self._reports.settle_restarts(group)
         return [*effects, restarted, *asked]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.instance.commands import Commands
-from holdfast.core.instance.event_log import Journal
+from holdfast.core.instance.event_log import EventLog
 from holdfast.core.instance.group import Engine, LockstepGroup
 from holdfast.core.policy.actions import Replacement, recent
 from holdfast.core.protocol.effects import CloseRendezvous, Effect, LeaveOut, Publish, ReplaceEngine, Settle
@@ -18,8 +18,8 @@ from holdfast.core.protocol.events import EventKind
 class Replacements:
     """What is done about engine cores whose process is gone or has to go."""
 
-    def __init__(self, journal: Journal, commands: Commands, config: HoldfastConfig) -> None:
-        self._journal = journal
+    def __init__(self, event_log: EventLog, commands: Commands, config: HoldfastConfig) -> None:
+        self._event_log = event_log
         self._commands = commands
         self._config = config
 
@@ -60,7 +60,7 @@ class Replacements:
 
     def _lost(self, group: LockstepGroup, engine: Engine, reason: str) -> Publish:
         group.reason = reason
-        return self._journal.publish(EventKind.ENGINE_LOST, group, engine, reason=reason)
+        return self._event_log.publish(EventKind.ENGINE_LOST, group, engine, reason=reason)
 
     def _count(self, group: LockstepGroup, engine: Engine, now: float, asked: str | None) -> None:
         """What was asked for counts against no budget."""

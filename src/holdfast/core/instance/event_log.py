@@ -13,7 +13,7 @@ from holdfast.core.protocol.effects import Publish
 from holdfast.core.protocol.events import Event, EventKind, InstanceView
 
 
-class Journal:
+class EventLog:
     """Numbers the events of one instance."""
 
     def __init__(

@@ -114,9 +114,9 @@ class LockstepGroup:
     failed_restarts: int = 0  # of this incident, one after another
     replacing: bool = False  # the recovery under way gives ranks a new process
     asked: str | None = None  # the command that asks for a restart of healthy ranks
-    again_at: float | None = None  # when to decide anew, after a pause between tries
+    retry_at: float | None = None  # when to decide anew, after a pause between tries
     joins: bool = False  # a process that took another one's place has met none of its peers yet
-    narrows: bool = False  # the fault has brought the search for a guilty request on
+    search_progressed: bool = False  # the fault has brought the search for a guilty request on
     broken: bool = False  # collectives were broken and have to be rebuilt
     rebuilding: bool = False  # the recovery under way has a rendezvous
     paused_by_hand: bool = False
@@ -201,9 +201,9 @@ class LockstepGroup:
     def close_incident(self) -> None:
         self.fault = self.reason = self.command_id = self.began_at = None
         self.broken = self.rebuilding = self.paused_by_hand = self.soft = self.replacing = False
-        self.asked = self.again_at = None
+        self.asked = self.retry_at = None
         self.joins = False
-        self.narrows = False
+        self.search_progressed = False
         self.failed_restarts = 0
 
     @property
@@ -219,7 +219,7 @@ class LockstepGroup:
         engine.lose()
         self.open_incident(now)
         if self.is_lockstep:
-            self.broken, self.joins, self.asked, self.again_at = True, True, None, None
+            self.broken, self.joins, self.asked, self.retry_at = True, True, None, None
             self._forget_fault_of_the_lost()
             return
         began_at = now if self.began_at is None else self.began_at

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from holdfast.core.config import HoldfastConfig
-from holdfast.core.errors import InstructionConflict
+from holdfast.core.errors import CommandConflict
 from holdfast.core.faults.injection import InjectionSpec
 from holdfast.core.instance.commands import Commands
 from holdfast.core.instance.deadlines import find_overdue, find_unanswered, is_to_affirm, is_to_harden
@@ -18,7 +18,7 @@ from holdfast.core.instance.decision import Interventions
 from holdfast.core.instance.detection import Reports
 from holdfast.core.instance.engine_loss import EngineLosses
 from holdfast.core.instance.engine_repair import Replacements
-from holdfast.core.instance.event_log import Journal
+from holdfast.core.instance.event_log import EventLog
 from holdfast.core.instance.group import LockstepGroup
 from holdfast.core.instance.preconditions import (
     refuse_unknown_ranks,
@@ -59,19 +59,19 @@ class Instance:
         self._config = config
         self._roster = Roster(groups)
         self._commands = Commands()
-        self._journal = Journal(
+        self._event_log = EventLog(
             self._roster, wall_clock, fault_policy=config.fault_policy, notify_address=notify_address
         )
-        replacements = Replacements(self._journal, self._commands, config)
+        replacements = Replacements(self._event_log, self._commands, config)
         self._interventions = Interventions(
-            self._roster, self._journal, self._commands, config, new_command_id, replacements
+            self._roster, self._event_log, self._commands, config, new_command_id, replacements
         )
-        self._reports = Reports(self._journal, self._commands, self._interventions)
-        self._losses = EngineLosses(self._journal, self._commands, self._interventions, self._reports, config)
-        self._front_end = FrontEndProcesses(self._roster, self._journal, self._interventions, config)
+        self._reports = Reports(self._event_log, self._commands, self._interventions)
+        self._losses = EngineLosses(self._event_log, self._commands, self._interventions, self._reports, config)
+        self._front_end = FrontEndProcesses(self._roster, self._event_log, self._interventions, config)
 
     def view(self) -> InstanceView:
-        return self._journal.view()
+        return self._event_log.view()
 
     # ---- facts from engine cores
 
@@ -89,15 +89,15 @@ class Instance:
             return self._losses.returned(*home, fact, now)
         return self._reports.take(*home, fact, now)
 
-    def lost(self, engine_id: int, why: str, now: float, hopeless: str = "") -> list[Effect]:
+    def lost(self, engine_id: int, why: str, now: float, unrecoverable_reason: str = "") -> list[Effect]:
         """An engine core's process is gone. Once the instance has ended, they all go: that is no news.
 
-        `hopeless` says why nothing could take its place, empty where something can.
+        `unrecoverable_reason` says why nothing could take its place, empty where something can.
         """
         home = self._roster.look_up(engine_id)
         if home is None or self._roster.defeat is not None:
             return []
-        return self._losses.lost(*home, why, hopeless, now)
+        return self._losses.lost(*home, why, unrecoverable_reason, now)
 
     def request_blamed(self, blamed: RequestBlamed) -> list[Effect]:
         """An API server found out which request engine cores die of, and has ended it."""
@@ -107,7 +107,7 @@ class Instance:
         group, engine = home
         engine.ended_requests += 1
         told = {"request_id": blamed.request_id, "incident": blamed.incident, "reason": blamed.reason}
-        return [self._journal.publish(EventKind.REQUEST_ENDED, group, engine, **told)]
+        return [self._event_log.publish(EventKind.REQUEST_ENDED, group, engine, **told)]
 
     # ---- facts of the processes beside the engine cores
 
@@ -115,9 +115,12 @@ class Instance:
         """Such a process is there and is watched."""
         return self._front_end.attached(name, pid)
 
-    def process_lost(self, name: str, why: str, now: float, hopeless: str = "") -> list[Effect]:
-        """Such a process is gone; `hopeless` says why nothing could take its place, empty where something can."""
-        return self._front_end.lost(name, why, hopeless, now)
+    def process_lost(self, name: str, why: str, now: float, unrecoverable_reason: str = "") -> list[Effect]:
+        """Take note that such a process is gone.
+
+        `unrecoverable_reason` says why nothing could take its place, empty where something can.
+        """
+        return self._front_end.lost(name, why, unrecoverable_reason, now)
 
     def process_returned(self, name: str, now: float, pid: int | None = None) -> list[Effect]:
         """Another process has taken its place."""
@@ -130,7 +133,7 @@ class Instance:
 
         Raises:
             UnknownEngine: no such engine.
-            InstructionConflict: one is not paused, or a command is already under way.
+            CommandConflict: one is not paused, or a command is already under way.
         """
         return self._go_on("retry", command_id, self._roster.choose(engine_ids, lambda g: g.stands_paused), now)
 
@@ -139,7 +142,7 @@ class Instance:
         groups = self._roster.choose(engine_ids, lambda g: g.paused_by_hand)
         for group in groups:
             if group.stands_paused and not group.paused_by_hand:
-                raise InstructionConflict(
+                raise CommandConflict(
                     f"engine {group.engine_ids[0]} stands paused after a fault, not by hand",
                     state=EngineState.PAUSED,
                     hint="retry lets it go on",
@@ -147,7 +150,7 @@ class Instance:
         return self._go_on("resume", command_id, groups, now)
 
     def pause(self, command_id: str, engine_ids: Sequence[int], soft: bool, now: float) -> list[Effect]:
-        """Pause the groups of some engines, or all. Raises `UnknownEngine` or `InstructionConflict`."""
+        """Pause the groups of some engines, or all. Raises `UnknownEngine` or `CommandConflict`."""
         groups = self._roster.choose(engine_ids, lambda g: not g.is_left_out)
         self._refuse_if_ended_or_repeated(groups[0], command_id)
         for group in groups:
@@ -167,8 +170,8 @@ class Instance:
         """Give ranks of an engine a new process, healthy as they are; every one when none is named.
 
         Raises:
-            UnknownEngine, BadInstruction: no such engine, no such rank.
-            InstructionConflict: its lockstep group is not healthy, or could not go on after it.
+            UnknownEngine, BadCommand: no such engine, no such rank.
+            CommandConflict: its lockstep group is not healthy, or could not go on after it.
         """
         group, engine = self._roster.find(engine_id)
         self._refuse_if_ended_or_repeated(group, command_id)
@@ -185,22 +188,24 @@ class Instance:
             effects += self._interventions.pause(group, member, order, "its workers are to be restarted", now)
         return effects
 
-    def restart_engine(self, command_id: str, engine_id: int, now: float, irreplaceable: str = "") -> list[Effect]:
+    def restart_engine(
+        self, command_id: str, engine_id: int, now: float, unrecoverable_reason: str = ""
+    ) -> list[Effect]:
         """Put another process in the place of an engine core, healthy as it is, and of all its workers.
 
-        `irreplaceable` says why nobody could start another or go on with its requests.
+        `unrecoverable_reason` says why nobody could start another or go on with its requests.
 
         Raises:
             UnknownEngine: no such engine.
-            InstructionConflict: it could not be replaced, or something is already under way.
+            CommandConflict: it could not be replaced, or something is already under way.
         """
         group, engine = self._roster.find(engine_id)
         self._refuse_if_ended_or_repeated(group, command_id)
-        refuse_unless_engine_can_restart(group, engine, irreplaceable)
+        refuse_unless_engine_can_restart(group, engine, unrecoverable_reason)
         return self._losses.restart(group, engine, command_id, now)
 
     def arm(self, command_id: str, spec: InjectionSpec, now: float) -> list[Effect]:
-        """Arm a fault. Raises `UnknownEngine`, or `InstructionConflict` where nothing can be armed."""
+        """Arm a fault. Raises `UnknownEngine`, or `CommandConflict` where nothing can be armed."""
         group, engine = self._roster.find(spec.engine_id)
         self._refuse_if_ended_or_repeated(group, command_id)
         engine.armed[command_id] = now
@@ -217,10 +222,10 @@ class Instance:
 
     def _refuse_if_ended_or_repeated(self, group: LockstepGroup, command_id: str) -> None:
         if self._roster.defeat is not None:
-            raise InstructionConflict(f"the instance has ended: {self._roster.defeat}", state=EngineState.DEAD)
+            raise CommandConflict(f"the instance has ended: {self._roster.defeat}", state=EngineState.DEAD)
         armed = any(command_id in engine.armed for engine in self._roster.engines)
         if armed or self._commands.knows(command_id):
-            raise InstructionConflict(
+            raise CommandConflict(
                 f"a command with the id {command_id} is already under way",
                 state=group.engines[0].state,
                 hint="every command needs an id of its own",
@@ -246,9 +251,9 @@ class Instance:
             effects += self._interventions.harden(group)
         if is_to_affirm(group, now, self._config, AFFIRM_S):
             effects += self._interventions.affirm(group, now)
-        if group.stands_paused and group.again_at is None:
+        if group.stands_paused and group.retry_at is None:
             effects += self._interventions.decide(group, decide_wait, now, unless_waiting=True)
-        elif group.again_at is not None and now >= group.again_at:
+        elif group.retry_at is not None and now >= group.retry_at:
             effects += self._interventions.decide(group, decide_repair, now)
         return effects
 

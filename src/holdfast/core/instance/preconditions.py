@@ -7,20 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from holdfast.core.errors import BadInstruction, InstructionConflict
+from holdfast.core.errors import BadCommand, CommandConflict
 from holdfast.core.instance.group import Engine, LockstepGroup
 from holdfast.core.states import EngineState
 
 
 def refuse_unless_paused(group: LockstepGroup, what: str) -> None:
     if group.command_id is not None:
-        raise InstructionConflict(
+        raise CommandConflict(
             f"command {group.command_id} is already under way on engine {group.engine_ids[0]}",
             state=group.engines[0].state,
             hint="wait for it to end; GET /fault_tolerance/status shows it",
         )
     if moving := [e for e in group.engines if not e.is_contained]:
-        raise InstructionConflict(
+        raise CommandConflict(
             f"engine {moving[0].engine_id} is {moving[0].state}, there is nothing to {what}",
             state=moving[0].state,
             hint=f"{what} makes sense while an engine is paused",
@@ -29,42 +29,40 @@ def refuse_unless_paused(group: LockstepGroup, what: str) -> None:
 
 def refuse_unknown_ranks(engine: Engine, ranks: Sequence[int]) -> None:
     if unknown := [r for r in ranks if not 0 <= r < engine.ranks]:
-        raise BadInstruction(
+        raise BadCommand(
             f"engine {engine.engine_id} has no rank {unknown[0]}", hint=f"it has ranks 0 to {engine.ranks - 1}"
         )
 
 
 def refuse_unless_healthy(group: LockstepGroup) -> None:
     if unwell := [e for e in group.engines if e.state is not EngineState.HEALTHY]:
-        raise InstructionConflict(
+        raise CommandConflict(
             f"engine {unwell[0].engine_id} is {unwell[0].state}, it cannot be paused now",
             state=unwell[0].state,
             hint="pause makes sense while every engine of the lockstep group is healthy",
         )
 
 
-def refuse_unless_engine_can_restart(group: LockstepGroup, engine: Engine, irreplaceable: str) -> None:
+def refuse_unless_engine_can_restart(group: LockstepGroup, engine: Engine, unrecoverable_reason: str) -> None:
     """Nobody is asked to put a process in a place that it could not take."""
     name = f"engine core {engine.engine_id}"
     if engine.state in (EngineState.STARTING, EngineState.RESTARTING):
-        raise InstructionConflict(
-            f"{name} is {engine.state} already", state=engine.state, hint="wait until it is healthy"
-        )
+        raise CommandConflict(f"{name} is {engine.state} already", state=engine.state, hint="wait until it is healthy")
     if group.command_id is not None:
-        raise InstructionConflict(
+        raise CommandConflict(
             f"command {group.command_id} is already under way on {name}", state=engine.state, hint="wait for it to end"
         )
     if group.is_lockstep and group.unrebuildable:
-        irreplaceable = irreplaceable or "; ".join(dict.fromkeys(group.unrebuildable))
-    if irreplaceable:
-        raise InstructionConflict(f"{name} cannot be replaced: {irreplaceable}", state=engine.state)
+        unrecoverable_reason = unrecoverable_reason or "; ".join(dict.fromkeys(group.unrebuildable))
+    if unrecoverable_reason:
+        raise CommandConflict(f"{name} cannot be replaced: {unrecoverable_reason}", state=engine.state)
 
 
 def refuse_unless_it_can_go_on(group: LockstepGroup, soft: bool) -> None:
     """Nobody pauses by hand what could not go on afterwards: a pause that breaks what cannot be rebuilt."""
     breaks = not soft or group.is_lockstep  # engines in lockstep come to stand still only with broken collectives
     if group.unrebuildable and breaks and not group.is_alone:
-        raise InstructionConflict(
+        raise CommandConflict(
             f"engine {group.engine_ids[0]} could not go on after a pause: its collectives would be broken "
             f"and cannot be rebuilt in place ({'; '.join(dict.fromkeys(group.unrebuildable))})",
             state=group.engines[0].state,

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.instance.decision import Interventions
-from holdfast.core.instance.event_log import Journal
+from holdfast.core.instance.event_log import EventLog
 from holdfast.core.instance.roster import Roster
 from holdfast.core.policy.actions import Replacement, growing_pause_s, recent
 from holdfast.core.protocol import messages as m
@@ -60,7 +60,7 @@ class FrontEndProcesses:
     """The processes of one instance that are neither engine cores nor workers, each known by its name."""
 
     roster: Roster
-    journal: Journal
+    event_log: EventLog
     interventions: Interventions
     config: HoldfastConfig
     _known: dict[str, _Process] = field(default_factory=dict)
@@ -69,26 +69,28 @@ class FrontEndProcesses:
     def attached(self, name: str, pid: int | None) -> list[Effect]:
         """A process is there and is watched."""
         self.roster.processes[name] = ProcessView(name=name, pid=pid)
-        return [self.journal.publish_of(name, EventKind.PROCESS_ATTACHED)]
+        return [self.event_log.publish_of(name, EventKind.PROCESS_ATTACHED)]
 
-    def lost(self, name: str, why: str, hopeless: str, now: float) -> list[Effect]:
+    def lost(self, name: str, why: str, unrecoverable_reason: str, now: float) -> list[Effect]:
         """A process is gone, or what was to take its place did not start.
 
-        `hopeless` says why nobody could start another; empty where somebody can.
+        `unrecoverable_reason` says why nobody could start another; empty where somebody can.
         """
         if self.roster.defeat is not None:
             return []
         process = self._known.setdefault(name, _Process())
         window_s = self.config.api_server_restart_window_s
         tried_at = recent(process.restarted_at, now, window_s, process.lost_at)
-        plan = Replacement(False, hopeless) if hopeless else decide_restart(tried_at, self.config)
+        plan = (
+            Replacement(False, unrecoverable_reason) if unrecoverable_reason else decide_restart(tried_at, self.config)
+        )
         reason = f"{name} is gone: {why}; {plan.reason}"
         if not plan.is_possible:
             return self.interventions.end_for(name, reason)
         process.lost_at = now if process.lost_at is None else process.lost_at
         self._show(name, None)
         process.restarted_at = (*tried_at, now)
-        told = self.journal.publish_of(name, EventKind.PROCESS_LOST, reason=reason)
+        told = self.event_log.publish_of(name, EventKind.PROCESS_LOST, reason=reason)
         return [*self._forget_requests_of(name), told, ReplaceProcess(name, plan.after_s)]
 
     def returned(self, name: str, now: float, pid: int | None = None) -> list[Effect]:
@@ -98,7 +100,7 @@ class FrontEndProcesses:
             return []
         interruption_s, process.lost_at = now - process.lost_at, None
         self._show(name, pid, restarts=1)
-        told = self.journal.publish_of(name, EventKind.PROCESS_RESTARTED, interruption_s=interruption_s)
+        told = self.event_log.publish_of(name, EventKind.PROCESS_RESTARTED, interruption_s=interruption_s)
         if name != COORDINATOR:
             return [told]
         self._tell_at = tuple(now + after_s for after_s in TELL_AGAIN_AFTER_S)

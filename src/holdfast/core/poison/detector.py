@@ -45,7 +45,7 @@ class Verdict:
     """What is to be done about the open requests of an engine core.
 
     Only `run` may be scheduled, or everybody but `held` where it is none; `end` are ended with an error. `watch` says
-    that every further step is of interest, `narrows` that this fault has left fewer suspects or judged one,
+    that every further step is of interest, `search_progressed` that this fault has left fewer suspects or judged one,
     `wants_control` that a request of our own has to come, with which the suspect can be compared.
     """
 
@@ -54,7 +54,7 @@ class Verdict:
     held: frozenset[str] = frozenset()
     end: tuple[str, ...] = ()
     suspects: int = 0
-    narrows: bool = False
+    search_progressed: bool = False
     wants_control: bool = False
 
     @property
@@ -62,7 +62,7 @@ class Verdict:
         return self.run is not None or bool(self.held)
 
 
-class Blame:
+class PoisonDetector:
     """What one engine core knows of its requests. Its busy loop's."""
 
     def __init__(self) -> None:
@@ -85,8 +85,10 @@ class Blame:
         if not batch:
             return self._verdict(standings, "the fault was in no request's step" if self._search else "")
         fine = everybody - batch
-        narrows = self._search_on(batch, standings, fine) if self._search else self._begin(batch, standings, fine)
-        return replace(self._next(_rewound(standings)), narrows=narrows)
+        search_progressed = (
+            self._search_on(batch, standings, fine) if self._search else self._begin(batch, standings, fine)
+        )
+        return replace(self._next(_rewound(standings)), search_progressed=search_progressed)
 
     def renewed(self, *, by_ladder: bool) -> None:
         """Ranks got new processes; `by_ladder`: not for this fault, but because retries did not last."""
@@ -113,12 +115,12 @@ class Blame:
             return self._stray(batch, standings)
         passed = {i for i in trial.run & standings.keys() if standings[i].good > self._bars.get(i, 0)}
         search.clear(passed)
-        narrows = search.fails(batch - passed)
+        search_progressed = search.fails(batch - passed)
         search.ran(fine)
-        if narrows is None:
+        if search_progressed is None:
             return self._stray(batch, standings)
         self._faults += 1
-        return narrows
+        return search_progressed
 
     def _stray(self, batch: frozenset[str], standings: Standings) -> bool:
         self._strays += 1

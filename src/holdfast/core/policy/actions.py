@@ -39,13 +39,13 @@ _RUNGS = {
 class Decision(msgspec.Struct, frozen=True):
     """What to do and why; the reason is shown to people.
 
-    `again_at`: decide anew then (seconds). `after_s`: the pause before another engine core is started. `tries`: how
+    `retry_at`: decide anew then (seconds). `after_s`: the pause before another engine core is started. `tries`: how
     often this rung was taken within its window, this time included, of `limit`. `would`: what a dry run leaves undone.
     """
 
     action: Action
     reason: str
-    again_at: float | None = None
+    retry_at: float | None = None
     after_s: float = 0.0
     tries: int = 0
     limit: int = 0

@@ -48,7 +48,7 @@ class Incident(msgspec.Struct, frozen=True, kw_only=True):
     out: RanksOut = _NONE_OUT
     opened_at: float | None = None
     joins: bool = False
-    narrows: bool = False
+    search_progressed: bool = False
     others: int = 0
 
 
@@ -93,7 +93,7 @@ def _climb(now: float, incident: Incident, config: HoldfastConfig) -> Decision:
 
 
 def _decide_retry(now: float, incident: Incident, config: HoldfastConfig) -> Decision:
-    if incident.narrows:
+    if incident.search_progressed:
         return Decision(Action.RETRY, _NARROWS)
     if _is_sick(now, incident, config) and config.max_worker_restarts:
         return _decide_restart(now, incident, config, _SICK)
@@ -137,15 +137,15 @@ def _why_no_retry(now: float, incident: Incident, config: HoldfastConfig) -> str
 
 
 def _decide_restart(now: float, incident: Incident, config: HoldfastConfig, why: str) -> Decision:
-    if incident.narrows and config.max_worker_restarts:
+    if incident.search_progressed and config.max_worker_restarts:
         return Decision(Action.RESTART_WORKERS, f"{why}; its rank gets a new process; {_NARROWS}")
     restarts = len(recent(incident.restarted_at, now, config.worker_restart_window_s, incident.opened_at))
     if no_more := _why_no_restart(restarts, incident, config):
         return _decide_replacement(now, incident, config, f"{why}; {no_more}")
-    again_at = _next_try_at(incident)
-    if now < again_at:
-        wait = f"the restart failed {incident.failed_restarts} times, tried again in {again_at - now:.1f} s"
-        return Decision(Action.AWAIT, f"{why}; {wait}", again_at)
+    retry_at = _next_try_at(incident)
+    if now < retry_at:
+        wait = f"the restart failed {incident.failed_restarts} times, tried again in {retry_at - now:.1f} s"
+        return Decision(Action.AWAIT, f"{why}; {wait}", retry_at)
     tries, limit = restarts + 1, config.max_worker_restarts
     reason = f"{why}; its rank gets a new process; worker restart {tries} of {limit}"
     return Decision(Action.RESTART_WORKERS, reason, tries=tries, limit=limit)

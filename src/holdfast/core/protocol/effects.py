@@ -18,7 +18,7 @@ class Send:
 
 
 @dataclass(frozen=True)
-class OrderRecovery:
+class BeginRecovery:
     """Order every engine of a lockstep group to recover under one epoch.
 
     Where collectives were broken, they are rebuilt at a rendezvous that is opened for this epoch. `replace`
@@ -30,7 +30,7 @@ class OrderRecovery:
     epoch: int
     rebuild: bool
     replace: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
-    patience_s: float = 0.0  # what a new process may take before it comes to the rendezvous
+    extra_wait_s: float = 0.0  # what a new process may take before it comes to the rendezvous
 
 
 @dataclass(frozen=True)
@@ -103,4 +103,4 @@ class ReplaceProcess:
     after_s: float
 
 
-Effect = Send | OrderRecovery | CloseRendezvous | ReplaceEngine | LeaveOut | ReplaceProcess | Publish | Settle | End
+Effect = Send | BeginRecovery | CloseRendezvous | ReplaceEngine | LeaveOut | ReplaceProcess | Publish | Settle | End

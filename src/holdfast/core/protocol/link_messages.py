@@ -10,7 +10,7 @@ import enum
 
 import msgspec
 
-from holdfast.core.errors import BadInstruction, HoldfastError, InstructionConflict, RecoveryFailed, UnknownEngine
+from holdfast.core.errors import BadCommand, CommandConflict, HoldfastError, RecoveryFailed, UnknownEngine
 from holdfast.core.protocol import messages as m
 from holdfast.core.protocol.events import Event, InstanceView
 
@@ -142,11 +142,11 @@ def decode_to_link(data: bytes) -> ToLink:
 def describe(error: BaseException) -> CommandError:
     """An instruction's error as it travels."""
     match error:
-        case BadInstruction():
+        case BadCommand():
             kind = ErrorKind.BAD_INSTRUCTION
         case UnknownEngine():
             kind = ErrorKind.UNKNOWN_ENGINE
-        case InstructionConflict():
+        case CommandConflict():
             return CommandError(kind=ErrorKind.CONFLICT, message=error.message, hint=error.hint, state=str(error.state))
         case _:
             kind = ErrorKind.FAILED
@@ -159,10 +159,10 @@ def as_error(told: CommandError) -> HoldfastError:
     """The error that was described: a caller cannot tell on which side of the wire it was raised."""
     match told.kind:
         case ErrorKind.BAD_INSTRUCTION:
-            return BadInstruction(told.message, hint=told.hint)
+            return BadCommand(told.message, hint=told.hint)
         case ErrorKind.UNKNOWN_ENGINE:
             return UnknownEngine(told.message, hint=told.hint)
         case ErrorKind.CONFLICT:
-            return InstructionConflict(told.message, state=told.state, hint=told.hint)
+            return CommandConflict(told.message, state=told.state, hint=told.hint)
         case ErrorKind.FAILED:
             return RecoveryFailed(told.message, hint=told.hint)

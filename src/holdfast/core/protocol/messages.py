@@ -103,11 +103,11 @@ class EngineFaulted(Message, frozen=True, tag="engine-faulted"):
     fault: Fault
 
 
-class EngineHeld(Message, frozen=True, tag="engine-held"):
+class EnginePaused(Message, frozen=True, tag="engine-held"):
     """The busy loop stands still and waits for a command.
 
-    `fault` is none where it was only told to pause; `broken` says whether collectives were broken, `narrows` that
-    the fault was part of a search for a guilty request, and has brought it on.
+    `fault` is None when the engine core was only told to pause. `broken` says whether collectives were broken,
+    `search_progressed` that the fault was part of a search for a guilty request, and has advanced that search.
     """
 
     engine_id: int
@@ -115,7 +115,7 @@ class EngineHeld(Message, frozen=True, tag="engine-held"):
     fault: Fault | None
     unfinished_requests: int
     broken: bool = False
-    narrows: bool = False
+    search_progressed: bool = False
 
 
 class RequestsSuspected(Message, frozen=True, tag="requests-suspected"):
@@ -197,7 +197,7 @@ class StandbysChanged(Message, frozen=True, tag="standbys-changed"):
 FromEngine = (
     EngineAttached
     | EngineFaulted
-    | EngineHeld
+    | EnginePaused
     | EngineRecovered
     | RecoveryAborted
     | EngineAnswered
@@ -210,7 +210,7 @@ FromEngine = (
 # ---- client -> engine core
 
 
-class RetryEngine(Message, frozen=True, tag="retry-engine"):
+class RecoverEngine(Message, frozen=True, tag="retry-engine"):
     """Rewind the requests, let the ranks back in under `epoch`, go on.
 
     Where collectives were broken, the ranks of the lockstep group meet at `rendezvous` and rebuild them. The
@@ -254,7 +254,7 @@ class ClientLost(Message, frozen=True, tag="client-lost"):
     client_index: int
 
 
-ToEngine = RetryEngine | PauseEngine | EndEngine | ArmFault | CoordinatorReplaced | ClientLost
+ToEngine = RecoverEngine | PauseEngine | EndEngine | ArmFault | CoordinatorReplaced | ClientLost
 
 
 M = TypeVar("M")

@@ -8,10 +8,10 @@ import msgspec
 class Rendezvous(msgspec.Struct, frozen=True):
     """The address of an epoch's store. Whoever holds one of an older epoch meets nobody.
 
-    `patience_s` is how much longer than usual somebody may take to come: a newcomer loads its weights first.
+    `extra_wait_s` is how much longer than usual somebody may take to come: a newcomer loads its weights first.
     """
 
     host: str
     port: int
     epoch: int
-    patience_s: float = 0.0
+    extra_wait_s: float = 0.0

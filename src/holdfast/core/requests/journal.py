@@ -22,7 +22,7 @@ class OpenRequest(Generic[R]):
     delivered: array[int] = field(default_factory=lambda: array("q"))
 
 
-class OpenRequests(Generic[R]):
+class RequestJournal(Generic[R]):
     """Holds a request from when it is added until it has finished: as much as is open, never more."""
 
     def __init__(self) -> None:

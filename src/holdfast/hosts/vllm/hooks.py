@@ -1,6 +1,6 @@
 """The hooks of the host's front end: who owns the engine cores, and who serves requests for them.
 
-The process that launches the engine cores becomes their `Owner`; every API server that was started by
+The process that launches the engine cores becomes their `VllmFrontEndHost`; every API server that was started by
 another process gets a link to that one. Fails closed: what this version cannot protect is refused before
 anything of it starts.
 """
@@ -44,9 +44,9 @@ from holdfast.hosts.vllm.contract.versions import refuse_unknown_host
 from holdfast.hosts.vllm.owner.api_servers import save_process_arguments
 from holdfast.hosts.vllm.owner.coordinator import save_coordinator_arguments
 from holdfast.hosts.vllm.owner.engine_spawning import save_arguments
-from holdfast.hosts.vllm.owner.owner import MakeOutlets, Owner, current_owner
+from holdfast.hosts.vllm.owner.owner import MakeOutlets, VllmFrontEndHost, current_owner
 from holdfast.hosts.vllm.process.settings import handed_down, inherited_settings, is_asked_for, take_settings
-from holdfast.hosts.vllm.serving.client_hooks import attach_client_hooks, serve_until, served_requests
+from holdfast.hosts.vllm.serving.client_hooks import attach_client_hooks, request_router, serve_until
 from holdfast.hosts.vllm.serving.routing import route_around_paused
 from holdfast.hosts.vllm.serving.takeover import Newcomer, greet_engine_cores
 from holdfast.sentinel import FrontEndLink
@@ -110,7 +110,9 @@ def _launch_protected(
             yield launch
         return
     _prepare(config, bound.arguments)
-    owner = Owner(config, lockstep_groups(vllm_config), count_links(bound.arguments["addresses"]), make_outlets)
+    owner = VllmFrontEndHost(
+        config, lockstep_groups(vllm_config), count_links(bound.arguments["addresses"]), make_outlets
+    )
     with _closed_on_failure(owner):
         with handed_down(owner.config), original(*bound.args, **bound.kwargs) as launch:
             owner.own(launch)
@@ -129,7 +131,7 @@ def _prepare(config: HoldfastConfig, launch: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _closed_on_failure(owner: Owner) -> Iterator[None]:
+def _closed_on_failure(owner: VllmFrontEndHost) -> Iterator[None]:
     try:
         yield
     except BaseException:
@@ -196,15 +198,15 @@ def _take_dead_ones_place(make: Callable[[], None], client: Any, link_id: int) -
     newcomer = Newcomer(link, link_id, link.config.engine_start_timeout_s)
     with newcomer.making(client):
         make()
-    if (served := served_requests(client)) is not None:
+    if (served := request_router(client)) is not None:
         served.begin_with(newcomer.restarts)
     _serve_through(link, client)
     _follow(weakref.ref(client), link.view())
 
 
-def _serve_for_owner(client: Any, owner: Owner | None) -> None:
+def _serve_for_owner(client: Any, owner: VllmFrontEndHost | None) -> None:
     """In the process that owns the engine cores and serves for them."""
-    served = served_requests(client)
+    served = request_router(client)
     if owner is not None and served is not None:
         serve_until(lambda: owner.defeat is not None)
         owner.sentinel.tell(served.follow)
@@ -224,14 +226,14 @@ def _serve_through(link: FrontEndLink, client: Any) -> None:
     weakref.finalize(client, link.close)
     serve_until(lambda: link.view().defeat is not None)
     link.tell(functools.partial(_follow, weakref.ref(client)))
-    if (served := served_requests(client)) is not None:
+    if (served := request_router(client)) is not None:
         served.on_blamed = link.request_blamed
     _current_link = link
 
 
 def _follow(client: Callable[[], Any], view: InstanceView) -> None:
     serving = client()
-    served = served_requests(serving) if serving is not None else None
+    served = request_router(serving) if serving is not None else None
     if served is not None:
         served.follow(view)
     _end_with_instance(client, view)
@@ -250,6 +252,6 @@ def _route(original: Callable[..., bytes], client: Any, request: Any) -> bytes:
     control = current_control()
     if control is None:
         return original(client, request)
-    served = served_requests(client)
+    served = request_router(client)
     is_gone = served.is_gone if served is not None else lambda engine: False
     return route_around_paused(functools.partial(original, client), client, request, control.view(), is_gone)

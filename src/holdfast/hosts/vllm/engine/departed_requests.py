@@ -14,7 +14,7 @@ from typing import Any
 from holdfast.core.requests.rewind import HeldRequest
 
 
-class Departures:
+class DepartedRequests:
     """Remembers, within the depth of the pipeline, who left while in flight and with which blocks."""
 
     def __init__(self, scheduler: Any, steps_in_flight: int) -> None:

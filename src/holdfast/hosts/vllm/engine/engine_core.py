@@ -20,7 +20,7 @@ from holdfast.hosts.vllm.engine.lockstep_wave import begin_later_than_any_wave, 
 from holdfast.hosts.vllm.engine.pacing import PacedPrefill
 from holdfast.hosts.vllm.engine.progress import record_progress
 from holdfast.hosts.vllm.engine.recovery import Recovery
-from holdfast.hosts.vllm.engine.request_admission import VllmRequests
+from holdfast.hosts.vllm.engine.request_admission import VllmRequestHost
 from holdfast.hosts.vllm.engine.resuming import attach_resuming_hooks, pace
 from holdfast.hosts.vllm.engine.step_rules import StepRules
 from holdfast.hosts.vllm.engine.worker_pool.standby_pool import PoolState
@@ -64,7 +64,7 @@ def _protect_engine(original: Callable[..., None], engine: Any, *args: Any, **kw
     if engine.enable_fault_tolerance:  # the host has put its own sentinel there
         answer_greetings(engine)
     sentinel.start()
-    host = VllmEngine(engine, config, sentinel)
+    host = VllmEngineHost(engine, config, sentinel)
     workers = sentinel.await_workers(engine.model_executor.world_size, ATTACH_TIMEOUT_S)
     engine.holdfast = sentinel
     sentinel.announce(host, attached(), workers)
@@ -85,7 +85,7 @@ def _run_protected(original: Callable[..., None], engine: Any) -> None:
         sentinel.close()
 
 
-class VllmEngine:
+class VllmEngineHost:
     """Implements `EngineHost` on the host's engine core."""
 
     def __init__(self, engine: Any, config: HoldfastConfig, sentinel: EngineCoreSentinel) -> None:
@@ -100,7 +100,7 @@ class VllmEngine:
             arm_engine(self._traps, engine)
         record_progress(engine, config)
         rules = StepRules(engine.scheduler)
-        self.requests = VllmRequests(engine, rules)
+        self.requests = VllmRequestHost(engine, rules)
         paced = pace(engine, PacedPrefill(engine, rules, config.recovery_prefill_tokens))
         wait = sentinel.await_processes
         self._recovery = Recovery(engine, config, self._communicators, self._traps, paced, wait)

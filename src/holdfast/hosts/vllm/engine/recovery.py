@@ -19,14 +19,14 @@ from holdfast.core.protocol.messages import RecoveryReport
 from holdfast.core.protocol.rendezvous import Rendezvous
 from holdfast.hosts.vllm.communicators import EngineCommunicators
 from holdfast.hosts.vllm.engine import rewind as rewinding
-from holdfast.hosts.vllm.engine.departed_requests import Departures
+from holdfast.hosts.vllm.engine.departed_requests import DepartedRequests
 from holdfast.hosts.vllm.engine.lockstep_wave import agree_on_wave, forget_interrupts, in_lockstep
 from holdfast.hosts.vllm.engine.pacing import PacedPrefill
 from holdfast.hosts.vllm.engine.salvage import request_being_added, salvage
 from holdfast.hosts.vllm.engine.worker_pool.replacement import Replaced
 from holdfast.hosts.vllm.injection.points import Traps
 from holdfast.hosts.vllm.protocol.request_history import NotRestorable, encode_whole, whole_request
-from holdfast.hosts.vllm.protocol.restore import TAIL_TOKENS, RequestHistory, RestoreOrder, RestoreReply
+from holdfast.hosts.vllm.protocol.restore import TAIL_TOKENS, RequestHistory, RestoreCommand, RestoreReply
 
 logger = logging.getLogger("holdfast")
 
@@ -126,11 +126,11 @@ class Recovery:
         self._unprepared = set()
         return replaced
 
-    def _watch_departures(self) -> Departures | None:
+    def _watch_departures(self) -> DepartedRequests | None:
         """Only where suspect blocks are told from good ones; other caches are dropped as a whole."""
         if rewinding.only_full_attention(self._engine.scheduler) is None:
             return None
-        return Departures(self._engine.scheduler, steps_in_flight=self._engine.batch_queue_size + 1)
+        return DepartedRequests(self._engine.scheduler, steps_in_flight=self._engine.batch_queue_size + 1)
 
     def _salvage_once(self, error: Exception) -> tuple[int, int]:
         """Outputs sent, requests failed alone. Once per error: a recovery may be tried again."""
@@ -150,7 +150,7 @@ class Recovery:
     def _restore_workers(self, epoch: int, rendezvous: Rendezvous | None) -> _Restored:
         """The workers rebuild their collectives while this engine core rebuilds its own."""
         config = self._config
-        order = RestoreOrder(
+        order = RestoreCommand(
             nonce=uuid.uuid4().hex,
             epoch=epoch,
             requests=self._histories(),
@@ -177,7 +177,7 @@ class Recovery:
             raise RecoveryFailed("this engine core has met none of its peers: it would run on alone")
 
     def _rebuild_timeout_s(self, rendezvous: Rendezvous | None) -> float:
-        return 0.0 if rendezvous is None else self._config.rebuild_timeout_s + rendezvous.patience_s
+        return 0.0 if rendezvous is None else self._config.rebuild_timeout_s + rendezvous.extra_wait_s
 
     def _histories(self) -> tuple[RequestHistory, ...]:
         """Requests that the workers are to keep. V2 is sent each of them whole."""

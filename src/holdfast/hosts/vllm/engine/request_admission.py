@@ -26,7 +26,7 @@ logger = logging.getLogger("holdfast")
 CONTROL_TOKENS = 16  # enough for several steps, few beside what an answer is
 
 
-class VllmRequests:
+class VllmRequestHost:
     """Implements `RequestHost` on the scheduler of an engine core. The busy loop's thread."""
 
     def __init__(self, engine: Any, rules: StepRules) -> None:

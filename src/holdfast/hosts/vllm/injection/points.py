@@ -13,7 +13,7 @@ Step = Callable[..., Any]
 
 
 class Traps:
-    """The armed faults of one process. Arming replaces the tuple as a whole: passing takes no lock."""
+    """The armed faults of one process. FaultInjector replaces the tuple as a whole: passing takes no lock."""
 
     def __init__(self) -> None:
         self._traps: tuple[Trap, ...] = ()

@@ -66,7 +66,7 @@ class ApiServerMember:
         config: dict[str, Any] = self._arguments["args"][-1]
         return config
 
-    def why_irreplaceable(self) -> str:
+    def unrecoverable_reason(self) -> str:
         return ""
 
     def note_loss(self) -> None:

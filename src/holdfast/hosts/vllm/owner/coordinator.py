@@ -46,7 +46,7 @@ class CoordinatorMember:
     def note_loss(self) -> None:
         """Nobody keeps books on it."""
 
-    def why_irreplaceable(self) -> str:
+    def unrecoverable_reason(self) -> str:
         return cannot_replace()
 
     def start_another(self, on_started: Callable[[], None]) -> None:

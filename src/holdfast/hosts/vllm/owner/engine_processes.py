@@ -41,12 +41,12 @@ END_TIMEOUT_S = END_GRACE_S + GONE_TIMEOUT_S + 2 * LINGER_S  # however many ther
 LINK_KNOWN_TIMEOUT_S = 10.0  # links report every few seconds what they have seen, if not asked before
 
 
-class EnginePlaces:
+class EngineProcesses:
     """The processes of the engine cores, in the host's own list. What starts or ends some has a thread of its own.
 
     Args:
         ends_within: whether the instance ends within some seconds, or has ended.
-        why_irreplaceable: why nobody could start another engine core; empty where one can.
+        unrecoverable_reason: why nobody could start another engine core; empty where one can.
     """
 
     def __init__(
@@ -54,14 +54,14 @@ class EnginePlaces:
         sentinel: ClientSentinel,
         config: HoldfastConfig,
         ends_within: Callable[[float], bool],
-        why_irreplaceable: Callable[[], str],
+        unrecoverable_reason: Callable[[], str],
     ) -> None:
         self.launch: Launch | None = None
         self.processes: Sequence[Any] = ()
         self._sentinel = sentinel
         self._config = config
         self._ends_within = ends_within
-        self._why_irreplaceable = why_irreplaceable
+        self._unrecoverable_reason = unrecoverable_reason
         self._unwatched: set[int] = set()  # that these end is no news
         self._unwatching = threading.Lock()
 
@@ -84,7 +84,7 @@ class EnginePlaces:
     def replace(self, order: ReplaceEngine) -> None:
         """Start another one."""
         self.unwatch(order.engine_id)  # before it is killed
-        if why := self._why_irreplaceable():
+        if why := self._unrecoverable_reason():
             self._sentinel.engine_lost(order.engine_id, "it has to be replaced", why)
             return
         self._begin("EngineCoreRestart", order.engine_id, self._replace, order, time.time())
@@ -139,7 +139,7 @@ class EnginePlaces:
                 logger.exception("another engine core %d did not start", engine_id)
                 self._kill(engine_id)
                 why = f"what was to take its place did not start: {' '.join(str(error).split())}"
-                self._sentinel.engine_lost(engine_id, why, self._why_irreplaceable())
+                self._sentinel.engine_lost(engine_id, why, self._unrecoverable_reason())
 
     def _start_another(self, engine_id: int, joins_epoch: int | None) -> None:
         assert self.launch is not None

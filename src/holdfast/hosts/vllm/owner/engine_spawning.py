@@ -20,7 +20,7 @@ from typing import Any
 import psutil
 
 from holdfast.core.config import HoldfastConfig
-from holdfast.hosts.vllm.process.bootstrap import Beginning
+from holdfast.hosts.vllm.process.bootstrap import Bootstrap
 from holdfast.hosts.vllm.process.priority import hurry
 from holdfast.hosts.vllm.process.settings import handed_down, inherited_settings
 from holdfast.hosts.vllm.process.sockets import empty_folder
@@ -133,7 +133,7 @@ def _gentle_processes() -> Iterator[None]:
 
     context = get_mp_context()
     vars(context)["Process"] = lambda **about: type(context).Process(
-        **{**about, "target": Beginning(about["target"], gently=True)}
+        **{**about, "target": Bootstrap(about["target"], gently=True)}
     )
     try:
         yield

@@ -34,7 +34,7 @@ from holdfast.hosts.vllm.contract.front_end_touchpoints import CLIENT_INIT
 from holdfast.hosts.vllm.contract.registry import missing
 from holdfast.hosts.vllm.owner.api_servers import ApiServerMember
 from holdfast.hosts.vllm.owner.coordinator import CoordinatorMember
-from holdfast.hosts.vllm.owner.engine_processes import END_TIMEOUT_S, EnginePlaces, check_hooks
+from holdfast.hosts.vllm.owner.engine_processes import END_TIMEOUT_S, EngineProcesses, check_hooks
 from holdfast.hosts.vllm.owner.engine_spawning import Launch, cannot_replace, kill_tree
 from holdfast.hosts.vllm.owner.engine_watch import EngineCoreWatch
 from holdfast.hosts.vllm.owner.peer_watch import FrontEndWatch
@@ -56,7 +56,7 @@ _WATCH_S = 1.0
 _JUDGED = (EngineState.RESTARTING, EngineState.LEFT_OUT, EngineState.DEAD)
 
 
-class Outlets(Protocol):
+class EventSinks(Protocol):
     """Where the events of an instance go; made before any engine core starts."""
 
     address: str
@@ -65,18 +65,18 @@ class Outlets(Protocol):
     def close(self) -> None: ...
 
 
-MakeOutlets = Callable[[HoldfastConfig], Outlets]
+MakeOutlets = Callable[[HoldfastConfig], EventSinks]
 Groups = Sequence[Sequence[int]]
 
 # The instance that this process owns and that has started.
-_current: Owner | None = None
+_current: VllmFrontEndHost | None = None
 
 
-def current_owner() -> Owner | None:
+def current_owner() -> VllmFrontEndHost | None:
     return _current
 
 
-class Owner:
+class VllmFrontEndHost:
     """Implements `FrontEndHost`. Sockets are bound before any engine core starts."""
 
     def __init__(self, config: HoldfastConfig, groups: Groups, links: int, make_outlets: MakeOutlets) -> None:
@@ -102,7 +102,7 @@ class Owner:
             notify_address=self._outlets.address,
         )
         self.sentinel.expect_links(links)
-        self._places = EnginePlaces(self.sentinel, self.config, self._ends_within, self.why_irreplaceable)
+        self._places = EngineProcesses(self.sentinel, self.config, self._ends_within, self.unrecoverable_reason)
         self._watch = EngineCoreWatch(self.config, self._engine_pids, self._condemn, self._notice_end)
         self._condemned: dict[int, str] = {}
         self._oom_kills = oom_kills()
@@ -213,7 +213,7 @@ class Owner:
     def _take_for_lost(self, engine_id: int, exit_code: int | None) -> None:
         if self._places.unwatch(engine_id):
             why = self._condemned.pop(engine_id, self._why_gone(exit_code))
-            self.sentinel.engine_lost(engine_id, why, self.why_irreplaceable())
+            self.sentinel.engine_lost(engine_id, why, self.unrecoverable_reason())
 
     def _why_gone(self, exit_code: int | None) -> str:
         reason = Classifier(self.config.fault_classes).of_exit(exit_code).reason
@@ -229,7 +229,7 @@ class Owner:
         logger.error("engine core %d stalls: %s; killing it", stall.rank, stall.reason)
         kill_tree(stall.pid)
 
-    def why_irreplaceable(self) -> str:
+    def unrecoverable_reason(self) -> str:
         if not self._links and not self.serves:
             return "nobody could go on with its requests: it was not started to serve them over HTTP"
         return cannot_replace()

@@ -39,7 +39,7 @@ class Member(Protocol):
         """It is gone, and does not come back by itself."""
         ...
 
-    def why_irreplaceable(self) -> str:
+    def unrecoverable_reason(self) -> str:
         """Why nobody could start another one; empty where somebody can."""
         ...
 
@@ -130,7 +130,7 @@ class FrontEndWatch:
             self._ended_for_good(member.name)
         elif not self._ends_within(ASKED_S if process.exitcode in (-signal.SIGTERM, -signal.SIGINT) else 0.0):
             member.note_loss()
-            self._sentinel.process_lost(member.name, f"exit code {process.exitcode}", member.why_irreplaceable())
+            self._sentinel.process_lost(member.name, f"exit code {process.exitcode}", member.unrecoverable_reason())
 
     def _ended_for_good(self, name: str) -> None:
         if (stand_in := self._stand_ins.get(name)) is not None:
@@ -169,4 +169,4 @@ class FrontEndWatch:
         if not self._ends_within(0.0):
             logger.error("another %s did not start", member.name, exc_info=error)
             why = f"what was to take its place did not start: {' '.join(str(error).split())}"
-            self._sentinel.process_lost(member.name, why, member.why_irreplaceable())
+            self._sentinel.process_lost(member.name, why, member.unrecoverable_reason())

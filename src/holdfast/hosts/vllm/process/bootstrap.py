@@ -12,10 +12,10 @@ import pkgutil
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from holdfast.hosts.vllm.process import priority as gentle
+from holdfast.hosts.vllm.process import priority
 
 
-class Beginning:
+class Bootstrap:
     """The main function of a process, with what comes before it.
 
     Pickled, it is a call: it is made in the new process before what the function is given is unpickled, which
@@ -32,7 +32,7 @@ class Beginning:
 
 def _begin(module: str, name: str, gently: bool) -> Callable[..., None]:
     if gently:
-        gentle.begin()
+        priority.begin()
     gc.disable()
     return functools.partial(_run, pkgutil.resolve_name(f"{module}:{name}"), gently)
 
@@ -43,7 +43,7 @@ def _run(main: Callable[..., None], gently: bool, /, *args: Any, **kwargs: Any) 
         main(*args, **kwargs)
     finally:
         if gently:
-            gentle.end()  # its timer would kill an interpreter that ends
+            priority.end()  # its timer would kill an interpreter that ends
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ class RequestHistory(msgspec.Struct, frozen=True, array_like=True):
     tail: tuple[int, ...] = ()
 
 
-class RestoreOrder(msgspec.Struct, frozen=True):
+class RestoreCommand(msgspec.Struct, frozen=True):
     """Forget every request but these, stand where their histories end, take work again under `epoch`.
 
     With a `rendezvous` the rank first rebuilds its collectives there, within `rebuild_timeout_s`.
@@ -44,15 +44,15 @@ class RestoreReply(msgspec.Struct, frozen=True):
     rebuild_s: float = 0.0
 
 
-_orders = msgspec.msgpack.Decoder(RestoreOrder)
+_orders = msgspec.msgpack.Decoder(RestoreCommand)
 _replies = msgspec.msgpack.Decoder(RestoreReply)
 
 
-def encode_order(order: RestoreOrder) -> bytes:
+def encode_order(order: RestoreCommand) -> bytes:
     return msgspec.msgpack.encode(order)
 
 
-def decode_order(data: bytes) -> RestoreOrder:
+def decode_order(data: bytes) -> RestoreCommand:
     return _orders.decode(data)
 
 

@@ -22,9 +22,9 @@ from holdfast.hosts.vllm.contract.front_end_touchpoints import (
 from holdfast.hosts.vllm.contract.registry import attach
 from holdfast.hosts.vllm.owner.owner import current_owner
 from holdfast.hosts.vllm.process.settings import inherited_settings
-from holdfast.hosts.vllm.serving.error_reasons import attach_last_words
-from holdfast.hosts.vllm.serving.lost_engines import EngineGone
-from holdfast.hosts.vllm.serving.request_router import ServedRequests
+from holdfast.hosts.vllm.serving.error_reasons import attach_error_reasons
+from holdfast.hosts.vllm.serving.lost_engines import EngineLost
+from holdfast.hosts.vllm.serving.request_router import RequestRouter
 
 _NAME = "holdfast"
 
@@ -43,11 +43,11 @@ def attach_client_hooks() -> None:
     attach(CALL_EVERY_UTILITY, _call_every_utility)
 
 
-def served_requests(client: Any) -> ServedRequests | None:
+def request_router(client: Any) -> RequestRouter | None:
     """The open requests of a client; none where it is not protected."""
-    known: ServedRequests | None = client.__dict__.get(_NAME)
+    known: RequestRouter | None = client.__dict__.get(_NAME)
     if known is None and (current_owner() is not None or inherited_settings() is not None):
-        known = client.__dict__[_NAME] = ServedRequests(client, detects_poison=_detects_poison())
+        known = client.__dict__[_NAME] = RequestRouter(client, detects_poison=_detects_poison())
     return known
 
 
@@ -63,7 +63,7 @@ def serve_until(has_ended: Callable[[], bool]) -> None:
 
 
 async def _add(original: Callable[..., Awaitable[None]], client: Any, request: Any) -> None:
-    served = served_requests(client)
+    served = request_router(client)
     if served is None:
         await original(client, request)
     else:
@@ -71,7 +71,7 @@ async def _add(original: Callable[..., Awaitable[None]], client: Any, request: A
 
 
 async def _abort(original: Callable[..., Awaitable[None]], client: Any, request_ids: Sequence[str]) -> None:
-    served = served_requests(client)
+    served = request_router(client)
     if served is None:
         await original(client, request_ids)
     else:
@@ -79,8 +79,8 @@ async def _abort(original: Callable[..., Awaitable[None]], client: Any, request_
 
 
 def _receive(original: Callable[[Any], None], client: Any) -> None:
-    if client.resources.output_queue_task is None and (served := served_requests(client)) is not None:
-        attach_last_words()
+    if client.resources.output_queue_task is None and (served := request_router(client)) is not None:
+        attach_error_reasons()
         served.bind(asyncio.get_running_loop())
         client.decoder = _Decoder(client.decoder, served)
     original(client)
@@ -89,7 +89,7 @@ def _receive(original: Callable[[Any], None], client: Any) -> None:
 class _Decoder:
     """The client's decoder of outputs. What it returns has been taken note of."""
 
-    def __init__(self, decoder: Any, served: ServedRequests) -> None:
+    def __init__(self, decoder: Any, served: RequestRouter) -> None:
         self._decoder = decoder
         self._served = served
 
@@ -114,7 +114,7 @@ def _validate_alive(original: Callable[..., None], resources: Any, frames: Seque
 async def _call_utility(
     original: Callable[..., Awaitable[Any]], client: Any, method: str, *args: Any, engine: bytes
 ) -> Any:
-    served = served_requests(client)
+    served = request_router(client)
     if served is None:
         return await original(client, method, *args, engine=engine)
     return await served.call_utility(lambda: original(client, method, *args, engine=engine), engine)
@@ -124,10 +124,10 @@ async def _call_every_utility(
     original: Callable[..., Awaitable[list[Any]]], client: Any, method: str, *args: Any
 ) -> list[Any]:
     """One result for each engine core that is there."""
-    served = served_requests(client)
+    served = request_router(client)
     if served is None or not any(map(served.is_gone, client.core_engines)):
         return await original(client, method, *args)
     there = [engine for engine in client.core_engines if not served.is_gone(engine)]
     if not there:
-        raise EngineGone("no engine core is there, another one is being started")
+        raise EngineLost("no engine core is there, another one is being started")
     return list(await asyncio.gather(*(client._call_utility_async(method, *args, engine=e) for e in there)))

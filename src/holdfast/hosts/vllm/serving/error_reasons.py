@@ -18,13 +18,13 @@ MAX_KEPT = 256
 _kept: OrderedDict[str, str] = OrderedDict()
 
 
-def attach_last_words() -> None:
+def attach_error_reasons() -> None:
     """Where the host serves over HTTP; elsewhere its caller sees the reason beside the tokens."""
     if RAISE_IF_ERROR.module in sys.modules:
         attach(RAISE_IF_ERROR, _raise_if_error)
 
 
-def keep_last_words(request_id: str, why: object) -> None:
+def keep_error_reasons(request_id: str, why: object) -> None:
     """Remember why a request ended with an error; nothing where nobody has said so."""
     if not isinstance(why, str):
         return
@@ -33,7 +33,7 @@ def keep_last_words(request_id: str, why: object) -> None:
         _kept.popitem(last=False)
 
 
-def last_words(request_id: str) -> str | None:
+def error_reasons(request_id: str) -> str | None:
     """Why a request ended, by the id that its client knows: the engine's has something before and behind it."""
     return next((why for known, why in reversed(_kept.items()) if f"{request_id}-" in f"{known}-"), None)
 
@@ -41,7 +41,7 @@ def last_words(request_id: str) -> str | None:
 def _raise_if_error(
     original: Callable[..., None], serving: Any, finish_reason: str | None, request_id: str, *args: Any, **kwargs: Any
 ) -> None:
-    why = last_words(request_id) if finish_reason == "error" else None
+    why = error_reasons(request_id) if finish_reason == "error" else None
     if why is not None:
         from vllm.exceptions import GenerationError
 

@@ -9,11 +9,11 @@ from typing import Any
 from holdfast.core.errors import PeerSilent
 
 
-class EngineGone(PeerSilent):
+class EngineLost(PeerSilent):
     """A call to an engine core whose process is gone."""
 
 
-class GoneEngines:
+class LostEngines:
     """By the identity under which requests are sent to them. One is back once its successor is let in."""
 
     def __init__(self) -> None:
@@ -58,14 +58,14 @@ class GoneEngines:
         self._losses.pop(engine, None)
 
     async def call(self, call: Callable[[], Awaitable[Any]], engine: bytes) -> Any:
-        """A call to one engine core, which ends when that is lost. Raises `EngineGone`."""
+        """A call to one engine core, which ends when that is lost. Raises `EngineLost`."""
         loss = self._loss_of(engine)
         answer = asyncio.ensure_future(call())
         try:
             await asyncio.wait({answer, loss}, return_when=asyncio.FIRST_COMPLETED)
             if answer.done():
                 return answer.result()
-            raise EngineGone(f"engine core {int.from_bytes(engine, 'little')} is gone, and does not answer")
+            raise EngineLost(f"engine core {int.from_bytes(engine, 'little')} is gone, and does not answer")
         finally:
             answer.cancel()
 

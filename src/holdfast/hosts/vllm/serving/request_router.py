@@ -20,12 +20,12 @@ from holdfast.core.poison.detector import words_of_blame
 from holdfast.core.protocol.events import InstanceView
 from holdfast.core.protocol.link_messages import RequestBlamed
 from holdfast.core.protocol.messages import MAX_ID_CHARS
-from holdfast.core.requests.journal import OpenRequests
+from holdfast.core.requests.journal import RequestJournal
 from holdfast.core.requests.readmission import Readmission
 from holdfast.core.states import EngineState
 from holdfast.hosts.vllm.engine.resuming import resumption, strip_history, unmovable
-from holdfast.hosts.vllm.serving.error_reasons import keep_last_words, unsaid_of
-from holdfast.hosts.vllm.serving.lost_engines import GoneEngines
+from holdfast.hosts.vllm.serving.error_reasons import keep_error_reasons, unsaid_of
+from holdfast.hosts.vllm.serving.lost_engines import LostEngines
 
 logger = logging.getLogger("holdfast")
 
@@ -33,18 +33,18 @@ Add = Callable[[Any, Any], Awaitable[None]]
 _DEADLY = "every engine core that it is given to is lost"
 
 
-class ServedRequests:
+class RequestRouter:
     """One for each client of the host's."""
 
     def __init__(self, client: Any, *, detects_poison: bool = False) -> None:
-        self.open: OpenRequests[Any] = OpenRequests()
+        self.open: RequestJournal[Any] = RequestJournal()
         self._readmission = Readmission() if detects_poison else None
         self.on_blamed: Callable[[RequestBlamed], None] = lambda blamed: None
         self._client = weakref.ref(client)
         self._add: Add | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._restarts: Counter[int] = Counter()  # how many losses of each engine were followed
-        self._gone = GoneEngines()
+        self._gone = LostEngines()
         self._held: dict[str, bool] = {}  # requests that are with no engine, oldest first: whether they were with one
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_listening = False  # whether somebody hears what successors say; one at a time may read
@@ -105,7 +105,7 @@ class ServedRequests:
         return any(engine not in self._gone for engine in client.core_engines)
 
     async def call_utility(self, call: Callable[[], Awaitable[Any]], engine: bytes) -> Any:
-        """A call to one engine core, which ends when that is lost. Raises `EngineGone`."""
+        """A call to one engine core, which ends when that is lost. Raises `EngineLost`."""
         return await self._gone.call(call, engine)
 
     # ---- what the engine cores say
@@ -129,7 +129,7 @@ class ServedRequests:
             if output.finish_reason is not None:
                 self._close(output.request_id)
                 if str(output.finish_reason) == "error":
-                    keep_last_words(output.request_id, output.stop_reason)
+                    keep_error_reasons(output.request_id, output.stop_reason)
         return outputs
 
     def _note_progress(self, readmission: Readmission, request_id: str) -> None:
@@ -214,7 +214,7 @@ class ServedRequests:
         if (culprit := self._readmission.lost(there)) is not None:
             engine_id = int.from_bytes(engine, "little")
             incident = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-engine{engine_id}-lost"
-            keep_last_words(culprit, words_of_blame(incident))
+            keep_error_reasons(culprit, words_of_blame(incident))
             self._fail(client, culprit, f"{_DEADLY} (incident {incident})")
             blamed = culprit[:MAX_ID_CHARS]
             self.on_blamed(RequestBlamed(engine_id=engine_id, request_id=blamed, incident=incident, reason=_DEADLY))

@@ -21,7 +21,7 @@ PREPARE = "holdfast_prepare"
 LEARN = "holdfast_learn"
 
 
-class JoinOrder(msgspec.Struct, frozen=True):
+class JoinCommand(msgspec.Struct, frozen=True):
     """Read from `queue` from now on."""
 
     nonce: str
@@ -29,10 +29,10 @@ class JoinOrder(msgspec.Struct, frozen=True):
     timeout_s: float
 
 
-_join_orders = msgspec.msgpack.Decoder(JoinOrder)
+_join_orders = msgspec.msgpack.Decoder(JoinCommand)
 
 
-def encode(order: JoinOrder) -> bytes:
+def encode(order: JoinCommand) -> bytes:
     return msgspec.msgpack.encode(order)
 
 
@@ -52,7 +52,7 @@ def join(proc: Any, data: bytes) -> bytes:
     return answered(order.nonce, lambda: _join(proc, order))
 
 
-def _join(proc: Any, order: JoinOrder) -> None:
+def _join(proc: Any, order: JoinCommand) -> None:
     from vllm.distributed.device_communicators.shm_broadcast import MessageQueue
 
     from holdfast.hosts.vllm.communicators import stale

@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from holdfast.hosts.vllm.process import priority as gentle
+from holdfast.hosts.vllm.process import priority
 from holdfast.hosts.vllm.process.bootstrap import importing, keep_for_good
 from holdfast.hosts.vllm.worker.warmup import compile_small_kernels, run_once_alone
 
@@ -119,7 +119,7 @@ def _await_order(orders: Connection) -> TakeOver:
     try:
         orders.send_bytes(READY)
         order = orders.recv_bytes()
-        gentle.end()
+        priority.end()
         return _orders.decode(order)
     except (EOFError, OSError):
         raise SystemExit(0) from None

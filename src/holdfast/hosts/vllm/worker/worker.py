@@ -26,7 +26,7 @@ from holdfast.hosts.vllm.injection.points import Traps, arm_logits, arm_model, r
 from holdfast.hosts.vllm.process.settings import inherited_settings
 from holdfast.hosts.vllm.process.shared_memory import attach_notes_of_segments
 from holdfast.hosts.vllm.protocol.request_history import decode_whole
-from holdfast.hosts.vllm.protocol.restore import RESTORE, RestoreOrder, RestoreReply, decode_order, encode_reply
+from holdfast.hosts.vllm.protocol.restore import RESTORE, RestoreCommand, RestoreReply, decode_order, encode_reply
 from holdfast.hosts.vllm.worker.handlers import JOIN, LEARN, PREPARE, join, prepare
 from holdfast.hosts.vllm.worker.logits_check import LogitsCheck
 from holdfast.hosts.vllm.worker.placeholder_groups import end_alone, is_alone
@@ -71,7 +71,7 @@ def _protect_worker(original: Step, proc: Any, input_shm_handle: Any, vllm_confi
     guard = StepGuard(engine_id, proc.rank, communicators, Classifier(config.fault_classes))
     if config.unsafe_skip_fence:
         guard.fence = lambda error, phase: None  # type: ignore[method-assign]
-    host = GuardedWorker(
+    host = VllmWorkerHost(
         proc,
         guard,
         communicators,
@@ -185,7 +185,7 @@ class StepGuard:
                 self._fenced_by = None
 
 
-class GuardedWorker:
+class VllmWorkerHost:
     """Implements `WorkerHost` on a worker process of the host."""
 
     def __init__(
@@ -264,7 +264,7 @@ class GuardedWorker:
         """Know requests that another engine core began, before they are scheduled."""
         learn(self._runner, decode_whole(data))
 
-    def _rebuild(self, order: RestoreOrder) -> None:
+    def _rebuild(self, order: RestoreCommand) -> None:
         worker = self._proc.worker.worker
         if getattr(worker, "_pp_send_work", None):
             worker._pp_send_work = []  # sends that nobody will receive any more
@@ -272,7 +272,7 @@ class GuardedWorker:
         if order.rendezvous is not None:
             self._communicators.rebuild(order.rendezvous, order.rebuild_timeout_s)
 
-    def _lift(self, order: RestoreOrder) -> None:
+    def _lift(self, order: RestoreCommand) -> None:
         self._guard.lift(order.epoch)
         logger.info("rank %d takes work again (epoch %d, pid %d)", self._proc.rank, order.epoch, os.getpid())
 

@@ -17,13 +17,13 @@ from holdfast.core.errors import PeerSilent, RecoveryFailed
 from holdfast.hosts.vllm.engine.engine_core import attach_engine_hooks
 from holdfast.hosts.vllm.engine.solo_join import attach_joining_hooks
 from holdfast.hosts.vllm.engine.worker_pool.bounded_queue import bounded
-from holdfast.hosts.vllm.engine.worker_pool.exit_watch import WorkerWatch
+from holdfast.hosts.vllm.engine.worker_pool.exit_watch import WorkerExitWatch
 from holdfast.hosts.vllm.engine.worker_pool.replacement import Replaced, replace_ranks
 from holdfast.hosts.vllm.engine.worker_pool.spawning import Newcomer, WorkerSeed, seed_of, start_standby
 from holdfast.hosts.vllm.engine.worker_pool.standby_pool import PoolState, StandbyPool
 from holdfast.hosts.vllm.process.settings import inherited_settings
 from holdfast.hosts.vllm.process.shared_memory import noting_semaphores
-from holdfast.hosts.vllm.protocol.restore import RESTORE, RestoreOrder, RestoreReply, decode_reply, encode_order
+from holdfast.hosts.vllm.protocol.restore import RESTORE, RestoreCommand, RestoreReply, decode_reply, encode_order
 from holdfast.hosts.vllm.worker.worker import attach_worker_hooks
 
 attach_joining_hooks()  # the first to attach stays
@@ -44,7 +44,7 @@ class HoldfastExecutor(MultiprocExecutor):
     kv_cache_layout: str | None = None
     seed: WorkerSeed
     standbys: StandbyPool
-    _watch: WorkerWatch | None = None
+    _watch: WorkerExitWatch | None = None
 
     def _init_executor(self) -> None:
         self.seed = seed_of(self.vllm_config)
@@ -77,7 +77,7 @@ class HoldfastExecutor(MultiprocExecutor):
     def start_worker_monitor(self, inline: bool = False) -> None:
         """One that is gone does not end the others."""
         self.stop_watching()
-        self._watch = WorkerWatch({w.rank: w.proc for w in self.workers}, self._lost)
+        self._watch = WorkerExitWatch({w.rank: w.proc for w in self.workers}, self._lost)
         self._watch.start()
 
     def stop_watching(self) -> None:
@@ -114,7 +114,7 @@ class HoldfastExecutor(MultiprocExecutor):
         return replace_ranks(self, ranks, start_timeout_s, timeout_s)
 
     def restore_workers(
-        self, order: RestoreOrder, timeout_s: float, meanwhile: Callable[[], None]
+        self, order: RestoreCommand, timeout_s: float, meanwhile: Callable[[], None]
     ) -> tuple[list[RestoreReply], int]:
         """Let every rank carry out `order` after everything queued before it; `meanwhile` runs here.
 

@@ -20,7 +20,7 @@ REAP_S = 0.2
 OnDeath = Callable[[int, str, int | None], None]
 
 
-class WorkerWatch:
+class WorkerExitWatch:
     """Watches one process for each rank until it is told to stop.
 
     `on_death` is told a rank, how it went, and its exit code.
@@ -31,7 +31,7 @@ class WorkerWatch:
         self._on_death = on_death
         self._oom_kills = oom_kills()
         self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="WorkerWatch", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="WorkerExitWatch", daemon=True)
 
     def start(self) -> None:
         self._thread.start()

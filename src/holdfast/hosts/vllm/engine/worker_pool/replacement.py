@@ -20,12 +20,12 @@ from vllm.distributed.device_communicators.shm_broadcast import MessageQueue
 from vllm.utils.network_utils import get_ip
 
 from holdfast.core.errors import PeerSilent, RecoveryFailed
-from holdfast.hosts.vllm.engine.worker_pool.replacement_processes import Newcomers
+from holdfast.hosts.vllm.engine.worker_pool.replacement_processes import ReplacementProcesses
 from holdfast.hosts.vllm.engine.worker_pool.spawning import KILL_TIMEOUT_S
 from holdfast.hosts.vllm.process.settings import inherited_settings
 from holdfast.hosts.vllm.process.shared_memory import forget_segments_of_the_dead
 from holdfast.hosts.vllm.process.sockets import remove_sockets
-from holdfast.hosts.vllm.worker.handlers import JOIN, PREPARE, JoinOrder, encode
+from holdfast.hosts.vllm.worker.handlers import JOIN, PREPARE, JoinCommand, encode
 from holdfast.hosts.vllm.worker.replacement_main import of_handle
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def replace_ranks(
     began = time.monotonic()
     _end(executor, ranks)
     queue = _new_queue(executor)
-    newcomers = Newcomers(executor, ranks, queue.export_handle())
+    newcomers = ReplacementProcesses(executor, ranks, queue.export_handle())
     try:
         newcomers.start()
         handles = newcomers.await_ready(began + start_timeout_s)
@@ -95,7 +95,7 @@ def _join(executor: HoldfastExecutor, ranks: Sequence[int], queue: Any, deadline
     nonce = uuid.uuid4().hex
     survivors = [rank for rank in range(executor.world_size) if rank not in ranks]
     if survivors:
-        order = JoinOrder(nonce=nonce, queue=of_handle(queue.export_handle()), timeout_s=deadline - time.monotonic())
+        order = JoinCommand(nonce=nonce, queue=of_handle(queue.export_handle()), timeout_s=deadline - time.monotonic())
         executor.enqueue((JOIN, (encode(order),), {}, None), deadline - time.monotonic())
     wait_until_ready(queue, deadline, "a rank does not come to the new queue")
     for rank, handle in zip(ranks, handles, strict=True):

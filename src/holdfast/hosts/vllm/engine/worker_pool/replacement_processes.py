@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("holdfast")
 
 
-class Newcomers:
+class ReplacementProcesses:
     """Of one replacement, in the order of `ranks`; `queue` is the host's handle of what they are to read from."""
 
     def __init__(self, executor: HoldfastExecutor, ranks: Sequence[int], queue: Any) -> None:

@@ -18,7 +18,7 @@ import msgspec
 from vllm.v1.executor.multiproc_executor import OMPProcessManager, UnreadyWorkerProcHandle, WorkerProc
 
 from holdfast.core.errors import RecoveryFailed
-from holdfast.hosts.vllm.process.bootstrap import Beginning
+from holdfast.hosts.vllm.process.bootstrap import Bootstrap
 from holdfast.hosts.vllm.process.exits import describe_exit
 from holdfast.hosts.vllm.process.shared_memory import noted
 from holdfast.hosts.vllm.worker.replacement_main import TakeOver, of_handle, replacement_main, standby_main
@@ -108,7 +108,7 @@ KILL_TIMEOUT_S = 5.0
 
 def start_replacement(seed: WorkerSeed, rank: int, *, is_driver: bool, queue: Any) -> Newcomer:
     kwargs = seed.kwargs(rank, is_driver=is_driver, queue=queue)
-    newcomer = _start(seed, rank, Beginning(replacement_main, gently=False), kwargs)
+    newcomer = _start(seed, rank, Bootstrap(replacement_main, gently=False), kwargs)
     newcomer.rank = rank
     return newcomer
 
@@ -117,14 +117,14 @@ def start_standby(seed: WorkerSeed, rank: int, *, is_driver: bool, preload: bool
     """A process that waits until it is needed; with `preload` as `rank`, with its weights read."""
     ours, theirs = _SPAWN.Pipe()
     kwargs = seed.kwargs(rank, is_driver=is_driver, queue=None)
-    main = Beginning(standby_main, gently=True)
+    main = Bootstrap(standby_main, gently=True)
     newcomer = _start(seed, rank, main, {**kwargs, "orders": theirs, "preload": preload})
     theirs.close()
     newcomer.orders, newcomer.rank = ours, rank if preload else None
     return newcomer
 
 
-def _start(seed: WorkerSeed, rank: int, main: Beginning, kwargs: dict[str, Any]) -> Newcomer:
+def _start(seed: WorkerSeed, rank: int, main: Bootstrap, kwargs: dict[str, Any]) -> Newcomer:
     ready_reader, ready_writer = _SPAWN.Pipe(duplex=False)
     death_reader, death_writer = _SPAWN.Pipe(duplex=False)
     process = _SPAWN.Process(

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import psutil
 
 from holdfast.hosts.vllm.engine.worker_pool.spawning import Newcomer
-from holdfast.hosts.vllm.process import priority as gentle
+from holdfast.hosts.vllm.process import priority
 from holdfast.hosts.vllm.process.exits import describe_exit
 
 logger = logging.getLogger("holdfast")
@@ -84,7 +84,7 @@ class StandbyPool:
             taken = max(alive, key=lambda s: (s.ready, s.newcomer.rank is not None))
             self._standbys.remove(taken)
             self._fill_at = time.monotonic() + REFILL_DELAY_S
-        gentle.hurry(taken.newcomer.process.pid)
+        priority.hurry(taken.newcomer.process.pid)
         self._news.set()
         return taken.newcomer
 
@@ -111,7 +111,7 @@ class StandbyPool:
         except OSError as error:  # no process, no memory: perhaps later
             self._postpone(f"none could be started: {error}")
             return
-        gentle.slow_down(newcomer.process.pid)
+        priority.slow_down(newcomer.process.pid)
         with self._lock:
             self._standbys.append(_Standby(newcomer, missing[0]))
 

@@ -19,7 +19,7 @@ from holdfast.core.config import HoldfastConfig
 from holdfast.core.protocol.effects import End, LeaveOut, ReplaceEngine
 from holdfast.hosts.vllm.owner import engine_processes as engine_places
 from holdfast.hosts.vllm.owner import engine_spawning as engine_replacement
-from holdfast.hosts.vllm.owner.engine_processes import EnginePlaces
+from holdfast.hosts.vllm.owner.engine_processes import EngineProcesses
 
 WAIT_S = 10.0
 SPAWN = multiprocessing.get_context("spawn")
@@ -31,7 +31,7 @@ class Sentinel:
     def __init__(self) -> None:
         self.lost: list[str] = []
 
-    def engine_lost(self, engine_id: int, why: str, hopeless: str = "") -> None:
+    def engine_lost(self, engine_id: int, why: str, unrecoverable_reason: str = "") -> None:
         self.lost.append(why)
 
     def await_known(self, sequence: int, timeout_s: float) -> bool:
@@ -47,7 +47,7 @@ class Bench:
         self.process.start()
         self.sentinel = Sentinel()
         config = HoldfastConfig(runtime_dir=str(folder))
-        self.places = EnginePlaces(self.sentinel, config, lambda seconds: False, lambda: "")  # type: ignore[arg-type]
+        self.places = EngineProcesses(self.sentinel, config, lambda seconds: False, lambda: "")  # type: ignore[arg-type]
         self.places.take(object(), [self.process])  # type: ignore[arg-type]
 
     def die(self) -> None:

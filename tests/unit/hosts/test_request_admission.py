@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from holdfast.hosts.vllm.engine.request_admission import VllmRequests
+from holdfast.hosts.vllm.engine.request_admission import VllmRequestHost
 from holdfast.hosts.vllm.engine.step_rules import StepRules
 
 
@@ -63,7 +63,7 @@ class Bench:
         engine = SimpleNamespace(
             scheduler=self.scheduler, output_queue=queue, preprocess_add_request=lambda asked: (asked, 0)
         )
-        self.requests = VllmRequests(engine, StepRules(self.scheduler))
+        self.requests = VllmRequestHost(engine, StepRules(self.scheduler))
 
     @property
     def is_the_hosts_own(self) -> bool:

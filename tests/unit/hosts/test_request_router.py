@@ -15,8 +15,8 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
 from holdfast.core.protocol.events import EngineView, InstanceView
 from holdfast.core.protocol.link_messages import RequestBlamed
 from holdfast.core.states import EngineState
-from holdfast.hosts.vllm.serving.error_reasons import last_words
-from holdfast.hosts.vllm.serving.request_router import ServedRequests
+from holdfast.hosts.vllm.serving.error_reasons import error_reasons
+from holdfast.hosts.vllm.serving.request_router import RequestRouter
 
 ENGINES = [b"\x00\x00", b"\x01\x00"]
 
@@ -71,10 +71,10 @@ async def settle() -> None:
 UP, DOWN, OUT = EngineState.HEALTHY, EngineState.RESTARTING, EngineState.LEFT_OUT
 
 
-async def both_lost_one_after_another() -> tuple[Client, ServedRequests]:
+async def both_lost_one_after_another() -> tuple[Client, RequestRouter]:
     """The first one's successor is ready, but does not serve yet, when the second one is lost."""
     client = Client()
-    served = ServedRequests(client)
+    served = RequestRouter(client)
     served.bind(asyncio.get_running_loop())
     served.follow(view((DOWN, 1), (UP, 0)))
     await settle()
@@ -109,7 +109,7 @@ def test_a_request_that_cannot_be_sent_again_ends_alone() -> None:
 
         client = Client()
         client.is_hurt = False  # type: ignore[attr-defined]
-        served = ServedRequests(client)
+        served = RequestRouter(client)
         served.bind(asyncio.get_running_loop())
         for name in ("bad", "good"):
             await served.add(add, client, request(name))
@@ -130,7 +130,7 @@ class Siblings:
 
     def __init__(self) -> None:
         self.client = Client()
-        self.served = ServedRequests(self.client, detects_poison=True)
+        self.served = RequestRouter(self.client, detects_poison=True)
         self.served.bind(asyncio.get_running_loop())
         self.up, self.lost, self.there = 0, [0, 0], [""]
         self.blamed: list[RequestBlamed] = []
@@ -173,7 +173,7 @@ def test_one_that_kills_every_engine_core_ends_and_the_others_go_on_one_by_one()
         assert sorted(siblings.served.open) == sorted(siblings.there) == ["fine", "good"]
         [blamed] = siblings.blamed
         assert (blamed.request_id, blamed.engine_id) == ("deadly", 1)
-        assert f"makes the server fail and was ended (incident {blamed.incident})" in str(last_words("deadly"))
+        assert f"makes the server fail and was ended (incident {blamed.incident})" in str(error_reasons("deadly"))
 
     asyncio.run(scenario())
 
@@ -181,7 +181,7 @@ def test_one_that_kills_every_engine_core_ends_and_the_others_go_on_one_by_one()
 def test_engine_cores_that_were_lost_before_this_process_was_there_are_no_news() -> None:
     async def scenario() -> None:
         client = Client()
-        served = ServedRequests(client)
+        served = RequestRouter(client)
         served.begin_with({0: 3, 1: 0})
         served.bind(asyncio.get_running_loop())
         served.follow(view((UP, 3), (UP, 0)))
@@ -199,7 +199,7 @@ class Sibling:
 
     def __init__(self) -> None:
         self.client, self.sent = Client(), list[tuple[str, int | None]]()
-        self.served = ServedRequests(self.client)
+        self.served = RequestRouter(self.client)
         self.served.bind(asyncio.get_running_loop())
 
     async def add(self, client: Any, request: Any) -> None:
@@ -245,7 +245,7 @@ def test_one_that_is_left_out_already_when_a_process_begins_to_serve_is_gone_for
 def test_the_host_is_told_that_nothing_runs_or_waits_on_a_lost_engine_core() -> None:
     async def scenario() -> None:
         client = Client()
-        served = ServedRequests(client)
+        served = RequestRouter(client)
         served.bind(asyncio.get_running_loop())
         served.follow(view((UP, 0), (DOWN, 1)))
         await settle()
@@ -275,5 +275,5 @@ def test_what_a_dead_process_asked_is_not_answered_to_the_one_in_its_place(call_
 
     client = Client()
     client.utility_results = {6: None}  # type: ignore[attr-defined]
-    taken = ServedRequests(client).take(EngineCoreOutputs(utility_output=UtilityOutput(call_id)))
+    taken = RequestRouter(client).take(EngineCoreOutputs(utility_output=UtilityOutput(call_id)))
     assert (taken.utility_output is not None) is is_heard

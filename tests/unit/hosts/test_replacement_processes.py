@@ -10,7 +10,7 @@ pytest.importorskip("vllm")
 
 from holdfast.core.errors import RecoveryFailed
 from holdfast.hosts.vllm.engine.worker_pool import replacement_processes as module
-from holdfast.hosts.vllm.engine.worker_pool.replacement_processes import Newcomers
+from holdfast.hosts.vllm.engine.worker_pool.replacement_processes import ReplacementProcesses
 
 DEADLINE = 5.0
 
@@ -61,8 +61,8 @@ class Executor:
         return self.started[-1]
 
 
-def of(executor: Executor, *ranks: int) -> Newcomers:
-    made = Newcomers(executor, ranks, "queue")  # type: ignore[arg-type]
+def of(executor: Executor, *ranks: int) -> ReplacementProcesses:
+    made = ReplacementProcesses(executor, ranks, "queue")  # type: ignore[arg-type]
     made.start()
     return made
 

@@ -10,10 +10,10 @@ import pytest
 
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.errors import (
-    BadInstruction,
+    BadCommand,
+    CommandConflict,
     HoldfastError,
     HookNotAttached,
-    InstructionConflict,
     PeerSilent,
     RecoveryFailed,
     UnknownEngine,
@@ -81,7 +81,7 @@ class Owner:
 
     def break_down(self, engine_id: int = 0) -> None:
         self.say(m.EngineFaulted(engine_id=engine_id, epoch=0, fault=FAULT))
-        self.say(m.EngineHeld(engine_id=engine_id, epoch=0, fault=FAULT, unfinished_requests=1))
+        self.say(m.EnginePaused(engine_id=engine_id, epoch=0, fault=FAULT, unfinished_requests=1))
 
     def link(self, link_id: int = 0) -> FrontEndLink:
         """A link of this owner, attached."""
@@ -256,7 +256,7 @@ def test_a_retry_is_followed_by_the_owner(owner: Owner) -> None:
     wait_until(lambda: made.view().engines[1].state == "paused")
     asked = made.retry("c1", [1])
     order = owner.told()
-    assert isinstance(order, m.RetryEngine)
+    assert isinstance(order, m.RecoverEngine)
     assert (order.command_id, order.epoch) == ("c1", 1)
     owner.say(m.EngineRecovered(engine_id=1, command_id="c1", epoch=1, report=m.RecoveryReport()))
     assert ending(asked) is None
@@ -281,10 +281,10 @@ def test_a_pause_by_hand_and_a_resume_go_through(owner: Owner) -> None:
     order = owner.told()
     assert isinstance(order, m.PauseEngine)
     assert (order.command_id, order.soft) == ("p", True)
-    owner.say(m.EngineHeld(engine_id=0, epoch=0, fault=None, unfinished_requests=0))
+    owner.say(m.EnginePaused(engine_id=0, epoch=0, fault=None, unfinished_requests=0))
     assert ending(paused) is None
     resumed = made.resume("r", [0])
-    assert isinstance(owner.told(), m.RetryEngine)
+    assert isinstance(owner.told(), m.RecoverEngine)
     owner.say(m.EngineRecovered(engine_id=0, command_id="r", epoch=1, report=m.RecoveryReport()))
     assert ending(resumed) is None
 
@@ -299,9 +299,9 @@ def test_a_fault_is_armed_where_it_was_asked_for(owner: Owner) -> None:
 
 Ordered = Callable[[ClientSentinel | FrontEndLink], object]
 REFUSED: dict[str, tuple[Ordered, type[HoldfastError]]] = {
-    "nothing to retry": (lambda control: control.retry("x", [0]), InstructionConflict),
+    "nothing to retry": (lambda control: control.retry("x", [0]), CommandConflict),
     "an engine that does not exist": (lambda control: control.retry("x", [5]), UnknownEngine),
-    "nothing to resume": (lambda control: control.resume("x"), InstructionConflict),
+    "nothing to resume": (lambda control: control.resume("x"), CommandConflict),
     "pausing an engine that does not exist": (lambda control: control.pause("x", [-1]), UnknownEngine),
 }
 
@@ -319,7 +319,7 @@ def test_an_engine_cores_refusal_is_a_bad_instruction_on_a_link_too(owner: Owner
     owner.told()
     owner.say(m.EngineAnswered(engine_id=0, command_id="a", refused="engine 0 has no rank 3"))
     error = ending(armed)
-    assert isinstance(error, BadInstruction)
+    assert isinstance(error, BadCommand)
     assert error.message == "engine 0 has no rank 3"
 
 
@@ -331,7 +331,7 @@ def test_an_instruction_that_arrives_twice_is_followed_once(owner: Owner) -> Non
     again.send(lm.encode(lm.AskPause(command_id="p", engine_ids=(0,))))
     made._thread.post(made._report)  # answers go to this end again
     wait_until(lambda: owner.sentinel._hub.peers[link_identity(0)] is made._owner)  # type: ignore[attr-defined]
-    owner.say(m.EngineHeld(engine_id=0, epoch=0, fault=None, unfinished_requests=0))
+    owner.say(m.EnginePaused(engine_id=0, epoch=0, fault=None, unfinished_requests=0))
     assert ending(paused) is None
 
 

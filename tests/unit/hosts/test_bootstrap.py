@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from holdfast.hosts.vllm.process.bootstrap import Beginning, importing
+from holdfast.hosts.vllm.process.bootstrap import Bootstrap, importing
 
 WAIT_S = 30.0
 
@@ -39,7 +39,7 @@ def tell(pipe: Connection, unpickled: dict[str, bool]) -> None:
 def what_a_process_tells(*, gently: bool) -> dict[str, bool]:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=Beginning(tell, gently=gently), args=(theirs, Witness()))  # type: ignore[arg-type]
+    process = context.Process(target=Bootstrap(tell, gently=gently), args=(theirs, Witness()))  # type: ignore[arg-type]
     process.start()
     assert ours.poll(WAIT_S)
     told: dict[str, bool] = ours.recv()
@@ -72,7 +72,7 @@ def test_the_main_function_is_imported_only_after_the_process_has_become_gentle(
     import heavy_module  # type: ignore[import-not-found]
 
     assert told.read_text() == "False"
-    process = multiprocessing.get_context("spawn").Process(target=Beginning(heavy_module.main, gently=True))  # type: ignore[arg-type]
+    process = multiprocessing.get_context("spawn").Process(target=Bootstrap(heavy_module.main, gently=True))  # type: ignore[arg-type]
     process.start()
     process.join(WAIT_S)
     assert process.exitcode == 0

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from holdfast.core.poison.detector import Blame, Standing, Verdict
+from holdfast.core.poison.detector import PoisonDetector, Standing, Verdict
 
 CONTROL_TOKENS = 16
 Poisons = Callable[[frozenset[str]], bool]
@@ -19,7 +19,7 @@ class Bench:
     """A pretend engine core: every open request that may run is in every step, and a step fails if it is poisoned."""
 
     def __init__(self, lengths: dict[str, int], poisons: Poisons, *, steps_in_flight: int = 1, renews: bool = False):
-        self.blame = Blame()
+        self.blame = PoisonDetector()
         self.poisons = poisons
         self.good = dict.fromkeys(lengths, 0)
         self.lengths = lengths
@@ -144,7 +144,7 @@ def test_where_nothing_passes_nobody_is_guilty(count):
     for _ in range(100):
         bench.turn()
     assert bench.ended == []
-    assert sum(v.narrows for v in bench.told) < len(bench.faults) // 4
+    assert sum(v.search_progressed for v in bench.told) < len(bench.faults) // 4
 
 
 def test_what_was_found_out_about_processes_that_were_not_to_be_trusted_is_forgotten():
@@ -213,7 +213,7 @@ def test_where_a_request_of_our_own_fails_too_nobody_is_ended():
     for _ in range(200):
         bench.turn()
     assert bench.ended == []
-    assert sum(v.narrows for v in bench.told) == 0
+    assert sum(v.search_progressed for v in bench.told) == 0
 
 
 def test_a_host_that_has_no_request_of_its_own_lets_it_run_again():
@@ -257,7 +257,7 @@ def test_whatever_fails_for_a_while_and_then_for_another_while_ends_nobody(count
 
 def test_a_fault_elsewhere_clears_the_one_that_failed_alone():
     bench = Bench(requests(8), any_of("r7"))
-    while not any(v.narrows for v in bench.told):
+    while not any(v.search_progressed for v in bench.told):
         bench.turn()
     assert bench.faults[-1] == {"r7"}
     poisons, bench.poisons = bench.poisons, lambda _: True
@@ -313,5 +313,5 @@ def test_a_fault_in_nobodys_step_says_nothing_about_anybody():
     for _ in range(2):
         bench.turn()
     verdict = bench.blame.fault(bench.standings())
-    assert (verdict.run, verdict.narrows) == (bench.verdict.run, False)
+    assert (verdict.run, verdict.search_progressed) == (bench.verdict.run, False)
     assert bench.run().ended == ["r1"]

@@ -3,11 +3,11 @@
 import gc
 import tracemalloc
 
-from holdfast.core.requests.journal import OpenRequests
+from holdfast.core.requests.journal import RequestJournal
 
 
 def journal():
-    requests = OpenRequests()
+    requests = RequestJournal()
     requests.open("a", "request a")
     return requests
 
@@ -64,7 +64,7 @@ def test_five_hundred_open_streams_take_eight_bytes_a_token_and_little_besides()
     """What a token costs is bounded, whatever its value, and so is what a request costs beside its tokens."""
 
     def fill():
-        requests = OpenRequests()
+        requests = RequestJournal()
         for number in range(STREAMS):
             requests.open(f"request {number}", None)
         for token in range(TOKENS):  # as they come: one of each stream at a time
@@ -80,7 +80,7 @@ def test_five_hundred_open_streams_take_eight_bytes_a_token_and_little_besides()
 
 def test_five_hundred_streams_that_have_ended_leave_nothing():
     def fill_and_empty():
-        requests = OpenRequests()
+        requests = RequestJournal()
         for number in range(STREAMS):
             requests.open(f"request {number}", None)
             requests.deliver(f"request {number}", range(TOKENS))

@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from holdfast.hosts.vllm.engine.worker_pool.exit_watch import WorkerWatch
+from holdfast.hosts.vllm.engine.worker_pool.exit_watch import WorkerExitWatch
 from holdfast.hosts.vllm.process.exits import describe_exit
 
 WAIT_S = 10.0
@@ -31,7 +31,9 @@ def test_the_death_of_a_process_is_told_once_with_its_rank_and_how_it_went():
     told = queue.Queue()
     process = multiprocessing.get_context("spawn").Process(target=signal.pause, daemon=True)
     process.start()
-    watch = WorkerWatch({3: process}, lambda rank, how, exit_code: told.put((rank, how.partition(",")[0], exit_code)))
+    watch = WorkerExitWatch(
+        {3: process}, lambda rank, how, exit_code: told.put((rank, how.partition(",")[0], exit_code))
+    )
     watch.start()
     os.kill(process.pid, signal.SIGKILL)
     assert told.get(timeout=WAIT_S) == (3, "killed by SIGKILL", -signal.SIGKILL)

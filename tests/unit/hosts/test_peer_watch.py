@@ -53,7 +53,7 @@ class Member:
     def note_loss(self) -> None:
         self.noted.set()
 
-    def why_irreplaceable(self) -> str:
+    def unrecoverable_reason(self) -> str:
         return ""
 
     def start_another(self, on_started: Callable[[], None]) -> None:
@@ -73,7 +73,7 @@ class Instance:
         self.watch = FrontEndWatch(self, self.ends.wait)  # type: ignore[arg-type]
         self.watch.start([self.member])
 
-    def process_lost(self, name: str, why: str, hopeless: str) -> None:
+    def process_lost(self, name: str, why: str, unrecoverable_reason: str) -> None:
         self.told.put(("lost", name, why))
 
     def process_attached(self, name: str, pid: int) -> None:

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from holdfast.hosts.vllm.process import priority as gentle
-from holdfast.hosts.vllm.process.bootstrap import Beginning
+from holdfast.hosts.vllm.process import priority
+from holdfast.hosts.vllm.process.bootstrap import Bootstrap
 
 WAIT_S = 10.0
 SOURCES = str(Path(__file__).parents[3] / "src")
@@ -35,18 +35,18 @@ def say_and_wait(pipe: Connection) -> None:
 def start_gently() -> tuple[multiprocessing.Process, Connection]:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=Beginning(say_and_wait, gently=True), args=(theirs,), daemon=True)
+    process = context.Process(target=Bootstrap(say_and_wait, gently=True), args=(theirs,), daemon=True)
     process.start()
     assert ours.poll(WAIT_S)
     assert ours.recv_bytes() == b"begun"
     return process, ours
 
 
-@pytest.mark.skipif(not gentle.idle_can_be_left(), reason="needs the privilege to leave the lowest policy")
+@pytest.mark.skipif(not priority.idle_can_be_left(), reason="needs the privilege to leave the lowest policy")
 def test_a_gentle_process_has_the_lowest_policy_until_it_is_told_to_hurry() -> None:
     process, pipe = start_gently()
     assert policy_of(process.pid) == os.SCHED_IDLE
-    gentle.hurry(process.pid)
+    priority.hurry(process.pid)
     assert pipe.poll(WAIT_S)
     assert pipe.recv_bytes() == b"hurried"
     assert policy_of(process.pid) == os.SCHED_OTHER
@@ -61,11 +61,11 @@ def test_whoever_could_not_leave_the_lowest_policy_does_not_take_it_and_hurries_
         pytest.skip("this process cannot give up a privilege")
     program = (
         "import os, signal\n"
-        "from holdfast.hosts.vllm.workers import gentle\n"
-        "gentle.begin()\n"
-        "assert not gentle.idle_can_be_left()\n"
+        "from holdfast.hosts.vllm.process import priority\n"
+        "priority.begin()\n"
+        "assert not priority.idle_can_be_left()\n"
         "assert os.sched_getscheduler(0) == os.SCHED_OTHER\n"
-        "gentle.hurry(os.getpid())\n"
+        "priority.hurry(os.getpid())\n"
         "assert signal.getitimer(signal.ITIMER_PROF) == (0.0, 0.0)\n"
     )
     environment = {**os.environ, "PYTHONPATH": SOURCES}
@@ -76,9 +76,9 @@ def test_whoever_could_not_leave_the_lowest_policy_does_not_take_it_and_hurries_
 def test_a_look_that_is_due_when_it_is_told_to_hurry_raises_nothing() -> None:
     program = (
         "import signal\n"
-        "from holdfast.hosts.vllm.workers import gentle\n"
-        "gentle.begin()\n"
-        "both = {gentle.HURRY, signal.SIGPROF}\n"
+        "from holdfast.hosts.vllm.process import priority\n"
+        "priority.begin()\n"
+        "both = {priority.HURRY, signal.SIGPROF}\n"
         "signal.pthread_sigmask(signal.SIG_BLOCK, both)\n"
         "for one in both:\n"
         "    signal.raise_signal(one)\n"
@@ -92,7 +92,7 @@ def test_a_look_that_is_due_when_it_is_told_to_hurry_raises_nothing() -> None:
 
 def test_a_process_that_never_was_gentle_survives_being_told_to_hurry() -> None:
     with subprocess.Popen(["sleep", "30"]) as process:
-        gentle.hurry(process.pid)
+        priority.hurry(process.pid)
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(0.2)
         process.kill()
@@ -101,5 +101,5 @@ def test_a_process_that_never_was_gentle_survives_being_told_to_hurry() -> None:
 def test_a_process_that_is_gone_is_told_in_vain() -> None:
     with subprocess.Popen(["true"]) as process:
         process.wait()
-        gentle.hurry(process.pid)  # raises nothing
+        priority.hurry(process.pid)  # raises nothing
         assert process.returncode == 0
