@@ -14,7 +14,6 @@ import msgspec
 from holdfast.core.errors import BadConfiguration
 from holdfast.core.faults.classification import SETTING as FAULT_CLASSES
 from holdfast.core.faults.classification import OwnRow, parse_rows
-from holdfast.core.policy.capacity import share_of
 
 FaultPolicy = Literal["auto", "external", "dry-run"]
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
@@ -111,6 +110,19 @@ def _refuse_unknown_cap(cap: int | str) -> None:
             share_of(cap)
         except ValueError as error:
             raise BadConfiguration(f"max_ranks_out: {error}") from None
+
+
+def share_of(cap: str) -> float:
+    """Return the share that a text such as "25%" names. Raises `ValueError` for any other text."""
+    if not cap.endswith("%"):
+        raise ValueError(f"{cap!r} is neither a number of ranks nor a share such as '25%'")
+    try:
+        share = float(cap[:-1]) / 100
+    except ValueError:
+        raise ValueError(f"{cap!r} is no share such as '25%'") from None
+    if not 0 < share <= 1:
+        raise ValueError(f"{cap!r} is not above 0% and at most 100%")
+    return share
 
 
 def known_keys() -> tuple[str, ...]:

@@ -10,6 +10,8 @@ import math
 
 import msgspec
 
+from holdfast.core.config import share_of
+
 
 class RanksOut(msgspec.Struct, frozen=True, kw_only=True):
     """The ranks of an instance that are out: all of them, those `elsewhere` than in the engine at hand, of `total`.
@@ -42,16 +44,3 @@ def ranks_allowed_out(cap: int | str, total: int) -> float:
         return cap
     share = share_of(cap)
     return math.inf if share == 1 else max(1, math.floor(total * share))
-
-
-def share_of(cap: str) -> float:
-    """What "25%" is. Raises `ValueError` for what is no share."""
-    if not cap.endswith("%"):
-        raise ValueError(f"{cap!r} is neither a number of ranks nor a share such as '25%'")
-    try:
-        share = float(cap[:-1]) / 100
-    except ValueError:
-        raise ValueError(f"{cap!r} is no share such as '25%'") from None
-    if not 0 < share <= 1:
-        raise ValueError(f"{cap!r} is not above 0% and at most 100%")
-    return share

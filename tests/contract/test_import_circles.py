@@ -1,0 +1,72 @@
+"""No module of Holdfast imports itself in a circle, by imports inside functions either."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import holdfast
+
+PACKAGE = Path(holdfast.__path__[0])
+STILL_TANGLED = ("holdfast.chaos.simulation.", "holdfast.hosts.vllm.")  # imports within these are left out
+
+Imports = dict[str, set[str]]
+
+
+def import_graph(package: Path) -> Imports:
+    """Return, by module, the modules of `package` that its source imports anywhere, also inside functions."""
+    sources = {_module_name(file, package): file.read_text() for file in package.rglob("*.py")}
+    return {module: set(_imported(source, sources)) - {module} for module, source in sources.items()}
+
+
+def _module_name(file: Path, package: Path) -> str:
+    parts = file.relative_to(package.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def _imported(source: str, modules: Mapping[str, str]) -> Iterator[str]:
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in modules)
+        elif isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                submodule = f"{node.module}.{alias.name}"
+                found = submodule if submodule in modules else node.module
+                if found in modules:
+                    yield found
+
+
+def circle(imports: Imports) -> list[str]:
+    """Return one circle as the list of its modules, or an empty list where there is none."""
+    try:
+        TopologicalSorter(imports).prepare()
+    except CycleError as error:
+        return list(reversed(error.args[1]))
+    return []
+
+
+def test_no_module_imports_itself_in_a_circle() -> None:
+    """Every module can be read after the modules it imports."""
+    graph = import_graph(PACKAGE)
+    for tangled in STILL_TANGLED:
+        graph |= {
+            module: {name for name in imported if not name.startswith(tangled)}
+            for module, imported in graph.items()
+            if module.startswith(tangled)
+        }
+    assert circle(graph) == []
+
+
+@pytest.mark.parametrize("inside", ["", "def late():\n    "])
+def test_a_circle_is_found(tmp_path: Path, inside: str) -> None:
+    """Two modules that import each other are a circle, at the top of a file and inside a function."""
+    package = tmp_path / "package"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "one.py").write_text("from package.two import name\n")
+    (package / "two.py").write_text(f"{inside}from package import one\n")
+    assert set(circle(import_graph(package))) == {"package.one", "package.two"}
