@@ -21,7 +21,8 @@ from holdfast.core.errors import PeerSilent
 from holdfast.core.protocol.events import EngineView, InstanceView
 from holdfast.core.states import EngineState
 from holdfast.hosts.vllm.engine.api_server_clients import answer_greetings, drop_requests
-from holdfast.hosts.vllm.serving.takeover import GREETING, Newcomer, greet_engine_cores
+from holdfast.hosts.vllm.protocol.calls import GREETING
+from holdfast.hosts.vllm.serving.takeover import Newcomer, greet_engine_cores
 
 ADDRESS = "inproc://input"
 WAIT_S = 10.0

@@ -15,7 +15,7 @@ from typing import Any
 
 from vllm.v1.engine import EngineCoreOutputs, EngineCoreRequestType, UtilityOutput
 
-from holdfast.hosts.vllm.serving.takeover import GREETING
+from holdfast.hosts.vllm.protocol.calls import GREETING
 
 _INPUT_THREAD = "process_input_sockets"
 

@@ -30,7 +30,7 @@ from holdfast.hosts.vllm.process.device_health import device_health
 from holdfast.hosts.vllm.process.init_store import attach_meeting_place
 from holdfast.hosts.vllm.process.settings import inherited_settings, joins_epoch
 from holdfast.hosts.vllm.process.shared_memory import attach_notes_of_segments
-from holdfast.hosts.vllm.worker.worker import TOLD_TO_STOP
+from holdfast.hosts.vllm.protocol.calls import TOLD_TO_STOP
 from holdfast.sentinel import EngineCoreSentinel
 from holdfast.sentinel.addresses import client_address, engine_address
 from holdfast.wire import ZmqStation

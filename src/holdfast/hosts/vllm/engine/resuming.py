@@ -16,10 +16,9 @@ from vllm.v1.request import RequestStatus
 from holdfast.core.errors import RecoveryFailed
 from holdfast.hosts.vllm.contract.registry import ADD_TO_SCHEDULER, MAKE_REQUEST, attach
 from holdfast.hosts.vllm.engine.pacing import PacedPrefill
+from holdfast.hosts.vllm.protocol.calls import HISTORY, LEARN
 from holdfast.hosts.vllm.protocol.request_history import encode_whole, whole_request
-from holdfast.hosts.vllm.worker.handlers import LEARN
 
-HISTORY = "holdfast_history"  # the private key
 _PACED = "holdfast_paced"
 GRAMMAR_TIMEOUT_S = 20.0
 LEARN_TIMEOUT_S = 30.0

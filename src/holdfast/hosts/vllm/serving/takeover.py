@@ -17,9 +17,9 @@ import zmq
 from holdfast.core.errors import PeerSilent
 from holdfast.core.protocol.events import EngineView
 from holdfast.core.states import EngineState
+from holdfast.hosts.vllm.protocol.calls import GREETING
 from holdfast.sentinel import FrontEndLink
 
-GREETING = "holdfast-greeting"
 _AGAIN_MS = 200  # an engine core that was greeted before it had connected has heard nothing
 
 # The one that this process is, while its client is made.

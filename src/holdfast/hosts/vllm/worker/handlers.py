@@ -7,33 +7,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import msgspec
-
 from holdfast.core.faults.faults import describe_error
+from holdfast.hosts.vllm.protocol.calls import JoinCommand, decode_join, to_handle
 from holdfast.hosts.vllm.protocol.restore import RestoreReply, encode_reply
-from holdfast.hosts.vllm.worker.replacement_main import QueueHandle, to_handle
 
 logger = logging.getLogger("holdfast")
-
-# The names under which the orders are bound to a worker.
-JOIN = "holdfast_join"
-PREPARE = "holdfast_prepare"
-LEARN = "holdfast_learn"
-
-
-class JoinCommand(msgspec.Struct, frozen=True):
-    """Read from `queue` from now on."""
-
-    nonce: str
-    queue: QueueHandle
-    timeout_s: float
-
-
-_join_orders = msgspec.msgpack.Decoder(JoinCommand)
-
-
-def encode(order: JoinCommand) -> bytes:
-    return msgspec.msgpack.encode(order)
 
 
 def answered(nonce: str, act: Callable[[], object]) -> bytes:
@@ -48,7 +26,7 @@ def answered(nonce: str, act: Callable[[], object]) -> bytes:
 
 def join(proc: Any, data: bytes) -> bytes:
     """Read from another queue. Whoever holds the old one, to wake this worker at the end, gets the new one."""
-    order = _join_orders.decode(data)
+    order = decode_join(data)
     return answered(order.nonce, lambda: _join(proc, order))
 
 

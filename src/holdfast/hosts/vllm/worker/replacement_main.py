@@ -12,10 +12,9 @@ import importlib
 from multiprocessing.connection import Connection
 from typing import Any
 
-import msgspec
-
 from holdfast.hosts.vllm.process import priority
 from holdfast.hosts.vllm.process.bootstrap import importing, keep_for_good
+from holdfast.hosts.vllm.protocol.calls import TakeOver, decode_take_over, to_handle
 from holdfast.hosts.vllm.worker.warmup import compile_small_kernels, run_once_alone
 
 READY = b"ready"
@@ -36,43 +35,8 @@ _IMPORTED_LATE_ON_CPU = (
     "vllm.v1.attention.backends.cpu_attn",
 )
 
-
-class QueueHandle(msgspec.Struct, frozen=True):
-    """The broadcast queue of an engine core, as one of its readers finds it: the fields of the host's handle."""
-
-    local_reader_ranks: list[int]
-    buffer_handle: tuple[int, int, int, str] | None
-    local_subscribe_addr: str | None
-    local_notify_addr: str | None
-    remote_subscribe_addr: str | None = None
-    remote_addr_ipv6: bool = False
-    tensor_arena_handle: tuple[int, int, int, str] | None = None
-
-
-class TakeOver(msgspec.Struct, frozen=True):
-    """Become `rank`, and read from `queue` what is to be done."""
-
-    rank: int
-    is_driver: bool
-    queue: QueueHandle
-
-
-_orders = msgspec.msgpack.Decoder(TakeOver)
-
 # What this process still waits for once its weights are read; none where it was started for a rank at once.
 _awaited: Connection | None = None
-
-
-def to_handle(queue: QueueHandle) -> Any:
-    """The host's own handle."""
-    from vllm.distributed.device_communicators.shm_broadcast import Handle
-
-    return Handle(**msgspec.structs.asdict(queue))
-
-
-def of_handle(handle: Any) -> QueueHandle:
-    fields = msgspec.structs.fields(QueueHandle)
-    return QueueHandle(**{field.name: getattr(handle, field.name) for field in fields})
 
 
 def replacement_main(**kwargs: Any) -> None:
@@ -120,7 +84,7 @@ def _await_order(orders: Connection) -> TakeOver:
         orders.send_bytes(READY)
         order = orders.recv_bytes()
         priority.end()
-        return _orders.decode(order)
+        return decode_take_over(order)
     except (EOFError, OSError):
         raise SystemExit(0) from None
 

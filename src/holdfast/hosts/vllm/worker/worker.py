@@ -25,9 +25,10 @@ from holdfast.hosts.vllm.contract.registry import WORKER_QUEUES, attach, attache
 from holdfast.hosts.vllm.injection.points import Traps, arm_logits, arm_model, raise_at
 from holdfast.hosts.vllm.process.settings import inherited_settings
 from holdfast.hosts.vllm.process.shared_memory import attach_notes_of_segments
+from holdfast.hosts.vllm.protocol.calls import JOIN, LEARN, PREPARE, TOLD_TO_STOP
 from holdfast.hosts.vllm.protocol.request_history import decode_whole
 from holdfast.hosts.vllm.protocol.restore import RESTORE, RestoreCommand, RestoreReply, decode_order, encode_reply
-from holdfast.hosts.vllm.worker.handlers import JOIN, LEARN, PREPARE, join, prepare
+from holdfast.hosts.vllm.worker.handlers import join, prepare
 from holdfast.hosts.vllm.worker.logits_check import LogitsCheck
 from holdfast.hosts.vllm.worker.placeholder_groups import end_alone, is_alone
 from holdfast.hosts.vllm.worker.progress import StepProgress, step_progress
@@ -46,8 +47,6 @@ STEP_METHODS = {
     "take_draft_token_ids": Phase.SAMPLE_END,
     "execute_dummy_batch": Phase.FORWARD,
 }
-
-TOLD_TO_STOP = "it was told to stop"
 
 Step = Callable[..., Any]
 

@@ -25,8 +25,7 @@ from holdfast.hosts.vllm.engine.worker_pool.spawning import KILL_TIMEOUT_S
 from holdfast.hosts.vllm.process.settings import inherited_settings
 from holdfast.hosts.vllm.process.shared_memory import forget_segments_of_the_dead
 from holdfast.hosts.vllm.process.sockets import remove_sockets
-from holdfast.hosts.vllm.worker.handlers import JOIN, PREPARE, JoinCommand, encode
-from holdfast.hosts.vllm.worker.replacement_main import of_handle
+from holdfast.hosts.vllm.protocol.calls import JOIN, PREPARE, JoinCommand, encode, of_handle
 
 if TYPE_CHECKING:
     from holdfast.hosts.vllm.engine.worker_pool.executor import HoldfastExecutor

@@ -14,14 +14,14 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any, cast
 
-import msgspec
 from vllm.v1.executor.multiproc_executor import OMPProcessManager, UnreadyWorkerProcHandle, WorkerProc
 
 from holdfast.core.errors import RecoveryFailed
 from holdfast.hosts.vllm.process.bootstrap import Bootstrap
 from holdfast.hosts.vllm.process.exits import describe_exit
 from holdfast.hosts.vllm.process.shared_memory import noted
-from holdfast.hosts.vllm.worker.replacement_main import TakeOver, of_handle, replacement_main, standby_main
+from holdfast.hosts.vllm.protocol.calls import TakeOver, encode, of_handle
+from holdfast.hosts.vllm.worker.replacement_main import replacement_main, standby_main
 
 _SPAWN = multiprocessing.get_context("spawn")
 # Nobody is met there: see `alone`.
@@ -76,7 +76,7 @@ class Newcomer:
         self.rank = rank
         order = TakeOver(rank=rank, is_driver=is_driver, queue=of_handle(queue))
         try:
-            self.orders.send_bytes(msgspec.msgpack.encode(order))
+            self.orders.send_bytes(encode(order))
         except OSError as error:
             raise RecoveryFailed(f"the standby for rank {rank} is gone: {error}") from error
 
