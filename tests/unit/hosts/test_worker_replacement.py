@@ -12,7 +12,7 @@ pytest.importorskip("vllm")
 
 from vllm.distributed.device_communicators.shm_broadcast import MessageQueue
 
-from holdfast.hosts.vllm.engine.worker_pool.replacement import retire, unlink_sockets
+from holdfast.hosts.vllm.process.queues import retire, unlink_sockets
 
 
 def queue(subscribe: str | None, notify: str | None) -> SimpleNamespace:

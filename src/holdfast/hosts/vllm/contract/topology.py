@@ -64,6 +64,6 @@ def protected_executor(vllm_config: Any, executor_class: type) -> type:
             hint="--distributed-executor-backend mp, or --no-enable-fault-tolerance",
         )
     vllm_config.parallel_config.distributed_executor_backend = "mp"
-    from holdfast.hosts.vllm.engine.worker_pool.executor import HoldfastExecutor
+    from holdfast.hosts.vllm.executor import HoldfastExecutor
 
     return HoldfastExecutor

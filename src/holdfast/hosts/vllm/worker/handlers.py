@@ -34,7 +34,7 @@ def _join(proc: Any, order: JoinCommand) -> None:
     from vllm.distributed.device_communicators.shm_broadcast import MessageQueue
 
     from holdfast.hosts.vllm.communicators import stale
-    from holdfast.hosts.vllm.engine.worker_pool.replacement import retire, wait_until_ready
+    from holdfast.hosts.vllm.process.queues import retire, wait_until_ready
 
     queue = MessageQueue.create_from_handle(to_handle(order.queue), proc.worker.worker.rank)
     wait_until_ready(queue, time.monotonic() + order.timeout_s, "the new queue is never ready")

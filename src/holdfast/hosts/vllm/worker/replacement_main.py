@@ -93,7 +93,9 @@ def _attach() -> None:
     from holdfast.hosts.vllm.worker.placeholder_groups import stand_alone
 
     stand_alone()  # before the hooks of every worker: the first to attach stays
-    import holdfast.hosts.vllm.engine.worker_pool.executor  # noqa: F401 - attaches the hooks of a worker
+    from holdfast.hosts.vllm.worker.worker import attach_worker_hooks
+
+    attach_worker_hooks()
 
 
 def _run(kwargs: dict[str, Any]) -> None:

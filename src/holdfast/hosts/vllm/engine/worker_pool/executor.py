@@ -1,9 +1,4 @@
-"""The executor under Holdfast: the host's own, with calls that get past stale replies and workers to be replaced.
-
-Engine cores unpickle this class before they run anything, so importing this module is what attaches
-the engine core's hooks: it is the earliest moment there is. A worker that is forked loads no plugins of its
-own: it finds its hooks attached too.
-"""
+"""The executor under Holdfast: the host's own, with calls that get past stale replies and workers to be replaced."""
 
 from __future__ import annotations
 
@@ -14,8 +9,6 @@ from typing import Any
 from vllm.v1.executor.multiproc_executor import MultiprocExecutor, WorkerProc
 
 from holdfast.core.errors import PeerSilent, RecoveryFailed
-from holdfast.hosts.vllm.engine.engine_core import attach_engine_hooks
-from holdfast.hosts.vllm.engine.solo_join import attach_joining_hooks
 from holdfast.hosts.vllm.engine.worker_pool.bounded_queue import bounded
 from holdfast.hosts.vllm.engine.worker_pool.exit_watch import WorkerExitWatch
 from holdfast.hosts.vllm.engine.worker_pool.replacement import Replaced, replace_ranks
@@ -24,14 +17,9 @@ from holdfast.hosts.vllm.engine.worker_pool.standby_pool import PoolState, Stand
 from holdfast.hosts.vllm.process.settings import inherited_settings
 from holdfast.hosts.vllm.process.shared_memory import noting_semaphores
 from holdfast.hosts.vllm.protocol.restore import RESTORE, RestoreCommand, RestoreReply, decode_reply, encode_order
-from holdfast.hosts.vllm.worker.worker import attach_worker_hooks
-
-attach_joining_hooks()  # the first to attach stays
-attach_engine_hooks()
-attach_worker_hooks()
 
 
-class HoldfastExecutor(MultiprocExecutor):
+class WorkerPoolExecutor(MultiprocExecutor):
     """`MultiprocExecutor` whose reply queues can be drained and whose workers can be replaced one by one.
 
     `on_rank_lost` is told a rank, how its process went and its exit code; `on_standbys` what became of the pool.

@@ -14,21 +14,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import zmq
 from vllm import envs
 from vllm.distributed.device_communicators.shm_broadcast import MessageQueue
 from vllm.utils.network_utils import get_ip
 
-from holdfast.core.errors import PeerSilent, RecoveryFailed
+from holdfast.core.errors import RecoveryFailed
 from holdfast.hosts.vllm.engine.worker_pool.replacement_processes import ReplacementProcesses
 from holdfast.hosts.vllm.engine.worker_pool.spawning import KILL_TIMEOUT_S
+from holdfast.hosts.vllm.process.queues import retire, wait_until_ready
 from holdfast.hosts.vllm.process.settings import inherited_settings
 from holdfast.hosts.vllm.process.shared_memory import forget_segments_of_the_dead
-from holdfast.hosts.vllm.process.sockets import remove_sockets
 from holdfast.hosts.vllm.protocol.calls import JOIN, PREPARE, JoinCommand, encode, of_handle
 
 if TYPE_CHECKING:
-    from holdfast.hosts.vllm.engine.worker_pool.executor import HoldfastExecutor
+    from holdfast.hosts.vllm.engine.worker_pool.executor import WorkerPoolExecutor
 
 logger = logging.getLogger("holdfast")
 
@@ -43,7 +42,7 @@ class Replaced:
 
 
 def replace_ranks(
-    executor: HoldfastExecutor, ranks: Sequence[int], start_timeout_s: float, timeout_s: float
+    executor: WorkerPoolExecutor, ranks: Sequence[int], start_timeout_s: float, timeout_s: float
 ) -> Replaced:
     """Raises `RecoveryFailed` or `PeerSilent`; it may then be called again, with the same ranks or more."""
     began = time.monotonic()
@@ -63,7 +62,7 @@ def replace_ranks(
     return Replaced(newcomers.pids, newcomers.standbys_used, time.monotonic() - began)
 
 
-def _end(executor: HoldfastExecutor, ranks: Sequence[int]) -> None:
+def _end(executor: WorkerPoolExecutor, ranks: Sequence[int]) -> None:
     """The processes of these ranks are gone when this returns."""
     executor.stop_watching()
     for rank in ranks:
@@ -78,7 +77,7 @@ def _end(executor: HoldfastExecutor, ranks: Sequence[int]) -> None:
             raise RecoveryFailed(f"the old process of rank {rank} does not go")
 
 
-def _new_queue(executor: HoldfastExecutor) -> Any:
+def _new_queue(executor: WorkerPoolExecutor) -> Any:
     """As the host makes it."""
     return MessageQueue(
         executor.world_size,
@@ -89,7 +88,7 @@ def _new_queue(executor: HoldfastExecutor) -> Any:
     )
 
 
-def _join(executor: HoldfastExecutor, ranks: Sequence[int], queue: Any, deadline: float, handles: list[Any]) -> None:
+def _join(executor: WorkerPoolExecutor, ranks: Sequence[int], queue: Any, deadline: float, handles: list[Any]) -> None:
     """Everybody reads from the new queue."""
     nonce = uuid.uuid4().hex
     survivors = [rank for rank in range(executor.world_size) if rank not in ranks]
@@ -112,38 +111,8 @@ def _join(executor: HoldfastExecutor, ranks: Sequence[int], queue: Any, deadline
     executor.start_worker_monitor()
 
 
-def _prepare(executor: HoldfastExecutor, ranks: Sequence[int], deadline: float) -> None:
+def _prepare(executor: WorkerPoolExecutor, ranks: Sequence[int], deadline: float) -> None:
     """The newcomers get their KV cache, with the configuration of the first ones: nothing is measured again."""
     nonce = uuid.uuid4().hex
     call = (nonce, tuple(ranks), executor.kv_cache_layout, executor.kv_cache_configs)
     executor.call_each((PREPARE, call, {}, None), nonce, range(executor.world_size), deadline)
-
-
-def retire(queue: Any) -> None:
-    """Give back what a queue holds that nobody comes to any more. The thread that has used it.
-
-    The host leaves that to the collection of garbage, which may be a long time off where an exception still
-    refers to whoever waited for the queue.
-    """
-    unlink_sockets(queue)
-    queue.shutting_down = True
-    for socket in (queue.local_socket, queue.remote_socket):
-        if socket is not None:
-            socket.context.destroy(linger=0)  # the queue's own, with all its sockets
-    queue.buffer = None
-
-
-def unlink_sockets(queue: Any) -> None:
-    """Remove the files of a queue: ZeroMQ leaves them, and so would every restart."""
-    remove_sockets((queue.handle.local_subscribe_addr, queue.handle.local_notify_addr))
-
-
-def wait_until_ready(queue: Any, deadline: float, silence: str) -> None:
-    """The host's own handshake, which has no bound. Raises `PeerSilent` saying `silence`."""
-    queue.local_socket.setsockopt(zmq.RCVTIMEO, max(1, int(1000 * (deadline - time.monotonic()))))
-    try:
-        queue.wait_until_ready()
-    except zmq.Again:
-        raise PeerSilent(silence) from None
-    finally:
-        queue.local_socket.setsockopt(zmq.RCVTIMEO, -1)

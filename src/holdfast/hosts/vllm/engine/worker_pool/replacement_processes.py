@@ -13,7 +13,7 @@ from holdfast.core.errors import RecoveryFailed
 from holdfast.hosts.vllm.engine.worker_pool.spawning import Newcomer, start_replacement
 
 if TYPE_CHECKING:
-    from holdfast.hosts.vllm.engine.worker_pool.executor import HoldfastExecutor
+    from holdfast.hosts.vllm.engine.worker_pool.executor import WorkerPoolExecutor
 
 logger = logging.getLogger("holdfast")
 
@@ -21,7 +21,7 @@ logger = logging.getLogger("holdfast")
 class ReplacementProcesses:
     """Of one replacement, in the order of `ranks`; `queue` is the host's handle of what they are to read from."""
 
-    def __init__(self, executor: HoldfastExecutor, ranks: Sequence[int], queue: Any) -> None:
+    def __init__(self, executor: WorkerPoolExecutor, ranks: Sequence[int], queue: Any) -> None:
         self._executor = executor
         self._queue = queue
         self._ranks = ranks

@@ -1,0 +1,20 @@
+"""Executor class that a protected engine core is given.
+
+Engine cores unpickle this class before they run anything, so importing this module attaches the hooks of an engine
+core and of a worker: no earlier moment exists. A forked worker loads no plugins and inherits the attached hooks.
+"""
+
+from __future__ import annotations
+
+from holdfast.hosts.vllm.engine.engine_core import attach_engine_hooks
+from holdfast.hosts.vllm.engine.solo_join import attach_joining_hooks
+from holdfast.hosts.vllm.engine.worker_pool.executor import WorkerPoolExecutor
+from holdfast.hosts.vllm.worker.worker import attach_worker_hooks
+
+attach_joining_hooks()  # the first to attach stays
+attach_engine_hooks()
+attach_worker_hooks()
+
+
+class HoldfastExecutor(WorkerPoolExecutor):
+    """The host's multiprocessing executor under Holdfast, defined here so that unpickling it attaches the hooks."""

@@ -1,0 +1,41 @@
+"""The end of one of the host's message queues, and a bounded wait for its other side."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import zmq
+
+from holdfast.core.errors import PeerSilent
+from holdfast.hosts.vllm.process.sockets import remove_sockets
+
+
+def retire(queue: Any) -> None:
+    """Give back what a queue holds that nobody comes to any more. The thread that has used it.
+
+    The host leaves that to the collection of garbage, which may be a long time off where an exception still
+    refers to whoever waited for the queue.
+    """
+    unlink_sockets(queue)
+    queue.shutting_down = True
+    for socket in (queue.local_socket, queue.remote_socket):
+        if socket is not None:
+            socket.context.destroy(linger=0)  # the queue's own, with all its sockets
+    queue.buffer = None
+
+
+def unlink_sockets(queue: Any) -> None:
+    """Remove the files of a queue: ZeroMQ leaves them, and so would every restart."""
+    remove_sockets((queue.handle.local_subscribe_addr, queue.handle.local_notify_addr))
+
+
+def wait_until_ready(queue: Any, deadline: float, silence: str) -> None:
+    """The host's own handshake, which has no bound. Raises `PeerSilent` saying `silence`."""
+    queue.local_socket.setsockopt(zmq.RCVTIMEO, max(1, int(1000 * (deadline - time.monotonic()))))
+    try:
+        queue.wait_until_ready()
+    except zmq.Again:
+        raise PeerSilent(silence) from None
+    finally:
+        queue.local_socket.setsockopt(zmq.RCVTIMEO, -1)
