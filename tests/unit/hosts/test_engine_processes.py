@@ -18,8 +18,8 @@ pytest.importorskip("vllm")
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.protocol.effects import End, LeaveOut, ReplaceEngine
 from holdfast.hosts.vllm.owner import engine_processes as engine_places
-from holdfast.hosts.vllm.owner import engine_spawning as engine_replacement
 from holdfast.hosts.vllm.owner.engine_processes import EngineProcesses
+from holdfast.hosts.vllm.process import trees
 
 WAIT_S = 10.0
 SPAWN = multiprocessing.get_context("spawn")
@@ -85,7 +85,7 @@ def test_one_that_is_still_there_is_killed_first(bench: Bench) -> None:
 
 def test_at_the_end_of_the_instance_no_stopped_worker_stays(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its engine core is gone, and it would not follow by itself."""
-    monkeypatch.setattr(engine_replacement, "LINGER_S", 0.1)
+    monkeypatch.setattr(trees, "LINGER_S", 0.1)
     worker = SPAWN.Process(target=time.sleep, args=(60,))
     worker.start()
     assert worker.pid is not None

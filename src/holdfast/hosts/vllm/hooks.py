@@ -32,11 +32,10 @@ from holdfast.hosts.vllm.contract.front_end_touchpoints import (
     START_ENGINES,
     WATCH_ENGINES,
 )
-from holdfast.hosts.vllm.contract.registry import attach, attached
+from holdfast.hosts.vllm.contract.hooks import attach, attached
 from holdfast.hosts.vllm.contract.topology import (
     UNPROTECTED,
     lockstep_groups,
-    protected_executor,
     refuse_rust_front_end,
     refuse_unprotected,
 )
@@ -125,9 +124,25 @@ def _prepare(config: HoldfastConfig, launch: dict[str, Any]) -> None:
     refuse_unknown_host(allowed=config.allow_unknown_host)
     refuse_unprotected(vllm_config)
     refuse_rust_front_end()
-    launch["executor_class"] = protected_executor(vllm_config, launch["executor_class"])
+    launch["executor_class"] = _protected_executor(vllm_config, launch["executor_class"])
     if config.gloo_comm_timeout_s is not None:
         vllm_config.parallel_config.cpu_distributed_timeout_seconds = max(1, round(config.gloo_comm_timeout_s))
+
+
+def _protected_executor(vllm_config: Any, executor_class: type) -> type:
+    """Our executor in place of the host's; the in-process one gives way, for its worker has no process."""
+    from vllm.v1.executor.multiproc_executor import MultiprocExecutor
+    from vllm.v1.executor.uniproc_executor import UniProcExecutor
+
+    if executor_class not in (MultiprocExecutor, UniProcExecutor):
+        raise BadConfiguration(
+            f"this version protects the multiprocessing executor, not {executor_class.__name__}",
+            hint="--distributed-executor-backend mp, or --no-enable-fault-tolerance",
+        )
+    vllm_config.parallel_config.distributed_executor_backend = "mp"
+    from holdfast.hosts.vllm.executor import HoldfastExecutor
+
+    return HoldfastExecutor
 
 
 @contextmanager

@@ -8,14 +8,13 @@ from typing import Any
 
 from holdfast.hosts.vllm.communicators.tracking import TRACKED, TorchGroup
 from holdfast.hosts.vllm.contract.communicator_touchpoints import STATELESS_GLOO_GROUP, TORCH_GROUP
+from holdfast.hosts.vllm.contract.hooks import attach
 
 _OWN_FIELDS = ("group_name", "group_size", "group_rank", "global_ranks_in_group", "backend", "timeout")
 
 
 def attach_communicator_hooks() -> None:
     """To be called before the process makes its groups; imports torch and the host's `distributed`."""
-    from holdfast.hosts.vllm.contract.registry import attach  # which lists this package's touchpoints
-
     watch_torch_groups()
     attach(STATELESS_GLOO_GROUP, _watch_stateless_group)
 
@@ -29,8 +28,6 @@ def described(given: dict[str, Any]) -> TorchGroup:
 
 def watch_torch_groups() -> None:
     """The half that needs no host."""
-    from holdfast.hosts.vllm.contract.registry import attach
-
     attach(TORCH_GROUP, _watch_torch_group)
 
 

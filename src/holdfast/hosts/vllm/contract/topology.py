@@ -51,19 +51,3 @@ def refuse_rust_front_end() -> None:
 
     if envs.VLLM_USE_RUST_FRONTEND and envs.VLLM_RUST_FRONTEND_PATH:
         raise BadConfiguration("this version does not protect the Rust front end", hint=UNPROTECTED)
-
-
-def protected_executor(vllm_config: Any, executor_class: type) -> type:
-    """Our executor in place of the host's; the in-process one gives way, for its worker has no process."""
-    from vllm.v1.executor.multiproc_executor import MultiprocExecutor
-    from vllm.v1.executor.uniproc_executor import UniProcExecutor
-
-    if executor_class not in (MultiprocExecutor, UniProcExecutor):
-        raise BadConfiguration(
-            f"this version protects the multiprocessing executor, not {executor_class.__name__}",
-            hint="--distributed-executor-backend mp, or --no-enable-fault-tolerance",
-        )
-    vllm_config.parallel_config.distributed_executor_backend = "mp"
-    from holdfast.hosts.vllm.executor import HoldfastExecutor
-
-    return HoldfastExecutor

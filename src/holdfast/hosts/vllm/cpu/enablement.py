@@ -20,7 +20,7 @@ from holdfast.hosts.vllm.contract.cpu_touchpoints import (
     CPU_SHARED_MEMORY,
     WORKER_DEVICE,
 )
-from holdfast.hosts.vllm.contract.registry import attach
+from holdfast.hosts.vllm.contract.hooks import attach
 from holdfast.hosts.vllm.contract.touchpoint import Touchpoint
 from holdfast.hosts.vllm.process.settings import inherited_settings
 

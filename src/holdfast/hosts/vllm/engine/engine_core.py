@@ -13,7 +13,8 @@ from holdfast.core.faults.injection import InjectionSpec
 from holdfast.core.protocol.messages import RecoveryReport
 from holdfast.core.protocol.rendezvous import Rendezvous
 from holdfast.hosts.vllm.communicators import EngineCommunicators, attach_communicator_hooks
-from holdfast.hosts.vllm.contract.registry import BUSY_LOOP, ENGINE_INIT, LOCKSTEP_BUSY_LOOP, attach, attached
+from holdfast.hosts.vllm.contract.engine_touchpoints import BUSY_LOOP, ENGINE_INIT, LOCKSTEP_BUSY_LOOP
+from holdfast.hosts.vllm.contract.hooks import attach, attached
 from holdfast.hosts.vllm.engine.api_server_clients import answer_greetings, drop_requests
 from holdfast.hosts.vllm.engine.exit_deadline import leave_within
 from holdfast.hosts.vllm.engine.lockstep_wave import begin_later_than_any_wave, in_lockstep

@@ -6,7 +6,6 @@ as output stay output. The engine core takes the key out before anything else se
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any
@@ -14,7 +13,8 @@ from typing import Any
 from vllm.v1.request import RequestStatus
 
 from holdfast.core.errors import RecoveryFailed
-from holdfast.hosts.vllm.contract.registry import ADD_TO_SCHEDULER, MAKE_REQUEST, attach
+from holdfast.hosts.vllm.contract.engine_touchpoints import ADD_TO_SCHEDULER, MAKE_REQUEST
+from holdfast.hosts.vllm.contract.hooks import attach
 from holdfast.hosts.vllm.engine.pacing import PacedPrefill
 from holdfast.hosts.vllm.protocol.calls import HISTORY, LEARN
 from holdfast.hosts.vllm.protocol.request_history import encode_whole, whole_request
@@ -22,47 +22,6 @@ from holdfast.hosts.vllm.protocol.request_history import encode_whole, whole_req
 _PACED = "holdfast_paced"
 GRAMMAR_TIMEOUT_S = 20.0
 LEARN_TIMEOUT_S = 30.0
-
-
-# ---- in the front end
-
-
-def unmovable(request: Any) -> str:
-    """Why no other engine core could go on with a request, in words; empty where one could."""
-    if request.mm_features:
-        return "its multimodal features are no longer at hand"
-    if request.prompt_embeds is not None or request.prompt_token_ids is None:
-        return "its prompt is embeddings, which are no longer at hand"
-    if request.resumable:
-        return "its input is still being streamed"
-    return "its KV is handed over between instances" if _hands_over(request) else ""
-
-
-def _hands_over(request: Any) -> bool:
-    extra = (request.sampling_params.extra_args if request.sampling_params is not None else None) or {}
-    return bool(extra.get("kv_transfer_params") or extra.get("ec_transfer_params"))
-
-
-def strip_history(request: Any) -> None:
-    """A client may name any key: this one is not theirs."""
-    params = request.sampling_params
-    if params is not None and params.extra_args and HISTORY in params.extra_args:
-        params.extra_args = {key: value for key, value in params.extra_args.items() if key != HISTORY}
-
-
-def resumption(request: Any, delivered: Sequence[int]) -> Any:
-    """The request that lets another engine core go on behind what was delivered. The original stays as it was."""
-    again = copy.copy(request)
-    again.data_parallel_rank = None
-    if request.sampling_params is not None:
-        again.sampling_params = params = request.sampling_params.clone()
-        params.extra_args = {**(params.extra_args or {}), HISTORY: list(delivered)}
-        if delivered:
-            params.prompt_logprobs = None  # they were delivered with the first token
-    return again
-
-
-# ---- in the engine core
 
 
 def attach_resuming_hooks() -> None:

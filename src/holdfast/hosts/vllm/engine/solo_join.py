@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from holdfast.hosts.vllm.contract.communicator_touchpoints import ENGINES_GROUP
-from holdfast.hosts.vllm.contract.registry import attach
+from holdfast.hosts.vllm.contract.hooks import attach
 from holdfast.hosts.vllm.process.settings import joins_epoch
 from holdfast.hosts.vllm.worker.placeholder_groups import stand_alone
 

@@ -15,8 +15,8 @@ from typing import Any
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.errors import RecoveryFailed
 from holdfast.core.instance.processes import COORDINATOR
-from holdfast.hosts.vllm.owner.engine_spawning import cannot_replace, spawning
 from holdfast.hosts.vllm.process.settings import inherited_settings
+from holdfast.hosts.vllm.process.spawning import cannot_replace, spawning
 
 START_TIMEOUT_S = 120.0  # as the host waits for the first one
 

@@ -13,23 +13,18 @@ from holdfast.core.config import HoldfastConfig
 from holdfast.core.errors import HookNotAttached
 from holdfast.core.protocol.effects import End, LeaveOut, ReplaceEngine
 from holdfast.core.protocol.events import EngineView
-from holdfast.hosts.vllm.contract.registry import (
+from holdfast.hosts.vllm.contract.engine_touchpoints import (
     ADD_TO_SCHEDULER,
     BUSY_LOOP,
     ENGINE_INIT,
     MAKE_REQUEST,
     WORKER_QUEUES,
-    missing,
 )
-from holdfast.hosts.vllm.owner.engine_spawning import (
-    LINGER_S,
-    Launch,
-    end_processes,
-    kill_tree,
-    start_engine_core,
-)
+from holdfast.hosts.vllm.contract.hooks import missing
+from holdfast.hosts.vllm.owner.engine_spawning import Launch, start_engine_core
 from holdfast.hosts.vllm.process.shared_memory import forget_segments_of_the_dead
 from holdfast.hosts.vllm.process.sockets import remove_sockets
+from holdfast.hosts.vllm.process.trees import LINGER_S, end_processes, kill_tree
 from holdfast.sentinel import ClientSentinel
 
 logger = logging.getLogger("holdfast")

@@ -9,28 +9,19 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
-import logging
-import os
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import psutil
-
 from holdfast.core.config import HoldfastConfig
 from holdfast.hosts.vllm.process.bootstrap import Bootstrap
-from holdfast.hosts.vllm.process.priority import hurry
-from holdfast.hosts.vllm.process.settings import handed_down, inherited_settings
+from holdfast.hosts.vllm.process.settings import inherited_settings
 from holdfast.hosts.vllm.process.sockets import empty_folder
-
-logger = logging.getLogger("holdfast")
+from holdfast.hosts.vllm.process.spawning import spawning
+from holdfast.hosts.vllm.process.trees import hurry_tree, kill_tree
 
 GENTLE_S = 60.0  # then its capacity is missed more than a sibling is disturbed
-LINGER_S = 5.0  # what a dead engine core started follows it by itself, or is killed then
-
-_spawning = threading.Lock()  # the settings travel in the environment, which is one for all
 
 
 @dataclass(frozen=True)
@@ -67,21 +58,6 @@ def save_arguments(original: Callable[..., None], manager: Any, *args: Any, **kw
         arguments = dict(list(bound.arguments.items())[1:])
         manager.holdfast_arguments = {**arguments, "vllm_config": copy.deepcopy(arguments["vllm_config"])}
     original(manager, *args, **kwargs)
-
-
-@contextlib.contextmanager
-def spawning(config: HoldfastConfig, joins_epoch: int | None = None, sockets: str | None = None) -> Iterator[None]:
-    """Processes that are started inside belong to the instance, as those of its start did."""
-    with _spawning, handed_down(config, joins_epoch, sockets):
-        yield
-
-
-def cannot_replace() -> str:
-    """Why no engine core could be started from this process any more; empty where one can."""
-    from vllm.utils.system_utils import get_mp_context
-
-    method = get_mp_context().get_start_method()
-    return "" if method == "spawn" else f"processes are started by {method} here, which a server at work cannot do"
 
 
 def start_engine_core(
@@ -161,51 +137,3 @@ def _after(seconds: float, act: Callable[[int], None], pid: int) -> Iterator[Non
         yield
     finally:
         timer.cancel()
-
-
-def end_processes(pids: Sequence[int], lost_at: float) -> None:
-    """Wait until the workers of a dead engine core have followed it; kill what does not. `lost_at` is wall-clock."""
-    for process in _left_after(LINGER_S, pids, lost_at):
-        logger.warning("process %d did not follow its engine core within %g s; killing it", process.pid, LINGER_S)
-        kill_tree(process.pid)
-    _left_after(LINGER_S, pids, lost_at)  # the system takes back what they had
-
-
-def _left_after(seconds: float, pids: Sequence[int], lost_at: float) -> list[psutil.Process]:
-    """Wait that long at most until none of them is there; those that still are."""
-    deadline = time.monotonic() + seconds
-    while (left := [p for p in map(_same_session, pids) if p is not None and p.create_time() < lost_at]) and (
-        time.monotonic() < deadline
-    ):
-        time.sleep(0.05)
-    return left
-
-
-def _same_session(pid: int) -> psutil.Process | None:
-    """The process with this id, if it is alive and can be one of ours: ids are used again."""
-    with contextlib.suppress(psutil.Error, OSError):
-        process = psutil.Process(pid)
-        if os.getsid(pid) == os.getsid(0) and process.status() != psutil.STATUS_ZOMBIE:
-            return process
-    return None
-
-
-def hurry_tree(pid: int) -> None:
-    """Have a process and all that it started take what they need."""
-    for process in _tree(pid):
-        hurry(process.pid)
-
-
-def kill_tree(pid: int) -> None:
-    """End a process and all that it started, at once."""
-    for process in _tree(pid):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-
-
-def _tree(pid: int) -> list[psutil.Process]:
-    """A process and all that it started; nothing where it is gone."""
-    with contextlib.suppress(psutil.NoSuchProcess):
-        root = psutil.Process(pid)
-        return [root, *root.children(recursive=True)]
-    return []

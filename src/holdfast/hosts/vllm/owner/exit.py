@@ -16,7 +16,7 @@ from multiprocessing import resource_tracker
 from typing import Any, NoReturn
 
 from holdfast.hosts.vllm.contract.front_end_touchpoints import SERVE_HTTP, SERVE_MANY
-from holdfast.hosts.vllm.contract.registry import attach
+from holdfast.hosts.vllm.contract.hooks import attach
 from holdfast.hosts.vllm.owner.owner import current_owner
 
 TRACKER_TIMEOUT_S = 2.0

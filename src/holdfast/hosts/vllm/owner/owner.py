@@ -31,15 +31,17 @@ from holdfast.core.stalls.stalls import Stall
 from holdfast.core.states import EngineState
 from holdfast.hosts.vllm.communicators.rendezvous import RendezvousHost
 from holdfast.hosts.vllm.contract.front_end_touchpoints import CLIENT_INIT
-from holdfast.hosts.vllm.contract.registry import missing
+from holdfast.hosts.vllm.contract.hooks import missing
 from holdfast.hosts.vllm.owner.api_servers import ApiServerMember
 from holdfast.hosts.vllm.owner.coordinator import CoordinatorMember
 from holdfast.hosts.vllm.owner.engine_processes import END_TIMEOUT_S, EngineProcesses, check_hooks
-from holdfast.hosts.vllm.owner.engine_spawning import Launch, cannot_replace, kill_tree
+from holdfast.hosts.vllm.owner.engine_spawning import Launch
 from holdfast.hosts.vllm.owner.engine_watch import EngineCoreWatch
 from holdfast.hosts.vllm.owner.peer_watch import FrontEndWatch
 from holdfast.hosts.vllm.process.exits import explain_exit
 from holdfast.hosts.vllm.process.logs import share_log
+from holdfast.hosts.vllm.process.spawning import cannot_replace
+from holdfast.hosts.vllm.process.trees import kill_tree
 from holdfast.progress.oom import oom_kills
 from holdfast.sentinel import ClientSentinel
 from holdfast.sentinel.addresses import client_address

@@ -13,7 +13,7 @@ from os import getpid
 from pathlib import Path
 from typing import Any
 
-from holdfast.hosts.vllm.contract.registry import attach
+from holdfast.hosts.vllm.contract.hooks import attach
 from holdfast.hosts.vllm.contract.worker_touchpoints import RING_BUFFER
 from holdfast.hosts.vllm.process.settings import inherited_settings
 from holdfast.progress import look_at

@@ -19,7 +19,7 @@ from holdfast.hosts.vllm.contract.front_end_touchpoints import (
     RECEIVE,
     VALIDATE_ALIVE,
 )
-from holdfast.hosts.vllm.contract.registry import attach
+from holdfast.hosts.vllm.contract.hooks import attach
 from holdfast.hosts.vllm.owner.owner import current_owner
 from holdfast.hosts.vllm.process.settings import inherited_settings
 from holdfast.hosts.vllm.serving.error_reasons import attach_error_reasons

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from holdfast.hosts.vllm.contract.front_end_touchpoints import RAISE_IF_ERROR
-from holdfast.hosts.vllm.contract.registry import attach
+from holdfast.hosts.vllm.contract.hooks import attach
 
 MAX_KEPT = 256
 

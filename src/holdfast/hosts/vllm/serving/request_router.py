@@ -23,9 +23,9 @@ from holdfast.core.protocol.messages import MAX_ID_CHARS
 from holdfast.core.requests.journal import RequestJournal
 from holdfast.core.requests.readmission import Readmission
 from holdfast.core.states import EngineState
-from holdfast.hosts.vllm.engine.resuming import resumption, strip_history, unmovable
 from holdfast.hosts.vllm.serving.error_reasons import keep_error_reasons, unsaid_of
 from holdfast.hosts.vllm.serving.lost_engines import LostEngines
+from holdfast.hosts.vllm.serving.resumption import resumption, strip_history, unmovable
 
 logger = logging.getLogger("holdfast")
 

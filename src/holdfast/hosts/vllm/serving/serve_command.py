@@ -12,8 +12,8 @@ from typing import Any
 from holdfast.core.config import parse_config
 from holdfast.core.errors import BadConfiguration, HookNotAttached, PortInUse
 from holdfast.hosts.vllm.contract.front_end_touchpoints import CLIENT_INIT, LAUNCH_IN_CLIENT, LAUNCH_IN_LAUNCHER
+from holdfast.hosts.vllm.contract.hooks import attached, missing
 from holdfast.hosts.vllm.contract.plugin_names import VARIABLE, extended_allow_list
-from holdfast.hosts.vllm.contract.registry import attached, missing
 from holdfast.hosts.vllm.contract.versions import OVERRIDE, refuse_unknown_host
 from holdfast.hosts.vllm.cpu.enablement import SWITCH
 from holdfast.hosts.vllm.process.settings import KEY, with_files_read

@@ -14,7 +14,7 @@ from typing import Any
 from holdfast.hosts.vllm.communicators.hooks import described
 from holdfast.hosts.vllm.communicators.tracking import TRACKED
 from holdfast.hosts.vllm.contract.communicator_touchpoints import TORCH_GROUP
-from holdfast.hosts.vllm.contract.registry import attach
+from holdfast.hosts.vllm.contract.hooks import attach
 from holdfast.hosts.vllm.contract.worker_touchpoints import BROADCAST_QUEUE, INIT_GROUPS, SAME_NODE
 
 PLACEHOLDER = "fake"  # torch's own name for a backend that sends nothing

@@ -21,7 +21,8 @@ from holdfast.core.faults.injection import InjectionSpec
 from holdfast.core.ports import Communicators, FaultReporter
 from holdfast.hosts.vllm.communicators import WorkerCommunicators, attach_communicator_hooks
 from holdfast.hosts.vllm.communicators.stuck import collective_under_way
-from holdfast.hosts.vllm.contract.registry import WORKER_QUEUES, attach, attached
+from holdfast.hosts.vllm.contract.engine_touchpoints import WORKER_QUEUES
+from holdfast.hosts.vllm.contract.hooks import attach, attached
 from holdfast.hosts.vllm.injection.points import Traps, arm_logits, arm_model, raise_at
 from holdfast.hosts.vllm.process.settings import inherited_settings
 from holdfast.hosts.vllm.process.shared_memory import attach_notes_of_segments

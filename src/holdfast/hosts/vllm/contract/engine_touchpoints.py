@@ -1,0 +1,201 @@
+"""Where Holdfast reaches into the host's engine core, scheduler and model runners: part of the registry."""
+
+from __future__ import annotations
+
+from holdfast.hosts.vllm.contract.touchpoint import Touchpoint, attributes, call, wrap
+
+_CORE = "vllm.v1.engine.core"
+_EXECUTOR = "vllm.v1.executor.multiproc_executor"
+_SCHEDULER = "vllm.v1.core.sched.scheduler"
+_KV = "vllm.v1.core.kv_cache_manager"
+_KV_TYPES = "vllm.v1.core.single_type_kv_cache_manager"
+_POOL = "vllm.v1.core.block_pool"
+_REQUEST = "vllm.v1.request"
+_RUNNER_V1 = "vllm.v1.worker.gpu_model_runner"
+_BATCH_V1 = "vllm.v1.worker.gpu_input_batch"
+_RUNNER_V2 = "vllm.v1.worker.gpu.model_runner"
+
+_COMPARED = "a request of our own, with which the only one there is can be compared"
+_LOOKED_AT = "flags of a step's logits are looked at once its tokens are there"
+
+ENGINE_INIT = wrap(
+    _CORE,
+    "EngineCoreProc.__init__",
+    ("vllm_config", "local_client"),
+    "the EngineCoreSentinel must listen before the workers start",
+)
+BUSY_LOOP = wrap(_CORE, "EngineCoreProc.run_busy_loop", (), "faults of a step surface here")
+LOCKSTEP_BUSY_LOOP = wrap(
+    _CORE, "DPEngineCoreProc.run_busy_loop", (), "faults of a step surface here, in a lockstep group of engine cores"
+)
+WORKER_QUEUES = wrap(
+    _EXECUTOR,
+    "WorkerProc._init_message_queues",
+    ("input_shm_handle", "vllm_config"),
+    "the last step of a worker's start: the model is loaded, no step has run",
+)
+
+MAKE_REQUEST = wrap(
+    _CORE,
+    "EngineCore.preprocess_add_request",
+    ("request",),
+    "a request that another engine core began brings its history",
+)
+ADD_TO_SCHEDULER = wrap(
+    _CORE,
+    "EngineCore.add_request",
+    ("request", "request_wave"),
+    "workers must know such a request before it is scheduled",
+)
+
+ENGINE_TOUCHPOINTS: tuple[Touchpoint, ...] = (
+    ENGINE_INIT,
+    BUSY_LOOP,
+    LOCKSTEP_BUSY_LOOP,
+    WORKER_QUEUES,
+    MAKE_REQUEST,
+    ADD_TO_SCHEDULER,
+    *attributes(
+        _CORE,
+        "DPEngineCoreProc",
+        "dp_group current_wave engines_running pending_pause ignore_start_dp_wave step_counter dp_sync_interval",
+        "engine cores in lockstep go on at one step of one wave",
+    ),
+    call(_CORE, "DPEngineCoreProc._has_global_unfinished_reqs", ("local_unfinished",), "injection before agreeing"),
+    call(_EXECUTOR, "MultiprocExecutor.collective_rpc", ("method", "timeout", "args"), "telling workers of a request"),
+    call(_REQUEST, "Request.append_output_token_ids", ("token_ids",), "resuming"),
+    call(_REQUEST, "Request.take_prefill_stats", (), "resuming"),
+    call(
+        "vllm.v1.structured_output",
+        "StructuredOutputManager.accept_tokens",
+        ("request", "new_token_ids"),
+        "the grammar of a resumed request stands where its history ends",
+    ),
+    call(_SCHEDULER, "Scheduler.add_request", ("request",), _COMPARED),
+    Touchpoint("vllm.v1.engine", "EngineCoreRequest", "class", None, _COMPARED),
+    Touchpoint("vllm.sampling_params", "SamplingParams", "class", None, _COMPARED),
+    *attributes("vllm.v1.structured_output.request", "StructuredOutputRequest", "_grammar", "resuming"),
+    *attributes(_CORE, "EngineCore", "structured_output_manager", "resuming"),
+    call(
+        _CORE,
+        "EngineCoreProc.process_input_sockets",
+        ("input_addresses", "coord_input_address", "identity", "ready_event"),
+        "saying once more to a client that it is ready",
+        "input_socket",
+        "ready_payload",
+    ),
+    *attributes(_CORE, "EngineCoreProc", "ft_sentinel enable_fault_tolerance", "where a client's greeting arrives"),
+    *attributes("vllm.v1.engine", "EngineCoreRequestType", "ABORT", "what nobody waits for any more"),
+    *attributes(_CORE, "EngineCoreProc", "has_coordinator last_counts", "telling a new coordinator of the load"),
+    call(_SCHEDULER, "Scheduler.has_unfinished_requests", (), "telling a new coordinator the wave that runs"),
+    *attributes(_CORE, "EngineCoreProc", "input_queue", "interrupting a busy loop that idles"),
+    *attributes("vllm.v1.engine", "EngineCoreRequestType", "EXECUTOR_FAILED", "interrupting a busy loop that idles"),
+    *attributes("vllm.config.model", "ModelConfig", "enforce_eager", "whether a step on a CPU may compile"),
+    Touchpoint("vllm.third_party.pynvml", "nvmlInit", "call", None, "the devices' health, where no bindings are"),
+    Touchpoint(_EXECUTOR, "MultiprocExecutor", "class", None, "its subclass drains stale replies"),
+    call(_EXECUTOR, "WorkerProc.enqueue_output", ("output",), "asynchronous outputs raise here"),
+    *attributes(_EXECUTOR, "MultiprocExecutor", "rpc_broadcast_mq response_mqs futures_queue is_failed", "draining"),
+    *attributes("vllm.v1.worker.gpu_worker", "Worker", "_pp_send_work", "sends that nobody will receive any more"),
+    *attributes(_EXECUTOR, "WorkerProc", "worker rank use_async_scheduling", "guarding steps"),
+    call("vllm.distributed.device_communicators.shm_broadcast", "MessageQueue.enqueue", ("obj", "timeout"), "draining"),
+    call("vllm.distributed.device_communicators.shm_broadcast", "MessageQueue.dequeue", ("timeout",), "draining"),
+    *attributes(
+        "vllm.v1.core.sched.output",
+        "SchedulerOutput",
+        "total_num_scheduled_tokens num_scheduled_tokens",
+        "how much work a step is",
+    ),
+    call("vllm.v1.worker.worker_base", "WorkerWrapperBase.execute_model", ("scheduler_output",), "guarding steps"),
+    *attributes(
+        _CORE,
+        "EngineCoreProc",
+        "output_queue batch_queue batch_queue_size scheduler model_executor engine_index shutdown_state",
+        "rewinding and salvaging",
+    ),
+    call(_CORE, "EngineCoreProc.is_running", (), "an orderly shutdown ends a hold"),
+    call(_CORE, "EngineCoreProc._send_error_outputs_to_client", ("req_ids", "client_index"), "failing one request"),
+    call(_CORE, "EngineCore._attach_iteration_details", ("outputs",), "injection and progress after outputs"),
+    call(_CORE, "EngineCore.step", (), "salvage", "engine_core_outputs"),
+    call(_CORE, "EngineCore.step_with_batch_queue", (), "salvage", "engine_core_outputs"),
+    call(_SCHEDULER, "Scheduler.schedule", (), "injection around scheduling, and the progress of it"),
+    call(
+        _SCHEDULER,
+        "Scheduler.update_from_output",
+        ("scheduler_output", "model_runner_output"),
+        "salvage",
+        "outputs",
+        "request",
+        "new_token_ids",
+        "new_logprobs",
+    ),
+    call(_CORE, "EngineCoreProc._handle_client_request", ("request_type", "request"), "salvage", "req"),
+    call(_SCHEDULER, "Scheduler._update_request_with_output", ("request", "new_token_ids"), "injection"),
+    call(_SCHEDULER, "Scheduler._preempt_request", ("request", "timestamp"), "releasing a request's blocks"),
+    call(_SCHEDULER, "Scheduler.reset_prefix_cache", ("reset_running_requests",), "rewinding hybrid caches"),
+    call(_SCHEDULER, "Scheduler.finish_requests", ("request_ids", "finished_status"), "failing one request"),
+    call(_SCHEDULER, "Scheduler._handle_blocked_waiting_request", ("request",), "who waits is not scheduled"),
+    call(_SCHEDULER, "Scheduler._free_request_blocks", ("request",), "who leaves with a step in flight"),
+    call(_KV, "KVCacheManager.get_block_ids", ("request_id",), "who leaves with a step in flight"),
+    call(_SCHEDULER, "Scheduler._drain_deferred_frees", (), "deferred blocks return before a rewind"),
+    *attributes(
+        _SCHEDULER,
+        "Scheduler",
+        "running waiting kv_holding_waiting requests kv_cache_manager encoder_cache_manager connector "
+        "ec_connector prev_step_scheduled_req_ids max_num_scheduled_tokens use_v2_model_runner defer_block_free "
+        "sched_step_seq processed_step_seq current_step _inflight_prefills deferred_waiting num_spec_tokens "
+        "scheduler_config",
+        "rewinding",
+    ),
+    call(_KV, "KVCacheManager.free", ("request",), "releasing a request's blocks"),
+    call(_KV, "KVCacheManager.evict_blocks", ("block_ids",), "suspect KV leaves the prefix cache"),
+    *attributes(_KV, "KVCacheManager", "coordinator block_pool", "rewinding"),
+    *attributes(_KV_TYPES, "SingleTypeKVCacheManager", "req_to_blocks num_cached_block block_size", "trimming blocks"),
+    Touchpoint(_KV_TYPES, "FullAttentionManager", "class", None, "the one cache kind that is rewound in place"),
+    call(_POOL, "BlockPool.free_blocks", ("ordered_blocks",), "trimming blocks"),
+    call(_POOL, "BlockPool.get_num_free_blocks", (), "what fits after a rewind"),
+    *attributes(_POOL, "BlockPool", "blocks hash_block_size", "which suspect blocks are cached"),
+    *attributes(
+        _REQUEST,
+        "Request",
+        "num_computed_tokens num_in_flight_tokens num_output_placeholders num_stale_output_tokens drop_stale_output "
+        "spec_token_ids next_decode_eligible_step is_prefill_chunk num_preemptions block_hashes _output_token_ids "
+        "_all_token_ids status stop_reason client_index structured_output_request sampling_params pooling_params "
+        "resumable",
+        "rewinding",
+    ),
+    *attributes("vllm.v1.core.kv_cache_utils", "KVCacheBlock", "block_hash", "which suspect blocks are cached"),
+    Touchpoint(_REQUEST, "RequestStatus", "class", None, "rewinding"),
+    *attributes(
+        _RUNNER_V1,
+        "GPUModelRunner",
+        "requests input_batch num_prompt_logprobs execute_model_state",
+        "restoring runner V1",
+    ),
+    call(_BATCH_V1, "InputBatch.remove_request", ("req_id",), "restoring runner V1"),
+    call(_BATCH_V1, "InputBatch.condense", (), "restoring runner V1"),
+    call(_BATCH_V1, "InputBatch.refresh_metadata", (), "restoring runner V1"),
+    *attributes(
+        _BATCH_V1,
+        "InputBatch",
+        "req_id_to_index prev_sampled_token_ids prev_req_id_to_index sampled_token_ids_cpu async_copy_ready_event",
+        "restoring runner V1",
+    ),
+    call(
+        "vllm.v1.sample.ops.topk_topp_sampler",
+        "TopKTopPSampler.forward_cpu",
+        ("logits", "generators"),
+        "one draw of each generator per token",
+    ),
+    *attributes(_RUNNER_V2, "GPUModelRunner", "req_states execute_model_state", "restoring runner V2"),
+    call(_RUNNER_V2, "GPUModelRunner._remove_request", ("req_id",), "restoring runner V2"),
+    call(
+        "vllm.model_executor.models.interfaces_base",
+        "VllmModelForTextGeneration.compute_logits",
+        ("hidden_states",),
+        "logits are looked at, or spoiled, where they are computed",
+    ),
+    call(_RUNNER_V2, "GPUModelRunner.sample_tokens", ("grammar_output",), _LOOKED_AT),
+    call("vllm.v1.outputs", "AsyncModelRunnerOutput.get_output", (), _LOOKED_AT),
+    *attributes(_RUNNER_V2, "GPUModelRunner", "model", "logits are computed by it"),
+    *attributes("vllm.v1.outputs", "ModelRunnerOutput", "req_ids", "which row of logits is whose"),
+)

@@ -1,0 +1,71 @@
+"""Attaching hooks to the host, and which ones are attached in this process."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from holdfast.core.errors import HookNotAttached
+from holdfast.hosts.vllm.contract.touchpoint import Touchpoint
+
+Wrapper = Callable[..., Any]
+_attached: dict[str, Touchpoint] = {}
+
+
+def attach(touchpoint: Touchpoint, around: Callable[..., Any]) -> None:
+    """Wrap a target so that `around(original, *args, **kwargs)` runs in its place. Idempotent.
+
+    Raises:
+        HookNotAttached: the target is missing, has another signature, or is wrapped already by
+            somebody else's copy of this hook.
+    """
+    if touchpoint.label in _attached:
+        return
+    owner, attribute = _resolve(touchpoint)
+    original = inspect.getattr_static(owner, attribute)
+    _check_signature(touchpoint, original)
+    if hasattr(original, "__holdfast__"):
+        raise HookNotAttached(f"{touchpoint.label} is wrapped twice")
+    setattr(owner, attribute, _wrapper(original, around, touchpoint))
+    _attached[touchpoint.label] = touchpoint
+
+
+def attached() -> tuple[str, ...]:
+    """Labels of the hooks attached in this process."""
+    return tuple(sorted(_attached))
+
+
+def missing(expected: Iterable[Touchpoint], reported: Iterable[str]) -> list[str]:
+    there = set(reported)
+    return [t.label for t in expected if t.label not in there]
+
+
+def _resolve(touchpoint: Touchpoint) -> tuple[Any, str]:
+    try:
+        owner: Any = importlib.import_module(touchpoint.module)
+        *path, attribute = touchpoint.name.split(".")
+        for part in path:
+            owner = getattr(owner, part)
+        inspect.getattr_static(owner, attribute)
+    except (ImportError, AttributeError) as error:
+        raise HookNotAttached(f"{touchpoint.label} is not in this host: {error}") from error
+    return owner, attribute
+
+
+def _check_signature(touchpoint: Touchpoint, original: Any) -> None:
+    expected = touchpoint.parameters or ()
+    found = [p for p in inspect.signature(original).parameters if p != "self"]
+    if tuple(found[: len(expected)]) != expected:
+        raise HookNotAttached(f"{touchpoint.label} takes {found}, expected {list(expected)} first")
+
+
+def _wrapper(original: Any, around: Callable[..., Any], touchpoint: Touchpoint) -> Wrapper:
+    @functools.wraps(original)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return around(original, *args, **kwargs)
+
+    call.__holdfast__ = touchpoint.label  # type: ignore[attr-defined]
+    return call
