@@ -86,7 +86,7 @@ def all_reduce_on_and_on(member: Any, numbers: int) -> None:
 
 def waits_in(member: Any) -> str | None:
     """The collective of this process's main thread."""
-    from holdfast.hosts.vllm.communicators.stuck import collective_under_way
+    from holdfast.hosts.vllm.communicators.gloo import collective_under_way
 
     return collective_under_way(threading.main_thread().ident or 0)
 
@@ -151,7 +151,7 @@ class TorchMember:
         import torch.distributed
 
         from holdfast.hosts.vllm.communicators import WorkerCommunicators
-        from holdfast.hosts.vllm.communicators.hooks import watch_torch_groups
+        from holdfast.hosts.vllm.communicators.tracking import watch_torch_groups
 
         watch_torch_groups()
         torch.distributed.init_process_group(

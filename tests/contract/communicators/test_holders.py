@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from holdfast.hosts.vllm.communicators import stale
+from holdfast.hosts.vllm.communicators import holders
 from holdfast.hosts.vllm.communicators.tracking import TrackedGroups
 from holdfast.hosts.vllm.communicators.worker import WorkerCommunicators
 
@@ -25,5 +25,5 @@ class Groups(TrackedGroups):
 def test_holders_are_looked_for_where_a_group_has_a_peer(
     shared: bool, limits: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stale, "fixed_holders", lambda _groups: ["somebody"])
+    monkeypatch.setattr(holders, "fixed_holders", lambda _groups: ["somebody"])
     assert WorkerCommunicators(tracked=Groups(shared=shared)).unrebuildable() == limits

@@ -11,7 +11,7 @@ import pytest
 
 from holdfast.core.errors import RecoveryFailed
 from holdfast.core.protocol.rendezvous import Rendezvous
-from holdfast.hosts.vllm.communicators.rendezvous import enter
+from holdfast.hosts.vllm.communicators.rendezvous import join_rendezvous
 
 pytestmark = pytest.mark.host
 
@@ -31,5 +31,5 @@ def test_a_store_that_closes_while_a_rank_connects_is_not_waited_for() -> None:
     threading.Thread(target=close_on_second_visit, args=(listener,), daemon=True).start()
     began = time.monotonic()
     with pytest.raises(RecoveryFailed, match="epoch 3 is gone"):
-        enter(Rendezvous("127.0.0.1", listener.getsockname()[1], 3), "workers", 30.0)
+        join_rendezvous(Rendezvous("127.0.0.1", listener.getsockname()[1], 3), "workers", 30.0)
     assert time.monotonic() - began < 5.0

@@ -1,7 +1,6 @@
 """The collectives of an engine core: its data-parallel group, which counts unfinished requests in lockstep.
 
-Only engine cores of a mixture of experts under data parallelism have one. For the others every call
-does nothing.
+Only engine cores of a mixture of experts under data parallelism have this group. Elsewhere every call does nothing.
 """
 
 from __future__ import annotations
@@ -12,9 +11,9 @@ from typing import Any
 
 from holdfast.core.errors import RecoveryFailed
 from holdfast.core.protocol.rendezvous import Rendezvous
-from holdfast.hosts.vllm.communicators.reaping import Reaper
-from holdfast.hosts.vllm.communicators.rendezvous import enter
-from holdfast.hosts.vllm.communicators.state import BreakState
+from holdfast.hosts.vllm.communicators import holders
+from holdfast.hosts.vllm.communicators.rebuild import BreakState, GroupDestroyer, make_stateless_group
+from holdfast.hosts.vllm.communicators.rendezvous import join_rendezvous
 from holdfast.hosts.vllm.communicators.tracking import TRACKED, TrackedGroups
 
 logger = logging.getLogger("holdfast")
@@ -27,7 +26,7 @@ class EngineCommunicators:
         self._engine = engine
         self._tracked = tracked
         self._state = BreakState()
-        self._reaper = Reaper()
+        self._destroyer = GroupDestroyer()
 
     @property
     def broken(self) -> bool:
@@ -35,13 +34,13 @@ class EngineCommunicators:
 
     @property
     def any_placeholder(self) -> bool:
-        """Whether it took a place in its lockstep group and has met none of its peers yet."""
+        """Whether the engine core joins a lockstep group and has met no peer yet."""
         return self._group is not None and self._group.size() != self._engine.dp_size
 
     def break_all(self) -> int:
         if self._group is None:
             return 0
-        self._state.note()
+        self._state.mark_broken()
         try:
             return self._tracked.sockets.break_all()
         except Exception:
@@ -56,36 +55,31 @@ class EngineCommunicators:
             self._replace_group(rendezvous, timeout_s)
         except RecoveryFailed:
             raise
-        except Exception as error:  # torch's errors are many, and all mean that the ranks did not meet
+        except Exception as error:  # torch raises many types, and all mean that the ranks did not meet
             raise RecoveryFailed(f"the engine cores of epoch {rendezvous.epoch} did not meet: {error}") from error
-        if not self._state.mend(breaks):
+        if not self._state.mark_rebuilt(breaks):
             self._tracked.sockets.break_all()
             raise RecoveryFailed(f"the group of epoch {rendezvous.epoch} was broken while it was made")
 
     def unrebuildable(self) -> tuple[str, ...]:
-        from holdfast.hosts.vllm.communicators.stale import fixed_holders
-
         if self._group is None:
             return ()
         if not self._tracked.knows(self._group) or self._tracked.unwatched:
-            return ("the data-parallel group of the engine cores was made before Holdfast watched",)
-        holders = fixed_holders([self._group])
-        return tuple(f"{holder} holds the data-parallel group and cannot be given another" for holder in holders)
+            return ("the data-parallel group of the engine cores was made before Holdfast attached",)
+        fixed = holders.fixed_holders([self._group])
+        return tuple(f"{holder} holds the data-parallel group and cannot be given another" for holder in fixed)
 
     @property
     def _group(self) -> Any | None:
         return getattr(self._engine, "dp_group", None)
 
     def _replace_group(self, rendezvous: Rendezvous, timeout_s: float) -> None:
-        from holdfast.hosts.vllm.communicators import stale
-        from holdfast.hosts.vllm.communicators.making import make_stateless_group
-
         deadline = time.monotonic() + timeout_s
         engine = self._engine
         timeout = engine.vllm_config.parallel_config.cpu_distributed_timeout
-        store = enter(rendezvous, "engines", timeout_s)
+        store = join_rendezvous(rendezvous, "engines", timeout_s)
         made = make_stateless_group(store, engine.dp_rank, engine.dp_size, timeout, deadline)
         old, engine.dp_group, engine.dp_store = [engine.dp_group], made, store
-        if stale.held(old) and (left := stale.replace_everywhere(old, {id(old[0]): made})):
-            raise RecoveryFailed(f"the old data-parallel group is still held by {', '.join(left)}")
-        self._reaper.bury(old)
+        if holders.still_referenced(old) and (left := holders.replace_everywhere(old, {id(old[0]): made})):
+            raise RecoveryFailed(f"the old data-parallel group is still referenced by {', '.join(left)}")
+        self._destroyer.destroy(old)

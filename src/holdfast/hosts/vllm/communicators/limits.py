@@ -1,7 +1,7 @@
-"""What a rebuild cannot bring back in a worker, one sentence each. Looks only, changes nothing.
+"""Parts of a worker that a rebuild cannot restore, as one sentence each. Read-only.
 
-Whatever holds addresses of peers' memory, or handles of a communicator inside something captured, stays
-wrong when the groups are new. An empty answer is a promise, so what is not known counts as a limit.
+Addresses of peers' memory and captured handles of a communicator stay wrong when the groups are new. An empty answer
+is a promise, so every unknown part counts as a limit.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import Any
 
 from holdfast.hosts.vllm.communicators.tracking import TrackedGroups
 
-# Reach the groups through the coordinators at every call and hold nothing of their own.
+# Managers that reach the groups through the coordinators at every call and keep no group.
 PLAIN_ALL2ALL = ("AgRsAll2AllManager",)
 
-# Attribute of the device communicator -> what it is. Each maps memory of its peers when it is made.
+# Attribute of the device communicator -> its name. Each maps memory of its peers when it is made.
 PEER_MEMORY = {
     "ca_comm": "custom all-reduce",
     "qr_comm": "quick all-reduce",
@@ -27,7 +27,7 @@ PEER_MEMORY = {
 
 
 def limits_of(coordinators: Iterable[Any], worker: Any | None) -> Iterator[str]:
-    """Sentences about a worker's groups of more than one rank."""
+    """Yield the limits of a worker's groups with peers."""
     shared = [c for c in coordinators if c.world_size > 1]
     for coordinator in shared:
         name = coordinator.unique_name
@@ -40,14 +40,14 @@ def limits_of(coordinators: Iterable[Any], worker: Any | None) -> Iterator[str]:
 
 
 def limits_of_torch(tracked: TrackedGroups) -> Iterator[str]:
-    """Sentences about torch's groups of this process."""
+    """Yield the limits of torch's groups."""
     from torch.distributed import distributed_c10d as c10d
 
     if tracked.unwatched:
         yield f"{tracked.unwatched} group(s) over gloo have connections that were not found"
     for group, name in c10d._world.pg_names.items():
         if not tracked.knows(group):
-            yield f"group {name} was made before Holdfast watched"
+            yield f"group {name} was made before Holdfast attached"
     if os.environ.get("TORCH_GLOO_LAZY_INIT", "0") not in {"", "0"}:
         yield "TORCH_GLOO_LAZY_INIT: a group that has not connected yet cannot be broken"
 

@@ -1,9 +1,9 @@
-"""NCCL communicators behind the same port: aborted from any thread, made again in place.
+"""NCCL communicators: aborted from any thread, made again in place.
 
-UNTESTED ON A GPU: written from the host's and torch's sources. `tests/integration/test_nccl.py` runs on
-any machine with one. Aborting may block while CUDA graphs captured on the communicator live, so it
-is waited for with a bound; such graphs are refused beforehand (`limits`). `ncclCommInitRank` has no
-timeout of its own: the peers have met just before, over gloo, with one.
+UNTESTED ON A GPU: written from the sources of the host and of torch. `tests/integration/test_nccl.py` runs on any
+machine with a GPU. Aborting may block while CUDA graphs captured on the communicator live, so the wait is bounded;
+such graphs are refused beforehand (`limits`). `ncclCommInitRank` has no timeout: the peers have met just before, over
+gloo, within a timeout.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ ABORT_TIMEOUT_S = 5.0
 
 
 class AbortedLibrary:
-    """Stands where the host's binding stood: the aborted handle is never used again, and no call is skipped.
+    """Replaces the host's binding of an aborted communicator: every call raises, and the handle is never used again.
 
-    Disabling the host's communicator would make some of its operations return without doing anything.
+    Disabling the host's communicator instead would make some operations return without doing anything.
     """
 
     def __getattr__(self, name: str) -> NoReturn:
@@ -33,7 +33,7 @@ class AbortedLibrary:
 
 
 def break_nccl(coordinators: Iterable[Any], groups: Iterable[Any]) -> int:
-    """Abort the host's own communicators and torch's NCCL groups; returns how many. Never raises."""
+    """Abort the host's own communicators and torch's NCCL groups; return how many. Never raises."""
     aborts = [_abort_of(comm) for comm in _communicators(coordinators) if _usable(comm)]
     aborts += [group.abort for group in groups if torch.device("cuda") in group._device_types]
     threads = [threading.Thread(target=_attempt, args=(abort,), daemon=True) for abort in aborts]
@@ -47,10 +47,10 @@ def break_nccl(coordinators: Iterable[Any], groups: Iterable[Any]) -> int:
 
 
 def rebuild_nccl(coordinators: Iterable[Any]) -> None:
-    """Make the host's communicators again in the same objects, over their coordinators' new groups."""
+    """Make the host's communicators again in the same objects, over the new groups of the coordinators."""
     for comm in _communicators(coordinators):
         if comm.world_size > 1 and comm.group is not None and hasattr(comm, "comm"):
-            if _usable(comm):  # a rebuild without a break: the old one is not needed any more
+            if _usable(comm):  # a rebuild without a break: free the old communicator
                 _attempt(_abort_of(comm))
             comm.__init__(group=comm.group, device=comm.device)
 
@@ -67,7 +67,7 @@ def _usable(comm: Any) -> bool:
 
 
 def _abort_of(comm: Any) -> Callable[[], None]:
-    """The binding is taken away first, so that nobody starts an operation on the handle being freed."""
+    """Return the abort of a communicator. Takes the binding away first: no operation may use a handle being freed."""
     library, comm.nccl = comm.nccl, AbortedLibrary()
 
     def abort() -> None:

@@ -1,7 +1,7 @@
-"""Where the ranks of an epoch meet: a store that the owner of the instance keeps, never a rank.
+"""The rendezvous of an epoch: a store in the process that owns the instance, never in a rank.
 
-A rank that goes takes nothing with it, and closing an epoch's store releases at once whoever waits in
-it. The store of the current epoch stays: NCCL makes its connections through it when they are first used.
+A lost rank takes nothing with it, and closing the store of an epoch releases every waiting rank at once. The store of
+the current epoch stays open: NCCL makes its connections through the store when they are first used.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class RendezvousHost:
         self._stores: dict[int, Any] = {}
 
     def open(self, epoch: int) -> Rendezvous:
-        """A store that listens already; those of older epochs close. The same one when it is open."""
+        """Open the store of an epoch, or return the open store; close stores of older epochs. Listens on return."""
         with self._lock:
             for older in [e for e in self._stores if e < epoch]:
                 del self._stores[older]
@@ -38,7 +38,7 @@ class RendezvousHost:
             return Rendezvous(HOST, self._stores[epoch].port, epoch)
 
     def close(self, epoch: int) -> None:
-        """Whoever waits in it fails at once. Nothing where it is closed already."""
+        """Close the store of an epoch, so that every waiting rank fails at once. Idempotent."""
         with self._lock:
             self._stores.pop(epoch, None)
 
@@ -55,10 +55,11 @@ def _listening_store(epoch: int) -> Any:
     return store
 
 
-def enter(rendezvous: Rendezvous, scope: str, timeout_s: float) -> Any:
-    """A rank's view of an epoch's store, in which `scope` keeps groups of different kinds apart.
+def join_rendezvous(rendezvous: Rendezvous, scope: str, timeout_s: float) -> Any:
+    """Connect a rank to the store of an epoch; `scope` keeps the keys of different kinds of groups apart.
 
-    Raises: `RecoveryFailed` when the store is gone or belongs to another epoch.
+    Raises:
+        RecoveryFailed: the store is gone or belongs to another epoch.
     """
     from torch.distributed import PrefixStore
 
@@ -66,18 +67,18 @@ def enter(rendezvous: Rendezvous, scope: str, timeout_s: float) -> Any:
     store.set_timeout(timedelta(seconds=timeout_s))
     found = store.get(EPOCH_KEY) if store.check([EPOCH_KEY]) else b"none"
     if found != str(rendezvous.epoch).encode():
-        raise RecoveryFailed(f"the rendezvous of epoch {rendezvous.epoch} is over (epoch {found.decode()} meets there)")
+        raise RecoveryFailed(f"the rendezvous of epoch {rendezvous.epoch} is over (epoch {found.decode()} there)")
     return PrefixStore(f"{scope}/{rendezvous.epoch}", store)
 
 
 def _connect(rendezvous: Rendezvous, deadline: float) -> Any:
-    """In short tries: torch's client goes on trying a store that closed while it connected, for all of its timeout."""
+    """Connect in short attempts: torch's client retries a closed store until the timeout."""
     from torch.distributed import DistError, TCPStore
 
     where = (rendezvous.host, rendezvous.port)
     while True:
         left_s = deadline - time.monotonic()
-        _knock(rendezvous, max(left_s, MIN_TIMEOUT_S))
+        _check_listening(rendezvous, max(left_s, MIN_TIMEOUT_S))
         timeout = timedelta(seconds=max(min(left_s, CONNECT_TIMEOUT_S), MIN_TIMEOUT_S))
         try:
             return TCPStore(*where, is_master=False, wait_for_workers=False, timeout=timeout)
@@ -86,8 +87,8 @@ def _connect(rendezvous: Rendezvous, deadline: float) -> Any:
                 raise RecoveryFailed(f"the rendezvous of epoch {rendezvous.epoch} does not answer: {error}") from error
 
 
-def _knock(rendezvous: Rendezvous, timeout_s: float) -> None:
-    """A store that is gone refuses at once."""
+def _check_listening(rendezvous: Rendezvous, timeout_s: float) -> None:
+    """Raise `RecoveryFailed` unless the store accepts connections: a closed store refuses at once."""
     try:
         socket.create_connection((rendezvous.host, rendezvous.port), timeout=timeout_s).close()
     except OSError as error:

@@ -1,7 +1,11 @@
-"""Every process group that was made under watch, with what is needed to make it again. Makes none itself."""
+"""The process groups of this process: recorded as they are made, with all that is needed to make them again.
+
+The hooks observe the making of groups and change nothing about it.
+"""
 
 from __future__ import annotations
 
+import inspect
 import threading
 import weakref
 from collections.abc import Callable
@@ -10,11 +14,15 @@ from datetime import timedelta
 from typing import Any
 
 from holdfast.hosts.vllm.communicators.gloo import GlooSockets
+from holdfast.hosts.vllm.contract.communicator_touchpoints import STATELESS_GLOO_GROUP, TORCH_GROUP
+from holdfast.hosts.vllm.contract.hooks import attach
+
+_OWN_FIELDS = ("group_name", "group_size", "group_rank", "global_ranks_in_group", "backend", "timeout")
 
 
 @dataclass(frozen=True)
 class TorchGroup:
-    """How torch made one of its groups. `ranks` is empty for its default group."""
+    """How torch made a group that torch itself keeps. `ranks` is empty for the default group."""
 
     name: str
     size: int
@@ -24,13 +32,20 @@ class TorchGroup:
     timeout: timedelta
     options: dict[str, Any]
 
+    @classmethod
+    def from_arguments(cls, arguments: dict[str, Any]) -> TorchGroup:
+        """Describe a group by the arguments of `_new_process_group_helper`, without the store of the epoch."""
+        options = {key: value for key, value in arguments.items() if key not in {*_OWN_FIELDS, "store"}}
+        name, size, rank, ranks, backend, timeout = (arguments[key] for key in _OWN_FIELDS)
+        return cls(name, size, rank, tuple(ranks), backend, timeout, options)
+
     @property
     def is_default(self) -> bool:
         return not self.ranks
 
 
 class TrackedGroups:
-    """What a process's hooks saw: torch's groups in the order of their making, and all gloo sockets."""
+    """Torch's groups in the order of creation, and the gloo sockets of all groups."""
 
     def __init__(self) -> None:
         self.sockets = GlooSockets()
@@ -41,31 +56,32 @@ class TrackedGroups:
 
     @property
     def unwatched(self) -> int:
-        """Groups over gloo whose connections were not found: they cannot be broken."""
+        """Number of groups over gloo that cannot be broken, because no connections were found."""
         return self._unwatched
 
     def make(self, create: Callable[[], Any], description: TorchGroup | None = None) -> Any:
-        """What `create` returns; its connections, if it has any, are remembered.
+        """Return the result of `create`; record the group and the connections.
 
-        `description` is for groups that torch itself keeps.
+        Args:
+            description: how to make the group again, for groups that torch itself keeps.
         """
         before = self.sockets.present()
         made = create()
         group = made[0] if isinstance(made, tuple) else made
         found = self.sockets.add_since(before)
-        if hasattr(group, "size"):  # else this rank is no member of it
+        if hasattr(group, "size"):  # otherwise this rank is no member of the group
             self._remember(group, description, found)
         return made
 
     def torch_groups(self) -> list[tuple[TorchGroup, Any]]:
-        """Torch's groups that were made under watch and still are, oldest first."""
+        """Return torch's groups that were made under watch and are still alive, oldest first."""
         with self._lock:
             made = [(description, ref()) for ref, description in self._made if description is not None]
         return [(description, group) for description, group in made if group is not None]
 
     @property
     def any_shared(self) -> bool:
-        """Whether any group has a peer; what holds for the groups of a process holds for good."""
+        """Whether any group made so far has a peer."""
         return self._shared
 
     @property
@@ -85,7 +101,7 @@ class TrackedGroups:
 
 
 def is_placeholder(group: Any) -> bool:
-    """Whether it was made by torch's backend that sends nothing."""
+    """Tell whether a group uses torch's backend that sends nothing."""
     return any("fake" in group._get_backend(device).name().lower() for device in group._device_types)
 
 
@@ -98,3 +114,26 @@ def over_gloo(group: Any) -> bool:
 
 
 TRACKED = TrackedGroups()
+
+
+# ---- hooks
+
+
+def attach_communicator_hooks() -> None:
+    """Track all groups made from now on. Call before the process makes any; imports torch and the host."""
+    watch_torch_groups()
+    attach(STATELESS_GLOO_GROUP, _watch_stateless_group)
+
+
+def watch_torch_groups() -> None:
+    """Track the groups that torch keeps. Needs no host."""
+    attach(TORCH_GROUP, _watch_torch_group)
+
+
+def _watch_torch_group(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    arguments = inspect.signature(original).bind(*args, **kwargs).arguments
+    return TRACKED.make(lambda: original(*args, **kwargs), TorchGroup.from_arguments(arguments))
+
+
+def _watch_stateless_group(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    return TRACKED.make(lambda: original(*args, **kwargs))

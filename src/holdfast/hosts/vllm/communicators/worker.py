@@ -1,8 +1,8 @@
-"""All collectives of one worker: torch's groups, and the host's coordinators that stand on them.
+"""All collectives of one worker: torch's groups, and the host's coordinators over them.
 
-The coordinators stay the same objects and get new groups, so whatever holds a coordinator needs nothing.
-Who holds a group itself is found and given the new one; a group that somebody holds on to fails the
-rebuild, because a collective on it would fail in the middle of a step.
+The coordinators stay the same objects and get new groups, so a reference to a coordinator stays valid. A reference to
+a group itself is found and replaced. A reference that cannot be replaced fails the rebuild, because a collective over
+the old group would fail in the middle of a step.
 """
 
 from __future__ import annotations
@@ -15,27 +15,27 @@ from typing import Any
 
 from holdfast.core.errors import RecoveryFailed
 from holdfast.core.protocol.rendezvous import Rendezvous
-from holdfast.hosts.vllm.communicators.rendezvous import enter
-from holdfast.hosts.vllm.communicators.state import BreakState
-from holdfast.hosts.vllm.communicators.tracking import TRACKED, TrackedGroups
+from holdfast.hosts.vllm.communicators import holders
+from holdfast.hosts.vllm.communicators.limits import limits_of, limits_of_torch
+from holdfast.hosts.vllm.communicators.rebuild import BreakState, GroupReplacement, current_groups
+from holdfast.hosts.vllm.communicators.rendezvous import join_rendezvous
+from holdfast.hosts.vllm.communicators.tracking import TRACKED, TrackedGroups, is_placeholder
 
 logger = logging.getLogger("holdfast")
 
 
 class WorkerCommunicators:
-    """Implements `Communicators` on a worker of the host. To be made once torch's groups stand.
+    """Implements `Communicators` on a worker of the host. Construct after torch's groups.
 
     Args:
-        worker: the host's worker with its model loaded; none where there are only groups.
+        worker: the host's worker with its model loaded; None where there are only groups.
     """
 
     def __init__(self, worker: Any | None = None, tracked: TrackedGroups = TRACKED) -> None:
-        from holdfast.hosts.vllm.communicators.places import Places
-
         self._worker = worker
         self._tracked = tracked
         self._state = BreakState()
-        self._places = Places(tracked)
+        self._replacement = GroupReplacement(tracked)
 
     @property
     def broken(self) -> bool:
@@ -43,53 +43,48 @@ class WorkerCommunicators:
 
     @property
     def any_placeholder(self) -> bool:
-        """Whether a collective here would send nothing, because this rank was started alone and met nobody yet."""
-        from holdfast.hosts.vllm.communicators.making import standing_groups
-        from holdfast.hosts.vllm.communicators.tracking import is_placeholder
-
-        standing = standing_groups(self._tracked)
-        return any(is_placeholder(group) for description, group in standing if description.size > 1)
+        """Whether a collective here would send nothing: the rank has placeholder groups and has met no peer."""
+        current = current_groups(self._tracked)
+        return any(is_placeholder(group) for description, group in current if description.size > 1)
 
     def break_all(self) -> int:
         if not self._tracked.any_shared:
             return 0
-        self._state.note()
+        self._state.mark_broken()
         return self._break()
 
     def rebuild(self, rendezvous: Rendezvous, timeout_s: float) -> None:
         began = time.monotonic()
         breaks = self._state.breaks
-        if not self._places.take():
+        if not self._replacement.collect():
             return
         self._replace_groups(rendezvous, timeout_s)
         if self.any_placeholder:
-            raise RecoveryFailed(f"a group of epoch {rendezvous.epoch} is a placeholder: it would send nothing")
+            raise RecoveryFailed(f"a group of epoch {rendezvous.epoch} is a placeholder and would send nothing")
         if self._tracked.unwatched:
             raise RecoveryFailed(f"{self._tracked.unwatched} groups of epoch {rendezvous.epoch} could not be broken")
-        if not self._state.mend(breaks):
+        if not self._state.mark_rebuilt(breaks):
             self._break()
             raise RecoveryFailed(f"the communicators of epoch {rendezvous.epoch} were broken while they were made")
-        count = len(self._places)
-        self._places.bury()
+        count = len(self._replacement)
+        self._replacement.destroy_old()
         elapsed_ms = 1e3 * (time.monotonic() - began)
         logger.info("%d process groups rebuilt in %.0f ms (epoch %d)", count, elapsed_ms, rendezvous.epoch)
 
     def unrebuildable(self) -> tuple[str, ...]:
-        from holdfast.hosts.vllm.communicators.limits import limits_of, limits_of_torch
-        from holdfast.hosts.vllm.communicators.stale import fixed_holders
-
         found = [*limits_of(_coordinators(), self._worker), *limits_of_torch(self._tracked)]
-        if self._tracked.any_shared:  # what has no peer is never rebuilt, and to look for holders takes time
+        if self._tracked.any_shared:  # a group without peers is never rebuilt, and finding references takes time
             groups = [group for _, group in self._tracked.torch_groups()]
-            found += [f"{holder} holds a process group and cannot be given another" for holder in fixed_holders(groups)]
+            fixed = holders.fixed_holders(groups)
+            found += [f"{holder} holds a process group and cannot be given another" for holder in fixed]
         return tuple(found)
 
     def _replace_groups(self, rendezvous: Rendezvous, timeout_s: float) -> None:
         deadline = time.monotonic() + timeout_s
         try:
-            made = self._places.make(enter(rendezvous, "workers", timeout_s), deadline)
+            made = self._replacement.make(join_rendezvous(rendezvous, "workers", timeout_s), deadline)
             coordinators = _coordinators()
-            self._places.hand_over(made, [*coordinators, self._worker])
+            self._replacement.install(made, [*coordinators, self._worker])
             _reset(coordinators)
             if self._tracked.any_nccl:
                 from holdfast.hosts.vllm.communicators.nccl import rebuild_nccl
@@ -97,7 +92,7 @@ class WorkerCommunicators:
                 rebuild_nccl(coordinators)
         except RecoveryFailed:
             raise
-        except Exception as error:  # torch's errors are many, and all mean that the ranks did not meet
+        except Exception as error:  # torch raises many types, and all mean that the ranks did not meet
             raise RecoveryFailed(f"the ranks of epoch {rendezvous.epoch} did not meet: {error}") from error
 
     def _break(self) -> int:
@@ -114,7 +109,7 @@ class WorkerCommunicators:
 
 
 def _coordinators() -> list[Any]:
-    """The host's live coordinators; none in a process that never loaded them."""
+    """Return the host's live coordinators; empty before the host has made any."""
     parallel_state = sys.modules.get("vllm.distributed.parallel_state")
     if parallel_state is None:
         return []
@@ -122,7 +117,7 @@ def _coordinators() -> list[Any]:
 
 
 def _reset(coordinators: list[Any]) -> None:
-    """Sends that were under way failed with their group; waiting for them would fail the next send."""
+    """Forget sends under way: the sends failed with the group, and waiting would fail the next send."""
     for coordinator in coordinators:
         coordinator._pending_isends.clear()
-        coordinator.mq_broadcaster = None  # a newcomer shares none; over the group all are alike
+        coordinator.mq_broadcaster = None  # a replacement has none; over the group all ranks do the same

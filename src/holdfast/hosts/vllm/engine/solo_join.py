@@ -28,7 +28,7 @@ def attach_joining_hooks() -> None:
 def _group_of_one(original: Callable[..., Any], parallel_config: Any, return_store: bool = False) -> Any:
     from torch.distributed import HashStore
 
-    from holdfast.hosts.vllm.communicators.making import make_stateless_group
+    from holdfast.hosts.vllm.communicators.rebuild import make_stateless_group
 
     store = HashStore()
     deadline = time.monotonic() + _ALONE_S

@@ -33,13 +33,13 @@ def join(proc: Any, data: bytes) -> bytes:
 def _join(proc: Any, order: JoinCommand) -> None:
     from vllm.distributed.device_communicators.shm_broadcast import MessageQueue
 
-    from holdfast.hosts.vllm.communicators import stale
+    from holdfast.hosts.vllm.communicators import holders
     from holdfast.hosts.vllm.process.queues import retire, wait_until_ready
 
     queue = MessageQueue.create_from_handle(to_handle(order.queue), proc.worker.worker.rank)
     wait_until_ready(queue, time.monotonic() + order.timeout_s, "the new queue is never ready")
     old, proc.rpc_broadcast_mq = proc.rpc_broadcast_mq, queue
-    stale.replace_everywhere([old], {id(old): queue})
+    holders.replace_everywhere([old], {id(old): queue})
     retire(old)
 
 

@@ -11,8 +11,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from holdfast.hosts.vllm.communicators.hooks import described
-from holdfast.hosts.vllm.communicators.tracking import TRACKED
+from holdfast.hosts.vllm.communicators.tracking import TRACKED, TorchGroup
 from holdfast.hosts.vllm.contract.communicator_touchpoints import TORCH_GROUP
 from holdfast.hosts.vllm.contract.hooks import attach
 from holdfast.hosts.vllm.contract.worker_touchpoints import BROADCAST_QUEUE, INIT_GROUPS, SAME_NODE
@@ -56,9 +55,11 @@ def _init_without_peers(original: Callable[..., None], *args: Any, **kwargs: Any
 def _make_placeholder(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     given = inspect.signature(original).bind(*args, **kwargs).arguments
     if not _alone:
-        return TRACKED.make(lambda: original(*args, **kwargs), described(given))
+        return TRACKED.make(lambda: original(*args, **kwargs), TorchGroup.from_arguments(given))
     placeholder = {**given, "backend": PLACEHOLDER, "backend_options": None, "device_id": None}
-    return TRACKED.make(lambda: original(**placeholder), described({**given, "backend": _real_backend(given)}))
+    return TRACKED.make(
+        lambda: original(**placeholder), TorchGroup.from_arguments({**given, "backend": _real_backend(given)})
+    )
 
 
 def _real_backend(given: dict[str, Any]) -> Any:

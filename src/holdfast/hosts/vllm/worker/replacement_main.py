@@ -21,8 +21,6 @@ READY = b"ready"
 
 # What is imported inside functions on the way to the first step. Where one is not there it costs time, nothing else.
 _IMPORTED_LATE = (
-    "holdfast.hosts.vllm.communicators.limits",
-    "holdfast.hosts.vllm.communicators.places",
     "holdfast.hosts.vllm.worker.zeroed_memory",
     "setproctitle",
     "vllm.distributed.elastic_ep.elastic_execute",

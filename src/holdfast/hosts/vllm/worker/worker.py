@@ -20,7 +20,7 @@ from holdfast.core.faults.faults import Phase, describe_error
 from holdfast.core.faults.injection import InjectionSpec
 from holdfast.core.ports import Communicators, FaultReporter
 from holdfast.hosts.vllm.communicators import WorkerCommunicators, attach_communicator_hooks
-from holdfast.hosts.vllm.communicators.stuck import collective_under_way
+from holdfast.hosts.vllm.communicators.gloo import collective_under_way
 from holdfast.hosts.vllm.contract.engine_touchpoints import WORKER_QUEUES
 from holdfast.hosts.vllm.contract.hooks import attach, attached
 from holdfast.hosts.vllm.injection.points import Traps, arm_logits, arm_model, raise_at

@@ -1,8 +1,8 @@
-"""Who still holds a process group that was replaced, and putting the new one in its place.
+"""Find the objects that reference an old process group, and give them the new group.
 
-First along what the host is known to be made of, which takes milliseconds; then, where the reference
-count says that somebody is left, by asking the garbage collector, which walks the whole heap. A frame
-of a call that has ended, kept by an exception's traceback, does no harm and is left alone.
+First along the host's known objects, which takes milliseconds; then, where the reference count shows a remaining
+reference, through the garbage collector, which walks the whole heap. The frame of a finished call, kept by the
+traceback of an exception, does no harm and is ignored.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from typing import Any
 
 from torch.distributed import distributed_c10d as c10d
 
-# What the reference count shows for a group that only a list holds: the list, a loop variable, the argument.
-_UNHELD = 3
+# Reference count of a group that only a list references: the list, a loop variable, the argument.
+_REFERENCES_OF_LIST = 3
 
-Renewed = Mapping[int, Any]  # id of an old group -> the new one; the old ones are kept alive by the caller
+Renewed = Mapping[int, Any]  # id of an old group -> the new group; the caller keeps the old groups alive
 
 
-def replace(roots: Iterable[Any], renewed: Renewed) -> int:
-    """Put new groups in the place of old ones wherever they are reached from `roots`; returns how many."""
+def replace_reachable(roots: Iterable[Any], renewed: Renewed) -> int:
+    """Replace every reference to an old group that is reachable from `roots`; return how many."""
     return sum(_replace_in(vars(holder), renewed) for holder in _reachable(roots))
 
 
-def held(groups: list[Any]) -> list[Any]:
-    """Which of the groups somebody besides this list refers to."""
-    return [group for group in groups if sys.getrefcount(group) > _UNHELD]
+def still_referenced(groups: list[Any]) -> list[Any]:
+    """Return the groups that any object besides the list references."""
+    return [group for group in groups if sys.getrefcount(group) > _REFERENCES_OF_LIST]
 
 
 def replace_everywhere(groups: list[Any], renewed: Renewed) -> list[str]:
-    """Put new groups in the place of old ones in the whole heap; returns who cannot be given a new one."""
+    """Replace every reference to an old group in the whole heap; describe the objects that cannot be changed."""
     left = []
     for holder in _referrers(groups):
         if not _replace_in(holder, renewed):
@@ -41,12 +41,12 @@ def replace_everywhere(groups: list[Any], renewed: Renewed) -> list[str]:
 
 
 def fixed_holders(groups: list[Any]) -> list[str]:
-    """Who holds a group and cannot be given another. Changes nothing."""
+    """Describe the objects that reference a group and cannot be changed. Changes nothing."""
     return [_describe(holder) for holder in _referrers(groups) if not _can_replace_in(holder)]
 
 
 def _reachable(roots: Iterable[Any]) -> Iterator[Any]:
-    """The host's own objects, each once. Not what other packages made: their classes are not ours to read."""
+    """Yield the host's own objects, each once. Skips further packages: reading attributes may have effects there."""
     queue, seen = list(roots), set()
     while queue:
         found = queue.pop()
@@ -98,9 +98,9 @@ def _replace_in(holder: Any, renewed: Renewed) -> int:
 
 
 def _referrers(groups: list[Any]) -> list[Any]:
-    """Whoever refers to a group, besides `groups` itself, ended calls and torch's own tables.
+    """Return the objects that reference a group, without `groups`, frames and torch's own tables.
 
-    A heap that the host froze is thawed first: the collector does not see it otherwise.
+    Unfreezes a heap that the host froze: the collector does not see frozen objects.
     """
     frozen = gc.get_freeze_count() > 0
     if frozen:
