@@ -15,7 +15,7 @@ from holdfast.api.systemd import Listening, start_telling_systemd
 from holdfast.core.errors import HookNotAttached
 from holdfast.hosts.vllm.hooks import current_control
 from holdfast.hosts.vllm.owner.exit import attach_exit_hook
-from holdfast.hosts.vllm.process.settings import is_asked_for
+from holdfast.hosts.vllm.process.settings import asks_for_protection
 
 
 class HoldfastEndpoint:
@@ -59,5 +59,5 @@ def _api_keys(args: Namespace) -> list[str]:
 
 def _refuse_unprotected(args: Namespace) -> None:
     """Fail closed: settings that nobody took mean that our hooks are not in this process."""
-    if is_asked_for(args):
+    if asks_for_protection(args):
         raise HookNotAttached("the settings of Holdfast were taken by nobody: its hooks did not attach")

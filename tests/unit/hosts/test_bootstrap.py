@@ -36,10 +36,10 @@ def tell(pipe: Connection, unpickled: dict[str, bool]) -> None:
     pipe.send({**unpickled, "collects later": gc.isenabled(), "keeps for good": gc.get_freeze_count() > 0})
 
 
-def what_a_process_tells(*, gently: bool) -> dict[str, bool]:
+def what_a_process_tells(*, background: bool) -> dict[str, bool]:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=Bootstrap(tell, gently=gently), args=(theirs, Witness()))  # type: ignore[arg-type]
+    process = context.Process(target=Bootstrap(tell, background=background), args=(theirs, Witness()))  # type: ignore[arg-type]
     process.start()
     assert ours.poll(WAIT_S)
     told: dict[str, bool] = ours.recv()
@@ -48,11 +48,11 @@ def what_a_process_tells(*, gently: bool) -> dict[str, bool]:
     return told
 
 
-@pytest.mark.parametrize("gently", [False, True])
-def test_nothing_is_collected_before_the_main_function_runs_and_what_is_there_then_stays(gently: bool) -> None:
-    assert what_a_process_tells(gently=gently) == {
+@pytest.mark.parametrize("background", [False, True])
+def test_nothing_is_collected_before_the_main_function_runs_and_what_is_there_then_stays(background: bool) -> None:
+    assert what_a_process_tells(background=background) == {
         "collects": False,
-        "is gentle": gently,
+        "is gentle": background,
         "collects later": True,
         "keeps for good": True,
     }
@@ -72,7 +72,7 @@ def test_the_main_function_is_imported_only_after_the_process_has_become_gentle(
     import heavy_module  # type: ignore[import-not-found]
 
     assert told.read_text() == "False"
-    process = multiprocessing.get_context("spawn").Process(target=Bootstrap(heavy_module.main, gently=True))  # type: ignore[arg-type]
+    process = multiprocessing.get_context("spawn").Process(target=Bootstrap(heavy_module.main, background=True))  # type: ignore[arg-type]
     process.start()
     process.join(WAIT_S)
     assert process.exitcode == 0

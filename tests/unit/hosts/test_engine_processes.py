@@ -17,7 +17,7 @@ pytest.importorskip("vllm")
 
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.protocol.effects import End, LeaveOut, ReplaceEngine
-from holdfast.hosts.vllm.owner import engine_processes as engine_places
+from holdfast.hosts.vllm.owner import engine_processes as module
 from holdfast.hosts.vllm.owner.engine_processes import EngineProcesses
 from holdfast.hosts.vllm.process import trees
 
@@ -47,8 +47,8 @@ class Bench:
         self.process.start()
         self.sentinel = Sentinel()
         config = HoldfastConfig(runtime_dir=str(folder))
-        self.places = EngineProcesses(self.sentinel, config, lambda seconds: False, lambda: "")  # type: ignore[arg-type]
-        self.places.take(object(), [self.process])  # type: ignore[arg-type]
+        self.engines = EngineProcesses(self.sentinel, config, lambda seconds: False, lambda: "")  # type: ignore[arg-type]
+        self.engines.adopt(object(), [self.process])  # type: ignore[arg-type]
 
     def die(self) -> None:
         assert self.process.pid is not None
@@ -74,12 +74,12 @@ def test_one_that_is_left_out_leaves_no_zombie(bench: Bench) -> None:
     pid = bench.process.pid
     assert pid is not None
     bench.die()
-    bench.places.leave_out(LeaveOut(0))
+    bench.engines.leave_out(LeaveOut(0))
     wait_until(lambda: not psutil.pid_exists(pid))
 
 
 def test_one_that_is_still_there_is_killed_first(bench: Bench) -> None:
-    bench.places.leave_out(LeaveOut(0, kill=True))
+    bench.engines.leave_out(LeaveOut(0, kill=True))
     wait_until(lambda: bench.process.exitcode == -signal.SIGKILL)
 
 
@@ -91,7 +91,7 @@ def test_at_the_end_of_the_instance_no_stopped_worker_stays(bench: Bench, monkey
     assert worker.pid is not None
     os.kill(worker.pid, signal.SIGSTOP)
     bench.die()
-    bench.places.end(End("nothing repaired it", (worker.pid,)), time.time())
+    bench.engines.end(End("nothing repaired it", (worker.pid,)), time.time())
     worker.join(WAIT_S)
     assert (worker.exitcode, bench.process.exitcode) == (-signal.SIGKILL, -signal.SIGKILL)
 
@@ -101,16 +101,16 @@ def test_where_no_other_one_starts_the_id_of_the_dead_one_is_not_killed(
 ) -> None:
     """It may be another process's by then."""
     killed: list[int] = []
-    monkeypatch.setattr(engine_places, "kill_tree", killed.append)
-    monkeypatch.setattr(engine_places, "start_engine_core", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(module, "kill_tree", killed.append)
+    monkeypatch.setattr(module, "start_engine_core", lambda *_, **__: 1 / 0)
     bench.die()
-    bench.places.replace(ReplaceEngine(0, after_s=0.0, known_at=1))
+    bench.engines.replace(ReplaceEngine(0, after_s=0.0, known_at=1))
     wait_until(lambda: bool(bench.sentinel.lost))
     assert "did not start: division by zero" in bench.sentinel.lost[0]
     assert killed == []
 
 
 def test_that_it_ends_is_news_once(bench: Bench) -> None:
-    assert bench.places.watched == [0]
-    assert [bench.places.unwatch(0), bench.places.unwatch(0)] == [True, False]
-    assert bench.places.watched == []
+    assert bench.engines.watched == [0]
+    assert [bench.engines.unwatch(0), bench.engines.unwatch(0)] == [True, False]
+    assert bench.engines.watched == []

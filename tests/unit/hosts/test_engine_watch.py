@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("vllm")
 
 from holdfast.core.config import HoldfastConfig
-from holdfast.hosts.vllm.owner.engine_watch import EngineCoreWatch
+from holdfast.hosts.vllm.owner.engine_watch import EngineWatch
 from holdfast.progress.processes import ZOMBIE, look_at
 
 WAIT_S = 10.0
@@ -34,7 +34,7 @@ class Bench:
         self.ended: list[tuple[int, int]] = []
         config = HoldfastConfig(runtime_dir=folder, incident_dir=folder)
         pids = lambda: {3: self.process.pid}  # noqa: E731
-        self.watch = EngineCoreWatch(config, pids, lambda stall: None, lambda *told: self.ended.append(told))
+        self.watch = EngineWatch(config, pids, lambda stall: None, lambda *told: self.ended.append(told))
 
     def await_zombie(self) -> None:
         deadline = time.monotonic() + WAIT_S

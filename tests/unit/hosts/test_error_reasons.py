@@ -30,21 +30,21 @@ def _nothing_kept() -> None:
     ],
 )
 def test_a_client_is_told_why(known: str, asked: str) -> None:
-    words.keep_error_reasons(known, "it was ended")
+    words.keep_error_reason(known, "it was ended")
     with pytest.raises(GenerationError, match="it was ended"):
         words._raise_if_error(refused, None, "error", asked)
 
 
 def test_another_request_is_told_what_the_host_says() -> None:
-    words.keep_error_reasons("cmpl-31-0-1f2e3d4c", "it was ended")
-    words.keep_error_reasons("cmpl-5-0-1f2e3d4c", None)
+    words.keep_error_reason("cmpl-31-0-1f2e3d4c", "it was ended")
+    words.keep_error_reason("cmpl-5-0-1f2e3d4c", None)
     for asked in ("cmpl-3", "cmpl-5"):
         with pytest.raises(GenerationError, match="Internal server error"):
             words._raise_if_error(refused, None, "error", asked)
 
 
 def test_one_that_did_not_fail_is_left_to_the_host() -> None:
-    words.keep_error_reasons("cmpl-a-0-1f2e3d4c", "it was ended")
+    words.keep_error_reason("cmpl-a-0-1f2e3d4c", "it was ended")
     asked: list[tuple[object, ...]] = []
     words._raise_if_error(lambda *about: asked.append(about), None, "stop", "cmpl-a")
     assert asked == [(None, "stop", "cmpl-a")]
@@ -52,5 +52,5 @@ def test_one_that_did_not_fail_is_left_to_the_host() -> None:
 
 def test_no_more_is_kept_than_a_moment_needs() -> None:
     for index in range(words.MAX_KEPT + 50):
-        words.keep_error_reasons(f"r{index}-", "why")
+        words.keep_error_reason(f"r{index}-", "why")
     assert len(words._kept) == words.MAX_KEPT

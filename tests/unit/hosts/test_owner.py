@@ -36,7 +36,7 @@ class Bench:
         self.owner.sentinel.start()
         self.process = SPAWN.Process(target=time.sleep, args=(60,))
         self.process.start()
-        self.owner._places.take(None, [self.process])  # type: ignore[arg-type]
+        self.owner._engines.adopt(None, [self.process])  # type: ignore[arg-type]
         self.manager: Any = SimpleNamespace(manager_stopped=threading.Event())
         self.waiting = threading.Thread(target=self.owner.await_death, args=(self.manager,))
 
@@ -57,7 +57,7 @@ def bench() -> Iterator[Bench]:
 
 def test_a_defeat_is_the_end_where_nobody_is_left_whose_death_would_say_so(bench: Bench) -> None:
     """As when the last engine core was taken for lost before the system told of its death."""
-    assert bench.owner._places.unwatch(0)
+    assert bench.owner._engines.unwatch(0)
     bench.process.kill()
     bench.waiting.start()
     bench.owner.end_instance(End("nothing repaired it"))
@@ -67,7 +67,7 @@ def test_a_defeat_is_the_end_where_nobody_is_left_whose_death_would_say_so(bench
 
 
 def test_while_another_one_is_started_the_host_goes_on_waiting(bench: Bench) -> None:
-    assert bench.owner._places.unwatch(0)
+    assert bench.owner._engines.unwatch(0)
     bench.waiting.start()
     bench.waiting.join(1.5)
     assert bench.waiting.is_alive()

@@ -35,7 +35,7 @@ def say_and_wait(pipe: Connection) -> None:
 def start_gently() -> tuple[multiprocessing.Process, Connection]:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=Bootstrap(say_and_wait, gently=True), args=(theirs,), daemon=True)
+    process = context.Process(target=Bootstrap(say_and_wait, background=True), args=(theirs,), daemon=True)
     process.start()
     assert ours.poll(WAIT_S)
     assert ours.recv_bytes() == b"begun"

@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("vllm")
 
 from holdfast.core.config import HoldfastConfig
-from holdfast.hosts.vllm.owner.api_servers import ApiServerMember, save_process_arguments
+from holdfast.hosts.vllm.owner.api_servers import ApiServerProcess, save_api_server_arguments
 from holdfast.hosts.vllm.owner.coordinator import introduce, save_coordinator_arguments
 from holdfast.hosts.vllm.process.settings import handed_down
 
@@ -28,7 +28,7 @@ def start_two(manager: Any, args: str) -> None:
 def test_every_process_of_a_protected_instance_can_be_started_again() -> None:
     manager = SimpleNamespace()
     with handed_down(HoldfastConfig()):
-        save_process_arguments(start_two, manager, "args")
+        save_api_server_arguments(start_two, manager, "args")
     assert [saved["args"] for saved in manager.holdfast_arguments] == [
         ("address", "args", {"client_index": 0}),
         ("address", "args", {"client_index": 1}),
@@ -39,13 +39,13 @@ def test_every_process_of_a_protected_instance_can_be_started_again() -> None:
 def test_processes_are_made_as_before_when_that_is_over() -> None:
     context = multiprocessing.get_context("spawn")
     with handed_down(HoldfastConfig()):
-        save_process_arguments(start_two, SimpleNamespace(), "args")
+        save_api_server_arguments(start_two, SimpleNamespace(), "args")
     assert context.Process is type(context).Process
 
 
 def test_an_unprotected_instance_is_left_alone() -> None:
     manager = SimpleNamespace()
-    save_process_arguments(start_two, manager, "args")
+    save_api_server_arguments(start_two, manager, "args")
     assert not hasattr(manager, "holdfast_arguments")
 
 
@@ -55,7 +55,7 @@ def test_a_lost_api_server_is_left_no_connection_and_counts_for_nothing(counters
     if counters is not None:
         shared["mp_admission_counters"] = counters
     manager = SimpleNamespace(processes=[None, None], holdfast_arguments=[{"args": (shared,)}] * 2)
-    ApiServerMember(manager, 1, SimpleNamespace(), HoldfastConfig()).note_loss()  # type: ignore[arg-type]
+    ApiServerProcess(manager, 1, SimpleNamespace(), HoldfastConfig()).note_loss()  # type: ignore[arg-type]
     assert shared["api_server_loads"] == [4, 2**31 - 1]
     assert counters is None or (counters[0], counters[8]) == (3, 0)
 

@@ -15,7 +15,7 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
 from holdfast.core.protocol.events import EngineView, InstanceView
 from holdfast.core.protocol.link_messages import RequestBlamed
 from holdfast.core.states import EngineState
-from holdfast.hosts.vllm.serving.error_reasons import error_reasons
+from holdfast.hosts.vllm.serving.error_reasons import error_reason
 from holdfast.hosts.vllm.serving.request_router import RequestRouter
 
 ENGINES = [b"\x00\x00", b"\x01\x00"]
@@ -74,25 +74,25 @@ UP, DOWN, OUT = EngineState.HEALTHY, EngineState.RESTARTING, EngineState.LEFT_OU
 async def both_lost_one_after_another() -> tuple[Client, RequestRouter]:
     """The first one's successor is ready, but does not serve yet, when the second one is lost."""
     client = Client()
-    served = RequestRouter(client)
-    served.bind(asyncio.get_running_loop())
-    served.follow(view((DOWN, 1), (UP, 0)))
+    router = RequestRouter(client)
+    router.bind(asyncio.get_running_loop())
+    router.follow(view((DOWN, 1), (UP, 0)))
     await settle()
     client.input_socket.said.put_nowait([ENGINES[0], b""])
     await settle()
-    served.follow(view((DOWN, 1), (DOWN, 1)))
+    router.follow(view((DOWN, 1), (DOWN, 1)))
     await settle()
-    return client, served
+    return client, router
 
 
 def test_a_loss_while_another_successor_is_about_to_serve_is_followed_to_its_end() -> None:
     async def scenario() -> None:
-        client, served = await both_lost_one_after_another()
+        client, router = await both_lost_one_after_another()
         client.input_socket.said.put_nowait([ENGINES[1], b""])
         await settle()
-        served.follow(view((UP, 1), (UP, 1)))
+        router.follow(view((UP, 1), (UP, 1)))
         await settle()
-        assert not any(map(served.is_gone, ENGINES))
+        assert not any(map(router.is_lost, ENGINES))
 
     asyncio.run(scenario())
 
@@ -109,18 +109,18 @@ def test_a_request_that_cannot_be_sent_again_ends_alone() -> None:
 
         client = Client()
         client.is_hurt = False  # type: ignore[attr-defined]
-        served = RequestRouter(client)
-        served.bind(asyncio.get_running_loop())
+        router = RequestRouter(client)
+        router.bind(asyncio.get_running_loop())
         for name in ("bad", "good"):
-            await served.add(add, client, request(name))
+            await router.add(add, client, request(name))
         client.is_hurt = True  # type: ignore[attr-defined]
-        served.follow(view((DOWN, 1), (UP, 0)))
+        router.follow(view((DOWN, 1), (UP, 0)))
         await settle()
         assert sent == ["bad", "good", "good"]
         client.outputs_queue.get_nowait()  # that nothing runs on the lost one
         failed = client.outputs_queue.get_nowait()
         assert [o.request_id for o in failed.outputs] == ["bad"]
-        assert list(served.open) == ["good"]
+        assert list(router.open) == ["good"]
 
     asyncio.run(scenario())
 
@@ -130,11 +130,11 @@ class Siblings:
 
     def __init__(self) -> None:
         self.client = Client()
-        self.served = RequestRouter(self.client, detects_poison=True)
-        self.served.bind(asyncio.get_running_loop())
+        self.router = RequestRouter(self.client, detects_poison=True)
+        self.router.bind(asyncio.get_running_loop())
         self.up, self.lost, self.there = 0, [0, 0], [""]
         self.blamed: list[RequestBlamed] = []
-        self.served.on_blamed = self.blamed.append
+        self.router.on_blamed = self.blamed.append
 
     async def add(self, client: Any, request: Any) -> None:
         client.reqs_in_flight[request.request_id] = ENGINES[self.up]
@@ -145,19 +145,19 @@ class Siblings:
             params = SimpleNamespace(extra_args=None, clone=lambda: SimpleNamespace(extra_args=None))
             sent = request(name)
             sent.sampling_params = params
-            await self.served.add(self.add, self.client, sent)
+            await self.router.add(self.add, self.client, sent)
 
     async def die(self) -> None:
         self.lost[self.up] += 1
         self.there, self.up = [], 1 - self.up
         self.client.input_socket.said.put_nowait([ENGINES[self.up], b""])
         states = (UP if engine == self.up else DOWN for engine in range(2))
-        self.served.follow(view(*zip(states, self.lost, strict=True)))
+        self.router.follow(view(*zip(states, self.lost, strict=True)))
         await settle()
 
     async def get_on(self) -> None:
         outputs = [EngineCoreOutput(name, [1, 2, 3]) for name in self.there]
-        self.served.take(EngineCoreOutputs(engine_index=self.up, outputs=outputs))
+        self.router.take(EngineCoreOutputs(engine_index=self.up, outputs=outputs))
         await settle()
 
 
@@ -170,10 +170,10 @@ def test_one_that_kills_every_engine_core_ends_and_the_others_go_on_one_by_one()
         said = [siblings.client.outputs_queue.get_nowait() for _ in range(siblings.client.outputs_queue.qsize())]
         assert [o.request_id for outputs in said for o in outputs.outputs] == ["deadly"]
         assert sum(siblings.lost) == 4
-        assert sorted(siblings.served.open) == sorted(siblings.there) == ["fine", "good"]
+        assert sorted(siblings.router.open) == sorted(siblings.there) == ["fine", "good"]
         [blamed] = siblings.blamed
         assert (blamed.request_id, blamed.engine_id) == ("deadly", 1)
-        assert f"makes the server fail and was ended (incident {blamed.incident})" in str(error_reasons("deadly"))
+        assert f"makes the server fail and was ended (incident {blamed.incident})" in str(error_reason("deadly"))
 
     asyncio.run(scenario())
 
@@ -181,15 +181,15 @@ def test_one_that_kills_every_engine_core_ends_and_the_others_go_on_one_by_one()
 def test_engine_cores_that_were_lost_before_this_process_was_there_are_no_news() -> None:
     async def scenario() -> None:
         client = Client()
-        served = RequestRouter(client)
-        served.begin_with({0: 3, 1: 0})
-        served.bind(asyncio.get_running_loop())
-        served.follow(view((UP, 3), (UP, 0)))
+        router = RequestRouter(client)
+        router.begin_with({0: 3, 1: 0})
+        router.bind(asyncio.get_running_loop())
+        router.follow(view((UP, 3), (UP, 0)))
         await settle()
-        assert not any(map(served.is_gone, ENGINES))
-        served.follow(view((DOWN, 4), (UP, 0)))
+        assert not any(map(router.is_lost, ENGINES))
+        router.follow(view((DOWN, 4), (UP, 0)))
         await settle()
-        assert [served.is_gone(engine) for engine in ENGINES] == [True, False]
+        assert [router.is_lost(engine) for engine in ENGINES] == [True, False]
 
     asyncio.run(scenario())
 
@@ -199,14 +199,14 @@ class Sibling:
 
     def __init__(self) -> None:
         self.client, self.sent = Client(), list[tuple[str, int | None]]()
-        self.served = RequestRouter(self.client)
-        self.served.bind(asyncio.get_running_loop())
+        self.router = RequestRouter(self.client)
+        self.router.bind(asyncio.get_running_loop())
 
     async def add(self, client: Any, request: Any) -> None:
         self.sent.append((request.request_id, request.data_parallel_rank))
 
     async def follow(self, state: EngineState, losses: int) -> None:
-        self.served.follow(view((state, losses), (UP, 0)))
+        self.router.follow(view((state, losses), (UP, 0)))
         await settle()
 
 
@@ -214,14 +214,14 @@ def test_what_names_one_that_is_left_out_goes_to_another_and_what_waited_for_it_
     async def scenario() -> None:
         sibling = Sibling()
         await sibling.follow(DOWN, 1)
-        await sibling.served.add(sibling.add, sibling.client, request("waits", rank=0))
+        await sibling.router.add(sibling.add, sibling.client, request("waits", rank=0))
         assert sibling.sent == []
         await sibling.follow(OUT, 2)
-        await sibling.served.add(sibling.add, sibling.client, request("comes", rank=0))
-        await sibling.served.add(sibling.add, sibling.client, request("names the other", rank=1))
+        await sibling.router.add(sibling.add, sibling.client, request("comes", rank=0))
+        await sibling.router.add(sibling.add, sibling.client, request("names the other", rank=1))
         assert sibling.sent == [("waits", None), ("comes", None), ("names the other", 1)]
         await sibling.follow(DOWN, 3)
-        await sibling.served.add(sibling.add, sibling.client, request("waits again", rank=0))
+        await sibling.router.add(sibling.add, sibling.client, request("waits again", rank=0))
         assert len(sibling.sent) == 3
 
     asyncio.run(scenario())
@@ -230,14 +230,14 @@ def test_what_names_one_that_is_left_out_goes_to_another_and_what_waited_for_it_
 def test_one_that_is_left_out_already_when_a_process_begins_to_serve_is_gone_for_it() -> None:
     async def scenario() -> None:
         sibling = Sibling()
-        sibling.served.begin_with({0: 2, 1: 0})
+        sibling.router.begin_with({0: 2, 1: 0})
         await sibling.follow(OUT, 2)
-        await sibling.served.add(sibling.add, sibling.client, request("comes", rank=0))
+        await sibling.router.add(sibling.add, sibling.client, request("comes", rank=0))
         assert sibling.sent == [("comes", None)]
         sibling.client.input_socket.said.put_nowait([ENGINES[0], b""])
         await settle()
         await sibling.follow(UP, 2)
-        assert not sibling.served.is_gone(ENGINES[0])
+        assert not sibling.router.is_lost(ENGINES[0])
 
     asyncio.run(scenario())
 
@@ -245,9 +245,9 @@ def test_one_that_is_left_out_already_when_a_process_begins_to_serve_is_gone_for
 def test_the_host_is_told_that_nothing_runs_or_waits_on_a_lost_engine_core() -> None:
     async def scenario() -> None:
         client = Client()
-        served = RequestRouter(client)
-        served.bind(asyncio.get_running_loop())
-        served.follow(view((UP, 0), (DOWN, 1)))
+        router = RequestRouter(client)
+        router.bind(asyncio.get_running_loop())
+        router.follow(view((UP, 0), (DOWN, 1)))
         await settle()
         said = client.outputs_queue.get_nowait()
         assert (said.engine_index, said.outputs) == (1, [])
@@ -259,12 +259,12 @@ def test_the_host_is_told_that_nothing_runs_or_waits_on_a_lost_engine_core() -> 
 
 def test_a_late_answer_to_a_greeting_is_not_taken_for_a_successors_first_word() -> None:
     async def scenario() -> None:
-        client, served = await both_lost_one_after_another()
+        client, router = await both_lost_one_after_another()
         client.input_socket.said.put_nowait([ENGINES[1], b"4711", b""])
         await settle()
-        served.follow(view((UP, 1), (UP, 1)))
+        router.follow(view((UP, 1), (UP, 1)))
         await settle()
-        assert [served.is_gone(engine) for engine in ENGINES] == [False, True]
+        assert [router.is_lost(engine) for engine in ENGINES] == [False, True]
 
     asyncio.run(scenario())
 

@@ -22,10 +22,10 @@ from holdfast.core.config import HoldfastConfig
 from holdfast.hosts.vllm.process.settings import handed_down
 from holdfast.hosts.vllm.process.shared_memory import (
     _make_and_note,
-    attach_notes_of_segments,
-    forget_segments_of_the_dead,
-    noted,
-    noting_semaphores,
+    attach_segment_records,
+    record_semaphores,
+    recorded,
+    remove_dead_segments,
 )
 
 
@@ -67,14 +67,14 @@ def as_if_by_the_dead(notes: Path) -> None:
 
 def test_what_a_dead_process_made_is_removed(tmp_path: Path, segment: SharedMemory) -> None:
     as_if_by_the_dead(notes_of(tmp_path, ring_buffer(segment)))
-    forget_segments_of_the_dead(str(tmp_path))
+    remove_dead_segments(str(tmp_path))
     assert not is_there(segment)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_what_a_living_one_made_stays(tmp_path: Path, segment: SharedMemory) -> None:
     notes = notes_of(tmp_path, ring_buffer(segment))
-    forget_segments_of_the_dead(str(tmp_path))
+    remove_dead_segments(str(tmp_path))
     assert is_there(segment)
     assert notes.exists()
 
@@ -85,13 +85,13 @@ def test_a_dead_process_that_nobody_has_waited_for_counts_as_dead(tmp_path: Path
         assert zombie.stdout is not None and zombie.stdout.read() == b""  # closed: it is ending
         notes.rename(notes.with_name(f"shm-{zombie.pid}"))
         while is_there(segment):  # the system needs a moment until it is a zombie
-            forget_segments_of_the_dead(str(tmp_path))
+            remove_dead_segments(str(tmp_path))
 
 
 def test_what_ended_orderly_has_removed_its_own(tmp_path: Path, segment: SharedMemory) -> None:
     as_if_by_the_dead(notes_of(tmp_path, ring_buffer(segment)))
     segment.unlink()
-    forget_segments_of_the_dead(str(tmp_path))
+    remove_dead_segments(str(tmp_path))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -102,12 +102,12 @@ def test_who_only_uses_a_segment_notes_nothing(tmp_path: Path, segment: SharedMe
 
 
 def a_lock_of_the_hosts(context: Any) -> Any:
-    with noting_semaphores():
+    with record_semaphores():
         return context.Lock()
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # the lock removes itself too
-@pytest.mark.parametrize("make_lock", [a_lock_of_the_hosts, lambda context: noted(context.Lock())])
+@pytest.mark.parametrize("make_lock", [a_lock_of_the_hosts, lambda context: recorded(context.Lock())])
 def test_a_lock_that_a_dead_process_made_for_others_is_removed_and_no_other(
     tmp_path: Path, make_lock: Callable[[Any], Any]
 ) -> None:
@@ -117,7 +117,7 @@ def test_a_lock_that_a_dead_process_made_for_others_is_removed_and_no_other(
         made = make_lock(context)
     [notes] = tmp_path.iterdir()
     as_if_by_the_dead(notes)
-    forget_segments_of_the_dead(str(tmp_path))
+    remove_dead_segments(str(tmp_path))
     assert [semaphore_of(lock).exists() for lock in (before, made)] == [True, False]
 
 
@@ -129,7 +129,7 @@ def make_a_queue_of_the_hosts(said: Connection) -> None:
     """In a process of its own, which is killed then."""
     from vllm.distributed.device_communicators.shm_broadcast import MessageQueue
 
-    attach_notes_of_segments()
+    attach_segment_records()
     queue = MessageQueue(1, 1)
     said.send(queue.export_handle().buffer_handle[3])
     signal.pause()
@@ -143,11 +143,11 @@ def test_the_memory_of_a_killed_process_that_made_a_queue_of_the_hosts_is_remove
         process = context.Process(target=make_a_queue_of_the_hosts, args=(says,), daemon=True)
         process.start()
     memory = Path("/dev/shm", hears.recv())
-    forget_segments_of_the_dead(str(tmp_path))
+    remove_dead_segments(str(tmp_path))
     assert memory.exists()
     process.kill()
     process.join()
     assert memory.exists()
-    forget_segments_of_the_dead(str(tmp_path))
+    remove_dead_segments(str(tmp_path))
     assert not memory.exists()
     assert not list(tmp_path.glob("shm-*"))

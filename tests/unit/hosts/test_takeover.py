@@ -22,7 +22,7 @@ from holdfast.core.protocol.events import EngineView, InstanceView
 from holdfast.core.states import EngineState
 from holdfast.hosts.vllm.engine.api_server_clients import answer_greetings, drop_requests
 from holdfast.hosts.vllm.protocol.calls import GREETING
-from holdfast.hosts.vllm.serving.takeover import Newcomer, greet_engine_cores
+from holdfast.hosts.vllm.serving.takeover import Takeover, greet_engine_cores
 
 ADDRESS = "inproc://input"
 WAIT_S = 10.0
@@ -114,10 +114,10 @@ def engines(request: pytest.FixtureRequest, context: zmq.Context[Any], client: C
 
 
 def test_it_hears_once_of_each_engine_core_that_is_ready(client: Client, engines: list[EngineCore]) -> None:
-    newcomer = Newcomer(Link(restarts=1), 0, WAIT_S)  # type: ignore[arg-type]
-    with newcomer.making(client):
+    takeover = Takeover(Link(restarts=1), 0, WAIT_S)  # type: ignore[arg-type]
+    with takeover.making(client):
         assert client.wait_ready() == {0: b"ready", 1: b"ready"}
-    assert newcomer.restarts == {0: 2, 1: 1}
+    assert takeover.restarts == {0: 2, 1: 1}
     assert client.input_socket is client.resources.input_socket
 
 
@@ -125,29 +125,29 @@ def test_it_hears_once_of_each_engine_core_that_is_ready(client: Client, engines
 def test_the_first_word_of_one_that_was_restarted_meanwhile_is_not_counted_twice(
     client: Client, engines: list[EngineCore]
 ) -> None:
-    newcomer = Newcomer(Link(), 0, WAIT_S)  # type: ignore[arg-type]
-    with newcomer.making(client):
+    takeover = Takeover(Link(), 0, WAIT_S)  # type: ignore[arg-type]
+    with takeover.making(client):
         assert client.wait_ready() == {0: b"ready", 1: b"ready"}
 
 
 def test_the_word_of_a_process_that_is_being_replaced_does_not_count(client: Client, engines: list[EngineCore]) -> None:
-    newcomer = Newcomer(Link(pid=None, state=EngineState.RESTARTING), 0, 0.5)  # type: ignore[arg-type]
-    with newcomer.making(client), pytest.raises(PeerSilent, match=r"engine core\(s\) 1 did not answer"):
+    takeover = Takeover(Link(pid=None, state=EngineState.RESTARTING), 0, 0.5)  # type: ignore[arg-type]
+    with takeover.making(client), pytest.raises(PeerSilent, match=r"engine core\(s\) 1 did not answer"):
         client.wait_ready()
 
 
 def test_one_that_is_left_out_is_spoken_for_by_its_sibling(client: Client, engines: list[EngineCore]) -> None:
-    newcomer = Newcomer(Link(pid=None, state=EngineState.LEFT_OUT, restarts=6), 0, WAIT_S)  # type: ignore[arg-type]
-    with newcomer.making(client):
+    takeover = Takeover(Link(pid=None, state=EngineState.LEFT_OUT, restarts=6), 0, WAIT_S)  # type: ignore[arg-type]
+    with takeover.making(client):
         assert client.wait_ready() == {0: b"ready", 1: b"ready"}
-    assert newcomer.restarts == {0: 2, 1: 6}
+    assert takeover.restarts == {0: 2, 1: 6}
 
 
 def test_a_greeting_takes_back_what_the_dead_client_had_open(client: Client, engines: list[EngineCore]) -> None:
     requests = {"a": 1, "b": 0, "c": 1}
     engines[0].scheduler.requests = {i: SimpleNamespace(request_id=i, client_index=c) for i, c in requests.items()}
-    newcomer = Newcomer(Link(), 1, WAIT_S)  # type: ignore[arg-type]
-    with newcomer.making(client):
+    takeover = Takeover(Link(), 1, WAIT_S)  # type: ignore[arg-type]
+    with takeover.making(client):
         client.wait_ready()
     kind, request_ids = engines[0].input_queue.get(timeout=WAIT_S)
     assert (kind, set(request_ids)) == (EngineCoreRequestType.ABORT, {"a", "c"})

@@ -40,14 +40,14 @@ from holdfast.hosts.vllm.contract.topology import (
     refuse_unprotected,
 )
 from holdfast.hosts.vllm.contract.versions import refuse_unknown_host
-from holdfast.hosts.vllm.owner.api_servers import save_process_arguments
+from holdfast.hosts.vllm.owner.api_servers import save_api_server_arguments
 from holdfast.hosts.vllm.owner.coordinator import save_coordinator_arguments
-from holdfast.hosts.vllm.owner.engine_spawning import save_arguments
+from holdfast.hosts.vllm.owner.engine_spawning import save_engine_arguments
 from holdfast.hosts.vllm.owner.owner import MakeOutlets, VllmFrontEndHost, current_owner
-from holdfast.hosts.vllm.process.settings import handed_down, inherited_settings, is_asked_for, take_settings
+from holdfast.hosts.vllm.process.settings import asks_for_protection, handed_down, inherited_settings, take_settings
 from holdfast.hosts.vllm.serving.client_hooks import attach_client_hooks, request_router, serve_until
 from holdfast.hosts.vllm.serving.routing import route_around_paused
-from holdfast.hosts.vllm.serving.takeover import Newcomer, greet_engine_cores
+from holdfast.hosts.vllm.serving.takeover import Takeover, greet_engine_cores
 from holdfast.sentinel import FrontEndLink
 from holdfast.sentinel.addresses import client_address
 from holdfast.wire import ZmqStation
@@ -71,9 +71,9 @@ def attach_front_end_hooks(make_outlets: MakeOutlets) -> None:
     """In a process that may own engine cores."""
     attach(LAUNCH_IN_CLIENT, functools.partial(_launch_protected, make_outlets, lambda addresses: 0))
     attach(WATCH_ENGINES, _watch_engines)
-    attach(START_ENGINES, save_arguments)
+    attach(START_ENGINES, save_engine_arguments)
     attach(START_COORDINATOR, save_coordinator_arguments)
-    attach(START_API_SERVERS, save_process_arguments)
+    attach(START_API_SERVERS, save_api_server_arguments)
     attach_request_hooks()
     if LAUNCH_IN_LAUNCHER.module in sys.modules:  # the command is there before any plugin is loaded
         attach(LAUNCH_IN_LAUNCHER, functools.partial(_launch_protected, make_outlets, _one_for_each_input))
@@ -169,13 +169,13 @@ def _await_end(original: Callable[..., None], *args: Any, **kwargs: Any) -> None
         original(*bound.args, **bound.kwargs)
         return
     try:
-        original(**owner.stand_ins(bound.arguments))
+        original(**owner.proxies(bound.arguments))
     finally:
         owner.expect_end()
 
 
 def _refuse_headless(original: Callable[[Any], None], args: Any) -> None:
-    if is_asked_for(args):
+    if asks_for_protection(args):
         raise BadConfiguration("this version does not protect engine cores without an API server", hint=UNPROTECTED)
     original(args)
 
@@ -196,7 +196,7 @@ def _init_client(original: Callable[..., None], client: Any, *args: Any, **kwarg
         return
     link_id = bound.arguments.get("client_index", 0)
     if bound.arguments["client_addresses"].get("input_listener") is None:
-        _take_dead_ones_place(make, client, link_id)
+        _take_over(make, client, link_id)
         return
     make()
     link = _make_link(link_id)
@@ -205,27 +205,27 @@ def _init_client(original: Callable[..., None], client: Any, *args: Any, **kwarg
     link.await_attached(OWNER_TIMEOUT_S)
 
 
-def _take_dead_ones_place(make: Callable[[], None], client: Any, link_id: int) -> None:
+def _take_over(make: Callable[[], None], client: Any, link_id: int) -> None:
     """The link comes first: what the engine cores are is known before they are asked whether they are ready."""
     link = _make_link(link_id)
     link.start(attached())
     link.await_attached(OWNER_TIMEOUT_S)
-    newcomer = Newcomer(link, link_id, link.config.engine_start_timeout_s)
-    with newcomer.making(client):
+    takeover = Takeover(link, link_id, link.config.engine_start_timeout_s)
+    with takeover.making(client):
         make()
-    if (served := request_router(client)) is not None:
-        served.begin_with(newcomer.restarts)
+    if (router := request_router(client)) is not None:
+        router.begin_with(takeover.restarts)
     _serve_through(link, client)
     _follow(weakref.ref(client), link.view())
 
 
 def _serve_for_owner(client: Any, owner: VllmFrontEndHost | None) -> None:
     """In the process that owns the engine cores and serves for them."""
-    served = request_router(client)
-    if owner is not None and served is not None:
+    router = request_router(client)
+    if owner is not None and router is not None:
         serve_until(lambda: owner.defeat is not None)
-        owner.sentinel.tell(served.follow)
-        served.on_blamed = owner.sentinel.request_blamed
+        owner.sentinel.tell(router.follow)
+        router.on_blamed = owner.sentinel.request_blamed
         owner.serves = True
 
 
@@ -241,16 +241,16 @@ def _serve_through(link: FrontEndLink, client: Any) -> None:
     weakref.finalize(client, link.close)
     serve_until(lambda: link.view().defeat is not None)
     link.tell(functools.partial(_follow, weakref.ref(client)))
-    if (served := request_router(client)) is not None:
-        served.on_blamed = link.request_blamed
+    if (router := request_router(client)) is not None:
+        router.on_blamed = link.request_blamed
     _current_link = link
 
 
 def _follow(client: Callable[[], Any], view: InstanceView) -> None:
     serving = client()
-    served = request_router(serving) if serving is not None else None
-    if served is not None:
-        served.follow(view)
+    router = request_router(serving) if serving is not None else None
+    if router is not None:
+        router.follow(view)
     _end_with_instance(client, view)
 
 
@@ -267,6 +267,6 @@ def _route(original: Callable[..., bytes], client: Any, request: Any) -> bytes:
     control = current_control()
     if control is None:
         return original(client, request)
-    served = request_router(client)
-    is_gone = served.is_gone if served is not None else lambda engine: False
-    return route_around_paused(functools.partial(original, client), client, request, control.view(), is_gone)
+    router = request_router(client)
+    is_lost = router.is_lost if router is not None else lambda engine: False
+    return route_around_paused(functools.partial(original, client), client, request, control.view(), is_lost)

@@ -28,9 +28,9 @@ from holdfast.hosts.vllm.engine.worker_pool.standby_pool import PoolState
 from holdfast.hosts.vllm.injection.points import Traps, arm_engine
 from holdfast.hosts.vllm.owner.coordinator import introduce
 from holdfast.hosts.vllm.process.device_health import device_health
-from holdfast.hosts.vllm.process.init_store import attach_meeting_place
+from holdfast.hosts.vllm.process.init_store import attach_init_store
 from holdfast.hosts.vllm.process.settings import inherited_settings, joins_epoch
-from holdfast.hosts.vllm.process.shared_memory import attach_notes_of_segments
+from holdfast.hosts.vllm.process.shared_memory import attach_segment_records
 from holdfast.hosts.vllm.protocol.calls import TOLD_TO_STOP
 from holdfast.sentinel import EngineCoreSentinel
 from holdfast.sentinel.addresses import client_address, engine_address
@@ -47,8 +47,8 @@ def attach_engine_hooks() -> None:
     attach(BUSY_LOOP, _run_protected)
     attach(LOCKSTEP_BUSY_LOOP, _run_protected)
     attach_resuming_hooks()
-    attach_meeting_place()
-    attach_notes_of_segments()
+    attach_init_store()
+    attach_segment_records()
 
 
 def _protect_engine(original: Callable[..., None], engine: Any, *args: Any, **kwargs: Any) -> None:

@@ -22,7 +22,7 @@ _LISTENERS = ("input_listener", "output_listener")
 _WATCH_S = 0.2
 
 
-def save_process_arguments(original: Callable[..., None], manager: Any, *args: Any, **kwargs: Any) -> None:
+def save_api_server_arguments(original: Callable[..., None], manager: Any, *args: Any, **kwargs: Any) -> None:
     """Around the manager's `__init__`: a process forgets what it was started with, and nobody else knows it."""
     if inherited_settings() is None:
         original(manager, *args, **kwargs)
@@ -42,7 +42,7 @@ def save_process_arguments(original: Callable[..., None], manager: Any, *args: A
     manager.holdfast_arguments = made
 
 
-class ApiServerMember:
+class ApiServerProcess:
     """One of several API servers among the processes that are watched."""
 
     def __init__(self, manager: Any, index: int, sentinel: ClientSentinel, config: HoldfastConfig) -> None:
@@ -75,7 +75,7 @@ class ApiServerMember:
         if (counters := self._client_config.get("mp_admission_counters")) is not None:
             counters[self._index * (len(counters) // len(self._manager.processes))] = 0
 
-    def start_another(self, on_started: Callable[[], None]) -> None:
+    def start_replacement(self, on_started: Callable[[], None]) -> None:
         """Returns once it takes connections."""
         *others, config = self._arguments["args"]
         # The first one was handed its listening sockets; without them the client binds the same addresses.

@@ -16,7 +16,7 @@ from holdfast.core.config import HoldfastConfig
 from holdfast.core.errors import RecoveryFailed
 from holdfast.core.instance.processes import COORDINATOR
 from holdfast.hosts.vllm.process.settings import inherited_settings
-from holdfast.hosts.vllm.process.spawning import cannot_replace, spawning
+from holdfast.hosts.vllm.process.spawning import spawning, why_cannot_spawn
 
 START_TIMEOUT_S = 120.0  # as the host waits for the first one
 
@@ -30,7 +30,7 @@ def save_coordinator_arguments(original: Callable[..., None], coordinator: Any, 
     original(coordinator, *args, **kwargs)
 
 
-class CoordinatorMember:
+class CoordinatorProcess:
     """The coordinator among the processes that are watched."""
 
     name = COORDINATOR
@@ -47,9 +47,9 @@ class CoordinatorMember:
         """Nobody keeps books on it."""
 
     def unrecoverable_reason(self) -> str:
-        return cannot_replace()
+        return why_cannot_spawn()
 
-    def start_another(self, on_started: Callable[[], None]) -> None:
+    def start_replacement(self, on_started: Callable[[], None]) -> None:
         """Returns once it has bound its addresses; what is sent to it from then on waits for it."""
         from vllm.utils.system_utils import get_mp_context
         from vllm.v1.engine.coordinator import DPCoordinatorProc

@@ -22,7 +22,7 @@ from holdfast.hosts.vllm.contract.engine_touchpoints import (
 )
 from holdfast.hosts.vllm.contract.hooks import missing
 from holdfast.hosts.vllm.owner.engine_spawning import Launch, start_engine_core
-from holdfast.hosts.vllm.process.shared_memory import forget_segments_of_the_dead
+from holdfast.hosts.vllm.process.shared_memory import remove_dead_segments
 from holdfast.hosts.vllm.process.sockets import remove_sockets
 from holdfast.hosts.vllm.process.trees import LINGER_S, end_processes, kill_tree
 from holdfast.sentinel import ClientSentinel
@@ -60,7 +60,7 @@ class EngineProcesses:
         self._unwatched: set[int] = set()  # that these end is no news
         self._unwatching = threading.Lock()
 
-    def take(self, launch: Launch, processes: Sequence[Any]) -> None:
+    def adopt(self, launch: Launch, processes: Sequence[Any]) -> None:
         """The engine cores are started."""
         self.launch, self.processes = launch, processes
 
@@ -99,7 +99,7 @@ class EngineProcesses:
             kill_tree(process.pid)
         _join_all(self.processes, GONE_TIMEOUT_S)
         end_processes(order.processes, began_at)
-        forget_segments_of_the_dead(self._config.runtime_dir)
+        remove_dead_segments(self._config.runtime_dir)
 
     @staticmethod
     def _begin(name: str, engine_id: int, work: Callable[..., None], *about: Any) -> None:
@@ -118,7 +118,7 @@ class EngineProcesses:
             self._kill(order.engine_id)
         self.processes[order.engine_id].join(GONE_TIMEOUT_S)
         end_processes(order.processes, lost_at)
-        forget_segments_of_the_dead(self._config.runtime_dir)
+        remove_dead_segments(self._config.runtime_dir)
 
     def _replace(self, order: ReplaceEngine, lost_at: float) -> None:
         engine_id = order.engine_id
@@ -128,7 +128,7 @@ class EngineProcesses:
                 logger.warning("an API server has not heard yet that engine core %d is lost", engine_id)
             if self._ends_within(order.after_s):
                 return
-            self._start_another(engine_id, order.joins_epoch)
+            self._start_replacement(engine_id, order.joins_epoch)
         except Exception as error:
             if not self._ends_within(0.0):
                 logger.exception("another engine core %d did not start", engine_id)
@@ -136,11 +136,11 @@ class EngineProcesses:
                 why = f"what was to take its place did not start: {' '.join(str(error).split())}"
                 self._sentinel.engine_lost(engine_id, why, self._unrecoverable_reason())
 
-    def _start_another(self, engine_id: int, joins_epoch: int | None) -> None:
+    def _start_replacement(self, engine_id: int, joins_epoch: int | None) -> None:
         assert self.launch is not None
         put_in_place = functools.partial(self._put_in_place, engine_id)
-        gently = joins_epoch is None and self._others_serve(engine_id)
-        start_engine_core(self.launch, engine_id, self._config, put_in_place, joins_epoch, gently=gently)
+        background = joins_epoch is None and self._others_serve(engine_id)
+        start_engine_core(self.launch, engine_id, self._config, put_in_place, joins_epoch, background=background)
         if not self._sentinel.await_attached_again(engine_id, ATTACH_TIMEOUT_S):
             raise HookNotAttached(f"engine core {engine_id} did not report its hooks within {ATTACH_TIMEOUT_S:g} s")
         view = self._sentinel.view().engine(engine_id)

@@ -21,7 +21,7 @@ from holdfast.hosts.vllm.process.sockets import empty_folder
 from holdfast.hosts.vllm.process.spawning import spawning
 from holdfast.hosts.vllm.process.trees import hurry_tree, kill_tree
 
-GENTLE_S = 60.0  # then its capacity is missed more than a sibling is disturbed
+BACKGROUND_S = 60.0  # then its capacity is missed more than a sibling is disturbed
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Launch:
         }
 
 
-def save_arguments(original: Callable[..., None], manager: Any, *args: Any, **kwargs: Any) -> None:
+def save_engine_arguments(original: Callable[..., None], manager: Any, *args: Any, **kwargs: Any) -> None:
     """Around the manager's `__init__`: a protected instance may have to start an engine core once more."""
     if inherited_settings() is not None:
         bound = inspect.signature(original).bind(manager, *args, **kwargs)
@@ -67,12 +67,12 @@ def start_engine_core(
     on_started: Callable[[Any], None],
     joins_epoch: int | None = None,
     *,
-    gently: bool = False,
+    background: bool = False,
 ) -> None:
     """Start the engine core with this index and wait until it is ready. `on_started` is given its process at once.
 
     With `joins_epoch` it starts alone: the peers of its lockstep group are met when they are let in together.
-    `gently`: others serve meanwhile, and it leaves the processors to them for as long as `GENTLE_S`.
+    `background`: others serve meanwhile, and it leaves the processors to them for as long as `BACKGROUND_S`.
 
     Raises: anything, when it does not become ready within the engine start timeout; it may still be running then.
     """
@@ -86,7 +86,10 @@ def start_engine_core(
     parallel = copy.copy(arguments["vllm_config"].parallel_config)
     parallel.data_parallel_size_local = 1
     with zmq_socket_ctx(address, zmq.ROUTER, bind=True) as handshake:
-        with spawning(config, joins_epoch, sockets), _gentle_processes() if gently else contextlib.nullcontext():
+        with (
+            spawning(config, joins_epoch, sockets),
+            _background_processes() if background else contextlib.nullcontext(),
+        ):
             manager = CoreEngineProcManager(**arguments)
         manager._finalizer.detach()  # its process belongs to the first manager from now on
         # Looking at an exit code takes it out of the process table, where the host's own shutdown fails without it.
@@ -103,13 +106,13 @@ def start_engine_core(
 
 
 @contextlib.contextmanager
-def _gentle_processes() -> Iterator[None]:
-    """Processes that the host starts inside begin gently. One thread at a time: see `spawning`."""
+def _background_processes() -> Iterator[None]:
+    """Processes that the host starts inside start at background priority. One thread at a time: see `spawning`."""
     from vllm.utils.system_utils import get_mp_context
 
     context = get_mp_context()
     vars(context)["Process"] = lambda **about: type(context).Process(
-        **{**about, "target": Bootstrap(about["target"], gently=True)}
+        **{**about, "target": Bootstrap(about["target"], background=True)}
     )
     try:
         yield
@@ -120,7 +123,7 @@ def _gentle_processes() -> Iterator[None]:
 @contextlib.contextmanager
 def _hurried_after(pid: int) -> Iterator[None]:
     """It is hurried when it serves, which is after this, or when it has been gentle for long enough."""
-    with _after(GENTLE_S, hurry_tree, pid):
+    with _after(BACKGROUND_S, hurry_tree, pid):
         try:
             yield
         finally:

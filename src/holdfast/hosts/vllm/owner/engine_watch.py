@@ -27,7 +27,7 @@ Pids = Callable[[], Mapping[int, int]]
 Ended = Callable[[int, int], None]  # which one, and how, as wait(2) tells it
 
 
-class EngineCoreWatch:
+class EngineWatch:
     """Asks for the processes of the engine cores, and says once of each which one stalls, and which one has ended."""
 
     def __init__(self, config: HoldfastConfig, pids: Pids, condemn: Condemn, ended: Ended) -> None:
@@ -40,7 +40,7 @@ class EngineCoreWatch:
         self._condemned: set[int] = set()
         self._devices: Devices | None = None
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="EngineCoreWatch", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="EngineWatch", daemon=True)
 
     def start(self) -> None:
         self._devices = device_health()

@@ -32,15 +32,15 @@ from holdfast.core.states import EngineState
 from holdfast.hosts.vllm.communicators.rendezvous import RendezvousHost
 from holdfast.hosts.vllm.contract.front_end_touchpoints import CLIENT_INIT
 from holdfast.hosts.vllm.contract.hooks import missing
-from holdfast.hosts.vllm.owner.api_servers import ApiServerMember
-from holdfast.hosts.vllm.owner.coordinator import CoordinatorMember
+from holdfast.hosts.vllm.owner.api_servers import ApiServerProcess
+from holdfast.hosts.vllm.owner.coordinator import CoordinatorProcess
 from holdfast.hosts.vllm.owner.engine_processes import END_TIMEOUT_S, EngineProcesses, check_hooks
 from holdfast.hosts.vllm.owner.engine_spawning import Launch
-from holdfast.hosts.vllm.owner.engine_watch import EngineCoreWatch
-from holdfast.hosts.vllm.owner.peer_watch import FrontEndWatch
+from holdfast.hosts.vllm.owner.engine_watch import EngineWatch
+from holdfast.hosts.vllm.owner.front_end_watch import FrontEndWatch
 from holdfast.hosts.vllm.process.exits import explain_exit
 from holdfast.hosts.vllm.process.logs import share_log
-from holdfast.hosts.vllm.process.spawning import cannot_replace
+from holdfast.hosts.vllm.process.spawning import why_cannot_spawn
 from holdfast.hosts.vllm.process.trees import kill_tree
 from holdfast.progress.oom import oom_kills
 from holdfast.sentinel import ClientSentinel
@@ -104,8 +104,8 @@ class VllmFrontEndHost:
             notify_address=self._outlets.address,
         )
         self.sentinel.expect_links(links)
-        self._places = EngineProcesses(self.sentinel, self.config, self._ends_within, self.unrecoverable_reason)
-        self._watch = EngineCoreWatch(self.config, self._engine_pids, self._condemn, self._notice_end)
+        self._engines = EngineProcesses(self.sentinel, self.config, self._ends_within, self.unrecoverable_reason)
+        self._watch = EngineWatch(self.config, self._engine_pids, self._condemn, self._notice_end)
         self._condemned: dict[int, str] = {}
         self._oom_kills = oom_kills()
         self._front_end = FrontEndWatch(self.sentinel, self._ends_within)
@@ -115,7 +115,7 @@ class VllmFrontEndHost:
     def own(self, launch: Any) -> None:
         """The engine cores are started, and nobody else may own them."""
         manager = launch.engine_manager
-        self._places.take(Launch.of(launch), manager.processes)
+        self._engines.adopt(Launch.of(launch), manager.processes)
         self._manager = weakref.ref(manager)
         weakref.finalize(manager, self.close)
 
@@ -131,12 +131,12 @@ class VllmFrontEndHost:
         self._check_links(api_servers)
         if self.config.stall_detection:
             self._watch.start()
-        self._front_end.start(self._members())
+        self._front_end.start(self._front_end_processes())
         _current = self
 
-    def _members(self) -> list[CoordinatorMember]:
-        coordinator = self._places.launch.coordinator if self._places.launch is not None else None
-        return [CoordinatorMember(coordinator, self.config)] if coordinator is not None else []
+    def _front_end_processes(self) -> list[CoordinatorProcess]:
+        coordinator = self._engines.launch.coordinator if self._engines.launch is not None else None
+        return [CoordinatorProcess(coordinator, self.config)] if coordinator is not None else []
 
     def _check_engines(self) -> None:
         for engine in self.sentinel.await_attached(ATTACH_TIMEOUT_S).engines:
@@ -173,8 +173,8 @@ class VllmFrontEndHost:
         Theirs would be the last word otherwise: what they have open they end as if that had been asked for.
         """
         while not manager.manager_stopped.is_set():
-            watched = self._places.watched
-            by_sentinel = {self._places.processes[i].sentinel: i for i in watched}
+            watched = self._engines.watched
+            by_sentinel = {self._engines.processes[i].sentinel: i for i in watched}
             gone = multiprocessing.connection.wait(list(by_sentinel), _WATCH_S) if watched else []
             if not watched:
                 manager.manager_stopped.wait(_WATCH_S)
@@ -183,14 +183,14 @@ class VllmFrontEndHost:
                     return
             ended = (by_sentinel[cast(int, sentinel)] for sentinel in gone)
             # One that was killed to be replaced, meanwhile, is no news.
-            if not all(i not in self._places.watched or self._goes_on_without(manager, i) for i in ended):
+            if not all(i not in self._engines.watched or self._goes_on_without(manager, i) for i in ended):
                 return
 
     def _goes_on_without(self, manager: Any, engine_id: int) -> bool:
         """Judge the death of an engine core: whether the instance goes on."""
         if manager.manager_stopped.is_set():
             return False  # and its exit code is for the host to look at
-        process = self._places.processes[engine_id]
+        process = self._engines.processes[engine_id]
         process.join(KNOWN_TIMEOUT_S)  # its sentinel says that it ends before the system says how
         if process.exitcode == 0 or manager.manager_stopped.is_set():
             return False  # it was asked to end
@@ -213,7 +213,7 @@ class VllmFrontEndHost:
             self._take_for_lost(engine_id, -killed_by)
 
     def _take_for_lost(self, engine_id: int, exit_code: int | None) -> None:
-        if self._places.unwatch(engine_id):
+        if self._engines.unwatch(engine_id):
             why = self._condemned.pop(engine_id, self._why_gone(exit_code))
             self.sentinel.engine_lost(engine_id, why, self.unrecoverable_reason())
 
@@ -234,13 +234,13 @@ class VllmFrontEndHost:
     def unrecoverable_reason(self) -> str:
         if not self._links and not self.serves:
             return "nobody could go on with its requests: it was not started to serve them over HTTP"
-        return cannot_replace()
+        return why_cannot_spawn()
 
     def replace_engine(self, order: ReplaceEngine) -> None:
-        self._places.replace(order)
+        self._engines.replace(order)
 
     def leave_out_engine(self, order: LeaveOut) -> None:
-        self._places.leave_out(order)
+        self._engines.leave_out(order)
 
     def _ends_within(self, seconds: float) -> bool:
         """Whether the instance ends within that time, or has ended."""
@@ -249,14 +249,14 @@ class VllmFrontEndHost:
 
     # ---- processes beside the engine cores
 
-    def stand_ins(self, watched: dict[str, Any]) -> dict[str, Any]:
+    def proxies(self, watched: dict[str, Any]) -> dict[str, Any]:
         """What the host is to watch in the place of what is watched here; takes and returns its own arguments."""
-        manager, stand_in = watched["api_server_manager"], self._front_end.stand_in
-        servers = [ApiServerMember(manager, i, self.sentinel, self.config) for i in range(len(manager.processes))]
+        manager, proxy = watched["api_server_manager"], self._front_end.proxy
+        servers = [ApiServerProcess(manager, i, self.sentinel, self.config) for i in range(len(manager.processes))]
         self._front_end.add(servers)
-        shown = {**watched, "api_server_manager": SimpleNamespace(processes=[stand_in(s.name) for s in servers])}
+        shown = {**watched, "api_server_manager": SimpleNamespace(processes=[proxy(s.name) for s in servers])}
         if watched.get("coordinator") is not None:
-            shown["coordinator"] = SimpleNamespace(proc=stand_in(COORDINATOR))
+            shown["coordinator"] = SimpleNamespace(proc=proxy(COORDINATOR))
         return shown
 
     def expect_end(self) -> None:
@@ -282,7 +282,7 @@ class VllmFrontEndHost:
             self._defeated.set()
             self._front_end.give_up()
             about = (order, time.time())
-            self._ending = threading.Thread(target=self._places.end, args=about, name="EngineCoreEnd", daemon=True)
+            self._ending = threading.Thread(target=self._engines.end, args=about, name="EngineCoreEnd", daemon=True)
             self._ending.start()
 
     def await_end(self) -> None:
@@ -298,5 +298,5 @@ class VllmFrontEndHost:
         self._outlets.close()
         for rendezvous in self._rendezvous.values():
             rendezvous.close_all()
-        self._places.remove_sockets()
+        self._engines.remove_sockets()
         shutil.rmtree(self._folder, ignore_errors=True)

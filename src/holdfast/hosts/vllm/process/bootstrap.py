@@ -22,27 +22,27 @@ class Bootstrap:
     imports the whole host. For the same reason the function travels by its name.
     """
 
-    def __init__(self, main: Callable[..., None], *, gently: bool) -> None:
+    def __init__(self, main: Callable[..., None], *, background: bool) -> None:
         self._main = main
-        self._gently = gently
+        self._background = background
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        return _begin, (self._main.__module__, self._main.__qualname__, self._gently)
+        return _begin, (self._main.__module__, self._main.__qualname__, self._background)
 
 
-def _begin(module: str, name: str, gently: bool) -> Callable[..., None]:
-    if gently:
+def _begin(module: str, name: str, background: bool) -> Callable[..., None]:
+    if background:
         priority.begin()
     gc.disable()
-    return functools.partial(_run, pkgutil.resolve_name(f"{module}:{name}"), gently)
+    return functools.partial(_run, pkgutil.resolve_name(f"{module}:{name}"), background)
 
 
-def _run(main: Callable[..., None], gently: bool, /, *args: Any, **kwargs: Any) -> None:
-    keep_for_good()
+def _run(main: Callable[..., None], background: bool, /, *args: Any, **kwargs: Any) -> None:
+    freeze_objects()
     try:
         main(*args, **kwargs)
     finally:
-        if gently:
+        if background:
             priority.end()  # its timer would kill an interpreter that ends
 
 
@@ -57,10 +57,10 @@ def importing() -> Iterator[None]:
     try:
         yield
     finally:
-        keep_for_good()
+        freeze_objects()
 
 
-def keep_for_good() -> None:
+def freeze_objects() -> None:
     """Everything that there is now. Nothing is collected first: that costs more time than the garbage costs memory."""
     gc.freeze()
     gc.enable()

@@ -14,7 +14,7 @@ from holdfast.hosts.vllm.process.settings import inherited_settings
 from holdfast.hosts.vllm.process.sockets import VARIABLE as SOCKETS
 
 
-def attach_meeting_place() -> None:
+def attach_init_store() -> None:
     """In an engine core."""
     attach(FILE_STORE, _in_own_folder)
 

@@ -62,7 +62,7 @@ def with_files_read(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {**settings, FAULT_CLASSES: read_rows(rows)} if isinstance(rows, str) else dict(settings)
 
 
-def is_asked_for(args: Any) -> bool:
+def asks_for_protection(args: Any) -> bool:
     """Whether the arguments of a serve command ask for protection."""
     settings = (getattr(args, "additional_config", None) or {}).get(KEY)
     return isinstance(settings, dict) and bool(settings.get("enable_fault_tolerance", True))

@@ -24,7 +24,7 @@ _PREFIX = "shm-"
 _GONE = (GONE, "Z")  # one that nobody has waited for yet has no memory either
 
 
-def attach_notes_of_segments() -> None:
+def attach_segment_records() -> None:
     """In an engine core, and in a worker."""
     attach(RING_BUFFER, _make_and_note)
 
@@ -36,14 +36,14 @@ def _make_and_note(original: Callable[..., None], buffer: Any, *args: Any, **kwa
 
 
 @contextlib.contextmanager
-def noting_semaphores() -> Iterator[None]:
+def record_semaphores() -> Iterator[None]:
     """Of a lock that several processes share, which the host makes inside and keeps to itself."""
     before = _mapped_semaphores()
     yield
     _note(_mapped_semaphores() - before)
 
 
-def noted(lock: Any) -> Any:
+def recorded(lock: Any) -> Any:
     """A lock of our own that other processes are to share."""
     _note([f"sem.{lock._semlock.name.removeprefix('/')}"])
     return lock
@@ -68,7 +68,7 @@ def _note(names: Iterable[str]) -> None:
             notes.writelines(f"{name}\n" for name in names)
 
 
-def forget_segments_of_the_dead(runtime_dir: str) -> None:
+def remove_dead_segments(runtime_dir: str) -> None:
     """Remove what processes of the instance have made that are gone. Any process of it, any thread."""
     for notes in Path(runtime_dir).glob(f"{_PREFIX}*"):
         pid = notes.name.removeprefix(_PREFIX)

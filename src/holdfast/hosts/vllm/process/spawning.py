@@ -19,7 +19,7 @@ def spawning(config: HoldfastConfig, joins_epoch: int | None = None, sockets: st
         yield
 
 
-def cannot_replace() -> str:
+def why_cannot_spawn() -> str:
     """Why no engine core could be started from this process any more; empty where one can."""
     from vllm.utils.system_utils import get_mp_context
 

@@ -63,42 +63,42 @@ def serve_until(has_ended: Callable[[], bool]) -> None:
 
 
 async def _add(original: Callable[..., Awaitable[None]], client: Any, request: Any) -> None:
-    served = request_router(client)
-    if served is None:
+    router = request_router(client)
+    if router is None:
         await original(client, request)
     else:
-        await served.add(original, client, request)
+        await router.add(original, client, request)
 
 
 async def _abort(original: Callable[..., Awaitable[None]], client: Any, request_ids: Sequence[str]) -> None:
-    served = request_router(client)
-    if served is None:
+    router = request_router(client)
+    if router is None:
         await original(client, request_ids)
     else:
-        await served.abort(original, client, request_ids)
+        await router.abort(original, client, request_ids)
 
 
 def _receive(original: Callable[[Any], None], client: Any) -> None:
-    if client.resources.output_queue_task is None and (served := request_router(client)) is not None:
+    if client.resources.output_queue_task is None and (router := request_router(client)) is not None:
         attach_error_reasons()
-        served.bind(asyncio.get_running_loop())
-        client.decoder = _Decoder(client.decoder, served)
+        router.bind(asyncio.get_running_loop())
+        client.decoder = _Decoder(client.decoder, router)
     original(client)
 
 
 class _Decoder:
     """The client's decoder of outputs. What it returns has been taken note of."""
 
-    def __init__(self, decoder: Any, served: RequestRouter) -> None:
+    def __init__(self, decoder: Any, router: RequestRouter) -> None:
         self._decoder = decoder
-        self._served = served
+        self._router = router
 
     def decode(self, frames: Any) -> Any:
         if _is_last_word(frames):
             from vllm.v1.engine import EngineCoreOutputs
 
             return EngineCoreOutputs()
-        return self._served.take(self._decoder.decode(frames))
+        return self._router.take(self._decoder.decode(frames))
 
 
 def _is_last_word(frames: Sequence[Any]) -> bool:
@@ -114,20 +114,20 @@ def _validate_alive(original: Callable[..., None], resources: Any, frames: Seque
 async def _call_utility(
     original: Callable[..., Awaitable[Any]], client: Any, method: str, *args: Any, engine: bytes
 ) -> Any:
-    served = request_router(client)
-    if served is None:
+    router = request_router(client)
+    if router is None:
         return await original(client, method, *args, engine=engine)
-    return await served.call_utility(lambda: original(client, method, *args, engine=engine), engine)
+    return await router.call_utility(lambda: original(client, method, *args, engine=engine), engine)
 
 
 async def _call_every_utility(
     original: Callable[..., Awaitable[list[Any]]], client: Any, method: str, *args: Any
 ) -> list[Any]:
     """One result for each engine core that is there."""
-    served = request_router(client)
-    if served is None or not any(map(served.is_gone, client.core_engines)):
+    router = request_router(client)
+    if router is None or not any(map(router.is_lost, client.core_engines)):
         return await original(client, method, *args)
-    there = [engine for engine in client.core_engines if not served.is_gone(engine)]
+    there = [engine for engine in client.core_engines if not router.is_lost(engine)]
     if not there:
         raise EngineLost("no engine core is there, another one is being started")
     return list(await asyncio.gather(*(client._call_utility_async(method, *args, engine=e) for e in there)))

@@ -24,7 +24,7 @@ def attach_error_reasons() -> None:
         attach(RAISE_IF_ERROR, _raise_if_error)
 
 
-def keep_error_reasons(request_id: str, why: object) -> None:
+def keep_error_reason(request_id: str, why: object) -> None:
     """Remember why a request ended with an error; nothing where nobody has said so."""
     if not isinstance(why, str):
         return
@@ -33,7 +33,7 @@ def keep_error_reasons(request_id: str, why: object) -> None:
         _kept.popitem(last=False)
 
 
-def error_reasons(request_id: str) -> str | None:
+def error_reason(request_id: str) -> str | None:
     """Why a request ended, by the id that its client knows: the engine's has something before and behind it."""
     return next((why for known, why in reversed(_kept.items()) if f"{request_id}-" in f"{known}-"), None)
 
@@ -41,7 +41,7 @@ def error_reasons(request_id: str) -> str | None:
 def _raise_if_error(
     original: Callable[..., None], serving: Any, finish_reason: str | None, request_id: str, *args: Any, **kwargs: Any
 ) -> None:
-    why = error_reasons(request_id) if finish_reason == "error" else None
+    why = error_reason(request_id) if finish_reason == "error" else None
     if why is not None:
         from vllm.exceptions import GenerationError
 
@@ -49,7 +49,7 @@ def _raise_if_error(
     original(serving, finish_reason, request_id, *args, **kwargs)
 
 
-def unsaid_of(client: Any, engine: bytes) -> Any:
+def idle_outputs_of(client: Any, engine: bytes) -> Any:
     """What a lost engine core could not say any more: that nothing runs or waits there. The host's gauges show it."""
     from vllm.v1.engine import EngineCoreOutputs
     from vllm.v1.metrics.stats import SchedulerStats

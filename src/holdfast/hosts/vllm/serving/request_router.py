@@ -23,7 +23,7 @@ from holdfast.core.protocol.messages import MAX_ID_CHARS
 from holdfast.core.requests.journal import RequestJournal
 from holdfast.core.requests.readmission import Readmission
 from holdfast.core.states import EngineState
-from holdfast.hosts.vllm.serving.error_reasons import keep_error_reasons, unsaid_of
+from holdfast.hosts.vllm.serving.error_reasons import idle_outputs_of, keep_error_reason
 from holdfast.hosts.vllm.serving.lost_engines import LostEngines
 from holdfast.hosts.vllm.serving.resumption import resumption, strip_history, unmovable
 
@@ -44,7 +44,7 @@ class RequestRouter:
         self._add: Add | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._restarts: Counter[int] = Counter()  # how many losses of each engine were followed
-        self._gone = LostEngines()
+        self._lost = LostEngines()
         self._held: dict[str, bool] = {}  # requests that are with no engine, oldest first: whether they were with one
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_listening = False  # whether somebody hears what successors say; one at a time may read
@@ -86,27 +86,27 @@ class RequestRouter:
         if self._readmission is not None and self._readmission.closed(request_id):
             self._start(self._resume())
 
-    def is_gone(self, engine: bytes) -> bool:
-        return engine in self._gone
+    def is_lost(self, engine: bytes) -> bool:
+        return engine in self._lost
 
     def _unpin(self, client: Any, request: Any) -> None:
         """One that names an engine core in whose place there is none goes where there is one."""
         named = request.data_parallel_rank
-        if named in range(len(client.core_engines)) and self._gone.is_left_out(client.core_engines[named]):
+        if named in range(len(client.core_engines)) and self._lost.is_left_out(client.core_engines[named]):
             request.data_parallel_rank = None
 
     def _has_taker(self, client: Any, request: Any) -> bool:
-        if not self._gone:
+        if not self._lost:
             return True
         if not hasattr(client, "reqs_in_flight"):
-            return client.core_engine not in self._gone
+            return client.core_engine not in self._lost
         if request.data_parallel_rank is not None:
-            return client.core_engines[request.data_parallel_rank] not in self._gone
-        return any(engine not in self._gone for engine in client.core_engines)
+            return client.core_engines[request.data_parallel_rank] not in self._lost
+        return any(engine not in self._lost for engine in client.core_engines)
 
     async def call_utility(self, call: Callable[[], Awaitable[Any]], engine: bytes) -> Any:
         """A call to one engine core, which ends when that is lost. Raises `EngineLost`."""
-        return await self._gone.call(call, engine)
+        return await self._lost.call(call, engine)
 
     # ---- what the engine cores say
 
@@ -129,7 +129,7 @@ class RequestRouter:
             if output.finish_reason is not None:
                 self._close(output.request_id)
                 if str(output.finish_reason) == "error":
-                    keep_error_reasons(output.request_id, output.stop_reason)
+                    keep_error_reason(output.request_id, output.stop_reason)
         return outputs
 
     def _note_progress(self, readmission: Readmission, request_id: str) -> None:
@@ -170,7 +170,7 @@ class RequestRouter:
 
     def _is_news(self, view: InstanceView) -> bool:
         is_lost = (e.restarts > self._restarts[e.engine_id] or e.state is EngineState.LEFT_OUT for e in view.engines)
-        return bool(self._gone) or any(is_lost)
+        return bool(self._lost) or any(is_lost)
 
     def _follow(self) -> None:
         client, view = self._client(), self._view
@@ -181,25 +181,25 @@ class RequestRouter:
             if engine.restarts > self._restarts[engine.engine_id]:
                 self._restarts[engine.engine_id] = engine.restarts
                 self._lose(client, identity)
-            elif engine.state is EngineState.LEFT_OUT and identity not in self._gone:
+            elif engine.state is EngineState.LEFT_OUT and identity not in self._lost:
                 self._lose(client, identity)
-            self._gone.leave_out(identity, engine.state is EngineState.LEFT_OUT)
-            if engine.state is EngineState.HEALTHY and self._gone.is_ready(identity):
-                self._gone.returns(identity)
+            self._lost.leave_out(identity, engine.state is EngineState.LEFT_OUT)
+            if engine.state is EngineState.HEALTHY and self._lost.is_ready(identity):
+                self._lost.returns(identity)
                 logger.info("engine core %d takes requests of this process again", engine.engine_id)
         if self._held:
             self._start(self._resume())
 
     def _lose(self, client: Any, engine: bytes) -> None:
         """Nothing more is sent there; what was open there waits, for a moment or for its successor."""
-        self._gone.lose(engine)
+        self._lost.lose(engine)
         leaving = [i for i in self.open if self._engine_of(client, i) == engine]
         self._held.update(dict.fromkeys(leaving, True))
         if hasattr(client, "reqs_in_flight"):
             for request_id in [i for i, at in client.reqs_in_flight.items() if at == engine]:
                 del client.reqs_in_flight[request_id]
             client.engine_inflight[engine] = 0
-        client.outputs_queue.put_nowait(unsaid_of(client, engine))
+        client.outputs_queue.put_nowait(idle_outputs_of(client, engine))
         logger.warning("engine core %d is lost: %d requests leave it", int.from_bytes(engine, "little"), len(leaving))
         self._blame(client, engine, leaving)
         if not self._is_listening:
@@ -214,7 +214,7 @@ class RequestRouter:
         if (culprit := self._readmission.lost(there)) is not None:
             engine_id = int.from_bytes(engine, "little")
             incident = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-engine{engine_id}-lost"
-            keep_error_reasons(culprit, words_of_blame(incident))
+            keep_error_reason(culprit, words_of_blame(incident))
             self._fail(client, culprit, f"{_DEADLY} (incident {incident})")
             blamed = culprit[:MAX_ID_CHARS]
             self.on_blamed(RequestBlamed(engine_id=engine_id, request_id=blamed, incident=incident, reason=_DEADLY))
@@ -222,9 +222,9 @@ class RequestRouter:
     async def _hear_ready(self, socket: Any) -> None:
         """A successor says that it is ready where requests are sent to it; nothing may be sent to it before."""
         try:
-            while not self._gone.all_ready:
+            while not self._lost.all_ready:
                 identity, *said = await socket.recv_multipart()
-                if len(said) == 1 and self._gone.says_ready(identity):  # more is a late answer to a greeting
+                if len(said) == 1 and self._lost.says_ready(identity):  # more is a late answer to a greeting
                     self._follow()
         finally:
             self._is_listening = False

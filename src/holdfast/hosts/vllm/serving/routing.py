@@ -17,16 +17,16 @@ def route_around_paused(
     client: Any,
     request: Any,
     view: InstanceView,
-    is_gone: Callable[[bytes], bool] = lambda engine: False,
+    is_lost: Callable[[bytes], bool] = lambda engine: False,
 ) -> bytes:
     """The identity of the engine core that `request` is sent to; kept in the client's books."""
     is_bound = request.data_parallel_rank is not None or request.request_id in client.reqs_in_flight
     chosen = choose(request)
-    if is_bound or (_makes_progress(view, client, chosen) and not is_gone(chosen)):
+    if is_bound or (_makes_progress(view, client, chosen) and not is_lost(chosen)):
         return chosen
-    there = [engine for engine in client.core_engines if not is_gone(engine)]
+    there = [engine for engine in client.core_engines if not is_lost(engine)]
     others = [engine for engine in there if _makes_progress(view, client, engine)]
-    if is_gone(chosen):
+    if is_lost(chosen):
         others = others or there  # what is sent to an engine that stands still waits there
     if not others:
         return chosen

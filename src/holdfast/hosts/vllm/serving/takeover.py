@@ -23,17 +23,17 @@ from holdfast.sentinel import FrontEndLink
 _AGAIN_MS = 200  # an engine core that was greeted before it had connected has heard nothing
 
 # The one that this process is, while its client is made.
-_making: list[Newcomer] = []
+_making: list[Takeover] = []
 
 
 def greet_engine_cores(original: Any, client: Any) -> None:
     """Around the one thing that the client does between binding its sockets and waiting for the engine cores."""
     original(client)
-    for newcomer in _making:
-        newcomer.greet(client)
+    for takeover in _making:
+        takeover.greet(client)
 
 
-class Newcomer:
+class Takeover:
     """Greets the engine cores for a client, and knows afterwards how often each had been lost by then."""
 
     def __init__(self, link: FrontEndLink, client_index: int, timeout_s: float) -> None:

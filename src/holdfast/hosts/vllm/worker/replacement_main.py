@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from holdfast.hosts.vllm.process import priority
-from holdfast.hosts.vllm.process.bootstrap import importing, keep_for_good
+from holdfast.hosts.vllm.process.bootstrap import freeze_objects, importing
 from holdfast.hosts.vllm.protocol.calls import TakeOver, decode_take_over, to_handle
 from holdfast.hosts.vllm.worker.warmup import compile_small_kernels, run_once_alone
 
@@ -68,7 +68,7 @@ def awaited_queue(given: Any, worker: Any) -> Any:
     import setproctitle  # the host's
 
     run_once_alone(worker)
-    keep_for_good()  # the model too: to look it through would be the first thing that its first step waits for
+    freeze_objects()  # the model too: to look it through would be the first thing that its first step waits for
     title = setproctitle.getproctitle()
     setproctitle.setproctitle(title.replace("Worker", "Standby"))  # whoever looks for a rank's process finds one
     order = _await_order(_awaited)

@@ -25,7 +25,7 @@ from holdfast.hosts.vllm.contract.engine_touchpoints import WORKER_QUEUES
 from holdfast.hosts.vllm.contract.hooks import attach, attached
 from holdfast.hosts.vllm.injection.points import Traps, arm_logits, arm_model, raise_at
 from holdfast.hosts.vllm.process.settings import inherited_settings
-from holdfast.hosts.vllm.process.shared_memory import attach_notes_of_segments
+from holdfast.hosts.vllm.process.shared_memory import attach_segment_records
 from holdfast.hosts.vllm.protocol.calls import JOIN, LEARN, PREPARE, TOLD_TO_STOP
 from holdfast.hosts.vllm.protocol.request_history import decode_whole
 from holdfast.hosts.vllm.protocol.restore import RESTORE, RestoreCommand, RestoreReply, decode_order, encode_reply
@@ -54,7 +54,7 @@ Step = Callable[..., Any]
 
 def attach_worker_hooks() -> None:
     attach_communicator_hooks()
-    attach_notes_of_segments()
+    attach_segment_records()
     attach(WORKER_QUEUES, _protect_worker)
 
 

@@ -15,7 +15,7 @@ from holdfast.hosts.vllm.engine.worker_pool.replacement import Replaced, replace
 from holdfast.hosts.vllm.engine.worker_pool.spawning import Newcomer, WorkerSeed, seed_of, start_standby
 from holdfast.hosts.vllm.engine.worker_pool.standby_pool import PoolState, StandbyPool
 from holdfast.hosts.vllm.process.settings import inherited_settings
-from holdfast.hosts.vllm.process.shared_memory import noting_semaphores
+from holdfast.hosts.vllm.process.shared_memory import record_semaphores
 from holdfast.hosts.vllm.protocol.restore import RESTORE, RestoreCommand, RestoreReply, decode_reply, encode_order
 
 
@@ -39,7 +39,7 @@ class WorkerPoolExecutor(MultiprocExecutor):
         config = inherited_settings()
         size, preload = (config.standby_workers, config.standby_preload) if config else (0, False)
         self.standbys = StandbyPool(size, lambda slot: self._new_standby(slot, preload), self._tell_standbys)
-        with noting_semaphores():
+        with record_semaphores():
             super()._init_executor()
         self.attach_queue(self.rpc_broadcast_mq)
 

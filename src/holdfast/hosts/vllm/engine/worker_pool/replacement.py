@@ -23,7 +23,7 @@ from holdfast.hosts.vllm.engine.worker_pool.replacement_processes import Replace
 from holdfast.hosts.vllm.engine.worker_pool.spawning import KILL_TIMEOUT_S
 from holdfast.hosts.vllm.process.queues import retire, wait_until_ready
 from holdfast.hosts.vllm.process.settings import inherited_settings
-from holdfast.hosts.vllm.process.shared_memory import forget_segments_of_the_dead
+from holdfast.hosts.vllm.process.shared_memory import remove_dead_segments
 from holdfast.hosts.vllm.protocol.calls import JOIN, PREPARE, JoinCommand, encode, of_handle
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def replace_ranks(
         raise
     _prepare(executor, ranks, time.monotonic() + start_timeout_s)
     if (config := inherited_settings()) is not None:
-        forget_segments_of_the_dead(config.runtime_dir)
+        remove_dead_segments(config.runtime_dir)
     return Replaced(newcomers.pids, newcomers.standbys_used, time.monotonic() - began)
 
 

@@ -19,7 +19,7 @@ from vllm.v1.executor.multiproc_executor import OMPProcessManager, UnreadyWorker
 from holdfast.core.errors import RecoveryFailed
 from holdfast.hosts.vllm.process.bootstrap import Bootstrap
 from holdfast.hosts.vllm.process.exits import describe_exit
-from holdfast.hosts.vllm.process.shared_memory import noted
+from holdfast.hosts.vllm.process.shared_memory import recorded
 from holdfast.hosts.vllm.protocol.calls import TakeOver, encode, of_handle
 from holdfast.hosts.vllm.worker.replacement_main import replacement_main, standby_main
 
@@ -41,7 +41,7 @@ class WorkerSeed:
             "rank": rank,
             "distributed_init_method": _NOWHERE,
             "input_shm_handle": queue,
-            "shared_worker_lock": noted(_SPAWN.Lock()),
+            "shared_worker_lock": recorded(_SPAWN.Lock()),
             "is_driver_worker": is_driver,
             "inherited_fds": [],
         }
@@ -108,7 +108,7 @@ KILL_TIMEOUT_S = 5.0
 
 def start_replacement(seed: WorkerSeed, rank: int, *, is_driver: bool, queue: Any) -> Newcomer:
     kwargs = seed.kwargs(rank, is_driver=is_driver, queue=queue)
-    newcomer = _start(seed, rank, Bootstrap(replacement_main, gently=False), kwargs)
+    newcomer = _start(seed, rank, Bootstrap(replacement_main, background=False), kwargs)
     newcomer.rank = rank
     return newcomer
 
@@ -117,7 +117,7 @@ def start_standby(seed: WorkerSeed, rank: int, *, is_driver: bool, preload: bool
     """A process that waits until it is needed; with `preload` as `rank`, with its weights read."""
     ours, theirs = _SPAWN.Pipe()
     kwargs = seed.kwargs(rank, is_driver=is_driver, queue=None)
-    main = Bootstrap(standby_main, gently=True)
+    main = Bootstrap(standby_main, background=True)
     newcomer = _start(seed, rank, main, {**kwargs, "orders": theirs, "preload": preload})
     theirs.close()
     newcomer.orders, newcomer.rank = ours, rank if preload else None

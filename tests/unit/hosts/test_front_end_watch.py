@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from holdfast.core.protocol.effects import ReplaceProcess
-from holdfast.hosts.vllm.owner.peer_watch import FrontEndWatch
+from holdfast.hosts.vllm.owner.front_end_watch import FrontEndWatch
 
 WAIT_S = 10.0
 NAME = "api-server-1"
@@ -56,7 +56,7 @@ class Member:
     def unrecoverable_reason(self) -> str:
         return ""
 
-    def start_another(self, on_started: Callable[[], None]) -> None:
+    def start_replacement(self, on_started: Callable[[], None]) -> None:
         self.process = Process()
         on_started()
         if self.fails is not None:
@@ -94,8 +94,8 @@ def instance() -> Iterator[Instance]:
     made.watch.close()
 
 
-def has_ended(stand_in: Any, within_s: float = 0.0) -> bool:
-    return bool(multiprocessing.connection.wait([stand_in.sentinel], within_s))
+def has_ended(proxy: Any, within_s: float = 0.0) -> bool:
+    return bool(multiprocessing.connection.wait([proxy.sentinel], within_s))
 
 
 def test_what_is_watched_is_told_with_its_process_id(instance: Instance) -> None:
@@ -109,13 +109,13 @@ def test_a_process_that_dies_is_told_and_noted(instance: Instance) -> None:
 
 
 def test_the_host_sees_nothing_of_a_death_that_another_process_makes_up_for(instance: Instance) -> None:
-    stand_in = instance.watch.stand_in(NAME)
+    proxy = instance.watch.proxy(NAME)
     instance.member.process.end(-9)
     instance.next()
     instance.watch.replace(ReplaceProcess(NAME, 0.0))
     assert instance.next() == ("returned", NAME)
-    assert not has_ended(stand_in)
-    assert stand_in.exitcode is None
+    assert not has_ended(proxy)
+    assert proxy.exitcode is None
 
 
 def test_what_took_its_place_is_watched_as_well(instance: Instance) -> None:
@@ -128,10 +128,10 @@ def test_what_took_its_place_is_watched_as_well(instance: Instance) -> None:
 
 
 def test_one_that_was_asked_to_end_is_not_lost_and_the_host_sees_its_end(instance: Instance) -> None:
-    stand_in = instance.watch.stand_in(NAME)
+    proxy = instance.watch.proxy(NAME)
     instance.member.process.end(0)
-    assert has_ended(stand_in, WAIT_S)
-    assert stand_in.exitcode == 0
+    assert has_ended(proxy, WAIT_S)
+    assert proxy.exitcode == 0
     assert instance.told.empty()
 
 
@@ -145,12 +145,12 @@ def test_a_start_that_fails_is_a_loss_and_leaves_no_process(instance: Instance) 
 
 
 def test_who_is_gone_when_the_instance_is_defeated_ends_for_the_host_too(instance: Instance) -> None:
-    stand_in = instance.watch.stand_in(NAME)
+    proxy = instance.watch.proxy(NAME)
     instance.member.process.end(-9)
     instance.next()
     instance.watch.give_up()
-    assert has_ended(stand_in, WAIT_S)
-    assert (stand_in.name, stand_in.exitcode) == ("ApiServer_1", -9)
+    assert has_ended(proxy, WAIT_S)
+    assert (proxy.name, proxy.exitcode) == ("ApiServer_1", -9)
 
 
 def test_while_everybody_is_being_ended_nobody_is_lost(instance: Instance) -> None:

@@ -24,7 +24,7 @@ ASKED_S = 1.0  # a signal that ends all processes of a session reaches them one 
 _WATCH_S = 1.0
 
 
-class Member(Protocol):
+class FrontEndProcess(Protocol):
     """A process that is watched."""
 
     @property
@@ -43,7 +43,7 @@ class Member(Protocol):
         """Why nobody could start another one; empty where somebody can."""
         ...
 
-    def start_another(self, on_started: Callable[[], None]) -> None:
+    def start_replacement(self, on_started: Callable[[], None]) -> None:
         """Start another process and wait until it does its work; `on_started` once it would end with the others.
 
         Raises: anything, when that does not come to be; it may still be running then.
@@ -51,11 +51,11 @@ class Member(Protocol):
         ...
 
 
-class StandIn:
+class ProcessProxy:
     """What the host watches in the place of a member."""
 
-    def __init__(self, member: Member) -> None:
-        self._member = member
+    def __init__(self, member: FrontEndProcess) -> None:
+        self._process = member
         self.sentinel, self._end = multiprocessing.Pipe(duplex=False)
 
     def end(self) -> None:
@@ -63,15 +63,15 @@ class StandIn:
 
     @property
     def name(self) -> str:
-        return str(self._member.process.name)
+        return str(self._process.process.name)
 
     @property
     def pid(self) -> int | None:
-        return cast("int | None", self._member.process.pid)
+        return cast("int | None", self._process.process.pid)
 
     @property
     def exitcode(self) -> int | None:
-        return cast("int | None", self._member.process.exitcode)
+        return cast("int | None", self._process.process.exitcode)
 
 
 class FrontEndWatch:
@@ -81,26 +81,26 @@ class FrontEndWatch:
         self._sentinel = sentinel
         self._instance_ends_within = ends_within
         self._closed = threading.Event()
-        self._members: dict[str, Member] = {}
-        self._stand_ins: dict[str, StandIn] = {}
+        self._processes: dict[str, FrontEndProcess] = {}
+        self._proxies: dict[str, ProcessProxy] = {}
         self._gone: set[str] = set()  # they are replaced, or have ended for good
         self._thread = threading.Thread(target=self._watch, name="FrontEndWatch", daemon=True)
 
-    def start(self, members: Sequence[Member]) -> None:
-        self.add(members)
+    def start(self, processes: Sequence[FrontEndProcess]) -> None:
+        self.add(processes)
         self._thread.start()
 
-    def add(self, members: Sequence[Member]) -> None:
+    def add(self, processes: Sequence[FrontEndProcess]) -> None:
         """Watch these too."""
-        self._members = {**self._members, **{member.name: member for member in members}}
-        for member in members:
+        self._processes = {**self._processes, **{member.name: member for member in processes}}
+        for member in processes:
             self._sentinel.process_attached(member.name, member.process.pid)
 
-    def stand_in(self, name: str) -> StandIn:
+    def proxy(self, name: str) -> ProcessProxy:
         """What the host is to watch in its place."""
-        if name not in self._stand_ins:
-            self._stand_ins[name] = StandIn(self._members[name])
-        return self._stand_ins[name]
+        if name not in self._proxies:
+            self._proxies[name] = ProcessProxy(self._processes[name])
+        return self._proxies[name]
 
     def close(self) -> None:
         """Whoever ends from now on was asked to. Idempotent."""
@@ -115,14 +115,14 @@ class FrontEndWatch:
 
     def _watch(self) -> None:
         while not self._ends_within(0.0):
-            watched = {m.process.sentinel: m for m in self._members.values() if m.name not in self._gone}
+            watched = {m.process.sentinel: m for m in self._processes.values() if m.name not in self._gone}
             if not watched:
                 self._closed.wait(_WATCH_S)
                 continue
             for sentinel in multiprocessing.connection.wait(list(watched), _WATCH_S):
                 self._judge(watched[cast(int, sentinel)])
 
-    def _judge(self, member: Member) -> None:
+    def _judge(self, member: FrontEndProcess) -> None:
         process = member.process
         process.join(KNOWN_TIMEOUT_S)  # its sentinel says that it ends before the system says how
         self._gone.add(member.name)
@@ -133,8 +133,8 @@ class FrontEndWatch:
             self._sentinel.process_lost(member.name, f"exit code {process.exitcode}", member.unrecoverable_reason())
 
     def _ended_for_good(self, name: str) -> None:
-        if (stand_in := self._stand_ins.get(name)) is not None:
-            stand_in.end()
+        if (proxy := self._proxies.get(name)) is not None:
+            proxy.end()
 
     def _ends_within(self, seconds: float) -> bool:
         return self._closed.is_set() or self._instance_ends_within(seconds) or self._closed.is_set()
@@ -143,27 +143,27 @@ class FrontEndWatch:
 
     def replace(self, order: ReplaceProcess) -> None:
         """Start another process, on a thread of its own."""
-        member = self._members[order.process]
+        member = self._processes[order.process]
         name = f"Restart-{order.process}"
         threading.Thread(target=self._replace, args=(member, order.after_s), name=name, daemon=True).start()
 
-    def _replace(self, member: Member, after_s: float) -> None:
+    def _replace(self, member: FrontEndProcess, after_s: float) -> None:
         if self._ends_within(after_s):
             return
         try:
-            member.start_another(lambda: self._end_with_the_others(member))
+            member.start_replacement(lambda: self._end_with_the_others(member))
         except Exception as error:
             self._did_not_start(member, error)
             return
         self._sentinel.process_returned(member.name, member.process.pid)
         self._gone.discard(member.name)
 
-    def _end_with_the_others(self, member: Member) -> None:
+    def _end_with_the_others(self, member: FrontEndProcess) -> None:
         """It may have been started too late for the host to see."""
         if self._ends_within(0.0):
             member.process.kill()
 
-    def _did_not_start(self, member: Member, error: Exception) -> None:
+    def _did_not_start(self, member: FrontEndProcess, error: Exception) -> None:
         member.process.kill()
         member.note_loss()
         if not self._ends_within(0.0):
