@@ -32,11 +32,11 @@ def register() -> None:
 
 def _join_instance() -> None:
     """Nobody says which process of the instance this is: an engine core, a worker or an API server."""
-    from holdfast.hosts.vllm.engine.solo_join import attach_joining_hooks
+    from holdfast.hosts.vllm.communicators.placeholder_groups import attach_solo_join_hooks
     from holdfast.hosts.vllm.hooks import attach_request_hooks
     from holdfast.hosts.vllm.worker.worker import attach_worker_hooks
 
-    attach_joining_hooks()  # the first to attach stays
+    attach_solo_join_hooks()  # the first to attach stays
     attach_worker_hooks()
     attach_request_hooks()
 

@@ -8,7 +8,7 @@ from holdfast.core.errors import NonFiniteLogits
 from holdfast.core.faults.faults import Phase
 from holdfast.core.faults.injection import FaultKind, InjectionSpec
 from holdfast.hosts.vllm.injection.points import Traps, arm_logits
-from holdfast.hosts.vllm.worker.logits_check import LogitsCheck, flag_rows
+from holdfast.hosts.vllm.worker.logits_check import NonFiniteLogitsDetector, flag_rows
 
 torch = pytest.importorskip("torch", reason="torch is not installed here")
 NAN, INF = float("nan"), float("inf")
@@ -31,10 +31,10 @@ class Runner:
         return SimpleNamespace(get_output=lambda: output) if self.asynchronous else output
 
 
-def watched(runner):
-    check = LogitsCheck(runner)
-    execute = check.watched("execute_model", runner.execute_model)
-    sample = check.watched("sample_tokens", runner.sample_tokens)
+def checked(runner):
+    check = NonFiniteLogitsDetector(runner)
+    execute = check.checked("execute_model", runner.execute_model)
+    sample = check.checked("sample_tokens", runner.sample_tokens)
 
     def step():
         execute("order")
@@ -61,14 +61,14 @@ def test_a_row_is_flagged_that_has_what_is_no_number_or_nothing_that_is_one(row,
 
 
 def test_numbers_pass():
-    assert watched(Runner())().req_ids == ["a", "b", "c"]
+    assert checked(Runner())().req_ids == ["a", "b", "c"]
 
 
 def test_the_requests_are_named_in_whose_rows_it_is():
     runner = Runner()
     runner.logits[1, 2] = NAN
     with pytest.raises(NonFiniteLogits) as raised:
-        watched(runner)()
+        checked(runner)()
     assert raised.value.request_ids == ("b",)
     assert raised.value.phase == Phase.SAMPLE_END
     assert str(raised.value) == "NaN or infinite logits of 1 of 3 requests"
@@ -78,7 +78,7 @@ def test_where_rows_are_not_requests_all_of_the_step_are_named():
     runner = Runner(rows=5)
     runner.logits[4, 0] = INF
     with pytest.raises(NonFiniteLogits) as raised:
-        watched(runner)()
+        checked(runner)()
     assert raised.value.request_ids == ("a", "b", "c")
 
 
@@ -89,13 +89,13 @@ def test_rows_of_a_part_of_the_vocabulary_are_in_another_order_and_name_all():
     runner.execute_model = lambda order: runner.model.compute_logits_local("sampled from")
     runner.sample_tokens = lambda grammar: SimpleNamespace(req_ids=runner.req_ids)
     with pytest.raises(NonFiniteLogits) as raised:
-        watched(runner)()
+        checked(runner)()
     assert raised.value.request_ids == ("a", "b", "c")
 
 
 def test_an_asynchronous_output_is_looked_at_where_it_is_computed_and_not_before():
     runner = Runner(asynchronous=True)
-    step = watched(runner)
+    step = checked(runner)
     runner.logits[0, 0] = NAN
     spoilt = step()
     runner.logits = torch.zeros(3, 4)
@@ -107,33 +107,33 @@ def test_an_asynchronous_output_is_looked_at_where_it_is_computed_and_not_before
 
 def test_logits_of_prompts_are_not_looked_at():
     runner = Runner()
-    check = LogitsCheck(runner)
-    check.watched("execute_model", runner.execute_model)("order")
+    check = NonFiniteLogitsDetector(runner)
+    check.checked("execute_model", runner.execute_model)("order")
     runner.logits = torch.full((3, 4), NAN)
-    assert check.watched("sample_tokens", runner.sample_tokens)(None)
+    assert check.checked("sample_tokens", runner.sample_tokens)(None)
 
 
 def test_a_rank_without_logits_has_nothing_to_look_at():
     runner = Runner()
     runner.logits = None
-    assert watched(runner)()
+    assert checked(runner)()
 
 
 def test_a_step_that_computes_no_logits_is_not_judged_by_those_of_the_one_before():
     runner = Runner()
-    check = LogitsCheck(runner)
+    check = NonFiniteLogitsDetector(runner)
     runner.logits[0, 0] = NAN
-    check.watched("execute_model", runner.execute_model)("order")
-    check.watched("execute_model", lambda order: None)("order")
-    assert check.watched("sample_tokens", lambda grammar: SimpleNamespace(req_ids=[]))(None)
+    check.checked("execute_model", runner.execute_model)("order")
+    check.checked("execute_model", lambda order: None)("order")
+    assert check.checked("sample_tokens", lambda grammar: SimpleNamespace(req_ids=[]))(None)
 
 
 def test_other_steps_and_a_model_without_logits_stay_as_they_are():
     def step():
         pass
 
-    check = LogitsCheck(SimpleNamespace(model=SimpleNamespace()))
-    assert check.watched("execute_dummy_batch", step) is step
+    check = NonFiniteLogitsDetector(SimpleNamespace(model=SimpleNamespace()))
+    assert check.checked("execute_dummy_batch", step) is step
 
 
 # ---- spoiling them

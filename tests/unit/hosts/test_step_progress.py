@@ -8,7 +8,7 @@ import pytest
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.faults.faults import Phase
 from holdfast.core.stalls.steps import BatchShape
-from holdfast.hosts.vllm.worker.progress import StepProgress, step_progress
+from holdfast.hosts.vllm.process.step_progress import WorkerProgress, worker_progress
 from holdfast.progress import Lane, ProgressReader
 from holdfast.progress.record import RECORD_BYTES
 
@@ -16,13 +16,13 @@ PLANNED = SimpleNamespace(total_num_scheduled_tokens=9, num_scheduled_tokens={"a
 
 
 def test_where_nobody_watches_nothing_is_recorded(tmp_path: Path) -> None:
-    assert step_progress(HoldfastConfig(runtime_dir=str(tmp_path), stall_detection=False)) is None
+    assert worker_progress(HoldfastConfig(runtime_dir=str(tmp_path), stall_detection=False)) is None
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_step_is_running_while_it_is_and_says_how_large_its_batch_is() -> None:
     memory = bytearray(RECORD_BYTES)
-    progress, reader = StepProgress(memory), ProgressReader(memory)
+    progress, reader = WorkerProgress(memory), ProgressReader(memory)
     step = progress.recorded(Phase.FORWARD, lambda planned: reader.look().running)
     [running] = step(PLANNED)
     assert (running.step, running.phase, running.shape) == (1, Phase.FORWARD, BatchShape(9, 2))
@@ -32,7 +32,7 @@ def test_a_step_is_running_while_it_is_and_says_how_large_its_batch_is() -> None
 def test_how_long_one_took_that_raised_is_not_typical() -> None:
     """A step that waited for a peer which hung, until its collective was broken."""
     memory = bytearray(RECORD_BYTES)
-    progress, reader = StepProgress(memory), ProgressReader(memory)
+    progress, reader = WorkerProgress(memory), ProgressReader(memory)
     step = progress.recorded(Phase.FORWARD, lambda planned, fails: 1 / (not fails))
     step(PLANNED, False)
     step(PLANNED, False)
@@ -45,7 +45,7 @@ def test_how_long_one_took_that_raised_is_not_typical() -> None:
 
 def test_what_follows_in_a_step_and_its_output_belong_to_it() -> None:
     memory = bytearray(RECORD_BYTES)
-    progress, reader = StepProgress(memory), ProgressReader(memory)
+    progress, reader = WorkerProgress(memory), ProgressReader(memory)
     progress.recorded(Phase.FORWARD, lambda planned: None)(PLANNED)
     [sampling] = progress.recorded(Phase.SAMPLE_START, lambda grammar: reader.look().running)(None)
     [finishing] = progress.finished(lambda: reader.look().running)

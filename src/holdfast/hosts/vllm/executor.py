@@ -6,12 +6,12 @@ core and of a worker: no earlier moment exists. A forked worker loads no plugins
 
 from __future__ import annotations
 
+from holdfast.hosts.vllm.communicators.placeholder_groups import attach_solo_join_hooks
 from holdfast.hosts.vllm.engine.engine_core import attach_engine_hooks
-from holdfast.hosts.vllm.engine.solo_join import attach_joining_hooks
 from holdfast.hosts.vllm.engine.worker_pool.executor import WorkerPoolExecutor
 from holdfast.hosts.vllm.worker.worker import attach_worker_hooks
 
-attach_joining_hooks()  # the first to attach stays
+attach_solo_join_hooks()  # the first to attach stays
 attach_engine_hooks()
 attach_worker_hooks()
 

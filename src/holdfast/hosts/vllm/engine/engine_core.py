@@ -19,7 +19,6 @@ from holdfast.hosts.vllm.engine.api_server_clients import answer_greetings, drop
 from holdfast.hosts.vllm.engine.exit_deadline import leave_within
 from holdfast.hosts.vllm.engine.lockstep_wave import begin_later_than_any_wave, in_lockstep
 from holdfast.hosts.vllm.engine.pacing import PacedPrefill
-from holdfast.hosts.vllm.engine.progress import record_progress
 from holdfast.hosts.vllm.engine.recovery import Recovery
 from holdfast.hosts.vllm.engine.request_admission import VllmRequestHost
 from holdfast.hosts.vllm.engine.resuming import attach_resuming_hooks, pace
@@ -31,6 +30,7 @@ from holdfast.hosts.vllm.process.device_health import device_health
 from holdfast.hosts.vllm.process.init_store import attach_init_store
 from holdfast.hosts.vllm.process.settings import inherited_settings, joins_epoch
 from holdfast.hosts.vllm.process.shared_memory import attach_segment_records
+from holdfast.hosts.vllm.process.step_progress import record_engine_progress
 from holdfast.hosts.vllm.protocol.calls import TOLD_TO_STOP
 from holdfast.sentinel import EngineCoreSentinel
 from holdfast.sentinel.addresses import client_address, engine_address
@@ -99,7 +99,7 @@ class VllmEngineHost:
         self._traps = Traps()
         if config.enable_fault_injection:
             arm_engine(self._traps, engine)
-        record_progress(engine, config)
+        record_engine_progress(engine, config)
         rules = StepRules(engine.scheduler)
         self.requests = VllmRequestHost(engine, rules)
         paced = pace(engine, PacedPrefill(engine, rules, config.recovery_prefill_tokens))

@@ -1,9 +1,4 @@
-"""The process that takes a rank's place: started when it is needed, or kept ready as a standby.
-
-A standby waits in one of two places, for one message: with everything imported and no rank yet, or as one
-rank with its weights read. What is said to it is a typed message over the pipe that it was started with; when
-the pipe closes, its engine core is gone and so is its purpose.
-"""
+"""Main functions of a process that becomes a worker: started for a rank at once, or kept as a standby."""
 
 from __future__ import annotations
 
@@ -12,16 +7,12 @@ import importlib
 from multiprocessing.connection import Connection
 from typing import Any
 
-from holdfast.hosts.vllm.process import priority
-from holdfast.hosts.vllm.process.bootstrap import freeze_objects, importing
-from holdfast.hosts.vllm.protocol.calls import TakeOver, decode_take_over, to_handle
-from holdfast.hosts.vllm.worker.warmup import compile_small_kernels, run_once_alone
+from holdfast.hosts.vllm.process.bootstrap import importing
+from holdfast.hosts.vllm.protocol.calls import to_handle
+from holdfast.hosts.vllm.worker.standby import await_assignment, compile_small_kernels, wait_after_loading
 
-READY = b"ready"
-
-# What is imported inside functions on the way to the first step. Where one is not there it costs time, nothing else.
+# Modules imported inside functions on the way to the first step. A missing module costs time, nothing else.
 _IMPORTED_LATE = (
-    "holdfast.hosts.vllm.worker.zeroed_memory",
     "setproctitle",
     "vllm.distributed.elastic_ep.elastic_execute",
     "vllm.model_executor.layers.quantization.online.base",
@@ -33,79 +24,51 @@ _IMPORTED_LATE_ON_CPU = (
     "vllm.v1.attention.backends.cpu_attn",
 )
 
-# What this process still waits for once its weights are read; none where it was started for a rank at once.
-_awaited: Connection | None = None
-
 
 def replacement_main(**kwargs: Any) -> None:
-    """The main function of a worker that was started for a rank at once."""
+    """Run the worker of a rank that is known already.
+
+    Args:
+        kwargs: of the host's `WorkerProc.worker_main`.
+    """
     _import_everything(kwargs["vllm_config"])
-    _run(kwargs)
+    _run_worker(kwargs)
 
 
 def standby_main(orders: Connection, preload: bool, **kwargs: Any) -> None:
-    """The main function of a standby. `kwargs` are a worker's; without `preload` its rank is still to be told."""
-    global _awaited
+    """Run a standby until it is assigned a rank, and then the worker of that rank.
+
+    Args:
+        orders: pipe over which the assignment arrives.
+        preload: load the weights of the rank in `kwargs` before waiting.
+        kwargs: of the host's `WorkerProc.worker_main`; without `preload` the assignment replaces the rank.
+    """
     _import_everything(kwargs["vllm_config"])
-    _compile(kwargs["vllm_config"])
+    with importing():  # tracing imports as much again
+        compile_small_kernels(kwargs["vllm_config"])
     if preload:
-        _awaited = orders
+        wait_after_loading(orders)
     else:
-        order = _await_order(orders)
+        order = await_assignment(orders)
         kwargs |= {
             "rank": order.rank,
             "local_rank": order.rank,
             "is_driver_worker": order.is_driver,
             "input_shm_handle": to_handle(order.queue),
         }
-    _run(kwargs)
+    _run_worker(kwargs)
 
 
-def awaited_queue(given: Any, worker: Any) -> Any:
-    """The queue that a worker with its weights read is to read from; a standby waits here until it is told."""
-    if _awaited is None:
-        return given
-    import setproctitle  # the host's
-
-    run_once_alone(worker)
-    freeze_objects()  # the model too: to look it through would be the first thing that its first step waits for
-    title = setproctitle.getproctitle()
-    setproctitle.setproctitle(title.replace("Worker", "Standby"))  # whoever looks for a rank's process finds one
-    order = _await_order(_awaited)
-    setproctitle.setproctitle(title)
-    return to_handle(order.queue)
-
-
-def _await_order(orders: Connection) -> TakeOver:
-    """Say that it is ready, and wait. Raises `SystemExit` once its engine core is gone."""
-    try:
-        orders.send_bytes(READY)
-        order = orders.recv_bytes()
-        priority.end()
-        return decode_take_over(order)
-    except (EOFError, OSError):
-        raise SystemExit(0) from None
-
-
-def _attach() -> None:
-    from holdfast.hosts.vllm.worker.placeholder_groups import stand_alone
-
-    stand_alone()  # before the hooks of every worker: the first to attach stays
-    from holdfast.hosts.vllm.worker.worker import attach_worker_hooks
-
-    attach_worker_hooks()
-
-
-def _run(kwargs: dict[str, Any]) -> None:
+def _run_worker(kwargs: dict[str, Any]) -> None:
     from vllm.v1.executor.multiproc_executor import WorkerProc
 
     WorkerProc.worker_main(**kwargs)
 
 
 def _import_everything(vllm_config: Any) -> None:
-    """What a worker imports sooner or later: most of the time that its start takes."""
+    """Attach the hooks, and import all that a worker imports sooner or later: most of the time of a start."""
     with importing():
-        _attach()
+        _attach_hooks()
         from vllm.model_executor.models import ModelRegistry
         from vllm.platforms import current_platform
         from vllm.plugins import load_general_plugins
@@ -120,7 +83,10 @@ def _import_everything(vllm_config: Any) -> None:
                 importlib.import_module(name)
 
 
-def _compile(vllm_config: Any) -> None:
-    """Tracing imports as much again."""
-    with importing():
-        compile_small_kernels(vllm_config)
+def _attach_hooks() -> None:
+    from holdfast.hosts.vllm.communicators.placeholder_groups import use_placeholder_groups
+
+    use_placeholder_groups()  # before the hooks of every worker: the first hook attached to a target stays
+    from holdfast.hosts.vllm.worker.worker import attach_worker_hooks
+
+    attach_worker_hooks()

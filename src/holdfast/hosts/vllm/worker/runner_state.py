@@ -1,7 +1,8 @@
-"""Bring a model runner back to the histories of the requests that go on. Runs on the main thread.
+"""Restore a model runner to the histories of the requests that resume. Main thread.
 
-V1 keeps each request's tokens and generator in the worker: what is known is cut back to what was
-delivered, everything else is forgotten. V2 is sent every resumed request whole, so it forgets all.
+Runner V1 keeps the tokens and the generator of each request in the worker: a known request is cut back to the tokens
+that were delivered, and every request that does not resume is removed. Runner V2 is sent every resumed request in full
+and removes all requests.
 """
 
 from __future__ import annotations
@@ -9,35 +10,36 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from holdfast.hosts.vllm.protocol.request_history import WholeRequest
 from holdfast.hosts.vllm.protocol.restore import RequestHistory
-from holdfast.hosts.vllm.worker.generators import new_generator, stand_after
 
 
 def restore_runner(runner: Any, requests: Sequence[RequestHistory]) -> tuple[str, ...]:
-    """Restore; the ids of requests that this rank never saw."""
+    """Restore the runner; return the ids of requests that the rank never saw."""
     runner.execute_model_state = None
     if hasattr(runner, "req_states"):
         return _restore_v2(runner)
     return _restore_v1(runner, requests)
 
 
-def learn(runner: Any, requests: Sequence[WholeRequest]) -> None:
-    """Know requests that others began. V2 is sent each of them whole when it is scheduled.
+def add_requests(runner: Any, requests: Sequence[WholeRequest]) -> None:
+    """Add requests that another process began, without blocks: the scheduler gives them blocks as they resume.
 
-    They wait for blocks: the scheduler gives them new ones when it resumes them.
+    Runner V2 needs nothing: every request is sent in full when it is scheduled.
     """
     if hasattr(runner, "req_states"):
         return
     for request in requests:
-        runner.requests[request.request_id] = _state_of(runner, request)
+        runner.requests[request.request_id] = _new_state(runner, request)
         prompt_logprobs = request.sampling_params.prompt_logprobs
         if prompt_logprobs is not None and not request.output_token_ids:
             every = runner.input_batch.vocab_size
             runner.num_prompt_logprobs[request.request_id] = every if prompt_logprobs == -1 else prompt_logprobs
 
 
-def _state_of(runner: Any, request: WholeRequest) -> Any:
+def _new_state(runner: Any, request: WholeRequest) -> Any:
     from vllm.v1.worker.gpu_input_batch import CachedRequestState
 
     params = request.sampling_params
@@ -47,7 +49,7 @@ def _state_of(runner: Any, request: WholeRequest) -> Any:
         prompt_token_ids=request.prompt_token_ids,
         mm_features=[],
         sampling_params=params,
-        generator=new_generator(params, len(request.output_token_ids), runner),
+        generator=_new_generator(params, len(request.output_token_ids), runner),
         block_ids=tuple([] for _ in range(groups)),
         num_computed_tokens=0,
         output_token_ids=list(request.output_token_ids),
@@ -70,7 +72,7 @@ def _restore_v1(runner: Any, requests: Sequence[RequestHistory]) -> tuple[str, .
         runner.num_prompt_logprobs.pop(request_id, None)
     for request_id, history in histories.items():
         if request_id in runner.requests:
-            _stand_at(runner, runner.requests[request_id], history)
+            _rewind_state(runner, runner.requests[request_id], history)
     return tuple(r for r, history in histories.items() if not _reaches(runner.requests.get(r), history))
 
 
@@ -86,13 +88,75 @@ def _empty_batch(batch: Any) -> None:
     batch.async_copy_ready_event = None
 
 
-def _stand_at(runner: Any, state: Any, history: RequestHistory) -> None:
-    """Cut back what was not delivered; add what was delivered before this rank had heard of it."""
+def _rewind_state(runner: Any, state: Any, history: RequestHistory) -> None:
+    """Cut off tokens that were not delivered, and append tokens that were delivered before the rank received them."""
     state.output_token_ids[history.output_tokens - len(history.tail) :] = history.tail
     state.prev_num_draft_len = 0
     if state.generator is not None:
-        stand_after(state.generator, state.sampling_params.seed, history.output_tokens, runner)
+        set_generator(state.generator, state.sampling_params.seed, history.output_tokens, runner)
 
 
 def _reaches(state: Any | None, history: RequestHistory) -> bool:
     return state is not None and len(state.output_token_ids) == history.output_tokens
+
+
+# ---- the random generator of a seeded request, runner V1
+#
+# The host draws once per token; the kind of the draw depends on the sampler. A generator on the CPU has no position
+# that could be set, so the draws are repeated; on a GPU the offset is set.
+
+
+def _new_generator(params: Any, tokens: int, runner: Any) -> torch.Generator | None:
+    """Return a generator for a rank that never had the request, advanced by `tokens` tokens; None without a seed."""
+    if params.seed is None or params.temperature == 0:
+        return None
+    generator = torch.Generator(device=runner.device)
+    set_generator(generator, params.seed, tokens, runner)
+    return generator
+
+
+def set_generator(generator: torch.Generator, seed: int, tokens: int, runner: Any) -> None:
+    """Set `generator` to the state that the host's sampler reaches after `tokens` tokens of a request with `seed`."""
+    generator.manual_seed(seed)
+    if tokens == 0:
+        return
+    if generator.device.type == "cpu":
+        _repeat_draws(generator, tokens, runner)
+    else:
+        generator.set_offset(tokens * _offset_per_draw(seed, runner))
+
+
+def _repeat_draws(generator: torch.Generator, tokens: int, runner: Any) -> None:
+    if not _draws_exponential(runner):
+        # One call draws the same as `tokens` calls for one number: the CPU's generator is a plain sequence.
+        torch.randint(0, 2**31, (tokens,), generator=generator, dtype=torch.long)
+        return
+    noise = torch.empty(_vocab_size(runner), dtype=_noise_dtype(runner))
+    for _ in range(tokens):
+        noise.exponential_(generator=generator)
+
+
+def _offset_per_draw(seed: int, runner: Any) -> int:
+    scratch = torch.Generator(device=runner.device)
+    scratch.manual_seed(seed)
+    torch.empty(_vocab_size(runner), device=runner.device, dtype=_noise_dtype(runner)).exponential_(generator=scratch)
+    return scratch.get_offset()
+
+
+def _sampler(runner: Any) -> Any:
+    return runner.sampler.topk_topp_sampler
+
+
+def _draws_exponential(runner: Any) -> bool:
+    sampler = _sampler(runner)
+    uses_cpu_kernel = getattr(sampler.forward, "__name__", "") == "forward_cpu"
+    return not uses_cpu_kernel or bool(getattr(sampler, "use_fp64_gumbel", False))
+
+
+def _noise_dtype(runner: Any) -> torch.dtype:
+    return torch.float64 if getattr(_sampler(runner), "use_fp64_gumbel", False) else torch.float32
+
+
+def _vocab_size(runner: Any) -> int:
+    size: int = runner.model_config.get_vocab_size()
+    return size

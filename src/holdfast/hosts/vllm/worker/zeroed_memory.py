@@ -1,7 +1,7 @@
-"""Memory of zeros that the system hands out page by page, when it is first written.
+"""Large tensors of zeros in memory that the system zeroes page by page, when a page is first written.
 
-A cache is made of zeros. To write them takes half a second for each GiB, in the middle of a recovery, while the
-system's fresh memory is zero already; whoever uses the cache never touches most of it in the first seconds.
+A KV cache starts as zeros. Writing the zeros takes half a second per GiB, in the middle of a recovery, while fresh
+memory of the system is zero already, and most of a cache is not touched in the first seconds.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-LARGE_BYTES = 16 << 20  # below it is not worth a mapping of its own
+LARGE_BYTES = 16 << 20  # smaller tensors are not worth a mapping
 
 
 class FreshZeros(TorchFunctionMode):
-    """Inside, large tensors of zeros in the processor's memory cost nothing until they are written."""
+    """Mode in which large CPU tensors of zeros cost nothing until they are written."""
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         options = kwargs or {}
@@ -30,7 +30,7 @@ class FreshZeros(TorchFunctionMode):
 
 
 def _fresh_zeros(size: Any, dtype: torch.dtype | None, device: Any) -> torch.Tensor | None:
-    """None where the ordinary way is as good, or the only one."""
+    """Return a tensor over fresh memory; None where `torch.zeros` is as good, or the only way."""
     dtype = dtype or torch.get_default_dtype()
     device = torch.get_default_device() if device is None else torch.device(device)
     shape = tuple(size[0]) if len(size) == 1 and not isinstance(size[0], int) else tuple(size)

@@ -1,0 +1,103 @@
+"""Start without peers: process groups that send nothing, until the first rebuild replaces them with real groups.
+
+A replacement worker, a standby and an engine core that joins a lockstep group start while the peers are paused, or
+long before they are needed. Their process groups are placeholders with the description of the real groups. So weights
+and KV cache are loaded without any peer, and a failure meanwhile costs the peers nothing.
+"""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Callable
+from typing import Any
+
+from holdfast.hosts.vllm.communicators.rebuild import make_stateless_group
+from holdfast.hosts.vllm.communicators.tracking import TRACKED, TorchGroup
+from holdfast.hosts.vllm.contract.communicator_touchpoints import ENGINES_GROUP, TORCH_GROUP
+from holdfast.hosts.vllm.contract.hooks import attach
+from holdfast.hosts.vllm.contract.worker_touchpoints import BROADCAST_QUEUE, INIT_GROUPS, SAME_NODE
+from holdfast.hosts.vllm.process.settings import joins_epoch
+
+PLACEHOLDER = "fake"  # torch's own name for a backend that sends nothing
+_GROUP_OF_ONE_TIMEOUT_S = 10.0  # no peer is waited for
+
+_placeholders = False
+_default_backend: Any = None
+
+
+def attach_solo_join_hooks() -> None:
+    """Start without peers in an engine core that joins a lockstep group, and in its workers; elsewhere do nothing."""
+    if joins_epoch() is not None:
+        use_placeholder_groups()
+        attach(ENGINES_GROUP, _make_group_of_one)
+
+
+def use_placeholder_groups() -> None:
+    """Make placeholders instead of real groups from now on. Call before the process makes any group."""
+    global _placeholders
+
+    attach(INIT_GROUPS, _init_without_peers)
+    attach(TORCH_GROUP, _make_placeholder)
+    attach(SAME_NODE, _all_on_same_node)
+    attach(BROADCAST_QUEUE, _no_broadcast_queue)
+    _placeholders = True
+
+
+def uses_placeholder_groups() -> bool:
+    """Tell whether new groups of the process are placeholders."""
+    return _placeholders
+
+
+def use_real_groups() -> None:
+    """Make real groups from now on."""
+    global _placeholders
+    _placeholders = False
+
+
+# ---- the host's calls
+
+
+def _make_group_of_one(original: Callable[..., Any], parallel_config: Any, return_store: bool = False) -> Any:
+    """Make the data-parallel group of an engine core with a single member, in place of the host's with all."""
+    from torch.distributed import HashStore
+
+    store = HashStore()
+    deadline = time.monotonic() + _GROUP_OF_ONE_TIMEOUT_S
+    group = make_stateless_group(store, 0, 1, parallel_config.cpu_distributed_timeout, deadline)
+    return (group, store) if return_store else group
+
+
+def _init_without_peers(original: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+    """Initialise torch's default group with a store of the process itself, where the host would meet the peers."""
+    from torch.distributed import HashStore
+
+    given = inspect.signature(original).bind(*args, **kwargs).arguments
+    original(**{**given, "init_method": None, "store": HashStore()})
+
+
+def _make_placeholder(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Make a group that sends nothing, tracked with the description of the real group."""
+    given = inspect.signature(original).bind(*args, **kwargs).arguments
+    if not _placeholders:
+        return TRACKED.make(lambda: original(*args, **kwargs), TorchGroup.from_arguments(given))
+    placeholder = {**given, "backend": PLACEHOLDER, "backend_options": None, "device_id": None}
+    real = TorchGroup.from_arguments({**given, "backend": _real_backend(given)})
+    return TRACKED.make(lambda: original(**placeholder), real)
+
+
+def _real_backend(given: dict[str, Any]) -> Any:
+    """Return the backend of the real group: the host copies the default group's, which is a placeholder's here."""
+    global _default_backend
+    if not given["global_ranks_in_group"]:
+        _default_backend = given["backend"]
+    return _default_backend if str(given["backend"]) == PLACEHOLDER else given["backend"]
+
+
+def _all_on_same_node(original: Callable[..., list[bool]], pg: Any, *args: Any, **kwargs: Any) -> list[bool]:
+    """Answer for the peers, which the host would ask: a protected instance runs on a single node."""
+    return [True] * int(pg.size() if hasattr(pg, "size") else pg.world_size)
+
+
+def _no_broadcast_queue(original: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+    """Make no queue: coordinators then broadcast objects over the group. A rebuild removes the peers' queues."""
