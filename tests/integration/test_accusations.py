@@ -25,12 +25,12 @@ from holdfast.bench.topologies import MOE_EP, ONE, PP2, TP2, Topology
 from holdfast.chaos.checker import compare_runs
 from holdfast.chaos.control import FAULT, LOST, RECOVERED, Control
 from holdfast.chaos.history import History
+from holdfast.chaos.loads import every_feature, fresh_salt
 from holdfast.chaos.server import Server
 from holdfast.chaos.streams import MODEL_NAME, Load, StreamSpec
 from holdfast.core.faults.faults import Phase
 from holdfast.core.faults.injection import FaultKind, InjectionSpec
-from integration.conftest import NO_LIMITS, V1_ASYNC, V1_SYNC, Kind, Servers, run
-from integration.loads import every_feature, fresh_salt
+from integration.helpers.servers import NO_LIMITS, V1_ASYNC, V1_SYNC, Kind, Servers, run
 
 pytestmark = [pytest.mark.host, pytest.mark.server, pytest.mark.slow]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import signal
 import time
@@ -14,17 +13,16 @@ import pytest
 
 from holdfast.bench.topologies import DP2, MOE_EP
 from holdfast.chaos.checker import compare_runs
-from holdfast.chaos.control import Control
 from holdfast.chaos.history import History
+from holdfast.chaos.loads import every_feature, fresh_salt
 from holdfast.chaos.server import Server
 from holdfast.chaos.streams import Load
-from integration.conftest import V1_SYNC, Servers, in_matrix, left_behind, run, served_name
-from integration.loads import every_feature, fresh_salt
-from integration.test_api_servers import api_servers, on_many_connections
-from integration.test_coordinator_death import END_S, last_sequence
-from integration.test_endings import EXIT_DEFEATED, last_line, wait_ended
-from integration.test_engine_death import counted, engines_of, wait_healthy
-from integration.test_pauses import apply
+from integration.helpers.commands import apply, last_sequence
+from integration.helpers.endings import END_S, EXIT_DEFEATED, last_line, wait_ended
+from integration.helpers.engines import engines_of, wait_healthy
+from integration.helpers.processes import BACK_WITHIN_S, api_servers, on_many_connections, process_events_of, wait_back
+from integration.helpers.servers import V1_SYNC, Servers, in_matrix, left_behind, run, served_name
+from integration.helpers.streams import counted
 
 pytestmark = [pytest.mark.host, pytest.mark.server]
 
@@ -32,7 +30,6 @@ TOKENS = 100
 # An engine core is far ahead of a client on a busy machine: enough that the kill comes in the middle.
 MANY_TOKENS = 700
 
-BACK_WITHIN_S = 120.0
 EMPTY_WITHIN_S = 20.0
 
 
@@ -44,20 +41,6 @@ def instance(request: pytest.FixtureRequest, servers: Servers) -> Server:
 
 def load(server: Server, tokens: int = TOKENS) -> Load:
     return Load(server.url, every_feature(fresh_salt(), tokens))
-
-
-async def told(server: Server, after: int) -> list[str]:
-    with contextlib.suppress(httpx.HTTPError):
-        async with Control(server.url) as control:
-            events = await control.events(after)
-            return [f"{e['kind']} {e['process']}" for e in events if "process" in e]
-    return []
-
-
-async def wait_back(server: Server, after: int) -> None:
-    async with asyncio.timeout(BACK_WITHIN_S):
-        while sum("process-restarted" in one for one in await told(server, after)) == 0:
-            await asyncio.sleep(0.2)
 
 
 async def wait_empty(server: Server) -> None:
@@ -138,7 +121,7 @@ def test_only_the_streams_of_a_killed_api_server_end(instance: Server) -> None:
         assert 0 < ended < sum(map(len, histories))
         await wait_empty(instance)
         await wait_back(instance, before)
-        lost, back = await told(instance, before)
+        lost, back = await process_events_of(instance, before)
         assert lost.startswith("process-lost api-server-")
         assert back == lost.replace("lost", "restarted", 1)
         assert len(api_servers(instance)) == 2
@@ -160,7 +143,7 @@ def test_an_engine_core_lost_meanwhile_costs_the_living_server_nothing(instance:
         long_reference = await load(instance, MANY_TOKENS).run()
         os.kill(last_started(instance), signal.SIGKILL)
         async with asyncio.timeout(BACK_WITHIN_S):
-            while not await told(instance, before):  # the living one takes every connection from now on
+            while not await process_events_of(instance, before):  # the living one takes every connection from now on
                 await asyncio.sleep(0.05)
         running = load(instance, MANY_TOKENS)
         streams = asyncio.create_task(running.run())

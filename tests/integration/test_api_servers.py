@@ -6,45 +6,30 @@ import asyncio
 from collections.abc import Iterator
 
 import httpx
-import psutil
 import pytest
 
 from holdfast.bench.topologies import DP2
 from holdfast.chaos.checker import compare_runs
 from holdfast.chaos.control import Control
 from holdfast.chaos.history import History
+from holdfast.chaos.loads import every_feature, fresh_salt
 from holdfast.chaos.server import Server
 from holdfast.chaos.streams import Load
 from holdfast.core.faults.faults import Phase
 from holdfast.core.faults.injection import InjectionSpec
-from integration.conftest import Servers, run
-from integration.loads import every_feature, fresh_salt
-from integration.test_pauses import apply, states
+from integration.helpers.commands import apply, states
+from integration.helpers.processes import ASKS, api_servers, on_many_connections
+from integration.helpers.servers import Servers, run
 
 pytestmark = [pytest.mark.host, pytest.mark.server]
 
 SERVERS = 3
-ASKS = 24  # the kernel spreads connections over the servers: so many miss one with a chance of 1 in 5000
 
 
 @pytest.fixture(scope="module")
 def server(servers: Servers) -> Iterator[Server]:
     with servers.of(DP2, arguments=("--api-server-count", str(SERVERS))) as started:
         yield started
-
-
-def api_servers(server: Server) -> list[int]:
-    children = psutil.Process(server.pid).children(recursive=True)
-    return [p.pid for p in children if "ApiServer" in p.name() or "APIServer" in p.name()]
-
-
-async def on_many_connections(server: Server, path: str) -> list[httpx.Response]:
-    """The same question on so many connections that every API server is asked."""
-    answers = []
-    for _ in range(ASKS):
-        async with httpx.AsyncClient(base_url=server.url, timeout=30, trust_env=False) as client:
-            answers.append(await client.get(path))
-    return answers
 
 
 def test_every_api_server_is_started_and_serves(server: Server) -> None:

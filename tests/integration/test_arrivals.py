@@ -10,12 +10,13 @@ import pytest
 
 from holdfast.chaos.checker import compare_runs
 from holdfast.chaos.control import Control
+from holdfast.chaos.loads import every_feature, fresh_salt
 from holdfast.chaos.server import Server
 from holdfast.chaos.streams import MODEL_NAME, Load
 from holdfast.core.faults.faults import Phase
 from holdfast.core.faults.injection import InjectionSpec
-from integration.conftest import Servers, run, state
-from integration.loads import every_feature, fresh_salt
+from integration.helpers.servers import Servers, run, state
+from integration.helpers.streams import running_requests
 
 pytestmark = [pytest.mark.host, pytest.mark.server]
 
@@ -47,11 +48,6 @@ async def disconnect_while_paused(client: httpx.AsyncClient) -> None:
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.5):
             await client.post("/v1/completions", json=body)
-
-
-def running_requests(metrics: str) -> float:
-    kinds = ("vllm:num_requests_running", "vllm:num_requests_waiting{")
-    return sum(float(line.rsplit(" ", 1)[1]) for line in metrics.splitlines() if line.startswith(kinds))
 
 
 async def _scenario(server: Server) -> None:

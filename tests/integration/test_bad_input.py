@@ -17,7 +17,7 @@ import zmq
 
 from holdfast.chaos.server import Server, free_port, log_tail
 from holdfast.chaos.streams import MODEL_NAME, Load, StreamSpec
-from integration.conftest import Servers, run, well
+from integration.helpers.servers import Servers, run, well
 
 pytestmark = [pytest.mark.host, pytest.mark.server]
 

@@ -13,12 +13,22 @@ import pytest
 from holdfast.chaos.checker import compare_runs
 from holdfast.chaos.control import Control
 from holdfast.chaos.history import History
+from holdfast.chaos.loads import LONG, fresh_salt
 from holdfast.chaos.server import Server
 from holdfast.chaos.streams import MODEL_NAME, Load, StreamSpec
 from holdfast.core.faults.faults import Phase
 from holdfast.core.faults.injection import InjectionSpec
-from integration.conftest import MANY_RETRIES, V1_ASYNC, V1_SYNC, Kind, Servers, in_matrix, left_behind, run, state
-from integration.loads import LONG, fresh_salt
+from integration.helpers.servers import (
+    MANY_RETRIES,
+    V1_ASYNC,
+    V1_SYNC,
+    Kind,
+    Servers,
+    in_matrix,
+    left_behind,
+    run,
+    state,
+)
 
 pytestmark = [pytest.mark.host, pytest.mark.server]
 

@@ -13,19 +13,19 @@ import pytest
 from holdfast.bench.topologies import DP2, MOE, MOE_EP
 from holdfast.chaos.checker import compare_runs
 from holdfast.chaos.control import Control
+from holdfast.chaos.loads import every_feature, fresh_salt
 from holdfast.chaos.server import Server
 from holdfast.chaos.streams import Load
-from integration.conftest import V1_SYNC, Servers, in_matrix, left_behind, run, served_name
-from integration.loads import every_feature, fresh_salt
-from integration.test_endings import EXIT_DEFEATED, last_line, wait_ended
-from integration.test_engine_death import kill_in_mid_stream, wait_healthy
-from integration.test_engine_death_lockstep import IDLE_S, begun
+from integration.helpers.commands import last_sequence
+from integration.helpers.endings import END_S, EXIT_DEFEATED, last_line, wait_ended
+from integration.helpers.engines import kill_in_mid_stream, wait_healthy
+from integration.helpers.servers import V1_SYNC, Servers, in_matrix, left_behind, run, served_name
+from integration.helpers.streams import IDLE_S, begun
 
 pytestmark = [pytest.mark.host, pytest.mark.server]
 
 TOKENS = 90
 BACK_WITHIN_S = 60.0
-END_S = 60.0
 SERVED = [(MOE_EP, V1_SYNC), in_matrix((DP2, V1_SYNC)), in_matrix((MOE, V1_SYNC))]
 
 
@@ -53,11 +53,6 @@ async def wait_back(server: Server, after: int) -> None:
     async with asyncio.timeout(BACK_WITHIN_S):
         while await process_events(server, after) != ["process-lost", "process-restarted"]:
             await asyncio.sleep(0.1)
-
-
-async def last_sequence(server: Server) -> int:
-    async with Control(server.url) as control:
-        return await control.last_sequence()
 
 
 def test_streams_and_those_that_follow_know_nothing_of_a_lost_coordinator(instance: Server) -> None:

@@ -13,11 +13,11 @@ import pytest
 from holdfast.bench.topologies import MOE, MOE_EP, PP2, TOPOLOGIES, ModelKind, Topology, one_rank
 from holdfast.chaos.checker import compare_runs
 from holdfast.chaos.history import History
+from holdfast.chaos.loads import LONG, fresh_salt
 from holdfast.chaos.model import make_dense_model, make_moe_model
 from holdfast.chaos.server import Server
 from holdfast.chaos.streams import Load, StreamSpec
-from integration.conftest import Servers, in_matrix_but, run
-from integration.loads import LONG, fresh_salt
+from integration.helpers.servers import Servers, in_matrix_but, run
 
 pytestmark = [pytest.mark.host, pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(600)]
 

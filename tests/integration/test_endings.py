@@ -12,39 +12,13 @@ import pytest
 
 from holdfast.chaos.control import Control
 from holdfast.chaos.server import Server, log_tail
-from holdfast.chaos.streams import MODEL_NAME
 from holdfast.chaos.victims import ProcessKind, find_victims
 from holdfast.core.faults.faults import Phase
 from holdfast.core.faults.injection import InjectionSpec
-from integration.conftest import V1_ASYNC, V1_SYNC, Kind, Servers, in_matrix, left_behind, run, state
+from integration.helpers.endings import BODY, EXIT_DEFEATED, NO_RESTARTS, hurt, last_line, wait_ended
+from integration.helpers.servers import V1_ASYNC, V1_SYNC, Kind, Servers, in_matrix, left_behind, run, state
 
 pytestmark = [pytest.mark.host, pytest.mark.server]
-
-EXIT_DEFEATED = 70
-NO_RESTARTS = ("--max-worker-restarts", "0", "--max-engine-restarts", "0")
-BODY = {"model": MODEL_NAME, "prompt": "The keeper", "max_tokens": 30}
-
-
-async def hurt(server: Server, *injections: InjectionSpec) -> httpx.Response | httpx.HTTPError:
-    async with Control(server.url) as control, httpx.AsyncClient(base_url=server.url, timeout=60) as client:
-        for injection in injections:
-            await control.inject(injection)
-        try:
-            return await client.post("/v1/completions", json=BODY)
-        except httpx.HTTPError as error:
-            return error
-
-
-def wait_ended(server: Server, timeout_s: float) -> int:
-    deadline = time.monotonic() + timeout_s
-    while server.exit_code is None and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert server.exit_code is not None, "the server did not end"
-    return server.exit_code
-
-
-def last_line(server: Server) -> str:
-    return log_tail(server.spec.log, 1)
 
 
 @pytest.mark.parametrize("kind", [in_matrix(V1_SYNC), V1_ASYNC], ids=lambda k: k.name)

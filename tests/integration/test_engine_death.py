@@ -5,28 +5,33 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import time
 from dataclasses import replace
 
 import httpx
-import msgspec
 import pytest
 
 from holdfast.bench.topologies import DP2
-from holdfast.chaos.checker import compare_runs, gaps_touching_s, spread_of
-from holdfast.chaos.control import LOST, Control
+from holdfast.chaos.checker import compare_runs, spread_of
 from holdfast.chaos.history import History
+from holdfast.chaos.loads import every_feature, fresh_salt
 from holdfast.chaos.server import Server
-from holdfast.chaos.streams import Load, StreamSpec
+from holdfast.chaos.streams import Load
 from holdfast.core.faults.faults import Phase
-from holdfast.core.faults.injection import FaultKind, InjectionSpec
-from integration.conftest import V1_SYNC, Servers, in_matrix, run, served_name
-from integration.loads import every_feature, fresh_salt
+from integration.helpers.engines import (
+    RESTART_S,
+    crashed_run,
+    engines_of,
+    kill_in_mid_stream,
+    load,
+    replaced_at,
+    spread,
+    wait_healthy,
+    wait_replaced,
+)
+from integration.helpers.servers import V1_SYNC, Servers, in_matrix, run, served_name
+from integration.helpers.streams import counted, interruptions
 
 pytestmark = [pytest.mark.host, pytest.mark.server]
-
-TOKENS = 500  # enough that the kill comes in their middle, also where the client lags behind
-RESTART_S = 180.0
 
 
 @pytest.fixture(params=[(DP2, V1_SYNC)], ids=served_name)
@@ -42,62 +47,10 @@ async def compile_everywhere(server: Server) -> None:
         await Load(server.url, specs).run()
 
 
-def spread(specs: list[StreamSpec], engines: int) -> list[StreamSpec]:
-    """Each engine gets its share, always the same."""
-    if engines == 1:
-        return specs
-    return [replace(spec, data_parallel_rank=number % engines) for number, spec in enumerate(specs)]
-
-
-def load(server: Server, engines: int) -> Load:
-    return Load(server.url, spread(every_feature(fresh_salt(), TOKENS), engines))
-
-
-async def engines_of(server: Server) -> list[dict]:  # type: ignore[type-arg]
-    async with httpx.AsyncClient(base_url=server.url, timeout=30, trust_env=False) as client:
-        return list((await client.get("/fault_tolerance/status")).json()["engines"])
-
-
-async def wait_healthy(server: Server) -> None:
-    async with asyncio.timeout(RESTART_S):
-        while any(e["state"] != "healthy" for e in await engines_of(server)):
-            await asyncio.sleep(0.2)
-
-
-async def wait_replaced(server: Server, engine_id: int, pid: int) -> None:
-    """Wait until another process than this one is that engine core, and all are healthy."""
-    async with asyncio.timeout(RESTART_S):
-        while (await engines_of(server))[engine_id]["pid"] in (None, pid):
-            await asyncio.sleep(0.2)
-    await wait_healthy(server)
-
-
-async def replaced_at(server: Server, engine_id: int) -> float:
-    """When another process than the one of now was that engine core, and all were healthy."""
-    await wait_replaced(server, engine_id, (await engines_of(server))[engine_id]["pid"])
-    return time.monotonic()
-
-
-async def kill_in_mid_stream(server: Server, running: Load, engine_id: int, tokens: int = 5) -> float:
-    """Kill an engine core as soon as each stream of it has a few tokens, when all are far from their end."""
-    pid = (await engines_of(server))[engine_id]["pid"]
-    victims = [h for h in running.histories if h.engine_id in (None, engine_id)]
-    async with asyncio.timeout(60):
-        while min(len(h.token_ids) for h in victims) < tokens:
-            await asyncio.sleep(0.005)
-    os.kill(pid, signal.SIGKILL)
-    return time.monotonic()
-
-
 async def killed_run(server: Server, running: Load, engine_id: int) -> tuple[list[History], float]:
     streams = asyncio.create_task(running.run())
     killed_at = await kill_in_mid_stream(server, running, engine_id)
     return await streams, killed_at
-
-
-def interruptions(histories: list[History], killed_at: float) -> list[float]:
-    """How long each stream waited around the kill; none for one that had ended."""
-    return [max(gaps, default=0.0) for h in histories if (gaps := gaps_touching_s(h, killed_at, killed_at))]
 
 
 @pytest.mark.parametrize("engine_id", [in_matrix(0), 1])
@@ -119,25 +72,6 @@ def test_streams_go_on_with_a_sibling_at_once_token_for_token(pair: Server, engi
         assert verdict.exact, verdict.reasons
 
     run(scenario())
-
-
-def crash(engine_id: int, phase: Phase) -> list[InjectionSpec]:
-    """The engine core raises what nothing contains, in mid stream, or in the recovery from a fault there."""
-    crash = InjectionSpec(phase=phase, kind=FaultKind.CRASH, engine_id=engine_id)
-    if phase is Phase.RECOVERY:
-        return [crash, InjectionSpec(phase=Phase.SCHEDULE_END, engine_id=engine_id, after_steps=60)]
-    return [msgspec.structs.replace(crash, after_steps=60)]
-
-
-async def crashed_run(server: Server, running: Load, engine_id: int, phase: Phase) -> tuple[list[History], str]:
-    """What the streams got, and why the engine core was taken for lost."""
-    async with Control(server.url) as control:
-        before = await control.last_sequence()
-        for spec in crash(engine_id, phase):
-            await control.inject(spec)
-        observed = await running.run()
-        [lost] = [event for event in await control.events(before) if event["kind"] == LOST]
-    return observed, str(lost["reason"])
 
 
 @pytest.mark.parametrize("phase", [Phase.SCHEDULE_END, in_matrix(Phase.OUTPUT_END), in_matrix(Phase.RECOVERY)])
@@ -174,12 +108,6 @@ def test_a_sibling_that_is_killed_while_the_first_one_is_replaced_costs_no_token
         await wait_healthy(pair)
 
     run(scenario())
-
-
-def counted(metrics: str, name: str, label: str) -> float:
-    """The sum over all samples of a metric that carry a label."""
-    lines = [line for line in metrics.splitlines() if line.startswith(f"{name}{{") and label in line]
-    return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
 
 
 def test_a_stream_that_was_cancelled_is_not_resumed(pair: Server) -> None:

@@ -15,11 +15,11 @@ from holdfast.chaos.server import Server
 from holdfast.chaos.streams import MODEL_NAME
 from holdfast.core.faults.faults import Phase
 from holdfast.core.faults.injection import InjectionSpec
-from integration.conftest import V1_SYNC, Servers, left_behind, run
-from integration.test_endings import hurt, wait_ended
-from integration.test_engine_death import RESTART_S, crashed_run, engines_of, kill_in_mid_stream, load, wait_healthy
-from integration.test_engine_death_lockstep import begun
-from integration.test_pauses import STANDS_S, tokens, told
+from integration.helpers.commands import told
+from integration.helpers.endings import hurt, wait_ended
+from integration.helpers.engines import RESTART_S, crashed_run, engines_of, kill_in_mid_stream, load, wait_healthy
+from integration.helpers.servers import V1_SYNC, Servers, left_behind, run
+from integration.helpers.streams import STANDS_S, begun, tokens
 
 pytestmark = [pytest.mark.host, pytest.mark.server]
 

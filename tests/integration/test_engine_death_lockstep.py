@@ -14,17 +14,17 @@ import pytest
 from holdfast.bench.topologies import MOE_EP
 from holdfast.chaos.checker import compare_runs
 from holdfast.chaos.control import Control
+from holdfast.chaos.loads import every_feature, fresh_salt
 from holdfast.chaos.server import Server
 from holdfast.chaos.streams import Load
-from integration.conftest import V1_SYNC, Servers, in_matrix, left_behind, run, served_name
-from integration.loads import every_feature, fresh_salt
-from integration.test_endings import wait_ended
-from integration.test_engine_death import engines_of, wait_healthy
+from integration.helpers.endings import wait_ended
+from integration.helpers.engines import engines_of, wait_healthy
+from integration.helpers.servers import V1_SYNC, Servers, in_matrix, left_behind, run, served_name
+from integration.helpers.streams import IDLE_S, begun
 
 pytestmark = [pytest.mark.host, pytest.mark.server, pytest.mark.slow]
 
 TOKENS = 300
-IDLE_S = 2.0  # longer than a group without requests runs on
 Harm = Callable[[Server], Awaitable[None]]
 
 
@@ -35,12 +35,6 @@ def group(request: pytest.FixtureRequest, servers: Servers) -> Server:
 
 def load(server: Server) -> Load:
     return Load(server.url, every_feature(fresh_salt(), TOKENS))
-
-
-async def begun(running: Load) -> None:
-    async with asyncio.timeout(60):
-        while min(len(h.token_ids) for h in running.histories) < 5:
-            await asyncio.sleep(0.005)
 
 
 async def assert_exact_through(server: Server, harm: Harm) -> None:

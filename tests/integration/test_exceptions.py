@@ -6,15 +6,15 @@ from collections.abc import Callable
 
 import pytest
 
-from holdfast.chaos.checker import compare_runs
-from holdfast.chaos.control import FAULT, RECOVERED, Control
+from holdfast.chaos.control import FAULT, RECOVERED
 from holdfast.chaos.history import History
+from holdfast.chaos.loads import every_feature, few_tokens, fresh_salt
 from holdfast.chaos.server import Server
 from holdfast.chaos.streams import Load, StreamSpec
 from holdfast.core.faults.faults import FaultClass, Phase
 from holdfast.core.faults.injection import FaultKind, InjectionSpec
-from integration.conftest import V1_ASYNC, V1_SYNC, V2_ASYNC, V2_SYNC, Kind, Servers, in_matrix, run
-from integration.loads import every_feature, few_tokens, fresh_salt
+from integration.helpers.servers import V1_ASYNC, V1_SYNC, V2_ASYNC, V2_SYNC, Kind, Servers, in_matrix, run
+from integration.helpers.streams import assert_exact, faulted
 
 pytestmark = [pytest.mark.host, pytest.mark.server]
 
@@ -34,22 +34,6 @@ def reference(server: Server, kind: Kind, make_load: MakeLoad) -> list[History]:
     if key not in _references:
         _references[key] = run(Load(server.url, make_load(fresh_salt())).run())
     return _references[key]
-
-
-async def faulted(server: Server, specs: list[StreamSpec], *injections: InjectionSpec) -> tuple[list[History], list]:
-    async with Control(server.url) as control:
-        before = await control.last_sequence()
-        for injection in injections:
-            await control.inject(injection)
-        histories = await Load(server.url, specs).run()
-        events = await control.wait_recovered(before, faults=1)
-        assert await control.unwell() is None
-    return histories, events
-
-
-def assert_exact(expected: list[History], found: list[History]) -> None:
-    verdict = compare_runs(expected, found)
-    assert verdict.exact, verdict.reasons
 
 
 def assert_recovered_from(events: list, phase: Phase) -> None:

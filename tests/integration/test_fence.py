@@ -6,12 +6,12 @@ import pytest
 
 from holdfast.bench.topologies import TP2, Topology
 from holdfast.chaos.control import Control
+from holdfast.chaos.loads import fresh_salt
 from holdfast.chaos.server import Server
 from holdfast.chaos.streams import Load, StreamSpec
 from holdfast.core.faults.faults import Phase
 from holdfast.core.faults.injection import InjectionSpec
-from integration.conftest import V1_ASYNC, Kind, Servers, run, served_name
-from integration.loads import fresh_salt
+from integration.helpers.servers import V1_ASYNC, Kind, Servers, run, served_name
 
 pytestmark = [pytest.mark.host, pytest.mark.server]
 

@@ -14,14 +14,14 @@ import pytest
 from holdfast.bench.topologies import DP2, MOE_EP, TP2, Topology
 from holdfast.chaos.control import Control
 from holdfast.chaos.history import History
+from holdfast.chaos.loads import every_feature, fresh_salt
 from holdfast.chaos.server import Server
 from holdfast.chaos.streams import Load
 from holdfast.core.faults.faults import Phase
 from holdfast.core.faults.injection import InjectionSpec
-from integration.conftest import Servers, in_matrix, left_behind, run
-from integration.loads import every_feature, fresh_salt
-from integration.test_endings import EXIT_DEFEATED, NO_RESTARTS, last_line, wait_ended
-from integration.test_pauses import apply
+from integration.helpers.commands import apply
+from integration.helpers.endings import EXIT_DEFEATED, NO_RESTARTS, last_line, wait_ended
+from integration.helpers.servers import Servers, in_matrix, left_behind, run
 
 pytestmark = [pytest.mark.host, pytest.mark.server]
 

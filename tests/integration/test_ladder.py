@@ -12,13 +12,13 @@ import pytest
 from holdfast.chaos.checker import compare_runs
 from holdfast.chaos.control import FAULT, RECOVERED, Control
 from holdfast.chaos.history import History
+from holdfast.chaos.loads import fresh_salt
 from holdfast.chaos.server import Server, log_tail
 from holdfast.chaos.streams import Load, StreamSpec
 from holdfast.core.faults.faults import Phase
 from holdfast.core.faults.injection import InjectionSpec
-from integration.conftest import Servers, run
-from integration.loads import fresh_salt
-from integration.test_pauses import apply
+from integration.helpers.commands import apply
+from integration.helpers.servers import Servers, run
 
 pytestmark = [pytest.mark.host, pytest.mark.server]
 

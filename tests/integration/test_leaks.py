@@ -8,12 +8,12 @@ import pytest
 
 from holdfast.bench.topologies import ONE, TP2, Topology
 from holdfast.chaos.control import Control
+from holdfast.chaos.loads import every_feature, fresh_salt
 from holdfast.chaos.processes import SessionUsage, usage_by_process
 from holdfast.chaos.server import Server
 from holdfast.chaos.streams import Load
 from holdfast.chaos.victims import ProcessKind, find_victims, kill
-from integration.conftest import NO_LIMITS, Servers, run
-from integration.loads import every_feature, fresh_salt
+from integration.helpers.servers import NO_LIMITS, Servers, run
 
 pytestmark = [pytest.mark.host, pytest.mark.server, pytest.mark.slow]
 

@@ -15,13 +15,11 @@ from holdfast.bench.topologies import DP2
 from holdfast.chaos.checker import compare_runs
 from holdfast.chaos.history import History
 from holdfast.chaos.server import Server
-from integration.conftest import V1_SYNC, Servers, left_behind, run
-from integration.test_api_server_death import wait_back
-from integration.test_api_servers import api_servers
-from integration.test_coordinator_death import last_sequence
-from integration.test_endings import EXIT_DEFEATED, last_line, wait_ended
-from integration.test_engine_death import RESTART_S, engines_of, kill_in_mid_stream, load, wait_healthy
-from integration.test_pauses import told
+from integration.helpers.commands import last_sequence, told
+from integration.helpers.endings import EXIT_DEFEATED, last_line, wait_ended
+from integration.helpers.engines import RESTART_S, engines_of, kill_in_mid_stream, load, wait_healthy
+from integration.helpers.processes import api_servers, wait_back
+from integration.helpers.servers import V1_SYNC, Servers, left_behind, run
 
 pytestmark = [pytest.mark.host, pytest.mark.server]
 

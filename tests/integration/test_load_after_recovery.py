@@ -12,11 +12,12 @@ import pytest
 from holdfast.bench.topologies import DP2
 from holdfast.chaos.checker import compare_runs, gaps_touching_s, spread_of
 from holdfast.chaos.history import History
+from holdfast.chaos.loads import fresh_salt
 from holdfast.chaos.server import Server
 from holdfast.chaos.streams import Load, StreamSpec
-from integration.conftest import V1_SYNC, Servers, in_matrix, run
-from integration.loads import fresh_salt
-from integration.test_engine_death import interruptions, kill_in_mid_stream, wait_healthy
+from integration.helpers.engines import kill_in_mid_stream, wait_healthy
+from integration.helpers.servers import V1_SYNC, Servers, in_matrix, run
+from integration.helpers.streams import interruptions
 
 pytestmark = [pytest.mark.host, pytest.mark.server]
 

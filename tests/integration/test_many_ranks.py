@@ -2,58 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import pytest
 
-from holdfast.bench.topologies import DP2, MOE, MOE_EP, ONE, PP2, TP2, Topology
+from holdfast.bench.topologies import DP2, MOE, MOE_EP, ONE, PP2, TP2
 from holdfast.chaos.checker import compare_runs
-from holdfast.chaos.control import FAULT, RECOVERED, Control
+from holdfast.chaos.control import RECOVERED
 from holdfast.chaos.history import History
-from holdfast.chaos.server import Server
-from holdfast.chaos.streams import Load
 from holdfast.core.faults.faults import Phase
 from holdfast.core.faults.injection import InjectionSpec
-from integration.conftest import V1_ASYNC, V1_SYNC, Asks, Kind, Servers, in_matrix, run, served_name
-from integration.loads import every_feature, fresh_salt
+from integration.helpers.many_ranks import Bench, injected
+from integration.helpers.servers import V1_ASYNC, V1_SYNC, Servers, in_matrix, served_name
 
 pytestmark = [pytest.mark.host, pytest.mark.server]
 
 RANK_PHASES = [Phase.STEP_START, Phase.FORWARD, Phase.STEP_END, Phase.SAMPLE_END]
 PAUSED = "engine-paused"
-
-
-@dataclass(frozen=True)
-class Bench:
-    """The server of a topology and its fault-free run."""
-
-    servers: Servers
-    topology: Topology
-    kind: Kind
-    asks: Asks = every_feature
-
-    def assert_exact_through(self, *injections: InjectionSpec) -> list[dict]:
-        """A load through faults, then once more into what they left in the prefix cache; the events."""
-        expected, salt = self.servers.reference(self.topology, self.kind, self.asks), fresh_salt()
-        server = self.servers.shared_of(self.topology, self.kind)
-        found, events = run(self._through(server, salt, injections))
-        assert_exact(expected, found)
-        assert_exact(expected, run(Load(server.url, self.asks(salt)).run()))
-        return events
-
-    async def _through(
-        self, server: Server, salt: str, injections: tuple[InjectionSpec, ...]
-    ) -> tuple[list[History], list[dict]]:
-        async with Control(server.url) as control:
-            before = await control.last_sequence()
-            for injection in injections:
-                await control.inject(injection)
-            histories = await Load(server.url, self.asks(salt)).run()
-            events = await control.wait_recovered(before, faults=1)
-            assert await control.unwell() is None
-        return histories, events
-
-
 # Stages schedule asynchronously only under the other model runner: the host refuses it under this one.
 MANY = [(TP2, V1_ASYNC), (PP2, V1_SYNC), (DP2, V1_SYNC), (MOE_EP, V1_SYNC)]
 REST = [(TP2, V1_SYNC), (DP2, V1_ASYNC), (MOE, V1_SYNC), (MOE, V1_ASYNC), (MOE_EP, V1_ASYNC)]
@@ -67,11 +30,6 @@ def bench(request: pytest.FixtureRequest, servers: Servers) -> Bench:
 def assert_exact(expected: list[History], found: list[History]) -> None:
     verdict = compare_runs(expected, found)
     assert verdict.exact, verdict.reasons
-
-
-def injected(events: list[dict]) -> list[dict]:
-    """The faults that were reported with their own cause."""
-    return [e["fault"] for e in events if e["kind"] == FAULT and e["fault"]["error_type"] == "InjectedFault"]
 
 
 def places_and_phases(faults: list[dict]) -> set[tuple[int, int | None, str]]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from holdfast.bench.topologies import MOE_EP, PP2, TP2
+from holdfast.chaos.loads import few_tokens
 from holdfast.core.faults.faults import Phase
 from holdfast.core.faults.injection import InjectionSpec
-from integration.conftest import V2_ASYNC, V2_SYNC, Servers, in_matrix_but, served_name
-from integration.loads import few_tokens
-from integration.test_many_ranks import Bench, injected
+from integration.helpers.many_ranks import Bench, injected
+from integration.helpers.servers import V2_ASYNC, V2_SYNC, Servers, in_matrix_but, served_name
 
 pytestmark = [pytest.mark.host, pytest.mark.server]
 

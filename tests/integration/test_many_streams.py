@@ -10,13 +10,13 @@ from holdfast.bench.loads import PROMPTS
 from holdfast.bench.topologies import DP2
 from holdfast.chaos.checker import compare_runs
 from holdfast.chaos.history import History
+from holdfast.chaos.loads import fresh_salt
 from holdfast.chaos.processes import usage_by_process
 from holdfast.chaos.server import Server
 from holdfast.chaos.streams import Load, StreamSpec
-from integration.conftest import Servers, run
-from integration.loads import fresh_salt
-from integration.test_api_servers import api_servers
-from integration.test_engine_death import kill_in_mid_stream, wait_healthy
+from integration.helpers.engines import kill_in_mid_stream, wait_healthy
+from integration.helpers.processes import api_servers
+from integration.helpers.servers import Servers, run
 
 pytestmark = [pytest.mark.host, pytest.mark.server, pytest.mark.slow, pytest.mark.matrix]
 

@@ -9,13 +9,13 @@ import pytest
 from holdfast.chaos.checker import compare_runs
 from holdfast.chaos.control import FAULT, RECOVERED, Control
 from holdfast.chaos.history import History
+from holdfast.chaos.loads import every_feature, few_tokens, fresh_salt
 from holdfast.chaos.server import Server
 from holdfast.chaos.streams import Load, StreamSpec
 from holdfast.core.faults.faults import Phase
 from holdfast.core.faults.injection import FaultKind, InjectionSpec
-from integration.conftest import MANY_RETRIES, V1_ASYNC, V1_SYNC, V2_ASYNC, Kind, Servers, in_matrix, run
-from integration.loads import every_feature, few_tokens, fresh_salt
-from integration.test_exceptions import assert_exact, faulted
+from integration.helpers.servers import MANY_RETRIES, V1_ASYNC, V1_SYNC, V2_ASYNC, Kind, Servers, in_matrix, run
+from integration.helpers.streams import assert_exact, faulted
 
 pytestmark = [pytest.mark.host, pytest.mark.server]
 

@@ -12,17 +12,17 @@ from holdfast.bench.topologies import DP2, MOE_EP, TP2, Topology
 from holdfast.chaos.checker import compare_runs
 from holdfast.chaos.control import Control
 from holdfast.chaos.history import History
+from holdfast.chaos.loads import every_feature, fresh_salt
 from holdfast.chaos.server import Server
 from holdfast.chaos.streams import Load, StreamSpec
 from holdfast.core.faults.faults import Phase
 from holdfast.core.faults.injection import InjectionSpec
-from integration.conftest import V1_ASYNC, V1_SYNC, Servers, in_matrix, run, served_name, well
-from integration.loads import every_feature, fresh_salt
-from integration.test_arrivals import running_requests
+from integration.helpers.commands import apply, states, told
+from integration.helpers.servers import V1_ASYNC, V1_SYNC, Servers, in_matrix, run, served_name, well
+from integration.helpers.streams import STANDS_S, running_requests, tokens
 
 pytestmark = [pytest.mark.host, pytest.mark.server]
 
-STANDS_S = 0.6  # long enough for hundreds of tokens, were anything moving
 MODES = pytest.mark.parametrize("mode", ["soft", "hard"])
 
 
@@ -51,24 +51,6 @@ def bench(request: pytest.FixtureRequest, servers: Servers) -> Bench:
     topology, kind = request.param
     expected = servers.reference(topology, kind, every_feature)
     return Bench(servers.shared_of(topology, kind), topology, expected)
-
-
-async def apply(client: httpx.AsyncClient, instruction: str, **params: object) -> httpx.Response:
-    body = {"fault_tolerance_instruction": instruction, "fault_tolerance_params": params}
-    return await client.post("/fault_tolerance/apply", json=body)
-
-
-async def told(client: httpx.AsyncClient, instruction: str, **params: object) -> None:
-    answer = await apply(client, instruction, **params)
-    assert answer.status_code == 200, answer.text
-
-
-async def states(client: httpx.AsyncClient) -> list[str]:
-    return [e["state"] for e in (await client.get("/fault_tolerance/status")).json()["engines"]]
-
-
-def tokens(histories: list[History]) -> int:
-    return sum(len(h.token_ids) for h in histories)
 
 
 async def flowing(load: Load) -> None:

@@ -13,12 +13,13 @@ from holdfast.bench.topologies import MOE_EP, ONE, TP2, Topology
 from holdfast.chaos.checker import compare_runs
 from holdfast.chaos.control import Control
 from holdfast.chaos.history import History
+from holdfast.chaos.loads import fresh_salt
 from holdfast.chaos.server import Server
 from holdfast.chaos.streams import Load, StreamSpec
 from holdfast.core.faults.faults import Phase
 from holdfast.core.faults.injection import FaultKind, InjectionSpec
 from holdfast.core.stalls.step_deadlines import Limits
-from integration.conftest import (
+from integration.helpers.servers import (
     V1_ASYNC,
     V1_SYNC,
     V2_ASYNC,
@@ -30,7 +31,6 @@ from integration.conftest import (
     served_name,
     well,
 )
-from integration.loads import fresh_salt
 
 pytestmark = [pytest.mark.host, pytest.mark.server, pytest.mark.slow]
 

@@ -6,12 +6,12 @@ import pytest
 
 from holdfast.chaos.checker import RunVerdict, compare_runs
 from holdfast.chaos.control import Control
+from holdfast.chaos.loads import LONG, fresh_salt
 from holdfast.chaos.server import Server
 from holdfast.chaos.streams import Load, StreamSpec
 from holdfast.core.faults.faults import Phase
 from holdfast.core.faults.injection import InjectionSpec
-from integration.conftest import V1_SYNC, Servers, run
-from integration.loads import LONG, fresh_salt
+from integration.helpers.servers import V1_SYNC, Servers, run
 
 pytestmark = [pytest.mark.host, pytest.mark.server]
 

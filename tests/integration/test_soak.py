@@ -10,12 +10,12 @@ import pytest
 
 from holdfast.chaos.checker import compare_runs
 from holdfast.chaos.control import Control
+from holdfast.chaos.loads import fresh_salt
 from holdfast.chaos.server import Server
 from holdfast.chaos.streams import Load, StreamSpec
 from holdfast.core.faults.faults import Phase
 from holdfast.core.faults.injection import InjectionSpec
-from integration.conftest import MANY_RETRIES, V1_ASYNC, V1_SYNC, Kind, Servers, in_matrix, run
-from integration.loads import fresh_salt
+from integration.helpers.servers import MANY_RETRIES, V1_ASYNC, V1_SYNC, Kind, Servers, in_matrix, run
 
 pytestmark = [pytest.mark.host, pytest.mark.server, pytest.mark.slow]
 

@@ -20,14 +20,14 @@ from holdfast.bench.topologies import DP2, MOE_EP, ONE, PP2, TP2, Topology
 from holdfast.chaos.checker import compare_runs
 from holdfast.chaos.control import FAULT, RECOVERED, Control
 from holdfast.chaos.history import History
+from holdfast.chaos.loads import every_feature, fresh_salt
 from holdfast.chaos.server import Server
 from holdfast.chaos.streams import Load, StreamSpec
 from holdfast.core.faults.faults import FaultClass, Phase
 from holdfast.core.faults.injection import FaultKind, InjectionSpec
 from holdfast.core.stalls.step_deadlines import Limits
-from integration.conftest import NO_LIMITS, V1_ASYNC, V1_SYNC, Servers, in_matrix_but, left_behind, run
-from integration.loads import every_feature, fresh_salt
-from integration.test_worker_death import workers_of
+from integration.helpers.processes import workers_of
+from integration.helpers.servers import NO_LIMITS, V1_ASYNC, V1_SYNC, Servers, in_matrix_but, left_behind, run
 
 pytestmark = [pytest.mark.host, pytest.mark.server, pytest.mark.slow]
 

@@ -11,11 +11,11 @@ import httpx
 import pytest
 
 from holdfast.chaos.control import Control
+from holdfast.chaos.loads import fresh_salt
 from holdfast.chaos.streams import Load, StreamSpec
 from holdfast.core.faults.faults import Phase
 from holdfast.core.faults.injection import InjectionSpec
-from integration.conftest import Servers, run, state
-from integration.loads import fresh_salt
+from integration.helpers.servers import Servers, run, state
 
 pytestmark = [pytest.mark.host, pytest.mark.server, pytest.mark.slow, pytest.mark.matrix]
 

@@ -18,7 +18,7 @@ from holdfast.chaos.model import make_dense_model
 from holdfast.chaos.server import CPU_ENVIRONMENT, ServerSpec, free_port
 from holdfast.chaos.streams import MODEL_NAME
 from holdfast.chaos.victims import ProcessKind, kind_of
-from integration.conftest import V1_SYNC
+from integration.helpers.servers import V1_SYNC
 from support.systemd import INSIDE, Systemd, await_true, why_not
 
 pytestmark = [pytest.mark.host, pytest.mark.server, pytest.mark.slow, pytest.mark.matrix, pytest.mark.timeout(600)]

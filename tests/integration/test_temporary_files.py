@@ -15,8 +15,8 @@ from holdfast.chaos.control import Control, ControlFailed
 from holdfast.chaos.server import Server
 from holdfast.chaos.temporary_files import left_in, temporary_folder
 from holdfast.chaos.victims import ProcessKind, Victim, count_by_kind, find_victims, kill
-from integration.conftest import Servers, in_matrix, left_behind, run
-from integration.test_endings import EXIT_DEFEATED, wait_ended
+from integration.helpers.endings import EXIT_DEFEATED, wait_ended
+from integration.helpers.servers import Servers, in_matrix, left_behind, run
 
 pytestmark = [pytest.mark.host, pytest.mark.server, pytest.mark.slow]
 

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import httpx
-import psutil
 import pytest
 
 from holdfast.bench.topologies import MOE_EP, ONE, TP2, Topology
 from holdfast.chaos.checker import compare_runs
 from holdfast.chaos.control import FAULT, RECOVERED, RECOVERY_STARTED, Control
 from holdfast.chaos.history import History
+from holdfast.chaos.loads import every_feature, few_tokens, fresh_salt
 from holdfast.chaos.server import Server
 from holdfast.chaos.streams import Load, StreamSpec
 from holdfast.core.faults.faults import FaultClass, Phase
 from holdfast.core.faults.injection import FaultKind, InjectionSpec
-from integration.conftest import (
+from integration.helpers.processes import workers_of
+from integration.helpers.servers import (
     V1_ASYNC,
     V1_SYNC,
     V2_SYNC,
@@ -35,7 +35,6 @@ from integration.conftest import (
     served_name,
     well,
 )
-from integration.loads import every_feature, few_tokens, fresh_salt
 
 pytestmark = [pytest.mark.host, pytest.mark.server, pytest.mark.slow]
 
@@ -100,31 +99,6 @@ class Bench:
 
     def kill(self, engine: int, rank: int) -> None:
         os.kill(self.workers()[engine, rank], signal.SIGKILL)
-
-
-def workers_of(server: Server) -> dict[tuple[int, int], int]:
-    """Process of every rank by engine and rank, as their own names tell."""
-    found = {}
-    for process in psutil.Process(server.pid).children(recursive=True):
-        if (place := _place(_name(process))) is not None:
-            found[place] = process.pid
-    return found
-
-
-def _name(process: psutil.Process) -> str:
-    """Empty for one that is gone: what is left of its name is cut short."""
-    try:
-        return "" if process.status() == psutil.STATUS_ZOMBIE else process.name()
-    except psutil.NoSuchProcess:
-        return ""
-
-
-def _place(name: str) -> tuple[int, int] | None:
-    """Engine and rank of a worker; none for a name that is no worker's, or is cut short as it comes and goes."""
-    if re.fullmatch(r"VLLM::Worker(_(DP|TP|PP|EP)\d+)*", name) is None:
-        return None
-    numbers = {kind: int(number) for kind, number in re.findall(r"_(DP|TP|PP)(\d+)", name)}
-    return numbers.get("DP", 0), numbers.get("TP", numbers.get("PP", 0))
 
 
 def of_kind(events: list[dict], kind: str) -> list[dict]:

@@ -1,0 +1,1 @@
+"""Steps that several modules of integration tests share, by theme."""

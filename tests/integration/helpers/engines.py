@@ -1,0 +1,89 @@
+"""Engine cores of a running server: kill one in the middle of its streams, wait for its replacement."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from dataclasses import replace
+
+import httpx
+import msgspec
+
+from holdfast.chaos.control import LOST, Control
+from holdfast.chaos.history import History
+from holdfast.chaos.loads import every_feature, fresh_salt
+from holdfast.chaos.server import Server
+from holdfast.chaos.streams import Load, StreamSpec
+from holdfast.core.faults.faults import Phase
+from holdfast.core.faults.injection import FaultKind, InjectionSpec
+
+TOKENS = 500  # enough that the kill comes in their middle, also where the client lags behind
+RESTART_S = 180.0
+
+
+def spread(specs: list[StreamSpec], engines: int) -> list[StreamSpec]:
+    """Each engine gets its share, always the same."""
+    if engines == 1:
+        return specs
+    return [replace(spec, data_parallel_rank=number % engines) for number, spec in enumerate(specs)]
+
+
+def load(server: Server, engines: int) -> Load:
+    return Load(server.url, spread(every_feature(fresh_salt(), TOKENS), engines))
+
+
+async def engines_of(server: Server) -> list[dict]:  # type: ignore[type-arg]
+    async with httpx.AsyncClient(base_url=server.url, timeout=30, trust_env=False) as client:
+        return list((await client.get("/fault_tolerance/status")).json()["engines"])
+
+
+async def wait_healthy(server: Server) -> None:
+    async with asyncio.timeout(RESTART_S):
+        while any(e["state"] != "healthy" for e in await engines_of(server)):
+            await asyncio.sleep(0.2)
+
+
+async def wait_replaced(server: Server, engine_id: int, pid: int) -> None:
+    """Wait until another process than this one is that engine core, and all are healthy."""
+    async with asyncio.timeout(RESTART_S):
+        while (await engines_of(server))[engine_id]["pid"] in (None, pid):
+            await asyncio.sleep(0.2)
+    await wait_healthy(server)
+
+
+async def replaced_at(server: Server, engine_id: int) -> float:
+    """When another process than the one of now was that engine core, and all were healthy."""
+    await wait_replaced(server, engine_id, (await engines_of(server))[engine_id]["pid"])
+    return time.monotonic()
+
+
+async def kill_in_mid_stream(server: Server, running: Load, engine_id: int, tokens: int = 5) -> float:
+    """Kill an engine core as soon as each stream of it has a few tokens, when all are far from their end."""
+    pid = (await engines_of(server))[engine_id]["pid"]
+    victims = [h for h in running.histories if h.engine_id in (None, engine_id)]
+    async with asyncio.timeout(60):
+        while min(len(h.token_ids) for h in victims) < tokens:
+            await asyncio.sleep(0.005)
+    os.kill(pid, signal.SIGKILL)
+    return time.monotonic()
+
+
+def crash(engine_id: int, phase: Phase) -> list[InjectionSpec]:
+    """The engine core raises what nothing contains, in mid stream, or in the recovery from a fault there."""
+    crash = InjectionSpec(phase=phase, kind=FaultKind.CRASH, engine_id=engine_id)
+    if phase is Phase.RECOVERY:
+        return [crash, InjectionSpec(phase=Phase.SCHEDULE_END, engine_id=engine_id, after_steps=60)]
+    return [msgspec.structs.replace(crash, after_steps=60)]
+
+
+async def crashed_run(server: Server, running: Load, engine_id: int, phase: Phase) -> tuple[list[History], str]:
+    """What the streams got, and why the engine core was taken for lost."""
+    async with Control(server.url) as control:
+        before = await control.last_sequence()
+        for spec in crash(engine_id, phase):
+            await control.inject(spec)
+        observed = await running.run()
+        [lost] = [event for event in await control.events(before) if event["kind"] == LOST]
+    return observed, str(lost["reason"])

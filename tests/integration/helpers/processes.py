@@ -1,0 +1,71 @@
+"""Processes of a running server by their role: workers and API servers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+
+import httpx
+import psutil
+
+from holdfast.chaos.control import Control
+from holdfast.chaos.server import Server
+
+BACK_WITHIN_S = 120.0
+
+
+async def process_events_of(server: Server, after: int) -> list[str]:
+    with contextlib.suppress(httpx.HTTPError):
+        async with Control(server.url) as control:
+            events = await control.events(after)
+            return [f"{e['kind']} {e['process']}" for e in events if "process" in e]
+    return []
+
+
+async def wait_back(server: Server, after: int) -> None:
+    async with asyncio.timeout(BACK_WITHIN_S):
+        while sum("process-restarted" in one for one in await process_events_of(server, after)) == 0:
+            await asyncio.sleep(0.2)
+
+
+ASKS = 24  # the kernel spreads connections over the servers: so many miss one with a chance of 1 in 5000
+
+
+def api_servers(server: Server) -> list[int]:
+    children = psutil.Process(server.pid).children(recursive=True)
+    return [p.pid for p in children if "ApiServer" in p.name() or "APIServer" in p.name()]
+
+
+async def on_many_connections(server: Server, path: str) -> list[httpx.Response]:
+    """The same question on so many connections that every API server is asked."""
+    answers = []
+    for _ in range(ASKS):
+        async with httpx.AsyncClient(base_url=server.url, timeout=30, trust_env=False) as client:
+            answers.append(await client.get(path))
+    return answers
+
+
+def workers_of(server: Server) -> dict[tuple[int, int], int]:
+    """Process of every rank by engine and rank, as their own names tell."""
+    found = {}
+    for process in psutil.Process(server.pid).children(recursive=True):
+        if (place := _place(_name(process))) is not None:
+            found[place] = process.pid
+    return found
+
+
+def _name(process: psutil.Process) -> str:
+    """Empty for one that is gone: what is left of its name is cut short."""
+    try:
+        return "" if process.status() == psutil.STATUS_ZOMBIE else process.name()
+    except psutil.NoSuchProcess:
+        return ""
+
+
+def _place(name: str) -> tuple[int, int] | None:
+    """Engine and rank of a worker; none for a name that is no worker's, or is cut short as it comes and goes."""
+    if re.fullmatch(r"VLLM::Worker(_(DP|TP|PP|EP)\d+)*", name) is None:
+        return None
+    numbers = {kind: int(number) for kind, number in re.findall(r"_(DP|TP|PP)(\d+)", name)}
+    return numbers.get("DP", 0), numbers.get("TP", numbers.get("PP", 0))

@@ -1,0 +1,205 @@
+"""Real servers: kinds, starts, shared servers of a session, and the check that an ended one left nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar
+
+import httpx
+import pytest
+
+from holdfast.bench.instrument import precise_client
+from holdfast.bench.loads import SERVER_ARGUMENTS
+from holdfast.bench.topologies import Topology
+from holdfast.chaos.control import Control
+from holdfast.chaos.history import History
+from holdfast.chaos.loads import fresh_salt
+from holdfast.chaos.model import make_moe_model
+from holdfast.chaos.server import Server, ServerSpec
+from holdfast.chaos.streams import Load, StreamSpec
+from holdfast.core.errors import HoldfastError
+
+CPU_BENCH = Path(__file__).parents[2] / "support" / "cpu_bench"
+# A fault per test adds up: the limits are what other tests are about.
+MANY_RETRIES = ("--max-retries", "100000")
+NO_LIMITS = (*MANY_RETRIES, "--max-worker-restarts", "100000", "--max-engine-restarts", "100000")
+USABLE_WITHIN_S = 20.0  # what a test has left under way may come to its end
+TOLD_LINES = 50
+UNTOLD = ("INFO:", " - ", "nanobind:")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One way the host may run: which model runner, which scheduling."""
+
+    name: str
+    runner: str = "v1"
+    asynchronous: bool = False
+
+    @property
+    def environment(self) -> dict[str, str]:
+        path = os.pathsep.join([str(CPU_BENCH), *filter(None, [os.environ.get("PYTHONPATH")])])
+        flags = {"HOLDFAST_BENCH_ASYNC": self.asynchronous, "HOLDFAST_BENCH_V2": self.runner == "v2"}
+        return {"PYTHONPATH": path, **{name: "1" for name, on in flags.items() if on}}
+
+
+V1_SYNC = Kind("v1-sync")
+V1_ASYNC = Kind("v1-async", asynchronous=True)
+V2_SYNC = Kind("v2-sync", runner="v2")
+V2_ASYNC = Kind("v2-async", runner="v2", asynchronous=True)
+
+
+def in_matrix(*values: object) -> object:
+    """A parameter whose case `make test` leaves to `make test-matrix`: the same code in one more combination."""
+    return pytest.param(*values, marks=pytest.mark.matrix)
+
+
+def in_matrix_but(wanted: object, values: Iterable[object]) -> list[object]:
+    """Parameters of which `make test` runs one only."""
+    return [value if value == wanted else in_matrix(value) for value in values]
+
+
+Asks = Callable[[str], list[StreamSpec]]  # what a load asks for, given a salt of its own
+
+
+class Servers:
+    """Starts servers and ends them all.
+
+    A start takes half a minute, so tests share them: one server for each kind of one rank, and the last one of many
+    ranks. Whoever shares gets one that is well: what a test has damaged beyond that is replaced for the next.
+    """
+
+    latest: ClassVar[Server | None] = None  # whose log is told when a test fails
+
+    def __init__(self, model: Path, folder: Path) -> None:
+        self._model, self._folder = model, folder
+        self._kept: dict[str, Server] = {}
+        self._of_many: tuple[str, Server] | None = None
+        self._references: dict[tuple[str, Asks], list[History]] = {}
+        self._count = 0
+
+    def spec(self, *arguments: str, kind: Kind = V1_SYNC, holdfast: bool = True, **environment: str) -> ServerSpec:
+        self._count += 1
+        ports = ("--external-fault-notify-port", "0") if holdfast else ()
+        return ServerSpec(
+            model=self._model,
+            log=self._folder / f"{self._count}-{kind.name}.log",
+            arguments=(*SERVER_ARGUMENTS, *ports, *arguments),
+            environment={**kind.environment, **environment},
+            holdfast=holdfast,
+        )
+
+    def start(self, *arguments: str, kind: Kind = V1_SYNC, **environment: str) -> Server:
+        """A server of the caller's own; use it as a context manager."""
+        return self._start(self.spec(*arguments, kind=kind, **environment))
+
+    def of(self, topology: Topology, kind: Kind = V1_SYNC, arguments: Sequence[str] = (), **environment: str) -> Server:
+        """A server of a topology, with fault injection; use it as a context manager."""
+        arguments = (*topology.arguments, "--enable-fault-injection", *MANY_RETRIES, *arguments)
+        spec = self.spec(*arguments, kind=kind, **environment)
+        return self._start(replace(spec, model=self._model_for(topology)))
+
+    @classmethod
+    def _start(cls, spec: ServerSpec) -> Server:
+        cls.latest = Server(spec)
+        return cls.latest.start()
+
+    def _model_for(self, topology: Topology) -> Path:
+        return self._model if topology.model == "dense" else make_moe_model(self._folder / "moe")
+
+    def shared(self, kind: Kind) -> Server:
+        """The session's server of a kind, with fault injection."""
+        if kind.name not in self._kept or not is_usable(self._kept[kind.name]):
+            self._end(self._kept.pop(kind.name, None))
+            self._kept[kind.name] = self.start("--enable-fault-injection", *NO_LIMITS, kind=kind)
+        Servers.latest = self._kept[kind.name]
+        return self._kept[kind.name]
+
+    def shared_of(self, topology: Topology, kind: Kind = V1_SYNC) -> Server:
+        """The session's server of a topology, with fault injection; one topology at a time."""
+        if topology.ranks == 1:
+            return self.shared(kind)
+        name = served_name((topology, kind))
+        if self._of_many is None or self._of_many[0] != name or not is_usable(self._of_many[1]):
+            ended, self._of_many = self._of_many, None
+            self._end(ended[1] if ended else None)
+            self._of_many = name, self.of(topology, kind, NO_LIMITS)
+        Servers.latest = self._of_many[1]
+        return self._of_many[1]
+
+    def reference(self, topology: Topology, kind: Kind, asks: Asks) -> list[History]:
+        """The fault-free run of a load on a shared server, made once."""
+        name = served_name((topology, kind)), asks
+        if name not in self._references:
+            self._references[name] = run(Load(self.shared_of(topology, kind).url, asks(fresh_salt())).run())
+        return self._references[name]
+
+    @staticmethod
+    def _end(server: Server | None) -> None:
+        if server is not None:
+            was_alive = server.exit_code is None
+            assert server.stop() == 0 or not was_alive, "SIGTERM ends a server with success"
+            assert left_behind(server) == []
+
+    def close(self) -> None:
+        for server in (*self._kept.values(), *([self._of_many[1]] if self._of_many else [])):
+            self._end(server)
+
+
+def is_usable(server: Server) -> bool:
+    """Whether it serves and every engine is healthy, at the latest in a while."""
+    deadline = time.monotonic() + USABLE_WITHIN_S
+    while server.exit_code is None:
+        with contextlib.suppress(httpx.HTTPError, HoldfastError):
+            if run(well(server)) is None:
+                return True
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+    return False
+
+
+def told_last(log: Path) -> str:
+    """The last lines of a log, without accesses and what a library says as it is unloaded."""
+    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+    return "\n".join([line[:240] for line in lines if not line.startswith(UNTOLD)][-TOLD_LINES:])
+
+
+def served_name(served: tuple[Topology, Kind]) -> str:
+    """The id of a fixture's parameter."""
+    return f"{served[0].name}-{served[1].name}"
+
+
+def run(coroutine):  # type: ignore[no-untyped-def]
+    """Run one asynchronous scenario to its end.
+
+    Scheduled at once where the system allows it: servers whose processes spin keep an ordinary client from its
+    processor for seconds, and what it was to do in the middle of a stream comes after the stream's end.
+    """
+    with precise_client():
+        return asyncio.run(coroutine)
+
+
+async def well(server: Server) -> str | None:
+    async with Control(server.url) as control:
+        return await control.unwell()
+
+
+async def state(client: httpx.AsyncClient) -> str:
+    """The precise state of the first engine."""
+    engines = (await client.get("/fault_tolerance/status")).json()["engines"]
+    return str(engines[0]["state"])
+
+
+def left_behind(server: Server, within_s: float = 10.0) -> list[int]:
+    """Processes of a server that has ended which are still there when their time to follow it is over."""
+    deadline = time.monotonic() + within_s
+    while (orphans := server.orphans()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return orphans
