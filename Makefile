@@ -12,7 +12,7 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
-.PHONY: help setup demo test test-servers test-matrix check contract-wheels bench figures constraints clean
+.PHONY: help setup demo test test-servers test-matrix check contract-wheels bench figures settings constraints clean
 .PHONY: check-tests check-ruff check-format check-mypy check-imports
 
 BIN := .venv/bin
@@ -77,6 +77,9 @@ bench: setup ## measure recovery and overhead into docs/benchmarks
 		arguments=""; [ $$bench = overhead ] || arguments="$(addprefix --topology ,$(BENCH_TOPOLOGIES))"; \
 		$(BIN)/holdfast bench $$bench $$arguments --json > .cache/$$bench.json; \
 		mv .cache/$$bench.json docs/benchmarks/$$bench.json; done
+
+settings: setup ## write the reference of the settings from the flags
+	@$(BIN)/python scripts/settings-reference
 
 figures: setup ## write the page of figures from the documents in docs/benchmarks
 	@$(BIN)/python scripts/figures

@@ -16,7 +16,7 @@ from holdfast.cli.serve_flags import flag_parser
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
-DOCUMENTS = [README, *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [README, *sorted((ROOT / "docs").rglob("*.md"))]
 
 # Flags of other programs that the documents mention.
 FOREIGN_FLAGS = frozenset({"--help"})

@@ -13,9 +13,10 @@ Documents = Mapping[str, Document]  # by file name
 
 _OPENING = """# Measured figures
 
-Written by `make figures` from the documents in this folder; see [how they are measured](../reference/bench.md). A small
-model made on the spot, vLLM on CPUs, no GPU. "Restart" is the full restart of the same server, measured in the same
-run, up to its first token; every answer would be lost with it.
+Written by `make figures` from the documents in this folder; see
+[how they are measured](../reference/bench.md). A small model made on the spot, vLLM on CPUs, no
+GPU. "Restart" is the full restart of the same server, measured in the same run, up to its first
+token; every answer would be lost with it.
 """
 _RECOVERY = (
     *("hurt by", "topology", "standby", "faults", "median", "max"),

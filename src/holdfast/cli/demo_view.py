@@ -82,7 +82,7 @@ class PlainView:
             return
         alone = ", and the one that made the server fail ended alone" if guilty else ""
         self.say(
-            f"HELD FAST: {streams - guilty} of {streams} answers went through the fault and equal the fault-free run"
+            f"HELD FAST: {streams - guilty} of {streams} answers equal the fault-free run"
             f"{alone}; no token lost, repeated or changed."
         )
 

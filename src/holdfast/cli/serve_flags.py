@@ -1,88 +1,230 @@
-"""Holdfast's own flags of `holdfast serve`, by what they are about."""
+"""The flags of `holdfast serve`, in groups. One help text each, for `--help` and for docs/reference/settings.md.
+
+Defaults come from `HoldfastConfig` and stand nowhere else. Knows nothing of the host's flags.
+"""
 
 from __future__ import annotations
 
 import argparse
+import textwrap
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
+
+from holdfast.core.config import HoldfastConfig
+
 Add = Callable[..., Any]
 
-NO_PORT = "sentinels meet on sockets in a private folder"
+NO_PORT = "sentinels communicate over sockets in a private folder"
 _EPILOG = "All other flags are those of `vllm serve`; `holdfast serve MODEL --help=all` lists them."
 _SWITCH = argparse.BooleanOptionalAction
 
+# Defaults that the configuration leaves open and that are found at run time.
+_FOUND_LATER = {
+    "incident_dir": "~/.local/state/holdfast/incidents",
+    "gloo_comm_timeout": "the host's own",
+    "fault_classes": "none",
+}
+
+
+class _HelpFormatter(argparse.HelpFormatter):
+    """Formatter that never breaks a flag at a hyphen."""
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
+
 
 def flag_parser() -> argparse.ArgumentParser:
-    """Holdfast's own flags; a flag that is not given leaves no trace, so defaults stand in one place."""
+    """Build the parser of Holdfast's own flags; a flag that is not given leaves no attribute."""
     parser = argparse.ArgumentParser(
         prog="holdfast serve",
         usage="holdfast serve MODEL [any `vllm serve` flag] [holdfast flags]",
-        description="Serve a model with vLLM so that it goes on through faults.",
+        description="Serve a model with vLLM, protected against faults.",
         epilog=_EPILOG,
+        formatter_class=_HelpFormatter,
         add_help=False,
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )
     for title, add_flags in _GROUPS.items():
         add_flags(parser.add_argument_group(title).add_argument)
+    defaults = shown_defaults()
+    for action in parser._actions:
+        if action.dest in defaults and action.help not in {None, argparse.SUPPRESS}:
+            action.help = f"{action.help} (default: {defaults[action.dest]})".replace("%", "%%")
     return parser
 
 
+def flag_groups() -> dict[str, list[argparse.Action]]:
+    """Return the documented flags by the title of their group, with help texts that name no default."""
+    parser = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    groups = {}
+    for title, add_flags in _GROUPS.items():
+        group = parser.add_argument_group(title)
+        add_flags(group.add_argument)
+        groups[title] = [action for action in group._group_actions if action.help != argparse.SUPPRESS]
+    return groups
+
+
+def shown_defaults() -> dict[str, str]:
+    """Return the default of every setting as text, by key."""
+    config = HoldfastConfig()
+    stated = {field.encode_name: getattr(config, field.name) for field in msgspec.structs.fields(config)}
+    return {key: _FOUND_LATER.get(key) or _as_text(value) for key, value in stated.items()}
+
+
+def _as_text(value: object) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def _add_deciding(add: Add) -> None:
-    add("--enable-fault-tolerance", action=_SWITCH, help="protect the server (default: on)")
-    add("--fault-policy", choices=["auto", "external", "dry-run"], help="who decides on a repair (default: auto)")
-    add("--external-fallback", choices=["none", "auto"], help="with external, when nobody did in time (default: none)")
-    add("--engine-recovery-timeout", type=float, metavar="S", help="wait for an instruction, seconds (default: 120)")
-    add("--max-ranks-out", type=_count_or_share, metavar="N|N%", help="at once, else one rung up (default: 100%%)")
-    add("--fault-classes", metavar="FILE", help="JSON: rows of your own that say of which class a fault is")
+    add("--enable-fault-tolerance", action=_SWITCH, help="protect the server")
+    add(
+        "--fault-policy",
+        choices=["auto", "external", "dry-run"],
+        help="who decides on a repair: auto climbs the ladder at once; external publishes the fault, stays paused and "
+        "waits for a command; dry-run does the same and says what auto would do",
+    )
+    add(
+        "--external-fallback",
+        choices=["none", "auto"],
+        help="with external: climb the ladder when no command came within --engine-recovery-timeout",
+    )
+    add(
+        "--engine-recovery-timeout",
+        type=float,
+        metavar="S",
+        help="seconds to wait for a command, then the instance ends",
+    )
+    add(
+        "--max-ranks-out",
+        type=_count_or_share,
+        metavar="N|N%",
+        help="most ranks that may be out at once, as a number or a share of all; beyond that the engine core is "
+        "replaced as a whole",
+    )
+    add("--fault-classes", metavar="FILE", help="JSON file of your own rows that classify faults")
 
 
 def _add_budgets(add: Add) -> None:
-    add("--max-retries", type=int, metavar="N", help="retries within --retry-window, then the end (default: 10)")
-    add("--retry-window", type=float, metavar="S", help="seconds (default: 60)")
-    add("--max-worker-restarts", type=int, metavar="N", help="within --worker-restart-window (default: 20)")
-    add("--worker-restart-window", type=float, metavar="S", help="seconds (default: 600)")
-    add("--max-engine-restarts", type=int, metavar="N", help="of each engine core within the window (default: 5)")
-    add("--engine-restart-window", type=float, metavar="S", help="seconds (default: 600)")
-    add("--min-engines", type=int, metavar="N", help="that serve on when one is left out, else the end (default: 1)")
-    add("--max-api-server-restarts", type=int, metavar="N", help="of each, and of the DP coordinator (default: 5)")
-    add("--api-server-restart-window", type=float, metavar="S", help="seconds (default: 600)")
+    add("--max-retries", type=int, metavar="N", help="retries within --retry-window, then the next rung")
+    add("--retry-window", type=float, metavar="S", help="seconds")
+    add(
+        "--max-worker-restarts",
+        type=int,
+        metavar="N",
+        help="worker replacements within --worker-restart-window, then the next rung; 0: never",
+    )
+    add("--worker-restart-window", type=float, metavar="S", help="seconds")
+    add(
+        "--max-engine-restarts",
+        type=int,
+        metavar="N",
+        help="replacements of each engine core within --engine-restart-window, then the next rung; 0: never",
+    )
+    add("--engine-restart-window", type=float, metavar="S", help="seconds")
+    add(
+        "--min-engines",
+        type=int,
+        metavar="N",
+        help="fewest engine cores that may serve on while another is left out, else the instance ends",
+    )
+    add(
+        "--max-api-server-restarts",
+        type=int,
+        metavar="N",
+        help="replacements of each of several API servers, and of the data-parallel coordinator, within "
+        "--api-server-restart-window, then the instance ends; 0: never",
+    )
+    add("--api-server-restart-window", type=float, metavar="S", help="seconds")
 
 
 def _add_bounds(add: Add) -> None:
-    add("--containment-timeout", type=float, metavar="S", help="until a faulty engine stands still (default: 30)")
-    add("--acknowledge-timeout", type=float, metavar="S", help="until a rank says that it has stopped (default: 5)")
-    add("--drain-timeout", type=float, metavar="S", help="until a rank answers in a recovery (default: 10)")
-    add("--rebuild-timeout", type=float, metavar="S", help="until broken collectives are rebuilt (default: 30)")
-    add("--gloo-comm-timeout", type=float, metavar="S", help="of a gloo collective, seconds (default: the host's own)")
-    add("--worker-start-timeout", type=float, metavar="S", help="until a new worker has loaded (default: 600)")
-    add("--engine-start-timeout", type=float, metavar="S", help="until a new engine core serves (default: 600)")
+    add(
+        "--containment-timeout",
+        type=float,
+        metavar="S",
+        help="seconds until a faulty engine has paused, then the engine core is replaced",
+    )
+    add(
+        "--acknowledge-timeout",
+        type=float,
+        metavar="S",
+        help="seconds until a peer of a failed rank acknowledges its pause, then the peer is killed and replaced",
+    )
+    add("--drain-timeout", type=float, metavar="S", help="seconds until a rank answers during a recovery")
+    add(
+        "--rebuild-timeout",
+        type=float,
+        metavar="S",
+        help="seconds until broken collectives are rebuilt, then the recovery has failed",
+    )
+    add(
+        "--gloo-comm-timeout",
+        type=float,
+        metavar="S",
+        help="seconds until a gloo collective fails; a long prefill or a compilation on one rank counts",
+    )
+    add(
+        "--worker-start-timeout",
+        type=float,
+        metavar="S",
+        help="seconds until a replacement worker has loaded, then the restart has failed",
+    )
+    add(
+        "--engine-start-timeout",
+        type=float,
+        metavar="S",
+        help="seconds until a replacement engine core serves, then the start is tried again",
+    )
 
 
 def _add_standbys(add: Add) -> None:
-    add("--standby-workers", type=int, metavar="N", help="kept ready by each engine core (default: 0)")
-    add("--standby-preload", action=_SWITCH, help="standby workers read the weights beforehand (default: off)")
+    add(
+        "--standby-workers",
+        type=int,
+        metavar="N",
+        help="standby workers that each engine core keeps ready; recommended when memory allows",
+    )
+    add("--standby-preload", action=_SWITCH, help="load the weights in standby workers beforehand")
 
 
 def _add_detection(add: Add) -> None:
-    add("--stall-detection", action=_SWITCH, help="notice a rank or engine core that makes no progress (default: on)")
-    add("--poison-detection", action=_SWITCH, help="find a request that makes batches fail and end it (default: on)")
-    add("--check-logits", action=_SWITCH, help="a step with NaN or infinite logits is a fault (default: off)")
-    add("--incident-dir", metavar="DIR", help="evidence of stalls (default: ~/.local/state/holdfast/incidents)")
+    add("--stall-detection", action=_SWITCH, help="find and replace a rank or engine core that makes no progress")
+    add("--poison-detection", action=_SWITCH, help="find a request that makes every step fail, and end that request")
+    add("--check-logits", action=_SWITCH, help="treat non-finite logits (NaN or Inf) as a fault and repeat the step")
+    add("--incident-dir", metavar="DIR", help="folder for the evidence of the last 32 stalls")
 
 
 def _add_serving(add: Add) -> None:
-    add("--recovery-prefill-tokens", type=int, metavar="N", help="of a step, after a loss (default: 512; 0: all)")
-    add("--max-held-requests", type=int, metavar="N", help="new requests held in a recovery (default: 1024)")
-    add("--external-fault-notify-host", metavar="HOST", help="of the PUB socket (default: 127.0.0.1)")
-    add("--external-fault-notify-port", type=int, metavar="PORT", help="0: any free one (default: 22867)")
+    add(
+        "--recovery-prefill-tokens",
+        type=int,
+        metavar="N",
+        help="most tokens of a step for requests that are recomputed after a loss, beside running requests; "
+        "0: no limit",
+    )
+    add(
+        "--max-held-requests",
+        type=int,
+        metavar="N",
+        help="new requests that each API server keeps waiting while no engine makes progress; more are answered 503",
+    )
+    add("--external-fault-notify-host", metavar="HOST", help="address of the ZeroMQ PUB socket, topic `vllm_fault`")
+    add("--external-fault-notify-port", type=int, metavar="PORT", help="port of the PUB socket; 0: any free port")
 
 
 def _add_rare(add: Add) -> None:
-    add("--enable-fault-injection", action=_SWITCH, help="let `holdfast inject` hurt this server (default: off)")
-    add("--allow-unknown-host", action=_SWITCH, help="start with a vLLM that was never tested (default: off)")
-    add("--cpu-enablement", action=_SWITCH, help="on CPUs: supply what many ranks need (default: on)")
+    add("--enable-fault-injection", action=_SWITCH, help="allow `holdfast inject` to inject faults into this server")
+    add("--allow-unknown-host", action=_SWITCH, help="start with a vLLM release that was never tested")
+    add(
+        "--cpu-enablement",
+        action=_SWITCH,
+        help="on CPUs, supply the collectives and buffers that many ranks need; no effect elsewhere",
+    )
     add("--unsafe-keep-suspect-blocks", action=_SWITCH, help=argparse.SUPPRESS)
     add("--unsafe-skip-fence", action=_SWITCH, help=argparse.SUPPRESS)
 
@@ -92,7 +234,7 @@ def _add_upstream(add: Add) -> None:
     add(
         "--shutdown-on-fault-tolerance-failure",
         action=_SWITCH,
-        help="end a server that cannot be repaired: always done, so `--no-…` is refused",
+        help="no effect: a server that cannot be repaired always ends, so `--no-…` is refused",
     )
 
 
@@ -108,5 +250,5 @@ _GROUPS: dict[str, Callable[[Add], None]] = {
     "detection": _add_detection,
     "requests and reports": _add_serving,
     "tests and unknown hosts": _add_rare,
-    "taken for compatibility": _add_upstream,
+    "accepted for compatibility": _add_upstream,
 }

@@ -232,7 +232,7 @@ def test_of_a_request_that_makes_the_server_fail_the_verdict_tells(
     monkeypatch.setattr(demo_command, "_perform", lambda *_: [])
     plain, out = view()
     assert _show(replace(options, injection=Harm.POISON.injection(Phase.FORWARD, 0, 0, after_steps=9)), plain) == 0
-    assert out.getvalue().startswith("HELD FAST: 7 of 8 answers went through the fault")
+    assert out.getvalue().startswith("HELD FAST: 7 of 8 answers equal the fault-free run")
     assert "the one that made the server fail ended alone" in " ".join(out.getvalue().split())
 
 
