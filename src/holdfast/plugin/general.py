@@ -7,9 +7,14 @@ reports its hooks, and why the front end refuses to serve when a report is missi
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
+from holdfast.core.config import HoldfastConfig
 from holdfast.hosts.vllm.contract.versions import OVERRIDE, host_version, is_supported, refuse_unknown_host
 from holdfast.hosts.vllm.process.settings import ENVIRONMENT
+
+if TYPE_CHECKING:
+    from holdfast.hosts.vllm.owner.owner import EventSinks
 
 
 def register() -> None:
@@ -44,10 +49,19 @@ def _join_instance() -> None:
 def _be_ready_to_own_one() -> None:
     from holdfast.hosts.vllm.hooks import attach_front_end_hooks
     from holdfast.hosts.vllm.owner.exit import attach_launcher_exit_hook
-    from holdfast.plugin.event_sinks import EventSinks
 
-    attach_front_end_hooks(EventSinks)
+    attach_front_end_hooks(_open_event_sinks)
     attach_launcher_exit_hook()
+
+
+def _open_event_sinks(config: HoldfastConfig) -> EventSinks:
+    """Open the log and the PUB socket of an instance's events."""
+    from holdfast.api.log import log_event
+    from holdfast.api.notify import Publisher
+    from holdfast.hosts.vllm.owner.owner import EventSinks
+
+    publisher = Publisher(config.external_fault_notify_host, config.external_fault_notify_port)
+    return EventSinks(publisher.address, (publisher.publish, log_event), publisher.close)
 
 
 def _is_bystander() -> bool:

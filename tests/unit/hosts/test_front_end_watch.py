@@ -1,4 +1,4 @@
-"""The watch over the processes beside the engine cores: what it takes for a loss, and what the host is shown of it."""
+"""The watch over API servers and coordinator: which exits count as losses, and what the host sees of them."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ class Process:
             self.end(-signal.SIGKILL)
 
 
-class Member:
-    """Starts processes that work, until it is told otherwise."""
+class ApiServer:
+    """A front-end process whose replacements work, until told otherwise."""
 
     name = NAME
 
@@ -64,14 +64,14 @@ class Member:
 
 
 class Instance:
-    """What is told to the sentinel, and whether the instance ends."""
+    """A recorder of the reports to the sentinel, and of whether the instance ends."""
 
     def __init__(self) -> None:
         self.told: queue.Queue[tuple[str, ...]] = queue.Queue()
         self.ends = threading.Event()
-        self.member = Member()
+        self.server = ApiServer()
         self.watch = FrontEndWatch(self, self.ends.wait)  # type: ignore[arg-type]
-        self.watch.start([self.member])
+        self.watch.start([self.server])
 
     def process_lost(self, name: str, why: str, unrecoverable_reason: str) -> None:
         self.told.put(("lost", name, why))
@@ -98,19 +98,19 @@ def has_ended(proxy: Any, within_s: float = 0.0) -> bool:
     return bool(multiprocessing.connection.wait([proxy.sentinel], within_s))
 
 
-def test_what_is_watched_is_told_with_its_process_id(instance: Instance) -> None:
+def test_a_watched_process_is_reported_with_its_process_id(instance: Instance) -> None:
     assert instance.attached == (NAME, Process.pid)
 
 
-def test_a_process_that_dies_is_told_and_noted(instance: Instance) -> None:
-    instance.member.process.end(-9)
+def test_a_process_that_dies_is_reported_and_noted(instance: Instance) -> None:
+    instance.server.process.end(-9)
     assert instance.next() == ("lost", NAME, "exit code -9")
-    assert instance.member.noted.is_set()
+    assert instance.server.noted.is_set()
 
 
-def test_the_host_sees_nothing_of_a_death_that_another_process_makes_up_for(instance: Instance) -> None:
+def test_the_host_does_not_see_a_death_that_a_replacement_repairs(instance: Instance) -> None:
     proxy = instance.watch.proxy(NAME)
-    instance.member.process.end(-9)
+    instance.server.process.end(-9)
     instance.next()
     instance.watch.replace(ReplaceProcess(NAME, 0.0))
     assert instance.next() == ("returned", NAME)
@@ -118,65 +118,65 @@ def test_the_host_sees_nothing_of_a_death_that_another_process_makes_up_for(inst
     assert proxy.exitcode is None
 
 
-def test_what_took_its_place_is_watched_as_well(instance: Instance) -> None:
-    instance.member.process.end(-9)
+def test_a_replacement_is_watched_as_well(instance: Instance) -> None:
+    instance.server.process.end(-9)
     instance.next()
     instance.watch.replace(ReplaceProcess(NAME, 0.0))
     instance.next()
-    instance.member.process.end(1)
+    instance.server.process.end(1)
     assert instance.next() == ("lost", NAME, "exit code 1")
 
 
-def test_one_that_was_asked_to_end_is_not_lost_and_the_host_sees_its_end(instance: Instance) -> None:
+def test_a_requested_exit_is_no_loss_and_the_host_sees_it(instance: Instance) -> None:
     proxy = instance.watch.proxy(NAME)
-    instance.member.process.end(0)
+    instance.server.process.end(0)
     assert has_ended(proxy, WAIT_S)
     assert proxy.exitcode == 0
     assert instance.told.empty()
 
 
 def test_a_start_that_fails_is_a_loss_and_leaves_no_process(instance: Instance) -> None:
-    instance.member.process.end(-9)
+    instance.server.process.end(-9)
     instance.next()
-    instance.member.fails = RuntimeError("it bound\nno addresses")
+    instance.server.fails = RuntimeError("it bound\nno addresses")
     instance.watch.replace(ReplaceProcess(NAME, 0.0))
-    assert instance.next() == ("lost", NAME, "what was to take its place did not start: it bound no addresses")
-    assert instance.member.process.exitcode == -signal.SIGKILL
+    assert instance.next() == ("lost", NAME, "the replacement did not start: it bound no addresses")
+    assert instance.server.process.exitcode == -signal.SIGKILL
 
 
-def test_who_is_gone_when_the_instance_is_defeated_ends_for_the_host_too(instance: Instance) -> None:
+def test_at_a_defeat_the_host_sees_the_end_of_a_lost_process(instance: Instance) -> None:
     proxy = instance.watch.proxy(NAME)
-    instance.member.process.end(-9)
+    instance.server.process.end(-9)
     instance.next()
-    instance.watch.give_up()
+    instance.watch.end_lost()
     assert has_ended(proxy, WAIT_S)
     assert (proxy.name, proxy.exitcode) == ("ApiServer_1", -9)
 
 
-def test_while_everybody_is_being_ended_nobody_is_lost(instance: Instance) -> None:
+def test_while_all_processes_are_being_ended_none_is_lost(instance: Instance) -> None:
     instance.watch.close()
-    instance.member.process.end(-9)
+    instance.server.process.end(-9)
     instance.watch._thread.join(WAIT_S)
     assert instance.told.empty()
 
 
-def test_a_signal_for_all_reaches_the_owner_a_moment_later(instance: Instance) -> None:
-    instance.member.process.end(-signal.SIGTERM)
+def test_a_signal_for_the_whole_session_may_reach_the_owner_later(instance: Instance) -> None:
+    instance.server.process.end(-signal.SIGTERM)
     instance.ends.set()
     instance.watch._thread.join(WAIT_S)
     assert instance.told.empty()
 
 
-def test_an_instance_that_ends_starts_nothing(instance: Instance) -> None:
-    instance.member.process.end(-9)
+def test_an_ending_instance_starts_no_replacement(instance: Instance) -> None:
+    instance.server.process.end(-9)
     instance.next()
-    first = instance.member.process
+    first = instance.server.process
     instance.ends.set()
-    instance.watch._replace(instance.member, 5.0)
-    assert instance.member.process is first
+    instance.watch._replace(instance.server, 5.0)
+    assert instance.server.process is first
 
 
-def test_one_that_was_started_as_the_instance_ended_is_killed(instance: Instance) -> None:
+def test_a_replacement_started_as_the_instance_ends_is_killed(instance: Instance) -> None:
     instance.ends.set()
-    instance.watch._end_with_the_others(instance.member)
-    assert instance.member.process.exitcode == -signal.SIGKILL
+    instance.watch._kill_if_ending(instance.server)
+    assert instance.server.process.exitcode == -signal.SIGKILL

@@ -15,17 +15,10 @@ pytest.importorskip("vllm")
 
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.protocol.effects import End
-from holdfast.hosts.vllm.owner.owner import VllmFrontEndHost
+from holdfast.hosts.vllm.owner.owner import EventSinks, VllmFrontEndHost
 
 WAIT_S = 10.0
 SPAWN = multiprocessing.get_context("spawn")
-
-
-class EventSinks:
-    address = ""
-    sinks = ()
-
-    def close(self) -> None: ...
 
 
 class Bench:
@@ -38,7 +31,7 @@ class Bench:
         self.process.start()
         self.owner._engines.adopt(None, [self.process])  # type: ignore[arg-type]
         self.manager: Any = SimpleNamespace(manager_stopped=threading.Event())
-        self.waiting = threading.Thread(target=self.owner.await_death, args=(self.manager,))
+        self.waiting = threading.Thread(target=self.owner.await_fatal_exit, args=(self.manager,))
 
     def close(self) -> None:
         self.manager.manager_stopped.set()

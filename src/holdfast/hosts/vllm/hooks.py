@@ -43,7 +43,7 @@ from holdfast.hosts.vllm.contract.versions import refuse_unknown_host
 from holdfast.hosts.vllm.owner.api_servers import save_api_server_arguments
 from holdfast.hosts.vllm.owner.coordinator import save_coordinator_arguments
 from holdfast.hosts.vllm.owner.engine_spawning import save_engine_arguments
-from holdfast.hosts.vllm.owner.owner import MakeOutlets, VllmFrontEndHost, current_owner
+from holdfast.hosts.vllm.owner.owner import OpenSinks, VllmFrontEndHost, current_owner
 from holdfast.hosts.vllm.process.settings import asks_for_protection, handed_down, inherited_settings, take_settings
 from holdfast.hosts.vllm.serving.client_hooks import attach_client_hooks, request_router, serve_until
 from holdfast.hosts.vllm.serving.routing import route_around_paused
@@ -67,16 +67,16 @@ def current_control() -> ControlPlane | None:
     return owner.sentinel if owner is not None else _current_link
 
 
-def attach_front_end_hooks(make_outlets: MakeOutlets) -> None:
+def attach_front_end_hooks(open_sinks: OpenSinks) -> None:
     """In a process that may own engine cores."""
-    attach(LAUNCH_IN_CLIENT, functools.partial(_launch_protected, make_outlets, lambda addresses: 0))
+    attach(LAUNCH_IN_CLIENT, functools.partial(_launch_protected, open_sinks, lambda addresses: 0))
     attach(WATCH_ENGINES, _watch_engines)
     attach(START_ENGINES, save_engine_arguments)
     attach(START_COORDINATOR, save_coordinator_arguments)
     attach(START_API_SERVERS, save_api_server_arguments)
     attach_request_hooks()
     if LAUNCH_IN_LAUNCHER.module in sys.modules:  # the command is there before any plugin is loaded
-        attach(LAUNCH_IN_LAUNCHER, functools.partial(_launch_protected, make_outlets, _one_for_each_input))
+        attach(LAUNCH_IN_LAUNCHER, functools.partial(_launch_protected, open_sinks, _one_for_each_input))
         attach(AWAIT_END, _await_end)
         attach(SERVE_HEADLESS, _refuse_headless)
 
@@ -99,7 +99,7 @@ def attach_request_hooks() -> None:
 
 @contextmanager
 def _launch_protected(
-    make_outlets: MakeOutlets, count_links: CountLinks, original: Launch, *args: Any, **kwargs: Any
+    open_sinks: OpenSinks, count_links: CountLinks, original: Launch, *args: Any, **kwargs: Any
 ) -> Iterator[Any]:
     bound = inspect.signature(original).bind(*args, **kwargs)
     vllm_config = bound.arguments["vllm_config"]
@@ -110,11 +110,11 @@ def _launch_protected(
         return
     _prepare(config, bound.arguments)
     owner = VllmFrontEndHost(
-        config, lockstep_groups(vllm_config), count_links(bound.arguments["addresses"]), make_outlets
+        config, lockstep_groups(vllm_config), count_links(bound.arguments["addresses"]), open_sinks
     )
     with _closed_on_failure(owner):
         with handed_down(owner.config), original(*bound.args, **bound.kwargs) as launch:
-            owner.own(launch)
+            owner.adopt(launch)
             yield launch
         owner.start(launch.watched_frontend_processes)
 
@@ -150,14 +150,14 @@ def _closed_on_failure(owner: VllmFrontEndHost) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        owner.give_up()
+        owner.abort_start()
         raise
 
 
 def _watch_engines(original: Callable[[Any], None], manager: Any) -> None:
     owner = current_owner()
     if owner is not None and owner.owns(manager):
-        owner.await_death(manager)
+        owner.await_fatal_exit(manager)
     original(manager)
 
 

@@ -1,4 +1,4 @@
-"""Who stands in the place of each engine core: started anew, left out, killed. In the process that owns them."""
+"""Processes of the engine cores: replaced, left out, ended. In the process that owns them."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ from holdfast.sentinel import ClientSentinel
 
 logger = logging.getLogger("holdfast")
 
-ATTACH_TIMEOUT_S = 60.0
-GONE_TIMEOUT_S = 10.0  # until the system has taken back what a killed one had
+ATTACH_TIMEOUT_S = 60.0  # until a ready engine core has reported its hooks
+GONE_TIMEOUT_S = 10.0  # until the system has released the memory of a killed process
 END_GRACE_S = 10.0
 END_TIMEOUT_S = END_GRACE_S + GONE_TIMEOUT_S + 2 * LINGER_S  # however many there are
 LINK_KNOWN_TIMEOUT_S = 10.0  # links report every few seconds what they have seen, if not asked before
 
 
 class EngineProcesses:
-    """The processes of the engine cores, in the host's own list. What starts or ends some has a thread of its own.
+    """Processes of the engine cores, in the host's own list. Every start and every end has a thread of its own.
 
     Args:
-        ends_within: whether the instance ends within some seconds, or has ended.
-        unrecoverable_reason: why nobody could start another engine core; empty where one can.
+        ends_within: waits so many seconds for the instance to end, and returns whether it has ended.
+        unrecoverable_reason: returns why no engine core can be replaced; empty when replacement is possible.
     """
 
     def __init__(
@@ -57,48 +57,51 @@ class EngineProcesses:
         self._config = config
         self._ends_within = ends_within
         self._unrecoverable_reason = unrecoverable_reason
-        self._unwatched: set[int] = set()  # that these end is no news
+        self._unwatched: set[int] = set()  # engine cores whose exit is expected
         self._unwatching = threading.Lock()
 
     def adopt(self, launch: Launch, processes: Sequence[Any]) -> None:
-        """The engine cores are started."""
+        """Take charge of started engine cores; `processes` is the host's list, by engine id."""
         self.launch, self.processes = launch, processes
 
     @property
     def watched(self) -> list[int]:
-        """Whose death is news: not that of one that is being replaced, or that is left out."""
+        """Engine ids whose exit is a loss: not being replaced, and not left out."""
         return [i for i in range(len(self.processes)) if i not in self._unwatched]
 
     def unwatch(self, engine_id: int) -> bool:
-        """That it ends is no news any more; whether it would have been until now. Any thread."""
+        """Expect the exit of an engine core, and return whether it was a loss until now. Any thread."""
         with self._unwatching:
             was_watched = engine_id not in self._unwatched
             self._unwatched.add(engine_id)
         return was_watched
 
-    def replace(self, order: ReplaceEngine) -> None:
-        """Start another one."""
-        self.unwatch(order.engine_id)  # before it is killed
+    def replace(self, effect: ReplaceEngine) -> None:
+        """Start a replacement of an engine core. Does not wait."""
+        self.unwatch(effect.engine_id)  # before the kill
         if why := self._unrecoverable_reason():
-            self._sentinel.engine_lost(order.engine_id, "it has to be replaced", why)
+            self._sentinel.engine_lost(effect.engine_id, "it has to be replaced", why)
             return
-        self._begin("EngineCoreRestart", order.engine_id, self._replace, order, time.time())
+        self._begin("EngineCoreRestart", effect.engine_id, self._replace, effect, time.time())
 
-    def leave_out(self, order: LeaveOut) -> None:
-        """See that nothing is left of one."""
-        self.unwatch(order.engine_id)
-        self._begin("EngineCoreLeftOut", order.engine_id, self._clear, order, time.time())
+    def leave_out(self, effect: LeaveOut) -> None:
+        """End an engine core with its workers, without a replacement. Does not wait."""
+        self.unwatch(effect.engine_id)
+        self._begin("EngineCoreLeftOut", effect.engine_id, self._clear, effect, time.time())
 
-    def end(self, order: End, began_at: float) -> None:
-        """Wait until every engine core and every worker has ended, or kill it. `began_at` is wall-clock seconds.
+    def end(self, effect: End, began_at: float) -> None:
+        """Wait until every engine core and every worker has ended, and kill the rest.
 
-        An engine core goes with all its workers: a stopped one would not follow by itself.
+        An engine core is killed with its workers: a stopped worker would not follow by itself.
+
+        Args:
+            began_at: when the end began, in wall-clock seconds.
         """
         for process in _join_all(self.processes, END_GRACE_S):
             logger.error("engine core pid %d did not end within %g s; killing it", process.pid, END_GRACE_S)
             kill_tree(process.pid)
         _join_all(self.processes, GONE_TIMEOUT_S)
-        end_processes(order.processes, began_at)
+        end_processes(effect.processes, began_at)
         remove_dead_segments(self._config.runtime_dir)
 
     @staticmethod
@@ -106,40 +109,40 @@ class EngineProcesses:
         threading.Thread(target=work, args=about, name=f"{name}-{engine_id}", daemon=True).start()
 
     def remove_sockets(self) -> None:
-        """Those over which the engine cores and their clients meet."""
+        """Remove the sockets between the engine cores and their clients."""
         if self.launch is not None:
             remove_sockets((*self.launch.addresses.inputs, *self.launch.addresses.outputs))
 
     # ---- threads of their own
 
-    def _clear(self, order: LeaveOut | ReplaceEngine, lost_at: float) -> None:
-        """Nothing of the old process and of its workers is left in the end: no memory, no zombie, no segment."""
-        if order.kill:
-            self._kill(order.engine_id)
-        self.processes[order.engine_id].join(GONE_TIMEOUT_S)
-        end_processes(order.processes, lost_at)
+    def _clear(self, effect: LeaveOut | ReplaceEngine, lost_at: float) -> None:
+        """End what is left of an engine core and its workers: memory, zombie, shared-memory segments."""
+        if effect.kill:
+            self._kill(effect.engine_id)
+        self.processes[effect.engine_id].join(GONE_TIMEOUT_S)
+        end_processes(effect.processes, lost_at)
         remove_dead_segments(self._config.runtime_dir)
 
-    def _replace(self, order: ReplaceEngine, lost_at: float) -> None:
-        engine_id = order.engine_id
+    def _replace(self, effect: ReplaceEngine, lost_at: float) -> None:
+        engine_id = effect.engine_id
         try:
-            self._clear(order, lost_at)
-            if not self._sentinel.await_known(order.known_at, LINK_KNOWN_TIMEOUT_S):
-                logger.warning("an API server has not heard yet that engine core %d is lost", engine_id)
-            if self._ends_within(order.after_s):
+            self._clear(effect, lost_at)
+            if not self._sentinel.await_known(effect.known_at, LINK_KNOWN_TIMEOUT_S):
+                logger.warning("an API server does not know yet that engine core %d is lost", engine_id)
+            if self._ends_within(effect.after_s):
                 return
-            self._start_replacement(engine_id, order.joins_epoch)
+            self._start_replacement(engine_id, effect.joins_epoch)
         except Exception as error:
             if not self._ends_within(0.0):
-                logger.exception("another engine core %d did not start", engine_id)
+                logger.exception("the replacement of engine core %d did not start", engine_id)
                 self._kill(engine_id)
-                why = f"what was to take its place did not start: {' '.join(str(error).split())}"
+                why = f"the replacement did not start: {' '.join(str(error).split())}"
                 self._sentinel.engine_lost(engine_id, why, self._unrecoverable_reason())
 
     def _start_replacement(self, engine_id: int, joins_epoch: int | None) -> None:
         assert self.launch is not None
         put_in_place = functools.partial(self._put_in_place, engine_id)
-        background = joins_epoch is None and self._others_serve(engine_id)
+        background = joins_epoch is None and self._siblings_serve(engine_id)
         start_engine_core(self.launch, engine_id, self._config, put_in_place, joins_epoch, background=background)
         if not self._sentinel.await_attached_again(engine_id, ATTACH_TIMEOUT_S):
             raise HookNotAttached(f"engine core {engine_id} did not report its hooks within {ATTACH_TIMEOUT_S:g} s")
@@ -148,24 +151,24 @@ class EngineProcesses:
             check_hooks(view)
         self._unwatched.discard(engine_id)
 
-    def _others_serve(self, engine_id: int) -> bool:
+    def _siblings_serve(self, engine_id: int) -> bool:
         return any(e.state.makes_progress for e in self._sentinel.view().engines if e.engine_id != engine_id)
 
     def _put_in_place(self, engine_id: int, process: Any) -> None:
-        """From now on it ends with the others."""
+        """Put a process into the host's list, so that the host ends it with the others."""
         cast(list[Any], self.processes)[engine_id] = process
         if self._ends_within(0.0):
             self._kill(engine_id)
 
     def _kill(self, engine_id: int) -> None:
-        """Unless it has ended: its process id may be another's by now."""
+        """Kill an engine core unless it has ended: the system may have given its process id to another process."""
         process = self.processes[engine_id]
         if process.exitcode is None and process.pid is not None:
             kill_tree(process.pid)
 
 
 def _join_all(processes: Sequence[Any], timeout_s: float) -> list[Any]:
-    """Wait that long at most until all have ended; those that have not."""
+    """Wait at most `timeout_s` until all processes have ended, and return those that have not."""
     deadline = time.monotonic() + timeout_s
     for process in processes:
         process.join(max(0.0, deadline - time.monotonic()))
@@ -173,7 +176,7 @@ def _join_all(processes: Sequence[Any], timeout_s: float) -> list[Any]:
 
 
 def check_hooks(engine: EngineView) -> None:
-    """Raises `HookNotAttached` for an engine core that is not protected."""
+    """Raise `HookNotAttached` unless an engine core and all of its workers are protected."""
     if absent := missing((ENGINE_INIT, BUSY_LOOP, MAKE_REQUEST, ADD_TO_SCHEDULER), engine.hooks):
         raise HookNotAttached(f"engine core {engine.engine_id} did not attach {', '.join(absent)}")
     if absent := missing((WORKER_QUEUES,), engine.worker_hooks):

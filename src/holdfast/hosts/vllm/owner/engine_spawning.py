@@ -1,6 +1,6 @@
-"""Another process in the place of an engine core that is gone: started as the host started the first one.
+"""Start of a replacement of an engine core, as the host started the first process.
 
-The host's own manager starts it and the host's own handshake waits for it, with the arguments of the first
+The host's own manager starts the process and the host's own handshake waits for it, with the arguments of the first
 launch as they were before anything changed them. Knows nothing of requests.
 """
 
@@ -21,12 +21,12 @@ from holdfast.hosts.vllm.process.sockets import empty_folder
 from holdfast.hosts.vllm.process.spawning import spawning
 from holdfast.hosts.vllm.process.trees import hurry_tree, kill_tree
 
-BACKGROUND_S = 60.0  # then its capacity is missed more than a sibling is disturbed
+BACKGROUND_S = 60.0  # then the missing capacity costs more than the disturbance of a sibling
 
 
 @dataclass(frozen=True)
 class Launch:
-    """What the host started engine cores with."""
+    """Arguments and addresses with which the host started the engine cores."""
 
     arguments: dict[str, Any]
     coordinator: Any
@@ -35,11 +35,12 @@ class Launch:
 
     @classmethod
     def of(cls, launch: Any) -> Launch:
+        """Read the host's own record of a launch."""
         saved = launch.engine_manager.holdfast_arguments
         return cls(saved, launch.coordinator, launch.addresses, launch.tensor_queue)
 
     def arguments_for(self, index: int, handshake_address: str, *, alone: bool) -> dict[str, Any]:
-        """Those for one engine core; `alone` meets nobody as it starts."""
+        """Return the arguments of one engine core; with `alone` the process meets no peers as it starts."""
         arguments = {**self.arguments, "vllm_config": copy.deepcopy(self.arguments["vllm_config"])}
         if alone:
             arguments["vllm_config"].parallel_config._coord_store_port = 0
@@ -52,7 +53,7 @@ class Launch:
 
 
 def save_engine_arguments(original: Callable[..., None], manager: Any, *args: Any, **kwargs: Any) -> None:
-    """Around the manager's `__init__`: a protected instance may have to start an engine core once more."""
+    """Keep the arguments of the host's manager, around its `__init__`: a replacement is started with the same."""
     if inherited_settings() is not None:
         bound = inspect.signature(original).bind(manager, *args, **kwargs)
         arguments = dict(list(bound.arguments.items())[1:])
@@ -69,12 +70,15 @@ def start_engine_core(
     *,
     background: bool = False,
 ) -> None:
-    """Start the engine core with this index and wait until it is ready. `on_started` is given its process at once.
+    """Start the engine core with this index and wait until it is ready.
 
-    With `joins_epoch` it starts alone: the peers of its lockstep group are met when they are let in together.
-    `background`: others serve meanwhile, and it leaves the processors to them for as long as `BACKGROUND_S`.
+    Args:
+        on_started: is given the process at once.
+        joins_epoch: epoch of the lockstep group that the engine core joins; until it is admitted it has no peers.
+        background: leave the processors to serving siblings, for `BACKGROUND_S` at most.
 
-    Raises: anything, when it does not become ready within the engine start timeout; it may still be running then.
+    Raises:
+        Exception: the engine core is not ready within the engine start timeout; it may still be running then.
     """
     import zmq
     from vllm.utils.network_utils import zmq_socket_ctx
@@ -91,11 +95,11 @@ def start_engine_core(
             _background_processes() if background else contextlib.nullcontext(),
         ):
             manager = CoreEngineProcManager(**arguments)
-        manager._finalizer.detach()  # its process belongs to the first manager from now on
+        manager._finalizer.detach()  # the process belongs to the first manager from now on
         # Looking at an exit code takes it out of the process table, where the host's own shutdown fails without it.
-        manager.finished_procs = lambda: {"the one that takes its place": "ended"}
+        manager.finished_procs = lambda: {"the replacement": "ended"}
         on_started(manager.processes[0])
-        # Without the coordinator: its death is no reason to give up, another one comes to the same addresses.
+        # Without the coordinator: after its death a replacement binds the same addresses.
         one = CoreEngineLaunch(manager, None, launch.addresses, launch.tensor_queue)
         cache = copy.deepcopy(launch.arguments["vllm_config"].cache_config)
         pid = manager.processes[0].pid
@@ -107,7 +111,7 @@ def start_engine_core(
 
 @contextlib.contextmanager
 def _background_processes() -> Iterator[None]:
-    """Processes that the host starts inside start at background priority. One thread at a time: see `spawning`."""
+    """Start processes of the host at background priority inside. One thread at a time: see `spawning`."""
     from vllm.utils.system_utils import get_mp_context
 
     context = get_mp_context()
@@ -122,7 +126,7 @@ def _background_processes() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _hurried_after(pid: int) -> Iterator[None]:
-    """It is hurried when it serves, which is after this, or when it has been gentle for long enough."""
+    """Give a process and its workers ordinary priority after the block, or after `BACKGROUND_S`."""
     with _after(BACKGROUND_S, hurry_tree, pid):
         try:
             yield
@@ -132,7 +136,7 @@ def _hurried_after(pid: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _after(seconds: float, act: Callable[[int], None], pid: int) -> Iterator[None]:
-    """Do it to a process, unless what is inside is over by then."""
+    """Call `act` with `pid` after so many seconds, unless the block has ended by then."""
     timer = threading.Timer(seconds, act, [pid])
     timer.daemon = True
     timer.start()

@@ -1,7 +1,7 @@
-"""Watches the processes beside the engine cores, in the process that owns them, and starts others in their places.
+"""Watch over the API servers and the coordinator, in the process that owns the engine cores; starts replacements.
 
-Judges nothing but whether one was asked to end. The host is shown stand-ins: to it one of these processes ends only
-when it has ended for good.
+Judges only whether an exit was requested. The host watches a proxy of each process, which ends when the process has
+ended for good.
 """
 
 from __future__ import annotations
@@ -15,50 +15,54 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol, cast
 
 from holdfast.core.protocol.effects import ReplaceProcess
+from holdfast.hosts.vllm.process.exits import EXIT_CODE_TIMEOUT_S
 from holdfast.sentinel import ClientSentinel
 
 logger = logging.getLogger("holdfast")
 
-KNOWN_TIMEOUT_S = 1.0
-ASKED_S = 1.0  # a signal that ends all processes of a session reaches them one by one
+REQUESTED_S = 1.0  # a signal that ends all processes of a session reaches them one by one
 _WATCH_S = 1.0
 
 
 class FrontEndProcess(Protocol):
-    """A process that is watched."""
+    """A process beside the engine cores that can be replaced."""
 
     @property
     def name(self) -> str: ...
 
     @property
     def process(self) -> Any:
-        """The one that is there, or was there last."""
+        """The current process, or the last one."""
         ...
 
     def note_loss(self) -> None:
-        """It is gone, and does not come back by itself."""
+        """Correct what other processes share with the lost process."""
         ...
 
     def unrecoverable_reason(self) -> str:
-        """Why nobody could start another one; empty where somebody can."""
+        """Return why no replacement can be started, or an empty string when one can."""
         ...
 
     def start_replacement(self, on_started: Callable[[], None]) -> None:
-        """Start another process and wait until it does its work; `on_started` once it would end with the others.
+        """Start another process and wait until it does its work.
 
-        Raises: anything, when that does not come to be; it may still be running then.
+        Call `on_started` once the host would end the process with all others.
+
+        Raises:
+            Exception: the process does not work; it may still be running then.
         """
         ...
 
 
 class ProcessProxy:
-    """What the host watches in the place of a member."""
+    """Process object that the host watches in the place of a `FrontEndProcess`."""
 
-    def __init__(self, member: FrontEndProcess) -> None:
-        self._process = member
+    def __init__(self, process: FrontEndProcess) -> None:
+        self._process = process
         self.sentinel, self._end = multiprocessing.Pipe(duplex=False)
 
     def end(self) -> None:
+        """Let the host see the end of the process."""
         self._end.close()
 
     @property
@@ -75,7 +79,11 @@ class ProcessProxy:
 
 
 class FrontEndWatch:
-    """Of one instance. `ends_within` waits so many seconds for the instance to end, and says whether it has."""
+    """Watch over the front-end processes of one instance.
+
+    Args:
+        ends_within: waits so many seconds for the instance to end, and returns whether it has ended.
+    """
 
     def __init__(self, sentinel: ClientSentinel, ends_within: Callable[[float], bool]) -> None:
         self._sentinel = sentinel
@@ -83,90 +91,91 @@ class FrontEndWatch:
         self._closed = threading.Event()
         self._processes: dict[str, FrontEndProcess] = {}
         self._proxies: dict[str, ProcessProxy] = {}
-        self._gone: set[str] = set()  # they are replaced, or have ended for good
+        self._lost: set[str] = set()  # being replaced, or ended for good
         self._thread = threading.Thread(target=self._watch, name="FrontEndWatch", daemon=True)
 
     def start(self, processes: Sequence[FrontEndProcess]) -> None:
+        """Watch `processes` on a thread of their own."""
         self.add(processes)
         self._thread.start()
 
     def add(self, processes: Sequence[FrontEndProcess]) -> None:
-        """Watch these too."""
-        self._processes = {**self._processes, **{member.name: member for member in processes}}
-        for member in processes:
-            self._sentinel.process_attached(member.name, member.process.pid)
+        """Watch more processes, and tell the sentinel of them."""
+        self._processes = {**self._processes, **{process.name: process for process in processes}}
+        for process in processes:
+            self._sentinel.process_attached(process.name, process.process.pid)
 
     def proxy(self, name: str) -> ProcessProxy:
-        """What the host is to watch in its place."""
+        """Return the process object that the host is to watch in the place of the process `name`."""
         if name not in self._proxies:
             self._proxies[name] = ProcessProxy(self._processes[name])
         return self._proxies[name]
 
     def close(self) -> None:
-        """Whoever ends from now on was asked to. Idempotent."""
+        """Take every later exit for a requested one. Idempotent."""
         self._closed.set()
 
-    def give_up(self) -> None:
-        """The instance is defeated: those that are gone will not come back."""
-        for name in tuple(self._gone):
-            self._ended_for_good(name)
+    def end_lost(self) -> None:
+        """Let the host see the end of every lost process: a defeated instance replaces none."""
+        for name in tuple(self._lost):
+            self._end_proxy(name)
 
-    # ---- noticing
+    # ---- losses
 
     def _watch(self) -> None:
         while not self._ends_within(0.0):
-            watched = {m.process.sentinel: m for m in self._processes.values() if m.name not in self._gone}
+            watched = {p.process.sentinel: p for p in self._processes.values() if p.name not in self._lost}
             if not watched:
                 self._closed.wait(_WATCH_S)
                 continue
             for sentinel in multiprocessing.connection.wait(list(watched), _WATCH_S):
-                self._judge(watched[cast(int, sentinel)])
+                self._judge_exit(watched[cast(int, sentinel)])
 
-    def _judge(self, member: FrontEndProcess) -> None:
-        process = member.process
-        process.join(KNOWN_TIMEOUT_S)  # its sentinel says that it ends before the system says how
-        self._gone.add(member.name)
+    def _judge_exit(self, lost: FrontEndProcess) -> None:
+        process = lost.process
+        process.join(EXIT_CODE_TIMEOUT_S)
+        self._lost.add(lost.name)
         if process.exitcode == 0:
-            self._ended_for_good(member.name)
-        elif not self._ends_within(ASKED_S if process.exitcode in (-signal.SIGTERM, -signal.SIGINT) else 0.0):
-            member.note_loss()
-            self._sentinel.process_lost(member.name, f"exit code {process.exitcode}", member.unrecoverable_reason())
+            self._end_proxy(lost.name)
+        elif not self._ends_within(REQUESTED_S if process.exitcode in (-signal.SIGTERM, -signal.SIGINT) else 0.0):
+            lost.note_loss()
+            self._sentinel.process_lost(lost.name, f"exit code {process.exitcode}", lost.unrecoverable_reason())
 
-    def _ended_for_good(self, name: str) -> None:
+    def _end_proxy(self, name: str) -> None:
         if (proxy := self._proxies.get(name)) is not None:
             proxy.end()
 
     def _ends_within(self, seconds: float) -> bool:
         return self._closed.is_set() or self._instance_ends_within(seconds) or self._closed.is_set()
 
-    # ---- replacing
+    # ---- replacements
 
-    def replace(self, order: ReplaceProcess) -> None:
-        """Start another process, on a thread of its own."""
-        member = self._processes[order.process]
-        name = f"Restart-{order.process}"
-        threading.Thread(target=self._replace, args=(member, order.after_s), name=name, daemon=True).start()
+    def replace(self, effect: ReplaceProcess) -> None:
+        """Start a replacement on a thread of its own. Does not wait."""
+        lost = self._processes[effect.process]
+        name = f"Restart-{effect.process}"
+        threading.Thread(target=self._replace, args=(lost, effect.after_s), name=name, daemon=True).start()
 
-    def _replace(self, member: FrontEndProcess, after_s: float) -> None:
+    def _replace(self, lost: FrontEndProcess, after_s: float) -> None:
         if self._ends_within(after_s):
             return
         try:
-            member.start_replacement(lambda: self._end_with_the_others(member))
+            lost.start_replacement(lambda: self._kill_if_ending(lost))
         except Exception as error:
-            self._did_not_start(member, error)
+            self._report_failed_start(lost, error)
             return
-        self._sentinel.process_returned(member.name, member.process.pid)
-        self._gone.discard(member.name)
+        self._sentinel.process_returned(lost.name, lost.process.pid)
+        self._lost.discard(lost.name)
 
-    def _end_with_the_others(self, member: FrontEndProcess) -> None:
-        """It may have been started too late for the host to see."""
+    def _kill_if_ending(self, started: FrontEndProcess) -> None:
+        """Kill a process that was started too late for the host to end."""
         if self._ends_within(0.0):
-            member.process.kill()
+            started.process.kill()
 
-    def _did_not_start(self, member: FrontEndProcess, error: Exception) -> None:
-        member.process.kill()
-        member.note_loss()
+    def _report_failed_start(self, lost: FrontEndProcess, error: Exception) -> None:
+        lost.process.kill()
+        lost.note_loss()
         if not self._ends_within(0.0):
-            logger.error("another %s did not start", member.name, exc_info=error)
-            why = f"what was to take its place did not start: {' '.join(str(error).split())}"
-            self._sentinel.process_lost(member.name, why, member.unrecoverable_reason())
+            logger.error("the replacement of %s did not start", lost.name, exc_info=error)
+            why = f"the replacement did not start: {' '.join(str(error).split())}"
+            self._sentinel.process_lost(lost.name, why, lost.unrecoverable_reason())

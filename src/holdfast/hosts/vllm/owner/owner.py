@@ -1,7 +1,7 @@
-"""The process that owns the engine cores: its ClientSentinel, its folder, their death and the instance's end.
+"""Owner of the engine cores: the ClientSentinel, the instance's folder, engine exits and the instance's end.
 
-With one API server it is that server, with several their launcher; nothing here knows which. Fails
-closed: an instance whose processes did not all report their hooks does not serve.
+With one API server the owner is that server, with several their launcher; this module does not know which.
+Fails closed: an instance does not serve unless all of its processes have reported their hooks.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import msgspec
 
@@ -34,11 +35,11 @@ from holdfast.hosts.vllm.contract.front_end_touchpoints import CLIENT_INIT
 from holdfast.hosts.vllm.contract.hooks import missing
 from holdfast.hosts.vllm.owner.api_servers import ApiServerProcess
 from holdfast.hosts.vllm.owner.coordinator import CoordinatorProcess
-from holdfast.hosts.vllm.owner.engine_processes import END_TIMEOUT_S, EngineProcesses, check_hooks
+from holdfast.hosts.vllm.owner.engine_processes import ATTACH_TIMEOUT_S, END_TIMEOUT_S, EngineProcesses, check_hooks
 from holdfast.hosts.vllm.owner.engine_spawning import Launch
 from holdfast.hosts.vllm.owner.engine_watch import EngineWatch
 from holdfast.hosts.vllm.owner.front_end_watch import FrontEndWatch
-from holdfast.hosts.vllm.process.exits import explain_exit
+from holdfast.hosts.vllm.process.exits import EXIT_CODE_TIMEOUT_S, explain_exit
 from holdfast.hosts.vllm.process.logs import share_log
 from holdfast.hosts.vllm.process.spawning import why_cannot_spawn
 from holdfast.hosts.vllm.process.trees import kill_tree
@@ -50,24 +51,25 @@ from holdfast.wire import ZmqStation
 
 logger = logging.getLogger("holdfast")
 
-ATTACH_TIMEOUT_S = 60.0
 LINK_TIMEOUT_S = 180.0  # an API server is imported anew, on a busy machine beside every engine core
-KNOWN_TIMEOUT_S = 1.0
-LINK_KNOWN_TIMEOUT_S = 10.0  # links report every few seconds what they have seen, if not asked before
+KNOWN_TIMEOUT_S = 1.0  # until the links and this process have heard of a loss or a defeat
 _WATCH_S = 1.0
 _JUDGED = (EngineState.RESTARTING, EngineState.LEFT_OUT, EngineState.DEAD)
 
 
-class EventSinks(Protocol):
-    """Where the events of an instance go; made before any engine core starts."""
+@dataclass(frozen=True)
+class EventSinks:
+    """Destinations of an instance's events, opened before any engine core starts.
 
-    address: str
-    sinks: tuple[Sink, ...]
+    `address` is where the PUB socket is bound; `close` closes it.
+    """
 
-    def close(self) -> None: ...
+    address: str = ""
+    sinks: tuple[Sink, ...] = ()
+    close: Callable[[], None] = lambda: None
 
 
-MakeOutlets = Callable[[HoldfastConfig], EventSinks]
+OpenSinks = Callable[[HoldfastConfig], EventSinks]
 Groups = Sequence[Sequence[int]]
 
 # The instance that this process owns and that has started.
@@ -75,23 +77,29 @@ _current: VllmFrontEndHost | None = None
 
 
 def current_owner() -> VllmFrontEndHost | None:
+    """Return the owner in this process, or None when this process owns no started instance."""
     return _current
 
 
 class VllmFrontEndHost:
-    """Implements `FrontEndHost`. Sockets are bound before any engine core starts."""
+    """Owner of one instance; implements `FrontEndHost`. Binds its sockets before any engine core starts.
 
-    def __init__(self, config: HoldfastConfig, groups: Groups, links: int, make_outlets: MakeOutlets) -> None:
+    Args:
+        groups: engine ids of each lockstep group.
+        links: number of API servers in processes of their own.
+    """
+
+    def __init__(self, config: HoldfastConfig, groups: Groups, links: int, open_sinks: OpenSinks) -> None:
         share_log()  # when the plugin was loaded the host had not set up its log yet
         self.defeat: str | None = None
-        self.serves = False  # whether this process serves requests that can move
+        self.serves = False  # whether this process serves requests that can move to another engine core
         self._links = links
         self._defeated = threading.Event()
         self._ending: threading.Thread | None = None
         self._manager: Callable[[], Any] = lambda: None
         self._api_servers: Sequence[Any] = ()
         self._rendezvous: dict[tuple[int, ...], RendezvousHost] = {}
-        self._outlets = make_outlets(config)
+        self._events = open_sinks(config)
         self._folder = tempfile.mkdtemp(prefix="holdfast-")  # 0700: only this user reaches the sockets
         self.config = msgspec.structs.replace(config, runtime_dir=self._folder)
         self.sentinel = ClientSentinel(
@@ -100,30 +108,35 @@ class VllmFrontEndHost:
             self,
             ZmqStation(),
             client_address(self._folder),
-            sinks=self._outlets.sinks,
-            notify_address=self._outlets.address,
+            sinks=self._events.sinks,
+            notify_address=self._events.address,
         )
         self.sentinel.expect_links(links)
         self._engines = EngineProcesses(self.sentinel, self.config, self._ends_within, self.unrecoverable_reason)
-        self._watch = EngineWatch(self.config, self._engine_pids, self._condemn, self._notice_end)
-        self._condemned: dict[int, str] = {}
+        self._watch = EngineWatch(self.config, self._engine_pids, self._kill_stalled, self._report_killed)
+        self._stall_reasons: dict[int, str] = {}
         self._oom_kills = oom_kills()
         self._front_end = FrontEndWatch(self.sentinel, self._ends_within)
 
     # ---- the start
 
-    def own(self, launch: Any) -> None:
-        """The engine cores are started, and nobody else may own them."""
+    def adopt(self, launch: Any) -> None:
+        """Take charge of the engine cores that the host has started; `launch` is the host's own record."""
         manager = launch.engine_manager
         self._engines.adopt(Launch.of(launch), manager.processes)
         self._manager = weakref.ref(manager)
         weakref.finalize(manager, self.close)
 
     def owns(self, manager: Any) -> bool:
+        """Return whether `manager` is the host's manager of this instance's engine cores."""
         return self._manager() is manager
 
     def start(self, api_servers: Sequence[Any]) -> None:
-        """Wait for every process's report. Raises `HookNotAttached` when one is missing or incomplete."""
+        """Wait until every process has reported its hooks, and start watching.
+
+        Raises:
+            HookNotAttached: a report is missing or incomplete.
+        """
         global _current
         self._api_servers = api_servers
         self.sentinel.start()
@@ -131,10 +144,10 @@ class VllmFrontEndHost:
         self._check_links(api_servers)
         if self.config.stall_detection:
             self._watch.start()
-        self._front_end.start(self._front_end_processes())
+        self._front_end.start(self._coordinators())
         _current = self
 
-    def _front_end_processes(self) -> list[CoordinatorProcess]:
+    def _coordinators(self) -> list[CoordinatorProcess]:
         coordinator = self._engines.launch.coordinator if self._engines.launch is not None else None
         return [CoordinatorProcess(coordinator, self.config)] if coordinator is not None else []
 
@@ -148,14 +161,14 @@ class VllmFrontEndHost:
             ended = [p.name for p in api_servers if p.exitcode is not None]
             if ended or time.monotonic() >= deadline:
                 silent = sorted(set(range(self._links)) - {r.link_id for r in reports})
-                why = f"{', '.join(ended)} ended" if ended else f"nothing was heard for {LINK_TIMEOUT_S:g} s"
+                why = f"{', '.join(ended)} ended" if ended else f"no report within {LINK_TIMEOUT_S:g} s"
                 raise HookNotAttached(f"API server(s) {silent} did not attach: {why}", hint="see the log above")
         for report in reports:
             if absent := missing((CLIENT_INIT,), report.hooks):
                 raise HookNotAttached(f"API server {report.link_id} did not attach {', '.join(absent)}")
 
-    def give_up(self) -> None:
-        """The start failed: end what was started, as the host does when its own part fails."""
+    def abort_start(self) -> None:
+        """End every started process after a failed start, as the host does when its own part fails."""
         manager = self._manager()
         if manager is not None:
             manager.shutdown(timeout=0)
@@ -165,37 +178,38 @@ class VllmFrontEndHost:
             shutdown(list(self._api_servers), timeout=0)
         self.close()
 
-    # ---- deaths
+    # ---- exits of engine cores
 
-    def await_death(self, manager: Any) -> None:
-        """Wait until an engine core is gone, and have everybody know before the host ends the others.
+    def await_fatal_exit(self, manager: Any) -> None:
+        """Wait until an engine core exits without a replacement, or the instance is defeated.
 
-        Theirs would be the last word otherwise: what they have open they end as if that had been asked for.
+        Before returning, every API server knows of the exit: the host ends the engine cores next, and their clients
+        would otherwise take the exit for a requested one.
         """
         while not manager.manager_stopped.is_set():
             watched = self._engines.watched
             by_sentinel = {self._engines.processes[i].sentinel: i for i in watched}
-            gone = multiprocessing.connection.wait(list(by_sentinel), _WATCH_S) if watched else []
+            exited = multiprocessing.connection.wait(list(by_sentinel), _WATCH_S) if watched else []
             if not watched:
                 manager.manager_stopped.wait(_WATCH_S)
-                if self.defeat is not None:  # and nobody is left whose death would say so
+                if self.defeat is not None:  # and no watched engine core is left to exit
                     self._await_known()
                     return
-            ended = (by_sentinel[cast(int, sentinel)] for sentinel in gone)
-            # One that was killed to be replaced, meanwhile, is no news.
-            if not all(i not in self._engines.watched or self._goes_on_without(manager, i) for i in ended):
+            ended = (by_sentinel[cast(int, sentinel)] for sentinel in exited)
+            # The exit of an engine core that was killed for its replacement, meanwhile, is expected.
+            if not all(i not in self._engines.watched or self._survives_exit(manager, i) for i in ended):
                 return
 
-    def _goes_on_without(self, manager: Any, engine_id: int) -> bool:
-        """Judge the death of an engine core: whether the instance goes on."""
+    def _survives_exit(self, manager: Any, engine_id: int) -> bool:
+        """Report the exit of an engine core, and return whether the instance goes on without it."""
         if manager.manager_stopped.is_set():
-            return False  # and its exit code is for the host to look at
+            return False  # the host reads the exit code itself
         process = self._engines.processes[engine_id]
-        process.join(KNOWN_TIMEOUT_S)  # its sentinel says that it ends before the system says how
+        process.join(EXIT_CODE_TIMEOUT_S)
         if process.exitcode == 0 or manager.manager_stopped.is_set():
-            return False  # it was asked to end
+            return False  # the host asked it to end
         if self.defeat is None:
-            self._take_for_lost(engine_id, process.exitcode)
+            self._report_lost(engine_id, process.exitcode)
             self.sentinel.await_state(engine_id, _JUDGED, KNOWN_TIMEOUT_S)
             if self.sentinel.view().defeat is None:
                 return True
@@ -206,18 +220,18 @@ class VllmFrontEndHost:
         self.sentinel.await_defeat_known(KNOWN_TIMEOUT_S)
         self._defeated.wait(KNOWN_TIMEOUT_S)  # links may know before this process does
 
-    def _notice_end(self, engine_id: int, status: int) -> None:
-        """One was killed, and the system has not yet taken back all that it had."""
+    def _report_killed(self, engine_id: int, status: int) -> None:
+        """Report a killed engine core before the system has released its memory; `status` as of wait(2)."""
         killed_by = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
         if killed_by not in (0, signal.SIGTERM, signal.SIGINT) and not self._ends_within(0.0):
-            self._take_for_lost(engine_id, -killed_by)
+            self._report_lost(engine_id, -killed_by)
 
-    def _take_for_lost(self, engine_id: int, exit_code: int | None) -> None:
+    def _report_lost(self, engine_id: int, exit_code: int | None) -> None:
         if self._engines.unwatch(engine_id):
-            why = self._condemned.pop(engine_id, self._why_gone(exit_code))
+            why = self._stall_reasons.pop(engine_id, self._exit_reason(exit_code))
             self.sentinel.engine_lost(engine_id, why, self.unrecoverable_reason())
 
-    def _why_gone(self, exit_code: int | None) -> str:
+    def _exit_reason(self, exit_code: int | None) -> str:
         reason = Classifier(self.config.fault_classes).of_exit(exit_code).reason
         return f"{explain_exit(exit_code, self._oom_kills)} ({reason})"
 
@@ -225,32 +239,21 @@ class VllmFrontEndHost:
         engines = self.sentinel.view().engines if self.defeat is None else ()
         return {e.engine_id: e.pid for e in engines if e.pid is not None and e.state is not EngineState.DEAD}
 
-    def _condemn(self, stall: Stall) -> None:
-        """An engine core stalls: its death is what everything else follows from."""
-        self._condemned[stall.rank] = f"it stalled and was killed: {stall.reason}"
+    def _kill_stalled(self, stall: Stall) -> None:
+        """Kill a stalled engine core; its exit starts the recovery."""
+        self._stall_reasons[stall.rank] = f"killed after a stall: {stall.reason}"
         logger.error("engine core %d stalls: %s; killing it", stall.rank, stall.reason)
         kill_tree(stall.pid)
 
-    def unrecoverable_reason(self) -> str:
-        if not self._links and not self.serves:
-            return "nobody could go on with its requests: it was not started to serve them over HTTP"
-        return why_cannot_spawn()
-
-    def replace_engine(self, order: ReplaceEngine) -> None:
-        self._engines.replace(order)
-
-    def leave_out_engine(self, order: LeaveOut) -> None:
-        self._engines.leave_out(order)
-
     def _ends_within(self, seconds: float) -> bool:
-        """Whether the instance ends within that time, or has ended."""
+        """Return whether the instance ends within `seconds`, or has ended."""
         manager = self._manager()
         return manager is None or bool(manager.manager_stopped.wait(seconds)) or self.defeat is not None
 
     # ---- processes beside the engine cores
 
     def proxies(self, watched: dict[str, Any]) -> dict[str, Any]:
-        """What the host is to watch in the place of what is watched here; takes and returns its own arguments."""
+        """Return the host's arguments `watched` with a proxy in the place of every process that is watched here."""
         manager, proxy = watched["api_server_manager"], self._front_end.proxy
         servers = [ApiServerProcess(manager, i, self.sentinel, self.config) for i in range(len(manager.processes))]
         self._front_end.add(servers)
@@ -260,13 +263,25 @@ class VllmFrontEndHost:
         return shown
 
     def expect_end(self) -> None:
-        """The host is about to end every process."""
+        """Take every later exit for a requested one: the host is about to end all processes."""
         self._front_end.close()
 
-    def replace_process(self, order: ReplaceProcess) -> None:
-        self._front_end.replace(order)
-
     # ---- FrontEndHost
+
+    def replace_engine(self, effect: ReplaceEngine) -> None:
+        self._engines.replace(effect)
+
+    def leave_out_engine(self, effect: LeaveOut) -> None:
+        self._engines.leave_out(effect)
+
+    def replace_process(self, effect: ReplaceProcess) -> None:
+        self._front_end.replace(effect)
+
+    def unrecoverable_reason(self) -> str:
+        """Return why no engine core can be replaced, or an empty string when replacement is possible."""
+        if not self._links and not self.serves:
+            return "no engine core can resume its requests: the instance was not started to serve over HTTP"
+        return why_cannot_spawn()
 
     def open_rendezvous(self, group: tuple[int, ...], epoch: int) -> Rendezvous:
         return self._rendezvous.setdefault(group, RendezvousHost()).open(epoch)
@@ -275,27 +290,27 @@ class VllmFrontEndHost:
         if group in self._rendezvous:
             self._rendezvous[group].close(epoch)
 
-    def end_instance(self, order: End) -> None:
-        """The engine cores were told to end; what does not is killed. Does not wait."""
+    def end_instance(self, effect: End) -> None:
+        """End every engine core and worker, by a kill after a grace period. Does not wait."""
         if self.defeat is None:
-            self.defeat = order.reason
+            self.defeat = effect.reason
             self._defeated.set()
-            self._front_end.give_up()
-            about = (order, time.time())
+            self._front_end.end_lost()
+            about = (effect, time.time())
             self._ending = threading.Thread(target=self._engines.end, args=about, name="EngineCoreEnd", daemon=True)
             self._ending.start()
 
     def await_end(self) -> None:
-        """Wait, after a defeat, until no engine core and no worker is left, ended or killed."""
+        """Wait, after a defeat, until no engine core and no worker is left."""
         if self._ending is not None:
             self._ending.join(END_TIMEOUT_S)
 
     def close(self) -> None:
-        """Idempotent."""
+        """Stop watching and release sockets and the instance's folder. Idempotent."""
         self._watch.close()
         self._front_end.close()
         self.sentinel.close()
-        self._outlets.close()
+        self._events.close()
         for rendezvous in self._rendezvous.values():
             rendezvous.close_all()
         self._engines.remove_sockets()

@@ -1,4 +1,4 @@
-"""Starting a process of the instance from a server at work."""
+"""Start of a process of the instance from a serving process."""
 
 from __future__ import annotations
 
@@ -9,19 +9,26 @@ from collections.abc import Iterator
 from holdfast.core.config import HoldfastConfig
 from holdfast.hosts.vllm.process.settings import handed_down
 
-_spawning = threading.Lock()  # the settings travel in the environment, which is one for all
+_spawning = threading.Lock()  # the settings travel in the environment, which all threads share
 
 
 @contextlib.contextmanager
 def spawning(config: HoldfastConfig, joins_epoch: int | None = None, sockets: str | None = None) -> Iterator[None]:
-    """Processes that are started inside belong to the instance, as those of its start did."""
+    """Let processes that are started inside inherit the settings of the instance. One thread at a time.
+
+    `joins_epoch` and `sockets` are passed on as by `handed_down`.
+    """
     with _spawning, handed_down(config, joins_epoch, sockets):
         yield
 
 
 def why_cannot_spawn() -> str:
-    """Why no engine core could be started from this process any more; empty where one can."""
+    """Return why this process cannot start another process, or an empty string when it can."""
     from vllm.utils.system_utils import get_mp_context
 
     method = get_mp_context().get_start_method()
-    return "" if method == "spawn" else f"processes are started by {method} here, which a server at work cannot do"
+    return (
+        ""
+        if method == "spawn"
+        else f"this process starts others by {method}, which is unsafe in a serving process; spawn is needed"
+    )

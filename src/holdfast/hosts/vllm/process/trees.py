@@ -1,4 +1,4 @@
-"""Processes of a dead engine core: waited for, hurried, killed together with all that they started."""
+"""Process trees: an engine core with its workers, hurried, killed, or awaited after a death."""
 
 from __future__ import annotations
 
@@ -14,19 +14,24 @@ from holdfast.hosts.vllm.process.priority import hurry
 
 logger = logging.getLogger("holdfast")
 
-LINGER_S = 5.0  # what a dead engine core started follows it by itself, or is killed then
+LINGER_S = 5.0  # workers follow a dead engine core by themselves, or are killed then
 
 
 def end_processes(pids: Sequence[int], lost_at: float) -> None:
-    """Wait until the workers of a dead engine core have followed it; kill what does not. `lost_at` is wall-clock."""
+    """Wait until the workers of a dead engine core have ended, and kill the rest.
+
+    Args:
+        pids: the workers' process ids.
+        lost_at: wall-clock seconds; younger processes are not workers of the dead engine core.
+    """
     for process in _left_after(LINGER_S, pids, lost_at):
         logger.warning("process %d did not follow its engine core within %g s; killing it", process.pid, LINGER_S)
         kill_tree(process.pid)
-    _left_after(LINGER_S, pids, lost_at)  # the system takes back what they had
+    _left_after(LINGER_S, pids, lost_at)  # the system releases their memory
 
 
 def _left_after(seconds: float, pids: Sequence[int], lost_at: float) -> list[psutil.Process]:
-    """Wait that long at most until none of them is there; those that still are."""
+    """Wait at most `seconds` until all processes have ended, and return those that have not."""
     deadline = time.monotonic() + seconds
     while (left := [p for p in map(_same_session, pids) if p is not None and p.create_time() < lost_at]) and (
         time.monotonic() < deadline
@@ -36,7 +41,7 @@ def _left_after(seconds: float, pids: Sequence[int], lost_at: float) -> list[psu
 
 
 def _same_session(pid: int) -> psutil.Process | None:
-    """The process with this id, if it is alive and can be one of ours: ids are used again."""
+    """Return the live process with this id, or None when it is not of our session: the system reuses ids."""
     with contextlib.suppress(psutil.Error, OSError):
         process = psutil.Process(pid)
         if os.getsid(pid) == os.getsid(0) and process.status() != psutil.STATUS_ZOMBIE:
@@ -45,20 +50,20 @@ def _same_session(pid: int) -> psutil.Process | None:
 
 
 def hurry_tree(pid: int) -> None:
-    """Have a process and all that it started take what they need."""
+    """Give a process and all its descendants ordinary priority."""
     for process in _tree(pid):
         hurry(process.pid)
 
 
 def kill_tree(pid: int) -> None:
-    """End a process and all that it started, at once."""
+    """Kill a process and all its descendants."""
     for process in _tree(pid):
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
 
 
 def _tree(pid: int) -> list[psutil.Process]:
-    """A process and all that it started; nothing where it is gone."""
+    """Return a process and all its descendants; empty when the process is gone."""
     with contextlib.suppress(psutil.NoSuchProcess):
         root = psutil.Process(pid)
         return [root, *root.children(recursive=True)]
