@@ -1,28 +1,25 @@
-"""Ranks get standbys where there are any, and where one of those fails a process that starts anew."""
+"""Ranks get standbys as far as there are any; a standby that fails is replaced by a new process."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import pytest
 
 pytest.importorskip("vllm")
 
 from holdfast.core.errors import RecoveryFailed
-from holdfast.hosts.vllm.engine.worker_pool import replacement_processes as module
 from holdfast.hosts.vllm.engine.worker_pool.replacement_processes import ReplacementProcesses
 
 DEADLINE = 5.0
 
 
-class Newcomer:
-    """A process on its way: it is `gone` before it is told its rank, or `fails` afterwards."""
+class Process:
+    """A process of a replacement, which is `gone` before a rank is assigned, or `fails` afterwards."""
 
     def __init__(self, pid: int, *, rank: int | None = None, standby: bool = False, fault: str = "") -> None:
         self.pid, self.rank, self.was_standby, self._fault = pid, rank, standby, fault
         self.process, self.killed = self, False
 
-    def take_over(self, rank: int, *, is_driver: bool, queue: Any) -> None:
+    def assign(self, rank: int) -> None:
         self.rank = rank
         if self._fault == "gone":
             raise RecoveryFailed("it is gone")
@@ -36,61 +33,53 @@ class Newcomer:
         self.killed = True
 
 
-class Executor:
-    """Has these standbys, and starts anew; is its own pool."""
+class Pool:
+    """A pool of the given standbys, and the start of further processes with the fault `anew`."""
 
-    seed = None
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, *standbys: Newcomer, anew: str = "") -> None:
-        self.standbys, self._ready, self._anew = self, list(standbys), anew
-        self.started: list[Newcomer] = []
+    def __init__(self, *standbys: Process, anew: str = "") -> None:
+        self._ready, self._anew = list(standbys), anew
+        self.started: list[Process] = []
         self.told: list[str] = []
-        monkeypatch.setattr(module, "start_replacement", self._start)
 
-    def _is_driver_worker(self, rank: int) -> bool:
-        return rank == 0
-
-    def take(self, rank: int) -> Newcomer | None:
+    def take(self, rank: int) -> Process | None:
         return self._ready.pop(0) if self._ready else None
 
-    def disappointed(self, why: str) -> None:
+    def report_failure(self, why: str) -> None:
         self.told.append(why)
 
-    def _start(self, seed: Any, rank: int, *, is_driver: bool, queue: Any) -> Newcomer:
-        self.started.append(Newcomer(100 + rank, rank=rank, fault=self._anew))
+    def start(self, rank: int) -> Process:
+        self.started.append(Process(100 + rank, rank=rank, fault=self._anew))
         return self.started[-1]
 
 
-def of(executor: Executor, *ranks: int) -> ReplacementProcesses:
-    made = ReplacementProcesses(executor, ranks, "queue")  # type: ignore[arg-type]
+def replacing(pool: Pool, *ranks: int) -> ReplacementProcesses:
+    made = ReplacementProcesses(ranks, pool, pool.start, Process.assign)  # type: ignore[arg-type]
     made.start()
     return made
 
 
-def test_a_rank_gets_the_standby_there_is_and_the_next_one_starts_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    newcomers = of(Executor(monkeypatch, Newcomer(7, standby=True)), 0, 1)
-    assert newcomers.await_ready(DEADLINE) == ["handle of 7", "handle of 101"]
-    assert (newcomers.pids, newcomers.standbys_used) == ({0: 7, 1: 101}, 1)
+def test_a_rank_gets_the_standby_there_is_and_the_next_one_starts_anew() -> None:
+    processes = replacing(Pool(Process(7, standby=True)), 0, 1)
+    assert processes.await_ready(DEADLINE) == ["handle of 7", "handle of 101"]
+    assert (processes.pids, processes.standbys_used) == ({0: 7, 1: 101}, 1)
 
 
 @pytest.mark.parametrize(("fault", "why"), [("gone", "it is gone"), ("fails", "it did not start")])
-def test_a_standby_that_comes_to_nothing_costs_no_more_than_a_start(
-    monkeypatch: pytest.MonkeyPatch, fault: str, why: str
-) -> None:
-    """The pool hears of it: the next one may come to nothing, too."""
-    broken = Newcomer(7, standby=True, fault=fault)
-    executor = Executor(monkeypatch, broken)
-    newcomers = of(executor, 1)
-    assert newcomers.await_ready(DEADLINE) == ["handle of 101"]
-    assert (newcomers.pids, newcomers.standbys_used) == ({1: 101}, 0)
+def test_a_standby_that_fails_costs_no_more_than_a_start(fault: str, why: str) -> None:
+    """The failure is reported to the pool: the next standby may fail too."""
+    broken = Process(7, standby=True, fault=fault)
+    pool = Pool(broken)
+    processes = replacing(pool, 1)
+    assert processes.await_ready(DEADLINE) == ["handle of 101"]
+    assert (processes.pids, processes.standbys_used) == ({1: 101}, 0)
     assert broken.killed
-    assert executor.told == [why]
+    assert pool.told == [why]
 
 
-def test_one_that_starts_anew_and_fails_is_the_end_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    executor = Executor(monkeypatch, Newcomer(7, standby=True, fault="fails"), anew="fails")
-    newcomers = of(executor, 0)
+def test_a_new_process_that_fails_fails_the_replacement() -> None:
+    pool = Pool(Process(7, standby=True, fault="fails"), anew="fails")
+    processes = replacing(pool, 0)
     with pytest.raises(RecoveryFailed, match="did not start"):
-        newcomers.await_ready(DEADLINE)
-    newcomers.kill()
-    assert [one.killed for one in executor.started] == [True]
+        processes.await_ready(DEADLINE)
+    processes.kill()
+    assert [one.killed for one in pool.started] == [True]

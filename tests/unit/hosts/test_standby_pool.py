@@ -13,8 +13,9 @@ import pytest
 
 pytest.importorskip("vllm")
 
+from holdfast.core.protocol.events import StandbyView
 from holdfast.hosts.vllm.engine.worker_pool import standby_pool as module
-from holdfast.hosts.vllm.engine.worker_pool.standby_pool import PoolState, StandbyPool
+from holdfast.hosts.vllm.engine.worker_pool.standby_pool import StandbyPool
 from holdfast.hosts.vllm.process import priority
 
 WITHIN_S = 10.0
@@ -57,7 +58,7 @@ class World:
 
     def __init__(self, *, preloaded: bool = True, refusals: int = 0) -> None:
         self.made: list[Standby] = []
-        self.told: list[PoolState] = []
+        self.told: list[StandbyView] = []
         self.paces: list[tuple[int, str]] = []
         self.preloaded, self.refusals = preloaded, refusals
 
@@ -119,7 +120,7 @@ Pools = Callable[[int], StandbyPool]
 def test_it_fills_gently_and_tells_what_it_holds(world: World, pool_of: Pools) -> None:
     pool_of(2)
     filled(world, 2)
-    assert world.told[-1] == PoolState(wanted=2, ready=2, memory_bytes=200)
+    assert world.told[-1] == StandbyView(wanted=2, ready=2, memory_bytes=200)
     assert world.paces == [(1000, "slow_down"), (1001, "slow_down")]
     assert [one.rank for one in world.made] == [0, 1]
 
@@ -212,6 +213,6 @@ def test_after_one_that_came_to_nothing_where_it_was_needed_the_next_one_has_tim
 ) -> None:
     monkeypatch.setattr(module, "LONGEST_PAUSE_S", 60.0)
     pool, now_s = StandbyPool(1, world.start, world.told.append), time.monotonic()
-    pool.disappointed("it did not start")
-    pool.disappointed("it did not start")
+    pool.report_failure("it did not start")
+    pool.report_failure("it did not start")
     assert round(pool._fill_at - now_s) == 4

@@ -10,6 +10,7 @@ from vllm.v1.engine import EngineCoreRequestType
 
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.faults.injection import InjectionSpec
+from holdfast.core.protocol.events import StandbyView
 from holdfast.core.protocol.messages import RecoveryReport
 from holdfast.core.protocol.rendezvous import Rendezvous
 from holdfast.hosts.vllm.communicators import EngineCommunicators, attach_communicator_hooks
@@ -23,7 +24,6 @@ from holdfast.hosts.vllm.engine.recovery import Recovery
 from holdfast.hosts.vllm.engine.request_admission import VllmRequestHost
 from holdfast.hosts.vllm.engine.resuming import attach_resuming_hooks, pace
 from holdfast.hosts.vllm.engine.step_rules import StepRules
-from holdfast.hosts.vllm.engine.worker_pool.standby_pool import PoolState
 from holdfast.hosts.vllm.injection.points import Traps, arm_engine
 from holdfast.hosts.vllm.owner.coordinator import introduce
 from holdfast.hosts.vllm.process.device_health import device_health
@@ -166,5 +166,5 @@ class VllmEngineHost:
     ) -> RecoveryReport:
         return self._recovery.recover(error, epoch, rendezvous, replace)
 
-    def _report_standbys(self, state: PoolState) -> None:
+    def _report_standbys(self, state: StandbyView) -> None:
         self._sentinel.report_standbys(state.wanted, state.ready, state.memory_bytes)

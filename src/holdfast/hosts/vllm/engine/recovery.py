@@ -23,7 +23,7 @@ from holdfast.hosts.vllm.engine.departed_requests import DepartedRequests
 from holdfast.hosts.vllm.engine.lockstep_wave import agree_on_wave, forget_interrupts, in_lockstep
 from holdfast.hosts.vllm.engine.pacing import PacedPrefill
 from holdfast.hosts.vllm.engine.salvage import request_being_added, salvage
-from holdfast.hosts.vllm.engine.worker_pool.replacement import Replaced
+from holdfast.hosts.vllm.engine.worker_pool.replacement_processes import ReplacementResult
 from holdfast.hosts.vllm.injection.points import Traps
 from holdfast.hosts.vllm.protocol.request_history import NotRestorable, encode_whole, whole_request
 from holdfast.hosts.vllm.protocol.restore import TAIL_TOKENS, RequestHistory, RestoreCommand, RestoreReply
@@ -112,14 +112,14 @@ class Recovery:
             replace_s=replaced.elapsed_s,
         )
 
-    def _replace(self, ranks: set[int]) -> Replaced:
+    def _replace(self, ranks: set[int]) -> ReplacementResult:
         """New processes for these ranks, which count once their sentinels have reported."""
         if not ranks:
-            return Replaced({}, 0, 0.0)
+            return ReplacementResult({}, 0, 0.0)
         config = self._config
         self._newcomers |= ranks
         self._unprepared = ranks  # should it fail: one without its KV cache must not be let in
-        replaced: Replaced = self._engine.model_executor.replace_workers(
+        replaced: ReplacementResult = self._engine.model_executor.replace_workers(
             sorted(ranks), config.worker_start_timeout_s, config.drain_timeout_s
         )
         self._await_processes(replaced.pids, config.drain_timeout_s)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import time
+import weakref
+from collections.abc import Callable
 from typing import Any
 
 import zmq
 
 from holdfast.core.errors import PeerSilent
 from holdfast.hosts.vllm.process.sockets import remove_sockets
+
+LOOK_S = 0.1  # interval at which a writer that waits for room looks whether a reader has failed
 
 
 def retire(queue: Any) -> None:
@@ -39,3 +44,25 @@ def wait_until_ready(queue: Any, deadline: float, silence: str) -> None:
         raise PeerSilent(silence) from None
     finally:
         queue.local_socket.setsockopt(zmq.RCVTIMEO, -1)
+
+
+def bounded(queue: Any, has_failed: Callable[[], bool]) -> Any:
+    """Have `enqueue` of a queue raise the host's "Executor failed." once `has_failed`, instead of waiting for ever.
+
+    The ring that carries calls to workers is short, and a dead reader frees nothing. Costs nothing while the ring has
+    room: only a writer that waits looks at `has_failed`.
+    """
+    enqueue = functools.partial(type(queue).enqueue, weakref.proxy(queue))
+
+    def enqueue_bounded(call: Any, timeout: float | None = None) -> None:
+        if timeout is not None:
+            return enqueue(call, timeout)
+        while True:
+            try:
+                return enqueue(call, LOOK_S)
+            except TimeoutError:
+                if has_failed():
+                    raise RuntimeError("Executor failed.") from None
+
+    queue.enqueue = enqueue_bounded
+    return queue

@@ -1,1 +1,1 @@
-"""The workers of an engine core as the engine core sees them: executor, replacements, standbys."""
+"""The workers of an engine core, as the engine core sees them: executor, replacements, standbys."""

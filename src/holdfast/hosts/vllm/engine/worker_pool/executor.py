@@ -1,51 +1,70 @@
-"""The executor under Holdfast: the host's own, with calls that get past stale replies and workers to be replaced."""
+"""The executor of a protected engine core: the host's own, with workers that can be replaced one by one.
+
+Calls skip stale replies of failed steps. The queue over which an engine core calls its workers cannot outlive a reader:
+a dead reader marks nothing as read, and a new reader begins at the front. So a replacement opens a new queue, and the
+surviving workers are told over the old queue to read from the new one, once every replacement has its weights.
+"""
 
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from vllm import envs
+from vllm.distributed.device_communicators.shm_broadcast import MessageQueue
+from vllm.utils.network_utils import get_ip
 from vllm.v1.executor.multiproc_executor import MultiprocExecutor, WorkerProc
 
 from holdfast.core.errors import PeerSilent, RecoveryFailed
-from holdfast.hosts.vllm.engine.worker_pool.bounded_queue import bounded
+from holdfast.core.protocol.events import StandbyView
 from holdfast.hosts.vllm.engine.worker_pool.exit_watch import WorkerExitWatch
-from holdfast.hosts.vllm.engine.worker_pool.replacement import Replaced, replace_ranks
-from holdfast.hosts.vllm.engine.worker_pool.spawning import Newcomer, WorkerSeed, seed_of, start_standby
-from holdfast.hosts.vllm.engine.worker_pool.standby_pool import PoolState, StandbyPool
+from holdfast.hosts.vllm.engine.worker_pool.replacement_processes import ReplacementProcesses, ReplacementResult
+from holdfast.hosts.vllm.engine.worker_pool.spawning import (
+    KILL_TIMEOUT_S,
+    ReplacementProcess,
+    WorkerSeed,
+    seed_of,
+    start_replacement,
+    start_standby,
+)
+from holdfast.hosts.vllm.engine.worker_pool.standby_pool import StandbyPool
+from holdfast.hosts.vllm.process.queues import bounded, retire, wait_until_ready
 from holdfast.hosts.vllm.process.settings import inherited_settings
-from holdfast.hosts.vllm.process.shared_memory import record_semaphores
+from holdfast.hosts.vllm.process.shared_memory import record_semaphores, remove_dead_segments
+from holdfast.hosts.vllm.protocol.calls import JOIN, PREPARE, JoinCommand, encode, of_handle
 from holdfast.hosts.vllm.protocol.restore import RESTORE, RestoreCommand, RestoreReply, decode_reply, encode_order
 
 
 class WorkerPoolExecutor(MultiprocExecutor):
-    """`MultiprocExecutor` whose reply queues can be drained and whose workers can be replaced one by one.
+    """`MultiprocExecutor` with drainable reply queues and replaceable workers.
 
-    `on_rank_lost` is told a rank, how its process went and its exit code; `on_standbys` what became of the pool.
-    Any thread.
+    Busy loop's thread, except where a method says otherwise.
+
+    Attributes:
+        on_rank_lost: called with a lost rank, how its process ended and the exit code. Any thread.
+        on_standbys: called with the state of the standby pool after each change. Any thread.
     """
 
     on_rank_lost: Callable[[int, str, int | None], None] = staticmethod(lambda rank, how, exit_code: None)
-    on_standbys: Callable[[PoolState], None] = staticmethod(lambda state: None)
+    on_standbys: Callable[[StandbyView], None] = staticmethod(lambda state: None)
     kv_cache_configs: Sequence[Any] = ()
     kv_cache_layout: str | None = None
     seed: WorkerSeed
     standbys: StandbyPool
     _watch: WorkerExitWatch | None = None
 
+    # ---- the host's methods
+
     def _init_executor(self) -> None:
         self.seed = seed_of(self.vllm_config)
         config = inherited_settings()
         size, preload = (config.standby_workers, config.standby_preload) if config else (0, False)
-        self.standbys = StandbyPool(size, lambda slot: self._new_standby(slot, preload), self._tell_standbys)
+        self.standbys = StandbyPool(size, lambda slot: self._start_standby(slot, preload), self._report_standbys)
         with record_semaphores():
             super()._init_executor()
-        self.attach_queue(self.rpc_broadcast_mq)
-
-    def attach_queue(self, queue: Any) -> None:
-        """Call the workers over `queue` from now on."""
-        self.rpc_broadcast_mq = bounded(queue, lambda: self.is_failed)
+        self._call_over(self.rpc_broadcast_mq)
 
     def initialize_from_config(self, kv_cache_configs: list[Any]) -> None:
         self.kv_cache_configs = kv_cache_configs
@@ -55,102 +74,201 @@ class WorkerPoolExecutor(MultiprocExecutor):
         self.kv_cache_layout = layout_name
         super().set_kv_cache_layout(layout_name)
 
+    def start_worker_monitor(self, inline: bool = False) -> None:
+        """Watch the workers; unlike the host's monitor, leave the survivors running when a worker exits."""
+        self._stop_watching()
+        self._watch = WorkerExitWatch({w.rank: w.proc for w in self.workers}, self._rank_lost)
+        self._watch.start()
+
     def shutdown(self) -> None:
-        self.stop_watching()
+        self._stop_watching()
         self.standbys.close()
         super().shutdown()
 
-    # ---- deaths
+    # ---- lost workers
 
-    def start_worker_monitor(self, inline: bool = False) -> None:
-        """One that is gone does not end the others."""
-        self.stop_watching()
-        self._watch = WorkerExitWatch({w.rank: w.proc for w in self.workers}, self._lost)
-        self._watch.start()
-
-    def stop_watching(self) -> None:
-        if self._watch is not None:
-            self._watch.stop()
+    def dead_ranks(self) -> set[int]:
+        return {w.rank for w in self.workers if not w.proc.is_alive()}
 
     def kill_rank(self, rank: int) -> None:
+        """Kill the process of a rank. Any thread."""
         self.workers[rank].proc.kill()
 
-    def _lost(self, rank: int, how: str, exit_code: int | None) -> None:
+    def _rank_lost(self, rank: int, how: str, exit_code: int | None) -> None:
         if getattr(self, "shutting_down", False):
             return
         self.is_failed = True
         self.on_rank_lost(rank, how, exit_code)
         if rank < len(self.response_mqs):
-            self.response_mqs[rank].shutdown()  # wakes whoever waits for its reply
+            self.response_mqs[rank].shutdown()  # ends a wait for the rank's reply
 
-    def dead_ranks(self) -> set[int]:
-        return {w.rank for w in self.workers if not w.proc.is_alive()}
+    def _stop_watching(self) -> None:
+        if self._watch is not None:
+            self._watch.stop()
 
     # ---- standbys
 
-    def _new_standby(self, slot: int, preload: bool) -> Newcomer:
+    def _start_standby(self, slot: int, preload: bool) -> ReplacementProcess:
         rank = slot % self.world_size
         return start_standby(self.seed, rank, is_driver=self._is_driver_worker(rank), preload=preload)
 
-    def _tell_standbys(self, state: PoolState) -> None:
+    def _report_standbys(self, state: StandbyView) -> None:
         self.on_standbys(state)
 
-    # ---- recovering
+    # ---- replacing workers
 
-    def replace_workers(self, ranks: Sequence[int], start_timeout_s: float, timeout_s: float) -> Replaced:
-        """Give ranks a new process each. Raises `RecoveryFailed` or `PeerSilent`; it may be called again."""
-        return replace_ranks(self, ranks, start_timeout_s, timeout_s)
+    def replace_workers(self, ranks: Sequence[int], start_timeout_s: float, timeout_s: float) -> ReplacementResult:
+        """Give each of the ranks a new process with weights and KV cache.
+
+        May be called again after an error, with the same ranks or more.
+
+        Args:
+            start_timeout_s: bound of the start of the processes, and of the preparation of their KV caches.
+            timeout_s: bound of the change to the new queue.
+
+        Raises:
+            RecoveryFailed: a process did not start, or a worker failed.
+            PeerSilent: a worker did not answer in time.
+        """
+        began = time.monotonic()
+        self._end_processes(ranks)
+        queue = self._new_queue()
+        handle = queue.export_handle()
+        replacements = ReplacementProcesses(
+            ranks,
+            self.standbys,
+            lambda rank: start_replacement(self.seed, rank, is_driver=self._is_driver_worker(rank), queue=handle),
+            lambda standby, rank: standby.assign(rank, is_driver=self._is_driver_worker(rank), queue=handle),
+        )
+        try:
+            replacements.start()
+            workers = replacements.await_ready(began + start_timeout_s)
+            self._change_queue(queue, ranks, workers, time.monotonic() + timeout_s)
+        except BaseException:
+            replacements.kill()
+            raise
+        self._prepare(ranks, time.monotonic() + start_timeout_s)
+        if (config := inherited_settings()) is not None:
+            remove_dead_segments(config.runtime_dir)
+        return ReplacementResult(replacements.pids, replacements.standbys_used, time.monotonic() - began)
+
+    def _end_processes(self, ranks: Sequence[int]) -> None:
+        """Kill the processes of the ranks and wait until they end. Raises `RecoveryFailed`."""
+        self._stop_watching()
+        for rank in ranks:
+            worker = self.workers[rank]
+            worker.proc.kill()
+            if worker.death_writer is not None:
+                worker.death_writer.close()
+                worker.death_writer = None
+        for rank in ranks:
+            self.workers[rank].proc.join(KILL_TIMEOUT_S)
+            if self.workers[rank].proc.is_alive():
+                raise RecoveryFailed(f"the old process of rank {rank} does not end after SIGKILL")
+
+    def _new_queue(self) -> Any:
+        """Make a queue for calls to the workers, as the host does."""
+        return MessageQueue(
+            self.world_size,
+            self.local_world_size,
+            max_chunk_bytes=envs.VLLM_MQ_MAX_CHUNK_BYTES_MB * 1024 * 1024,
+            connect_ip=get_ip(),
+            enable_shm_tensor_arena=self.parallel_config.enable_shm_tensor_arena,
+        )
+
+    def _change_queue(self, queue: Any, ranks: Sequence[int], workers: Sequence[Any], deadline: float) -> None:
+        """Have all ranks read from `queue`, retire the old queues and watch the new processes.
+
+        Args:
+            ranks: the replaced ranks.
+            workers: the host's handles of the new workers.
+        """
+        nonce = uuid.uuid4().hex
+        survivors = [rank for rank in range(self.world_size) if rank not in ranks]
+        if survivors:
+            left_s = deadline - time.monotonic()
+            command = JoinCommand(nonce=nonce, queue=of_handle(queue.export_handle()), timeout_s=left_s)
+            self._enqueue((JOIN, (encode(command),), {}, None), deadline - time.monotonic())
+        wait_until_ready(queue, deadline, "a rank does not open the new queue")
+        for rank, worker in zip(ranks, workers, strict=True):
+            old = self.response_mqs[rank]
+            self.workers[rank] = worker
+            self.response_mqs[rank] = worker.worker_response_mq
+            wait_until_ready(worker.worker_response_mq, deadline, f"rank {rank} does not open its reply queue")
+            retire(old)
+        self._await_replies(nonce, survivors, deadline)
+        old = self.rpc_broadcast_mq
+        self._call_over(queue)
+        retire(old)
+        self.futures_queue.clear()
+        self.is_failed = False
+        self.start_worker_monitor()
+
+    def _prepare(self, ranks: Sequence[int], deadline: float) -> None:
+        """Have the replaced ranks make KV caches as configured at the start, without measuring memory again."""
+        nonce = uuid.uuid4().hex
+        arguments = (nonce, tuple(ranks), self.kv_cache_layout, self.kv_cache_configs)
+        self._enqueue((PREPARE, arguments, {}, None), deadline - time.monotonic())
+        self._await_replies(nonce, range(self.world_size), deadline)
+
+    # ---- restoring workers
 
     def restore_workers(
-        self, order: RestoreCommand, timeout_s: float, meanwhile: Callable[[], None]
+        self, command: RestoreCommand, timeout_s: float, meanwhile: Callable[[], None]
     ) -> tuple[list[RestoreReply], int]:
-        """Let every rank carry out `order` after everything queued before it; `meanwhile` runs here.
+        """Have every rank carry out `command` after all calls queued before; run `meanwhile` here.
 
         Returns:
-            The ranks' replies, and how many replies of failed steps were dropped on the way.
+            The replies of the ranks, and the number of replies of failed steps that were dropped.
 
         Raises:
             PeerSilent: a rank did not answer within `timeout_s`.
         """
         deadline = time.monotonic() + timeout_s
-        self.enqueue((RESTORE, (encode_order(order),), {}, None), timeout_s)
+        self._enqueue((RESTORE, (encode_order(command),), {}, None), timeout_s)
         replies, stale = [], 0
         try:
             meanwhile()
-        finally:  # an order that nobody waits for would be in the way of the next one
+        finally:  # replies that are not awaited would be in the way of the next call
             for rank in range(len(self.response_mqs)):
-                reply, dropped = self.drain(rank, order.nonce, deadline)
+                reply, dropped = self._drain(rank, command.nonce, deadline)
                 replies.append(reply)
                 stale += dropped
         self.futures_queue.clear()
         return replies, stale
 
-    def call_each(self, call: tuple[Any, ...], nonce: str, ranks: Sequence[int], deadline: float) -> None:
-        """Call every rank and wait for these. Raises `RecoveryFailed` where one says that it failed."""
-        self.enqueue(call, deadline - time.monotonic())
-        self.await_each(nonce, ranks, deadline)
+    # ---- calls and replies
 
-    def await_each(self, nonce: str, ranks: Sequence[int], deadline: float) -> None:
-        for rank in ranks:
-            reply, _ = self.drain(rank, nonce, deadline)
-            if reply.error:
-                raise RecoveryFailed(f"rank {rank}: {reply.error}")
+    def _call_over(self, queue: Any) -> None:
+        """Call the workers over `queue` from now on."""
+        self.rpc_broadcast_mq = bounded(queue, lambda: self.is_failed)
 
-    def enqueue(self, call: tuple[Any, ...], timeout_s: float) -> None:
+    def _enqueue(self, call: tuple[Any, ...], timeout_s: float) -> None:
         try:
             self.rpc_broadcast_mq.enqueue(call, timeout=timeout_s)
         except TimeoutError:
-            raise PeerSilent("a rank reads no calls any more; it is taken for hung") from None
+            raise PeerSilent("a rank reads no calls any more and is declared hung") from None
 
-    def drain(self, rank: int, nonce: str, deadline: float) -> tuple[RestoreReply, int]:
-        """A rank's reply to the call with this nonce, and how many others were dropped. Raises `PeerSilent`."""
+    def _await_replies(self, nonce: str, ranks: Sequence[int], deadline: float) -> None:
+        """Wait for the replies of the ranks. Raises `RecoveryFailed` where a rank reports an error."""
+        for rank in ranks:
+            reply, _ = self._drain(rank, nonce, deadline)
+            if reply.error:
+                raise RecoveryFailed(f"rank {rank}: {reply.error}")
+
+    def _drain(self, rank: int, nonce: str, deadline: float) -> tuple[RestoreReply, int]:
+        """Return the reply of a rank to the call with `nonce`, and the number of replies dropped before.
+
+        Raises:
+            PeerSilent: the rank did not answer before `deadline`.
+        """
         dropped = 0
         while True:
             left_s = deadline - time.monotonic()
             try:
                 status, result = self.response_mqs[rank].dequeue(timeout=max(0.0, left_s))
             except TimeoutError:
-                silence = f"rank {rank} did not answer in time; it is taken for hung"
+                silence = f"rank {rank} did not answer in time and is declared hung"
                 raise PeerSilent(silence, rank=rank) from None
             if status == WorkerProc.ResponseStatus.SUCCESS and isinstance(result, bytes):
                 reply = decode_reply(result)

@@ -1,4 +1,4 @@
-"""Notices that a worker process of this engine core is gone, and says which. One thread, no polling of processes."""
+"""Notice that a worker process of an engine core has ended, and report which. One thread, no polling of processes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from holdfast.progress.oom import oom_kills
 
 logger = logging.getLogger("holdfast")
 
-LOOK_S = 1.0  # how soon it sees that it is to watch others
+LOOK_S = 1.0  # bound of the time until the thread notices `stop`
 
 REAP_S = 0.2
 
@@ -21,9 +21,9 @@ OnDeath = Callable[[int, str, int | None], None]
 
 
 class WorkerExitWatch:
-    """Watches one process for each rank until it is told to stop.
+    """Watches the process of each rank until stopped.
 
-    `on_death` is told a rank, how it went, and its exit code.
+    `on_death` is called with the rank, how the process ended, and the exit code.
     """
 
     def __init__(self, processes: Mapping[int, Any], on_death: OnDeath) -> None:
@@ -37,7 +37,7 @@ class WorkerExitWatch:
         self._thread.start()
 
     def stop(self) -> None:
-        """No death is told after this. Does not wait."""
+        """Report no death from now on. Does not wait for the thread."""
         self._stopped.set()
 
     def _run(self) -> None:
@@ -45,12 +45,12 @@ class WorkerExitWatch:
             for sentinel in multiprocessing.connection.wait(list(self._by_sentinel), LOOK_S):
                 rank, process = self._by_sentinel.pop(cast(int, sentinel))
                 if not self._stopped.is_set():
-                    self._tell(rank, process)
+                    self._report(rank, process)
 
-    def _tell(self, rank: int, process: Any) -> None:
-        process.join(REAP_S)  # its sentinel says that it ends before the system says how
+    def _report(self, rank: int, process: Any) -> None:
+        process.join(REAP_S)  # the sentinel is ready a moment before the exit code
         if self._stopped.is_set():
-            return  # its rank is being replaced already
+            return  # the rank is being replaced already
         how = explain_exit(process.exitcode, self._oom_kills)
         logger.error("rank %d (pid %s) is gone: %s", rank, process.pid, how)
         self._on_death(rank, how, process.exitcode)

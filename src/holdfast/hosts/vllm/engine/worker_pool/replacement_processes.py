@@ -1,80 +1,97 @@
-"""The new processes of some ranks: standbys as far as there are any, else started anew.
+"""The new processes of some ranks: standbys as far as the pool has any, new processes for the rest.
 
-A standby may be gone, or fail as it takes its rank: that costs the time until then, not the recovery.
+A standby that has died, or that fails as it takes its rank, costs time until then but does not fail the recovery.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from holdfast.core.errors import RecoveryFailed
-from holdfast.hosts.vllm.engine.worker_pool.spawning import Newcomer, start_replacement
-
-if TYPE_CHECKING:
-    from holdfast.hosts.vllm.engine.worker_pool.executor import WorkerPoolExecutor
+from holdfast.hosts.vllm.engine.worker_pool.spawning import ReplacementProcess
+from holdfast.hosts.vllm.engine.worker_pool.standby_pool import StandbyPool
 
 logger = logging.getLogger("holdfast")
 
 
-class ReplacementProcesses:
-    """Of one replacement, in the order of `ranks`; `queue` is the host's handle of what they are to read from."""
+@dataclass(frozen=True)
+class ReplacementResult:
+    """The outcome of a replacement of workers."""
 
-    def __init__(self, executor: WorkerPoolExecutor, ranks: Sequence[int], queue: Any) -> None:
-        self._executor = executor
-        self._queue = queue
+    pids: dict[int, int]  # the new process of each rank
+    standbys_used: int
+    elapsed_s: float
+
+
+class ReplacementProcesses:
+    """The processes of a replacement, in the order of `ranks`.
+
+    Args:
+        start: starts a process for a rank.
+        assign: assigns a rank to a standby. Raises `RecoveryFailed` when the standby has ended.
+    """
+
+    def __init__(
+        self,
+        ranks: Sequence[int],
+        standbys: StandbyPool,
+        start: Callable[[int], ReplacementProcess],
+        assign: Callable[[ReplacementProcess, int], None],
+    ) -> None:
         self._ranks = ranks
-        self._all: list[Newcomer] = []
+        self._standbys = standbys
+        self._start = start
+        self._assign = assign
+        self._processes: list[ReplacementProcess] = []
 
     def start(self) -> None:
-        """All at once."""
+        """Assign or start the processes of all ranks. Does not wait for them."""
         for rank in self._ranks:
-            self._all.append(self._take_standby(rank) or self._start_anew(rank))
+            self._processes.append(self._take_standby(rank) or self._start(rank))
 
     def await_ready(self, deadline: float) -> list[Any]:
-        """The host's handles of workers with their weights read. Raises `RecoveryFailed`."""
-        return [self._await_one(place, deadline) for place in range(len(self._all))]
+        """Return the host's handles of the workers once all weights are loaded. Raises `RecoveryFailed`."""
+        return [self._await_process(index, deadline) for index in range(len(self._processes))]
 
     def kill(self) -> None:
-        for newcomer in self._all:
-            newcomer.kill()
+        for process in self._processes:
+            process.kill()
 
     @property
     def pids(self) -> dict[int, int]:
-        return {n.rank: n.process.pid for n in self._all if n.rank is not None}
+        return {p.rank: p.process.pid for p in self._processes if p.rank is not None}
 
     @property
     def standbys_used(self) -> int:
-        return sum(newcomer.was_standby for newcomer in self._all)
+        return sum(process.was_standby for process in self._processes)
 
-    def _start_anew(self, rank: int) -> Newcomer:
-        is_driver = self._executor._is_driver_worker(rank)
-        return start_replacement(self._executor.seed, rank, is_driver=is_driver, queue=self._queue)
-
-    def _take_standby(self, rank: int) -> Newcomer | None:
-        standby = self._executor.standbys.take(rank)
+    def _take_standby(self, rank: int) -> ReplacementProcess | None:
+        standby = self._standbys.take(rank)
         if standby is None:
             return None
         try:
-            standby.take_over(rank, is_driver=self._executor._is_driver_worker(rank), queue=self._queue)
+            self._assign(standby, rank)
         except RecoveryFailed as error:
-            self._give_up(standby, error)
+            self._discard(standby, error)
             return None
         return standby
 
-    def _await_one(self, place: int, deadline: float) -> Any:
-        newcomer = self._all[place]
+    def _await_process(self, index: int, deadline: float) -> Any:
+        """Wait for a process; where a standby fails, start another process for the rank and wait for that."""
+        process = self._processes[index]
         try:
-            return newcomer.await_ready(deadline)
+            return process.await_ready(deadline)
         except RecoveryFailed as error:
-            if not newcomer.was_standby:
+            if not process.was_standby:
                 raise
-            self._give_up(newcomer, error)
-        self._all[place] = self._start_anew(self._ranks[place])
-        return self._all[place].await_ready(deadline)
+            self._discard(process, error)
+        self._processes[index] = self._start(self._ranks[index])
+        return self._processes[index].await_ready(deadline)
 
-    def _give_up(self, standby: Newcomer, error: RecoveryFailed) -> None:
-        logger.warning("a standby did not take rank %s, which gets a process that starts anew: %s", standby.rank, error)
+    def _discard(self, standby: ReplacementProcess, error: RecoveryFailed) -> None:
+        logger.warning("a standby failed to become rank %s; starting a new process instead: %s", standby.rank, error)
         standby.kill()
-        self._executor.standbys.disappointed(str(error))
+        self._standbys.report_failure(str(error))

@@ -1,7 +1,4 @@
-"""Starts the process of a newcomer or of a standby, in an engine core that runs threads: always by spawning.
-
-Knows how a worker of the host is started; decides nothing.
-"""
+"""Start the process of a replacement or of a standby. Always by spawning, because an engine core runs threads."""
 
 from __future__ import annotations
 
@@ -23,18 +20,21 @@ from holdfast.hosts.vllm.process.shared_memory import recorded
 from holdfast.hosts.vllm.protocol.calls import TakeOver, encode, of_handle
 from holdfast.hosts.vllm.worker.replacement_main import replacement_main, standby_main
 
+KILL_TIMEOUT_S = 5.0
+
 _SPAWN = multiprocessing.get_context("spawn")
-# Nobody is met there: see `alone`.
+# An address that is never connected to: process groups are placeholders, see `communicators.placeholder_groups`.
 _NOWHERE = "tcp://127.0.0.1:1"
 
 
 @dataclass(frozen=True)
 class WorkerSeed:
-    """What every worker of an engine core is started with."""
+    """The arguments that every worker of an engine core is started with."""
 
     vllm_config: Any
 
     def kwargs(self, rank: int, *, is_driver: bool, queue: Any) -> dict[str, Any]:
+        """Return the arguments of the host's `WorkerProc.worker_main` for a rank."""
         return {
             "vllm_config": self.vllm_config,
             "local_rank": rank,
@@ -48,20 +48,20 @@ class WorkerSeed:
 
 
 def seed_of(vllm_config: Any) -> WorkerSeed:
-    """The configuration as it is now, before an engine core writes into it."""
+    """Copy the present configuration, before an engine core writes into the original."""
     config = copy.deepcopy(vllm_config)
     config.parallel_config._coord_store_port = 0
     return WorkerSeed(config)
 
 
 @dataclass
-class Newcomer:
-    """A process on its way to become a rank; for a standby `orders` is where it is told which."""
+class ReplacementProcess:
+    """A process that becomes the worker of a rank. A standby has `orders`, the pipe over which a rank is assigned."""
 
     process: Any
     ready: Connection
     death_writer: Connection
-    lock: Any  # of the host; it must live until the process has opened it
+    lock: Any  # of the host; must live until the process has opened it
     orders: Connection | None = None
     rank: int | None = None
     started_at: float = field(default_factory=time.monotonic)
@@ -70,32 +70,36 @@ class Newcomer:
     def was_standby(self) -> bool:
         return self.orders is not None
 
-    def take_over(self, rank: int, *, is_driver: bool, queue: Any) -> None:
-        """Tell a standby which rank it is. Raises `RecoveryFailed` where it is gone."""
+    def assign(self, rank: int, *, is_driver: bool, queue: Any) -> None:
+        """Assign a rank to a standby. Raises `RecoveryFailed` when the standby has ended.
+
+        Args:
+            queue: the host's handle of the queue to read calls from.
+        """
         assert self.orders is not None
         self.rank = rank
-        order = TakeOver(rank=rank, is_driver=is_driver, queue=of_handle(queue))
         try:
-            self.orders.send_bytes(encode(order))
+            self.orders.send_bytes(encode(TakeOver(rank=rank, is_driver=is_driver, queue=of_handle(queue))))
         except OSError as error:
-            raise RecoveryFailed(f"the standby for rank {rank} is gone: {error}") from error
+            raise RecoveryFailed(f"the standby for rank {rank} has ended: {error}") from error
 
     def await_ready(self, deadline: float) -> Any:
-        """The host's handle of a worker with its weights read. Raises `RecoveryFailed`."""
+        """Return the host's handle of the worker once the weights are loaded. Raises `RecoveryFailed`."""
         left_s = max(0.0, deadline - time.monotonic())
         found = multiprocessing.connection.wait([self.ready, self.process.sentinel], left_s)
         if self.ready not in found:
-            ended = f"it ended: {describe_exit(self.process.exitcode)}" if found else "it took too long"
-            raise RecoveryFailed(f"the new process of rank {self.rank} did not start: {ended}")
+            why = f"the process ended: {describe_exit(self.process.exitcode)}" if found else "timed out"
+            raise RecoveryFailed(f"the new process of rank {self.rank} did not start: {why}")
         handle = UnreadyWorkerProcHandle(self.process, 0, self.ready, self.death_writer)
         try:
             [ready] = WorkerProc.wait_for_ready([handle])
-        except Exception as error:  # the host raises a plain one
+        except Exception as error:  # the host raises a plain exception
             raise RecoveryFailed(f"the new process of rank {self.rank} did not start; see its log above") from error
         ready.rank = self.rank
         return ready
 
     def kill(self) -> None:
+        """Kill the process and wait for the end, within `KILL_TIMEOUT_S`."""
         self.process.kill()
         for end in (self.ready, self.death_writer, self.orders):
             if end is not None:
@@ -103,32 +107,34 @@ class Newcomer:
         self.process.join(KILL_TIMEOUT_S)
 
 
-KILL_TIMEOUT_S = 5.0
+def start_replacement(seed: WorkerSeed, rank: int, *, is_driver: bool, queue: Any) -> ReplacementProcess:
+    """Start a process for a rank.
 
-
-def start_replacement(seed: WorkerSeed, rank: int, *, is_driver: bool, queue: Any) -> Newcomer:
+    Args:
+        queue: the host's handle of the queue to read calls from.
+    """
     kwargs = seed.kwargs(rank, is_driver=is_driver, queue=queue)
-    newcomer = _start(seed, rank, Bootstrap(replacement_main, background=False), kwargs)
-    newcomer.rank = rank
-    return newcomer
+    replacement = _start(seed, rank, Bootstrap(replacement_main, background=False), kwargs)
+    replacement.rank = rank
+    return replacement
 
 
-def start_standby(seed: WorkerSeed, rank: int, *, is_driver: bool, preload: bool) -> Newcomer:
-    """A process that waits until it is needed; with `preload` as `rank`, with its weights read."""
+def start_standby(seed: WorkerSeed, rank: int, *, is_driver: bool, preload: bool) -> ReplacementProcess:
+    """Start a process that waits until a rank is assigned; with `preload` for `rank` only, with the weights loaded."""
     ours, theirs = _SPAWN.Pipe()
     kwargs = seed.kwargs(rank, is_driver=is_driver, queue=None)
     main = Bootstrap(standby_main, background=True)
-    newcomer = _start(seed, rank, main, {**kwargs, "orders": theirs, "preload": preload})
+    standby = _start(seed, rank, main, {**kwargs, "orders": theirs, "preload": preload})
     theirs.close()
-    newcomer.orders, newcomer.rank = ours, rank if preload else None
-    return newcomer
+    standby.orders, standby.rank = ours, rank if preload else None
+    return standby
 
 
-def _start(seed: WorkerSeed, rank: int, main: Bootstrap, kwargs: dict[str, Any]) -> Newcomer:
+def _start(seed: WorkerSeed, rank: int, main: Bootstrap, kwargs: dict[str, Any]) -> ReplacementProcess:
     ready_reader, ready_writer = _SPAWN.Pipe(duplex=False)
     death_reader, death_writer = _SPAWN.Pipe(duplex=False)
     process = _SPAWN.Process(
-        target=cast("Callable[..., None]", main),  # a call once it is there
+        target=cast("Callable[..., None]", main),  # callable once it is unpickled
         kwargs={**kwargs, "ready_pipe": ready_writer, "death_pipe": death_reader},
         name=f"VllmWorker-{rank}",
         daemon=True,
@@ -137,4 +143,4 @@ def _start(seed: WorkerSeed, rank: int, main: Bootstrap, kwargs: dict[str, Any])
         process.start()
     ready_writer.close()
     death_reader.close()
-    return Newcomer(process, ready_reader, death_writer, kwargs["shared_worker_lock"])
+    return ReplacementProcess(process, ready_reader, death_writer, kwargs["shared_worker_lock"])
