@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from holdfast.chaos.checker import RunVerdict, compare_runs
+from holdfast.chaos.checker import RunComparison, compare_runs
 from holdfast.chaos.control import Control
 from holdfast.chaos.loads import LONG, fresh_salt
 from holdfast.chaos.server import Server
@@ -23,14 +23,14 @@ def long_prompt(salt: str) -> list[StreamSpec]:
     return [StreamSpec("victim", LONG, max_tokens=40, cache_salt=salt)]
 
 
-async def _run_into_fault(server: Server, salt: str) -> RunVerdict:
+async def _run_into_fault(server: Server, salt: str) -> RunComparison:
     expected = await Load(server.url, long_prompt(fresh_salt())).run()
     async with Control(server.url) as control:
         await control.inject(FIRST_STEP)
     victim = await Load(server.url, long_prompt(salt)).run()
     next_client = await Load(server.url, long_prompt(salt)).run()
     verdicts = [compare_runs(expected, found) for found in (victim, next_client)]
-    return RunVerdict(tuple(s for v in verdicts for s in v.streams))
+    return RunComparison(tuple(s for v in verdicts for s in v.streams))
 
 
 def test_the_victim_and_the_next_client_with_its_prompt_get_the_right_tokens(servers: Servers) -> None:

@@ -1,4 +1,4 @@
-"""What `bench recovery --json` writes, and how its figures come from trials. Pure.
+"""What `bench recovery --json` writes, and how its figures come from runs. Pure.
 
 Every topology stands for itself: its medians, its maximum, and its own full restart measured in the same run.
 """
@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from holdfast.bench.faulted_run import Neighbours, RunResult
 from holdfast.bench.harms import Harm
 from holdfast.bench.incident import paused_s, rebuild_s, replaced_s
 from holdfast.bench.machine import Machine
@@ -17,12 +18,11 @@ from holdfast.bench.restart import Restart
 from holdfast.bench.scenarios import Scenario
 from holdfast.bench.targets import Measured, Target, targets_of
 from holdfast.bench.topologies import Topology
-from holdfast.bench.trial import Neighbours, Outcome
 from holdfast.chaos.checker import spread_of
 from holdfast.chaos.processes import SessionUsage
 
 
-class Trial(msgspec.Struct, frozen=True, kw_only=True):
+class FaultedRun(msgspec.Struct, frozen=True, kw_only=True):
     """One faulted run of a scenario; seconds, over its streams.
 
     `rank` is none where an engine core was hurt. `paused_s` is from the fault being noticed until every rank of the
@@ -63,7 +63,7 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
         return f"engine {self.engine_id}" + ("" if self.rank is None else f" rank {self.rank}")
 
 
-class Stretch(msgspec.Struct, frozen=True, kw_only=True):
+class Durations(msgspec.Struct, frozen=True, kw_only=True):
     """Some durations, in seconds."""
 
     count: int
@@ -73,18 +73,20 @@ class Stretch(msgspec.Struct, frozen=True, kw_only=True):
     quartile_high_s: float
 
 
-class NeighbourFigures(msgspec.Struct, frozen=True, kw_only=True):
-    """What streams of independent engines felt, over the trials; see `Neighbours`."""
+class NeighbourFigures(
+    msgspec.Struct, frozen=True, kw_only=True, rename={"runs": "trials", "undisturbed_runs": "undisturbed_trials"}
+):
+    """What streams of independent engines felt, over the runs; see `Neighbours`."""
 
-    trials: int
-    undisturbed_trials: int  # the longest gap was within the 99.9 % of the fault-free run
-    longest_gap: Stretch
-    fault_free_p999: Stretch
-    fault_free_longest_gap: Stretch
-    restart_gap: Stretch | None = None  # the longest gap until a lost engine core was replaced
+    runs: int
+    undisturbed_runs: int  # the longest gap was within the 99.9 % of the fault-free run
+    longest_gap: Durations
+    fault_free_p999: Durations
+    fault_free_longest_gap: Durations
+    restart_gap: Durations | None = None  # the longest gap until a lost engine core was replaced
 
 
-class TopologyFigures(msgspec.Struct, frozen=True, kw_only=True):
+class TopologyFigures(msgspec.Struct, frozen=True, kw_only=True, rename={"runs": "trials"}):
     """One topology, hurt in one way. `failure` says why its measurement ended early; without it there is a restart."""
 
     topology: str
@@ -94,13 +96,13 @@ class TopologyFigures(msgspec.Struct, frozen=True, kw_only=True):
     ranks_per_engine: int
     lockstep: bool
     server_arguments: tuple[str, ...]
-    trials: tuple[Trial, ...]
+    runs: tuple[FaultedRun, ...]
     usage: tuple[SessionUsage, ...]  # of the server: before the first round of faults, and after each
-    interruption: Stretch | None  # over every interrupted stream of every trial
-    fault_free_longest_gap: Stretch | None  # over the trials: the longest wait of the same load without a fault
-    paused: Stretch | None  # over the trials
-    rebuild: Stretch | None
-    replaced: Stretch | None = None
+    interruption: Durations | None  # over every interrupted stream of every run
+    fault_free_longest_gap: Durations | None  # over the runs: the longest wait of the same load without a fault
+    paused: Durations | None  # over the runs
+    rebuild: Durations | None
+    replaced: Durations | None = None
     neighbours: NeighbourFigures | None
     lost_tokens: int
     repeated_tokens: int
@@ -131,10 +133,10 @@ class RecoveryDocument(msgspec.Struct, frozen=True, kw_only=True):
     targets_met: bool  # of every topology
 
 
-def trial_of(topology: Topology, scenario: Scenario, tokens: int, outcome: Outcome) -> Trial:
-    """What one outcome says."""
-    interruption, waits = stretch_of(outcome.waits_s()), outcome.waits_s()
-    return Trial(
+def faulted_run_of(topology: Topology, scenario: Scenario, tokens: int, result: RunResult) -> FaultedRun:
+    """What one result says."""
+    interruption, waits = durations_of(result.waits_s()), result.waits_s()
+    return FaultedRun(
         topology=topology.name,
         scenario=scenario.name,
         harm=scenario.harm,
@@ -146,34 +148,34 @@ def trial_of(topology: Topology, scenario: Scenario, tokens: int, outcome: Outco
         interruption_median_s=interruption.median_s if interruption else None,
         interruption_max_s=interruption.max_s if interruption else None,
         interruptions_s=tuple(waits),
-        paused_s=paused_s(outcome.events),
-        rebuild_s=rebuild_s(outcome.events),
-        replaced_s=replaced_s(outcome.events),
-        neighbours=outcome.neighbours,
-        fault_free_longest_gap_s=outcome.reference_gap_s,
-        client_lag_s=outcome.client_lag_s,
+        paused_s=paused_s(result.events),
+        rebuild_s=rebuild_s(result.events),
+        replaced_s=replaced_s(result.events),
+        neighbours=result.neighbours,
+        fault_free_longest_gap_s=result.reference_gap_s,
+        client_lag_s=result.client_lag_s,
         interrupted_streams=len(waits),
-        streams=len(outcome.interruptions_s),
-        lost_tokens=outcome.verdict.lost,
-        repeated_tokens=outcome.verdict.repeated,
-        changed_tokens=outcome.verdict.changed,
-        faults=outcome.faults,
-        ended_alone=len(outcome.ended_alone),
+        streams=len(result.interruptions_s),
+        lost_tokens=result.comparison.lost,
+        repeated_tokens=result.comparison.repeated,
+        changed_tokens=result.comparison.changed,
+        faults=result.faults,
+        ended_alone=len(result.ended_alone),
         recovery_reports=tuple(
-            {"engine_id": event["engine_id"], **event["report"]} for event in outcome.events if event.get("report")
+            {"engine_id": event["engine_id"], **event["report"]} for event in result.events if event.get("report")
         ),
-        problems=outcome.problems,
-        events=outcome.events if outcome.problems else (),
+        problems=result.problems,
+        events=result.events if result.problems else (),
     )
 
 
-def stretch_of(durations_s: Iterable[float | None]) -> Stretch | None:
+def durations_of(durations_s: Iterable[float | None]) -> Durations | None:
     """Median, maximum and quartiles of what is known; None without any."""
     known = [duration for duration in durations_s if duration is not None]
     if not known:
         return None
     spread = spread_of(known)
-    return Stretch(
+    return Durations(
         count=len(known),
         median_s=spread.median,
         max_s=spread.maximum,
@@ -184,7 +186,7 @@ def stretch_of(durations_s: Iterable[float | None]) -> Stretch | None:
 
 def figures_of(
     topology: Topology,
-    trials: Sequence[Trial],
+    runs: Sequence[FaultedRun],
     usage: Sequence[SessionUsage],
     restart: Restart | None,
     *,
@@ -192,11 +194,11 @@ def figures_of(
     left_behind: tuple[str, ...] = (),
     failure: str | None = None,
 ) -> TopologyFigures:
-    """One topology's figures from its trials."""
-    harm = trials[0].harm if trials else Harm.EXCEPTION
-    interruption = stretch_of(wait for trial in trials for wait in trial.interruptions_s)
-    paused = stretch_of(trial.paused_s for trial in trials)
-    neighbours = _neighbour_figures([trial.neighbours for trial in trials if trial.neighbours is not None])
+    """One topology's figures from its runs."""
+    harm = runs[0].harm if runs else Harm.EXCEPTION
+    interruption = durations_of(wait for run in runs for wait in run.interruptions_s)
+    paused = durations_of(run.paused_s for run in runs)
+    neighbours = _neighbour_figures([run.neighbours for run in runs if run.neighbours is not None])
     times_shorter = _ratio(restart, interruption.median_s if interruption else None)
     return TopologyFigures(
         topology=topology.name,
@@ -206,32 +208,32 @@ def figures_of(
         ranks_per_engine=topology.ranks_per_engine,
         lockstep=topology.lockstep,
         server_arguments=server_arguments,
-        trials=tuple(trials),
+        runs=tuple(runs),
         usage=tuple(usage),
         interruption=interruption,
-        fault_free_longest_gap=stretch_of(trial.fault_free_longest_gap_s for trial in trials),
+        fault_free_longest_gap=durations_of(run.fault_free_longest_gap_s for run in runs),
         paused=paused,
-        rebuild=stretch_of(trial.rebuild_s for trial in trials),
-        replaced=stretch_of(trial.replaced_s for trial in trials),
+        rebuild=durations_of(run.rebuild_s for run in runs),
+        replaced=durations_of(run.replaced_s for run in runs),
         neighbours=neighbours,
-        lost_tokens=sum(trial.lost_tokens for trial in trials),
-        repeated_tokens=sum(trial.repeated_tokens for trial in trials),
-        changed_tokens=sum(trial.changed_tokens for trial in trials),
+        lost_tokens=sum(run.lost_tokens for run in runs),
+        repeated_tokens=sum(run.repeated_tokens for run in runs),
+        changed_tokens=sum(run.changed_tokens for run in runs),
         restart=restart,
         restart_total_s=restart.total_s if restart else None,
         restart_to_median_interruption=times_shorter,
         restart_to_max_interruption=_ratio(restart, interruption.max_s if interruption else None),
-        targets=targets_of(topology, harm, _measured(trials, paused, interruption, times_shorter, neighbours)),
+        targets=targets_of(topology, harm, _measured(runs, paused, interruption, times_shorter, neighbours)),
         left_behind=left_behind,
         failure=failure,
-        lawful=bool(trials) and failure is None and not left_behind and not any(trial.problems for trial in trials),
+        lawful=bool(runs) and failure is None and not left_behind and not any(run.problems for run in runs),
     )
 
 
 def _measured(
-    trials: Sequence[Trial],
-    paused: Stretch | None,
-    interruption: Stretch | None,
+    runs: Sequence[FaultedRun],
+    paused: Durations | None,
+    interruption: Durations | None,
     times_shorter: float | None,
     neighbours: NeighbourFigures | None,
 ) -> Measured:
@@ -240,7 +242,7 @@ def _measured(
         interruption_median_s=interruption.median_s if interruption else None,
         interruption_max_s=interruption.max_s if interruption else None,
         times_shorter=times_shorter,
-        faults_max=max((trial.faults for trial in trials), default=None),
+        faults_max=max((run.faults for run in runs), default=None),
         neighbour_gap_s=neighbours.longest_gap.median_s if neighbours else None,
         neighbour_bound_s=neighbours.fault_free_p999.median_s if neighbours else None,
     )
@@ -251,16 +253,16 @@ def _ratio(restart: Restart | None, duration_s: float | None) -> float | None:
 
 
 def _neighbour_figures(neighbours: Sequence[Neighbours]) -> NeighbourFigures | None:
-    longest = stretch_of(one.longest_gap_s for one in neighbours)
-    usual = stretch_of(one.fault_free_p999_s for one in neighbours)
-    usual_longest = stretch_of(one.fault_free_longest_gap_s for one in neighbours)
+    longest = durations_of(one.longest_gap_s for one in neighbours)
+    usual = durations_of(one.fault_free_p999_s for one in neighbours)
+    usual_longest = durations_of(one.fault_free_longest_gap_s for one in neighbours)
     if longest is None or usual is None or usual_longest is None:
         return None
     return NeighbourFigures(
-        trials=len(neighbours),
-        undisturbed_trials=sum(one.undisturbed for one in neighbours),
+        runs=len(neighbours),
+        undisturbed_runs=sum(one.undisturbed for one in neighbours),
         longest_gap=longest,
         fault_free_p999=usual,
         fault_free_longest_gap=usual_longest,
-        restart_gap=stretch_of(one.restart_gap_s for one in neighbours),
+        restart_gap=durations_of(one.restart_gap_s for one in neighbours),
     )

@@ -94,8 +94,8 @@ def paused_s(events: Events) -> float | None:
     """From the moment the fault was noticed until every rank of the lockstep group stood still."""
     cause = next((event for event in events if event["kind"] == LOST), root_cause(events))
     before = itertools.takewhile(lambda event: event["kind"] != RECOVERY_STARTED, events)
-    newcomers = lost_engines(events)  # they stand from the start, until they are let in
-    stood_at = [event["at"] for event in before if event["kind"] == PAUSED and event["engine_id"] not in newcomers]
+    replacements = lost_engines(events)  # they stand from the start, until they are let in
+    stood_at = [event["at"] for event in before if event["kind"] == PAUSED and event["engine_id"] not in replacements]
     return max(0.0, max(stood_at) - noticed_at(cause)) if cause is not None and stood_at else None
 
 

@@ -62,8 +62,8 @@ def poisoned(specs: list[StreamSpec], engine_id: int, name: str) -> list[StreamS
     """The last request of an engine goes by a name; without one, the load as it is."""
     if not name:
         return specs
-    guilty = next(spec for spec in reversed(specs) if spec.data_parallel_rank in {None, engine_id})
-    return [replace(spec, request_id=name) if spec is guilty else spec for spec in specs]
+    poison = next(spec for spec in reversed(specs) if spec.data_parallel_rank in {None, engine_id})
+    return [replace(spec, request_id=name) if spec is poison else spec for spec in specs]
 
 
 def _prompt(kind: LoadKind, number: int) -> str:

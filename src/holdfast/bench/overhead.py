@@ -19,7 +19,7 @@ import msgspec
 from holdfast.bench.instrument import precise_client
 from holdfast.bench.loads import SERVER_ARGUMENTS, LoadKind, make_load
 from holdfast.bench.machine import Machine, describe_machine
-from holdfast.chaos.checker import RunVerdict, compare_runs, percentile, spread_of
+from holdfast.chaos.checker import RunComparison, compare_runs, percentile, spread_of
 from holdfast.chaos.history import History
 from holdfast.chaos.processes import session_usage
 from holdfast.chaos.server import Server, ServerSpec
@@ -95,7 +95,7 @@ def measure_overhead(settings: OverheadSettings) -> OverheadDocument:
     with ExitStack() as running:
         off, on = (running.enter_context(_start(settings, holdfast)) for holdfast in (False, True))
         with precise_client() as prompt:
-            pairs, verdict = asyncio.run(_run_pairs(off, on, settings))
+            pairs, comparison = asyncio.run(_run_pairs(off, on, settings))
     return OverheadDocument(
         benchmark="overhead",
         version=1,
@@ -106,7 +106,7 @@ def measure_overhead(settings: OverheadSettings) -> OverheadDocument:
         client_scheduled_at_once=prompt,
         pairs=tuple(pairs),
         ratios=tuple(ratio_of(metric, pairs) for metric in METRICS),
-        problems=verdict.reasons,
+        problems=comparison.reasons,
     )
 
 
@@ -121,18 +121,18 @@ def _spec(settings: OverheadSettings, *, holdfast: bool) -> ServerSpec:
     return ServerSpec(model=settings.model, log=log, holdfast=holdfast, arguments=arguments)
 
 
-async def _run_pairs(off: Server, on: Server, settings: OverheadSettings) -> tuple[list[Pair], RunVerdict]:
+async def _run_pairs(off: Server, on: Server, settings: OverheadSettings) -> tuple[list[Pair], RunComparison]:
     """The pairs, and whether the protected server said the same as the plain one."""
     for _ in range(WARM_UP_BURSTS):
         plain = await _load(off, settings).run()
         protected = await _load(on, settings).run()
-    verdict = compare_runs(plain, protected)
+    comparison = compare_runs(plain, protected)
     pairs = []
     for number in range(settings.pairs):
         pairs.append(await _run_pair(off, on, settings, on_first=number % 2 == 1))
         ratio = pairs[-1].on.tokens_per_s / pairs[-1].off.tokens_per_s
         settings.say(f"pair {number + 1} of {settings.pairs}: {ratio:.3f} of the plain server's tokens/s")
-    return pairs, verdict
+    return pairs, comparison
 
 
 async def _run_pair(off: Server, on: Server, settings: OverheadSettings, *, on_first: bool) -> Pair:

@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from holdfast.bench.figures import RecoveryDocument, TopologyFigures, Trial, figures_of, trial_of
+from holdfast.bench.faulted_run import Reference, run_faulted, run_reference
+from holdfast.bench.figures import FaultedRun, RecoveryDocument, TopologyFigures, faulted_run_of, figures_of
 from holdfast.bench.instrument import precise_client
 from holdfast.bench.loads import LoadKind, make_load, poisoned
 from holdfast.bench.machine import describe_machine
@@ -18,7 +19,6 @@ from holdfast.bench.restart import Restart, measure_restart
 from holdfast.bench.scenarios import Chosen, Scenario
 from holdfast.bench.servers import MANY_FAULTS, relevant_environment, server_arguments, server_spec
 from holdfast.bench.topologies import Standby, Topology
-from holdfast.bench.trial import Reference, run_faulted, run_reference
 from holdfast.chaos.checker import compare_runs
 from holdfast.chaos.control import Control
 from holdfast.chaos.processes import SessionUsage, session_segments, session_usage, still_shared
@@ -81,7 +81,7 @@ def _measure(topology: Topology, scenarios: Sequence[Scenario], settings: Recove
         settings.say(f"{topology.name}: {failure}")
     return figures_of(
         topology,
-        run.trials,
+        run.runs,
         run.usage,
         restart,
         server_arguments=server_arguments(topology, *MANY_FAULTS),
@@ -96,7 +96,7 @@ class _TopologyRun:
 
     topology: Topology
     settings: RecoverySettings
-    trials: list[Trial] = field(default_factory=list)
+    runs: list[FaultedRun] = field(default_factory=list)
     usage: list[SessionUsage] = field(default_factory=list)
     left_behind: list[str] = field(default_factory=list)
     _segments: set[str] = field(default_factory=set)
@@ -109,7 +109,7 @@ class _TopologyRun:
         server = Server(server_spec(self.topology, log, *MANY_FAULTS)).start()
         try:
             self.say(f"ready after {server.start_s:.1f} s")
-            asyncio.run(self._run_trials(server, scenarios))
+            asyncio.run(self._run_scenarios(server, scenarios))
             self.say("restarting the server, for comparison")
             server, restart = measure_restart(server)
         finally:
@@ -121,7 +121,7 @@ class _TopologyRun:
     def say(self, text: str) -> None:
         self.settings.say(f"{self.topology.label}: {text}")
 
-    async def _run_trials(self, server: Server, scenarios: Sequence[Scenario]) -> None:
+    async def _run_scenarios(self, server: Server, scenarios: Sequence[Scenario]) -> None:
         """Every scenario, round after round, and what the server held between the rounds."""
         await self._load(server, LoadKind.LONG_PROMPTS, tokens=8).run()  # warm-up
         async with Control(server.url) as control:
@@ -141,9 +141,9 @@ class _TopologyRun:
             await control.await_standbys()
         injection = scenario.injection(self.settings.tokens)
         load = self._load(server, scenario.load, hurt_by=injection)
-        outcome = await run_faulted(load, control, reference, injection, self.topology)
-        self.trials.append(trial_of(self.topology, scenario, self.settings.tokens, outcome))
-        self.say(_in_words(self.trials[-1]))
+        result = await run_faulted(load, control, reference, injection, self.topology)
+        self.runs.append(faulted_run_of(self.topology, scenario, self.settings.tokens, result))
+        self.say(_in_words(self.runs[-1]))
 
     def _load(
         self, server: Server, kind: LoadKind, *, tokens: int | None = None, hurt_by: InjectionSpec | None = None
@@ -167,11 +167,11 @@ class _TopologyRun:
         return Reference(reference.histories, (*reference.problems, *(f"without a fault, {one}" for one in damage)))
 
 
-def _in_words(trial: Trial) -> str:
-    what = f"{trial.scenario}, {trial.place}, after {trial.after_steps}"
-    if trial.interruption_max_s is None or trial.interruption_median_s is None:
-        return f"{what}: {'; '.join(trial.problems[:3]) or 'no stream was interrupted'}"
-    told = f"median {trial.interruption_median_s * 1000:.0f} ms, max {trial.interruption_max_s * 1000:.0f} ms"
-    lag = f" (this client itself came up to {trial.client_lag_s * 1000:.0f} ms late)"
-    late = lag if trial.client_lag_s > trial.interruption_max_s / 2 else ""
-    return f"{what}: {told}{late}, {'; '.join(trial.problems[:3]) or 'exact'}"
+def _in_words(run: FaultedRun) -> str:
+    what = f"{run.scenario}, {run.place}, after {run.after_steps}"
+    if run.interruption_max_s is None or run.interruption_median_s is None:
+        return f"{what}: {'; '.join(run.problems[:3]) or 'no stream was interrupted'}"
+    told = f"median {run.interruption_median_s * 1000:.0f} ms, max {run.interruption_max_s * 1000:.0f} ms"
+    lag = f" (this client itself came up to {run.client_lag_s * 1000:.0f} ms late)"
+    late = lag if run.client_lag_s > run.interruption_max_s / 2 else ""
+    return f"{what}: {told}{late}, {'; '.join(run.problems[:3]) or 'exact'}"

@@ -30,12 +30,12 @@ def measure_restart(server: Server, tick: Callable[[float], None] | None = None)
     begin_s = time.monotonic()
     server.stop()
     stopped_s = time.monotonic()
-    successor = Server(replace(server.spec, port=server.port)).start(tick)
+    restarted = Server(replace(server.spec, port=server.port)).start(tick)
     try:
         healthy_s = time.monotonic()
-        token_s = asyncio.run(first_token_s(successor.url))
+        token_s = asyncio.run(first_token_s(restarted.url))
     except BaseException:
-        successor.stop()
+        restarted.stop()
         raise
     restart = Restart(stop_s=stopped_s - begin_s, start_s=healthy_s - stopped_s, first_token_s=token_s - healthy_s)
-    return successor, restart
+    return restarted, restart

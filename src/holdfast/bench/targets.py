@@ -1,6 +1,6 @@
 """The figures that recovery must reach, and whether a topology's do. Pure.
 
-Laws are not here: what breaks one is a trial's problem, however fast it was.
+Laws are not here: what breaks one is a run's problem, however fast it was.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ def bounds_of(topology: Topology, harm: Harm) -> Bounds:
 class Measured(msgspec.Struct, frozen=True, kw_only=True):
     """What the bounds are held against; None for what was not measured.
 
-    `neighbour_gap_s` is the longest gap of a neighbour's stream in the median trial, `neighbour_bound_s` what 99.9 %
-    of its fault-free gaps do not exceed: in a single trial a gap is above that by chance now and then.
+    `neighbour_gap_s` is the longest gap of a neighbour's stream in the median run, `neighbour_bound_s` what 99.9 %
+    of its fault-free gaps do not exceed: in a single run a gap is above that by chance now and then.
     """
 
     paused_median_s: float | None = None

@@ -18,7 +18,7 @@ LOGPROB_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
-class StreamVerdict:
+class StreamComparison:
     """One answer against its reference: tokens lost, repeated and changed, and every reason to call it wrong."""
 
     name: str
@@ -35,10 +35,10 @@ class StreamVerdict:
 
 
 @dataclass(frozen=True)
-class RunVerdict:
+class RunComparison:
     """All answers of a run against the fault-free run."""
 
-    streams: tuple[StreamVerdict, ...]
+    streams: tuple[StreamComparison, ...]
 
     @property
     def exact(self) -> bool:
@@ -62,22 +62,22 @@ class RunVerdict:
         return said if self.streams else ("nothing was compared",)
 
 
-def compare_runs(reference: Sequence[History], observed: Sequence[History]) -> RunVerdict:
+def compare_runs(reference: Sequence[History], observed: Sequence[History]) -> RunComparison:
     """Compare two runs by name; an answer that only one of them has is wrong."""
     seen = {history.name: history for history in observed}
     known = {history.name for history in reference}
-    verdicts = [compare_histories(one, seen.get(one.name)) for one in reference]
-    verdicts += [_unexpected(history) for history in observed if history.name not in known]
-    return RunVerdict(tuple(verdicts))
+    comparisons = [compare_histories(one, seen.get(one.name)) for one in reference]
+    comparisons += [_unexpected(history) for history in observed if history.name not in known]
+    return RunComparison(tuple(comparisons))
 
 
-def compare_histories(reference: History, observed: History | None) -> StreamVerdict:
+def compare_histories(reference: History, observed: History | None) -> StreamComparison:
     """Compare one answer with its fault-free twin."""
     expected = len(reference.token_ids)
     if observed is None:
-        return StreamVerdict(reference.name, 0, expected, lost=expected, reasons=("the answer is missing",))
+        return StreamComparison(reference.name, 0, expected, lost=expected, reasons=("the answer is missing",))
     lost, repeated, changed = count_differences(reference.token_ids, observed.token_ids)
-    return StreamVerdict(
+    return StreamComparison(
         reference.name,
         tokens=len(observed.token_ids),
         expected=expected,
@@ -139,9 +139,9 @@ def _same_logprobs(one: Sequence[float], other: Sequence[float]) -> bool:
     return all(abs(a - b) <= LOGPROB_TOLERANCE for a, b in zip(one, other, strict=True))
 
 
-def _unexpected(history: History) -> StreamVerdict:
+def _unexpected(history: History) -> StreamComparison:
     tokens = len(history.token_ids)
-    return StreamVerdict(history.name, tokens, 0, changed=tokens, reasons=("the fault-free run has no such answer",))
+    return StreamComparison(history.name, tokens, 0, changed=tokens, reasons=("the fault-free run has no such answer",))
 
 
 # ---- how long a client waited

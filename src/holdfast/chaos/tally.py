@@ -70,20 +70,20 @@ class Tally:
     def _compare(self, reference: Sequence[History], observed: Sequence[History]) -> None:
         if not reference:
             return
-        verdict = compare_runs(reference, observed)
-        self.exact += sum(stream.exact for stream in verdict.streams)
-        self.lost_tokens += verdict.lost
-        self.repeated_tokens += verdict.repeated
-        self.changed_tokens += verdict.changed
-        self._blame(verdict.reasons, sum(not stream.exact for stream in verdict.streams))
+        comparison = compare_runs(reference, observed)
+        self.exact += sum(stream.exact for stream in comparison.streams)
+        self.lost_tokens += comparison.lost
+        self.repeated_tokens += comparison.repeated
+        self.changed_tokens += comparison.changed
+        self._record(comparison.reasons, sum(not stream.exact for stream in comparison.streams))
 
     def _take_severed(self, severed: Sequence[History]) -> None:
         """What was delivered until then is the beginning of the fault-free answer."""
         twins = {one.name: one.token_ids for one in self.reference}
         self.severed += len(severed)
         wrong = [one.name for one in severed if twins[one.name][: len(one.token_ids)] != one.token_ids]
-        self._blame([f"{name}: wrong before its connection ended" for name in wrong], len(wrong))
+        self._record([f"{name}: wrong before its connection ended" for name in wrong], len(wrong))
 
-    def _blame(self, reasons: Sequence[str], wrong: int) -> None:
+    def _record(self, reasons: Sequence[str], wrong: int) -> None:
         self.wrong += wrong
         self.problems += reasons[: max(0, MAX_PROBLEMS - len(self.problems))]

@@ -8,7 +8,14 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from holdfast.bench.figures import NeighbourFigures, RecoveryDocument, Stretch, TopologyFigures, Trial, stretch_of
+from holdfast.bench.figures import (
+    Durations,
+    FaultedRun,
+    NeighbourFigures,
+    RecoveryDocument,
+    TopologyFigures,
+    durations_of,
+)
 from holdfast.bench.harms import Harm
 from holdfast.bench.overhead import OverheadDocument
 from holdfast.bench.restart import Restart
@@ -51,43 +58,43 @@ def _scenario_table(figures: TopologyFigures) -> Table:
     fault = "exception" if figures.harm is Harm.EXCEPTION else "fault"
     for heading in (fault, *where, "runs", "median", "max", *parts, "lost", "twice", "changed", "lawful"):
         table.add_column(heading, justify="left" if heading in {fault, "at"} else "right", no_wrap=True)
-    for trials in _by_row(figures.trials):
-        table.add_row(*_row(trials, many))
+    for runs in _by_row(figures.runs):
+        table.add_row(*_row(runs, many))
     return table
 
 
-def _by_row(trials: Iterable[Trial]) -> Iterable[Sequence[Trial]]:
-    """The trials of one scenario at one place share a row."""
-    rows: dict[tuple[str, int, int | None], list[Trial]] = {}
-    for trial in trials:
-        rows.setdefault((trial.scenario, trial.engine_id, trial.rank), []).append(trial)
+def _by_row(runs: Iterable[FaultedRun]) -> Iterable[Sequence[FaultedRun]]:
+    """The runs of one scenario at one place share a row."""
+    rows: dict[tuple[str, int, int | None], list[FaultedRun]] = {}
+    for run in runs:
+        rows.setdefault((run.scenario, run.engine_id, run.rank), []).append(run)
     return rows.values()
 
 
-def _row(trials: Sequence[Trial], many: bool) -> list[str]:
-    first, waits = trials[0], stretch_of(wait for trial in trials for wait in trial.interruptions_s)
-    parts = [_longest(trial.paused_s for trial in trials), _longest(trial.rebuild_s for trial in trials)]
+def _row(runs: Sequence[FaultedRun], many: bool) -> list[str]:
+    first, waits = runs[0], durations_of(wait for run in runs for wait in run.interruptions_s)
+    parts = [_longest(run.paused_s for run in runs), _longest(run.rebuild_s for run in runs)]
     return [
         first.scenario,
         *([_place(first)] if many else []),
-        str(len(trials)),
+        str(len(runs)),
         _duration(waits.median_s if waits else None),
         _duration(waits.max_s if waits else None),
         *(parts if many else []),
-        str(sum(trial.lost_tokens for trial in trials)),
-        str(sum(trial.repeated_tokens for trial in trials)),
-        str(sum(trial.changed_tokens for trial in trials)),
-        "NO" if any(trial.problems for trial in trials) else "yes",
+        str(sum(run.lost_tokens for run in runs)),
+        str(sum(run.repeated_tokens for run in runs)),
+        str(sum(run.changed_tokens for run in runs)),
+        "NO" if any(run.problems for run in runs) else "yes",
     ]
 
 
-def _place(trial: Trial) -> str:
+def _place(run: FaultedRun) -> str:
     """Engine and rank; an engine core has no rank."""
-    return f"e{trial.engine_id}" + ("" if trial.rank is None else f" r{trial.rank}")
+    return f"e{run.engine_id}" + ("" if run.rank is None else f" r{run.rank}")
 
 
 def _problems(figures: TopologyFigures) -> list[str]:
-    told = [f"{trial.scenario}, {trial.place}: {problem}" for trial in figures.trials for problem in trial.problems]
+    told = [f"{run.scenario}, {run.place}: {problem}" for run in figures.runs for problem in run.problems]
     told += [f"left behind: {what}" for what in figures.left_behind]
     return told + ([f"ended early: {figures.failure}"] if figures.failure else [])
 
@@ -111,7 +118,7 @@ def _summary(figures: TopologyFigures) -> list[str]:
 
 
 def _target(target: Target) -> str:
-    """One line of the verdict."""
+    """Return one line that says whether a target was met."""
     bound, found = (_of_target(target, value) for value in (target.bound, target.found))
     return f"{'reached' if target.met else 'MISSED':>8}  {target.name}: {found} (to reach: {bound})"
 
@@ -126,16 +133,15 @@ def _of_target(target: Target, value: float | None) -> str:
     return "–" if value is None else _times(value)
 
 
-def _in_words(what: str, stretch: Stretch | None) -> str:
-    if stretch is None:
+def _in_words(what: str, durations: Durations | None) -> str:
+    if durations is None:
         return ""
-    half = f"half of them {_duration(stretch.quartile_low_s)} to {_duration(stretch.quartile_high_s)}"
-    return (
-        f"After a fault {what} {_duration(stretch.median_s)} in the median, {_duration(stretch.max_s)} at most; {half}."
-    )
+    half = f"half of them {_duration(durations.quartile_low_s)} to {_duration(durations.quartile_high_s)}"
+    median, longest = _duration(durations.median_s), _duration(durations.max_s)
+    return f"After a fault {what} {median} in the median, {longest} at most; {half}."
 
 
-def _without_a_fault(longest_gap: Stretch | None) -> str:
+def _without_a_fault(longest_gap: Durations | None) -> str:
     """What the machine itself does to a stream: a busy one makes every figure worse."""
     if longest_gap is None:
         return ""
@@ -150,10 +156,10 @@ def _neighbours(neighbours: NeighbourFigures) -> str:
     starting = f"; while a lost engine core was replaced {_duration(later.max_s)} in the worst" if later else ""
     return (
         f"Meanwhile the other engine's streams had gaps of {_duration(neighbours.longest_gap.median_s)} at most in the "
-        f"median trial, {_duration(neighbours.longest_gap.max_s)} in the worst{starting}. "
+        f"median run, {_duration(neighbours.longest_gap.max_s)} in the worst{starting}. "
         f"Without a fault 99.9 % of their gaps are within {_duration(neighbours.fault_free_p999.median_s)} "
-        f"(median of the trials), the longest is {_duration(neighbours.fault_free_longest_gap.max_s)}. "
-        f"Not above their own fault-free 99.9 %: {neighbours.undisturbed_trials} of {neighbours.trials} trials."
+        f"(median of the runs), the longest is {_duration(neighbours.fault_free_longest_gap.max_s)}. "
+        f"Not above their own fault-free 99.9 %: {neighbours.undisturbed_runs} of {neighbours.runs} runs."
     )
 
 
@@ -194,8 +200,8 @@ def overhead_report(document: OverheadDocument, console: Console) -> None:
 
 
 def _longest(durations_s: Iterable[float | None]) -> str:
-    stretch = stretch_of(durations_s)
-    return _duration(stretch.max_s if stretch else None)
+    durations = durations_of(durations_s)
+    return _duration(durations.max_s if durations else None)
 
 
 def _duration(seconds: float | None) -> str:

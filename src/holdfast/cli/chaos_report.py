@@ -112,7 +112,7 @@ def _figures_of(kill: Kill, begin_s: float) -> KillFigures:
 def chaos_report(document: ChaosDocument, console: Console) -> None:
     """A line per kill, and below it what became of the answers and of the server."""
     console.print(_table(document))
-    for line in [*_summary(document), _verdict(document)]:
+    for line in [*_summary(document), _conclusion(document)]:
         console.print(line, markup=False, soft_wrap=True)
 
 
@@ -143,7 +143,7 @@ def _summary(document: ChaosDocument) -> list[str]:
     return lines + [f"problem: {what}" for what in document.problems]
 
 
-def _verdict(document: ChaosDocument) -> str:
+def _conclusion(document: ChaosDocument) -> str:
     if document.lawful:
         return f"HELD FAST: {len(document.kills)} processes killed, nothing lost, nothing changed, nothing left."
     return f"FAILED; the server's exit code was {document.exit_code}."

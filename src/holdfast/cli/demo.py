@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from holdfast.bench.faulted_run import RunResult, run_faulted, run_reference
 from holdfast.bench.harms import Harm
 from holdfast.bench.instrument import precise_client
 from holdfast.bench.loads import LoadKind, make_load, poisoned
@@ -19,7 +20,6 @@ from holdfast.bench.restart import measure_restart
 from holdfast.bench.scenarios import passages
 from holdfast.bench.servers import make_model, server_spec
 from holdfast.bench.topologies import Standby, Topology
-from holdfast.bench.trial import Outcome, run_faulted, run_reference
 from holdfast.chaos.control import Control
 from holdfast.chaos.model import default_model_folder
 from holdfast.chaos.server import Server, log_tail
@@ -59,7 +59,7 @@ class DemoOptions:
         return self.harm.in_words
 
     @property
-    def guilty(self) -> int:
+    def poison_requests(self) -> int:
         """How many requests are to be ended: the one that hurts, where that is what does."""
         return 1 if self.injection.request else 0
 
@@ -104,7 +104,7 @@ def _show(options: DemoOptions, view: View) -> int:
     except KeyboardInterrupt:
         view.say("Stopped; the server has ended.")
         return EXIT_INTERRUPTED
-    view.verdict(problems, options.streams, guilty=options.guilty)
+    view.conclude(problems, options.streams, poison_requests=options.poison_requests)
     if problems:
         view.say(f"The end of the server's log ({options.log}):\n{log_tail(options.log)}")
     return EXIT_BROKEN if problems else 0
@@ -122,13 +122,13 @@ def _perform(options: DemoOptions, view: View) -> list[str]:
         with view.waiting(f"starting vLLM on it: holdfast serve … {flags}") as tick:
             server.start(tick)
         with precise_client():
-            outcome = asyncio.run(_stream_twice(options, view, server))
+            result = asyncio.run(_stream_twice(options, view, server))
         with view.waiting("for comparison: restarting the same server in full") as tick:
             server, restart = measure_restart(server, tick)
     finally:
         server.stop()
-    view.results(outcome, restart)
-    return [*outcome.problems, *_leftovers(server)]
+    view.results(result, restart)
+    return [*result.problems, *_leftovers(server)]
 
 
 def _leftovers(server: Server) -> list[str]:
@@ -136,7 +136,7 @@ def _leftovers(server: Server) -> list[str]:
     return [f"the server left processes behind: {orphans}"] if orphans else []
 
 
-async def _stream_twice(options: DemoOptions, view: View, server: Server) -> Outcome:
+async def _stream_twice(options: DemoOptions, view: View, server: Server) -> RunResult:
     """Once without a fault, as the reference, and once with one in the middle."""
     async with Control(server.url) as control:
         with view.waiting("streaming the answers once without a fault, as the reference"):
@@ -148,9 +148,9 @@ async def _stream_twice(options: DemoOptions, view: View, server: Server) -> Out
         load = options.load(server, hurt=True)
         watching = asyncio.create_task(view.watch(load, control))
         try:
-            outcome = await run_faulted(load, control, reference, options.injection, options.topology)
+            result = await run_faulted(load, control, reference, options.injection, options.topology)
         finally:
             watching.cancel()
             await asyncio.gather(watching, return_exceptions=True)
-    view.aftermath(load.histories, outcome)
-    return outcome
+    view.aftermath(load.histories, result)
+    return result

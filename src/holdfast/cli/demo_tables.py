@@ -12,9 +12,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from holdfast.bench.faulted_run import Neighbours, RunResult
 from holdfast.bench.incident import Events, felt_window, has_moved, noticed_at, paused_s, rebuild_s
 from holdfast.bench.restart import Restart
-from holdfast.bench.trial import Neighbours, Outcome
 from holdfast.chaos.checker import interruption_s, spread_of
 from holdfast.chaos.control import ARMED, FAULT, LOST, RESTARTED
 from holdfast.chaos.history import History
@@ -133,50 +133,50 @@ def _worth_telling(rebuild_s: float) -> bool:
 _RESULTS = ("interruption", "tokens", "equal", "lost", "repeated", "changed")
 
 
-def stream_results(outcome: Outcome) -> Table:
+def stream_results(result: RunResult) -> Table:
     """What each client felt, and whether its answer is right."""
     table = Table(title="Each answer against the fault-free run", title_justify="left")
-    several = any(outcome.engines.values())
+    several = any(result.engines.values())
     for heading in ("answer", *(["engine"] if several else []), *_RESULTS):
         table.add_column(heading, justify="left" if heading == "answer" else "right")
-    for stream in outcome.verdict.streams:
-        wait_s = outcome.interruptions_s.get(stream.name)
+    for stream in result.comparison.streams:
+        wait_s = result.interruptions_s.get(stream.name)
         wait = "–" if wait_s is None else f"{wait_s * 1000:.0f} ms"
         equal = "yes" if stream.exact else "NO"
         counts = (str(stream.lost), str(stream.repeated), str(stream.changed))
-        engine = [str(outcome.engines.get(stream.name))] if several else []
+        engine = [str(result.engines.get(stream.name))] if several else []
         table.add_row(stream.name, *engine, wait, f"{stream.tokens} of {stream.expected}", equal, *counts)
-    for one in outcome.ended_alone:
+    for one in result.ended_alone:
         told = ("–", f"{one.tokens} of {one.expected}", "ended", "–", "–", "–")
         table.add_row(one.name, *(["–"] if several else []), *told)
     return table
 
 
-def comparison(outcome: Outcome, restart: Restart) -> Table:
+def cost_table(result: RunResult, restart: Restart) -> Table:
     """The interruption beside the full restart of the same server."""
     table = Table(title="What the fault cost", title_justify="left", show_header=False)
-    if waits := outcome.waits_s():
+    if waits := result.waits_s():
         spread = spread_of(waits)
         felt = f"{spread.median * 1000:.0f} ms in the median, {spread.maximum * 1000:.0f} ms at most; no answer lost"
         times = f"{restart.total_s / spread.median:.0f} times shorter ({restart.total_s / spread.maximum:.0f} at least)"
-        table.add_row("with holdfast", felt if outcome.lawful else felt.partition(";")[0])
+        table.add_row("with holdfast", felt if result.lawful else felt.partition(";")[0])
     else:
         times = "no answer was interrupted"
-    for one in outcome.ended_alone:
-        table.add_row(f"{one.name}, ended alone", f"faults until then: {outcome.faults}; told: {one.error}")
-    if parts := _recovery_parts(outcome):
+    for one in result.ended_alone:
+        table.add_row(f"{one.name}, ended alone", f"faults until then: {result.faults}; told: {one.error}")
+    if parts := _recovery_parts(result):
         table.add_row("recovery", parts)
-    if outcome.neighbours is not None:
-        table.add_row("the other engine's answers", _neighbours(outcome.neighbours))
+    if result.neighbours is not None:
+        table.add_row("the other engine's answers", _neighbours(result.neighbours))
     steps = f"stop {restart.stop_s:.1f} s, start {restart.start_s:.1f} s, first token {restart.first_token_s:.2f} s"
     table.add_row("full restart, same server", f"{restart.total_s:.1f} s ({steps}); every answer lost")
     table.add_row("ratio", times)
     return table
 
 
-def _recovery_parts(outcome: Outcome) -> str:
+def _recovery_parts(result: RunResult) -> str:
     """How long it took to stand still, and to rebuild what was broken."""
-    stood, rebuilt = paused_s(outcome.events), rebuild_s(outcome.events) or 0.0
+    stood, rebuilt = paused_s(result.events), rebuild_s(result.events) or 0.0
     told = [] if stood is None else [f"every rank stood still after {stood * 1000:.0f} ms"]
     return ", ".join([*told, *([f"collectives rebuilt in {rebuilt * 1000:.0f} ms"] if _worth_telling(rebuilt) else [])])
 

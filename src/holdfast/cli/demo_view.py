@@ -14,12 +14,12 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.live import Live
 
+from holdfast.bench.faulted_run import RunResult
 from holdfast.bench.restart import Restart
-from holdfast.bench.trial import Outcome
 from holdfast.chaos.control import Control
 from holdfast.chaos.history import History
 from holdfast.chaos.streams import Load
-from holdfast.cli.demo_tables import comparison, event_lines, screen, stream_results
+from holdfast.cli.demo_tables import cost_table, event_lines, screen, stream_results
 
 REDRAW_S = 0.12
 PLAIN_COLUMNS = 100  # a file or a pipe has no width of its own
@@ -36,11 +36,11 @@ class View(Protocol):
     async def watch(self, load: Load, control: Control) -> None:
         """Show a load until cancelled."""
 
-    def aftermath(self, histories: Sequence[History], outcome: Outcome) -> None: ...
+    def aftermath(self, histories: Sequence[History], result: RunResult) -> None: ...
 
-    def results(self, outcome: Outcome, restart: Restart) -> None: ...
+    def results(self, result: RunResult, restart: Restart) -> None: ...
 
-    def verdict(self, problems: Sequence[str], streams: int, *, guilty: int = 0) -> None: ...
+    def conclude(self, problems: Sequence[str], streams: int, *, poison_requests: int = 0) -> None: ...
 
 
 def make_view() -> View:
@@ -68,21 +68,21 @@ class PlainView:
     async def watch(self, load: Load, control: Control) -> None:
         """Nothing to redraw: `aftermath` tells it all."""
 
-    def aftermath(self, histories: Sequence[History], outcome: Outcome) -> None:
-        for line in event_lines(outcome.events):
+    def aftermath(self, histories: Sequence[History], result: RunResult) -> None:
+        for line in event_lines(result.events):
             self.say(line)
 
-    def results(self, outcome: Outcome, restart: Restart) -> None:
-        self.console.print(stream_results(outcome))
-        self.console.print(comparison(outcome, restart))
+    def results(self, result: RunResult, restart: Restart) -> None:
+        self.console.print(stream_results(result))
+        self.console.print(cost_table(result, restart))
 
-    def verdict(self, problems: Sequence[str], streams: int, *, guilty: int = 0) -> None:
+    def conclude(self, problems: Sequence[str], streams: int, *, poison_requests: int = 0) -> None:
         if problems:
             self.say("FAILED: " + "; ".join(problems))
             return
-        alone = ", and the one that made the server fail ended alone" if guilty else ""
+        alone = ", and the one that made the server fail ended alone" if poison_requests else ""
         self.say(
-            f"HELD FAST: {streams - guilty} of {streams} answers equal the fault-free run"
+            f"HELD FAST: {streams - poison_requests} of {streams} answers equal the fault-free run"
             f"{alone}; no token lost, repeated or changed."
         )
 
@@ -110,7 +110,7 @@ class TerminalView(PlainView):
                 live.update(screen(load.histories, events, load.tokens), refresh=True)
                 await asyncio.sleep(REDRAW_S)
 
-    def aftermath(self, histories: Sequence[History], outcome: Outcome) -> None:
+    def aftermath(self, histories: Sequence[History], result: RunResult) -> None:
         """The last picture stays on the screen."""
         total = max(len(history.token_ids) for history in histories)
-        self.console.print(screen(histories, outcome.events, max(total, 1)))
+        self.console.print(screen(histories, result.events, max(total, 1)))

@@ -20,7 +20,7 @@ from rich.text import Text
 
 import holdfast
 from holdfast.cli.options import AsJson
-from holdfast.cli.traps import Finding, Surroundings, Verdict, find_traps
+from holdfast.cli.traps import Finding, Severity, Surroundings, find_traps
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.errors import BadConfiguration
 from holdfast.hosts.vllm.contract.plugin_names import OURS, extended_allow_list
@@ -28,7 +28,7 @@ from holdfast.hosts.vllm.contract.touchpoint import Touchpoint
 from holdfast.hosts.vllm.contract.versions import OVERRIDE, SUPPORTED, host_version, is_supported
 
 _SERVER_PORT = 8000
-_MARKS: dict[Verdict, tuple[str, str]] = {
+_MARKS: dict[Severity, tuple[str, str]] = {
     "fine": ("ok", "green"),
     "warning": ("warning", "yellow"),
     "problem": ("problem", "bold red"),
@@ -71,20 +71,20 @@ def examine(ports: Iterable[int], ranks: int = 1) -> Report:
         *(judge_port(port) for port in ports),
         *find_traps(_surroundings(f"{host} {version}", ranks)),
     )
-    fit = all(finding.verdict != "problem" for finding in findings)
+    fit = all(finding.severity != "problem" for finding in findings)
     return Report(holdfast.__version__, f"{host} {version}" if version else None, fit, findings)
 
 
 def judge_host(distribution: str | None, version: str | None, *, overridden: bool) -> Finding:
     """Whether the host is there and was ever tested."""
     if version is None:
-        return Finding(about="host", text="vLLM is not installed here", verdict="problem", hint="install it beside us")
+        return Finding(about="host", text="vLLM is not installed here", severity="problem", hint="install it beside us")
     known = ", ".join(SUPPORTED)
     if is_supported(version):
-        return Finding(about="host", text=f"{distribution} {version} (known: {known})", verdict="fine")
+        return Finding(about="host", text=f"{distribution} {version} (known: {known})", severity="fine")
     text = f"{distribution} {version} was never tested with this Holdfast (known: {known})"
     hint = f"install a known release, or accept the risk with {OVERRIDE}=1"
-    return Finding(about="host", text=text, verdict="warning" if overridden else "problem", hint=hint)
+    return Finding(about="host", text=text, severity="warning" if overridden else "problem", hint=hint)
 
 
 def judge_plugin() -> Finding:
@@ -92,12 +92,12 @@ def judge_plugin() -> Finding:
     names = {point.name for point in metadata.entry_points(group="vllm.general_plugins")}
     if OURS not in names:
         text = "the host cannot find holdfast among its plugins"
-        return Finding(about="plugin", text=text, verdict="problem", hint="install holdfast with pip")
+        return Finding(about="plugin", text=text, severity="problem", hint="install holdfast with pip")
     try:
         extended_allow_list(os.environ)
     except BadConfiguration as error:
-        return Finding(about="plugin", text=error.message, verdict="problem", hint=error.hint)
-    return Finding(about="plugin", text="the host will load it", verdict="fine")
+        return Finding(about="plugin", text=error.message, severity="problem", hint=error.hint)
+    return Finding(about="plugin", text="the host will load it", severity="fine")
 
 
 def judge_hooks(inspected: Iterable[tuple[Touchpoint, str | None]]) -> Iterator[Finding]:
@@ -108,8 +108,8 @@ def judge_hooks(inspected: Iterable[tuple[Touchpoint, str | None]]) -> Iterator[
             holds += 1
         else:
             text = f"{touchpoint.label} {problem}"
-            yield Finding(about="hook", text=text, verdict="problem", hint=f"it is needed for: {touchpoint.why}")
-    yield Finding(about="hooks", text=f"{holds} places of the host are as expected", verdict="fine")
+            yield Finding(about="hook", text=text, severity="problem", hint=f"it is needed for: {touchpoint.why}")
+    yield Finding(about="hooks", text=f"{holds} places of the host are as expected", severity="fine")
 
 
 def judge_port(port: int) -> Finding:
@@ -120,8 +120,8 @@ def judge_port(port: int) -> Finding:
             probe.bind(("127.0.0.1", port))
         except OSError as error:
             text = f"port {port} " + ("is in use" if error.errno == errno.EADDRINUSE else f"cannot be bound: {error}")
-            return Finding(about="port", text=text, verdict="problem", hint="choose another one")
-    return Finding(about="port", text=f"port {port} is free", verdict="fine")
+            return Finding(about="port", text=text, severity="problem", hint="choose another one")
+    return Finding(about="port", text=f"port {port} is free", severity="fine")
 
 
 def _host_distribution() -> str | None:
@@ -160,7 +160,7 @@ def _cpu_flags() -> frozenset[str]:
 def _print(report: Report) -> None:
     console = Console(highlight=False, soft_wrap=True)
     for finding in report.findings:
-        mark, style = _MARKS[finding.verdict]
+        mark, style = _MARKS[finding.severity]
         line = Text.assemble((f"{mark:<8}", style), f"{finding.about}: {finding.text}")
         console.print(line)
         if finding.hint:

@@ -11,7 +11,7 @@ from typing import Literal
 
 import msgspec
 
-Verdict = Literal["fine", "warning", "problem"]
+Severity = Literal["fine", "warning", "problem"]
 
 # What a Unix socket's address can hold, less the byte that ends it.
 MAX_SOCKET_PATH_BYTES = 107
@@ -24,7 +24,7 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     about: str
     text: str
-    verdict: Verdict
+    severity: Severity
     hint: str = ""
 
 
@@ -105,7 +105,7 @@ def socket_path_trap(found: Surroundings) -> Iterator[Finding]:
             about="socket paths",
             text=f"the folder for temporary files makes socket paths of {length_bytes} bytes, "
             f"{MAX_SOCKET_PATH_BYTES} are possible: {found.temporary_folder}",
-            verdict="problem",
+            severity="problem",
             hint="set TMPDIR to a shorter path",
         )
 
@@ -121,4 +121,4 @@ _TRAPS: tuple[Callable[[Surroundings], Iterator[Finding]], ...] = (
 
 
 def _warning(about: str, text: str, hint: str) -> Finding:
-    return Finding(about=about, text=text, verdict="warning", hint=hint)
+    return Finding(about=about, text=text, severity="warning", hint=hint)

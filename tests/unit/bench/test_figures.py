@@ -8,7 +8,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from holdfast.bench.figures import Trial, figures_of, stretch_of, trial_of
+from holdfast.bench.faulted_run import Neighbours, RunResult
+from holdfast.bench.figures import FaultedRun, durations_of, faulted_run_of, figures_of
 from holdfast.bench.loads import LoadKind, make_load
 from holdfast.bench.machine import describe_machine
 from holdfast.bench.overhead import Burst, Pair, burst_of, interval_of_median, ratio_of
@@ -16,7 +17,6 @@ from holdfast.bench.recovery import RecoverySettings
 from holdfast.bench.restart import Restart
 from holdfast.bench.scenarios import Scenario, random_scenarios
 from holdfast.bench.topologies import DP2, MOE_EP, TP2
-from holdfast.bench.trial import Neighbours, Outcome
 from holdfast.chaos.checker import compare_runs, percentile
 from holdfast.chaos.history import History
 from holdfast.core.faults.faults import Phase
@@ -90,7 +90,7 @@ RESTART = Restart(stop_s=1.0, start_s=18.0, first_token_s=1.0)
 SCENARIO = Scenario("forward pass", Phase.FORWARD, engine_id=1, rank=1)
 
 
-def outcome(*waits_s: float | None, neighbours: Neighbours | None = None, problems: tuple[str, ...] = ()) -> Outcome:
+def result(*waits_s: float | None, neighbours: Neighbours | None = None, problems: tuple[str, ...] = ()) -> RunResult:
     """A fault at engine 1 rank 1 that engine 0 had to pause for."""
     report = {"requests": 4, "rebuild_s": 0.2}
     told = [
@@ -100,16 +100,16 @@ def outcome(*waits_s: float | None, neighbours: Neighbours | None = None, proble
         event("engine-recovered", 1.5, 1, report=report),
     ]
     waits = {f"answer {number}": wait for number, wait in enumerate(waits_s)}
-    return Outcome(compare_runs([], []), waits, 0.01, 0.0, tuple(told), problems, neighbours)
+    return RunResult(compare_runs([], []), waits, 0.01, 0.0, tuple(told), problems, neighbours)
 
 
-def trial(*waits_s: float | None, neighbours: Neighbours | None = None, problems: tuple[str, ...] = ()) -> Trial:
-    return trial_of(MOE_EP, SCENARIO, 200, outcome(*waits_s, neighbours=neighbours, problems=problems))
+def run(*waits_s: float | None, neighbours: Neighbours | None = None, problems: tuple[str, ...] = ()) -> FaultedRun:
+    return faulted_run_of(MOE_EP, SCENARIO, 200, result(*waits_s, neighbours=neighbours, problems=problems))
 
 
 def test_a_trial_tells_where_it_was_hurt_and_what_each_part_took() -> None:
     """A stream that was not touched is not counted as interrupted for 0 seconds."""
-    one = trial(0.5, None, 0.7)
+    one = run(0.5, None, 0.7)
     assert (one.engine_id, one.rank, one.place) == (1, 1, "engine 1 rank 1")
     assert one.after_steps == 80
     assert (one.interrupted_streams, one.streams) == (2, 3)
@@ -120,31 +120,31 @@ def test_a_trial_tells_where_it_was_hurt_and_what_each_part_took() -> None:
 
 
 def test_a_trial_with_a_problem_keeps_its_events() -> None:
-    """They say why; of a hundred trials that went well they would only be ballast."""
-    assert trial(0.5).events == ()
-    kinds = [one["kind"] for one in trial(0.5, problems=("answer 1: 1 tokens lost",)).events]
+    """They say why; of a hundred runs that went well they would only be ballast."""
+    assert run(0.5).events == ()
+    kinds = [one["kind"] for one in run(0.5, problems=("answer 1: 1 tokens lost",)).events]
     assert kinds[0] == "fault-reported"
     assert kinds[-1] == "engine-recovered"
 
 
 def test_a_fault_in_an_engine_core_has_no_rank() -> None:
     """The place says so."""
-    one = trial_of(MOE_EP, Scenario("before the agreement", Phase.DP_SYNC, engine_id=1), 200, outcome(0.5))
+    one = faulted_run_of(MOE_EP, Scenario("before the agreement", Phase.DP_SYNC, engine_id=1), 200, result(0.5))
     assert (one.rank, one.place) == (None, "engine 1")
 
 
 def test_durations_have_a_median_a_maximum_and_a_spread() -> None:
     """Unknown ones are left out; without any there is nothing to tell."""
-    stretch = stretch_of([1.0, None, 2.0, 3.0, 4.0, 5.0])
-    assert stretch is not None
-    assert (stretch.count, stretch.median_s, stretch.max_s) == (5, 3.0, 5.0)
-    assert (stretch.quartile_low_s, stretch.quartile_high_s) == (2.0, 4.0)
-    assert stretch_of([None]) is None
+    durations = durations_of([1.0, None, 2.0, 3.0, 4.0, 5.0])
+    assert durations is not None
+    assert (durations.count, durations.median_s, durations.max_s) == (5, 3.0, 5.0)
+    assert (durations.quartile_low_s, durations.quartile_high_s) == (2.0, 4.0)
+    assert durations_of([None]) is None
 
 
 def test_a_topology_is_compared_with_its_own_restart() -> None:
-    """Over every stream that was interrupted in any trial."""
-    figures = figures_of(MOE_EP, [trial(0.4, 0.5), trial(0.5, 1.0)], [], RESTART)
+    """Over every stream that was interrupted in any run."""
+    figures = figures_of(MOE_EP, [run(0.4, 0.5), run(0.5, 1.0)], [], RESTART)
     assert figures.interruption is not None
     assert (figures.interruption.median_s, figures.interruption.max_s) == (0.5, 1.0)
     assert figures.restart_to_median_interruption == pytest.approx(40.0)
@@ -155,7 +155,7 @@ def test_a_topology_is_compared_with_its_own_restart() -> None:
 
 def test_a_missed_target_breaks_no_law() -> None:
     """Slow and right is told apart from wrong."""
-    figures = figures_of(MOE_EP, [trial(5.0)], [], RESTART)
+    figures = figures_of(MOE_EP, [run(5.0)], [], RESTART)
     assert figures.lawful
     assert [target.name for target in figures.targets if not target.met] == [
         "interruption, median",
@@ -167,28 +167,28 @@ def test_a_missed_target_breaks_no_law() -> None:
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"trials": [trial(0.5, problems=("answer 1: 1 tokens lost",))]},
-        {"trials": []},
+        {"runs": [run(0.5, problems=("answer 1: 1 tokens lost",))]},
+        {"runs": []},
         {"failure": "the server ended"},
         {"left_behind": ("process 7",)},
     ],
-    ids=["a problem", "no trial", "a failure", "a process left behind"],
+    ids=["a problem", "no run", "a failure", "a process left behind"],
 )
 def test_nothing_wrong_passes_for_lawful(wrong: dict[str, Any]) -> None:
-    """A problem, no trial at all, a server that ended, or something of it that stayed."""
-    arguments = {"trials": [trial(0.5)], **wrong}
+    """A problem, no run at all, a server that ended, or something of it that stayed."""
+    arguments = {"runs": [run(0.5)], **wrong}
     assert not figures_of(TP2, usage=[], restart=RESTART, **arguments).lawful
 
 
 def test_neighbours_are_counted_over_the_trials() -> None:
-    """The median trial is what is held against the bound."""
+    """The median run is what is held against the bound."""
     calm, stirred = (
         Neighbours(streams=4, longest_gap_s=gap_s, fault_free_p999_s=0.02, fault_free_longest_gap_s=0.03)
         for gap_s in (0.01, 0.05)
     )
-    figures = figures_of(DP2, [trial(0.1, neighbours=one) for one in (calm, calm, stirred)], [], RESTART)
+    figures = figures_of(DP2, [run(0.1, neighbours=one) for one in (calm, calm, stirred)], [], RESTART)
     assert figures.neighbours is not None
-    assert (figures.neighbours.trials, figures.neighbours.undisturbed_trials) == (3, 2)
+    assert (figures.neighbours.runs, figures.neighbours.undisturbed_runs) == (3, 2)
     assert (figures.neighbours.longest_gap.median_s, figures.neighbours.longest_gap.max_s) == (0.01, 0.05)
     [target] = [one for one in figures.targets if one.name == "neighbours' longest gap"]
     assert (target.found, target.bound, target.met) == (0.01, 0.02, True)

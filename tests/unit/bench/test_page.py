@@ -6,13 +6,13 @@ from typing import Any
 
 import msgspec
 
-from holdfast.bench.figures import figures_of, trial_of
+from holdfast.bench.faulted_run import RunResult
+from holdfast.bench.figures import faulted_run_of, figures_of
 from holdfast.bench.harms import Harm
 from holdfast.bench.page import figures_page
 from holdfast.bench.restart import Restart
 from holdfast.bench.scenarios import scenarios_of
 from holdfast.bench.topologies import DP2
-from holdfast.bench.trial import Outcome
 from holdfast.chaos.checker import compare_runs
 from support.incidents import loss
 
@@ -20,9 +20,9 @@ MACHINE = {"measured_at": "2026-01-02T03:04:05", "processor": "a processor", "co
 
 
 def recovery(wait_s: float) -> dict[str, Any]:
-    outcome = Outcome(compare_runs([], []), {"answer 1": wait_s}, 0.01, 0.0, tuple(loss(1.0, 21.0)), ())
-    trials = [trial_of(DP2, scenarios_of(DP2, Harm.KILL_ENGINE)[0], 200, outcome)]
-    figures = figures_of(DP2, trials, [], Restart(stop_s=1, start_s=38, first_token_s=1))
+    result = RunResult(compare_runs([], []), {"answer 1": wait_s}, 0.01, 0.0, tuple(loss(1.0, 21.0)), ())
+    runs = [faulted_run_of(DP2, scenarios_of(DP2, Harm.KILL_ENGINE)[0], 200, result)]
+    figures = figures_of(DP2, runs, [], Restart(stop_s=1, start_s=38, first_token_s=1))
     return {"benchmark": "recovery", "machine": MACHINE, "topologies": [msgspec.to_builtins(figures)]}
 
 

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from holdfast.bench import recovery
+from holdfast.bench.faulted_run import Reference, RunResult
 from holdfast.bench.figures import RecoveryDocument
 from holdfast.bench.recovery import RecoverySettings, measure_recovery
 from holdfast.bench.restart import Restart
 from holdfast.bench.scenarios import Scenario, choose_scenarios, random_scenarios
 from holdfast.bench.topologies import DP2, TP2, Topology
-from holdfast.bench.trial import Outcome, Reference
 from holdfast.chaos.checker import compare_runs
 from holdfast.chaos.history import History
 from holdfast.chaos.processes import SessionUsage
@@ -90,12 +90,12 @@ class World:
 
     async def run_faulted(
         self, _load: object, _control: object, reference: Reference, injection: InjectionSpec, _topology: Topology
-    ) -> Outcome:
+    ) -> RunResult:
         self.injected.append(injection)
         self.judged.append(reference)
-        verdict = compare_runs(reference.histories, reference.histories)
+        comparison = compare_runs(reference.histories, reference.histories)
         events = tuple(incident(1.0, 1.2, injection.engine_id))
-        return Outcome(verdict, {"answer 1": 0.2}, 0.01, 0.0, events, reference.problems)
+        return RunResult(comparison, {"answer 1": 0.2}, 0.01, 0.0, events, reference.problems)
 
 
 @pytest.fixture
@@ -142,7 +142,7 @@ def test_a_server_that_does_not_start_costs_the_others_nothing(world: World, set
     assert broken.failure == "the server ended with exit code 3"
     assert not broken.lawful
     assert whole.lawful
-    assert len(whole.trials) == 2
+    assert len(whole.runs) == 2
 
 
 def test_what_a_server_leaves_behind_is_told(world: World, settings: RecoverySettings) -> None:
@@ -154,11 +154,11 @@ def test_what_a_server_leaves_behind_is_told(world: World, settings: RecoverySet
 
 
 def test_damage_that_stays_is_found_without_a_fault(world: World, settings: RecoverySettings) -> None:
-    """A fault-free run that differs from the first one makes its trial unlawful, though the two runs are equal."""
+    """A fault-free run that differs from the first one makes its run unlawful, though the two runs are equal."""
     world.references = iter([[1, 2], [1, 2], [1, 9]])
     [figures] = measure(settings, TP2).topologies
-    assert [bool(trial.problems) for trial in figures.trials] == [False, True]
-    assert figures.trials[1].problems[0].startswith("without a fault, answer 1: 1 tokens changed")
+    assert [bool(run.problems) for run in figures.runs] == [False, True]
+    assert figures.runs[1].problems[0].startswith("without a fault, answer 1: 1 tokens changed")
 
 
 def test_a_soak_holds_every_run_against_the_first(world: World, settings: RecoverySettings) -> None:
@@ -166,7 +166,7 @@ def test_a_soak_holds_every_run_against_the_first(world: World, settings: Recove
     world.references = iter([[1, 2]])
     drawn: tuple[Scenario, ...] = random_scenarios(TP2, 25, 3)
     document = measure_recovery(replace(settings, chosen=((TP2, drawn),), seed=3))
-    assert len(document.topologies[0].trials) == 25
+    assert len(document.topologies[0].runs) == 25
     assert len({id(reference) for reference in world.judged}) == 1
     assert document.seed == 3
     assert len(document.topologies[0].usage) == 10

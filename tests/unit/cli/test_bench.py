@@ -11,14 +11,14 @@ import msgspec
 import pytest
 from typer.testing import CliRunner
 
-from holdfast.bench.figures import RecoveryDocument, TopologyFigures, Trial, figures_of
+from holdfast.bench.faulted_run import Neighbours
+from holdfast.bench.figures import FaultedRun, RecoveryDocument, TopologyFigures, figures_of
 from holdfast.bench.harms import Harm
 from holdfast.bench.machine import describe_machine
 from holdfast.bench.overhead import METRICS, Burst, OverheadDocument, Pair, ratio_of
 from holdfast.bench.recovery import RecoverySettings
 from holdfast.bench.restart import Restart
 from holdfast.bench.topologies import DP2, ONE, TP2, Standby, Topology
-from holdfast.bench.trial import Neighbours
 from holdfast.chaos.processes import SessionUsage
 from holdfast.cli import bench
 from holdfast.core.errors import WorldError
@@ -26,10 +26,10 @@ from holdfast.core.errors import WorldError
 RESTART = Restart(stop_s=1.0, start_s=18.0, first_token_s=1.0)
 
 
-def trial(
+def run(
     *waits_s: float, rank: int | None = 1, neighbours: Neighbours | None = None, problems: tuple[str, ...] = ()
-) -> Trial:
-    return Trial(
+) -> FaultedRun:
+    return FaultedRun(
         topology="tp2",
         scenario="forward pass",
         phase="forward",
@@ -55,9 +55,9 @@ def trial(
     )
 
 
-def figures(*trials: Trial, topology: Topology = TP2) -> TopologyFigures:
+def figures(*runs: FaultedRun, topology: Topology = TP2) -> TopologyFigures:
     usage = [SessionUsage(1.0, 2 * 2**20, 3, 4, 5), SessionUsage(2.0, 3 * 2**20, 6, 7, 8)]
-    return figures_of(topology, trials, usage, RESTART)
+    return figures_of(topology, runs, usage, RESTART)
 
 
 def recovery_document(*topologies: TopologyFigures, seed: int | None = None) -> RecoveryDocument:
@@ -111,7 +111,7 @@ def invoke(monkeypatch: pytest.MonkeyPatch, name: str, answer: Any, *arguments: 
 
 def test_repetitions_of_a_scenario_share_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     """One row per scenario, its median and maximum over all runs, and the ratio below."""
-    document = recovery_document(figures(trial(0.02, 0.03), trial(0.02, 0.05), topology=ONE))
+    document = recovery_document(figures(run(0.02, 0.03), run(0.02, 0.05), topology=ONE))
     result = invoke(monkeypatch, "recovery", document)
     assert result.exit_code == 0
     [row] = [line for line in result.stdout.splitlines() if "forward pass" in line]
@@ -123,7 +123,7 @@ def test_repetitions_of_a_scenario_share_a_row(monkeypatch: pytest.MonkeyPatch) 
 
 def test_each_place_of_many_ranks_has_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     """With what it took to stand still and to rebuild; a fault in an engine core has no rank."""
-    document = recovery_document(figures(trial(0.2), trial(0.2, rank=0), trial(0.2, rank=None)))
+    document = recovery_document(figures(run(0.2), run(0.2, rank=0), run(0.2, rank=None)))
     result = invoke(monkeypatch, "recovery", document)
     rows = [line for line in result.stdout.splitlines() if line.lstrip().startswith("forward pass")]
     assert [row.split()[2:5] for row in rows] == [["e0", "r1", "1"], ["e0", "r0", "1"], ["e0", "1", "200"]]
@@ -132,7 +132,7 @@ def test_each_place_of_many_ranks_has_a_row(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_nothing_is_cut_off_where_the_output_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also with long names and long waits."""
-    slow = msgspec.structs.replace(trial(1.2), scenario="after the forward pass", paused_s=1.5, rebuild_s=1.25)
+    slow = msgspec.structs.replace(run(1.2), scenario="after the forward pass", paused_s=1.5, rebuild_s=1.25)
     result = invoke(monkeypatch, "recovery", recovery_document(figures(slow)))
     [row] = [line for line in result.stdout.splitlines() if "after the forward pass" in line]
     assert "…" not in result.stdout
@@ -142,14 +142,14 @@ def test_nothing_is_cut_off_where_the_output_is_no_terminal(monkeypatch: pytest.
 
 def test_every_topology_has_a_table_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """They are not mixed."""
-    document = recovery_document(figures(trial(0.2)), figures(trial(0.1), topology=DP2))
+    document = recovery_document(figures(run(0.2)), figures(run(0.1), topology=DP2))
     titles = [line for line in invoke(monkeypatch, "recovery", document).stdout.splitlines() if "exceptions on" in line]
     assert [title.split(":")[0] for title in titles] == ["tp2", "dp2"]
 
 
 def test_the_verdict_says_which_figures_were_reached(monkeypatch: pytest.MonkeyPatch) -> None:
     """A missed one is shown, and breaks no law: a busy machine is no reason to call a recovery wrong."""
-    result = invoke(monkeypatch, "recovery", recovery_document(figures(trial(1.0))))
+    result = invoke(monkeypatch, "recovery", recovery_document(figures(run(1.0))))
     assert result.exit_code == 0
     assert "reached  pause, median: 34 ms (to reach: 100 ms)" in result.stdout
     assert "MISSED  interruption, median: 1.00 s (to reach: 900 ms)" in result.stdout
@@ -159,15 +159,15 @@ def test_the_verdict_says_which_figures_were_reached(monkeypatch: pytest.MonkeyP
 def test_what_the_neighbours_felt_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beside what they feel without a fault."""
     felt = Neighbours(streams=4, longest_gap_s=0.011, fault_free_p999_s=0.013, fault_free_longest_gap_s=0.017)
-    result = invoke(monkeypatch, "recovery", recovery_document(figures(trial(0.1, neighbours=felt), topology=DP2)))
+    result = invoke(monkeypatch, "recovery", recovery_document(figures(run(0.1, neighbours=felt), topology=DP2)))
     assert "gaps of 11 ms at most" in result.stdout
-    assert "1 of 1 trials" in result.stdout
+    assert "1 of 1 runs" in result.stdout
     assert "reached  neighbours' longest gap: 11 ms (to reach: 13 ms)" in result.stdout
 
 
 def test_a_problem_is_shown_and_is_exit_1(monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that lost something is no success."""
-    document = recovery_document(figures(trial(0.02, problems=("answer 1: 1 tokens lost",))))
+    document = recovery_document(figures(run(0.02, problems=("answer 1: 1 tokens lost",))))
     result = invoke(monkeypatch, "recovery", document)
     assert result.exit_code == 1
     assert "engine 0 rank 1: answer 1: 1 tokens lost" in result.stdout
@@ -175,8 +175,8 @@ def test_a_problem_is_shown_and_is_exit_1(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_topology_whose_server_ended_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was measured before is still shown."""
-    broken = figures_of(TP2, [trial(0.2)], [], None, left_behind=("process 7",), failure="exit code 3")
-    result = invoke(monkeypatch, "recovery", recovery_document(broken, figures(trial(0.1), topology=DP2)))
+    broken = figures_of(TP2, [run(0.2)], [], None, left_behind=("process 7",), failure="exit code 3")
+    result = invoke(monkeypatch, "recovery", recovery_document(broken, figures(run(0.1), topology=DP2)))
     assert result.exit_code == 1
     assert "ended early: exit code 3" in result.stdout
     assert "left behind: process 7" in result.stdout
@@ -186,7 +186,7 @@ def test_a_topology_whose_server_ended_says_so(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("name", ["recovery", "overhead"])
 def test_json_is_the_whole_document(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """`--json` prints nothing but the document, and `--output` writes the same."""
-    document = recovery_document(figures(trial(0.02))) if name == "recovery" else overhead_document()
+    document = recovery_document(figures(run(0.02))) if name == "recovery" else overhead_document()
     file = tmp_path / "deep" / "figures.json"
     result = invoke(monkeypatch, name, document, "--json", "--output", str(file))
     assert json.loads(result.stdout)["benchmark"] == name
@@ -229,7 +229,7 @@ class Asked:
 
     def _measure(self, settings: RecoverySettings) -> RecoveryDocument:
         self.settings.append(settings)
-        return recovery_document(figures(trial(0.02)), seed=settings.seed)
+        return recovery_document(figures(run(0.02)), seed=settings.seed)
 
     def by(self, *arguments: str) -> RecoverySettings:
         result = CliRunner().invoke(bench.app, ["recovery", *arguments])
@@ -278,7 +278,7 @@ def test_what_cannot_be_asked_is_exit_2(arguments: tuple[str, ...], said: str, m
 
 def test_a_soak_says_how_to_draw_it_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """Above its table."""
-    result = invoke(monkeypatch, "recovery", recovery_document(figures(trial(0.02)), seed=41))
+    result = invoke(monkeypatch, "recovery", recovery_document(figures(run(0.02)), seed=41))
     assert "--seed 41" in result.stdout
 
 
@@ -294,19 +294,19 @@ def test_kills_are_measured_with_and_without_somebody_ready(monkeypatch: pytest.
 
 def test_a_table_of_kills_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     """With what stood ready, what must be reached there, and how long a lost engine core was away."""
-    killed = msgspec.structs.replace(trial(0.9), harm=Harm.KILL_WORKER, scenario="worker killed")
+    killed = msgspec.structs.replace(run(0.9), harm=Harm.KILL_WORKER, scenario="worker killed")
     ready = replace(ONE, standby=Standby.PRELOADED)
     result = invoke(monkeypatch, "recovery", recovery_document(figures(killed, topology=ready)))
     assert "one with a preloaded standby: a worker killed on a running server" in result.stdout
     assert "MISSED  interruption, median: 900 ms (to reach: 800 ms)" in result.stdout
     assert "times shorter than a restart: 22 (to reach: 15)" in result.stdout
-    lost = msgspec.structs.replace(trial(0.1), harm=Harm.KILL_ENGINE, replaced_s=21.0)
+    lost = msgspec.structs.replace(run(0.1), harm=Harm.KILL_ENGINE, replaced_s=21.0)
     result = invoke(monkeypatch, "recovery", recovery_document(figures(lost, topology=DP2)))
     assert "another engine core served in place of a lost one after 21.0 s in the median" in result.stdout
 
 
 def test_of_a_poison_its_faults_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    poisoned = msgspec.structs.replace(trial(0.1), harm=Harm.POISON, scenario="poison", faults=6)
+    poisoned = msgspec.structs.replace(run(0.1), harm=Harm.POISON, scenario="poison", faults=6)
     result = invoke(monkeypatch, "recovery", recovery_document(figures(poisoned, topology=ONE)))
     assert "one: a poison request on a running server" in result.stdout
     assert "reached  faults until it was ended, max: 6 (to reach: 7)" in result.stdout

@@ -11,15 +11,15 @@ import pytest
 from rich.console import Console
 from typer import BadParameter
 
+from holdfast.bench.faulted_run import EndedAlone, Neighbours, RunResult
 from holdfast.bench.harms import Harm
 from holdfast.bench.restart import Restart
 from holdfast.bench.topologies import MOE_EP, ONE, TP2, Topology
-from holdfast.bench.trial import EndedAlone, Neighbours, Outcome
 from holdfast.chaos.checker import compare_runs
 from holdfast.chaos.history import History
 from holdfast.cli import demo as demo_command
 from holdfast.cli.demo import DemoOptions, _show
-from holdfast.cli.demo_tables import comparison, event_lines, screen, stream_results
+from holdfast.cli.demo_tables import cost_table, event_lines, screen, stream_results
 from holdfast.cli.demo_view import PlainView
 from holdfast.cli.topology_options import choose_place
 from holdfast.core.errors import WorldError
@@ -51,9 +51,9 @@ def shown(picture: object) -> str:
     return file.getvalue()
 
 
-def outcome(observed: History) -> Outcome:
-    verdict = compare_runs([answer([1, 2, 3], [1.0, 2.0, 3.0])], [observed])
-    return Outcome(verdict, {"answer 1": 0.05}, 0.01, 0.0, tuple(EVENTS), verdict.reasons)
+def result(observed: History) -> RunResult:
+    comparison = compare_runs([answer([1, 2, 3], [1.0, 2.0, 3.0])], [observed])
+    return RunResult(comparison, {"answer 1": 0.05}, 0.01, 0.0, tuple(EVENTS), comparison.reasons)
 
 
 def view() -> tuple[PlainView, io.StringIO]:
@@ -163,10 +163,10 @@ def test_a_process_beside_the_engine_cores_is_told_by_its_name() -> None:
 
 def test_results_stand_beside_the_restart() -> None:
     """Interruption, comparison and ratio are shown."""
-    run = outcome(answer([1, 2, 3], [1.0, 2.0, 3.0]))
+    run = result(answer([1, 2, 3], [1.0, 2.0, 3.0]))
     restart = Restart(stop_s=0.5, start_s=19.0, first_token_s=0.5)
     assert "50 ms" in shown(stream_results(run))
-    text = shown(comparison(run, restart))
+    text = shown(cost_table(run, restart))
     assert "20.0 s" in text
     assert "400 times shorter" in text
     assert "every rank stood still after 4 ms, collectives rebuilt in 210 ms" in " ".join(
@@ -177,15 +177,15 @@ def test_results_stand_beside_the_restart() -> None:
 def test_what_the_other_engines_answers_felt_stands_beside_it() -> None:
     """Their longest gap, and what they feel without a fault."""
     felt = Neighbours(streams=4, longest_gap_s=0.011, fault_free_p999_s=0.013, fault_free_longest_gap_s=0.017)
-    run = replace(outcome(answer([1, 2, 3], [1.0, 2.0, 3.0])), neighbours=felt, engines={"answer 1": 1})
-    text = " ".join(shown(comparison(run, Restart(stop_s=1, start_s=1, first_token_s=1))).replace("│", " ").split())
+    run = replace(result(answer([1, 2, 3], [1.0, 2.0, 3.0])), neighbours=felt, engines={"answer 1": 1})
+    text = " ".join(shown(cost_table(run, Restart(stop_s=1, start_s=1, first_token_s=1))).replace("│", " ").split())
     assert "meanwhile 11 ms; without a fault 99.9 % within 13 ms, longest 17 ms" in text
     assert "engine" in shown(stream_results(run))
 
 
 def test_a_changed_token_shows() -> None:
     """An answer that differs is not called equal."""
-    assert "NO" in shown(stream_results(outcome(answer([1, 9, 3], [1.0, 2.0, 3.0]))))
+    assert "NO" in shown(stream_results(result(answer([1, 9, 3], [1.0, 2.0, 3.0]))))
 
 
 @pytest.fixture
@@ -219,7 +219,7 @@ def test_the_last_rank_is_hurt_unless_another_is_named() -> None:
 
 
 def test_every_law_held_is_exit_0(options: DemoOptions, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The last line is a plain verdict."""
+    """The last line is a plain conclusion."""
     monkeypatch.setattr(demo_command, "_perform", lambda *_: [])
     plain, out = view()
     assert _show(options, plain) == 0
@@ -237,9 +237,9 @@ def test_of_a_request_that_makes_the_server_fail_the_verdict_tells(
 
 
 def test_the_answer_that_ended_alone_stands_below_the_others() -> None:
-    ended = replace(outcome(answer([1, 2, 3], [1.0, 2.0, 3.0])), ended_alone=(EndedAlone("two", 1, 3, "told why"),))
+    ended = replace(result(answer([1, 2, 3], [1.0, 2.0, 3.0])), ended_alone=(EndedAlone("two", 1, 3, "told why"),))
     assert "two" in shown(stream_results(ended)) and "1 of 3" in shown(stream_results(ended))
-    cost = " ".join(shown(comparison(ended, Restart(stop_s=1.0, start_s=2.0, first_token_s=0.1))).split())
+    cost = " ".join(shown(cost_table(ended, Restart(stop_s=1.0, start_s=2.0, first_token_s=0.1))).split())
     assert "two, ended alone" in cost and "faults until then: 1; told: told why" in cost
 
 

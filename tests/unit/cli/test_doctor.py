@@ -7,12 +7,12 @@ import socket
 import pytest
 
 from holdfast.cli.doctor import judge_hooks, judge_host, judge_port
-from holdfast.cli.traps import Verdict
+from holdfast.cli.traps import Severity
 from holdfast.hosts.vllm.contract.touchpoint import Touchpoint
 
 
 @pytest.mark.parametrize(
-    ("version", "overridden", "verdict"),
+    ("version", "overridden", "severity"),
     [
         ("0.32.0", False, "fine"),
         ("0.33.1+cpu", False, "fine"),
@@ -22,9 +22,9 @@ from holdfast.hosts.vllm.contract.touchpoint import Touchpoint
         (None, True, "problem"),
     ],
 )
-def test_host(version: str | None, overridden: bool, verdict: Verdict) -> None:
+def test_host(version: str | None, overridden: bool, severity: Severity) -> None:
     """A host that was never tested is a problem unless the risk was accepted; none is always one."""
-    assert judge_host("vllm", version, overridden=overridden).verdict == verdict
+    assert judge_host("vllm", version, overridden=overridden).severity == severity
 
 
 def test_port_in_use_is_named() -> None:
@@ -34,9 +34,9 @@ def test_port_in_use_is_named() -> None:
         listener.listen()
         port = listener.getsockname()[1]
         taken = judge_port(port)
-    assert taken.verdict == "problem"
+    assert taken.severity == "problem"
     assert str(port) in taken.text
-    assert judge_port(port).verdict == "fine"
+    assert judge_port(port).severity == "fine"
 
 
 def test_each_broken_hook_is_named() -> None:
@@ -44,7 +44,7 @@ def test_each_broken_hook_is_named() -> None:
     good = Touchpoint("vllm.a", "A.run", "wrap", (), "running")
     bad = Touchpoint("vllm.b", "B.stop", "call", None, "stopping")
     broken, summary = judge_hooks([(good, None), (bad, "'B' has no 'stop'")])
-    assert broken.verdict == "problem"
+    assert broken.severity == "problem"
     assert "vllm.b:B.stop" in broken.text
     assert "stopping" in broken.hint
     assert summary.text.startswith("1 ")

@@ -55,7 +55,7 @@ def test_trap_is_named(found: Surroundings, about: str) -> None:
     (finding,) = find_traps(found)
     assert finding.about == about
     assert finding.hint
-    assert finding.verdict == ("problem" if about == "socket paths" else "warning")
+    assert finding.severity == ("problem" if about == "socket paths" else "warning")
 
 
 def test_the_longest_folder_that_works() -> None:

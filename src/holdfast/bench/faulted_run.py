@@ -1,4 +1,4 @@
-"""One trial: the same load without and with a fault, judged token by token and by what each client waited.
+"""One run: the same load without and with a fault, judged token by token and by what each client waited.
 
 Shared by the demo and the recovery benchmark. `judge` is pure; the rest talks to a running server.
 """
@@ -12,7 +12,7 @@ from typing import Any
 from holdfast.bench.incident import Events, Window, blast_radius, felt_window, has_moved, misreported, window_of
 from holdfast.bench.topologies import Topology
 from holdfast.chaos.checker import (
-    RunVerdict,
+    RunComparison,
     compare_runs,
     gaps_touching_s,
     interruption_s,
@@ -66,14 +66,14 @@ class EndedAlone:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RunResult:
     """What a faulted run did to its clients. Seconds; `interruptions_s` by answer, None for one that was not touched.
 
     Not touched is an answer that had ended before, or whose engine went on. An answer that is to blame stands in
     `ended_alone` and nowhere else.
     """
 
-    verdict: RunVerdict
+    comparison: RunComparison
     interruptions_s: Mapping[str, float | None]
     reference_gap_s: float
     client_lag_s: float
@@ -104,25 +104,25 @@ def judge(
     *,
     is_fault: bool = True,
     poison: str = "",
-) -> Outcome:
-    """Everything that a trial showed, with every law that was broken; `problems` are those known already.
+) -> RunResult:
+    """Everything that a run showed, with every law that was broken; `problems` are those known already.
 
     What is no fault is to be taken for none. Who goes by the name of a `poison` is to end alone.
     """
-    guilty = load.named(poison)
-    twins, observed = _without(guilty, reference), _without(guilty, load.histories)
-    verdict, window = compare_runs(twins, observed), window_of(events)
-    found = (*problems, *verdict.reasons, *(_missing_events(events) if is_fault else _hung_ranks(events)))
-    return Outcome(
-        verdict=verdict,
+    poison_names = load.named(poison)
+    twins, observed = _without(poison_names, reference), _without(poison_names, load.histories)
+    comparison, window = compare_runs(twins, observed), window_of(events)
+    found = (*problems, *comparison.reasons, *(_missing_events(events) if is_fault else _hung_ranks(events)))
+    return RunResult(
+        comparison=comparison,
         interruptions_s=_interruptions(twins, observed, events),
         reference_gap_s=max((longest_gap_s(one) for one in twins), default=0.0),
         client_lag_s=load.longest_lag_s(window.fault_s, window.recovered_s) if window else 0.0,
         events=tuple(events),
-        problems=(*found, *not_ended_alone(guilty, reference, load.histories, events)),
+        problems=(*found, *not_ended_alone(poison_names, reference, load.histories, events)),
         neighbours=_neighbours(twins, observed, events),
         engines={one.name: one.engine_id for one in observed},
-        ended_alone=tuple(_ended_alone(guilty, reference, load.histories)),
+        ended_alone=tuple(_ended_alone(poison_names, reference, load.histories)),
     )
 
 
@@ -131,23 +131,23 @@ def _without(names: Collection[str], histories: Sequence[History]) -> list[Histo
 
 
 def _ended_alone(
-    guilty: Collection[str], reference: Sequence[History], observed: Sequence[History]
+    poison_names: Collection[str], reference: Sequence[History], observed: Sequence[History]
 ) -> Iterator[EndedAlone]:
     expected = {one.name: len(one.token_ids) for one in reference}
     for one in observed:
-        if one.name in guilty:
+        if one.name in poison_names:
             yield EndedAlone(one.name, len(one.token_ids), expected.get(one.name, 0), one.error or "")
 
 
 def not_ended_alone(
-    guilty: Collection[str], reference: Sequence[History], observed: Sequence[History], events: Events
+    poison_names: Collection[str], reference: Sequence[History], observed: Sequence[History], events: Events
 ) -> Iterator[str]:
     """What is wrong with the end of the requests that make the server fail; nothing where there are none."""
     twins = {one.name: one for one in reference}
     incidents = [str(event["incident"]) for event in events if event["kind"] == ENDED]
-    if len(incidents) != len(guilty):
-        yield f"{len(incidents)} requests were reported as ended, {len(guilty)} make the server fail"
-    for one in (history for history in observed if history.name in guilty):
+    if len(incidents) != len(poison_names):
+        yield f"{len(incidents)} requests were reported as ended, {len(poison_names)} make the server fail"
+    for one in (history for history in observed if history.name in poison_names):
         if not any(incident in (one.error or "") for incident in incidents):
             yield f"{one.name}: it makes the server fail, and was told {one.error or 'nothing'}"
         if one.token_ids != twins[one.name].token_ids[: len(one.token_ids)]:
@@ -217,7 +217,7 @@ async def run_reference(load: Load, control: Control) -> Reference:
 
 async def run_faulted(
     load: Load, control: Control, reference: Reference, injection: InjectionSpec, topology: Topology
-) -> Outcome:
+) -> RunResult:
     """Arm a fault, run the load into it, and judge.
 
     The fault is armed before the first request and comes after a number of steps: that is a moment of the run,

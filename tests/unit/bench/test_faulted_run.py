@@ -1,10 +1,10 @@
-"""A trial's judgement: it is lawful only when everything that can be asked was asked and answered well."""
+"""A run's judgement: it is lawful only when everything that can be asked was asked and answered well."""
 
 from __future__ import annotations
 
 import pytest
 
-from holdfast.bench.trial import EndedAlone, judge
+from holdfast.bench.faulted_run import EndedAlone, judge
 from holdfast.chaos.history import History
 from holdfast.chaos.streams import Load, StreamSpec
 from support.incidents import Event, event, incident, loss
@@ -27,16 +27,16 @@ def load_with(*histories: History) -> Load:
 def test_equal_tokens_and_a_reported_recovery_are_lawful() -> None:
     """A run with its tokens, its fault and its recovery has no problem."""
     run = load_with(answer([1, 2, 3, 4], gap_s=0.5))
-    outcome = judge([answer([1, 2, 3, 4])], run, incident(0.6, 0.7), [])
-    assert outcome.problems == ()
-    assert outcome.waits_s() == [0.5]
+    result = judge([answer([1, 2, 3, 4])], run, incident(0.6, 0.7), [])
+    assert result.problems == ()
+    assert result.waits_s() == [0.5]
 
 
 def test_a_fault_that_never_came_proves_nothing() -> None:
     """Equal tokens without a fault are no success."""
-    outcome = judge([answer([1, 2])], load_with(answer([1, 2])), [], [])
-    assert outcome.problems == ("no fault was reported", "no recovery was reported")
-    assert outcome.waits_s() == []
+    result = judge([answer([1, 2])], load_with(answer([1, 2])), [], [])
+    assert result.problems == ("no fault was reported", "no recovery was reported")
+    assert result.waits_s() == []
 
 
 def test_what_only_takes_longer_is_to_be_taken_for_no_fault() -> None:
@@ -48,15 +48,15 @@ def test_what_only_takes_longer_is_to_be_taken_for_no_fault() -> None:
 
 def test_what_was_wrong_before_stays_wrong() -> None:
     """Problems known already are kept."""
-    outcome = judge([answer([1])], load_with(answer([1])), incident(0.0, 0.1), ["spoilt"])
-    assert outcome.problems == ("spoilt",)
+    result = judge([answer([1])], load_with(answer([1])), incident(0.0, 0.1), ["spoilt"])
+    assert result.problems == ("spoilt",)
 
 
 def test_a_changed_token_is_a_problem() -> None:
-    """The checker's reasons are problems of the trial."""
-    outcome = judge([answer([1, 2])], load_with(answer([1, 9])), incident(0.0, 0.1), [])
-    assert not outcome.lawful
-    assert outcome.verdict.changed == 1
+    """The checker's reasons are problems of the run."""
+    result = judge([answer([1, 2])], load_with(answer([1, 9])), incident(0.0, 0.1), [])
+    assert not result.lawful
+    assert result.comparison.changed == 1
 
 
 TOKENS = [1, 2, 3, 4, 5]
@@ -69,13 +69,13 @@ def test_streams_of_an_independent_engine_are_neighbours_and_not_interrupted() -
         answer(TOKENS, name="hurt", engine_id=0, gap_s=0.5),
         answer(TOKENS, name="spared", engine_id=1, gap_s=0.1, begin_s=0.4),
     )
-    outcome = judge(REFERENCE, run, incident(0.6, 0.7), [])
-    assert outcome.interruptions_s == {"hurt": 0.5, "spared": None}
-    assert outcome.neighbours is not None
-    assert outcome.neighbours.streams == 1
-    assert abs(outcome.neighbours.longest_gap_s - 0.1) < 1e-9
-    assert abs(outcome.neighbours.fault_free_p999_s - 0.2) < 1e-9
-    assert outcome.neighbours.undisturbed
+    result = judge(REFERENCE, run, incident(0.6, 0.7), [])
+    assert result.interruptions_s == {"hurt": 0.5, "spared": None}
+    assert result.neighbours is not None
+    assert result.neighbours.streams == 1
+    assert abs(result.neighbours.longest_gap_s - 0.1) < 1e-9
+    assert abs(result.neighbours.fault_free_p999_s - 0.2) < 1e-9
+    assert result.neighbours.undisturbed
 
 
 def test_a_neighbour_that_waited_longer_than_ever_was_disturbed() -> None:
@@ -99,16 +99,16 @@ def test_a_paused_peer_is_no_neighbour() -> None:
         *(answer(TOKENS, name=name, engine_id=one, gap_s=0.5) for one, name in enumerate(("hurt", "spared")))
     )
     peer = [event("engine-paused", 0.6, 1), event("engine-recovered", 0.7, 1)]
-    outcome = judge(REFERENCE, run, [*incident(0.6, 0.7), *peer], [])
-    assert outcome.neighbours is None
-    assert outcome.waits_s() == [0.5, 0.5]
+    result = judge(REFERENCE, run, [*incident(0.6, 0.7), *peer], [])
+    assert result.neighbours is None
+    assert result.waits_s() == [0.5, 0.5]
 
 
 def test_streams_that_the_server_placed_share_one_window() -> None:
     """Where nobody knows the engine of a stream, every stream counts as touched."""
-    outcome = judge([answer([1, 2])], load_with(answer([1, 2], gap_s=0.5)), incident(0.6, 0.7), [])
-    assert outcome.waits_s() == [0.5]
-    assert outcome.neighbours is None
+    result = judge([answer([1, 2])], load_with(answer([1, 2], gap_s=0.5)), incident(0.6, 0.7), [])
+    assert result.waits_s() == [0.5]
+    assert result.neighbours is None
 
 
 def test_streams_that_moved_and_those_beside_are_measured_around_the_loss() -> None:
@@ -118,10 +118,10 @@ def test_streams_that_moved_and_those_beside_are_measured_around_the_loss() -> N
         answer([*TOKENS, 6], name="spared", engine_id=1, gap_s=0.1, begin_s=0.4),
     )
     run.histories[1].arrivals_s[-1] = 9.0
-    outcome = judge(REFERENCE, run, loss(0.6, 20.0, 0), [])
-    assert outcome.interruptions_s == {"hurt": 0.5, "spared": None}
-    assert outcome.neighbours is not None
-    assert outcome.neighbours.longest_gap_s > 8.0  # it touches the move
+    result = judge(REFERENCE, run, loss(0.6, 20.0, 0), [])
+    assert result.interruptions_s == {"hurt": 0.5, "spared": None}
+    assert result.neighbours is not None
+    assert result.neighbours.longest_gap_s > 8.0  # it touches the move
     run.histories[1].arrivals_s[:] = [0.5, 0.6, 0.7, 1.4, 1.8, 9.0]
     neighbours = judge(REFERENCE, run, loss(0.6, 20.0, 0), []).neighbours
     assert neighbours is not None
@@ -138,21 +138,21 @@ FOUND = [*incident(0.01, 0.02), event("decision-made", 0.02), event("request-end
 
 
 def poisoned_run(tokens: list[int], error: str | None) -> Load:
-    """Of two answers the second one is to the guilty request."""
+    """Of two answers the second one is to the poison request."""
     load = Load("http://127.0.0.1:1", [StreamSpec("one", "say"), StreamSpec("two", "say", request_id=POISON)])
-    good, guilty = answer(TOKENS, name="one"), answer(tokens, name="two")
-    guilty.error, guilty.finish_reason = error, None
-    for empty, history in zip(load.histories, (good, guilty), strict=True):
+    good, poison = answer(TOKENS, name="one"), answer(tokens, name="two")
+    poison.error, poison.finish_reason = error, None
+    for empty, history in zip(load.histories, (good, poison), strict=True):
         empty.__dict__.update(history.__dict__)
     return load
 
 
 def test_a_request_that_makes_the_server_fail_ends_alone() -> None:
     run = poisoned_run([1, 2], "it was ended (incident 7f)")
-    outcome = judge(TWO, run, FOUND, [], poison=POISON)
-    assert outcome.problems == ()
-    assert outcome.ended_alone == (EndedAlone("two", 2, 5, "it was ended (incident 7f)"),)
-    assert (outcome.faults, [stream.name for stream in outcome.verdict.streams]) == (1, ["one"])
+    result = judge(TWO, run, FOUND, [], poison=POISON)
+    assert result.problems == ()
+    assert result.ended_alone == (EndedAlone("two", 2, 5, "it was ended (incident 7f)"),)
+    assert (result.faults, [stream.name for stream in result.comparison.streams]) == (1, ["one"])
 
 
 @pytest.mark.parametrize(
