@@ -25,8 +25,8 @@ from holdfast.hosts.vllm.engine.pacing import PacedPrefill
 from holdfast.hosts.vllm.engine.salvage import request_being_added, salvage
 from holdfast.hosts.vllm.engine.worker_pool.replacement_processes import ReplacementResult
 from holdfast.hosts.vllm.injection.points import Traps
-from holdfast.hosts.vllm.protocol.request_history import NotRestorable, encode_whole, whole_request
-from holdfast.hosts.vllm.protocol.restore import TAIL_TOKENS, RequestHistory, RestoreCommand, RestoreReply
+from holdfast.hosts.vllm.protocol.request_history import NotRestorable, encode_histories, history_of
+from holdfast.hosts.vllm.protocol.restore import TAIL_TOKENS, RequestPosition, RestoreCommand, RestoreReply
 
 logger = logging.getLogger("holdfast")
 
@@ -153,10 +153,10 @@ class Recovery:
         order = RestoreCommand(
             nonce=uuid.uuid4().hex,
             epoch=epoch,
-            requests=self._histories(),
+            requests=self._positions(),
             rendezvous=rendezvous,
             rebuild_timeout_s=self._rebuild_timeout_s(rendezvous),
-            whole=self._whole_histories(),
+            histories=self._encoded_histories(),
         )
         timeout_s = config.drain_timeout_s + self._rebuild_timeout_s(rendezvous)
         replies, stale = self._engine.model_executor.restore_workers(
@@ -179,21 +179,21 @@ class Recovery:
     def _rebuild_timeout_s(self, rendezvous: Rendezvous | None) -> float:
         return 0.0 if rendezvous is None else self._config.rebuild_timeout_s + rendezvous.extra_wait_s
 
-    def _histories(self) -> tuple[RequestHistory, ...]:
+    def _positions(self) -> tuple[RequestPosition, ...]:
         """Requests that the workers are to keep. V2 is sent each of them whole."""
         scheduler = self._engine.scheduler
         if scheduler.use_v2_model_runner:
             return ()
         return tuple(
-            RequestHistory(r.request_id, r.num_output_tokens, tuple(r.output_token_ids[-TAIL_TOKENS:]))
+            RequestPosition(r.request_id, r.num_output_tokens, tuple(r.output_token_ids[-TAIL_TOKENS:]))
             for r in self._begun()
         )
 
-    def _whole_histories(self) -> bytes:
+    def _encoded_histories(self) -> bytes:
         """For ranks that know no request; V2 is sent each of them whole anyway."""
         if not self._newcomers or self._engine.scheduler.use_v2_model_runner:
             return b""
-        return encode_whole(whole_request(r) for r in self._begun())
+        return encode_histories(history_of(r) for r in self._begun())
 
     def _begun(self) -> list[Any]:
         """Requests with output, which a rank must know before they are scheduled again."""
@@ -204,7 +204,7 @@ class Recovery:
         """What a newcomer cannot be told ends alone, with an error; the others go on."""
         for request in self._begun() if self._newcomers else ():
             try:
-                whole_request(request)
+                history_of(request)
             except NotRestorable as error:
                 logger.error("engine %d: %s", self._engine.engine_index, error)
                 self._end_alone([request.request_id])

@@ -16,12 +16,12 @@ from holdfast.core.errors import RecoveryFailed
 from holdfast.hosts.vllm.contract.engine_touchpoints import ADD_TO_SCHEDULER, MAKE_REQUEST
 from holdfast.hosts.vllm.contract.hooks import attach
 from holdfast.hosts.vllm.engine.pacing import PacedPrefill
-from holdfast.hosts.vllm.protocol.calls import HISTORY, LEARN
-from holdfast.hosts.vllm.protocol.request_history import encode_whole, whole_request
+from holdfast.hosts.vllm.protocol.calls import ADD_REQUESTS, HISTORY
+from holdfast.hosts.vllm.protocol.request_history import encode_histories, history_of
 
 _PACED = "holdfast_paced"
 GRAMMAR_TIMEOUT_S = 20.0
-LEARN_TIMEOUT_S = 30.0
+ADD_REQUESTS_TIMEOUT_S = 30.0
 
 
 def attach_resuming_hooks() -> None:
@@ -79,8 +79,8 @@ def _add_to_scheduler(original: Callable[..., None], engine: Any, request: Any, 
     """Runs on the busy loop's thread, between two steps."""
     if request.num_output_tokens and not engine.scheduler.use_v2_model_runner:
         # V1 keeps a request's tokens in the worker; V2 is sent them when it is scheduled.
-        known = encode_whole([whole_request(request)])
-        engine.model_executor.collective_rpc(LEARN, timeout=LEARN_TIMEOUT_S, args=(known,))
+        known = encode_histories([history_of(request)])
+        engine.model_executor.collective_rpc(ADD_REQUESTS, timeout=ADD_REQUESTS_TIMEOUT_S, args=(known,))
     if (paced := vars(engine).get(_PACED)) is not None:
         paced.arrived(request)
     original(engine, request, request_wave)

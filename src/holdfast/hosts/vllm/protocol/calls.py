@@ -15,7 +15,7 @@ HISTORY = "holdfast_history"  # private key of the sampling parameters: the toke
 # Names under which an engine core's commands are bound to a worker.
 JOIN = "holdfast_join"
 PREPARE = "holdfast_prepare"
-LEARN = "holdfast_learn"
+ADD_REQUESTS = "holdfast_add_requests"
 
 TOLD_TO_STOP = "it was told to stop"  # reason of a worker's fence that its engine core recognises in an error
 

@@ -1,7 +1,7 @@
-"""A request with its whole history, for a worker that never saw it: prompt, output so far, sampling.
+"""The history of a request, for a worker that never saw the request: prompt, output so far, sampling.
 
-The same for a worker that takes a dead one's place and for a request that another engine core began. Carried
-as bytes of a typed message. State that is nowhere at hand any more is not invented: such a request ends alone.
+Sent to a replacement worker, and to the workers of an engine core that resumes a request of another engine core, as
+bytes of a typed message. A request whose state is lost fails alone with `NotRestorable`.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from holdfast.core.errors import RecoveryError
 
 
 class NotRestorable(RecoveryError):
-    """A request whose state cannot be made again elsewhere; the message says what of it."""
+    """A request cannot be resumed in another process; the message names the missing state."""
 
 
-class WholeRequest(msgspec.Struct, frozen=True, array_like=True):
-    """Everything that a rank needs to go on with a request as if it had computed all of it."""
+class RequestHistory(msgspec.Struct, frozen=True, array_like=True):
+    """All that a rank needs to resume a request as if the rank had computed the output so far."""
 
     request_id: str
     prompt_token_ids: list[int]
@@ -31,11 +31,11 @@ class WholeRequest(msgspec.Struct, frozen=True, array_like=True):
     lora_request: LoRARequest | None = None
 
 
-def whole_request(request: Any) -> WholeRequest:
-    """The history of one of the scheduler's requests. Raises `NotRestorable`."""
-    if lacking := _lacking(request):
-        raise NotRestorable(f"request {request.request_id} cannot go on in another process: {lacking}")
-    return WholeRequest(
+def history_of(request: Any) -> RequestHistory:
+    """Return the history of a request of the scheduler. Raises `NotRestorable`."""
+    if missing := _missing_state(request):
+        raise NotRestorable(f"request {request.request_id} cannot go on in another process: {missing}")
+    return RequestHistory(
         request_id=request.request_id,
         prompt_token_ids=list(request.prompt_token_ids),
         output_token_ids=list(request.output_token_ids),
@@ -44,7 +44,7 @@ def whole_request(request: Any) -> WholeRequest:
     )
 
 
-def _lacking(request: Any) -> str:
+def _missing_state(request: Any) -> str:
     if request.mm_features:
         return "its multimodal features are no longer at hand"
     if request.prompt_token_ids is None or request.prompt_embeds is not None:
@@ -52,12 +52,14 @@ def _lacking(request: Any) -> str:
     return "" if request.sampling_params is not None else "it gathers a result over its whole prompt"
 
 
-def encode_whole(requests: Iterable[WholeRequest]) -> bytes:
-    # One frame: tokens and parameters hold no tensors, which alone would travel in frames of their own.
+def encode_histories(requests: Iterable[RequestHistory]) -> bytes:
+    """Encode histories to a single frame."""
+    # One frame: only tensors would travel in further frames, and a history holds none.
     [frame] = MsgpackEncoder().encode(list(requests))
     return bytes(frame)
 
 
-def decode_whole(data: bytes) -> list[WholeRequest]:
-    requests: list[WholeRequest] = MsgpackDecoder(list[WholeRequest]).decode(data)
+def decode_histories(data: bytes) -> list[RequestHistory]:
+    """Decode histories. Raises `msgspec.DecodeError`."""
+    requests: list[RequestHistory] = MsgpackDecoder(list[RequestHistory]).decode(data)
     return requests

@@ -1,4 +1,4 @@
-"""What an engine core asks of its workers to go on after a fault. Carried as bytes of a typed message."""
+"""The restore of a worker after a fault: command and reply, as bytes of a typed message."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ import msgspec
 
 from holdfast.core.protocol.rendezvous import Rendezvous
 
-RESTORE = "holdfast_restore"  # the name under which the order is bound to the worker
+RESTORE = "holdfast_restore"  # name under which the call is bound to a worker
 
-
-# Ranks of one engine learn of a token at different moments, never further apart than the steps in flight.
+# Ranks of an engine receive a token at different moments, never further apart than the steps in flight.
 TAIL_TOKENS = 64
 
 
-class RequestHistory(msgspec.Struct, frozen=True, array_like=True):
-    """A request that goes on: how many of its tokens were delivered as output, and the last of them."""
+class RequestPosition(msgspec.Struct, frozen=True, array_like=True):
+    """The position at which a request resumes: number of output tokens delivered, and the last tokens of the output."""
 
     request_id: str
     output_tokens: int
@@ -22,21 +21,21 @@ class RequestHistory(msgspec.Struct, frozen=True, array_like=True):
 
 
 class RestoreCommand(msgspec.Struct, frozen=True):
-    """Forget every request but these, stand where their histories end, take work again under `epoch`.
+    """Keep only `requests`, rewound to their positions, and take work again under `epoch`.
 
-    With a `rendezvous` the rank first rebuilds its collectives there, within `rebuild_timeout_s`.
+    With a `rendezvous` the rank first rebuilds its collectives, within `rebuild_timeout_s`.
     """
 
     nonce: str
     epoch: int
-    requests: tuple[RequestHistory, ...]
+    requests: tuple[RequestPosition, ...]
     rendezvous: Rendezvous | None = None
     rebuild_timeout_s: float = 0.0
-    whole: bytes = b""  # the same requests with their whole history, where a rank may not know them
+    histories: bytes = b""  # encoded `RequestHistory` of the same requests, where a rank may not know them
 
 
 class RestoreReply(msgspec.Struct, frozen=True):
-    """`unknown` are requests of the order that this rank never saw."""
+    """Reply of a rank. `unknown`: requests of the command that the rank never saw."""
 
     nonce: str
     unknown: tuple[str, ...] = ()
@@ -44,24 +43,27 @@ class RestoreReply(msgspec.Struct, frozen=True):
     rebuild_s: float = 0.0
 
 
-_orders = msgspec.msgpack.Decoder(RestoreCommand)
+_commands = msgspec.msgpack.Decoder(RestoreCommand)
 _replies = msgspec.msgpack.Decoder(RestoreReply)
 
 
-def encode_order(order: RestoreCommand) -> bytes:
-    return msgspec.msgpack.encode(order)
+def encode_command(command: RestoreCommand) -> bytes:
+    """Encode a `RestoreCommand`."""
+    return msgspec.msgpack.encode(command)
 
 
-def decode_order(data: bytes) -> RestoreCommand:
-    return _orders.decode(data)
+def decode_command(data: bytes) -> RestoreCommand:
+    """Decode a `RestoreCommand`. Raises `msgspec.DecodeError`."""
+    return _commands.decode(data)
 
 
 def encode_reply(reply: RestoreReply) -> bytes:
+    """Encode a `RestoreReply`."""
     return msgspec.msgpack.encode(reply)
 
 
 def decode_reply(data: bytes) -> RestoreReply | None:
-    """A reply, or none for bytes that are something else."""
+    """Decode a reply; return None for bytes that are no reply."""
     try:
         return _replies.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError):

@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
-from holdfast.hosts.vllm.protocol.request_history import WholeRequest
-from holdfast.hosts.vllm.protocol.restore import RequestHistory
+from holdfast.hosts.vllm.protocol.request_history import RequestHistory
+from holdfast.hosts.vllm.protocol.restore import RequestPosition
 
 
-def restore_runner(runner: Any, requests: Sequence[RequestHistory]) -> tuple[str, ...]:
+def restore_runner(runner: Any, requests: Sequence[RequestPosition]) -> tuple[str, ...]:
     """Restore the runner; return the ids of requests that the rank never saw."""
     runner.execute_model_state = None
     if hasattr(runner, "req_states"):
@@ -24,7 +24,7 @@ def restore_runner(runner: Any, requests: Sequence[RequestHistory]) -> tuple[str
     return _restore_v1(runner, requests)
 
 
-def add_requests(runner: Any, requests: Sequence[WholeRequest]) -> None:
+def add_requests(runner: Any, requests: Sequence[RequestHistory]) -> None:
     """Add requests that another process began, without blocks: the scheduler gives them blocks as they resume.
 
     Runner V2 needs nothing: every request is sent in full when it is scheduled.
@@ -39,7 +39,7 @@ def add_requests(runner: Any, requests: Sequence[WholeRequest]) -> None:
             runner.num_prompt_logprobs[request.request_id] = every if prompt_logprobs == -1 else prompt_logprobs
 
 
-def _new_state(runner: Any, request: WholeRequest) -> Any:
+def _new_state(runner: Any, request: RequestHistory) -> Any:
     from vllm.v1.worker.gpu_input_batch import CachedRequestState
 
     params = request.sampling_params
@@ -63,7 +63,7 @@ def _restore_v2(runner: Any) -> tuple[str, ...]:
     return ()
 
 
-def _restore_v1(runner: Any, requests: Sequence[RequestHistory]) -> tuple[str, ...]:
+def _restore_v1(runner: Any, requests: Sequence[RequestPosition]) -> tuple[str, ...]:
     runner.kv_connector_output = None
     _empty_batch(runner.input_batch)
     histories = {r.request_id: r for r in requests}
@@ -88,7 +88,7 @@ def _empty_batch(batch: Any) -> None:
     batch.async_copy_ready_event = None
 
 
-def _rewind_state(runner: Any, state: Any, history: RequestHistory) -> None:
+def _rewind_state(runner: Any, state: Any, history: RequestPosition) -> None:
     """Cut off tokens that were not delivered, and append tokens that were delivered before the rank received them."""
     state.output_token_ids[history.output_tokens - len(history.tail) :] = history.tail
     state.prev_num_draft_len = 0
@@ -96,7 +96,7 @@ def _rewind_state(runner: Any, state: Any, history: RequestHistory) -> None:
         set_generator(state.generator, state.sampling_params.seed, history.output_tokens, runner)
 
 
-def _reaches(state: Any | None, history: RequestHistory) -> bool:
+def _reaches(state: Any | None, history: RequestPosition) -> bool:
     return state is not None and len(state.output_token_ids) == history.output_tokens
 
 

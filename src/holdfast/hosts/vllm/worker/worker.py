@@ -23,9 +23,9 @@ from holdfast.hosts.vllm.injection.points import Traps, arm_logits, arm_model, r
 from holdfast.hosts.vllm.process.settings import inherited_settings
 from holdfast.hosts.vllm.process.shared_memory import attach_segment_records
 from holdfast.hosts.vllm.process.step_progress import WorkerProgress, worker_progress
-from holdfast.hosts.vllm.protocol.calls import JOIN, LEARN, PREPARE
-from holdfast.hosts.vllm.protocol.request_history import decode_whole
-from holdfast.hosts.vllm.protocol.restore import RESTORE, RestoreCommand, RestoreReply, decode_order, encode_reply
+from holdfast.hosts.vllm.protocol.calls import ADD_REQUESTS, JOIN, PREPARE
+from holdfast.hosts.vllm.protocol.request_history import decode_histories
+from holdfast.hosts.vllm.protocol.restore import RESTORE, RestoreCommand, RestoreReply, decode_command, encode_reply
 from holdfast.hosts.vllm.worker.fence import Step, StepFence
 from holdfast.hosts.vllm.worker.handlers import join, prepare
 from holdfast.hosts.vllm.worker.logits_check import NonFiniteLogitsDetector
@@ -107,7 +107,7 @@ class VllmWorkerHost:
         self._wrap_steps(NonFiniteLogitsDetector(self._runner) if check_logits else None, injection, progress)
         wrapper = proc.worker
         setattr(wrapper, RESTORE, self.restore)
-        setattr(wrapper, LEARN, self.add_requests)
+        setattr(wrapper, ADD_REQUESTS, self.add_requests)
         setattr(wrapper, JOIN, functools.partial(join, proc))
         setattr(wrapper, PREPARE, functools.partial(prepare, proc))
 
@@ -164,7 +164,7 @@ class VllmWorkerHost:
 
     def restore(self, data: bytes) -> bytes:
         """Carry out a `RestoreCommand` and encode the reply. Never raises."""
-        command = decode_order(data)
+        command = decode_command(data)
         self._fence.begin_restore(command.epoch)
         began_at = time.monotonic()
         try:
@@ -172,8 +172,10 @@ class VllmWorkerHost:
             rebuilt_at = time.monotonic()
             if self._communicators.any_placeholder:
                 raise RecoveryFailed("this rank has met none of its peers: its collectives would send nothing")
-            if self.is_replacement and command.whole:  # runner V2 is sent every request in full when it is scheduled
-                add_requests(self._runner, decode_whole(command.whole))
+            if (
+                self.is_replacement and command.histories
+            ):  # runner V2 is sent every request in full when it is scheduled
+                add_requests(self._runner, decode_histories(command.histories))
             unknown = restore_runner(self._runner, command.requests)
         except Exception as error:
             logger.exception("restoring rank %d failed", self._proc.rank)
@@ -186,7 +188,7 @@ class VllmWorkerHost:
 
     def add_requests(self, data: bytes) -> None:
         """Add requests that another engine core began, before they are scheduled."""
-        add_requests(self._runner, decode_whole(data))
+        add_requests(self._runner, decode_histories(data))
 
     def _rebuild(self, command: RestoreCommand) -> None:
         worker = self._proc.worker.worker

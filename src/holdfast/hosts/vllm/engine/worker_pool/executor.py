@@ -34,7 +34,7 @@ from holdfast.hosts.vllm.process.queues import bounded, retire, wait_until_ready
 from holdfast.hosts.vllm.process.settings import inherited_settings
 from holdfast.hosts.vllm.process.shared_memory import record_semaphores, remove_dead_segments
 from holdfast.hosts.vllm.protocol.calls import JOIN, PREPARE, JoinCommand, encode, of_handle
-from holdfast.hosts.vllm.protocol.restore import RESTORE, RestoreCommand, RestoreReply, decode_reply, encode_order
+from holdfast.hosts.vllm.protocol.restore import RESTORE, RestoreCommand, RestoreReply, decode_reply, encode_command
 
 
 class WorkerPoolExecutor(MultiprocExecutor):
@@ -225,7 +225,7 @@ class WorkerPoolExecutor(MultiprocExecutor):
             PeerSilent: a rank did not answer within `timeout_s`.
         """
         deadline = time.monotonic() + timeout_s
-        self._enqueue((RESTORE, (encode_order(command),), {}, None), timeout_s)
+        self._enqueue((RESTORE, (encode_command(command),), {}, None), timeout_s)
         replies, stale = [], 0
         try:
             meanwhile()
