@@ -1,4 +1,4 @@
-"""Another process in the place of one of several API servers: started as the host's launcher started the first one."""
+"""Replacement of one of several API servers, started as the host's launcher started the first process."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from holdfast.hosts.vllm.process.settings import inherited_settings
 from holdfast.hosts.vllm.process.spawning import spawning
 from holdfast.sentinel import ClientSentinel
 
-_NOT_ACCEPTING = 2**31 - 1  # the host's own word for a server that takes no connections
+_NOT_ACCEPTING = 2**31 - 1  # the load with which the host marks a server that takes no connections
 _LISTENERS = ("input_listener", "output_listener")
 _WATCH_S = 0.2
 
 
 def save_api_server_arguments(original: Callable[..., None], manager: Any, *args: Any, **kwargs: Any) -> None:
-    """Around the manager's `__init__`: a process forgets what it was started with, and nobody else knows it."""
+    """Keep the arguments of every API server, around the manager's `__init__`: a started process forgets them."""
     if inherited_settings() is None:
         original(manager, *args, **kwargs)
         return
@@ -43,7 +43,7 @@ def save_api_server_arguments(original: Callable[..., None], manager: Any, *args
 
 
 class ApiServerProcess:
-    """One of several API servers among the processes that are watched."""
+    """An API server in a process beside the owner; implements `FrontEndProcess`."""
 
     def __init__(self, manager: Any, index: int, sentinel: ClientSentinel, config: HoldfastConfig) -> None:
         self.name = api_server(index)
@@ -70,15 +70,20 @@ class ApiServerProcess:
         return ""
 
     def note_loss(self) -> None:
-        """The others would leave connections to it, and count its requests for ever."""
+        """Mark the server as not accepting in the load shared by all servers, and clear the admission count."""
         self._client_config["api_server_loads"][self._index] = _NOT_ACCEPTING
         if (counters := self._client_config.get("mp_admission_counters")) is not None:
             counters[self._index * (len(counters) // len(self._manager.processes))] = 0
 
     def start_replacement(self, on_started: Callable[[], None]) -> None:
-        """Returns once it takes connections."""
+        """Start a process and wait until connections are accepted.
+
+        Raises:
+            RecoveryFailed: the process ended, or does not serve within the engine start timeout.
+            HookNotAttached: the process serves without protection.
+        """
         *others, config = self._arguments["args"]
-        # The first one was handed its listening sockets; without them the client binds the same addresses.
+        # The first process was given its listening sockets; without them the client binds the same addresses.
         config = {key: value for key, value in config.items() if key not in _LISTENERS}
         process = multiprocessing.get_context("spawn").Process(**{**self._arguments, "args": (*others, config)})
         with spawning(self._config):
@@ -93,12 +98,12 @@ class ApiServerProcess:
         deadline = time.monotonic() + timeout_s
         while loads[self._index] == _NOT_ACCEPTING:
             if multiprocessing.connection.wait([process.sentinel], _WATCH_S):
-                raise RecoveryFailed("it ended before it served; see the log above")
+                raise RecoveryFailed("the process ended before it served; see the log above")
             if time.monotonic() > deadline:
-                raise RecoveryFailed(f"it did not serve within {timeout_s:g} s")
+                raise RecoveryFailed(f"the process did not serve within {timeout_s:g} s")
 
     def _check_hooks(self, process: Any) -> None:
-        """Raises `HookNotAttached` where it serves without protection."""
+        """Raise `HookNotAttached` unless the process has reported the hooks of a protected API server."""
         report = next((r for r in self._sentinel.await_links(0.0) if r.link_id == self._index), None)
         if report is None or report.pid != process.pid:
             raise HookNotAttached(f"{self.name} serves without a link to the owner of the engine cores")

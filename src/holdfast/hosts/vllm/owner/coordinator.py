@@ -1,8 +1,8 @@
-"""Another process in the place of the host's data-parallel coordinator, and what the engine cores tell it.
+"""Replacement of the host's data-parallel coordinator, and what the engine cores tell the new process.
 
-It binds the addresses of the one that is gone, so its peers connect again by themselves. What that one knew is lost:
-how much each engine core has to do, and in lockstep the wave that runs. Without the wave it would wake nobody, and an
-engine core that steps alone would wait in a collective for ever.
+A replacement binds the addresses of the lost process, and the peers reconnect by themselves. Lost is the state: the
+load of each engine core and, in lockstep, the current wave. Without the wave no engine core would be woken, and a
+lone stepping engine core would wait in a collective for ever.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from holdfast.core.instance.processes import COORDINATOR
 from holdfast.hosts.vllm.process.settings import inherited_settings
 from holdfast.hosts.vllm.process.spawning import spawning, why_cannot_spawn
 
-START_TIMEOUT_S = 120.0  # as the host waits for the first one
+START_TIMEOUT_S = 120.0  # as long as the host waits for the first coordinator
 
 
 def save_coordinator_arguments(original: Callable[..., None], coordinator: Any, *args: Any, **kwargs: Any) -> None:
-    """Around its `__init__`: the process forgets what it was started with."""
+    """Keep the coordinator's arguments, around `__init__`: a started process forgets them."""
     if inherited_settings() is not None:
         bound = inspect.signature(original).bind(coordinator, *args, **kwargs)
         bound.apply_defaults()
@@ -31,7 +31,7 @@ def save_coordinator_arguments(original: Callable[..., None], coordinator: Any, 
 
 
 class CoordinatorProcess:
-    """The coordinator among the processes that are watched."""
+    """The data-parallel coordinator; implements `FrontEndProcess`."""
 
     name = COORDINATOR
 
@@ -44,13 +44,17 @@ class CoordinatorProcess:
         return self._coordinator.proc
 
     def note_loss(self) -> None:
-        """Nobody keeps books on it."""
+        """Do nothing: no process shares state with the coordinator."""
 
     def unrecoverable_reason(self) -> str:
         return why_cannot_spawn()
 
     def start_replacement(self, on_started: Callable[[], None]) -> None:
-        """Returns once it has bound its addresses; what is sent to it from then on waits for it."""
+        """Start a process and wait until the addresses are bound; messages wait there from then on.
+
+        Raises:
+            RecoveryFailed: the process ended, or bound no addresses within `START_TIMEOUT_S`.
+        """
         from vllm.utils.system_utils import get_mp_context
         from vllm.v1.engine.coordinator import DPCoordinatorProc
 
@@ -82,7 +86,7 @@ class CoordinatorProcess:
         }
 
     def _put_in_place(self, process: Any) -> None:
-        """From now on the host ends it with the others, however it comes to that."""
+        """Put a process into the host's record, so that the host ends the process at shutdown."""
         self._coordinator.proc = process
         if (finalizer := self._coordinator._finalizer.peek()) is not None:
             _, _, (processes,), _ = finalizer
@@ -92,11 +96,13 @@ class CoordinatorProcess:
 def _await_bound(pipe: Any, process: Any) -> None:
     ready = multiprocessing.connection.wait([pipe, process.sentinel], START_TIMEOUT_S)
     if pipe not in ready:
-        raise RecoveryFailed("it ended at once" if ready else f"it bound no addresses within {START_TIMEOUT_S:g} s")
+        raise RecoveryFailed(
+            "the process ended at once" if ready else f"no addresses bound within {START_TIMEOUT_S:g} s"
+        )
     try:
         pipe.recv()
     except EOFError:
-        raise RecoveryFailed("it ended before it had bound its addresses") from None
+        raise RecoveryFailed("the process ended before it had bound its addresses") from None
 
 
 def introduce(engine: Any) -> None:

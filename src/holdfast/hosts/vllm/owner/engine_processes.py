@@ -37,7 +37,7 @@ LINK_KNOWN_TIMEOUT_S = 10.0  # links report every few seconds what they have see
 
 
 class EngineProcesses:
-    """Processes of the engine cores, in the host's own list. Every start and every end has a thread of its own.
+    """Processes of the engine cores, in the host's own list. Starts and ends run on threads.
 
     Args:
         ends_within: waits so many seconds for the instance to end, and returns whether it has ended.
@@ -66,11 +66,11 @@ class EngineProcesses:
 
     @property
     def watched(self) -> list[int]:
-        """Engine ids whose exit is a loss: not being replaced, and not left out."""
+        """Engine ids of which an exit is a loss: not being replaced, and not left out."""
         return [i for i in range(len(self.processes)) if i not in self._unwatched]
 
     def unwatch(self, engine_id: int) -> bool:
-        """Expect the exit of an engine core, and return whether it was a loss until now. Any thread."""
+        """Expect the exit of an engine core, and return whether the exit was a loss until now. Any thread."""
         with self._unwatching:
             was_watched = engine_id not in self._unwatched
             self._unwatched.add(engine_id)
@@ -85,7 +85,7 @@ class EngineProcesses:
         self._begin("EngineCoreRestart", effect.engine_id, self._replace, effect, time.time())
 
     def leave_out(self, effect: LeaveOut) -> None:
-        """End an engine core with its workers, without a replacement. Does not wait."""
+        """End an engine core with all workers, without a replacement. Does not wait."""
         self.unwatch(effect.engine_id)
         self._begin("EngineCoreLeftOut", effect.engine_id, self._clear, effect, time.time())
 
@@ -116,7 +116,7 @@ class EngineProcesses:
     # ---- threads of their own
 
     def _clear(self, effect: LeaveOut | ReplaceEngine, lost_at: float) -> None:
-        """End what is left of an engine core and its workers: memory, zombie, shared-memory segments."""
+        """Remove all remains of an engine core and the workers: processes, zombies, shared-memory segments."""
         if effect.kill:
             self._kill(effect.engine_id)
         self.processes[effect.engine_id].join(GONE_TIMEOUT_S)
@@ -155,20 +155,20 @@ class EngineProcesses:
         return any(e.state.makes_progress for e in self._sentinel.view().engines if e.engine_id != engine_id)
 
     def _put_in_place(self, engine_id: int, process: Any) -> None:
-        """Put a process into the host's list, so that the host ends it with the others."""
+        """Put a process into the host's list, so that the host ends the process at shutdown."""
         cast(list[Any], self.processes)[engine_id] = process
         if self._ends_within(0.0):
             self._kill(engine_id)
 
     def _kill(self, engine_id: int) -> None:
-        """Kill an engine core unless it has ended: the system may have given its process id to another process."""
+        """Kill an engine core unless the process has ended: the system may have reused the process id."""
         process = self.processes[engine_id]
         if process.exitcode is None and process.pid is not None:
             kill_tree(process.pid)
 
 
 def _join_all(processes: Sequence[Any], timeout_s: float) -> list[Any]:
-    """Wait at most `timeout_s` until all processes have ended, and return those that have not."""
+    """Wait at most `timeout_s` until all processes have ended, and return the processes that have not."""
     deadline = time.monotonic() + timeout_s
     for process in processes:
         process.join(max(0.0, deadline - time.monotonic()))
@@ -176,7 +176,7 @@ def _join_all(processes: Sequence[Any], timeout_s: float) -> list[Any]:
 
 
 def check_hooks(engine: EngineView) -> None:
-    """Raise `HookNotAttached` unless an engine core and all of its workers are protected."""
+    """Raise `HookNotAttached` unless an engine core and all workers are protected."""
     if absent := missing((ENGINE_INIT, BUSY_LOOP, MAKE_REQUEST, ADD_TO_SCHEDULER), engine.hooks):
         raise HookNotAttached(f"engine core {engine.engine_id} did not attach {', '.join(absent)}")
     if absent := missing((WORKER_QUEUES,), engine.worker_hooks):

@@ -53,7 +53,7 @@ class Launch:
 
 
 def save_engine_arguments(original: Callable[..., None], manager: Any, *args: Any, **kwargs: Any) -> None:
-    """Keep the arguments of the host's manager, around its `__init__`: a replacement is started with the same."""
+    """Keep the arguments of the host's manager, around `__init__`, for replacements."""
     if inherited_settings() is not None:
         bound = inspect.signature(original).bind(manager, *args, **kwargs)
         arguments = dict(list(bound.arguments.items())[1:])
@@ -70,7 +70,7 @@ def start_engine_core(
     *,
     background: bool = False,
 ) -> None:
-    """Start the engine core with this index and wait until it is ready.
+    """Start the engine core with the given index and wait until the process is ready.
 
     Args:
         on_started: is given the process at once.
@@ -111,7 +111,7 @@ def start_engine_core(
 
 @contextlib.contextmanager
 def _background_processes() -> Iterator[None]:
-    """Start processes of the host at background priority inside. One thread at a time: see `spawning`."""
+    """Start processes of the host at background priority inside. Not for several threads at once: see `spawning`."""
     from vllm.utils.system_utils import get_mp_context
 
     context = get_mp_context()
@@ -126,7 +126,7 @@ def _background_processes() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _hurried_after(pid: int) -> Iterator[None]:
-    """Give a process and its workers ordinary priority after the block, or after `BACKGROUND_S`."""
+    """Give an engine core and the workers ordinary priority after the block, or after `BACKGROUND_S`."""
     with _after(BACKGROUND_S, hurry_tree, pid):
         try:
             yield

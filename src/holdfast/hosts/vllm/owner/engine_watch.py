@@ -1,7 +1,8 @@
-"""The owner's watch of its engine cores: one that is stopped, or does not come on, is condemned and replaced.
+"""The owner's watch over its engine cores: finds stalled and killed ones.
 
-Its own sentinel cannot say so: that is a thread of the same process. One that was killed is told of here too: the
-system closes what it had open, by which others notice, only when it has taken back its memory, which may take seconds.
+An engine core's own sentinel cannot report a stop, as a thread of the same process. A kill is reported here before the
+process sentinel tells of it: the system closes a process's files only after it has released the memory, which may take
+seconds.
 """
 
 from __future__ import annotations
@@ -19,25 +20,31 @@ from holdfast.progress.processes import ZOMBIE, look_at
 from holdfast.sentinel.incident_files import IncidentFiles
 from holdfast.sentinel.stall_watch import PERIOD_S, ProgressWatch
 
-# An engine core that is condemned costs more than a rank, and often nothing stands ready to take its place.
+# The replacement of an engine core costs more than that of a rank, and often no standby is ready.
 LIMITS = Limits(stopped_s=1.5)
 
-Condemn = Callable[[Stall], None]
+OnStall = Callable[[Stall], None]
 Pids = Callable[[], Mapping[int, int]]
-Ended = Callable[[int, int], None]  # which one, and how, as wait(2) tells it
+OnExit = Callable[[int, int], None]  # engine id and status, as of wait(2)
 
 
 class EngineWatch:
-    """Asks for the processes of the engine cores, and says once of each which one stalls, and which one has ended."""
+    """Watch over the engine cores, on a thread; reports each stall and each exit once.
 
-    def __init__(self, config: HoldfastConfig, pids: Pids, condemn: Condemn, ended: Ended) -> None:
+    Args:
+        pids: returns the process id of each engine core to watch, by engine id.
+    """
+
+    def __init__(self, config: HoldfastConfig, pids: Pids, on_stall: OnStall, on_exit: OnExit) -> None:
         self._config = config
         self._pids = pids
-        self._condemn = condemn
-        self._ended = ended
-        self._over: set[int] = set()  # processes
-        self._watches: dict[int, ProgressWatch] = {}  # each its own: none waits for another in what is watched
-        self._condemned: set[int] = set()
+        self._on_stall = on_stall
+        self._on_exit = on_exit
+        self._exited: set[int] = set()  # process ids
+        self._watches: dict[
+            int, ProgressWatch
+        ] = {}  # by engine id: an engine core is judged without regard to the others
+        self._stalled: set[int] = set()  # process ids
         self._devices: Devices | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="EngineWatch", daemon=True)
@@ -54,24 +61,25 @@ class EngineWatch:
             self.look(time.monotonic())
 
     def look(self, now: float) -> None:
+        """Examine every engine core once; `now` is monotonic seconds."""
         for engine_id, pid in self._pids().items():
-            if self._is_over(engine_id, pid):
+            if self._has_exited(engine_id, pid):
                 continue
             watch = self._watches.setdefault(engine_id, ProgressWatch(self._config.runtime_dir, LIMITS))
-            stalls = watch.look(now, {engine_id: pid}) if pid not in self._condemned else []
+            stalls = watch.look(now, {engine_id: pid}) if pid not in self._stalled else []
             for stall in stalls:
-                self._condemned.add(pid)
-                self._keep(stall, engine_id)
-                self._condemn(stall)
+                self._stalled.add(pid)
+                self._write_evidence(stall, engine_id)
+                self._on_stall(stall)
 
-    def _is_over(self, engine_id: int, pid: int) -> bool:
+    def _has_exited(self, engine_id: int, pid: int) -> bool:
         process = look_at(pid)
-        if process.state == ZOMBIE and pid not in self._over:
-            self._over.add(pid)
-            self._ended(engine_id, process.exit_status)
+        if process.state == ZOMBIE and pid not in self._exited:
+            self._exited.add(pid)
+            self._on_exit(engine_id, process.exit_status)
         return process.state == ZOMBIE
 
-    def _keep(self, stall: Stall, engine_id: int) -> None:
+    def _write_evidence(self, stall: Stall, engine_id: int) -> None:
         files = IncidentFiles(self._config.incident_dir, self._config.runtime_dir, engine_id)
         files.devices = self._devices
         files.keep(stall, {})

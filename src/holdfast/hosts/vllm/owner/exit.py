@@ -1,6 +1,6 @@
-"""How a defeated instance ends: a non-zero exit code and a last line that says why.
+"""Exit of a defeated instance: a non-zero exit code and a last line with the reason.
 
-The host ends with code 0 after its engine core has died, and a supervisor takes that for a success.
+The host exits with code 0 after the death of its engine core, which a supervisor takes for a success.
 """
 
 from __future__ import annotations
@@ -24,33 +24,33 @@ EXIT_DEFEATED = 70  # EX_SOFTWARE of sysexits.h
 
 
 def attach_exit_hook() -> None:
-    """In a process that serves for its own engine cores; the host's server is imported by then."""
-    attach(SERVE_HTTP, _serve_then_judge)
+    """Attach the exit of an API server that owns engine cores; the host's server is imported by then."""
+    attach(SERVE_HTTP, _serve_then_exit)
 
 
 def attach_launcher_exit_hook() -> None:
-    """In a process that may launch several API servers."""
-    if SERVE_MANY.module in sys.modules:  # the command is there before any plugin is loaded
-        attach(SERVE_MANY, _serve_many_then_judge)
+    """Attach the exit of a process that may launch several API servers."""
+    if SERVE_MANY.module in sys.modules:  # the host imports its command before any plugin
+        attach(SERVE_MANY, _serve_many_then_exit)
 
 
-async def _serve_then_judge(original: Callable[..., Awaitable[Any]], *args: Any, **kwargs: Any) -> Any:
-    """The host awaits what this returns after its engine client has been shut down."""
+async def _serve_then_exit(original: Callable[..., Awaitable[Any]], *args: Any, **kwargs: Any) -> Any:
+    """Serve, and return an awaitable that the host awaits after the shutdown of the engine client."""
     shutdown = await original(*args, **kwargs)
-    return _shut_down_then_judge(shutdown)
+    return _shut_down_then_exit(shutdown)
 
 
-async def _shut_down_then_judge(shutdown: Awaitable[Any]) -> None:
+async def _shut_down_then_exit(shutdown: Awaitable[Any]) -> None:
     owner = current_owner()
     await shutdown
     if owner is not None and owner.defeat is not None:
         await asyncio.to_thread(owner.await_end)
-        owner.close()  # nothing is cleaned up after the last line
+        owner.close()  # no clean-up runs after the last line
         end_defeated(owner.defeat)
 
 
-def _serve_many_then_judge(original: Callable[[Any], None], args: Any) -> None:
-    """The host raises when an engine core or an API server has died, after it has ended the others."""
+def _serve_many_then_exit(original: Callable[[Any], None], args: Any) -> None:
+    """Run the host's launcher, which raises after a death once all processes have ended."""
     try:
         original(args)
     finally:
@@ -62,24 +62,25 @@ def _serve_many_then_judge(original: Callable[[Any], None], args: Any) -> None:
 
 
 def end_defeated(reason: str) -> NoReturn:
+    """Raise `SystemExit`, and print `reason` as the last line of the process."""
     atexit.register(_last_line, reason)
     raise SystemExit(EXIT_DEFEATED)
 
 
 def _last_line(reason: str) -> None:
-    """Say why, as the last thing that is said, and leave at once.
+    """Print why the instance ended, as the last line, and exit at once.
 
-    What would follow is noise of libraries being torn down; the resource tracker is a process of its own
-    with something to say about shared memory that killed processes left, so it goes first.
+    Further lines would be noise of libraries at teardown. The resource tracker, a process of its own that warns of
+    shared memory left by killed processes, is stopped first.
     """
     first = threading.Thread(target=_stop_resource_tracker, daemon=True)
     first.start()
-    first.join(TRACKER_TIMEOUT_S)  # it waits for every process that shares it, and one of them may be stuck
+    first.join(TRACKER_TIMEOUT_S)  # the tracker waits for every process that shares it, and a process may be stuck
     print(f"holdfast: instance ended: {reason}", file=sys.stderr, flush=True)
     sys.stdout.flush()
     os._exit(EXIT_DEFEATED)
 
 
 def _stop_resource_tracker() -> None:
-    with contextlib.suppress(Exception):  # only the order of two last words depends on it
+    with contextlib.suppress(Exception):  # only the order of the last lines depends on it
         resource_tracker._resource_tracker._stop()  # type: ignore[attr-defined]

@@ -32,19 +32,19 @@ class FrontEndProcess(Protocol):
 
     @property
     def process(self) -> Any:
-        """The current process, or the last one."""
+        """The current process, or the last known process."""
         ...
 
     def note_loss(self) -> None:
-        """Correct what other processes share with the lost process."""
+        """Correct the state that the lost process shared."""
         ...
 
     def unrecoverable_reason(self) -> str:
-        """Return why no replacement can be started, or an empty string when one can."""
+        """Return why no replacement can be started; empty when a start is possible."""
         ...
 
     def start_replacement(self, on_started: Callable[[], None]) -> None:
-        """Start another process and wait until it does its work.
+        """Start a process and wait until the work is taken up.
 
         Call `on_started` once the host would end the process with all others.
 
@@ -79,7 +79,7 @@ class ProcessProxy:
 
 
 class FrontEndWatch:
-    """Watch over the front-end processes of one instance.
+    """Watch over the front-end processes of an instance.
 
     Args:
         ends_within: waits so many seconds for the instance to end, and returns whether it has ended.
@@ -95,7 +95,7 @@ class FrontEndWatch:
         self._thread = threading.Thread(target=self._watch, name="FrontEndWatch", daemon=True)
 
     def start(self, processes: Sequence[FrontEndProcess]) -> None:
-        """Watch `processes` on a thread of their own."""
+        """Watch `processes`, on a thread."""
         self.add(processes)
         self._thread.start()
 
@@ -112,7 +112,7 @@ class FrontEndWatch:
         return self._proxies[name]
 
     def close(self) -> None:
-        """Take every later exit for a requested one. Idempotent."""
+        """Treat every later exit as requested. Idempotent."""
         self._closed.set()
 
     def end_lost(self) -> None:
@@ -151,7 +151,7 @@ class FrontEndWatch:
     # ---- replacements
 
     def replace(self, effect: ReplaceProcess) -> None:
-        """Start a replacement on a thread of its own. Does not wait."""
+        """Start a replacement on a thread. Does not wait."""
         lost = self._processes[effect.process]
         name = f"Restart-{effect.process}"
         threading.Thread(target=self._replace, args=(lost, effect.after_s), name=name, daemon=True).start()

@@ -77,12 +77,12 @@ _current: VllmFrontEndHost | None = None
 
 
 def current_owner() -> VllmFrontEndHost | None:
-    """Return the owner in this process, or None when this process owns no started instance."""
+    """Return the owner in the current process, or None when the process owns no started instance."""
     return _current
 
 
 class VllmFrontEndHost:
-    """Owner of one instance; implements `FrontEndHost`. Binds its sockets before any engine core starts.
+    """Owner of an instance; implements `FrontEndHost`. Binds all sockets before any engine core starts.
 
     Args:
         groups: engine ids of each lockstep group.
@@ -128,11 +128,11 @@ class VllmFrontEndHost:
         weakref.finalize(manager, self.close)
 
     def owns(self, manager: Any) -> bool:
-        """Return whether `manager` is the host's manager of this instance's engine cores."""
+        """Return whether `manager` is the host's manager of the owned engine cores."""
         return self._manager() is manager
 
     def start(self, api_servers: Sequence[Any]) -> None:
-        """Wait until every process has reported its hooks, and start watching.
+        """Wait until every process has reported all hooks, and start watching.
 
         Raises:
             HookNotAttached: a report is missing or incomplete.
@@ -168,7 +168,7 @@ class VllmFrontEndHost:
                 raise HookNotAttached(f"API server {report.link_id} did not attach {', '.join(absent)}")
 
     def abort_start(self) -> None:
-        """End every started process after a failed start, as the host does when its own part fails."""
+        """End every started process after a failed start, as the host does after an own failed start."""
         manager = self._manager()
         if manager is not None:
             manager.shutdown(timeout=0)
@@ -201,7 +201,7 @@ class VllmFrontEndHost:
                 return
 
     def _survives_exit(self, manager: Any, engine_id: int) -> bool:
-        """Report the exit of an engine core, and return whether the instance goes on without it."""
+        """Report the exit of an engine core, and return whether the instance survives."""
         if manager.manager_stopped.is_set():
             return False  # the host reads the exit code itself
         process = self._engines.processes[engine_id]
@@ -240,7 +240,7 @@ class VllmFrontEndHost:
         return {e.engine_id: e.pid for e in engines if e.pid is not None and e.state is not EngineState.DEAD}
 
     def _kill_stalled(self, stall: Stall) -> None:
-        """Kill a stalled engine core; its exit starts the recovery."""
+        """Kill a stalled engine core; the exit starts the recovery."""
         self._stall_reasons[stall.rank] = f"killed after a stall: {stall.reason}"
         logger.error("engine core %d stalls: %s; killing it", stall.rank, stall.reason)
         kill_tree(stall.pid)
@@ -263,7 +263,7 @@ class VllmFrontEndHost:
         return shown
 
     def expect_end(self) -> None:
-        """Take every later exit for a requested one: the host is about to end all processes."""
+        """Treat every later exit as requested: the host is about to end all processes."""
         self._front_end.close()
 
     # ---- FrontEndHost

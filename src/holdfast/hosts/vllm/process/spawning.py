@@ -14,7 +14,7 @@ _spawning = threading.Lock()  # the settings travel in the environment, which al
 
 @contextlib.contextmanager
 def spawning(config: HoldfastConfig, joins_epoch: int | None = None, sockets: str | None = None) -> Iterator[None]:
-    """Let processes that are started inside inherit the settings of the instance. One thread at a time.
+    """Let processes that are started inside inherit the settings of the instance. Threads take turns.
 
     `joins_epoch` and `sockets` are passed on as by `handed_down`.
     """
@@ -23,7 +23,7 @@ def spawning(config: HoldfastConfig, joins_epoch: int | None = None, sockets: st
 
 
 def why_cannot_spawn() -> str:
-    """Return why this process cannot start another process, or an empty string when it can."""
+    """Return why the current process cannot start processes; empty when a start is possible."""
     from vllm.utils.system_utils import get_mp_context
 
     method = get_mp_context().get_start_method()

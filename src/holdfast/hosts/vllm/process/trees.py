@@ -31,7 +31,7 @@ def end_processes(pids: Sequence[int], lost_at: float) -> None:
 
 
 def _left_after(seconds: float, pids: Sequence[int], lost_at: float) -> list[psutil.Process]:
-    """Wait at most `seconds` until all processes have ended, and return those that have not."""
+    """Wait at most `seconds` until all processes have ended, and return the processes that have not."""
     deadline = time.monotonic() + seconds
     while (left := [p for p in map(_same_session, pids) if p is not None and p.create_time() < lost_at]) and (
         time.monotonic() < deadline
@@ -41,7 +41,7 @@ def _left_after(seconds: float, pids: Sequence[int], lost_at: float) -> list[psu
 
 
 def _same_session(pid: int) -> psutil.Process | None:
-    """Return the live process with this id, or None when it is not of our session: the system reuses ids."""
+    """Return the live process with the given id, or None outside our session: the system reuses ids."""
     with contextlib.suppress(psutil.Error, OSError):
         process = psutil.Process(pid)
         if os.getsid(pid) == os.getsid(0) and process.status() != psutil.STATUS_ZOMBIE:
@@ -50,20 +50,20 @@ def _same_session(pid: int) -> psutil.Process | None:
 
 
 def hurry_tree(pid: int) -> None:
-    """Give a process and all its descendants ordinary priority."""
+    """Give a process and all descendants ordinary priority."""
     for process in _tree(pid):
         hurry(process.pid)
 
 
 def kill_tree(pid: int) -> None:
-    """Kill a process and all its descendants."""
+    """Kill a process and all descendants."""
     for process in _tree(pid):
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
 
 
 def _tree(pid: int) -> list[psutil.Process]:
-    """Return a process and all its descendants; empty when the process is gone."""
+    """Return a process and all descendants; empty when the process is gone."""
     with contextlib.suppress(psutil.NoSuchProcess):
         root = psutil.Process(pid)
         return [root, *root.children(recursive=True)]
