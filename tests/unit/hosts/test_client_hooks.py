@@ -56,5 +56,5 @@ def test_to_whoever_reads_outputs_it_says_nothing() -> None:
     def refuse(*_: Any) -> Any:
         raise AssertionError("it is no message that could be decoded")
 
-    outputs = _Decoder(SimpleNamespace(decode=refuse), SimpleNamespace(take=refuse)).decode(LAST_WORD)  # type: ignore[arg-type]
+    outputs = _Decoder(SimpleNamespace(decode=refuse), SimpleNamespace(deliver=refuse)).decode(LAST_WORD)  # type: ignore[arg-type]
     assert not (outputs.outputs or outputs.finished_requests or outputs.scheduler_stats or outputs.utility_output)

@@ -120,7 +120,7 @@ def test_a_request_that_cannot_be_sent_again_ends_alone() -> None:
         client.outputs_queue.get_nowait()  # that nothing runs on the lost one
         failed = client.outputs_queue.get_nowait()
         assert [o.request_id for o in failed.outputs] == ["bad"]
-        assert list(router.open) == ["good"]
+        assert list(router.journal) == ["good"]
 
     asyncio.run(scenario())
 
@@ -134,7 +134,7 @@ class Siblings:
         self.router.bind(asyncio.get_running_loop())
         self.up, self.lost, self.there = 0, [0, 0], [""]
         self.blamed: list[RequestBlamed] = []
-        self.router.on_blamed = self.blamed.append
+        self.router.on_poison = self.blamed.append
 
     async def add(self, client: Any, request: Any) -> None:
         client.reqs_in_flight[request.request_id] = ENGINES[self.up]
@@ -157,7 +157,7 @@ class Siblings:
 
     async def get_on(self) -> None:
         outputs = [EngineCoreOutput(name, [1, 2, 3]) for name in self.there]
-        self.router.take(EngineCoreOutputs(engine_index=self.up, outputs=outputs))
+        self.router.deliver(EngineCoreOutputs(engine_index=self.up, outputs=outputs))
         await settle()
 
 
@@ -170,7 +170,7 @@ def test_one_that_kills_every_engine_core_ends_and_the_others_go_on_one_by_one()
         said = [siblings.client.outputs_queue.get_nowait() for _ in range(siblings.client.outputs_queue.qsize())]
         assert [o.request_id for outputs in said for o in outputs.outputs] == ["deadly"]
         assert sum(siblings.lost) == 4
-        assert sorted(siblings.router.open) == sorted(siblings.there) == ["fine", "good"]
+        assert sorted(siblings.router.journal) == sorted(siblings.there) == ["fine", "good"]
         [blamed] = siblings.blamed
         assert (blamed.request_id, blamed.engine_id) == ("deadly", 1)
         assert f"makes the server fail and was ended (incident {blamed.incident})" in str(error_reason("deadly"))
@@ -182,7 +182,7 @@ def test_engine_cores_that_were_lost_before_this_process_was_there_are_no_news()
     async def scenario() -> None:
         client = Client()
         router = RequestRouter(client)
-        router.begin_with({0: 3, 1: 0})
+        router.assume_restarts({0: 3, 1: 0})
         router.bind(asyncio.get_running_loop())
         router.follow(view((UP, 3), (UP, 0)))
         await settle()
@@ -230,7 +230,7 @@ def test_what_names_one_that_is_left_out_goes_to_another_and_what_waited_for_it_
 def test_one_that_is_left_out_already_when_a_process_begins_to_serve_is_gone_for_it() -> None:
     async def scenario() -> None:
         sibling = Sibling()
-        sibling.router.begin_with({0: 2, 1: 0})
+        sibling.router.assume_restarts({0: 2, 1: 0})
         await sibling.follow(OUT, 2)
         await sibling.router.add(sibling.add, sibling.client, request("comes", rank=0))
         assert sibling.sent == [("comes", None)]
@@ -275,5 +275,5 @@ def test_what_a_dead_process_asked_is_not_answered_to_the_one_in_its_place(call_
 
     client = Client()
     client.utility_results = {6: None}  # type: ignore[attr-defined]
-    taken = RequestRouter(client).take(EngineCoreOutputs(utility_output=UtilityOutput(call_id)))
+    taken = RequestRouter(client).deliver(EngineCoreOutputs(utility_output=UtilityOutput(call_id)))
     assert (taken.utility_output is not None) is is_heard

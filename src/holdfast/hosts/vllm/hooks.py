@@ -46,7 +46,6 @@ from holdfast.hosts.vllm.owner.engine_spawning import save_engine_arguments
 from holdfast.hosts.vllm.owner.owner import OpenSinks, VllmFrontEndHost, current_owner
 from holdfast.hosts.vllm.process.settings import asks_for_protection, handed_down, inherited_settings, take_settings
 from holdfast.hosts.vllm.serving.client_hooks import attach_client_hooks, request_router, serve_until
-from holdfast.hosts.vllm.serving.routing import route_around_paused
 from holdfast.hosts.vllm.serving.takeover import Takeover, greet_engine_cores
 from holdfast.sentinel import FrontEndLink
 from holdfast.sentinel.addresses import client_address
@@ -214,7 +213,7 @@ def _take_over(make: Callable[[], None], client: Any, link_id: int) -> None:
     with takeover.making(client):
         make()
     if (router := request_router(client)) is not None:
-        router.begin_with(takeover.restarts)
+        router.assume_restarts(takeover.restarts)
     _serve_through(link, client)
     _follow(weakref.ref(client), link.view())
 
@@ -225,7 +224,7 @@ def _serve_for_owner(client: Any, owner: VllmFrontEndHost | None) -> None:
     if owner is not None and router is not None:
         serve_until(lambda: owner.defeat is not None)
         owner.sentinel.tell(router.follow)
-        router.on_blamed = owner.sentinel.request_blamed
+        router.on_poison = owner.sentinel.request_blamed
         owner.serves = True
 
 
@@ -242,7 +241,7 @@ def _serve_through(link: FrontEndLink, client: Any) -> None:
     serve_until(lambda: link.view().defeat is not None)
     link.tell(functools.partial(_follow, weakref.ref(client)))
     if (router := request_router(client)) is not None:
-        router.on_blamed = link.request_blamed
+        router.on_poison = link.request_blamed
     _current_link = link
 
 
@@ -264,9 +263,7 @@ def _end_with_instance(client: Callable[[], Any], view: InstanceView) -> None:
 
 
 def _route(original: Callable[..., bytes], client: Any, request: Any) -> bytes:
-    control = current_control()
-    if control is None:
+    control, router = current_control(), request_router(client)
+    if control is None or router is None:
         return original(client, request)
-    router = request_router(client)
-    is_lost = router.is_lost if router is not None else lambda engine: False
-    return route_around_paused(functools.partial(original, client), client, request, control.view(), is_lost)
+    return router.route(functools.partial(original, client), client, request, control.view())

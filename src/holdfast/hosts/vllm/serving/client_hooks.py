@@ -98,7 +98,7 @@ class _Decoder:
             from vllm.v1.engine import EngineCoreOutputs
 
             return EngineCoreOutputs()
-        return self._router.take(self._decoder.decode(frames))
+        return self._router.deliver(self._decoder.decode(frames))
 
 
 def _is_last_word(frames: Sequence[Any]) -> bool:

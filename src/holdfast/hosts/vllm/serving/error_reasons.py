@@ -1,6 +1,6 @@
-"""Why a request was ended, told to its client: the host says only that something went wrong inside.
+"""Reasons of ended requests, for their clients: the host reports only an internal error.
 
-An engine core sends the reason where a stop reason stands. Kept for a moment in the process that serves, bounded.
+An engine core sends the reason in the place of a stop reason. The API server keeps the latest reasons, bounded.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ _kept: OrderedDict[str, str] = OrderedDict()
 
 
 def attach_error_reasons() -> None:
-    """Where the host serves over HTTP; elsewhere its caller sees the reason beside the tokens."""
+    """Attach to the host's HTTP serving if imported; a caller without HTTP sees the reason beside the tokens."""
     if RAISE_IF_ERROR.module in sys.modules:
         attach(RAISE_IF_ERROR, _raise_if_error)
 
 
 def keep_error_reason(request_id: str, why: object) -> None:
-    """Remember why a request ended with an error; nothing where nobody has said so."""
+    """Keep the reason of a request's error; `why` without a text is ignored."""
     if not isinstance(why, str):
         return
     _kept[request_id] = why
@@ -34,7 +34,7 @@ def keep_error_reason(request_id: str, why: object) -> None:
 
 
 def error_reason(request_id: str) -> str | None:
-    """Why a request ended, by the id that its client knows: the engine's has something before and behind it."""
+    """Return why a request ended, by the client's request id, a part of the engine's; None when no reason is known."""
     return next((why for known, why in reversed(_kept.items()) if f"{request_id}-" in f"{known}-"), None)
 
 
@@ -47,12 +47,3 @@ def _raise_if_error(
 
         raise GenerationError(why)
     original(serving, finish_reason, request_id, *args, **kwargs)
-
-
-def idle_outputs_of(client: Any, engine: bytes) -> Any:
-    """What a lost engine core could not say any more: that nothing runs or waits there. The host's gauges show it."""
-    from vllm.v1.engine import EngineCoreOutputs
-    from vllm.v1.metrics.stats import SchedulerStats
-
-    index = client.core_engines.index(engine) + client.engine_ranks_managed[0]
-    return EngineCoreOutputs(engine_index=index, scheduler_stats=SchedulerStats())

@@ -1,4 +1,4 @@
-"""The engine cores that are lost, as one process that serves knows them. On the event loop of the host's client."""
+"""Lost engine cores as a serving process knows them. On the event loop of the host's client."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from holdfast.core.errors import PeerSilent
 
 
 class EngineLost(PeerSilent):
-    """A call to an engine core whose process is gone."""
+    """A call to a lost engine core."""
 
 
 class LostEngines:
-    """By the identity under which requests are sent to them. One is back once its successor is let in."""
+    """Set of lost engine cores, by identity on the client's socket, until a replacement is admitted."""
 
     def __init__(self) -> None:
-        self._is_ready: dict[bytes, bool] = {}  # whether the next one said that it is
+        self._is_ready: dict[bytes, bool] = {}  # whether the replacement has reported ready
         self._losses: dict[bytes, asyncio.Future[None]] = {}
         self._left_out: set[bytes] = set()
 
@@ -32,40 +32,43 @@ class LostEngines:
         return all(self._is_ready.values())
 
     def is_ready(self, engine: bytes) -> bool:
+        """Return whether the replacement of a lost engine core has reported ready."""
         return self._is_ready.get(engine, False)
 
     def is_left_out(self, engine: bytes) -> bool:
-        """Whether nobody takes its place for now."""
+        """Return whether an engine core has no replacement for now."""
         return engine in self._left_out
 
     def lose(self, engine: bytes) -> None:
-        """Whoever waits for an answer of it waits no longer."""
+        """Add an engine core, and end the calls that wait for an answer."""
         self._is_ready[engine] = False
         if not (loss := self._loss_of(engine)).done():
             loss.set_result(None)
 
-    def leave_out(self, engine: bytes, left_out: bool) -> None:
+    def set_left_out(self, engine: bytes, left_out: bool) -> None:
+        """Record whether an engine core is left out."""
         (self._left_out.add if left_out else self._left_out.discard)(engine)
 
-    def says_ready(self, engine: bytes) -> bool:
-        """Its successor says that it is ready; whether it is one that was lost."""
+    def mark_ready(self, engine: bytes) -> bool:
+        """Record that a replacement is ready, and return whether the engine core was lost."""
         if engine in self._is_ready:
             self._is_ready[engine] = True
         return engine in self._is_ready
 
-    def returns(self, engine: bytes) -> None:
+    def readmit(self, engine: bytes) -> None:
+        """Remove an engine core: the replacement serves."""
         del self._is_ready[engine]
         self._losses.pop(engine, None)
 
     async def call(self, call: Callable[[], Awaitable[Any]], engine: bytes) -> Any:
-        """A call to one engine core, which ends when that is lost. Raises `EngineLost`."""
+        """Call an engine core. Raises `EngineLost` when the engine core is lost meanwhile."""
         loss = self._loss_of(engine)
         answer = asyncio.ensure_future(call())
         try:
             await asyncio.wait({answer, loss}, return_when=asyncio.FIRST_COMPLETED)
             if answer.done():
                 return answer.result()
-            raise EngineLost(f"engine core {int.from_bytes(engine, 'little')} is gone, and does not answer")
+            raise EngineLost(f"engine core {int.from_bytes(engine, 'little')} is lost and does not answer")
         finally:
             answer.cancel()
 
@@ -75,3 +78,12 @@ class LostEngines:
             if engine in self._is_ready:
                 self._losses[engine].set_result(None)
         return self._losses[engine]
+
+
+def idle_outputs_of(client: Any, engine: bytes) -> Any:
+    """Return the outputs with which a lost engine core's gauges go to zero: no request runs or waits."""
+    from vllm.v1.engine import EngineCoreOutputs
+    from vllm.v1.metrics.stats import SchedulerStats
+
+    index = client.core_engines.index(engine) + client.engine_ranks_managed[0]
+    return EngineCoreOutputs(engine_index=index, scheduler_stats=SchedulerStats())

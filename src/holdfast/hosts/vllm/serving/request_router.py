@@ -1,7 +1,7 @@
-"""The open requests of a process that serves: where each of them is computed, and how it moves when that is gone.
+"""Router of the open requests of a serving process: which engine core runs each request, and moves after a loss.
 
-On the event loop of the host's client, but for `follow`. A request that no engine can take waits here and goes on
-when one can. What a lost engine core still says about a request that has left it is dropped: exactly once.
+Runs on the event loop of the host's client, except `follow`. A request without an engine core waits here until an
+engine core can take it. Late outputs of a lost engine core for a moved request are dropped: exactly once.
 """
 
 from __future__ import annotations
@@ -23,48 +23,53 @@ from holdfast.core.protocol.messages import MAX_ID_CHARS
 from holdfast.core.requests.journal import RequestJournal
 from holdfast.core.requests.readmission import Readmission
 from holdfast.core.states import EngineState
-from holdfast.hosts.vllm.serving.error_reasons import idle_outputs_of, keep_error_reason
-from holdfast.hosts.vllm.serving.lost_engines import LostEngines
+from holdfast.hosts.vllm.serving.error_reasons import keep_error_reason
+from holdfast.hosts.vllm.serving.lost_engines import LostEngines, idle_outputs_of
 from holdfast.hosts.vllm.serving.resumption import resumption, strip_history, unmovable
 
 logger = logging.getLogger("holdfast")
 
 Add = Callable[[Any, Any], Awaitable[None]]
-_DEADLY = "every engine core that it is given to is lost"
+_POISON = "every engine core that runs this request is lost"
 
 
 class RequestRouter:
-    """One for each client of the host's."""
+    """Router of the requests of one of the host's clients.
+
+    Args:
+        detects_poison: end a request that kills every engine core.
+    """
 
     def __init__(self, client: Any, *, detects_poison: bool = False) -> None:
-        self.open: RequestJournal[Any] = RequestJournal()
+        self.journal: RequestJournal[Any] = RequestJournal()
         self._readmission = Readmission() if detects_poison else None
-        self.on_blamed: Callable[[RequestBlamed], None] = lambda blamed: None
+        self.on_poison: Callable[[RequestBlamed], None] = lambda blamed: None
         self._client = weakref.ref(client)
         self._add: Add | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._restarts: Counter[int] = Counter()  # how many losses of each engine were followed
+        self._restarts: Counter[int] = Counter()  # losses of each engine core that were handled
         self._lost = LostEngines()
-        self._held: dict[str, bool] = {}  # requests that are with no engine, oldest first: whether they were with one
+        self._waiting: dict[str, bool] = {}  # requests without an engine core, oldest first: whether they had started
         self._tasks: set[asyncio.Task[None]] = set()
-        self._is_listening = False  # whether somebody hears what successors say; one at a time may read
+        self._is_listening = False  # whether a task reads the input socket, which is not for two
         self._view: InstanceView | None = None
-        # Before a lost engine core's successor connects under the same identity.
+        # Before the replacement of an engine core connects under the same identity.
         client.input_socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
 
-    def begin_with(self, restarts: Mapping[int, int]) -> None:
-        """Serve for engine cores that were lost before, so many times each: that is no news here."""
+    def assume_restarts(self, restarts: Mapping[int, int]) -> None:
+        """Take losses before this process for handled; `restarts` is their number by engine id."""
         self._restarts.update(restarts)
 
-    # ---- what the client does
+    # ---- calls of the client
 
     async def add(self, original: Add, client: Any, request: Any) -> None:
+        """Record a new request, and send it or let it wait."""
         self._add = original
         strip_history(request)
-        self.open.open(request.request_id, request, unmovable(request))
+        self.journal.open(request.request_id, request, unmovable(request))
         self._unpin(client, request)
         if not self._has_taker(client, request):
-            self._held[request.request_id] = False
+            self._waiting[request.request_id] = False
             return
         try:
             await original(client, request)
@@ -73,24 +78,26 @@ class RequestRouter:
             raise
 
     async def abort(self, original: Callable[..., Awaitable[None]], client: Any, request_ids: Sequence[str]) -> None:
+        """Forget requests that were aborted, and abort them in their engine cores."""
         self._forget(request_ids)
         await original(client, request_ids)
 
     def _forget(self, request_ids: Sequence[str]) -> None:
         for request_id in request_ids:
             self._close(request_id)
-            self._held.pop(request_id, None)
+            self._waiting.pop(request_id, None)
 
     def _close(self, request_id: str) -> None:
-        self.open.close(request_id)
+        self.journal.close(request_id)
         if self._readmission is not None and self._readmission.closed(request_id):
             self._start(self._resume())
 
     def is_lost(self, engine: bytes) -> bool:
+        """Return whether the engine core of this identity is lost and has no admitted replacement."""
         return engine in self._lost
 
     def _unpin(self, client: Any, request: Any) -> None:
-        """One that names an engine core in whose place there is none goes where there is one."""
+        """Clear the rank that a request names while the engine core of that rank is left out."""
         named = request.data_parallel_rank
         if named in range(len(client.core_engines)) and self._lost.is_left_out(client.core_engines[named]):
             request.data_parallel_rank = None
@@ -104,26 +111,48 @@ class RequestRouter:
             return client.core_engines[request.data_parallel_rank] not in self._lost
         return any(engine not in self._lost for engine in client.core_engines)
 
+    def route(self, choose: Callable[[Any], bytes], client: Any, request: Any, view: InstanceView) -> bytes:
+        """Return the identity of the engine core for `request`, and correct the client's counts.
+
+        The host balances by load only, and a paused engine core looks idle. The host's choice stands for a request
+        that names a rank, and while no engine core makes progress: the request then waits where it was sent.
+        """
+        is_bound = request.data_parallel_rank is not None or request.request_id in client.reqs_in_flight
+        chosen = choose(request)
+        if is_bound or (_makes_progress(view, client, chosen) and not self.is_lost(chosen)):
+            return chosen
+        present = [engine for engine in client.core_engines if not self.is_lost(engine)]
+        others = [engine for engine in present if _makes_progress(view, client, engine)]
+        if self.is_lost(chosen):
+            others = others or present  # a request waits at a paused engine core
+        if not others:
+            return chosen
+        other: bytes = min(others, key=lambda engine: client.engine_inflight[engine])
+        client.engine_inflight[chosen] -= 1
+        client.engine_inflight[other] += 1
+        client.reqs_in_flight[request.request_id] = other
+        return other
+
     async def call_utility(self, call: Callable[[], Awaitable[Any]], engine: bytes) -> Any:
-        """A call to one engine core, which ends when that is lost. Raises `EngineLost`."""
+        """Call an engine core. Raises `EngineLost` when the engine core is lost meanwhile."""
         return await self._lost.call(call, engine)
 
-    # ---- what the engine cores say
+    # ---- outputs
 
-    def take(self, outputs: Any) -> Any:
-        """Outputs of one engine core, without those of requests that have left it; they count as delivered."""
+    def deliver(self, outputs: Any) -> Any:
+        """Record the outputs of an engine core as delivered, and return them without those of moved requests."""
         client = self._client()
         if client is not None and outputs.utility_output is not None:
             return outputs if _is_awaited(client, outputs.utility_output) else type(outputs)()
         if client is None or not (outputs.outputs or outputs.finished_requests):
             return outputs
         engine = client.core_engines[outputs.engine_index - client.engine_ranks_managed[0]]
-        if self._has_moved:
+        if self._restarts:  # requests may have moved
             outputs.outputs = [o for o in outputs.outputs if self._is_with(client, o.request_id, engine)]
             if outputs.finished_requests:
                 outputs.finished_requests = {i for i in outputs.finished_requests if self._is_with(client, i, engine)}
         for output in outputs.outputs:
-            self.open.deliver(output.request_id, output.new_token_ids)
+            self.journal.deliver(output.request_id, output.new_token_ids)
             if self._readmission is not None and self._readmission.is_trying:
                 self._note_progress(self._readmission, output.request_id)
             if output.finish_reason is not None:
@@ -133,37 +162,33 @@ class RequestRouter:
         return outputs
 
     def _note_progress(self, readmission: Readmission, request_id: str) -> None:
-        """Whoever waits for one that is on trial may go when that one gets on."""
-        entry = self.open.get(request_id)
+        """Resume waiting suspects when the request on trial has made progress."""
+        entry = self.journal.get(request_id)
         if entry is not None and readmission.delivered(request_id, len(entry.delivered)):
             self._start(self._resume())
 
-    @property
-    def _has_moved(self) -> bool:
-        return bool(self._restarts)
-
     def _is_with(self, client: Any, request_id: str, engine: bytes) -> bool:
-        """Whether an engine is the one that computes a request; of one that is not open nobody cares."""
-        return request_id not in self.open or self._engine_of(client, request_id) == engine
+        """Return whether an engine core runs a request, or the request is not open."""
+        return request_id not in self.journal or self._engine_of(client, request_id) == engine
 
     def _engine_of(self, client: Any, request_id: str) -> bytes | None:
-        if request_id in self._held:
+        if request_id in self._waiting:
             return None
         engine: bytes | None = (
             client.reqs_in_flight.get(request_id) if hasattr(client, "reqs_in_flight") else client.core_engine
         )
         return engine
 
-    # ---- what the owner says
+    # ---- the instance
 
     def bind(self, loop: asyncio.AbstractEventLoop) -> None:
-        """The loop on which the client lives."""
+        """Set the event loop of the client."""
         self._loop = loop
         if self._view is not None:
             loop.call_soon(self._follow)
 
     def follow(self, view: InstanceView) -> None:
-        """A later view of the instance. Any thread; does not wait."""
+        """Take a later view of the instance. Any thread; does not wait."""
         self._view = view
         if self._loop is not None and not self._loop.is_closed() and self._is_news(view):
             self._loop.call_soon_threadsafe(self._follow)
@@ -183,69 +208,69 @@ class RequestRouter:
                 self._lose(client, identity)
             elif engine.state is EngineState.LEFT_OUT and identity not in self._lost:
                 self._lose(client, identity)
-            self._lost.leave_out(identity, engine.state is EngineState.LEFT_OUT)
+            self._lost.set_left_out(identity, engine.state is EngineState.LEFT_OUT)
             if engine.state is EngineState.HEALTHY and self._lost.is_ready(identity):
-                self._lost.returns(identity)
-                logger.info("engine core %d takes requests of this process again", engine.engine_id)
-        if self._held:
+                self._lost.readmit(identity)
+                logger.info("engine core %d takes requests of this API server again", engine.engine_id)
+        if self._waiting:
             self._start(self._resume())
 
     def _lose(self, client: Any, engine: bytes) -> None:
-        """Nothing more is sent there; what was open there waits, for a moment or for its successor."""
+        """Send nothing more to an engine core; let its open requests wait for a sibling or the replacement."""
         self._lost.lose(engine)
-        leaving = [i for i in self.open if self._engine_of(client, i) == engine]
-        self._held.update(dict.fromkeys(leaving, True))
+        leaving = [i for i in self.journal if self._engine_of(client, i) == engine]
+        self._waiting.update(dict.fromkeys(leaving, True))
         if hasattr(client, "reqs_in_flight"):
             for request_id in [i for i, at in client.reqs_in_flight.items() if at == engine]:
                 del client.reqs_in_flight[request_id]
             client.engine_inflight[engine] = 0
         client.outputs_queue.put_nowait(idle_outputs_of(client, engine))
-        logger.warning("engine core %d is lost: %d requests leave it", int.from_bytes(engine, "little"), len(leaving))
-        self._blame(client, engine, leaving)
+        logger.warning("engine core %d is lost; moving %d requests", int.from_bytes(engine, "little"), len(leaving))
+        self._judge_poison(client, engine, leaving)
         if not self._is_listening:
             self._is_listening = True
-            self._start(self._hear_ready(client.input_socket))
+            self._start(self._await_replacements(client.input_socket))
 
-    def _blame(self, client: Any, engine: bytes, leaving: Sequence[str]) -> None:
-        """One that kills every engine core that it is moved to ends, before it meets the next one."""
+    def _judge_poison(self, client: Any, engine: bytes, leaving: Sequence[str]) -> None:
+        """End a request that kills every engine core, before the request reaches the next engine core."""
         if self._readmission is None:
             return
-        there = {i: len(entry.delivered) for i in leaving if (entry := self.open.get(i)) is not None}
-        if (culprit := self._readmission.lost(there)) is not None:
+        there = {i: len(entry.delivered) for i in leaving if (entry := self.journal.get(i)) is not None}
+        if (poison := self._readmission.lost(there)) is not None:
             engine_id = int.from_bytes(engine, "little")
             incident = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-engine{engine_id}-lost"
-            keep_error_reason(culprit, words_of_blame(incident))
-            self._fail(client, culprit, f"{_DEADLY} (incident {incident})")
-            blamed = culprit[:MAX_ID_CHARS]
-            self.on_blamed(RequestBlamed(engine_id=engine_id, request_id=blamed, incident=incident, reason=_DEADLY))
+            keep_error_reason(poison, words_of_blame(incident))
+            self._fail(client, poison, f"{_POISON} (incident {incident})")
+            request_id = poison[:MAX_ID_CHARS]
+            self.on_poison(RequestBlamed(engine_id=engine_id, request_id=request_id, incident=incident, reason=_POISON))
 
-    async def _hear_ready(self, socket: Any) -> None:
-        """A successor says that it is ready where requests are sent to it; nothing may be sent to it before."""
+    async def _await_replacements(self, socket: Any) -> None:
+        """Read when replacements are ready, from the socket that requests are sent to; none is sent before."""
         try:
             while not self._lost.all_ready:
                 identity, *said = await socket.recv_multipart()
-                if len(said) == 1 and self._lost.says_ready(identity):  # more is a late answer to a greeting
+                if len(said) == 1 and self._lost.mark_ready(identity):  # a late answer to a greeting is longer
                     self._follow()
         finally:
             self._is_listening = False
 
     async def _resume(self) -> None:
-        """Send what waits to whoever can take it, oldest first."""
+        """Send waiting requests to engine cores that can take them, oldest first."""
         client = self._client()
         if client is None or self._add is None:
             return
-        for request_id in list(self._held):
-            entry = self.open.get(request_id)
-            if request_id not in self._held or entry is None:
-                continue  # aborted meanwhile
-            began = self._held[request_id]
-            if began and entry.unmovable:
+        for request_id in list(self._waiting):
+            entry = self.journal.get(request_id)
+            if request_id not in self._waiting or entry is None:
+                continue  # aborted or sent meanwhile
+            had_started = self._waiting[request_id]
+            if had_started and entry.unmovable:
                 self._fail(client, request_id, entry.unmovable)
                 continue
-            request = resumption(entry.request, entry.delivered) if began else entry.request
+            request = resumption(entry.request, entry.delivered) if had_started else entry.request
             self._unpin(client, request)
             if self._has_taker(client, request) and self._may_go(request_id):
-                del self._held[request_id]
+                del self._waiting[request_id]
                 await self._add_again(self._add, client, request)
 
     def _may_go(self, request_id: str) -> bool:
@@ -254,14 +279,14 @@ class RequestRouter:
     async def _add_again(self, add: Add, client: Any, request: Any) -> None:
         try:
             await add(client, request)
-        except Exception as error:  # else its client would wait for ever, and those behind it
-            self._fail(client, request.request_id, f"it could not be sent: {error}")
+        except Exception as error:  # else the client would wait for ever, and so would later requests
+            self._fail(client, request.request_id, f"sending it failed: {error}")
 
     def _fail(self, client: Any, request_id: str, why: str) -> None:
-        """It ends alone, with an error."""
+        """End a request alone, with an error."""
         from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
 
-        logger.error("request %s was lost with its engine core and cannot go on: %s", request_id, why)
+        logger.error("request %s was lost with its engine core and cannot be resumed: %s", request_id, why)
         self._forget([request_id])
         lost = EngineCoreOutput(request_id, [], finish_reason=FinishReason.ERROR)
         client.outputs_queue.put_nowait(EngineCoreOutputs(outputs=[lost]))
@@ -279,5 +304,13 @@ class RequestRouter:
 
 
 def _is_awaited(client: Any, answer: Any) -> bool:
-    """Whether this process asked, or nobody (ids below 0): what a dead one asked is answered to its successor."""
+    """Return whether this process made the call, or an id below 0 marks no caller.
+
+    Calls of a dead API server are answered to the replacement.
+    """
     return answer.call_id < 0 or answer.call_id in client.utility_results
+
+
+def _makes_progress(view: InstanceView, client: Any, engine: bytes) -> bool:
+    seen = view.engine(client.core_engines.index(engine))
+    return seen is None or seen.state.makes_progress

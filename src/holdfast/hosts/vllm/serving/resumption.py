@@ -1,4 +1,4 @@
-"""The request with which another engine core goes on behind what was delivered, and which requests cannot move."""
+"""Requests that move to another engine core: which can, and the request that resumes behind the delivered tokens."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from holdfast.hosts.vllm.protocol.calls import HISTORY
 
 
 def unmovable(request: Any) -> str:
-    """Why no other engine core could go on with a request, in words; empty where one could."""
+    """Return why a request cannot move to another engine core, in words; empty when a move is possible."""
     if request.mm_features:
         return "its multimodal features are no longer at hand"
     if request.prompt_embeds is not None or request.prompt_token_ids is None:
@@ -26,19 +26,19 @@ def _hands_over(request: Any) -> bool:
 
 
 def strip_history(request: Any) -> None:
-    """A client may name any key: this one is not theirs."""
+    """Remove the private history key from a client's request."""
     params = request.sampling_params
     if params is not None and params.extra_args and HISTORY in params.extra_args:
         params.extra_args = {key: value for key, value in params.extra_args.items() if key != HISTORY}
 
 
 def resumption(request: Any, delivered: Sequence[int]) -> Any:
-    """The request that lets another engine core go on behind what was delivered. The original stays as it was."""
+    """Return a copy of `request` that another engine core resumes behind the `delivered` tokens."""
     again = copy.copy(request)
     again.data_parallel_rank = None
     if request.sampling_params is not None:
         again.sampling_params = params = request.sampling_params.clone()
         params.extra_args = {**(params.extra_args or {}), HISTORY: list(delivered)}
         if delivered:
-            params.prompt_logprobs = None  # they were delivered with the first token
+            params.prompt_logprobs = None  # delivered with the first token
     return again
