@@ -1,52 +1,51 @@
-"""The EngineCoreSentinel: one fault from `hold` to `resume`, down this page.
+"""The EngineCoreSentinel: the shell around `core.engine_core.machine`, which decides.
 
-Its thread owns the sockets to the client and to the workers; the busy loop's thread calls `run` and
-stands in `_next_order` while something is repaired. The two share only queues and the containment.
+The sentinel's thread owns the sockets to the client and to the workers. The thread of the busy loop calls `run`, and
+performs the machine's tasks while the busy loop is paused. Facts come from any thread; the machine takes one fact at a
+time, and its effects are performed before the next fact, so that no effect meets another epoch than its own.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Mapping
-
-import msgspec
+from queue import Empty, SimpleQueue
 
 from holdfast.core.config import HoldfastConfig
-from holdfast.core.faults.faults import Fault
-from holdfast.core.faults.injection import InjectionSpec, UncontainedFault
+from holdfast.core.engine_core import effects as fx
+from holdfast.core.engine_core import facts
+from holdfast.core.engine_core.machine import BusyLoop, EngineCoreMachine
+from holdfast.core.errors import HookNotAttached
+from holdfast.core.faults.injection import UncontainedFault
 from holdfast.core.ports import EngineHost
 from holdfast.core.protocol import messages as m
 from holdfast.core.stalls.step_deadlines import Limits
 from holdfast.sentinel.addresses import engine_identity, worker_identity
-from holdfast.sentinel.command_queue import CommandQueue
-from holdfast.sentinel.containment import Containment
-from holdfast.sentinel.fault_injector import FaultInjector
-from holdfast.sentinel.hung_ranks import HungRanks
+from holdfast.sentinel.incident_files import IncidentFiles
 from holdfast.sentinel.quarantine import Quarantine
-from holdfast.sentinel.rank_registry import RankRegistry
-from holdfast.sentinel.root_cause import RootCause
-from holdfast.sentinel.stall_watch import PERIOD_S, RankWatch
-from holdfast.sentinel.stopping import Stopping
+from holdfast.sentinel.stall_watch import PERIOD_S, ProgressWatch
 from holdfast.sentinel.thread import IDLE_S, SentinelThread
 from holdfast.wire import Delivery, Hub, Spoke, Station
 
 logger = logging.getLogger("holdfast")
 
 _POLL_S = 0.2
+_SHORTEST_WAIT_S = 0.001
 
 
 class EngineDefeated(Exception):
     """The engine core ends: nothing repaired it. Its cause is the original error."""
 
 
-class StartedAlone(Exception):
-    """Why an engine core stands that takes a place in a lockstep group: nothing is wrong with it."""
+class AwaitsJoin(Exception):
+    """Reason for the first pause of an engine core that joins a lockstep group: no fault."""
 
 
 class EngineCoreSentinel:
-    """One per engine core. Built before the workers start, so that they find its address; started after."""
+    """Sentinel of one engine core. Built before the workers start, so that they find its address; started after."""
 
     def __init__(
         self,
@@ -65,45 +64,58 @@ class EngineCoreSentinel:
         self._thread = SentinelThread(
             f"EngineCoreSentinel-{engine_id}", station, self._deliver, self._tick, self._idle_s
         )
-        self._orders = CommandQueue(config.engine_recovery_timeout_s + config.containment_timeout_s)
-        self._rank_registry = RankRegistry(engine_id)
-        self._containment = Containment(config.acknowledge_timeout_s)
+        self._machine = EngineCoreMachine(engine_id, config, time.time, joins_epoch)
+        self._changed = threading.Condition()  # held for a fact and all its effects
+        self._tasks: SimpleQueue[fx.Task] = SimpleQueue()
         self._joins = joins_epoch is not None  # it has met none of its peers yet
-        self._containment.begin(joins_epoch or 0)
-        self._root_cause = RootCause(engine_id, config, self._containment)
-        self._stopping = Stopping(engine_id, self._containment, self._rank_registry, self._tell_ranks, self._send)
-        self._hung_ranks = HungRanks(engine_id, config, self._stopping, self._containment, self._rank_registry)
-        self._watch: RankWatch | None = None
-        self._fault_injector = FaultInjector(engine_id, self._tell_worker)
+        self._host: EngineHost | None = None  # none while the engine core starts
+        self._watch: ProgressWatch | None = None
+        self._incidents = IncidentFiles(config.incident_dir, config.runtime_dir, engine_id)
         self._quarantine = (
-            Quarantine(engine_id, self._post, lambda: self._containment.epoch) if config.poison_detection else None
+            Quarantine(engine_id, self._post, lambda: self._machine.epoch) if config.poison_detection else None
         )
 
     def start(self) -> None:
         """Begin to answer. Not before the workers were started: a process that forks must be of one thread."""
         self._thread.start()
 
+    def close(self) -> None:
+        """End the sentinel's thread and close its sockets."""
+        self._thread.close()
+
     # ---- attaching
 
     def await_workers(self, ranks: int, timeout_s: float) -> tuple[m.WorkerAttached, ...]:
-        """All ranks' reports of what they attached to. Raises `HookNotAttached` for a silent rank."""
-        return self._rank_registry.await_ranks(ranks, timeout_s)
+        """Wait for the reports of all ranks. Raises `HookNotAttached` for a rank that does not report in time."""
+        known = self._machine.registry
+        with self._changed:
+            if not self._changed.wait_for(lambda: not known.missing(ranks), timeout_s):
+                raise HookNotAttached(
+                    f"worker rank(s) {known.missing(ranks)} of engine {self._engine_id} did not report their hooks",
+                    hint="the plugin did not load there; see the worker's log",
+                )
+            return known.reports(ranks)
 
     def await_processes(self, pids: Mapping[int, int], timeout_s: float) -> None:
-        """Wait until the new processes of these ranks have reported. Raises `HookNotAttached` for a silent one."""
-        self._rank_registry.await_processes(pids, timeout_s)
+        """Wait for the reports of new processes, by rank. Raises `HookNotAttached` when one does not report in time."""
+        known = self._machine.registry
+        with self._changed:
+            if not self._changed.wait_for(lambda: not known.unreported(pids), timeout_s):
+                missing = known.unreported(pids)
+                raise HookNotAttached(f"the new process(es) of rank(s) {missing} did not report their hooks")
 
     def report_standbys(self, wanted: int, ready: int, memory_bytes: int) -> None:
-        """How many processes stand ready to take a rank's place. Any thread."""
+        """Report how many standbys are ready to replace a rank. Any thread."""
         self._post(m.StandbysChanged(engine_id=self._engine_id, wanted=wanted, ready=ready, memory_bytes=memory_bytes))
 
     def announce(self, host: EngineHost, hooks: tuple[str, ...], workers: tuple[m.WorkerAttached, ...]) -> None:
         """Report to the client that this engine core is protected from now on."""
         if self._config.stall_detection and self._config.runtime_dir:
             limits = Limits(may_compile=host.compiles_in_steps)
-            self._watch = RankWatch(self._config.runtime_dir, self._hung_ranks, limits, with_peers=host.in_lockstep)
-            self._hung_ranks.incidents.devices = host.devices
-        self._stopping.host = host
+            self._watch = ProgressWatch(self._config.runtime_dir, limits, with_peers=host.in_lockstep)
+            self._incidents.devices = host.devices
+        self._host = host
+        self._feed(facts.HostAttached(host.in_lockstep))
         self._post(
             m.EngineAttached(
                 engine_id=self._engine_id,
@@ -114,186 +126,194 @@ class EngineCoreSentinel:
             )
         )
 
-    def close(self) -> None:
-        self._thread.close()
-
     # ---- the busy loop's thread
 
     def run(self, busy_loop: Callable[[], None], is_running: Callable[[], bool]) -> None:
         """Run the busy loop through its faults. Returns or raises only when the engine core ends."""
+        host = self._attached_host()
         if self._joins:
-            self._stand_until_let_in(None, StartedAlone("it has met none of its peers yet"), is_running)
-        while (error := _outcome(busy_loop)) is not None:
-            self._repair(error, is_running)
+            self._pause(facts.JoinAwaited(), AwaitsJoin("it has met none of its peers yet"), is_running)
+        while (error := _error_of(busy_loop)) is not None:
+            raised = facts.StepRaised(error, host.is_interrupt(error), host.is_workers_reply(error))
+            self._pause(raised, error, is_running)
 
-    def _repair(self, error: Exception, is_running: Callable[[], bool]) -> None:
-        held_at = time.monotonic()
-        fault = self._root_cause.root_cause(error, self._host_of_busy_loop())
-        if fault is not None and self._stopping.leaves_peers_waiting(fault):
-            self._stopping.break_collectives(self._containment.epoch)
-        self._stand_until_let_in(fault, error, is_running, held_at)
-
-    def _stand_until_let_in(
-        self, fault: Fault | None, error: Exception, is_running: Callable[[], bool], held_at: float | None = None
-    ) -> None:
-        held_at = time.monotonic() if held_at is None else held_at
-        self._containment.wait_stopped()
-        if self._quarantine is not None:
-            self._quarantine.learn(self._containment.fault or fault, self._host_of_busy_loop().requests)
+    def _pause(self, why: facts.Fact, error: Exception, is_running: Callable[[], bool]) -> None:
+        """Perform the machine's tasks until the busy loop may run again."""
+        host = self._attached_host()
+        self._feed(why)
         while True:
-            self._containment.wait_stopped()
-            order = self._next_order(fault, is_running)
-            if isinstance(order, m.EndEngine):
-                raise EngineDefeated(order.reason) from error
-            if self._carry_out(order, error, held_at):
-                return
+            match self._next_task(is_running):
+                case fx.CheckWorkers():
+                    self._feed(facts.WorkersChecked(host.lost_a_worker()))
+                case fx.StudyFault() as study:
+                    if self._quarantine is not None:
+                        self._quarantine.learn(study.fault, host.requests)
+                    self._feed(facts.FaultStudied())
+                case fx.AnnouncePause() as pause:
+                    self._announce_pause(pause, host)
+                case fx.RunRecovery() as recovery:
+                    if self._recover(recovery.command, error, host):
+                        return
+                case fx.EndBusyLoop() as end:
+                    raise EngineDefeated(end.reason) from error
 
-    def _host_of_busy_loop(self) -> EngineHost:
-        assert self._host is not None
-        return self._host
+    def _next_task(self, is_running: Callable[[], bool]) -> fx.Task:
+        """Wait for a task; every wait of the machine is bounded. Raises `SystemExit` in an orderly shutdown."""
+        while True:
+            try:
+                return self._tasks.get(timeout=self._wait_s(_POLL_S))
+            except Empty:
+                self._feed(facts.TimePassed())
+            if self._machine.busy_loop is BusyLoop.PAUSED and self._tasks.empty() and not is_running():
+                raise SystemExit
 
-    def _held(self, fault: Fault | None) -> m.EnginePaused:
-        return m.EnginePaused(
-            engine_id=self._engine_id,
-            epoch=self._containment.epoch,
-            fault=fault,
-            unfinished_requests=self._host_of_busy_loop().unfinished_requests(),
-            broken=self._containment.broken,
-            search_progressed=self._quarantine is not None and self._quarantine.search_progressed,
+    def _announce_pause(self, pause: fx.AnnouncePause, host: EngineHost) -> None:
+        self._post(
+            m.EnginePaused(
+                engine_id=self._engine_id,
+                epoch=pause.epoch,
+                fault=pause.fault,
+                unfinished_requests=host.unfinished_requests(),
+                broken=pause.broken,
+                search_progressed=self._quarantine is not None and self._quarantine.search_progressed,
+            )
         )
 
-    def _next_order(self, fault: Fault | None, is_running: Callable[[], bool]) -> m.RecoverEngine | m.EndEngine:
-        return self._orders.wait(lambda: self._post(self._held(fault)), self._containment.epoch, is_running)
-
-    def _carry_out(self, order: m.RecoverEngine, error: Exception, held_at: float) -> bool:
-        """Follow one retry; true when the busy loop may go on."""
-        self._containment.begin(order.epoch)
-        if self._watch is not None:
-            self._thread.post(self._watch.begin_anew)
+    def _recover(self, command: m.RecoverEngine, error: Exception, host: EngineHost) -> bool:
+        """Recover as commanded; return True when the busy loop may run again."""
         try:
-            report = self._host_of_busy_loop().recover(error, order.epoch, order.rendezvous, order.replace)
+            report = host.recover(error, command.epoch, command.rendezvous, command.replace)
             if self._quarantine is not None:
                 self._quarantine.carry_out(report.replaced_ranks)
         except UncontainedFault:
             raise
         except Exception as again:
             logger.exception("engine %d: recovery failed", self._engine_id)
-            if self._stopping.has_peers():
-                self._stopping.break_collectives(order.epoch)
-            self._post(self._aborted(order, again))
+            self._feed(facts.RecoveryFailed(again, host.lost_a_worker()))
             return False
-        self._post(
-            m.EngineRecovered(
-                engine_id=self._engine_id,
-                command_id=order.command_id,
-                epoch=order.epoch,
-                report=_with_held(report, time.monotonic() - held_at),
-                worker_pids=tuple(self._rank_registry.pids().values()),
-            )
-        )
+        self._feed(facts.RecoveryFinished(report))
         return True
 
-    def _aborted(self, order: m.RecoverEngine, error: Exception) -> m.RecoveryAborted:
-        return m.RecoveryAborted(
-            engine_id=self._engine_id,
-            command_id=order.command_id,
-            epoch=order.epoch,
-            fault=self._root_cause.own_fault(error, self._host_of_busy_loop()),
-        )
+    def _attached_host(self) -> EngineHost:
+        assert self._host is not None
+        return self._host
 
     # ---- the sentinel's thread
 
-    @property
-    def _host(self) -> EngineHost | None:
-        """None until everything is there."""
-        return self._stopping.host
-
-    def _idle_s(self) -> float:
-        if self._watch is not None and self._host is not None:
-            return PERIOD_S
-        return _POLL_S if self._containment.owes else IDLE_S
-
-    def _tick(self) -> None:
-        self._hung_ranks.declare_overdue()
-        if self._watch is not None and self._host is not None:
-            self._watch.tick(time.monotonic())
-
     def rank_lost(self, rank: int, how: str, exit_code: int | None = None) -> None:
-        """The process of a rank is gone. Any thread."""
-        self._thread.post(lambda: self._hung_ranks.note_lost(rank, how, exit_code))
+        """Report that the process of a rank ended. Any thread."""
+        self._thread.post(lambda: self._feed(facts.RankLost(rank, how, exit_code)))
 
     def _deliver(self, delivery: Delivery) -> None:
+        from_client = delivery.endpoint is self._client
         try:
-            if delivery.endpoint is self._client:
-                self._from_client(m.decode_to_engine(delivery.data))
-            else:
-                self._from_worker(m.decode_from_worker(delivery.data))
+            message: facts.Fact = (m.decode_to_engine if from_client else m.decode_from_worker)(delivery.data)
         except m.Undecodable as error:
             logger.warning("EngineCoreSentinel-%d: dropped a message: %s", self._engine_id, error)
+            return
+        self._feed(message)
 
-    def _from_worker(self, report: m.FromWorker) -> None:
-        match report:
-            case m.WorkerAttached():
-                self._rank_registry.note(report)
-                self._fault_injector.arm_again(report.rank)
-            case m.RankFaulted():
-                self._stopping.rank_faulted(report)
-            case m.CollectivesBroken():
-                self._containment.acknowledged(report.rank, report.epoch)
-            case m.WorkerAnswered():
-                self._answer(report.command_id, report.refused)
-            case m.RankStuck():
-                self._hung_ranks.note_stuck_rank(report)
+    def _idle_s(self) -> float:
+        return self._wait_s(IDLE_S if self._watch is None else PERIOD_S)
 
-    def _from_client(self, order: m.ToEngine) -> None:
-        self._orders.heard()
-        match order:
-            case m.RecoverEngine():
-                if order.epoch > self._containment.epoch:
-                    self._orders.put(order)
-            case m.PauseEngine():
-                self._stopping.pause(order)
-            case m.EndEngine():
-                self._orders.put(order)
-            case m.ArmFault():
-                self._arm(order.command_id, order.spec)
-            case m.CoordinatorReplaced():
-                if self._host is not None:  # one that is still starting has said nothing yet that could be lost
-                    self._host.introduce_to_coordinator()
-            case m.ClientLost():
-                if self._host is not None:
-                    self._host.drop_requests_of(order.client_index)
+    def _wait_s(self, longest_s: float) -> float:
+        """Return how long to wait for the next fact: no longer than until the machine is due."""
+        return min(longest_s, max(_SHORTEST_WAIT_S, self._machine.wakes_at() - time.monotonic()))
 
-    def _arm(self, command_id: str, spec: InjectionSpec) -> None:
-        refused = self._fault_injector.arm(command_id, spec, self._host, self._rank_registry.ranks())
-        if refused is not None:
-            self._answer(command_id, refused or None)
+    def _tick(self) -> None:
+        now = time.monotonic()
+        if now >= self._machine.wakes_at():
+            self._feed(facts.TimePassed())
+        if self._watch is not None and self._host is not None and self._watch.is_due(now):
+            self._look_for_stalls(self._watch, self._host, now)
 
-    def _tell_ranks(self, ranks: set[int], order: bytes) -> None:
-        """Any thread."""
-        self._thread.post(lambda: self._tell_each(ranks, order))
+    def _look_for_stalls(self, watch: ProgressWatch, host: EngineHost, now: float) -> None:
+        stalls = watch.look(now, self._machine.pids_to_watch())
+        if stalls or self._machine.is_searching:
+            self._feed(facts.StallsSeen(tuple(stalls), is_rebuildable=not host.unrebuildable()))
 
-    def _tell_each(self, ranks: set[int], order: bytes) -> None:
-        for rank in sorted(ranks):
-            if not self._tell_worker(rank, order):
-                logger.error("EngineCoreSentinel-%d: rank %d takes no commands", self._engine_id, rank)
+    def _keep_evidence(self, stall: fx.KeepEvidence) -> None:
+        """Write down a stall, which takes a while; then have its process killed."""
+        self._incidents.keep(stall.stall, self._machine.registry.pids())
+        self._feed(facts.EvidenceKept(stall.stall))
 
-    def _tell_worker(self, rank: int, order: bytes) -> bool:
-        return self._workers.send(worker_identity(rank), order)
+    # ---- facts and effects: any thread
 
-    def _answer(self, command_id: str, refused: str | None) -> None:
-        self._send(m.EngineAnswered(engine_id=self._engine_id, command_id=command_id, refused=refused))
+    def _feed(self, fact: facts.Fact) -> None:
+        """Tell the machine a fact and perform the effects."""
+        with self._changed:
+            for effect in self._machine.handle(fact, time.monotonic()):
+                try:
+                    self._perform(effect)
+                except Exception:  # the next effect may be what lets peers go
+                    logger.exception("EngineCoreSentinel-%d: %s failed", self._engine_id, type(effect).__name__)
+            self._changed.notify_all()
+
+    def _perform(self, effect: fx.Effect) -> None:
+        """Perform an effect without waiting: whatever takes time goes to one of the two threads."""
+        match effect:
+            case fx.Release():
+                self._tasks.put(effect.task)
+            case fx.SendToClient():
+                self._post(effect.message)
+            case fx.SendToRank():
+                self._thread.post(lambda: self._send_to_rank(effect.rank, effect.message))
+            case fx.ArmRank():
+                self._thread.post(lambda: self._arm_rank(effect.command))
+            case fx.KeepEvidence():
+                self._thread.post(lambda: self._keep_evidence(effect))
+            case fx.RelearnDeadlines():
+                self._thread.post(self._relearn_deadlines)
+            case fx.Log():
+                logger.log(
+                    logging.ERROR if effect.is_error else logging.WARNING,
+                    "EngineCoreSentinel-%d: %s",
+                    self._engine_id,
+                    effect.text,
+                )
+            case _ if self._host is not None:
+                self._perform_on(self._host, effect)
+
+    def _perform_on(self, host: EngineHost, effect: fx.Effect) -> None:
+        """Perform an effect on the host; the machine asks for none before the host is attached."""
+        match effect:
+            case fx.BreakOwnCollectives():
+                host.break_collectives()
+            case fx.InterruptBusyLoop():
+                host.interrupt()
+            case fx.KillRank():
+                host.kill_rank(effect.rank)
+            case fx.ArmEngineCore():
+                host.arm(effect.spec)
+            case fx.IntroduceToCoordinator():
+                host.introduce_to_coordinator()
+            case fx.DropRequestsOf():
+                host.drop_requests_of(effect.client_index)
+
+    def _relearn_deadlines(self) -> None:
+        if self._watch is not None:
+            self._watch.stalls.begin_anew()
 
     def _post(self, message: m.FromEngine) -> None:
         self._thread.post(lambda: self._send(message))
+
+    # ---- sockets: the sentinel's thread
 
     def _send(self, message: m.FromEngine) -> None:
         if not self._client.send(m.encode(message)):
             logger.error("EngineCoreSentinel-%d: client does not take a message", self._engine_id)
 
+    def _send_to_rank(self, rank: int, message: m.ToWorker) -> None:
+        if not self._workers.send(worker_identity(rank), m.encode(message)):
+            logger.error("EngineCoreSentinel-%d: rank %d takes no commands", self._engine_id, rank)
 
-def _outcome(busy_loop: Callable[[], None]) -> Exception | None:
-    """The exception a busy loop ended with. `SystemExit` passes through, and what nothing is to contain."""
+    def _arm_rank(self, command: m.ArmWorkerFault) -> None:
+        if not self._workers.send(worker_identity(command.spec.rank), m.encode(command)):
+            self._feed(facts.ArmingUndelivered(command))
+
+
+def _error_of(busy_loop: Callable[[], None]) -> Exception | None:
+    """Return the exception a busy loop ended with. `SystemExit` passes through, and a fault nothing is to contain."""
     try:
         busy_loop()
     except UncontainedFault:
@@ -301,7 +321,3 @@ def _outcome(busy_loop: Callable[[], None]) -> Exception | None:
     except Exception as error:
         return error
     return None
-
-
-def _with_held(report: m.RecoveryReport, held_s: float) -> m.RecoveryReport:
-    return msgspec.structs.replace(report, held_s=held_s)

@@ -9,7 +9,6 @@ import logging
 import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 from holdfast.core.stalls.stalls import Look, Stall, Stalls
 from holdfast.core.stalls.step_deadlines import Limits
@@ -19,7 +18,6 @@ from holdfast.progress.activity import Activity
 logger = logging.getLogger("holdfast")
 
 PERIOD_S = 0.1
-PROBE_S = 0.4  # until a rank whose collectives were broken has left its step, if it only waited in one
 _CLOSER_S = 0.25  # a call that is older is looked at more closely
 
 
@@ -80,84 +78,3 @@ class ProgressWatch:
         except OSError as error:
             logger.error("the progress of process %d cannot be read, only whether it is stopped: %s", pid, error)
             return None
-
-
-class Accuser(Protocol):
-    """The engine core's sentinel, as the watch of its ranks needs it. Its thread."""
-
-    def rank_pids(self) -> Mapping[int, int]: ...
-
-    def may_declare_hung(self) -> bool:
-        """Whether a rank that is accused could be replaced, or collectives broken to find it."""
-        ...
-
-    def has_peers(self) -> bool: ...
-
-    def break_to_find(self, until: float) -> None:
-        """Break the ranks' collectives; nothing is decided before `until` (monotonic), unless `found` comes."""
-        ...
-
-    def found(self) -> None: ...
-
-    def declare_hung(self, stall: Stall) -> None: ...
-
-
-class RankWatch:
-    """Accuses the rank that stalls, and not the one that waits for it.
-
-    Where several do not come on, their collectives are broken: who only waited in one leaves its step, and whoever
-    is still in it is to blame.
-    """
-
-    def __init__(
-        self, folder: str, accuser: Accuser, limits: Limits | None = None, *, with_peers: bool = False
-    ) -> None:
-        self._watch = ProgressWatch(folder, limits, with_peers=with_peers)
-        self._accuser = accuser
-        self._accused: set[int] = set()  # by process: each once
-        self._suspects: dict[int, Stall] = {}
-        self._until = 0.0
-        self._told = False
-
-    def begin_anew(self) -> None:
-        self._watch.stalls.begin_anew()
-
-    def tick(self, now: float) -> None:
-        if not self._watch.is_due(now):
-            return
-        pids = {r: pid for r, pid in self._accuser.rank_pids().items() if pid not in self._accused}
-        stalls = self._watch.look(now, pids)
-        if not (stalls or self._suspects) or not self._may_declare_hung():
-            return
-        if self._suspects:
-            self._go_on_searching(now, stalls)
-        elif stalls and (stalls[0].is_certain or not self._accuser.has_peers()):
-            self._accuse(stalls)
-        elif stalls:
-            self._suspects, self._until = {s.rank: s for s in stalls}, now + PROBE_S
-            logger.warning("rank(s) %s do not come on; looking who is to blame", sorted(self._suspects))
-            self._accuser.break_to_find(self._until + 2 * PERIOD_S)
-
-    def _may_declare_hung(self) -> bool:
-        if self._accuser.may_declare_hung():
-            return True
-        if not self._told:
-            logger.warning("ranks do not come on; nothing is done, for their collectives cannot be rebuilt")
-        self._told = True
-        return False
-
-    def _go_on_searching(self, now: float, stalls: list[Stall]) -> None:
-        """Whoever was suspected and is still in the same call, once the others had time to leave theirs."""
-        still = [s for s in stalls if (was := self._suspects.get(s.rank)) is not None and s.call == was.call]
-        certain = [s for s in stalls if s.is_certain]
-        if certain or now >= self._until:
-            self._accuse(certain or still)
-            self._suspects = {}
-            self._accuser.found()
-
-    def _accuse(self, stalls: list[Stall]) -> None:
-        for stall in stalls:
-            self._accused.add(stall.pid)
-            self._accuser.declare_hung(stall)
-        if stalls:
-            self.begin_anew()  # the others may still be in a step in which they waited for it

@@ -90,6 +90,16 @@ def test_the_oldest_incidents_go_and_nothing_else(tmp_path: Path) -> None:
     assert len(list((tmp_path / "incidents").iterdir())) == MAX_INCIDENTS + 1
 
 
+def test_the_oldest_incident_goes_and_the_newest_stays(tmp_path: Path) -> None:
+    incidents = tmp_path / "incidents"
+    old = [incidents / f"20200101T0000{second:02}-engine0-1" for second in range(MAX_INCIDENTS)]
+    for folder in old:
+        folder.mkdir(parents=True)
+        (folder / "incident.json").write_text("{}")
+    newest = kept(tmp_path, a_stall(2**22 + 1))
+    assert set(incidents.iterdir()) == {*old[1:], newest}
+
+
 def test_where_nothing_can_be_written_the_repair_goes_on(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     assert IncidentFiles(str(tmp_path / "file"), str(tmp_path), 0).keep(a_stall(2**22 + 1), {}) is None

@@ -133,8 +133,8 @@ class Bench:
         self.client.await_attached(WAIT_S)
 
     def break_collectives(self) -> None:
-        """As when a peer is lost."""
-        self.engine._stopping.break_collectives(0)
+        """Have the client pause the engine core, whose peers may wait for its rank."""
+        self.engine._feed(m.PauseEngine(command_id="", epoch=0))
 
     def run(self, *errors: Exception, running: Callable[[], bool] = lambda: True) -> None:
         """A busy loop that raises each error once and then ends."""
@@ -323,7 +323,7 @@ def test_garbage_on_every_link_is_dropped(bench: Bench) -> None:
         for garbage in (b"", b"\xff" * 100, b"{}", b"\x93\x01\x02\x03"):
             spoke.send(garbage)
     # The stranger spoke in the engine core's name: from now on the client would answer it. So does the engine core.
-    bench.engine._answer("nobody asked", None)
+    bench.engine._post(m.EngineAnswered(engine_id=0, command_id="nobody asked"))
     bench.run(ValueError("boom"))
     bench.settled(EventKind.ENGINE_RECOVERED)
 
@@ -341,8 +341,11 @@ def test_a_rank_whose_process_is_gone_is_reported_interrupts_the_busy_loop_and_i
 
 
 @pytest.fixture
-def told_to_break(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Bench:
+def told_to_break(make_bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch) -> Bench:
     """Real time, made short: how long a broken collective may take to raise."""
+    bench = make_bench()
+    bench.host.in_lockstep = True
+    bench.attach()
     monkeypatch.setattr(worker_sentinel, "LEAVES_WITHIN_S", 0.05)
     monkeypatch.setattr(worker_sentinel, "_LOOK_S", 0.02)
     return bench
@@ -366,8 +369,28 @@ def test_a_rank_that_has_left_its_broken_collective_is_let_alone(told_to_break: 
     assert told_to_break.host.killed == []
 
 
+def test_a_rank_that_leaves_its_broken_collective_after_the_first_look_is_let_alone(told_to_break: Bench) -> None:
+    looks: SimpleQueue[str | None] = SimpleQueue()
+    for waits_in in ("all_reduce", None):
+        looks.put(waits_in)
+    looked_twice = threading.Event()
+
+    def look(epoch: int) -> str | None:
+        waits_in = looks.get(timeout=WAIT_S)
+        if looks.empty():
+            looked_twice.set()
+        return waits_in
+
+    told_to_break.host.collective_under_way = look  # type: ignore[method-assign]
+    told_to_break.break_collectives()
+    assert looked_twice.wait(WAIT_S)
+    told_to_break.run(ValueError("boom"))
+    told_to_break.settled(EventKind.ENGINE_RECOVERED)
+    assert told_to_break.host.killed == []
+
+
 def test_a_word_of_a_process_that_is_no_rank_any_more_kills_nobody(bench: Bench) -> None:
-    bench.engine._from_worker(m.RankStuck(rank=0, pid=1, collective="all_reduce"))
+    bench.engine._feed(m.RankStuck(rank=0, pid=1, collective="all_reduce"))
     assert bench.host.killed == []
 
 
@@ -393,6 +416,18 @@ def test_a_rank_that_makes_no_progress_in_a_step_is_killed_and_gets_a_new_proces
     bench.run(RuntimeError("Executor failed."))
     bench.settled(EventKind.ENGINE_RECOVERED)
     assert bench.host.replaced == [(0,)]
+
+
+def test_deadlines_of_steps_are_learned_anew_with_a_recovery(
+    make_bench: Callable[..., Bench], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = make_bench(runtime_dir=str(tmp_path))
+    bench.attach()
+    relearned = threading.Event()
+    assert bench.engine._watch is not None
+    monkeypatch.setattr(bench.engine._watch.stalls, "begin_anew", relearned.set)
+    bench.run(ValueError("boom"))
+    assert relearned.wait(WAIT_S)
 
 
 def test_without_stall_detection_nobody_looks(make_bench: Callable[..., Bench], tmp_path: Path) -> None:

@@ -1,0 +1,101 @@
+"""Facts that the machine of an engine core is told, beside the messages of client and workers. Pure data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from holdfast.core.protocol import messages as m
+from holdfast.core.stalls.stalls import Stall
+
+
+@dataclass(frozen=True)
+class HostAttached:
+    """The engine core is complete. `in_lockstep`: peer engine cores wait for this engine core in collectives."""
+
+    in_lockstep: bool
+
+
+@dataclass(frozen=True)
+class JoinAwaited:
+    """The busy loop pauses before its first step, because the engine core has not met its lockstep group yet."""
+
+
+@dataclass(frozen=True)
+class StepRaised:
+    """The busy loop ended with an error.
+
+    `is_interrupt`: the busy loop was only told to pause. `is_workers_reply`: the error repeats the text of what a
+    worker raised.
+    """
+
+    error: Exception
+    is_interrupt: bool
+    is_workers_reply: bool
+
+
+@dataclass(frozen=True)
+class WorkersChecked:
+    """Answer to `CheckWorkers`."""
+
+    lost_a_worker: bool
+
+
+@dataclass(frozen=True)
+class FaultStudied:
+    """Answer to `StudyFault`."""
+
+
+@dataclass(frozen=True)
+class RecoveryFinished:
+    """Answer to `RunRecovery`: the busy loop may run again."""
+
+    report: m.RecoveryReport
+
+
+@dataclass(frozen=True)
+class RecoveryFailed:
+    """Answer to `RunRecovery`: the recovery raised."""
+
+    error: Exception
+    lost_a_worker: bool
+
+
+@dataclass(frozen=True)
+class RankLost:
+    """The process of a rank ended; `how` in words, for people."""
+
+    rank: int
+    how: str
+    exit_code: int | None = None
+
+
+@dataclass(frozen=True)
+class StallsSeen:
+    """One look at the ranks' progress. `is_rebuildable`: the engine core's own collectives can be rebuilt."""
+
+    stalls: tuple[Stall, ...]
+    is_rebuildable: bool
+
+
+@dataclass(frozen=True)
+class EvidenceKept:
+    """Answer to `KeepEvidence`: the evidence is written, or could not be written."""
+
+    stall: Stall
+
+
+@dataclass(frozen=True)
+class ArmingUndelivered:
+    """A rank did not accept an `ArmRank` command."""
+
+    command: m.ArmWorkerFault
+
+
+@dataclass(frozen=True)
+class TimePassed:
+    """A moment at which nothing else happened. Due at `EngineCoreMachine.wakes_at`, at the latest."""
+
+
+BusyLoopFact = JoinAwaited | StepRaised | WorkersChecked | FaultStudied | RecoveryFinished | RecoveryFailed
+ShellFact = HostAttached | RankLost | StallsSeen | EvidenceKept | ArmingUndelivered | TimePassed
+Fact = BusyLoopFact | ShellFact | m.FromWorker | m.ToEngine

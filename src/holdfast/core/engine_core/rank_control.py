@@ -1,0 +1,221 @@
+"""Control of the ranks of one engine core: containment, lost and hung ranks, armed faults."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from holdfast.core.engine_core import effects as fx
+from holdfast.core.engine_core import facts
+from holdfast.core.engine_core.containment import Containment
+from holdfast.core.engine_core.context import Context
+from holdfast.core.engine_core.ranks import ArmedFaults, RankRegistry
+from holdfast.core.engine_core.stall_search import StallSearch
+from holdfast.core.faults.faults import Fault, FaultClass, hung
+from holdfast.core.faults.injection import InjectionSpec
+from holdfast.core.protocol import messages as m
+from holdfast.core.stalls.stalls import Stall
+
+# Beyond a search's end: two looks at the ranks' progress, so that the search is decided before the pause is announced.
+SEARCH_MARGIN_S = 0.2
+
+
+class RankControl:
+    """The half of the machine that speaks for the ranks, to the ranks and about the ranks."""
+
+    def __init__(self, context: Context, epoch: int) -> None:
+        self.registry = RankRegistry()
+        self.containment = Containment(epoch)
+        self._context = context
+        self._armed = ArmedFaults()
+        self._search = StallSearch()
+        self._evidence_due: dict[int, Fault] = {}  # by process id: hung ranks that are killed once evidence is kept
+        self._killed: set[tuple[int, int]] = set()  # epoch and rank
+        self._said_unrebuildable = False
+
+    @property
+    def is_searching(self) -> bool:
+        """Whether a stalled rank is searched."""
+        return self._search.is_under_way
+
+    def pids_to_watch(self) -> Mapping[int, int]:
+        """Return the process ids, by rank, of the ranks that are not declared hung."""
+        return {rank: pid for rank, pid in self.registry.pids().items() if pid not in self._search.declared}
+
+    # ---- containment
+
+    def has_peers(self) -> bool:
+        """Return True when a peer may wait for a rank of this engine core in a collective."""
+        return len(self.registry.ranks()) > 1 or self._context.in_lockstep
+
+    def leaves_peers_waiting(self, fault: Fault) -> bool:
+        """Return True when peers would wait for this engine core, or for its lost rank, until a timeout of the host."""
+        return (fault.fault_class is FaultClass.WORKER_LOST and self.has_peers()) or self._context.in_lockstep
+
+    def break_collectives(self, now: float) -> None:
+        """Let no peer wait in a collective of this epoch; ranks take no further step and have to acknowledge."""
+        acknowledge_by = now + self._context.config.acknowledge_timeout_s
+        ranks = self.containment.break_ranks(self.registry.ranks(), acknowledge_by)
+        self._context.do_on_host(fx.BreakOwnCollectives())
+        for rank in sorted(ranks):
+            self._context.do(fx.SendToRank(rank, m.BreakCollectives(epoch=self.containment.epoch)))
+
+    def pause(self, command: m.PauseEngine, now: float) -> None:
+        """Pause at the next step boundary. A soft pause lets ranks finish their step; another epoch is ignored."""
+        if command.epoch != self.containment.epoch:
+            return
+        if not command.soft and self.has_peers():
+            self.break_collectives(now)
+        self._interrupt()
+
+    def _interrupt(self) -> None:
+        self._context.do_on_host(fx.InterruptBusyLoop())
+
+    # ---- what ranks report
+
+    def attached(self, report: m.WorkerAttached) -> None:
+        """Note a new process of a rank, and arm in it the faults that the request brings along."""
+        self.registry.note(report)
+        for command in self._armed.of_rank(report.rank):
+            self._context.do(fx.SendToRank(report.rank, command))
+
+    def rank_faulted(self, report: m.RankFaulted, now: float) -> None:
+        """Take a rank's own account, or what was found out about a rank that reports nothing."""
+        if not self.containment.rank_faulted(report.rank, report.fault, report.epoch):
+            return
+        engine_id = self._context.engine_id
+        self._context.tell_client(m.EngineFaulted(engine_id=engine_id, epoch=report.epoch, fault=report.fault))
+        if self.has_peers():  # only the output rank's failures reach the busy loop, and an idle one notices nothing
+            self.break_collectives(now)
+            self._interrupt()
+
+    def rank_stuck(self, report: m.RankStuck, now: float) -> None:
+        """Kill a rank that does not leave a broken collective; ignore the report of an old process."""
+        if self.registry.pids().get(report.rank) == report.pid:
+            why = f"did not leave {report.collective}, which was broken; it never will"
+            self._kill(self._hung(report.rank, why), report.rank, now)
+
+    # ---- ranks that report nothing
+
+    def declare_overdue(self, now: float) -> None:
+        """Declare ranks hung that did not acknowledge in time."""
+        for rank in sorted(self.containment.overdue(now)):
+            bound_s = self._context.config.acknowledge_timeout_s
+            why = f"did not acknowledge within {bound_s:g} s that it stopped; it is taken for hung"
+            self._kill(self._hung(rank, why), rank, now)
+
+    def rank_lost(self, lost: facts.RankLost, now: float) -> None:
+        """Report the death of a rank, unless the rank was killed; end the busy loop."""
+        epoch = self.containment.epoch
+        if (epoch, lost.rank) in self._killed:  # the reason for the kill is reported, and says more than the death
+            self._killed.discard((epoch, lost.rank))
+        else:
+            self.rank_faulted(m.RankFaulted(rank=lost.rank, epoch=epoch, fault=self._loss(lost)), now)
+        self._interrupt()  # also without peers: nothing else would end the busy loop
+
+    def _kill(self, fault: Fault, rank: int, now: float) -> None:
+        """Report a hung rank and kill its process: the death tells everything that waits for the rank."""
+        epoch = self.containment.epoch
+        self.rank_faulted(m.RankFaulted(rank=rank, epoch=epoch, fault=fault), now)
+        self._killed.add((epoch, rank))
+        self._context.do_on_host(fx.KillRank(rank))
+
+    def _hung(self, rank: int, why: str) -> Fault:
+        return hung(self._context.engine_id, rank, why, self._context.wall_clock())
+
+    def _loss(self, lost: facts.RankLost) -> Fault:
+        assigned = self._context.classifier.of_exit(lost.exit_code)
+        return Fault(
+            fault_class=assigned.fault_class,
+            class_reason=assigned.reason,
+            error_type="WorkerLost",
+            message=f"the process of rank {lost.rank} is gone: {lost.how}",
+            engine_id=self._context.engine_id,
+            rank=lost.rank,
+            at=self._context.wall_clock(),
+        )
+
+    # ---- ranks that make no progress
+
+    def stalls_seen(self, seen: facts.StallsSeen, now: float) -> None:
+        """Declare a rank hung that is certainly the cause; otherwise break collectives to find the cause."""
+        stalls = list(seen.stalls)
+        if not (stalls or self.is_searching) or not self._may_declare_hung(seen):
+            return
+        if self.is_searching:
+            self._decide_search(stalls, now)
+        elif stalls[0].is_certain or not self.has_peers():
+            self._declare_hung(stalls)
+        else:
+            self._begin_search(stalls, now)
+
+    def _begin_search(self, stalls: list[Stall], now: float) -> None:
+        until = self._search.begin(stalls, now)
+        suspects = self._search.suspects
+        text = f"rank(s) {suspects} make no progress; breaking collectives to find the stalled rank"
+        self._context.do(fx.Log(text))
+        self.containment.search(until + SEARCH_MARGIN_S)
+        self.break_collectives(now)
+
+    def _decide_search(self, stalls: list[Stall], now: float) -> None:
+        found = self._search.decide(stalls, now)
+        if found:
+            self._declare_hung(found)
+        elif found is not None:
+            self.containment.end_search()
+
+    def _may_declare_hung(self, seen: facts.StallsSeen) -> bool:
+        """Return False where collectives cannot be rebuilt: a kill would end the instance, the host's bound decides."""
+        can_rebuild = seen.is_rebuildable and self.registry.can_rebuild()
+        if self._context.host is None or not self.has_peers() or can_rebuild:
+            return True
+        if not self._said_unrebuildable:
+            text = "ranks make no progress; no rank is declared hung, because their collectives cannot be rebuilt"
+            self._context.do(fx.Log(text))
+        self._said_unrebuildable = True
+        return False
+
+    def _declare_hung(self, stalls: list[Stall]) -> None:
+        """Have the evidence of hung ranks kept; the ranks are killed after that."""
+        for stall in stalls:
+            fault = self._stalled(stall)
+            self._search.declared.add(stall.pid)
+            self._evidence_due[stall.pid] = fault
+            self._context.do(fx.Log(fault.message, is_error=True))
+            self._context.do(fx.KeepEvidence(stall))
+        self._context.do(fx.RelearnDeadlines())  # the others may still be in a step in which they waited
+
+    def _stalled(self, stall: Stall) -> Fault:
+        call = stall.call
+        phase, step = (call.phase, call.step) if call is not None else (None, None)
+        why, at = f"stalled: {stall.reason}", self._context.wall_clock()
+        return hung(self._context.engine_id, stall.rank, why, at, phase=phase, step=step)
+
+    def evidence_kept(self, stall: Stall, now: float) -> None:
+        """Kill a hung rank; after the last one the search is over."""
+        fault = self._evidence_due.pop(stall.pid, None)
+        if fault is not None:
+            self._kill(fault, stall.rank, now)
+        if not self._evidence_due:
+            self.containment.end_search()
+
+    # ---- injected faults
+
+    def arm(self, command_id: str, spec: InjectionSpec) -> None:
+        """Arm a fault in the engine core, or pass the command on to its rank, which answers by itself."""
+        context = self._context
+        if context.host is None:
+            context.answer(command_id, "the engine core is still starting")
+        elif not spec.phase.in_worker:
+            context.do(fx.ArmEngineCore(spec))
+            context.answer(command_id, None)
+        elif spec.rank not in self.registry.ranks():
+            context.answer(command_id, f"engine {context.engine_id} has no rank {spec.rank}")
+        else:
+            command = m.ArmWorkerFault(command_id=command_id, spec=spec)
+            self._armed.keep(command)
+            context.do(fx.ArmRank(command))
+
+    def arming_undelivered(self, command: m.ArmWorkerFault) -> None:
+        """Refuse the command of an operator, because its rank cannot be reached."""
+        self._armed.forget(command)
+        self._context.answer(command.command_id, f"rank {command.spec.rank} takes no commands")
