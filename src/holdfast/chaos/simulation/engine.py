@@ -1,42 +1,50 @@
-"""What the EngineCoreSentinel and its busy loop are in earnest, over a pretend engine core."""
+"""A simulated engine core: the shipped machine of its sentinel, over a pretend engine, on virtual time."""
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
 
-from holdfast.chaos.simulation.front_end import Request
+from holdfast.chaos.simulation.requests import Request
+from holdfast.chaos.simulation.world import World
+from holdfast.core.engine_core import effects as fx
+from holdfast.core.engine_core import facts
+from holdfast.core.engine_core.machine import EngineCoreMachine
 from holdfast.core.faults.classification import default_classifier, fault_of
-from holdfast.core.faults.faults import Fault, FaultClass, deeper, hung
+from holdfast.core.faults.faults import Fault
 from holdfast.core.faults.injection import InjectedFault, InjectionSpec
 from holdfast.core.protocol import messages as m
+from holdfast.core.stalls.stalls import Stall
 from holdfast.hosts.fake import EngineOptions, FakeEngineCore, Interrupted, WorkerFailed
 from holdfast.sentinel.quarantine import Quarantine
 
-if TYPE_CHECKING:
-    from holdfast.chaos.simulation.run import Simulation
-
-STALL_S = (0.8, 4.0)  # until a rank that hangs is taken for it
+STALL_S = (0.8, 4.0)  # until a rank that makes no progress is seen to stall
+LOOK_S = 0.1
+CERTAIN = 0.3  # the odds that a look shows which rank hangs: the process is stopped
+REPORT_S = 0.05  # a worker's message to its engine core arrives within
+TASK_S = 0.05  # the busy loop's thread takes up a task within
+KILLED = "killed by SIGKILL"
 
 
 class SimulatedEngine:
-    """What the EngineCoreSentinel and its busy loop are in earnest, over a pretend engine core."""
+    """Shell of one machine: performs effects, models the busy loop, the workers and the watch of their processes."""
 
-    def __init__(self, simulation: Simulation, engine_id: int, options: EngineOptions, pid: int = 1) -> None:
-        self._sim = simulation
+    def __init__(self, world: World, engine_id: int, options: EngineOptions, pid: int = 1) -> None:
+        self._world = world
         self._id = engine_id
         self.options = options
         self.pid = pid
         self._host = FakeEngineCore(engine_id, options, self)
-        self._epoch = 0
-        self._rank_fault: Fault | None = None
-        self._error: Exception | None = None  # while it stands held
-        self._deadline_s = 0.0
-        self._orders: deque[m.RecoverEngine] = deque()
+        self._machine = EngineCoreMachine(engine_id, world.scenario.config, lambda: world.time.now)
+        self._quarantine = Quarantine(engine_id, self._send, lambda: self._machine.epoch)
+        self._pids = {worker.rank: pid + 1 + worker.rank for worker in self._host.workers}
+        self._tasks: deque[fx.Task] = deque()
+        self._error: Exception | None = None  # from the end of a step until the busy loop runs again
+        self._noticed: set[int] = set()  # ranks whose death the watch has noticed
+        self._wakes_at = float("inf")
+        self._is_introduced = False
         self._gone = False
-        self._recovering = False
-        self._quarantine = Quarantine(engine_id, self._send, lambda: self._epoch)
 
     @property
     def engine_id(self) -> int:
@@ -47,33 +55,47 @@ class SimulatedEngine:
         return self.options.ranks
 
     def draw_requests(self) -> None:
-        """Clients that will come to it, some of whom go away again."""
-        dice, front_end = self._sim.dice, self._sim.front_end
+        """Draw the requests of clients that come to this engine core, and the clients that leave again."""
+        dice, front_end = self._world.dice, self._world.front_end
         common, names = [dice.randrange(997) for _ in range(17)], []  # long enough to share blocks
-        for index in range(self._sim.scenario.requests_per_engine):
+        for index in range(self._world.scenario.requests_per_engine):
             own = [dice.randrange(997) for _ in range(dice.randint(1, 4))]
             prompt, length = common[: dice.choice([0, 8, 17])] + own, dice.randint(1, 14)
             request = Request(f"{self._id}.{index}", tuple(prompt), length, self.ranks)
             front_end.expect(request)
             names.append(request.name)
-            self._sim.time.after(dice.choice([0.0, 0.1, 0.2]), partial(front_end.accept, request, self._id))
-        for name in dice.sample(sorted(names), self._sim.scenario.aborts):
-            self._sim.time.after(dice.uniform(0.0, 0.5), partial(front_end.abort, name))
+            self._after((0.0, 0.1, 0.2)[dice.randrange(3)], partial(front_end.accept, request, self._id))
+        for name in dice.sample(sorted(names), self._world.scenario.aborts):
+            self._after(dice.uniform(0.0, 0.5), partial(front_end.abort, name))
 
-    # ---- its life
+    # ---- the process
 
     def start(self) -> None:
-        workers = tuple(
-            m.WorkerAttached(rank=w.rank, pid=self.pid + 1 + w.rank, hooks=("step",)) for w in self._host.workers
-        )
-        self._send(m.EngineAttached(engine_id=self._id, pid=self.pid, hooks=("step",), workers=workers))
-        if self._sim.dice.random() < self._sim.scenario.worker_lost:
-            self._sim.time.after(self._sim.dice.uniform(0.0, 2.0), self._lose_worker)
-        if self._sim.dice.random() < self._sim.scenario.lost:
-            self._sim.time.after(self._sim.dice.uniform(0.0, 2.0), self.die)
+        """Attach every worker, report to the client, and run."""
+        reports = [self._attached(rank) for rank in self._pids]
+        for report in reports:
+            self._feed(report)
+        self._feed(facts.HostAttached(in_lockstep=False))
+        attached = m.EngineAttached(engine_id=self._id, pid=self.pid, hooks=("step",), workers=tuple(reports))
+        self._world.carry(attached, self._introduce)
+        scenario, dice = self._world.scenario, self._world.dice
+        if dice.random() < scenario.worker_lost:
+            self._after(dice.uniform(0.0, 2.0), self._lose_worker)
+        if dice.random() < scenario.lost:
+            self._after(dice.uniform(0.0, 2.0), self.die)
         self._turn()
 
+    def _introduce(self, data: bytes) -> None:
+        """Deliver the first message; not of a process that is gone before: on a connection, the first comes first."""
+        self._is_introduced |= not self._gone
+        if self._is_introduced:
+            self._world.client.deliver(data)
+
+    def _attached(self, rank: int) -> m.WorkerAttached:
+        return m.WorkerAttached(rank=rank, pid=self._pids[rank], hooks=("step",))
+
     def stop(self) -> None:
+        """End the process on purpose."""
         self._gone = True
 
     @property
@@ -81,49 +103,21 @@ class SimulatedEngine:
         return self._gone
 
     def die(self) -> None:
+        """End the process; the client hears of the loss a little later."""
         if not self._gone:
             self._gone = True
-            self._sim.time.after(self._sim.dice.uniform(0.0, 0.1), lambda: self._sim.client.lost(self._id))
-
-    def _lose_worker(self) -> None:
-        """A worker's process ends: its exit is noticed, whatever the busy loop is at."""
-        if self._gone:
-            return
-        if self._recovering:  # the host finds it itself; what it says of that is not part of this
-            self._sim.time.after(0.05, self._lose_worker)
-            return
-        rank = self._sim.dice.randrange(len(self._host.workers))
-        self._host.kill_rank(rank)
-        self._host.interrupt()
-        self._tell_lost(rank)
-
-    def _tell_lost(self, rank: int) -> None:
-        self._sim.note(f"rank {rank} of engine {self._id} is gone")
-        fault = self._stall_of(rank) if self._host.workers[rank].hangs else self._loss_of(rank)
-        self._rank_fault = deeper(self._rank_fault, fault)
-        self._send(m.EngineFaulted(engine_id=self._id, epoch=self._epoch, fault=fault))
-
-    def _stall_of(self, rank: int) -> Fault:
-        return hung(self._id, rank, "stalled", self._sim.time.now)
-
-    def _loss_of(self, rank: int) -> Fault:
-        return Fault(
-            fault_class=FaultClass.WORKER_LOST,
-            error_type="WorkerLost",
-            message=f"the process of rank {rank} is gone: killed by SIGKILL",
-            engine_id=self._id,
-            rank=rank,
-        )
+            self._soon(0.1, lambda: self._world.client.lost(self._id))
 
     @property
     def runs(self) -> bool:
         return not self._gone and self._error is None
 
     def why_ended(self, request_id: str) -> str:
-        """What the client of a request was told that was ended with an error."""
+        """Return the error that the client of an ended request got."""
         return self._host.requests.ended[request_id]
 
     def arm(self, spec: InjectionSpec) -> None:
+        """Arm a fault where it belongs: in a worker or in the engine core."""
         (self._host.workers[spec.rank] if spec.phase.in_worker else self._host).arm(spec)
 
     def add(self, request: Request, history: list[int]) -> None:
@@ -140,112 +134,190 @@ class SimulatedEngine:
         try:
             self._host.step()
         except (InjectedFault, WorkerFailed, Interrupted) as error:
-            if any(worker.hangs for worker in self._host.workers):
-                self._sim.time.after(self._sim.dice.uniform(*STALL_S), partial(self._failed, error))
-            else:
-                self._failed(error)
+            self._step_failed(error)
             return
         finally:
             self._stream_outputs()
-        self._sim.time.after(self._sim.dice.uniform(0.005, 0.02), self._turn)
-
-    def _failed(self, error: Exception) -> None:
-        for worker in self._host.workers:
-            if worker.gone and self._rank_fault is None:
-                self._tell_lost(worker.rank)
-        self._hold(error)
+        self._after(self._world.dice.uniform(0.005, 0.02), self._turn)
 
     def _stream_outputs(self) -> None:
-        self._sim.front_end.end(self, self._host.requests.ended)
-        self._sim.front_end.deliver(self, self._host.take_outputs())
+        self._world.front_end.end(self, self._host.requests.ended)
+        self._world.front_end.deliver(self, self._host.take_outputs())
 
-    def _hold(self, error: Exception) -> None:
-        if self._sim.dice.random() < self._sim.scenario.stuck:
-            self._sim.note(f"engine {self._id} is stuck")
-            self.report(self._own_fault(error), self._epoch)
-            self._error = error
-            self._wait_bounded()
-            return
-        self._sim.time.after(self._sim.dice.uniform(0.0, 0.05), lambda: self._stand_held(error))
-
-    def _stand_held(self, error: Exception) -> None:
+    def _step_failed(self, error: Exception) -> None:
         self._error = error
-        fault = self._rank_fault or self._own_fault(error)
-        self._quarantine.learn(fault, self._host.requests)
-        left, search_progressed = self._host.unfinished_requests(), self._quarantine.search_progressed
-        held = m.EnginePaused(
-            engine_id=self._id,
-            epoch=self._epoch,
-            fault=fault,
-            unfinished_requests=left,
-            search_progressed=search_progressed,
-        )
-        self._send(held)
-        self._wait_bounded()
-        self._follow_orders()
+        if self._world.dice.random() < self._world.scenario.stuck:
+            self._get_stuck(error)
+        elif any(worker.hangs for worker in self._host.workers):
+            self._after(self._world.dice.uniform(*STALL_S), partial(self._look_for_stalls, first=True))
+        else:
+            self._notice_dead_ranks()
+            self._soon(TASK_S, self._step_ended)
 
-    def _wait_bounded(self) -> None:
-        """A client that is gone, or whose orders are lost, must not keep an engine core for ever."""
-        config = self._sim.scenario.config
-        bound_s = config.engine_recovery_timeout_s + config.containment_timeout_s
-        self._deadline_s = self._sim.time.now + bound_s
-        self._sim.time.after(bound_s, self._give_up)
+    def _step_ended(self) -> None:
+        assert self._error is not None
+        error, host = self._error, self._host
+        self._feed(facts.StepRaised(error, host.is_interrupt(error), host.is_workers_reply(error)))
 
-    def _give_up(self) -> None:
-        if self._error is not None and self._sim.time.now >= self._deadline_s:
-            self.die()
+    def _get_stuck(self, error: Exception) -> None:
+        """Never come back from a fault that was reported; the owner's watch of engine cores ends the process."""
+        self._world.note(f"engine {self._id} is stuck")
+        fault = fault_of(error, default_classifier(), engine_id=self._id)
+        self._feed(m.RankFaulted(rank=0, epoch=self._machine.epoch, fault=fault))
+        config = self._world.scenario.config
+        self._after(config.engine_recovery_timeout_s + config.containment_timeout_s, self.die)
 
-    # ---- what its sentinel does
-
-    def report(self, fault: Fault, epoch: int) -> None:
-        """A rank's own account, out of band."""
-        if epoch == self._epoch and self._rank_fault is None:
-            self._rank_fault = fault
-            self._send(m.EngineFaulted(engine_id=self._id, epoch=epoch, fault=fault))
-
-    def deliver(self, data: bytes) -> None:
-        match m.decode_to_engine(data):
-            case m.RecoverEngine() as order:
-                self._orders.append(order)
-                self._follow_orders()
-            case m.EndEngine():
-                self.stop()
-
-    def _follow_orders(self) -> None:
-        while self._orders and self._error is not None and not self._gone:
-            order = self._orders.popleft()
-            if order.epoch > self._epoch:
-                self._carry_out(order)
-
-    def _carry_out(self, order: m.RecoverEngine) -> None:
-        error, self._epoch, self._rank_fault = self._error, order.epoch, None
-        assert error is not None
-        self._deadline_s = float("inf")
-        self._recovering = True
-        drained_s = self._sim.dice.uniform(0.0, 0.2)
-        self._sim.time.after(drained_s, lambda: self._recover(order, error))
-
-    def _recover(self, order: m.RecoverEngine, error: Exception) -> None:
-        self._recovering = False
+    def _work(self) -> None:
+        """Perform the next task of the busy loop's thread."""
         if self._gone:
             return
-        try:
-            report = self._host.recover(error, order.epoch, order.rendezvous, order.replace)
-            self._quarantine.carry_out(report.replaced_ranks)
-        except InjectedFault as again:
-            self._send(
-                m.RecoveryAborted(
-                    engine_id=self._id, command_id=order.command_id, epoch=order.epoch, fault=self._own_fault(again)
-                )
+        match self._tasks.popleft():
+            case fx.CheckWorkers():
+                self._feed(facts.WorkersChecked(self._host.lost_a_worker()))
+            case fx.StudyFault() as study:
+                self._quarantine.learn(study.fault, self._host.requests)
+                self._feed(facts.FaultStudied())
+            case fx.AnnouncePause() as pause:
+                self._announce_pause(pause)
+            case fx.RunRecovery() as recovery:
+                self._soon(0.2, lambda: self._recover(recovery.command))
+            case fx.EndBusyLoop():
+                self.die()
+
+    def _announce_pause(self, pause: fx.AnnouncePause) -> None:
+        self._send(
+            m.EnginePaused(
+                engine_id=self._id,
+                epoch=pause.epoch,
+                fault=pause.fault,
+                unfinished_requests=self._host.unfinished_requests(),
+                broken=pause.broken,
+                search_progressed=self._quarantine.search_progressed,
             )
-            self._wait_bounded()
+        )
+
+    def _recover(self, command: m.RecoverEngine) -> None:
+        if self._gone:
             return
+        assert self._error is not None
+        try:
+            report = self._host.recover(self._error, command.epoch, command.rendezvous, command.replace)
+            self._quarantine.carry_out(report.replaced_ranks)
+        except (InjectedFault, WorkerFailed) as again:
+            self._feed(facts.RecoveryFailed(again, self._host.lost_a_worker()))
+            return
+        for rank in report.replaced_ranks:
+            self._pids[rank] += self.ranks
+            self._noticed.discard(rank)
+            self._feed(self._attached(rank))
         self._error = None
-        self._send(m.EngineRecovered(engine_id=self._id, command_id=order.command_id, epoch=order.epoch, report=report))
+        self._feed(facts.RecoveryFinished(report))
         self._turn()
 
-    def _own_fault(self, error: Exception) -> Fault:
-        return fault_of(error, default_classifier(), engine_id=self._id)
+    # ---- the workers, and who watches them
+
+    def report(self, fault: Fault, epoch: int) -> None:
+        """Take a rank's own account, which travels beside the reply to the step."""
+        assert fault.rank is not None
+        self._soon(REPORT_S, partial(self._feed, m.RankFaulted(rank=fault.rank, epoch=epoch, fault=fault)))
+
+    def _lose_worker(self) -> None:
+        """End the process of a worker, whatever the busy loop does."""
+        if self._gone:
+            return
+        self._end_rank(self._world.dice.randrange(self.ranks))
+
+    def _end_rank(self, rank: int) -> None:
+        """End the process of a rank; a step that waits for a reply of a hanging rank ends as well."""
+        worker = self._host.workers[rank]
+        was_awaited, worker.hangs = worker.hangs, False
+        self._host.kill_rank(rank)
+        self._notice_dead_ranks()
+        if was_awaited:
+            self._soon(TASK_S, self._step_ended)
+
+    def _notice_dead_ranks(self) -> None:
+        for worker in self._host.workers:
+            if worker.gone and not worker.hangs and worker.rank not in self._noticed:
+                self._noticed.add(worker.rank)
+                self._world.note(f"rank {worker.rank} of engine {self._id} is gone")
+                self._feed(facts.RankLost(worker.rank, KILLED, -9))
+
+    def _tell_rank(self, rank: int, message: m.ToWorker) -> None:
+        worker = self._host.workers[rank]
+        if worker.gone and not worker.hangs:
+            return
+        match message:
+            case m.BreakCollectives():
+                if worker.break_collectives(message.epoch) is not None:
+                    self._soon(REPORT_S, partial(self._feed, m.CollectivesBroken(rank=rank, epoch=message.epoch)))
+            case m.ArmWorkerFault():
+                worker.arm(message.spec)
+
+    def _look_for_stalls(self, *, first: bool = False) -> None:
+        """Look at ranks of which one hangs: until collectives break, every other rank waits for that rank."""
+        if self._gone or self._error is None:
+            return
+        hanging = {worker.rank for worker in self._host.workers if worker.hangs}
+        if not hanging:
+            return
+        certain = first and self._world.dice.random() < CERTAIN
+        stalled = sorted(hanging) if certain or not first else list(self._pids)
+        stalls = tuple(Stall(rank, self._pids[rank], certain, "no progress") for rank in stalled)
+        self._feed(facts.StallsSeen(stalls, is_rebuildable=True))
+        self._after(LOOK_S, self._look_for_stalls)
+
+    # ---- the machine
+
+    def deliver(self, data: bytes) -> None:
+        """Take a message of the client."""
+        self._feed(m.decode_to_engine(data))
+
+    def _feed(self, fact: facts.Fact) -> None:
+        if self._gone:
+            return
+        for effect in self._machine.handle(fact, self._world.time.now):
+            self._perform(effect)
+        self._schedule_wake()
+
+    def _schedule_wake(self) -> None:
+        due = self._machine.wakes_at()
+        if due < self._wakes_at:
+            self._wakes_at = due
+            self._after(max(0.0, due - self._world.time.now), partial(self._wake, due))
+
+    def _wake(self, due: float) -> None:
+        if due == self._wakes_at:
+            self._wakes_at = float("inf")
+            self._feed(facts.TimePassed())
+
+    def _perform(self, effect: fx.Effect) -> None:
+        match effect:
+            case fx.Release():
+                self._tasks.append(effect.task)
+                self._soon(TASK_S, self._work)
+            case fx.SendToClient():
+                self._send(effect.message)
+            case fx.SendToRank():
+                self._soon(REPORT_S, partial(self._tell_rank, effect.rank, effect.message))
+            case fx.BreakOwnCollectives():
+                self._host.break_collectives()
+            case fx.InterruptBusyLoop():
+                self._host.interrupt()
+            case fx.KillRank():
+                self._soon(REPORT_S, partial(self._end_rank, effect.rank))
+            case fx.KeepEvidence():
+                self._soon(REPORT_S, partial(self._feed, facts.EvidenceKept(effect.stall)))
+            case fx.RelearnDeadlines() | fx.Log():
+                self._world.note(effect)
+            case _:
+                self._world.law(False, f"{effect} is not asked for in a simulation")
 
     def _send(self, message: m.FromEngine) -> None:
-        self._sim.carry(message, self._sim.client.deliver)
+        self._world.carry(message, self._world.client.deliver)
+
+    def _soon(self, within_s: float, call: Callable[[], None]) -> None:
+        self._after(self._world.dice.uniform(0.0, within_s), call)
+
+    def _after(self, delay_s: float, call: Callable[[], None]) -> None:
+        self._world.time.after(delay_s, call)

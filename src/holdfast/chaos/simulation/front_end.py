@@ -1,38 +1,24 @@
-"""What a serving process is in earnest: clients with their streams, and the journal that lets requests move.
+"""The simulated front end: clients with their streams, and the journal with which requests move.
 
-Checks that every stream gets the tokens of a fault-free run, each once, wherever they are computed.
+Checks that every stream gets the tokens of a fault-free run, each once, wherever tokens are computed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from holdfast.chaos.simulation.requests import Request
+from holdfast.chaos.simulation.world import Engine, World
 from holdfast.core.requests.journal import RequestJournal
 from holdfast.core.states import EngineState
 from holdfast.hosts.fake import OutputToken, fault_free_output
-
-if TYPE_CHECKING:
-    from holdfast.chaos.simulation.engine import SimulatedEngine
-    from holdfast.chaos.simulation.run import Simulation
-
-
-@dataclass(frozen=True)
-class Request:
-    """One request; only engines of so many ranks answer alike."""
-
-    name: str
-    prompt: tuple[int, ...]
-    max_tokens: int
-    ranks: int
 
 
 class SimulatedFrontEnd:
     """The streams of all clients, and where each is computed."""
 
-    def __init__(self, simulation: Simulation) -> None:
-        self._sim = simulation
+    def __init__(self, world: World) -> None:
+        self._world = world
         self._journal: RequestJournal[Request] = RequestJournal()
         self._homes: dict[str, int | None] = {}  # none: it waits for somebody who can take it
         self._streams: dict[str, list[int]] = {}
@@ -58,19 +44,19 @@ class SimulatedFrontEnd:
         self._journal.close(name)
         home = self._homes.pop(name, None)
         if home is not None:
-            self._sim.engines[home].abort(name)
+            self._world.engines[home].abort(name)
 
-    def end(self, engine: SimulatedEngine, request_ids: Iterable[str]) -> None:
+    def end(self, engine: Engine, request_ids: Iterable[str]) -> None:
         """An engine has ended requests with an error."""
         for name in [one for one in request_ids if one in self._journal and self._homes[one] == engine.engine_id]:
-            self._sim.law(self._sim.scenario.is_guilty(name), f"request {name} is ended for a reason")
+            self._world.law(self._world.scenario.is_guilty(name), f"request {name} is ended for a reason")
             del self._expected[name]
             del self._streams[name]
             self._journal.close(name)
 
-    def deliver(self, engine: SimulatedEngine, outputs: Iterable[OutputToken]) -> None:
+    def deliver(self, engine: Engine, outputs: Iterable[OutputToken]) -> None:
         """Outputs of one engine; what it says of a request that has left it is dropped."""
-        is_current = self._sim.engines[engine.engine_id] is engine
+        is_current = self._world.engines[engine.engine_id] is engine
         for output in outputs:
             name = output.request_id
             if is_current and name in self._journal and self._homes[name] == engine.engine_id:
@@ -79,7 +65,7 @@ class SimulatedFrontEnd:
     def _take(self, name: str, token: int) -> None:
         stream, expected = self._streams[name], self._expected[name]
         right = len(stream) < len(expected) and expected[len(stream)] == token
-        self._sim.law(right, f"request {name} gets the tokens of a fault-free run")
+        self._world.law(right, f"request {name} gets the tokens of a fault-free run")
         stream.append(token)
         self._journal.deliver(name, [token])
         if len(stream) == len(expected):
@@ -104,12 +90,12 @@ class SimulatedFrontEnd:
             self._homes[name] = home
             if home is not None:
                 self.moved += began
-                self._sim.engines[home].add(entry.request, list(entry.delivered))
+                self._world.engines[home].add(entry.request, list(entry.delivered))
 
     def _home_for(self, request: Request, preferred: int) -> int | None:
         gone = (EngineState.RESTARTING, EngineState.LEFT_OUT)
-        takers = [e for e in self._sim.client.instance.view().engines if e.state not in gone]
-        alike = [e.engine_id for e in takers if self._sim.engines[e.engine_id].ranks == request.ranks]
+        takers = [e for e in self._world.client.view().engines if e.state not in gone]
+        alike = [e.engine_id for e in takers if self._world.engines[e.engine_id].ranks == request.ranks]
         return preferred if preferred in alike else next(iter(alike), None)
 
     # ---- how it ended

@@ -5,27 +5,20 @@ Checks the laws while it runs. Never sleeps, reads no clock, starts no thread: a
 
 from __future__ import annotations
 
-import random
-from collections import Counter, deque
-from collections.abc import Callable
+from collections import Counter
 from dataclasses import dataclass
 
 from holdfast.chaos.simulation.client import CALM, SimulatedClient
 from holdfast.chaos.simulation.engine import SimulatedEngine
 from holdfast.chaos.simulation.front_end import SimulatedFrontEnd
 from holdfast.chaos.simulation.scenario import Scenario, draw_scenario
-from holdfast.chaos.simulation.virtual_time import VirtualTime
-from holdfast.core.protocol import messages as m
+from holdfast.chaos.simulation.world import BaseWorld, LawBroken
 from holdfast.core.protocol.effects import ReplaceEngine
 from holdfast.core.protocol.events import EventKind
 from holdfast.core.states import EngineState
 
 TICK_S = 0.25
 ATTACH_TIMEOUT_S = 2.0
-
-
-class LawBroken(AssertionError):
-    """What a run did that it must not; names the seed that replays it."""
 
 
 @dataclass(frozen=True)
@@ -44,15 +37,11 @@ class Outcome:
     virtual_s: float
 
 
-class Simulation:
+class Simulation(BaseWorld):
     """One run. `run` returns its outcome or raises `LawBroken`."""
 
     def __init__(self, scenario: Scenario) -> None:
-        self.scenario = scenario
-        self.time = VirtualTime()
-        self.dice = random.Random(scenario.seed + 1)
-        self.lost_messages = 0
-        self._trace: deque[str] = deque(maxlen=40)
+        super().__init__(scenario)
         self.client = SimulatedClient(self)
         self.front_end = SimulatedFrontEnd(self)
         self.engines = [SimulatedEngine(self, i, options) for i, options in enumerate(scenario.engines)]
@@ -93,25 +82,6 @@ class Simulation:
         except Exception as error:
             self.note(repr(error))
             self.law(False, "nothing raises but what is meant to")
-
-    def law(self, holds: bool, law: str) -> None:
-        if not holds:
-            trace = "\n  ".join(self._trace)
-            raise LawBroken(f"{law}: broken by seed {self.scenario.seed} at {self.time.now:.3f} s\n  {trace}")
-
-    def note(self, what: object) -> None:
-        self._trace.append(f"{self.time.now:8.3f} {what}")
-
-    def carry(self, message: m.FromEngine | m.ToEngine, deliver: Callable[[bytes], None]) -> None:
-        """One message over the link between client and engine core."""
-        weather, dice, data = self.scenario.weather, self.dice, m.encode(message)
-        copies = 1 + (dice.random() < weather.duplication)
-        if dice.random() < weather.loss or type(message) in weather.loses:
-            self.lost_messages += 1
-            self.note(f"lost: {type(message).__name__}")
-            copies -= 1
-        for _ in range(copies):
-            self.time.after(0.0001 + dice.random() * weather.delay_s, lambda: deliver(data))
 
     # ---- what the launcher of the engine cores does
 
