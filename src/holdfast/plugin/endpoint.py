@@ -1,4 +1,4 @@
-"""The `vllm.endpoint_plugins` entry point: Holdfast's routes on the host's own API server."""
+"""Entry point `vllm.endpoint_plugins`: Holdfast's routes on the host's own API server."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from holdfast.hosts.vllm.process.settings import asks_for_protection
 
 
 class HoldfastEndpoint:
-    """Attached by the host in two phases: routes first, state once the engine client is there."""
+    """Holdfast's HTTP endpoint, attached by the host in two phases: routes, then state with the engine client."""
 
     name = "holdfast"
     required_tasks = None
@@ -28,7 +28,7 @@ class HoldfastEndpoint:
         self._app: FastAPI | None = None
 
     def attach_router(self, app: FastAPI) -> None:
-        """Routes of a protected instance; a plain server stays as it is."""
+        """Add the routes of a protected instance; an unprotected server gets none."""
         control = current_control()
         if control is None:
             _refuse_unprotected(app.state.args)
@@ -37,17 +37,18 @@ class HoldfastEndpoint:
         install(app, control, Access.from_settings(_api_keys(app.state.args), os.environ))
 
     async def init_state(self, engine_client: Any, state: Any, args: Namespace) -> None:
+        """Close the gate, attach the exit hook and notify systemd, once the engine client is there."""
         control = current_control()
         if self._app is None or control is None:
             return
-        # Added last, so it is outermost: the host's own guard on /v1 must not ask for a second token.
+        # Added last, hence outermost: the host's own guard on /v1 must not demand a second token.
         install_gate(self._app, control)
         attach_exit_hook()
         start_telling_systemd(_listening(args))
 
 
 def _listening(args: Namespace) -> Listening:
-    """Where the host is about to listen; an address that means every one is this machine's own."""
+    """Return the address to listen on; a wildcard address becomes the loopback address."""
     host = args.host if args.host not in (None, "", "0.0.0.0", "::") else "127.0.0.1"
     return Listening(host, args.port, tls=bool(args.ssl_certfile), unix_socket=args.uds)
 
@@ -58,6 +59,6 @@ def _api_keys(args: Namespace) -> list[str]:
 
 
 def _refuse_unprotected(args: Namespace) -> None:
-    """Fail closed: settings that nobody took mean that our hooks are not in this process."""
+    """Raise `HookNotAttached` when settings for Holdfast were not taken: the hooks are missing in the process."""
     if asks_for_protection(args):
-        raise HookNotAttached("the settings of Holdfast were taken by nobody: its hooks did not attach")
+        raise HookNotAttached("Holdfast's settings were not taken: its hooks did not attach")

@@ -1,7 +1,7 @@
-"""The `vllm.general_plugins` entry point: attaches what this process needs, and nothing without settings.
+"""Entry point `vllm.general_plugins`: attaches the hooks that the process needs, and none without settings.
 
-The host loads it in every process and only logs one that does not import. That is why every process
-reports its hooks, and why the front end refuses to serve when a report is missing.
+The host loads the plugin in every process, and only logs a failed import. Hence every process reports its hooks, and
+the front end refuses to serve when a report is missing.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ if TYPE_CHECKING:
 
 
 def register() -> None:
-    """Called by the host; may be called more than once."""
+    """Attach hooks, when the host loads plugins. Idempotent."""
     if _is_bystander():
         return
     refuse_unknown_host()
     from holdfast.hosts.vllm.process.logs import share_log
 
     share_log()
-    if _is_asked_for():
+    if _is_requested():
         from holdfast.hosts.vllm.cpu.enablement import attach_cpu_enablement
 
         attach_cpu_enablement()
     if ENVIRONMENT in os.environ:
         _join_instance()
     else:
-        _be_ready_to_own_one()
+        _prepare_to_own()
 
 
 def _join_instance() -> None:
-    """Nobody says which process of the instance this is: an engine core, a worker or an API server."""
+    """Attach the hooks of an engine core, a worker and an API server: the kind of the process is unknown here."""
     from holdfast.hosts.vllm.communicators.placeholder_groups import attach_solo_join_hooks
     from holdfast.hosts.vllm.hooks import attach_request_hooks
     from holdfast.hosts.vllm.worker.worker import attach_worker_hooks
@@ -46,7 +46,8 @@ def _join_instance() -> None:
     attach_request_hooks()
 
 
-def _be_ready_to_own_one() -> None:
+def _prepare_to_own() -> None:
+    """Attach the hooks of a process that may start an instance."""
     from holdfast.hosts.vllm.hooks import attach_front_end_hooks
     from holdfast.hosts.vllm.owner.exit import attach_launcher_exit_hook
 
@@ -65,12 +66,12 @@ def _open_event_sinks(config: HoldfastConfig) -> EventSinks:
 
 
 def _is_bystander() -> bool:
-    """Installed beside an unknown host and not asked for: stay out of the way."""
+    """Return whether Holdfast is installed beside an unknown host, and was not requested."""
     version = host_version()
     known = version is not None and (is_supported(version) or os.environ.get(OVERRIDE) == "1")
-    return not known and not _is_asked_for()
+    return not known and not _is_requested()
 
 
-def _is_asked_for() -> bool:
-    """Named by the operator, or in a process of an instance that is protected."""
+def _is_requested() -> bool:
+    """Return whether the operator named Holdfast, or the process belongs to a protected instance."""
     return "holdfast" in os.environ.get("VLLM_PLUGINS", "").split(",") or ENVIRONMENT in os.environ

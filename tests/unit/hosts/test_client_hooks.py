@@ -15,7 +15,7 @@ from vllm.v1.engine.core import EngineCoreProc
 from vllm.v1.engine.core_client import BackgroundResources
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from holdfast.hosts.vllm.serving import client_hooks as request_hooks
+from holdfast.hosts.vllm.serving import client_hooks
 from holdfast.hosts.vllm.serving.client_hooks import _Decoder, _validate_alive, serve_until
 
 LAST_WORD = [zmq.Frame(EngineCoreProc.ENGINE_CORE_DEAD)]
@@ -24,9 +24,9 @@ LAST_WORD = [zmq.Frame(EngineCoreProc.ENGINE_CORE_DEAD)]
 @pytest.fixture
 def resources() -> Iterator[BackgroundResources]:
     """The host's own; what is kept of this process is forgotten afterwards."""
-    before = list(request_hooks._ends)
+    before = client_hooks._has_ended
     yield BackgroundResources(ctx=zmq.Context.instance())
-    request_hooks._ends[:] = before
+    client_hooks._has_ended = before
 
 
 def hear(resources: BackgroundResources, frames: list[zmq.Frame]) -> None:
@@ -47,7 +47,7 @@ def test_it_ends_with_the_instance(resources: BackgroundResources) -> None:
 
 
 def test_before_anybody_knows_of_an_instance_the_host_decides(resources: BackgroundResources) -> None:
-    request_hooks._ends.clear()
+    serve_until(client_hooks._no_instance)
     with pytest.raises(EngineDeadError):
         hear(resources, LAST_WORD)
 

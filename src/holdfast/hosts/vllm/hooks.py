@@ -1,8 +1,8 @@
-"""The hooks of the host's front end: who owns the engine cores, and who serves requests for them.
+"""Hooks of the host's front end: ownership of the engine cores, and service of requests.
 
-The process that launches the engine cores becomes their `VllmFrontEndHost`; every API server that was started by
-another process gets a link to that one. Fails closed: what this version cannot protect is refused before
-anything of it starts.
+The process that launches the engine cores becomes their owner (`VllmFrontEndHost`); every API server in a process of
+its own gets a link to the owner. Fails closed: a topology that this version cannot protect is refused before any
+process starts.
 """
 
 from __future__ import annotations
@@ -43,57 +43,57 @@ from holdfast.hosts.vllm.contract.versions import refuse_unknown_host
 from holdfast.hosts.vllm.owner.api_servers import save_api_server_arguments
 from holdfast.hosts.vllm.owner.coordinator import save_coordinator_arguments
 from holdfast.hosts.vllm.owner.engine_spawning import save_engine_arguments
-from holdfast.hosts.vllm.owner.owner import OpenSinks, VllmFrontEndHost, current_owner
+from holdfast.hosts.vllm.owner.owner import LINK_TIMEOUT_S, OpenSinks, VllmFrontEndHost, current_owner
 from holdfast.hosts.vllm.process.settings import asks_for_protection, handed_down, inherited_settings, take_settings
-from holdfast.hosts.vllm.serving.client_hooks import attach_client_hooks, request_router, serve_until
+from holdfast.hosts.vllm.serving.client_hooks import attach_client_hooks, protect_clients, request_router, serve_until
 from holdfast.hosts.vllm.serving.takeover import Takeover, greet_engine_cores
 from holdfast.sentinel import FrontEndLink
 from holdfast.sentinel.addresses import client_address
 from holdfast.wire import ZmqStation
 
-OWNER_TIMEOUT_S = 180.0  # the other API servers are being started meanwhile
+OWNER_TIMEOUT_S = LINK_TIMEOUT_S  # the owner waits as long for all API servers to start
 
 Launch = Callable[..., AbstractContextManager[Any]]
 CountLinks = Callable[[Any], int]
 
-# What this process has of the instance when it serves for engine cores that it does not own.
+# Link to the owner, in an API server that does not own the engine cores.
 _current_link: FrontEndLink | None = None
 
 
 def current_control() -> ControlPlane | None:
-    """The control plane of the instance that this process serves; none where it is not protected."""
+    """Return the control plane of the served instance, or None when the process is not protected."""
     owner = current_owner()
     return owner.sentinel if owner is not None else _current_link
 
 
 def attach_front_end_hooks(open_sinks: OpenSinks) -> None:
-    """In a process that may own engine cores."""
+    """Attach the hooks of a process that may own engine cores."""
     attach(LAUNCH_IN_CLIENT, functools.partial(_launch_protected, open_sinks, lambda addresses: 0))
     attach(WATCH_ENGINES, _watch_engines)
     attach(START_ENGINES, save_engine_arguments)
     attach(START_COORDINATOR, save_coordinator_arguments)
     attach(START_API_SERVERS, save_api_server_arguments)
     attach_request_hooks()
-    if LAUNCH_IN_LAUNCHER.module in sys.modules:  # the command is there before any plugin is loaded
+    if LAUNCH_IN_LAUNCHER.module in sys.modules:  # the host imports its command before any plugin
         attach(LAUNCH_IN_LAUNCHER, functools.partial(_launch_protected, open_sinks, _one_for_each_input))
         attach(AWAIT_END, _await_end)
         attach(SERVE_HEADLESS, _refuse_headless)
 
 
 def _one_for_each_input(addresses: Any) -> int:
-    """How many API servers a launcher of several is about to start: each has an input socket of its own."""
+    """Return the number of API servers that the launcher starts: an input socket is for each."""
     return len(addresses.inputs)
 
 
 def attach_request_hooks() -> None:
-    """In a process that may serve requests."""
+    """Attach the hooks of a process that may serve requests."""
     attach(CLIENT_INIT, _init_client)
     attach(GREET, greet_engine_cores)
     attach(ROUTE, _route)
     attach_client_hooks()
 
 
-# ---- owning
+# ---- ownership of the engine cores
 
 
 @contextmanager
@@ -116,9 +116,11 @@ def _launch_protected(
             owner.adopt(launch)
             yield launch
         owner.start(launch.watched_frontend_processes)
+    protect_clients(owner.config)
 
 
 def _prepare(config: HoldfastConfig, launch: dict[str, Any]) -> None:
+    """Refuse an unprotected topology, and put the protected executor into the arguments of the launch."""
     vllm_config = launch["vllm_config"]
     refuse_unknown_host(allowed=config.allow_unknown_host)
     refuse_unprotected(vllm_config)
@@ -129,7 +131,11 @@ def _prepare(config: HoldfastConfig, launch: dict[str, Any]) -> None:
 
 
 def _protected_executor(vllm_config: Any, executor_class: type) -> type:
-    """Our executor in place of the host's; the in-process one gives way, for its worker has no process."""
+    """Return the executor class of a protected engine core; the host's in-process executor is replaced as well.
+
+    Raises:
+        BadConfiguration: the host was given an executor that cannot be protected.
+    """
     from vllm.v1.executor.multiproc_executor import MultiprocExecutor
     from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
@@ -161,7 +167,7 @@ def _watch_engines(original: Callable[[Any], None], manager: Any) -> None:
 
 
 def _await_end(original: Callable[..., None], *args: Any, **kwargs: Any) -> None:
-    """The host's launcher of several API servers waits here, and ends them all when this returns or raises."""
+    """Wait in the host's launcher of several API servers, which ends all processes after a return or an error here."""
     bound = inspect.signature(original).bind(*args, **kwargs)
     owner = current_owner()
     if owner is None or not owner.owns(bound.arguments.get("engine_manager")):
@@ -179,13 +185,13 @@ def _refuse_headless(original: Callable[[Any], None], args: Any) -> None:
     original(args)
 
 
-# ---- serving
+# ---- service of requests
 
 
 def _init_client(original: Callable[..., None], client: Any, *args: Any, **kwargs: Any) -> None:
     bound = inspect.signature(original).bind(client, *args, **kwargs)
     if not bound.arguments.get("client_addresses"):
-        original(*bound.args, **bound.kwargs)  # it launches its own engine cores
+        original(*bound.args, **bound.kwargs)  # launches engine cores of its own
         _serve_for_owner(client, current_owner())
         return
     config = take_settings(bound.arguments["vllm_config"])
@@ -205,7 +211,10 @@ def _init_client(original: Callable[..., None], client: Any, *args: Any, **kwarg
 
 
 def _take_over(make: Callable[[], None], client: Any, link_id: int) -> None:
-    """The link comes first: what the engine cores are is known before they are asked whether they are ready."""
+    """Make the client of a replacement API server.
+
+    The link comes first: the state of the engine cores must be known before they are asked whether they are ready.
+    """
     link = _make_link(link_id)
     link.start(attached())
     link.await_attached(OWNER_TIMEOUT_S)
@@ -219,7 +228,7 @@ def _take_over(make: Callable[[], None], client: Any, link_id: int) -> None:
 
 
 def _serve_for_owner(client: Any, owner: VllmFrontEndHost | None) -> None:
-    """In the process that owns the engine cores and serves for them."""
+    """Connect a client to the owner in the same process."""
     router = request_router(client)
     if owner is not None and router is not None:
         serve_until(lambda: owner.defeat is not None)
@@ -231,7 +240,7 @@ def _serve_for_owner(client: Any, owner: VllmFrontEndHost | None) -> None:
 def _make_link(link_id: int) -> FrontEndLink:
     config = inherited_settings()
     if config is None:
-        raise HookNotAttached("the settings of Holdfast were taken by nobody: its hooks did not attach in the launcher")
+        raise HookNotAttached("Holdfast's settings are missing: its hooks did not attach in the launcher")
     return FrontEndLink(link_id, config, ZmqStation(), client_address(config.runtime_dir))
 
 
@@ -246,17 +255,17 @@ def _serve_through(link: FrontEndLink, client: Any) -> None:
 
 
 def _follow(client: Callable[[], Any], view: InstanceView) -> None:
-    serving = client()
-    router = request_router(serving) if serving is not None else None
+    live_client = client()
+    router = request_router(live_client) if live_client is not None else None
     if router is not None:
         router.follow(view)
     _end_with_instance(client, view)
 
 
 def _end_with_instance(client: Callable[[], Any], view: InstanceView) -> None:
-    """What is open here ends in an error when the instance does, also where no engine core can say so any more."""
-    serving = client() if view.defeat is not None else None
-    task = serving.resources.output_queue_task if serving is not None else None
+    """End open requests with an error when the instance is defeated; no engine core may be left to do so."""
+    live_client = client() if view.defeat is not None else None
+    task = live_client.resources.output_queue_task if live_client is not None else None
     if task is not None and not task.done():
         # The host turns the end of this task into an error of every open request.
         task.get_loop().call_soon_threadsafe(task.cancel)

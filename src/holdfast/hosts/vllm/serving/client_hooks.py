@@ -1,6 +1,6 @@
-"""The hooks of the host's client of engine cores: every request passes here on its way, and every output.
+"""Hooks of the host's client of engine cores, which every request and every output passes.
 
-Attached in every process that may serve requests; without a protected instance each of them does nothing.
+Attached in every process that may serve requests; without a protected instance each hook calls the host's original.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+from holdfast.core.config import HoldfastConfig
 from holdfast.hosts.vllm.contract.front_end_touchpoints import (
     ABORT,
     ABORT_BALANCED,
@@ -20,7 +21,6 @@ from holdfast.hosts.vllm.contract.front_end_touchpoints import (
     VALIDATE_ALIVE,
 )
 from holdfast.hosts.vllm.contract.hooks import attach
-from holdfast.hosts.vllm.owner.owner import current_owner
 from holdfast.hosts.vllm.process.settings import inherited_settings
 from holdfast.hosts.vllm.serving.error_reasons import attach_error_reasons
 from holdfast.hosts.vllm.serving.lost_engines import EngineLost
@@ -28,11 +28,20 @@ from holdfast.hosts.vllm.serving.request_router import RequestRouter
 
 _NAME = "holdfast"
 
-# Whether the instance has ended; before it is known, every last word counts.
-_ends: list[Callable[[], bool]] = []
+# Settings of the instance that this process owns; a process with another owner inherits them.
+_own_config: HoldfastConfig | None = None
+
+
+def _no_instance() -> bool:
+    return True
+
+
+# Whether the instance has ended; without an instance the host judges every death notice itself.
+_has_ended: Callable[[], bool] = _no_instance
 
 
 def attach_client_hooks() -> None:
+    """Attach every hook of the host's client."""
     attach(ADD, _add)
     attach(ADD_DATA_PARALLEL, _add)
     attach(ABORT, _abort)
@@ -44,22 +53,23 @@ def attach_client_hooks() -> None:
 
 
 def request_router(client: Any) -> RequestRouter | None:
-    """The open requests of a client; none where it is not protected."""
+    """Return the router of a client's requests, made at the first call; None when the client is not protected."""
     known: RequestRouter | None = client.__dict__.get(_NAME)
-    if known is None and (current_owner() is not None or inherited_settings() is not None):
-        known = client.__dict__[_NAME] = RequestRouter(client, detects_poison=_detects_poison())
+    if known is None and (config := _own_config or inherited_settings()) is not None:
+        known = client.__dict__[_NAME] = RequestRouter(client, detects_poison=config.poison_detection)
     return known
 
 
-def _detects_poison() -> bool:
-    owner = current_owner()
-    config = owner.config if owner is not None else inherited_settings()
-    return config is not None and config.poison_detection
+def protect_clients(config: HoldfastConfig) -> None:
+    """Protect all clients made from now on; `config` is of the instance that the process owns."""
+    global _own_config
+    _own_config = config
 
 
 def serve_until(has_ended: Callable[[], bool]) -> None:
-    """The last word of an engine core is no news until the instance has ended."""
-    _ends[:] = [has_ended]
+    """Ignore death notices of engine cores until `has_ended` returns True."""
+    global _has_ended
+    _has_ended = has_ended
 
 
 async def _add(original: Callable[..., Awaitable[None]], client: Any, request: Any) -> None:
@@ -87,27 +97,28 @@ def _receive(original: Callable[[Any], None], client: Any) -> None:
 
 
 class _Decoder:
-    """The client's decoder of outputs. What it returns has been taken note of."""
+    """The client's decoder of outputs, which also records the outputs as delivered."""
 
     def __init__(self, decoder: Any, router: RequestRouter) -> None:
         self._decoder = decoder
         self._router = router
 
     def decode(self, frames: Any) -> Any:
-        if _is_last_word(frames):
+        if _is_death_notice(frames):
             from vllm.v1.engine import EngineCoreOutputs
 
             return EngineCoreOutputs()
         return self._router.deliver(self._decoder.decode(frames))
 
 
-def _is_last_word(frames: Sequence[Any]) -> bool:
+def _is_death_notice(frames: Sequence[Any]) -> bool:
+    """Return whether a message is the host's notice that an engine core has died."""
     return len(frames) == 1 and bytes(frames[0].buffer) == b"ENGINE_CORE_DEAD"
 
 
 def _validate_alive(original: Callable[..., None], resources: Any, frames: Sequence[Any]) -> None:
-    """That an engine core has ended is for its owner to judge: it sees the process."""
-    if all(has_ended() for has_ended in _ends) or not _is_last_word(frames):
+    """Hide death notices from the host's client while the instance lives: the owner judges deaths."""
+    if _has_ended() or not _is_death_notice(frames):
         original(resources, frames)
 
 
@@ -123,11 +134,11 @@ async def _call_utility(
 async def _call_every_utility(
     original: Callable[..., Awaitable[list[Any]]], client: Any, method: str, *args: Any
 ) -> list[Any]:
-    """One result for each engine core that is there."""
+    """Call every engine core that is not lost, and return the results."""
     router = request_router(client)
     if router is None or not any(map(router.is_lost, client.core_engines)):
         return await original(client, method, *args)
-    there = [engine for engine in client.core_engines if not router.is_lost(engine)]
-    if not there:
-        raise EngineLost("no engine core is there, another one is being started")
-    return list(await asyncio.gather(*(client._call_utility_async(method, *args, engine=e) for e in there)))
+    present = [engine for engine in client.core_engines if not router.is_lost(engine)]
+    if not present:
+        raise EngineLost("every engine core is lost; a replacement is being started")
+    return list(await asyncio.gather(*(client._call_utility_async(method, *args, engine=e) for e in present)))

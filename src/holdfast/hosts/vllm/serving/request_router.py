@@ -34,7 +34,7 @@ _POISON = "every engine core that runs this request is lost"
 
 
 class RequestRouter:
-    """Router of the requests of one of the host's clients.
+    """Router of the requests of a client of the host.
 
     Args:
         detects_poison: end a request that kills every engine core.
@@ -57,13 +57,13 @@ class RequestRouter:
         client.input_socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
 
     def assume_restarts(self, restarts: Mapping[int, int]) -> None:
-        """Take losses before this process for handled; `restarts` is their number by engine id."""
+        """Treat `restarts` losses of each engine core, by engine id, as handled before."""
         self._restarts.update(restarts)
 
     # ---- calls of the client
 
     async def add(self, original: Add, client: Any, request: Any) -> None:
-        """Record a new request, and send it or let it wait."""
+        """Record a new request, and send the request or let the request wait."""
         self._add = original
         strip_history(request)
         self.journal.open(request.request_id, request, unmovable(request))
@@ -78,7 +78,7 @@ class RequestRouter:
             raise
 
     async def abort(self, original: Callable[..., Awaitable[None]], client: Any, request_ids: Sequence[str]) -> None:
-        """Forget requests that were aborted, and abort them in their engine cores."""
+        """Forget aborted requests, and abort them in the engine cores."""
         self._forget(request_ids)
         await original(client, request_ids)
 
@@ -93,7 +93,7 @@ class RequestRouter:
             self._start(self._resume())
 
     def is_lost(self, engine: bytes) -> bool:
-        """Return whether the engine core of this identity is lost and has no admitted replacement."""
+        """Return whether an engine core is lost and has no admitted replacement."""
         return engine in self._lost
 
     def _unpin(self, client: Any, request: Any) -> None:
@@ -140,7 +140,7 @@ class RequestRouter:
     # ---- outputs
 
     def deliver(self, outputs: Any) -> Any:
-        """Record the outputs of an engine core as delivered, and return them without those of moved requests."""
+        """Record the outputs of an engine core as delivered, and drop outputs of moved requests."""
         client = self._client()
         if client is not None and outputs.utility_output is not None:
             return outputs if _is_awaited(client, outputs.utility_output) else type(outputs)()
@@ -216,7 +216,7 @@ class RequestRouter:
             self._start(self._resume())
 
     def _lose(self, client: Any, engine: bytes) -> None:
-        """Send nothing more to an engine core; let its open requests wait for a sibling or the replacement."""
+        """Send nothing more to an engine core; let the open requests wait for a sibling or the replacement."""
         self._lost.lose(engine)
         leaving = [i for i in self.journal if self._engine_of(client, i) == engine]
         self._waiting.update(dict.fromkeys(leaving, True))
@@ -304,7 +304,7 @@ class RequestRouter:
 
 
 def _is_awaited(client: Any, answer: Any) -> bool:
-    """Return whether this process made the call, or an id below 0 marks no caller.
+    """Return whether the current process made the call, or the id is below 0 and names no caller.
 
     Calls of a dead API server are answered to the replacement.
     """

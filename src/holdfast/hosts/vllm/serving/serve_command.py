@@ -20,7 +20,7 @@ from holdfast.hosts.vllm.process.settings import KEY, with_files_read
 
 
 def prepare(*, allow_unknown_host: bool) -> None:
-    """Before anything of the host is imported: is it one we know, and will it load our plugin?"""
+    """Refuse an unknown host, and have the host load the plugin. Called before any import of the host."""
     refuse_unknown_host(allowed=allow_unknown_host)
     if allow_unknown_host:
         os.environ[OVERRIDE] = "1"
@@ -47,7 +47,7 @@ def serve(arguments: Sequence[str], settings: Mapping[str, Any]) -> None:
 
 
 def refuse_unhooked() -> None:
-    """Raises `HookNotAttached` when the host has loaded its plugins and ours was not among them."""
+    """Raise `HookNotAttached` when the host has loaded all plugins and Holdfast was not among them."""
     if absent := missing((LAUNCH_IN_CLIENT, LAUNCH_IN_LAUNCHER, CLIENT_INIT), attached()):
         raise HookNotAttached(
             f"the plugin did not load: {', '.join(absent)} is not attached", hint="see the host's log above"
@@ -55,7 +55,7 @@ def refuse_unhooked() -> None:
 
 
 def known_flags() -> frozenset[str]:
-    """Every flag of the host's serve command."""
+    """Return every flag of the host's serve command."""
     return frozenset(_parser()[1]._option_string_actions)
 
 
@@ -89,11 +89,11 @@ def _merged(additional: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(stated, dict):
         raise BadConfiguration(f'--additional-config: "{KEY}" must be an object of settings')
     merged = with_files_read({**stated, **settings})
-    parse_config(merged)  # say what is wrong before anything is started
+    parse_config(merged)  # report wrong settings before any process is started
     return {**additional, KEY: merged}
 
 
 def _pass_on_switch(settings: Mapping[str, Any]) -> None:
-    """Processes of an unprotected server inherit no settings, only the environment."""
+    """Pass the switch on in the environment: processes of an unprotected server inherit no settings."""
     if not parse_config(settings).cpu_enablement:
         os.environ[SWITCH] = "0"
