@@ -234,7 +234,7 @@ def test_what_was_cached_before_a_rank_lost_its_memory_is_hit_by_nobody_later():
 
 
 def test_without_eviction_the_empty_memory_of_a_new_rank_makes_tokens_wrong(monkeypatch):
-    monkeypatch.setattr(BlockPool, "evict_all", lambda pool: None)
+    monkeypatch.setattr(BlockPool, "evict_all", lambda pool: 0)
     driver = Driver(SYNC)
     driver.run()
     driver.engine.kill_rank(0)

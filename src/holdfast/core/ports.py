@@ -1,6 +1,7 @@
-"""What the sentinels need of a host and of the world, as small protocols.
+"""What the sentinels need of a host, as small protocols.
 
-vLLM and the fake host implement the host ports; ZeroMQ and an in-memory twin implement `Wire`.
+The vLLM host and the fake host implement `EngineHost`, `RequestHost`, `WorkerHost` and `Communicators`; both pass
+the conformance suite in `tests/contract/hosts`.
 """
 
 from __future__ import annotations
@@ -21,32 +22,46 @@ from holdfast.core.protocol.rendezvous import Rendezvous
 
 
 class RequestHost(Protocol):
-    """The open requests of an engine core. Its busy loop's thread."""
+    """The open requests of an engine core. Every call comes from the busy loop's thread."""
 
     def standings(self) -> Mapping[str, Standing]:
-        """Where every open request stands, in the order in which they came."""
+        """Return the standing of every open request, by request id, in the order of arrival."""
         ...
 
     def restrict(
         self, run: Collection[str] | None, held: Collection[str], before_step: Callable[[], None] | None
     ) -> None:
-        """Schedule nobody but `run`, or everybody but `held` where that is none; nobody loses what it has computed.
+        """Set the rule by which requests are scheduled, until the next call.
 
-        `before_step` is called before every turn of the busy loop, and may change the rule. Without it nobody is
-        held any more.
+        A request keeps its blocks and its computed tokens while the rule keeps the request out of steps.
+
+        Args:
+            run: schedule these requests only; None: every request but `held`.
+            held: schedule none of these requests.
+            before_step: called before each step is scheduled; may call `restrict`. None: end the rule, whatever
+                `run` and `held` say; the scheduler is the host's own again.
         """
         ...
 
     def recompute(self, request_id: str) -> None:
-        """Trust none of the KV of a request that waits, and let nobody else begin with it. Idempotent."""
+        """Give up the KV of a rewound request, also in the prefix cache.
+
+        Idempotent; does nothing for an unknown request, or where the host drops all KV in a rewind.
+        """
         ...
 
     def add_control(self) -> None:
-        """Add a short request that is nobody's, to be compared with; nothing where the host cannot."""
+        """Add a short request of Holdfast's own, for comparison with a suspect; no front end hears of its tokens.
+
+        Does nothing where the model generates no tokens.
+        """
         ...
 
     def end(self, request_id: str, why: str) -> None:
-        """End a request with an error that says why. Idempotent."""
+        """End an open request with an error that carries `why`.
+
+        Idempotent; does nothing for an unknown request.
+        """
         ...
 
 
@@ -54,136 +69,167 @@ class Devices(Protocol):
     """The devices of the machine, as evidence. Any thread; bounded."""
 
     def look(self) -> list[dict[str, Any]]:
-        """What each of them says of its health; empty where there are none, or nobody to ask."""
+        """Return the state of health of each device; empty without devices or without a driver to ask."""
         ...
 
 
 class EngineHost(Protocol):
-    """An engine core, seen from its sentinel. What may run on any thread says so; the rest is the busy loop's."""
+    """An engine core, seen from its sentinel.
+
+    Calls come from the busy loop's thread, except where a docstring says "Any thread".
+    """
 
     @property
-    def engine_id(self) -> int: ...
+    def engine_id(self) -> int:
+        """The index of the engine core in the instance. Any thread."""
+        ...
 
     @property
     def in_lockstep(self) -> bool:
-        """Whether other engine cores wait for this one in collectives."""
+        """Whether other engine cores wait for this engine core in collectives. Any thread."""
         ...
 
     @property
     def compiles_in_steps(self) -> bool:
-        """Whether a step may compile a kernel that none before it needed."""
+        """Whether a step may compile a kernel that no earlier step needed. Any thread."""
         ...
 
     @property
-    def devices(self) -> Devices | None: ...
+    def devices(self) -> Devices | None:
+        """The devices of the ranks; None where devices are not observed. Any thread."""
+        ...
 
     @property
-    def requests(self) -> RequestHost: ...
+    def requests(self) -> RequestHost:
+        """The open requests."""
+        ...
 
     def interrupt(self) -> None:
-        """Have the busy loop end with an error at its next step boundary, also when it idles. Any thread."""
+        """Make the busy loop end with an error at the next step boundary, also while idle. Any thread."""
         ...
 
     def break_collectives(self) -> int:
-        """Let nobody wait in a collective of the engine core itself. Any thread; the connections broken."""
+        """Make every collective of the engine core itself fail at once, also at the peers. Any thread.
+
+        Returns:
+            The number of connections broken; 0 outside of a lockstep group.
+        """
         ...
 
     def unrebuildable(self) -> tuple[str, ...]:
-        """What a rebuild of the engine core's own collectives cannot bring back, in words."""
+        """Return the parts of the engine core's own collectives that a rebuild cannot restore, in words."""
         ...
 
     def unfinished_requests(self) -> int:
-        """How many requests wait for this engine to go on."""
+        """Return the number of requests that were accepted and have not finished. Any thread."""
         ...
 
     def is_workers_reply(self, error: Exception) -> bool:
-        """Whether an error is only the text of what a worker raised."""
+        """Tell whether an error of the busy loop only repeats the text of a worker's error."""
         ...
 
     def is_interrupt(self, error: Exception) -> bool:
-        """Whether the busy loop ended only because it was told to."""
+        """Tell whether the busy loop ended only because of `interrupt` or of a break of its ranks' collectives.
+
+        False once a worker process is gone.
+        """
         ...
 
     def lost_a_worker(self) -> bool:
-        """Whether a worker process of this engine core is gone."""
+        """Tell whether a worker process of this engine core is gone and not replaced yet. Any thread."""
         ...
 
     def kill_rank(self, rank: int) -> None:
-        """End the process of a rank that is taken for hung, so that nobody waits for it. Any thread."""
+        """Kill the process of a rank that was declared hung: calls to the rank fail soon after. Any thread."""
         ...
 
     def recover(
         self, error: Exception, epoch: int, rendezvous: Rendezvous | None, replace: Sequence[int] = ()
     ) -> RecoveryReport:
-        """Drain stale replies, rewind every request, let the ranks back in under `epoch`.
+        """Salvage computed outputs, replace ranks, rewind every request and let the ranks take steps in `epoch`.
 
-        With a `rendezvous` every rank rebuilds its collectives there. Takes back interrupts of before. The ranks
-        to `replace` get a new process first, and so does every rank whose process is gone.
+        Interrupts from before the call are dropped. May be called again, in a newer epoch, after it raised.
 
-        Raises: anything; a recovery that raises is a fault like any other.
+        Args:
+            error: what ended the busy loop.
+            epoch: newer than every epoch before.
+            rendezvous: where every rank rebuilds its collectives; None: collectives stay as they are.
+            replace: ranks that get a new process, beside every rank whose process is gone.
+
+        Returns:
+            The figures of the recovery: rewound requests, blocks kept, cached blocks evicted, ranks replaced.
+
+        Raises:
+            Exception: any; a failed recovery is a fault of its own.
         """
         ...
 
     def arm(self, spec: InjectionSpec) -> None:
-        """Arm a fault at an engine-core phase. Any thread."""
+        """Arm a fault at a phase of the engine core. Any thread."""
         ...
 
     def drop_requests_of(self, client_index: int) -> None:
-        """Compute nothing more for an API server that is gone. Any thread."""
+        """Abort the requests of an API server that is gone, before the next step is scheduled. Any thread."""
         ...
 
     def introduce_to_coordinator(self) -> None:
-        """Say to a coordinator that has been told nothing yet where this engine core stands. Any thread."""
+        """Tell a replaced coordinator the wave and load of this engine core; nothing without one. Any thread."""
         ...
 
 
 class FrontEndHost(Protocol):
-    """The process that owns the engine cores, seen from the ClientSentinel. Any thread."""
+    """The process that owns the engine cores, seen from the ClientSentinel. Any thread; no call waits."""
 
-    def end_instance(self, order: End) -> None:
-        """End the server: no new work, open requests answered with an error, non-zero exit. Does not wait."""
+    def end_instance(self, effect: End) -> None:
+        """End the server: refuse new work, end open requests with an error, exit non-zero."""
         ...
 
     def open_rendezvous(self, group: tuple[int, ...], epoch: int) -> Rendezvous:
-        """Bind where the ranks of a lockstep group meet in an epoch. The store outlives every rank."""
+        """Bind the rendezvous store of a lockstep group in an epoch. The store outlives every rank."""
         ...
 
     def close_rendezvous(self, group: tuple[int, ...], epoch: int) -> None:
-        """Let whoever still waits there fail at once."""
+        """Close a rendezvous store: every rank that waits in the rendezvous fails at once."""
         ...
 
-    def replace_engine(self, order: ReplaceEngine) -> None:
-        """Start another process for an engine core that is gone. Does not wait; one that fails is lost again."""
+    def replace_engine(self, effect: ReplaceEngine) -> None:
+        """Start the replacement of a lost engine core. A replacement that fails is reported as lost."""
         ...
 
-    def leave_out_engine(self, order: LeaveOut) -> None:
-        """See that nothing is left of an engine core and its workers. Does not wait."""
+    def leave_out_engine(self, effect: LeaveOut) -> None:
+        """End all processes of an engine core and of its workers."""
         ...
 
-    def replace_process(self, order: ReplaceProcess) -> None:
-        """Start another process for one beside the engine cores. Does not wait; one that fails is lost again."""
+    def replace_process(self, effect: ReplaceProcess) -> None:
+        """Start the replacement of a process beside the engine cores. A replacement that fails is reported as lost."""
         ...
 
     def unrecoverable_reason(self) -> str:
-        """Why nobody could start another engine core, or go on with its requests; empty where one can."""
+        """Return why no engine core can be replaced, or no engine can resume requests; empty where both can."""
         ...
 
 
 class WorkerHost(Protocol):
     """A worker, seen from its sentinel. Any thread."""
 
-    def arm(self, spec: InjectionSpec) -> None: ...
+    def arm(self, spec: InjectionSpec) -> None:
+        """Arm a fault at a phase of the worker's steps."""
+        ...
 
     def break_collectives(self, epoch: int) -> int | None:
-        """Take no further step in `epoch` and let nobody wait in a collective.
+        """Refuse every further step in `epoch` and make every collective fail at once, also at the peers.
 
         Returns:
-            How many connections it broke; none where this rank is in a later epoch already.
+            The number of connections broken, 0 when broken already; None where this rank is in a later epoch,
+            whose steps and collectives stay untouched.
         """
         ...
 
     def collective_under_way(self, epoch: int) -> str | None:
-        """The collective of `epoch` or before that the main thread waits in; the same text for the same call."""
+        """Return the collective in which the main thread waits, the same text for the same call.
+
+        None where the main thread is in no collective, or has left the steps of `epoch` for a rebuild.
+        """
         ...
 
 
@@ -237,7 +283,7 @@ class ControlPlane(Protocol):
 
 
 class Communicators(Protocol):
-    """The collectives of one process: breakable from any thread, rebuilt on the main one."""
+    """The collectives of one process: breakable from any thread, rebuilt on the main thread."""
 
     @property
     def broken(self) -> bool:
@@ -246,24 +292,28 @@ class Communicators(Protocol):
 
     @property
     def any_placeholder(self) -> bool:
-        """Whether a collective here would send nothing: this process was started alone and met nobody yet."""
+        """Whether a collective sends nothing: the process was started alone and has met no peer yet."""
         ...
 
     def break_all(self) -> int:
         """Make every collective in progress and every later one fail at once, here and at the peers.
 
-        Any thread, idempotent, never raises. Returns how many connections it broke (0: none to break).
+        Any thread; idempotent; never raises.
+
+        Returns:
+            The number of connections broken (0: none to break).
         """
         ...
 
     def rebuild(self, rendezvous: Rendezvous, timeout_s: float) -> None:
-        """New groups in the places of the old. Main thread.
+        """Replace every group by a new group of the same members. Main thread.
 
-        Raises: `RecoveryFailed` when the peers do not come in time or the rendezvous goes. It may be
-        called again, under a newer epoch, after it raised.
+        Raises:
+            RecoveryFailed: the peers do not come within `timeout_s`, or the rendezvous closes. The call may be
+                repeated in a newer epoch.
         """
         ...
 
     def unrebuildable(self) -> tuple[str, ...]:
-        """What a rebuild cannot bring back here, in words; empty where it can bring back everything."""
+        """Return what a rebuild cannot restore, in words; empty where a rebuild restores everything."""
         ...

@@ -49,14 +49,16 @@ class BlockPool:
             known = self._prefix_of.setdefault(block, prefix)
             assert known == prefix, f"block {block} is in the prefix cache under another prefix"
 
-    def evict(self, blocks: Iterable[int]) -> None:
-        for block in blocks:
-            prefix = self._prefix_of.pop(block, None)
-            if prefix is not None:
-                del self._block_of[prefix]
+    def evict(self, blocks: Iterable[int]) -> int:
+        """Take blocks out of the prefix cache; return how many of them were in it."""
+        cached = [block for block in blocks if block in self._prefix_of]
+        for block in cached:
+            del self._block_of[self._prefix_of.pop(block)]
+        return len(cached)
 
-    def evict_all(self) -> None:
-        self.evict(list(self._prefix_of))
+    def evict_all(self) -> int:
+        """Empty the prefix cache; return how many blocks were in it."""
+        return self.evict(list(self._prefix_of))
 
     def free(self, blocks: Sequence[int]) -> None:
         """Give blocks back, the last first, so that a prefix outlives what follows it."""

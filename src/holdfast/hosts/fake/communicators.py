@@ -93,6 +93,8 @@ class FakeCommunicators:
         self._group = group
         self._breaks = 0
         self._mended = 0
+        self._calls = 0
+        self.waits_in: str | None = None  # the collective under way; the same text for the same call
 
     @property
     def broken(self) -> bool:
@@ -141,11 +143,19 @@ class FakeCommunicators:
                 raise CollectiveBroken(f"rank {self._rank}: connection closed by peer before it began")
             parts = group.contribute(self._rank, value)
             network.changed.notify_all()
-        if not network.wait_until(lambda: group.broken or len(parts) == group.size, timeout_s):
+        if not self._wait(lambda: group.broken or len(parts) == group.size, timeout_s):
             raise TimeoutError(f"rank {self._rank} waited {timeout_s:g} s for its peers")
         if len(parts) < group.size:
             raise CollectiveBroken(f"rank {self._rank}: connection closed by peer")
         return [parts[rank] for rank in sorted(parts)]  # type: ignore[misc]
+
+    def _wait(self, done: Callable[[], bool], timeout_s: float) -> bool:
+        self._calls += 1
+        self.waits_in = f"all_gather (call {self._calls})"
+        try:
+            return self._network.wait_until(done, timeout_s)
+        finally:
+            self.waits_in = None
 
     def _join(self, rendezvous: Rendezvous, timeout_s: float) -> FakeGroup:
         with self._network.changed:

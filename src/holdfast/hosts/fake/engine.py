@@ -50,7 +50,7 @@ class OutputToken:
 
 
 class Interrupted(Exception):
-    """The busy loop was told to stand still."""
+    """The busy loop was told to pause."""
 
 
 class FakeEngineCore:
@@ -83,18 +83,26 @@ class FakeEngineCore:
         self._data_parallel = data_parallel
         self._traps = Traps()
         self._interrupted = False
+        self._clients_gone: deque[int] = deque()  # their requests are dropped at the next step boundary
         self._steps: deque[tuple[list[Part], Reply]] = deque()
         self._processed: list[OutputToken] = []
         self._sent: list[OutputToken] = []
 
     # ---- its front end
 
-    def add(self, request_id: str, prompt: Sequence[int], max_tokens: int, history: Sequence[int] = ()) -> None:
+    def add(
+        self,
+        request_id: str,
+        prompt: Sequence[int],
+        max_tokens: int,
+        history: Sequence[int] = (),
+        client_index: int = 0,
+    ) -> None:
         """Accept a request, or go on behind its `history`. Raises `ValueError` for one that could never fit."""
         tokens = len(prompt) + max_tokens
         if not prompt or max_tokens < 1 or tokens > (self._options.blocks - 1) * self._options.block_size:
             raise ValueError(f"{len(prompt)} + {max_tokens} tokens do not fit")
-        self._scheduler.add(FakeRequest(request_id, tuple(prompt), max_tokens, list(history)))
+        self._scheduler.add(FakeRequest(request_id, tuple(prompt), max_tokens, list(history), client_index))
 
     def abort(self, request_id: str) -> None:
         if request_id in self._scheduler.requests:
@@ -115,8 +123,15 @@ class FakeEngineCore:
     def step(self) -> bool:
         """One turn of the busy loop; false when nobody had anything to do. Raises what a step raises."""
         if self._interrupted:
-            raise Interrupted(f"engine {self._engine_id} was told to stand still")
+            raise Interrupted(f"engine {self._engine_id} was told to pause")
+        self._drop_requests()
         return self._agree(self._turn())
+
+    def _drop_requests(self) -> None:
+        while self._clients_gone:
+            client_index = self._clients_gone.popleft()
+            for request in [r for r in self._scheduler.requests.values() if r.client_index == client_index]:
+                self._scheduler.finish(request.request_id)
 
     def _turn(self) -> bool:
         self._traps.pass_by(Phase.SCHEDULE_START)
@@ -196,13 +211,13 @@ class FakeEngineCore:
         self._traps.arm(spec)
 
     def drop_requests_of(self, client_index: int) -> None:
-        """There is one client, and without it nothing."""
+        self._clients_gone.append(client_index)
 
     def introduce_to_coordinator(self) -> None:
         """There is none."""
 
     def kill_rank(self, rank: int) -> None:
-        self.workers[rank].gone = True
+        self.workers[rank].die()
 
     def recover(
         self, error: Exception, epoch: int, rendezvous: Rendezvous | None, replace: Sequence[int] = ()

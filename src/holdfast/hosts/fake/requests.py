@@ -28,6 +28,8 @@ class FakeRequests:
     def restrict(
         self, run: Collection[str] | None, held: Collection[str], before_step: Callable[[], None] | None
     ) -> None:
+        if before_step is None:
+            run, held = None, ()
         self._scheduler.before_step = before_step
         self._scheduler.may_run = lambda request_id: request_id not in held and (run is None or request_id in run)
 

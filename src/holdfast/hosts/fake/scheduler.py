@@ -30,6 +30,7 @@ class FakeRequest:
     prompt: tuple[int, ...]
     max_tokens: int
     output: list[int] = field(default_factory=list)
+    client_index: int = 0
     computed: int = 0
     in_flight: int = 0
     expected: int = 0
@@ -198,21 +199,22 @@ class FakeScheduler:
         requests = [*self._running, *self._holding]
         held = [r.held() for r in requests]
         plan = plan_rewind([*held, *self._gone_in_flight()], self._pool.block_size)
+        evicted = 0
         if memory_lost:
             plan = plan_restart(held, self._pool.block_size)
-            self._pool.evict_all()
+            evicted = self._pool.evict_all()
         free = self._pool.free_blocks + given_up_blocks(plan, held)
         plan = release_until_rest_fits(plan, held, free, self._step_tokens)
         if not keep_suspect_blocks:
-            self._pool.evict(plan.suspect_blocks)
+            evicted += self._pool.evict(plan.suspect_blocks)
         self._running, self._holding, self._left = [], deque(), []
         self._processed_steps = self._scheduled_steps
         for request in reversed(requests):
             self._put_back(request, plan.good_tokens[request.request_id])
         return RecoveryReport(
-            requests=len(self.requests),
+            requests=len(requests),
             kept_blocks=sum(len(r.blocks) for r in requests),
-            evicted_blocks=len(plan.suspect_blocks),
+            evicted_blocks=evicted,
             tokens_to_recompute=sum(r.total - r.computed for r in requests),
         )
 

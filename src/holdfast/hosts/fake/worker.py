@@ -108,6 +108,11 @@ class FakeWorker:
         with self._lock:
             self.fenced = self.fenced and self.fenced_in >= epoch
 
+    def die(self) -> None:
+        """End without a word: peers find their connections to this rank closed."""
+        self.gone = True
+        self._break()
+
     def begin_anew(self, memory: KVMemory) -> None:
         """What a new process in this rank's place is: nothing written, nothing known, not let in yet."""
         self.memory, self.tokens, self.gone, self.hangs = memory, {}, False, False
@@ -134,14 +139,21 @@ class FakeWorker:
             self.fenced, self.fenced_in = True, epoch
             return self._break()
 
+    def collective_under_way(self, epoch: int) -> str | None:
+        with self._lock:
+            if self.communicators is None or self.epoch > epoch:
+                return None
+            return self.communicators.waits_in
+
     def fence(self, error: Exception, phase: Phase | None) -> None:
         """Refuse work from now on, let nobody wait, and say why to whoever listens."""
         if self.fenced or self.gone or self.skips_fence:
             return
         with self._lock:
             self.fenced, self.fenced_in = True, self.epoch
+        self.report(error, phase)  # before the break: the errors of the peers follow from the break
+        with self._lock:
             self._break()
-        self.report(error, phase)
 
     def report(self, error: Exception, phase: Phase | None) -> None:
         fault = fault_of(error, default_classifier(), engine_id=self.engine_id, rank=self.rank, phase=phase)
@@ -149,9 +161,9 @@ class FakeWorker:
 
     def fail_entering(self, error: Exception) -> None:
         """A restore failed: the others would wait where they meet."""
+        self.report(error, Phase.REBUILD)
         with self._lock:
             self._break()
-        self.report(error, Phase.REBUILD)
 
     def refuse_if_fenced(self) -> None:
         """Raises for a rank that takes part in nothing."""

@@ -1,0 +1,32 @@
+"""Both hosts, fresh for each test: the fake and, where vLLM is installed, vLLM's."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+
+import pytest
+
+HOSTS = ("fake", pytest.param("vllm", marks=pytest.mark.host))
+
+
+@pytest.fixture(scope="session", params=HOSTS)
+def host(request):
+    """The module that makes the rig of one host."""
+    if request.param == "vllm" and importlib.util.find_spec("vllm") is None:
+        pytest.skip("vLLM is not installed here")
+    return importlib.import_module(f"contract.hosts.{request.param}_rig")
+
+
+@pytest.fixture
+def rig(host):
+    """An engine core of two ranks."""
+    made = host.rig()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def waiting_rank(host):
+    """One of two ranks, whose main thread is the test's own."""
+    return host.waiting_rank()
