@@ -28,8 +28,8 @@ def marking(mark: str) -> Rule:
 def test_a_rule_stands_around_what_the_host_schedules_and_around_those_that_held_before() -> None:
     scheduler = Scheduler()
     rules = StepRules(scheduler)
-    rules.put(marking("a"))
-    rules.put(marking("b"))
+    rules.add(marking("a"))
+    rules.add(marking("b"))
     assert scheduler.schedule() == "b(a(step))"
     assert scheduler.schedule(True) == "b(a(throttled))"
 
@@ -39,10 +39,10 @@ def test_whoever_leaves_first_the_method_is_the_hosts_own_after_the_last(order: 
     scheduler = Scheduler()
     rules, there = StepRules(scheduler), [marking(str(i)) for i in range(3)]
     for rule in there:
-        rules.put(rule)
+        rules.add(rule)
     for index in order:
         assert f"{index}(" in scheduler.schedule()
-        rules.take_away(there[index])
+        rules.remove(there[index])
         assert f"{index}(" not in scheduler.schedule()
     assert vars(scheduler) == {}
 
@@ -50,11 +50,11 @@ def test_whoever_leaves_first_the_method_is_the_hosts_own_after_the_last(order: 
 def test_one_that_is_put_twice_holds_once_and_one_that_was_never_put_leaves_nothing() -> None:
     scheduler, rule = Scheduler(), marking("a")
     rules = StepRules(scheduler)
-    rules.take_away(rule)
-    rules.put(rule)
-    rules.put(rule)
+    rules.remove(rule)
+    rules.add(rule)
+    rules.add(rule)
     assert scheduler.schedule() == "a(step)"
-    rules.take_away(rule)
+    rules.remove(rule)
     assert vars(scheduler) == {}
 
 
@@ -63,10 +63,10 @@ def test_a_rule_may_end_itself_within_a_step() -> None:
     rules = StepRules(scheduler)
 
     def once(schedule: Callable[[], Any]) -> Any:
-        rules.take_away(once)
+        rules.remove(once)
         return schedule()
 
-    rules.put(once)
+    rules.add(once)
     assert scheduler.schedule() == "step"
     assert vars(scheduler) == {}
 
@@ -75,7 +75,7 @@ def test_what_others_had_put_there_is_put_back() -> None:
     scheduler = Scheduler()
     others = scheduler.schedule = lambda *_: "others"  # type: ignore[method-assign]
     rules, rule = StepRules(scheduler), marking("a")
-    rules.put(rule)
+    rules.add(rule)
     assert scheduler.schedule() == "a(others)"
-    rules.take_away(rule)
+    rules.remove(rule)
     assert scheduler.schedule is others

@@ -1,1 +1,1 @@
-"""An engine core: its busy loop through a fault, its requests rewound, its workers told to go on."""
+"""The engine core: its busy loop through a fault, its requests rewound, its workers restored."""

@@ -1,8 +1,9 @@
-"""What an engine core does for API servers that come and go.
+"""API servers that come and go, as an engine core sees them.
 
-It computes for a client until that takes its requests back, and says only once that it is ready: a dead client takes
-nothing back, and one that takes a dead one's place would wait for ever. The latter greets, under the name of the one
-call that the host answers where messages arrive, so that an engine core answers also while its busy loop is stuck.
+An engine core computes for a client until the client aborts its requests, and reports only once that it is ready. A
+dead client aborts nothing, and a replacement API server would wait for the report for ever. A replacement therefore
+sends a greeting, as a call that the host answers on the input thread: an engine core answers even while its busy loop
+is stuck.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ Handle = Callable[[int, int, Any], None]
 
 
 class _RequestsOf:
-    """The requests of a client that are open when somebody looks: on the busy loop, after those that wait before it."""
+    """Iterable over the open requests of a client at the time of iteration: on the busy loop, after earlier input."""
 
     def __init__(self, scheduler: Any, client_index: int) -> None:
         self._scheduler = scheduler
@@ -35,20 +36,20 @@ class _RequestsOf:
 
 
 def drop_requests(engine: Any, client_index: int) -> None:
-    """Let nothing more be computed for a client that is gone. Any thread."""
+    """Abort all requests of a lost client. Any thread."""
     of_client = _RequestsOf(engine.scheduler, client_index)
     engine.input_queue.put_nowait((EngineCoreRequestType.ABORT, of_client))
 
 
 def answer_greetings(engine: Any) -> None:
-    """Have the input thread answer a client that greets, with what it tells everybody when it starts."""
+    """Have the input thread answer the greeting of a client with the host's report that the engine core is ready."""
     sentinel = getattr(engine, "ft_sentinel", None) or SimpleNamespace()
     host_handles: Handle | None = getattr(sentinel, "handle_command", None)
 
     def handle(client_index: int, call_id: int, what: Any) -> None:
         if what == GREETING:
-            drop_requests(engine, client_index)  # its predecessor's: whoever greets has sent none yet
-            _say_ready(sys._getframe(1))
+            drop_requests(engine, client_index)  # of the predecessor: a client greets before its first request
+            _report_ready(sys._getframe(1))
         elif host_handles is not None:
             host_handles(client_index, call_id, what)
         else:
@@ -59,9 +60,9 @@ def answer_greetings(engine: Any) -> None:
     engine.ft_sentinel = sentinel
 
 
-def _say_ready(frame: FrameType) -> None:
-    """On the input thread: its sockets are its own, and known to nobody else."""
+def _report_ready(frame: FrameType) -> None:
+    """Send the report over the socket of the input thread, a local variable of the host's method in `frame`."""
     if frame.f_code.co_name != _INPUT_THREAD:
-        raise RuntimeError(f"greeted outside of {_INPUT_THREAD}")
+        raise RuntimeError(f"a greeting was handled outside of {_INPUT_THREAD}")
     found = frame.f_locals
     found["input_socket"].send_multipart([str(os.getpid()).encode(), found["ready_payload"]])

@@ -1,4 +1,4 @@
-"""An engine core under Holdfast: its sentinel, its busy loop, its recovery."""
+"""An engine core under Holdfast: the sentinel, the protected busy loop, and `EngineHost` for the sentinel."""
 
 from __future__ import annotations
 
@@ -17,16 +17,15 @@ from holdfast.hosts.vllm.communicators import EngineCommunicators, attach_commun
 from holdfast.hosts.vllm.contract.engine_touchpoints import BUSY_LOOP, ENGINE_INIT, LOCKSTEP_BUSY_LOOP
 from holdfast.hosts.vllm.contract.hooks import attach, attached
 from holdfast.hosts.vllm.engine.api_server_clients import answer_greetings, drop_requests
-from holdfast.hosts.vllm.engine.exit_deadline import leave_within
-from holdfast.hosts.vllm.engine.lockstep_wave import begin_later_than_any_wave, in_lockstep
+from holdfast.hosts.vllm.engine.lockstep_wave import announce_to_coordinator, in_lockstep, start_after_any_wave
 from holdfast.hosts.vllm.engine.pacing import PacedPrefill
 from holdfast.hosts.vllm.engine.recovery import Recovery
 from holdfast.hosts.vllm.engine.request_admission import VllmRequestHost
-from holdfast.hosts.vllm.engine.resuming import attach_resuming_hooks, pace
+from holdfast.hosts.vllm.engine.resumed_requests import attach_resumption_hooks, pace_resumed_requests
 from holdfast.hosts.vllm.engine.step_rules import StepRules
 from holdfast.hosts.vllm.injection.points import Traps, arm_engine
-from holdfast.hosts.vllm.owner.coordinator import introduce
 from holdfast.hosts.vllm.process.device_health import device_health
+from holdfast.hosts.vllm.process.exits import exit_within
 from holdfast.hosts.vllm.process.init_store import attach_init_store
 from holdfast.hosts.vllm.process.settings import inherited_settings, joins_epoch
 from holdfast.hosts.vllm.process.shared_memory import attach_segment_records
@@ -39,19 +38,22 @@ from holdfast.wire import ZmqStation
 logger = logging.getLogger("holdfast")
 
 ATTACH_TIMEOUT_S = 30.0
+EXIT_WITHIN_S = 5.0  # the host tells its clients and ends the workers in a fraction of that
 
 
 def attach_engine_hooks() -> None:
+    """Protect every engine core that starts in the process from now on. Idempotent."""
     attach_communicator_hooks()
     attach(ENGINE_INIT, _protect_engine)
     attach(BUSY_LOOP, _run_protected)
     attach(LOCKSTEP_BUSY_LOOP, _run_protected)
-    attach_resuming_hooks()
+    attach_resumption_hooks()
     attach_init_store()
     attach_segment_records()
 
 
 def _protect_engine(original: Callable[..., None], engine: Any, *args: Any, **kwargs: Any) -> None:
+    """Start the sentinel around the host's `__init__` of an engine core, and wait for the sentinels of the workers."""
     config = inherited_settings()
     if config is None or not config.enable_fault_tolerance:
         original(engine, *args, **kwargs)
@@ -62,7 +64,7 @@ def _protect_engine(original: Callable[..., None], engine: Any, *args: Any, **kw
     sentinel = EngineCoreSentinel(engine_id, config, ZmqStation(), *addresses, joins_epoch=joins_epoch())
     answer_greetings(engine)
     original(engine, *args, **kwargs)
-    if engine.enable_fault_tolerance:  # the host has put its own sentinel there
+    if engine.enable_fault_tolerance:  # the host has put its own sentinel in the place of ours
         answer_greetings(engine)
     sentinel.start()
     host = VllmEngineHost(engine, config, sentinel)
@@ -73,6 +75,7 @@ def _protect_engine(original: Callable[..., None], engine: Any, *args: Any, **kw
 
 
 def _run_protected(original: Callable[..., None], engine: Any) -> None:
+    """Run the host's busy loop under the sentinel, through faults and recoveries."""
     sentinel = getattr(engine, "holdfast", None)
     if sentinel is None:
         original(engine)
@@ -80,7 +83,7 @@ def _run_protected(original: Callable[..., None], engine: Any) -> None:
     try:
         sentinel.run(lambda: original(engine), engine.is_running)
     except Exception:
-        leave_within()
+        exit_within(EXIT_WITHIN_S)
         raise
     finally:
         sentinel.close()
@@ -102,12 +105,13 @@ class VllmEngineHost:
         record_engine_progress(engine, config)
         rules = StepRules(engine.scheduler)
         self.requests = VllmRequestHost(engine, rules)
-        paced = pace(engine, PacedPrefill(engine, rules, config.recovery_prefill_tokens))
+        paced = PacedPrefill(engine, rules, config.recovery_prefill_tokens)
+        pace_resumed_requests(engine, paced)
         wait = sentinel.await_processes
         self._recovery = Recovery(engine, config, self._communicators, self._traps, paced, wait)
         if (joins := joins_epoch()) is not None:
-            self._recovery.know_nothing()
-            begin_later_than_any_wave(engine, joins)
+            self._recovery.mark_all_ranks_replaced()
+            start_after_any_wave(engine, joins)
         self.devices = device_health() if config.stall_detection else None
 
     @property
@@ -121,7 +125,7 @@ class VllmEngineHost:
 
     @property
     def compiles_in_steps(self) -> bool:
-        """Kernels of GPUs are compiled when they are needed; on a CPU only with the host's compiler on."""
+        """Whether a step may compile a kernel: on a GPU always, on a CPU with the host's compiler on."""
         from vllm.platforms import current_platform
 
         config = self._engine.vllm_config
@@ -159,7 +163,7 @@ class VllmEngineHost:
         drop_requests(self._engine, client_index)
 
     def introduce_to_coordinator(self) -> None:
-        introduce(self._engine)
+        announce_to_coordinator(self._engine)
 
     def recover(
         self, error: Exception, epoch: int, rendezvous: Rendezvous | None, replace: Sequence[int] = ()

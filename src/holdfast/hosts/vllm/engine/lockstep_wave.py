@@ -1,6 +1,6 @@
-"""An engine core between standing still and running again: its queue of interrupts, its wave.
+"""The wave of a lockstep group: the run of steps that its engine cores take together, as the host counts it.
 
-Runs on the busy loop's thread, inside a recovery.
+Everything here runs on the busy loop's thread during a recovery, except `announce_to_coordinator`.
 """
 
 from __future__ import annotations
@@ -8,43 +8,32 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from vllm.v1.engine import EngineCoreRequestType
+from vllm.v1.engine import EngineCoreOutputs
+
+_WAVES_PER_EPOCH = 1 << 32  # more than a group runs between two recoveries; 64 bits hold two billion such epochs
 
 
 def in_lockstep(engine: Any) -> bool:
-    """Whether its busy loop takes every step together with those of other engine cores."""
+    """Tell whether an engine core takes every step together with further engine cores."""
     return getattr(engine, "dp_group", None) is not None
 
 
-def forget_interrupts(engine: Any) -> None:
-    """Take back every interrupt that has not been heard: it would end the busy loop once more, for nothing."""
-    waiting = engine.input_queue
-    with waiting.mutex:
-        kept = [item for item in waiting.queue if item[0] is not EngineCoreRequestType.EXECUTOR_FAILED]
-        waiting.queue.clear()
-        waiting.queue.extend(kept)
+def start_after_any_wave(engine: Any, epoch: int) -> None:
+    """Give an engine core that joins a lockstep group, and through `agree_on_wave` the group, a wave never used before.
 
-
-_WAVES_PER_EPOCH = 1 << 32  # more than a group runs between two recoveries, and 64 bits hold two billion epochs of it
-
-
-def begin_later_than_any_wave(engine: Any, epoch: int) -> None:
-    """Give an engine core that joins a lockstep group a wave that nobody has heard of, and with it its whole group.
-
-    The host's coordinator and front ends know the wave that was running, a process that joins does not, and where all
-    members are new nobody there does. Waves below theirs they would not hear the end of: they would go on believing in
-    a running wave and wake nobody.
+    The host's coordinator and front ends know the wave that was running, and the new process does not; after a loss of
+    all members no engine core knows. Coordinator and front ends ignore the end of an older wave: they would believe in
+    a running wave and never wake the group.
     """
     engine.current_wave = (epoch + 1) * _WAVES_PER_EPOCH
 
 
 def agree_on_wave(engine: Any) -> None:
-    """Let the engine cores of a lockstep group go on at one step of one wave, all of them or none.
+    """Let the engine cores of a lockstep group resume at the same step of the same wave, or all stay idle.
 
-    They count steps to know when to ask each other whether anybody has work left; standing still, one may have
-    counted further, or have ended the wave. They run on, were it only for a moment: so the wave ends with the word
-    of it that the host's coordinator and front ends wait for. A pause of the host's own goes on only where every one
-    of them had come to it.
+    Engine cores count steps to know when to ask each other for remaining work. After a fault the counts may differ, or
+    a member may have ended the wave. With work anywhere all members run, so that the wave ends with the message that
+    coordinator and front ends wait for. A pause by the host continues only if every member was paused.
     """
     has_work = engine.scheduler.has_unfinished_requests()
     ranks_say = [engine.current_wave, has_work, engine.pending_pause, not engine.ignore_start_dp_wave]
@@ -56,3 +45,22 @@ def agree_on_wave(engine: Any) -> None:
     engine.pending_pause = bool(any_pending)
     engine.ignore_start_dp_wave = not any_unpaused
     engine.step_counter = 0
+
+
+def announce_to_coordinator(engine: Any) -> None:
+    """Tell a new coordinator the load and the wave of an engine core. Any thread; may be repeated.
+
+    A coordinator ignores an announcement that is older than the coordinator's own knowledge.
+    """
+    if not engine.has_coordinator:
+        return
+    engine.last_counts = None  # differs from every count, so that the next step sends the counts again
+    if not hasattr(engine, "current_wave"):
+        return
+    wave = engine.current_wave
+    has_work = engine.engines_running or engine.scheduler.has_unfinished_requests()
+    if has_work and not engine.ignore_start_dp_wave:
+        outputs = EngineCoreOutputs(start_wave=wave)
+    else:
+        outputs = EngineCoreOutputs(wave_complete=wave - 1)
+    engine.output_queue.put_nowait((-1, outputs))

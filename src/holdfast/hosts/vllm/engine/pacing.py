@@ -1,8 +1,8 @@
-"""Requests that are computed again after a loss get a bounded part of each step while others decode beside them.
+"""Paced prefill: requests computed again after a loss get a bounded part of each step while further requests decode.
 
-They come from an engine core that is gone, or lost their KV with a rank while their peers in lockstep kept theirs.
-The host prefills as much as fits in a step; the bound lowers what fits for as long as such a prefill is what a step
-would take next. Then, and where prompts cannot be cut anywhere, a step is the host's own.
+Such requests come from a lost engine core, or lost their KV with a rank while the peers in lockstep kept theirs. The
+host prefills as much as fits into a step. The bound lowers the limit of a step for as long as the next prefill is a
+paced request. Otherwise, and where prompts cannot be cut, a step is the host's own.
 """
 
 from __future__ import annotations
@@ -21,7 +21,11 @@ logger = logging.getLogger("holdfast")
 
 
 class PacedPrefill:
-    """Of one engine core. The busy loop's thread, but for `expect`."""
+    """The paced prefills of an engine core. Busy loop's thread, except for `expect`.
+
+    Args:
+        tokens_per_step: bound of the tokens of paced prefills in a step; 0 turns pacing off.
+    """
 
     def __init__(self, engine: Any, rules: StepRules, tokens_per_step: int) -> None:
         self._engine = engine
@@ -29,22 +33,23 @@ class PacedPrefill:
         self._rules = rules
         self._pacing = Pacing(tokens_per_step)
         self._expected: set[str] = set()
-        self._paced: dict[str, int] = {}  # since it began, for the log: how many tokens each has
+        self._paced: dict[str, int] = {}  # tokens of each request since pacing began, for the log
         self._began = 0.0
         self._can_cut = self._scheduler.scheduler_config.enable_chunked_prefill and tokens_per_step > 0
         self._in_lockstep = in_lockstep(engine)
 
     def expect(self, request_id: str) -> None:
-        """A request is on its way to the busy loop that comes from another engine core."""
+        """Pace a request from another engine core once it reaches the busy loop. Any thread."""
         self._expected.add(request_id)
 
     def arrived(self, request: Any) -> None:
+        """Begin to pace a request that is expected."""
         if request.request_id in self._expected:
             self._expected.discard(request.request_id)
             self.begin([request])
 
     def begin(self, requests: Iterable[Any]) -> None:
-        """These are to be computed again."""
+        """Begin to pace requests that are computed again."""
         if not self._can_cut or only_full_attention(self._scheduler) is None:
             return
         if self._pacing.is_over:
@@ -53,7 +58,7 @@ class PacedPrefill:
             self._pacing.begin(request.request_id, request.num_tokens)
             self._paced[request.request_id] = request.num_tokens
         if not self._pacing.is_over:
-            self._rules.put(self._step)
+            self._rules.add(self._step)
 
     def _step(self, schedule: Any) -> Any:
         scheduler = self._scheduler
@@ -61,30 +66,30 @@ class PacedPrefill:
         if self._pacing.is_over:
             self._end()
             return schedule()
-        beside = self._beside()
-        if not (beside or self._in_lockstep) or not self._is_next():
+        decoding = self._decode_tokens()
+        if not (decoding or self._in_lockstep) or not self._is_next():
             return schedule()
-        whole = scheduler.max_num_scheduled_tokens
-        scheduler.max_num_scheduled_tokens = self._pacing.step_tokens(whole, beside)
+        limit = scheduler.max_num_scheduled_tokens
+        scheduler.max_num_scheduled_tokens = self._pacing.step_tokens(limit, decoding)
         try:
             return schedule()
         finally:
-            scheduler.max_num_scheduled_tokens = whole
+            scheduler.max_num_scheduled_tokens = limit
 
-    def _beside(self) -> int:
-        """Tokens that a step computes for requests that decode and lost nothing. Peers in lockstep may have others."""
+    def _decode_tokens(self) -> int:
+        """Count the tokens that a step computes here for requests that decode and are not paced."""
         scheduler = self._scheduler
         decoding = sum(r.request_id not in self._pacing and not r.is_prefill_chunk for r in scheduler.running)
         return int(decoding * (1 + scheduler.num_spec_tokens))
 
     def _is_next(self) -> bool:
-        """Whether one of them is what a step prefills next: what cannot be cut must not wait behind the bound."""
+        """Tell whether the next prefill is a paced request: a prompt that cannot be cut must not wait for the bound."""
         scheduler = self._scheduler
         first = [queue.peek_request() for queue in (scheduler.kv_holding_waiting, scheduler.waiting) if queue]
         return any(r.request_id in self._pacing for r in (*scheduler.running, *first))
 
     def _end(self) -> None:
-        self._rules.take_away(self._step)
+        self._rules.remove(self._step)
         logger.info(
             "engine %d: %d requests of %d tokens in all were computed again within %.1f s",
             self._engine.engine_index,

@@ -1,4 +1,4 @@
-"""The recovery of one engine core: salvage what is computed, replace ranks, rewind requests, restore the workers."""
+"""The recovery of an engine core: salvage outputs, replace ranks, rewind requests, restore the workers."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from vllm.v1.engine import EngineCoreRequestType
 from vllm.v1.request import RequestStatus
 
 from holdfast.core.config import HoldfastConfig
@@ -18,10 +19,9 @@ from holdfast.core.faults.faults import Phase
 from holdfast.core.protocol.messages import RecoveryReport
 from holdfast.core.protocol.rendezvous import Rendezvous
 from holdfast.hosts.vllm.communicators import EngineCommunicators
-from holdfast.hosts.vllm.engine import rewind as rewinding
-from holdfast.hosts.vllm.engine.departed_requests import DepartedRequests
-from holdfast.hosts.vllm.engine.lockstep_wave import agree_on_wave, forget_interrupts, in_lockstep
+from holdfast.hosts.vllm.engine.lockstep_wave import agree_on_wave, in_lockstep
 from holdfast.hosts.vllm.engine.pacing import PacedPrefill
+from holdfast.hosts.vllm.engine.rewind import FreedInFlight, only_full_attention, rewind
 from holdfast.hosts.vllm.engine.salvage import request_being_added, salvage
 from holdfast.hosts.vllm.engine.worker_pool.replacement_processes import ReplacementResult
 from holdfast.hosts.vllm.injection.points import Traps
@@ -32,8 +32,8 @@ logger = logging.getLogger("holdfast")
 
 
 @dataclass(frozen=True)
-class _Restored:
-    """What restoring the workers came to; `lost_requests` failed because no worker could restore them."""
+class _RestoreResult:
+    """The outcome of restoring the workers; `lost_requests` failed because no worker could restore them."""
 
     stale_replies: int
     lost_requests: int
@@ -41,10 +41,10 @@ class _Restored:
 
 
 class Recovery:
-    """Of one engine core, on the busy loop's thread, which stands meanwhile.
+    """The recovery of an engine core. Busy loop's thread, which is paused meanwhile.
 
     Args:
-        await_processes: waits until the new processes of ranks have reported, for so many seconds at most.
+        await_processes: waits until the new processes of ranks have reported; arguments: pids by rank, seconds.
     """
 
     def __init__(
@@ -62,39 +62,40 @@ class Recovery:
         self._traps = traps
         self._paced = paced
         self._await_processes = await_processes
-        self._newcomers: set[int] = set()  # ranks that know no request yet
-        self._unprepared: set[int] = set()  # ranks whose replacement was begun and has not worked
+        self._ranks_without_requests: set[int] = set()  # replaced and not yet restored
+        self._unprepared_ranks: set[int] = set()  # ranks whose replacement has begun and has not worked
         self._salvaged: Exception | None = None
-        self._departures = self._watch_departures()
+        self._freed = self._track_freed_requests()
 
-    def know_nothing(self) -> None:
-        """This engine core takes the place of another one: no rank of it knows a request."""
-        self._newcomers |= set(range(self._engine.model_executor.world_size))
+    def mark_all_ranks_replaced(self) -> None:
+        """Expect every rank to know no request: the engine core is a replacement itself."""
+        self._ranks_without_requests |= set(range(self._engine.model_executor.world_size))
 
     def recover(
         self, error: Exception, epoch: int, rendezvous: Rendezvous | None, replace: Sequence[int] = ()
     ) -> RecoveryReport:
-        """Salvage, replace, rewind, restore. May be called again after it raised: every step is idempotent."""
-        forget_interrupts(self._engine)
+        """Salvage, replace, rewind, restore. May be called again after an error: every step is idempotent."""
+        engine = self._engine
+        drop_interrupts(engine)
         started = time.monotonic()
         salvaged, failed = self._salvage_once(error)
         self._traps.passes(Phase.RECOVERY)
-        if self._engine.batch_queue is not None:
-            self._engine.batch_queue.clear()
-        replaced = self._replace({*replace, *self._engine.model_executor.dead_ranks(), *self._unprepared})
-        rewound = rewinding.rewind(
-            self._engine.scheduler,
-            self._departures.in_flight() if self._departures else (),
+        if engine.batch_queue is not None:
+            engine.batch_queue.clear()
+        replaced = self._replace({*replace, *engine.model_executor.dead_ranks(), *self._unprepared_ranks})
+        rewound = rewind(
+            engine.scheduler,
+            self._freed.requests() if self._freed else (),
             keep_suspect_blocks=self._config.unsafe_keep_suspect_blocks,
-            memory_lost=bool(self._newcomers),
+            memory_lost=bool(self._ranks_without_requests),
         )
-        if self._newcomers and in_lockstep(self._engine):
-            self._paced.begin(self._engine.scheduler.requests.values())
+        if self._ranks_without_requests and in_lockstep(engine):
+            self._paced.begin(engine.scheduler.requests.values())
         self._fail_unrestorable()
         rewound_at = time.monotonic()
         restored = self._restore_workers(epoch, rendezvous)
-        if in_lockstep(self._engine):
-            agree_on_wave(self._engine)
+        if in_lockstep(engine):
+            agree_on_wave(engine)
         self._traps.passes(Phase.RESUME)
         return RecoveryReport(
             requests=rewound.requests,
@@ -112,28 +113,10 @@ class Recovery:
             replace_s=replaced.elapsed_s,
         )
 
-    def _replace(self, ranks: set[int]) -> ReplacementResult:
-        """New processes for these ranks, which count once their sentinels have reported."""
-        if not ranks:
-            return ReplacementResult({}, 0, 0.0)
-        config = self._config
-        self._newcomers |= ranks
-        self._unprepared = ranks  # should it fail: one without its KV cache must not be let in
-        replaced: ReplacementResult = self._engine.model_executor.replace_workers(
-            sorted(ranks), config.worker_start_timeout_s, config.drain_timeout_s
-        )
-        self._await_processes(replaced.pids, config.drain_timeout_s)
-        self._unprepared = set()
-        return replaced
-
-    def _watch_departures(self) -> DepartedRequests | None:
-        """Only where suspect blocks are told from good ones; other caches are dropped as a whole."""
-        if rewinding.only_full_attention(self._engine.scheduler) is None:
-            return None
-        return DepartedRequests(self._engine.scheduler, steps_in_flight=self._engine.batch_queue_size + 1)
+    # ---- salvage
 
     def _salvage_once(self, error: Exception) -> tuple[int, int]:
-        """Outputs sent, requests failed alone. Once per error: a recovery may be tried again."""
+        """Return the outputs sent and the requests failed. Once per error: a recovery may be repeated."""
         if error is self._salvaged:
             return 0, 0
         sent = salvage(self._engine, error)
@@ -147,79 +130,113 @@ class Recovery:
         self._engine._send_error_outputs_to_client([request.request_id], request.client_index)
         return 1
 
-    def _restore_workers(self, epoch: int, rendezvous: Rendezvous | None) -> _Restored:
-        """The workers rebuild their collectives while this engine core rebuilds its own."""
+    def _track_freed_requests(self) -> FreedInFlight | None:
+        """Track freed requests where suspect blocks are told from good blocks; further caches are dropped anyway."""
+        if only_full_attention(self._engine.scheduler) is None:
+            return None
+        return FreedInFlight(self._engine.scheduler, steps_in_flight=self._engine.batch_queue_size + 1)
+
+    # ---- replace
+
+    def _replace(self, ranks: set[int]) -> ReplacementResult:
+        """Give the ranks new processes and wait until the sentinels of these processes have reported."""
+        if not ranks:
+            return ReplacementResult({}, 0, 0.0)
         config = self._config
-        order = RestoreCommand(
+        self._ranks_without_requests |= ranks
+        self._unprepared_ranks = ranks  # after a failure: a rank without its KV cache must not be let in
+        replaced: ReplacementResult = self._engine.model_executor.replace_workers(
+            sorted(ranks), config.worker_start_timeout_s, config.drain_timeout_s
+        )
+        self._await_processes(replaced.pids, config.drain_timeout_s)
+        self._unprepared_ranks = set()
+        return replaced
+
+    # ---- restore
+
+    def _restore_workers(self, epoch: int, rendezvous: Rendezvous | None) -> _RestoreResult:
+        """Restore the workers, and rebuild the engine core's own collectives at the same time."""
+        rebuild_timeout_s = 0.0 if rendezvous is None else self._config.rebuild_timeout_s + rendezvous.extra_wait_s
+        command = RestoreCommand(
             nonce=uuid.uuid4().hex,
             epoch=epoch,
             requests=self._positions(),
             rendezvous=rendezvous,
-            rebuild_timeout_s=self._rebuild_timeout_s(rendezvous),
+            rebuild_timeout_s=rebuild_timeout_s,
             histories=self._encoded_histories(),
         )
-        timeout_s = config.drain_timeout_s + self._rebuild_timeout_s(rendezvous)
         replies, stale = self._engine.model_executor.restore_workers(
-            order, timeout_s, lambda: self._rebuild_own(rendezvous)
+            command,
+            self._config.drain_timeout_s + rebuild_timeout_s,
+            lambda: self._rebuild_own_collectives(rendezvous, rebuild_timeout_s),
         )
         if errors := [r.error for r in replies if r.error]:
             raise RecoveryFailed(f"restoring a worker failed: {errors[0]}")
         self._salvaged = None
-        self._newcomers.clear()
-        if self._departures is not None:
-            self._departures.clear()
-        return _Restored(stale, self._fail_unknown(replies), max(r.rebuild_s for r in replies))
+        self._ranks_without_requests.clear()
+        if self._freed is not None:
+            self._freed.clear()
+        return _RestoreResult(stale, self._fail_unknown(replies), max(r.rebuild_s for r in replies))
 
-    def _rebuild_own(self, rendezvous: Rendezvous | None) -> None:
+    def _rebuild_own_collectives(self, rendezvous: Rendezvous | None, timeout_s: float) -> None:
         if rendezvous is not None:
-            self._communicators.rebuild(rendezvous, self._rebuild_timeout_s(rendezvous))
+            self._communicators.rebuild(rendezvous, timeout_s)
         if self._communicators.any_placeholder:
             raise RecoveryFailed("this engine core has met none of its peers: it would run on alone")
 
-    def _rebuild_timeout_s(self, rendezvous: Rendezvous | None) -> float:
-        return 0.0 if rendezvous is None else self._config.rebuild_timeout_s + rendezvous.extra_wait_s
-
     def _positions(self) -> tuple[RequestPosition, ...]:
-        """Requests that the workers are to keep. V2 is sent each of them whole."""
+        """Return the requests for the workers to keep; none for runner V2, which is sent every request in full."""
         scheduler = self._engine.scheduler
         if scheduler.use_v2_model_runner:
             return ()
         return tuple(
             RequestPosition(r.request_id, r.num_output_tokens, tuple(r.output_token_ids[-TAIL_TOKENS:]))
-            for r in self._begun()
+            for r in self._requests_with_output()
         )
 
     def _encoded_histories(self) -> bytes:
-        """For ranks that know no request; V2 is sent each of them whole anyway."""
-        if not self._newcomers or self._engine.scheduler.use_v2_model_runner:
+        """Encode the histories for replaced ranks; empty for runner V2, which is sent every request in full."""
+        if not self._ranks_without_requests or self._engine.scheduler.use_v2_model_runner:
             return b""
-        return encode_histories(history_of(r) for r in self._begun())
+        return encode_histories(history_of(r) for r in self._requests_with_output())
 
-    def _begun(self) -> list[Any]:
-        """Requests with output, which a rank must know before they are scheduled again."""
+    def _requests_with_output(self) -> list[Any]:
+        """Return the requests that a rank must know before the next step."""
         requests = self._engine.scheduler.requests.values()
         return [r for r in requests if r.num_output_tokens and not r.is_finished()]
 
+    # ---- requests that cannot resume
+
     def _fail_unrestorable(self) -> None:
-        """What a newcomer cannot be told ends alone, with an error; the others go on."""
-        for request in self._begun() if self._newcomers else ():
+        """Fail each request with a history that cannot be sent to a replaced rank."""
+        for request in self._requests_with_output() if self._ranks_without_requests else ():
             try:
                 history_of(request)
             except NotRestorable as error:
                 logger.error("engine %d: %s", self._engine.engine_index, error)
-                self._end_alone([request.request_id])
-
-    def _end_alone(self, request_ids: Iterable[str]) -> None:
-        ended = self._engine.scheduler.finish_requests(request_ids, RequestStatus.FINISHED_ERROR)
-        for request in ended:
-            self._engine._send_error_outputs_to_client([request.request_id], request.client_index)
+                self._fail_requests([request.request_id])
 
     def _fail_unknown(self, replies: Sequence[RestoreReply]) -> int:
-        """A request that a worker never saw cannot go on; it ends alone, with an error."""
+        """Fail each request that a worker never saw; return how many."""
         unknown = {request_id for reply in replies for request_id in reply.unknown}
         if unknown:
             logger.error(
                 "engine %d (pid %d): cannot restore %d request(s)", self._engine.engine_index, os.getpid(), len(unknown)
             )
-            self._end_alone(unknown)
+            self._fail_requests(unknown)
         return len(unknown)
+
+    def _fail_requests(self, request_ids: Iterable[str]) -> None:
+        """End requests with an error to the clients."""
+        ended = self._engine.scheduler.finish_requests(request_ids, RequestStatus.FINISHED_ERROR)
+        for request in ended:
+            self._engine._send_error_outputs_to_client([request.request_id], request.client_index)
+
+
+def drop_interrupts(engine: Any) -> None:
+    """Remove pending interrupts from the input queue: each would end the busy loop once more, without a fault."""
+    waiting = engine.input_queue
+    with waiting.mutex:
+        kept = [item for item in waiting.queue if item[0] is not EngineCoreRequestType.EXECUTOR_FAILED]
+        waiting.queue.clear()
+        waiting.queue.extend(kept)

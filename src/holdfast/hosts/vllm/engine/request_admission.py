@@ -1,8 +1,8 @@
-"""Which requests of an engine core may be scheduled, and the end of one that is guilty.
+"""Restrict the requests that an engine core schedules, and end a poison request.
 
-Nothing of this stands in the step path until somebody is suspected, and nothing after it. A request that may not run
-keeps its blocks. One that waits is passed over as one whose grammar is not compiled yet; one that runs already is out
-of sight while a step is scheduled, as one for which a step had no tokens left.
+Present on the step path only while a request is suspected. A restricted request keeps its blocks. A waiting request is
+skipped like a request whose grammar is not compiled yet; a running request is hidden while a step is scheduled, like a
+request for which the step has no tokens left.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from vllm.v1.request import RequestStatus
 
 from holdfast.core.poison.detector import Standing
 from holdfast.hosts.vllm.engine.rewind import recompute
-from holdfast.hosts.vllm.engine.step_rules import StepRules, replaced
+from holdfast.hosts.vllm.engine.step_rules import StepRules, replace_method
 
 logger = logging.getLogger("holdfast")
 
-CONTROL_TOKENS = 16  # enough for several steps, few beside what an answer is
+CONTROL_TOKENS = 16  # enough for several steps, few beside an answer
 
 
 class VllmRequestHost:
-    """Implements `RequestHost` on the scheduler of an engine core. The busy loop's thread."""
+    """Implements `RequestHost` on the scheduler of an engine core. Busy loop's thread."""
 
     def __init__(self, engine: Any, rules: StepRules) -> None:
         self._engine = engine
@@ -37,7 +37,7 @@ class VllmRequestHost:
         self._held: Collection[str] = ()
         self._before_step: Callable[[], None] | None = None
         self._controls = itertools.count(1)
-        self._take_back: Callable[[], None] | None = None  # while a rule holds
+        self._restore_method: Callable[[], None] | None = None  # present while requests are restricted
 
     def standings(self) -> Mapping[str, Standing]:
         return {r.request_id: _standing(r) for r in self._scheduler.requests.values() if not r.is_finished()}
@@ -47,19 +47,19 @@ class VllmRequestHost:
     ) -> None:
         self._run, self._held, self._before_step = run, held, before_step
         if before_step is None:
-            self._end_rule()
-        elif self._take_back is None:
-            self._begin_rule()
+            self._end_restriction()
+        elif self._restore_method is None:
+            self._begin_restriction()
 
     def recompute(self, request_id: str) -> None:
         recompute(self._scheduler, request_id)
 
     def add_control(self) -> None:
-        """Nobody asked for its tokens, so no front end knows it: what it says is dropped there."""
+        """Add a short request that no front end knows: front ends drop the output. Nothing for a pooling model."""
         if any(r.sampling_params is None for r in self._scheduler.requests.values()):
-            return  # a model that pools generates nothing
-        asked = _control_request(f"holdfast-control-{next(self._controls)}")
-        request, _ = self._engine.preprocess_add_request(asked)
+            return
+        control = _control_request(f"holdfast-control-{next(self._controls)}")
+        request, _ = self._engine.preprocess_add_request(control)
         self._scheduler.add_request(request)
 
     def end(self, request_id: str, why: str) -> None:
@@ -68,39 +68,40 @@ class VllmRequestHost:
             ended = EngineCoreOutputs(finished_requests={request.request_id}, outputs=[output])
             self._engine.output_queue.put_nowait((request.client_index, ended))
 
-    # ---- while a rule holds
+    # ---- while requests are restricted
 
-    def _begin_rule(self) -> None:
+    def _begin_restriction(self) -> None:
         is_ready = self._scheduler._handle_blocked_waiting_request
 
         def is_allowed(request: Any) -> bool:
             return self._may_run(request) and is_ready(request)
 
-        self._take_back = replaced(self._scheduler, "_handle_blocked_waiting_request", is_allowed)
-        self._rules.put(self._schedule)
+        self._restore_method = replace_method(self._scheduler, "_handle_blocked_waiting_request", is_allowed)
+        self._rules.add(self._schedule)
 
-    def _end_rule(self) -> None:
-        self._rules.take_away(self._schedule)
-        if self._take_back is not None:
-            self._take_back()
-            self._take_back = None
+    def _end_restriction(self) -> None:
+        self._rules.remove(self._schedule)
+        if self._restore_method is not None:
+            self._restore_method()
+            self._restore_method = None
 
     def _may_run(self, request: Any) -> bool:
         request_id = request.request_id
         return request_id not in self._held and (self._run is None or request_id in self._run)
 
     def _schedule(self, schedule: Callable[[], Any]) -> Any:
+        """Schedule a step with the restricted requests hidden from the running queue."""
         if self._before_step is not None:
             self._before_step()
         scheduler = self._scheduler
-        aside = [r for r in scheduler.running if not self._may_run(r)]
-        if not aside:
+        hidden = [r for r in scheduler.running if not self._may_run(r)]
+        if not hidden:
             return schedule()
         scheduler.running = [r for r in scheduler.running if self._may_run(r)]
         try:
             return schedule()
         finally:
-            scheduler.running = [*scheduler.running, *aside]
+            scheduler.running = [*scheduler.running, *hidden]
 
 
 def _standing(request: Any) -> Standing:

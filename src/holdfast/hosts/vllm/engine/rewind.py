@@ -1,14 +1,16 @@
-"""Rewind a scheduler's requests to what was really computed, using the host's own queues and blocks.
+"""Rewind a scheduler's requests to the tokens that were really computed, with the host's own queues and blocks.
 
-With one group of full attention a request keeps its good blocks and waits, where the host keeps requests
-whose KV arrived from elsewhere: holding blocks, with a count of computed tokens. Other caches (sliding
-window, Mamba, several groups, connectors) are preempted the host's way and the prefix cache is dropped.
+With a single group of full attention a request keeps its good blocks and waits in the queue in which the host keeps
+requests whose KV arrived from another instance: with blocks, and a count of computed tokens. With any further cache
+(sliding window, Mamba, several groups, connectors) requests are preempted the host's way and the prefix cache is
+dropped.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,13 +26,13 @@ from holdfast.core.requests.rewind import (
     release_until_rest_fits,
 )
 
-# Requests that hold blocks for somebody else's sake; no step of theirs is in flight.
+# States in which a request has blocks but no step in flight.
 _PARKED = frozenset({RequestStatus.WAITING_FOR_REMOTE_KVS, RequestStatus.WAITING_FOR_STREAMING_REQ})
 
 
 @dataclass(frozen=True)
-class Rewound:
-    """What a rewind did."""
+class RewindResult:
+    """The outcome of a rewind."""
 
     requests: int
     kept_blocks: int
@@ -38,14 +40,51 @@ class Rewound:
     tokens_to_recompute: int
 
 
+class FreedInFlight:
+    """Blocks of requests that were freed while a step was in flight, within the depth of the pipeline.
+
+    Blocks enter the prefix cache when they are scheduled. A request that is aborted, finished or preempted before its
+    step has ended leaves blocks in the cache that may never be written. Works once per such request, never per step.
+    """
+
+    def __init__(self, scheduler: Any, steps_in_flight: int) -> None:
+        self._scheduler = scheduler
+        self._depth = steps_in_flight
+        self._freed: deque[tuple[int, HeldRequest]] = deque()
+        self._free: Callable[[Any], None] = scheduler._free_request_blocks
+        scheduler._free_request_blocks = self._record_and_free
+
+    def requests(self) -> list[HeldRequest]:
+        """Return the requests freed during the steps that may still be in flight."""
+        self._drop_older_steps()
+        return [held for _, held in self._freed]
+
+    def clear(self) -> None:
+        """Drop all requests: no step is in flight any more."""
+        self._freed.clear()
+
+    def _record_and_free(self, request: Any) -> None:
+        if request.num_in_flight_tokens:
+            self._drop_older_steps()
+            groups = self._scheduler.kv_cache_manager.get_block_ids(request.request_id)
+            held = _held(request, groups[0], request_id=f"freed {request.request_id}")
+            self._freed.append((self._scheduler.current_step, held))
+        self._free(request)
+
+    def _drop_older_steps(self) -> None:
+        oldest = self._scheduler.current_step - self._depth
+        while self._freed and self._freed[0][0] < oldest:
+            self._freed.popleft()
+
+
 def rewind(
-    scheduler: Any, departed: Sequence[HeldRequest], *, keep_suspect_blocks: bool, memory_lost: bool = False
-) -> Rewound:
+    scheduler: Any, freed: Sequence[HeldRequest], *, keep_suspect_blocks: bool, memory_lost: bool = False
+) -> RewindResult:
     """Put every running request back to waiting with nothing in flight.
 
     Args:
-        departed: what requests held that left while a step of theirs was in flight.
-        memory_lost: a rank's memory is gone, and with it all KV.
+        freed: requests that were freed while a step was in flight.
+        memory_lost: the memory of a rank is lost, and with it all KV.
         keep_suspect_blocks: leave suspect KV in the prefix cache (tests only: answers go wrong).
     """
     if scheduler.defer_block_free:
@@ -57,22 +96,22 @@ def rewind(
     if manager is None:
         rewound = _rewind_all(scheduler)
     elif memory_lost:
-        rewound = _rewind_from_nothing(scheduler, manager)
+        rewound = _rewind_to_start(scheduler, manager)
     else:
-        rewound = _rewind_in_place(scheduler, manager, departed, keep_suspect_blocks)
+        rewound = _rewind_in_place(scheduler, manager, freed, keep_suspect_blocks)
     for request in scheduler.requests.values():
-        _nothing_in_flight(request)
-        if request.status is RequestStatus.PREEMPTED:  # also those that the host had preempted before
+        _clear_in_flight(request)
+        if request.status is RequestStatus.PREEMPTED:  # including requests that the host had preempted before
             request.status = _waiting_status(request)
     scheduler.prev_step_scheduled_req_ids.clear()
     return rewound
 
 
-# ---- one group of full attention: in place
+# ---- a single group of full attention: in place
 
 
 def only_full_attention(scheduler: Any) -> Any | None:
-    """The cache's one manager if requests can be rewound in place, else none."""
+    """Return the only manager of the cache where requests can be rewound in place, else None."""
     managers = scheduler.kv_cache_manager.coordinator.single_type_managers
     if scheduler.connector is not None or scheduler.ec_connector is not None or len(managers) != 1:
         return None
@@ -82,18 +121,18 @@ def only_full_attention(scheduler: Any) -> Any | None:
 
 
 def _rewind_in_place(
-    scheduler: Any, manager: Any, departed: Sequence[HeldRequest], keep_suspect_blocks: bool
-) -> Rewound:
-    requests = _holders(scheduler, manager)
-    held = [_held(request, manager) for request in requests]
-    plan = _fitting_plan(scheduler, plan_rewind([*held, *departed], manager.block_size), held)
+    scheduler: Any, manager: Any, freed: Sequence[HeldRequest], keep_suspect_blocks: bool
+) -> RewindResult:
+    requests = _requests_to_rewind(scheduler, manager)
+    held = [_held_now(request, manager) for request in requests]
+    plan = _fitting_plan(scheduler, plan_rewind([*held, *freed], manager.block_size), held)
     evicted = _cached(scheduler, plan.suspect_blocks)
     if not keep_suspect_blocks:
         scheduler.kv_cache_manager.evict_blocks(evicted)
-    _leave_queues(scheduler, requests)
+    _remove_from_queues(scheduler, requests)
     for request in reversed(requests):
         _put_back(scheduler, manager, request, plan)
-    return Rewound(
+    return RewindResult(
         requests=len(requests),
         kept_blocks=sum(plan.kept_blocks(h.request_id) for h in held),
         evicted_blocks=len(evicted),
@@ -101,16 +140,16 @@ def _rewind_in_place(
     )
 
 
-def _rewind_from_nothing(scheduler: Any, manager: Any) -> Rewound:
-    requests = _holders(scheduler, manager)
-    held = [_held(request, manager) for request in requests]
+def _rewind_to_start(scheduler: Any, manager: Any) -> RewindResult:
+    requests = _requests_to_rewind(scheduler, manager)
+    held = [_held_now(request, manager) for request in requests]
     plan = plan_restart(held, manager.block_size)
     evicted = _cached(scheduler, range(len(scheduler.kv_cache_manager.block_pool.blocks)))
     scheduler.kv_cache_manager.evict_blocks(evicted)
-    _leave_queues(scheduler, requests)
+    _remove_from_queues(scheduler, requests)
     for request in reversed(requests):
         _put_back(scheduler, manager, request, plan)
-    return Rewound(
+    return RewindResult(
         requests=len(requests),
         kept_blocks=0,
         evicted_blocks=len(evicted),
@@ -118,8 +157,8 @@ def _rewind_from_nothing(scheduler: Any, manager: Any) -> Rewound:
     )
 
 
-def _holders(scheduler: Any, manager: Any) -> list[Any]:
-    """Every request to rewind, those that ran first and in their order."""
+def _requests_to_rewind(scheduler: Any, manager: Any) -> list[Any]:
+    """Return every request to rewind: running requests in their order, then waiting requests with blocks."""
     running = [r for r in scheduler.running if r.request_id in scheduler.requests]
     ran = {r.request_id for r in running}
     queued = {r.request_id for queue in _queues(scheduler) for r in queue}
@@ -138,19 +177,24 @@ def _queues(scheduler: Any) -> tuple[Any, Any]:
     return scheduler.kv_holding_waiting, scheduler.waiting
 
 
-def _held(request: Any, manager: Any) -> HeldRequest:
+def _held_now(request: Any, manager: Any) -> HeldRequest:
+    blocks = [b.block_id for b in manager.req_to_blocks.get(request.request_id, ())]
+    return _held(request, blocks, request.request_id, keepable=_keepable(request))
+
+
+def _held(request: Any, blocks: list[int], request_id: str, *, keepable: bool = True) -> HeldRequest:
     return HeldRequest(
-        request_id=request.request_id,
+        request_id=request_id,
         total=request.num_tokens,
         computed=request.num_computed_tokens,
         in_flight=request.num_in_flight_tokens,
-        blocks=[b.block_id for b in manager.req_to_blocks.get(request.request_id, ())],
-        keepable=_keepable(request),
+        blocks=blocks,
+        keepable=keepable,
     )
 
 
 def _keepable(request: Any) -> bool:
-    """Whether a prefill may go on in its middle: not when a result is gathered over the whole prompt."""
+    """Tell whether a prefill may continue in the middle: not if a result is gathered over the whole prompt."""
     params = request.sampling_params
     gathers = request.pooling_params is not None or (
         params is not None and params.prompt_logprobs is not None and request.num_output_tokens == 0
@@ -164,21 +208,21 @@ def _fitting_plan(scheduler: Any, plan: RewindPlan, held: Sequence[HeldRequest])
 
 
 def _cached(scheduler: Any, suspect: Iterable[int]) -> set[int]:
-    """Those of the suspect blocks that stand in the prefix cache."""
+    """Return the suspect blocks that are in the prefix cache."""
     blocks = scheduler.kv_cache_manager.block_pool.blocks
     return {block_id for block_id in suspect if blocks[block_id].block_hash is not None}
 
 
-def _leave_queues(scheduler: Any, requests: Iterable[Any]) -> None:
-    leaving = list(requests)
+def _remove_from_queues(scheduler: Any, requests: Iterable[Any]) -> None:
+    removed = list(requests)
     scheduler.running = []
-    _leave_waiting(scheduler, leaving)
+    _remove_from_waiting(scheduler, removed)
 
 
-def _leave_waiting(scheduler: Any, leaving: list[Any]) -> None:
+def _remove_from_waiting(scheduler: Any, removed: list[Any]) -> None:
     for queue in _queues(scheduler):
-        queue.remove_requests(leaving)
-    scheduler.deferred_waiting.difference_update(leaving)
+        queue.remove_requests(removed)
+    scheduler.deferred_waiting.difference_update(removed)
 
 
 def _put_back(scheduler: Any, manager: Any, request: Any, plan: RewindPlan) -> None:
@@ -195,7 +239,7 @@ def _put_back(scheduler: Any, manager: Any, request: Any, plan: RewindPlan) -> N
 
 
 def _trim(scheduler: Any, manager: Any, request: Any, plan: RewindPlan) -> None:
-    """Give back the blocks behind the good tokens; count as cached only whole good blocks."""
+    """Free the blocks behind the good tokens; count only whole good blocks as cached."""
     request_id = request.request_id
     blocks = manager.req_to_blocks[request_id]
     kept = plan.kept_blocks(request_id)
@@ -215,27 +259,27 @@ def _release(scheduler: Any, request: Any) -> None:
 
 
 def _waiting_status(request: Any) -> Any:
-    """A request without output is sent to the workers anew: they may never have seen it."""
+    """Return the status to wait with. A request without output is sent to the workers again."""
     return RequestStatus.PREEMPTED if request.num_output_tokens else RequestStatus.WAITING
 
 
 def recompute(scheduler: Any, request_id: str) -> None:
-    """Trust none of the KV of a request that waits after a rewind; every other cache was dropped by that anyway."""
+    """Drop the KV of a request that waits after a rewind. Caches of further kinds were dropped by the rewind."""
     request, manager = scheduler.requests.get(request_id), only_full_attention(scheduler)
     if request is None or manager is None or request not in scheduler.kv_holding_waiting:
         return
     held = [block.block_id for block in manager.req_to_blocks.get(request_id, ())]
     scheduler.kv_cache_manager.evict_blocks(_cached(scheduler, held))
-    _leave_waiting(scheduler, [request])
+    _remove_from_waiting(scheduler, [request])
     _release(scheduler, request)
     scheduler.waiting.prepend_request(request)
     request.num_computed_tokens = 0
 
 
-# ---- every other cache: the host's preemption
+# ---- caches of further kinds: the host's preemption
 
 
-def _rewind_all(scheduler: Any) -> Rewound:
+def _rewind_all(scheduler: Any) -> RewindResult:
     requests = list(scheduler.running)
     scheduler.running = []
     for request in reversed(requests):
@@ -243,7 +287,7 @@ def _rewind_all(scheduler: Any) -> Rewound:
             scheduler._preempt_request(request, time.monotonic(), drop_stale_output=True)
             request.status = _waiting_status(request)
     scheduler.reset_prefix_cache(reset_running_requests=True)
-    return Rewound(
+    return RewindResult(
         requests=len(requests),
         kept_blocks=0,
         evicted_blocks=0,
@@ -251,11 +295,11 @@ def _rewind_all(scheduler: Any) -> Rewound:
     )
 
 
-# ---- every request
+# ---- all requests
 
 
-def _nothing_in_flight(request: Any) -> None:
-    """Left as they were, these would make the next real output be discarded as stale."""
+def _clear_in_flight(request: Any) -> None:
+    """Clear counts of tokens in flight: the host would discard the next real output as stale."""
     request.num_in_flight_tokens = 0
     request.num_stale_output_tokens = 0
     request.drop_stale_output = False

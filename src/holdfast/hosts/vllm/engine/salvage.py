@@ -1,8 +1,8 @@
-"""Outputs of a step that were processed but never sent, found where the exception left them.
+"""Salvage the outputs of a step that were processed but never sent.
 
-The host processes a batch request by request and sends the outputs at the end. What an exception in
-between leaves behind is in the locals of its own frames and nowhere else: tokens already appended to
-requests, whose outputs were never sent. They are either sent now or taken back, request by request.
+The host processes a batch request by request and sends the outputs at the end. After an exception in between, tokens
+have been appended to requests whose outputs exist only in the local variables of the traceback's frames. Each output
+is either sent now or undone.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ _STEPS = ("step", "step_with_batch_queue")
 
 
 def salvage(engine: Any, error: Exception) -> int:
-    """Send what was processed, take back what was half done; the number of outputs sent."""
+    """Send the outputs that were processed, undo the output that was half processed; return the number sent."""
     step = _frame(error, _ENGINE_MODULE, _STEPS)
     if step is None:
         return 0
     update = _frame(error, _SCHEDULER_MODULE, ("update_from_output",))
     if update is not None:
-        return _salvage_half(engine, update.f_locals)
+        return _salvage_partial(engine, update.f_locals)
     return _send(engine, step.f_locals.get("engine_core_outputs") or {})
 
 
 def request_being_added(error: Exception) -> Any | None:
-    """The request whose admission raised; it is in no queue and would wait for ever."""
+    """Return the request that was being admitted as the error was raised, and is in no queue; None without any."""
     frame = _frame(error, _ENGINE_MODULE, ("_handle_client_request",))
     request = frame.f_locals.get("req") if frame is not None else None
     return request if hasattr(request, "request_id") else None
@@ -55,13 +55,17 @@ def _send(engine: Any, outputs: dict[int, Any]) -> int:
     return sum(len(o.outputs) for o in outputs.values())
 
 
-def _salvage_half(engine: Any, found: dict[str, Any]) -> int:
-    """An exception in the middle of a batch's outputs."""
+def _salvage_partial(engine: Any, found: dict[str, Any]) -> int:
+    """Salvage after an exception in the middle of a batch's outputs.
+
+    Args:
+        found: local variables of the host's `update_from_output`.
+    """
     outputs = {client: list(outs) for client, outs in (found.get("outputs") or {}).items()}
     interrupted = found.get("request")
-    if interrupted is not None and not _is_among(interrupted.request_id, outputs):
+    if interrupted is not None and not _has_output(interrupted.request_id, outputs):
         if interrupted.request_id in engine.scheduler.requests:
-            _take_back(interrupted, _delivered(found["scheduler_output"], interrupted))
+            _undo(interrupted, _delivered(found["scheduler_output"], interrupted))
         else:
             outputs.setdefault(interrupted.client_index, []).append(_last_output(interrupted, found))
     _drop_finished(engine.scheduler)
@@ -69,19 +73,19 @@ def _salvage_half(engine: Any, found: dict[str, Any]) -> int:
 
 
 def _drop_finished(scheduler: Any) -> None:
-    """Take requests that are gone out of the queues: the host does so only at the end of a batch."""
+    """Remove finished requests from the queues: the host does so only at the end of a batch."""
     scheduler.running = [r for r in scheduler.running if r.request_id in scheduler.requests]
     for queue in (scheduler.waiting, scheduler.kv_holding_waiting):
-        if gone := [r for r in queue if r.request_id not in scheduler.requests]:
-            queue.remove_requests(gone)
+        if finished := [r for r in queue if r.request_id not in scheduler.requests]:
+            queue.remove_requests(finished)
 
 
-def _is_among(request_id: str, outputs: dict[int, list[Any]]) -> bool:
+def _has_output(request_id: str, outputs: dict[int, list[Any]]) -> bool:
     return any(o.request_id == request_id for outs in outputs.values() for o in outs)
 
 
 def _last_output(request: Any, found: dict[str, Any]) -> Any:
-    """The output of a request that finished and was let go before its output was built."""
+    """Build the output of a request that finished and was freed before the host had built the output."""
     return EngineCoreOutput(
         request_id=request.request_id,
         new_token_ids=found.get("new_token_ids") or [],
@@ -92,8 +96,10 @@ def _last_output(request: Any, found: dict[str, Any]) -> Any:
 
 
 def _delivered(scheduler_output: Any, request: Any) -> int:
-    """How many output tokens the request had when this step was scheduled, in-flight ones included:
-    steps are processed in order, so all of them have been delivered by now."""
+    """Return the number of output tokens, in-flight tokens included, when the step was scheduled.
+
+    Steps are processed in order, so all of these tokens have been delivered by now.
+    """
     cached = scheduler_output.scheduled_cached_reqs
     if request.request_id in cached.req_ids:
         tokens: int = cached.num_output_tokens[cached.req_ids.index(request.request_id)]
@@ -103,20 +109,20 @@ def _delivered(scheduler_output: Any, request: Any) -> int:
     return len(resumed) - request.num_prompt_tokens if resumed is not None else 0
 
 
-def _take_back(request: Any, delivered: int) -> None:
-    """Take tokens back that were appended and never sent."""
+def _undo(request: Any, delivered: int) -> None:
+    """Remove tokens that were appended and never sent, and let the request run again."""
     undelivered = request.num_output_tokens - delivered
     if undelivered > 0:
         del request._output_token_ids[delivered:]
         del request._all_token_ids[request.num_prompt_tokens + delivered :]
         del request.block_hashes[_whole_blocks(request) :]
-    _take_back_grammar(request)
+    _undo_grammar(request)
     request.stop_reason = None
     request.status = RequestStatus.RUNNING
 
 
 def _whole_blocks(request: Any) -> int:
-    """How many block hashes the remaining tokens make: the hasher only ever appends."""
+    """Count the block hashes of the remaining tokens with the host's hasher, which only ever appends."""
     if request._block_hasher is None:
         return 0
     present, request.block_hashes = request.block_hashes, []
@@ -127,7 +133,7 @@ def _whole_blocks(request: Any) -> int:
     return whole
 
 
-def _take_back_grammar(request: Any) -> None:
+def _undo_grammar(request: Any) -> None:
     structured = request.structured_output_request
     grammar = getattr(structured, "grammar", None)
     processed = getattr(grammar, "num_processed_tokens", None)

@@ -103,24 +103,3 @@ def _await_bound(pipe: Any, process: Any) -> None:
         pipe.recv()
     except EOFError:
         raise RecoveryFailed("the process ended before it had bound its addresses") from None
-
-
-def introduce(engine: Any) -> None:
-    """Tell a new coordinator where an engine core stands. Any thread; may be said again and again.
-
-    What is not true any more when it arrives is older than what the coordinator knows by then, which it ignores.
-    """
-    from vllm.v1.engine import EngineCoreOutputs
-
-    if not engine.has_coordinator:
-        return
-    engine.last_counts = None  # differs from every count: they are told again with the next step
-    if not hasattr(engine, "current_wave"):
-        return
-    wave = engine.current_wave
-    has_work = engine.engines_running or engine.scheduler.has_unfinished_requests()
-    if has_work and not engine.ignore_start_dp_wave:
-        said = EngineCoreOutputs(start_wave=wave)
-    else:
-        said = EngineCoreOutputs(wave_complete=wave - 1)
-    engine.output_queue.put_nowait((-1, said))

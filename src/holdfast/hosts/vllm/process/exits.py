@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import signal
+import threading
 from collections.abc import Mapping
 
 from holdfast.progress.oom import oom_kills, why_killed
+
+logger = logging.getLogger("holdfast")
+
+EXIT_FAILED = 1  # the exit code after an exception
 
 EXIT_CODE_TIMEOUT_S = 1.0  # a process sentinel tells of an exit before the system knows the exit code
 
@@ -29,3 +36,17 @@ def describe_exit(exit_code: int | None) -> str:
         return f"killed by {signal.Signals(-exit_code).name}"
     except ValueError:
         return f"killed by signal {-exit_code}"
+
+
+def exit_within(seconds: float) -> None:
+    """End the process after a failure, unless the process ends by itself before. Does not wait.
+
+    An engine core that has failed must end in bounded time: its requests resume elsewhere once the process is gone.
+    """
+    threading.Thread(target=_exit_after, args=(seconds,), name="holdfast-exit", daemon=True).start()
+
+
+def _exit_after(seconds: float) -> None:
+    threading.Event().wait(seconds)
+    logger.error("process %d has failed and did not end within %g s; exiting now", os.getpid(), seconds)
+    os._exit(EXIT_FAILED)

@@ -1,4 +1,4 @@
-"""An engine core that has failed does not stay because its end takes for ever."""
+"""A failed process ends in bounded time."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import sys
 
 PROGRAM = """
 import threading
-from holdfast.hosts.vllm.engine.exit_deadline import leave_within
-leave_within({seconds})
+from holdfast.hosts.vllm.process.exits import exit_within
+exit_within({seconds})
 {ends}
 """
 
@@ -18,9 +18,9 @@ def exit_code(seconds: float, ends: str) -> int:
     return subprocess.run([sys.executable, "-c", program], timeout=60, check=False).returncode
 
 
-def test_one_whose_end_never_comes_ends_all_the_same() -> None:
+def test_a_process_that_never_ends_by_itself_is_ended() -> None:
     assert exit_code(0.05, "threading.Event().wait()") == 1
 
 
-def test_one_that_ends_in_time_ends_as_it_would() -> None:
+def test_a_process_that_ends_in_time_keeps_its_exit_code() -> None:
     assert exit_code(3600.0, "raise SystemExit(3)") == 3

@@ -1,7 +1,7 @@
-"""A request that another engine core began: how its history travels, and how an engine core goes on from it.
+"""Resume a request that another engine core began.
 
-The history rides in the request itself, under a private key of its sampling parameters: tokens that were delivered
-as output stay output. The engine core takes the key out before anything else sees the request.
+The history of the request travels in the request itself, under a private key of the sampling parameters: tokens that
+were delivered as output stay output. The engine core removes the key before any further code sees the request.
 """
 
 from __future__ import annotations
@@ -24,30 +24,29 @@ GRAMMAR_TIMEOUT_S = 20.0
 ADD_REQUESTS_TIMEOUT_S = 30.0
 
 
-def attach_resuming_hooks() -> None:
+def attach_resumption_hooks() -> None:
     attach(MAKE_REQUEST, _make_request)
     attach(ADD_TO_SCHEDULER, _add_to_scheduler)
 
 
-def pace(engine: Any, paced: PacedPrefill) -> PacedPrefill:
-    """Let it know of requests that come from another engine core."""
+def pace_resumed_requests(engine: Any, paced: PacedPrefill) -> None:
+    """Have resumed requests of an engine core paced."""
     vars(engine)[_PACED] = paced
-    return paced
 
 
 def _make_request(original: Callable[..., tuple[Any, int]], engine: Any, request: Any) -> tuple[Any, int]:
-    """Runs on the input thread. What raises here ends this request alone."""
+    """Make the scheduler's request with its history. Input thread; an exception fails the request alone."""
     history = _take_history(request)
     made, wave = original(engine, request)
     if history:
-        _go_on_from(engine, made, history)
+        _append_history(engine, made, history)
     if history is not None and (paced := vars(engine).get(_PACED)) is not None:
         paced.expect(made.request_id)
     return made, wave
 
 
 def _take_history(request: Any) -> list[int] | None:
-    """Empty where another engine core had a request and nothing was delivered."""
+    """Remove and return the history; empty for a request that was moved before any output; None for a new request."""
     params = request.sampling_params
     if params is None or not params.extra_args or HISTORY not in params.extra_args:
         return None
@@ -56,8 +55,8 @@ def _take_history(request: Any) -> list[int] | None:
     return history
 
 
-def _go_on_from(engine: Any, request: Any, history: Sequence[int]) -> None:
-    """As if this engine core had computed the history and preempted the request since."""
+def _append_history(engine: Any, request: Any, history: Sequence[int]) -> None:
+    """Bring a request to the state in which the engine core has computed the history and then preempted it."""
     if request.use_structured_output:
         _await_grammar(request)
     for token in history:
@@ -66,7 +65,7 @@ def _go_on_from(engine: Any, request: Any, history: Sequence[int]) -> None:
             raise RecoveryFailed(f"the grammar of request {request.request_id} does not accept its own history")
     request.status = RequestStatus.PREEMPTED
     request.num_preemptions += 1
-    request.take_prefill_stats()  # its prefill was told when it was first done
+    request.take_prefill_stats()  # the first engine core has reported the prefill
 
 
 def _await_grammar(request: Any) -> None:
@@ -76,11 +75,11 @@ def _await_grammar(request: Any) -> None:
 
 
 def _add_to_scheduler(original: Callable[..., None], engine: Any, request: Any, request_wave: int = 0) -> None:
-    """Runs on the busy loop's thread, between two steps."""
+    """Make a resumed request known to the workers before it is scheduled. Busy loop's thread, between two steps."""
     if request.num_output_tokens and not engine.scheduler.use_v2_model_runner:
-        # V1 keeps a request's tokens in the worker; V2 is sent them when it is scheduled.
-        known = encode_histories([history_of(request)])
-        engine.model_executor.collective_rpc(ADD_REQUESTS, timeout=ADD_REQUESTS_TIMEOUT_S, args=(known,))
+        # Runner V1 keeps the tokens of a request in the worker; V2 is sent them when the request is scheduled.
+        history = encode_histories([history_of(request)])
+        engine.model_executor.collective_rpc(ADD_REQUESTS, timeout=ADD_REQUESTS_TIMEOUT_S, args=(history,))
     if (paced := vars(engine).get(_PACED)) is not None:
         paced.arrived(request)
     original(engine, request, request_wave)
