@@ -11,6 +11,7 @@ from holdfast.core.errors import RecoveryFailed
 from holdfast.core.faults.faults import Phase
 from holdfast.core.instance import instance
 from holdfast.core.protocol import messages as m
+from holdfast.core.protocol.commands import Resume
 from holdfast.core.protocol.events import EventKind
 from support.lockstep_bench import WAIT_S, Lockstep
 
@@ -219,7 +220,7 @@ def test_a_pause_and_a_resume_by_hand_in_the_middle_change_no_token(make_lockste
     lockstep.wait_until(lambda: paused(lockstep))
     assert pausing[0].result(WAIT_S) is None
     assert not lockstep.is_exact()  # it is in the middle
-    lockstep.client.resume("resume").result(WAIT_S)
+    lockstep.client.submit(Resume(command_id="resume")).result(WAIT_S)
     lockstep.join()
     assert lockstep.is_exact()
     assert lockstep.happened(EventKind.FAULT_REPORTED) == []
@@ -232,7 +233,7 @@ def test_a_fault_of_a_recovery_after_a_pause_by_hand_changes_no_token(make_locks
     lockstep.start()
     lockstep.wait_until(lambda: paused(lockstep))
     with pytest.raises(RecoveryFailed, match="injected fault"):
-        lockstep.client.resume("resume").result(WAIT_S)
+        lockstep.client.submit(Resume(command_id="resume")).result(WAIT_S)
     lockstep.join()
     assert lockstep.is_exact()
 

@@ -10,9 +10,9 @@ from concurrent.futures import Future
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.errors import OperatorError, RecoveryFailed
 from holdfast.core.faults.faults import Fault, FaultClass, unresponsive
-from holdfast.core.faults.injection import InjectionSpec
 from holdfast.core.instance.instance import Instance
 from holdfast.core.protocol import messages as m
+from holdfast.core.protocol.commands import Command
 from holdfast.core.protocol.effects import BeginRecovery, Effect, Publish, Send, Settle
 from holdfast.core.protocol.events import Event, InstanceView
 
@@ -32,10 +32,10 @@ class MemoryControl:
     """Implements `ControlPlane`; `attach`, `break_down`, `hold`, `recover` and `abort` are the engine cores' part."""
 
     def __init__(self, groups: Sequence[Sequence[int]] = ((0,),), config: HoldfastConfig | None = None) -> None:
-        self._config = config or HoldfastConfig(fault_policy="external", enable_fault_injection=True)
+        config = config or HoldfastConfig(fault_policy="external", enable_fault_injection=True)
         self._instance = Instance(
             groups,
-            self._config,
+            config,
             wall_clock=lambda: 1_700_000_000.0,
             new_command_id=lambda: uuid.uuid4().hex,
             notify_address="tcp://127.0.0.1:22867",
@@ -53,7 +53,7 @@ class MemoryControl:
 
     @property
     def config(self) -> HoldfastConfig:
-        return self._config
+        return self._instance.config
 
     def view(self) -> InstanceView:
         return self._view
@@ -61,23 +61,18 @@ class MemoryControl:
     def history(self, after: int = 0) -> tuple[Event, ...]:
         return tuple(e for e in self.events if e.sequence > after)
 
-    def retry(self, command_id: str, engine_ids: Sequence[int] = ()) -> Future[None]:
-        return self._follow(command_id, lambda: self._instance.retry(command_id, engine_ids, self.now))
-
-    def pause(self, command_id: str, engine_ids: Sequence[int] = (), *, soft: bool = False) -> Future[None]:
-        return self._follow(command_id, lambda: self._instance.pause(command_id, engine_ids, soft, self.now))
-
-    def resume(self, command_id: str, engine_ids: Sequence[int] = ()) -> Future[None]:
-        return self._follow(command_id, lambda: self._instance.resume(command_id, engine_ids, self.now))
-
-    def restart_workers(self, command_id: str, engine_id: int, ranks: Sequence[int] = ()) -> Future[None]:
-        return self._follow(command_id, lambda: self._instance.restart_workers(command_id, engine_id, ranks, self.now))
-
-    def restart_engine(self, command_id: str, engine_id: int) -> Future[None]:
-        return self._follow(command_id, lambda: self._instance.restart_engine(command_id, engine_id, self.now))
-
-    def arm(self, command_id: str, spec: InjectionSpec) -> Future[None]:
-        return self._follow(command_id, lambda: self._instance.arm(command_id, spec, self.now))
+    def submit(self, command: Command) -> Future[None]:
+        ended: Future[None] = Future()
+        with self._lock:
+            try:
+                effects = self._instance.submit(command, self.now)
+            except OperatorError as error:
+                ended.set_exception(error)
+                return ended
+            self._waiting[command.command_id] = ended
+            self._perform(effects)
+        self.ordered.set()
+        return ended
 
     # ---- the engine cores' part
 
@@ -156,19 +151,6 @@ class MemoryControl:
         return engine.epoch
 
     # ---- effects
-
-    def _follow(self, command_id: str, order) -> Future[None]:  # type: ignore[no-untyped-def]
-        ended: Future[None] = Future()
-        with self._lock:
-            try:
-                effects = order()
-            except OperatorError as error:
-                ended.set_exception(error)
-                return ended
-            self._waiting[command_id] = ended
-            self._perform(effects)
-        self.ordered.set()
-        return ended
 
     def _observe(self, fact: m.FromEngine) -> None:
         arrived = m.decode_from_engine(m.encode(fact))  # over the wire nothing stays the same object

@@ -7,6 +7,7 @@ from holdfast.core.faults.faults import Fault, FaultClass, Phase
 from holdfast.core.faults.injection import InjectionSpec
 from holdfast.core.instance.instance import Instance
 from holdfast.core.protocol import messages as m
+from holdfast.core.protocol.commands import Configure, InjectFault, Pause, RestartWorkers, Resume, Retry
 from holdfast.core.protocol.effects import Publish, Send
 
 AUTO = HoldfastConfig(max_retries=3, retry_window_s=60.0, max_engine_restarts=0)
@@ -101,20 +102,26 @@ class Bench:
             )
         )
 
+    def submit(self, command):
+        return self.did(self.instance.submit(command, self.now))
+
     def retry(self, command_id="cmd", engine=0):
-        return self.did(self.instance.retry(command_id, () if engine is None else (engine,), self.now))
+        return self.submit(Retry(command_id=command_id, engine_ids=() if engine is None else (engine,)))
 
     def pause(self, command_id="pause", *engines, soft=False):
-        return self.did(self.instance.pause(command_id, engines, soft, self.now))
+        return self.submit(Pause(command_id=command_id, engine_ids=engines, soft=soft))
 
     def resume(self, command_id="resume", *engines):
-        return self.did(self.instance.resume(command_id, engines, self.now))
+        return self.submit(Resume(command_id=command_id, engine_ids=engines))
 
     def restart_workers(self, command_id="restart", engine=0, ranks=()):
-        return self.did(self.instance.restart_workers(command_id, engine, ranks, self.now))
+        return self.submit(RestartWorkers(command_id=command_id, engine_id=engine, ranks=ranks))
 
     def arm(self, command_id="arm", spec=SPEC):
-        return self.did(self.instance.arm(command_id, spec, self.now))
+        return self.submit(InjectFault(command_id=command_id, spec=spec))
+
+    def configure(self, command_id="configure", **settings):
+        return self.submit(Configure(command_id=command_id, settings=settings))
 
     def tick(self, after_s=0.0):
         self.now += after_s

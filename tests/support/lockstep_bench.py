@@ -6,6 +6,7 @@ import time
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.faults.injection import InjectionSpec
 from holdfast.core.protocol import messages as m
+from holdfast.core.protocol.commands import InjectFault, Pause, RestartWorkers
 from holdfast.core.protocol.events import EventKind
 from holdfast.core.protocol.rendezvous import Rendezvous
 from holdfast.core.states import EngineState
@@ -127,14 +128,15 @@ class Lockstep:
 
     def arm(self, phase, engine=0, rank=0, after_steps=0, times=1, **about):
         spec = InjectionSpec(phase=phase, engine_id=engine, rank=rank, after_steps=after_steps, times=times, **about)
-        self.client.arm(f"{phase}-{engine}-{rank}-{after_steps}", spec).result(WAIT_S)
+        command = InjectFault(command_id=f"{phase}-{engine}-{rank}-{after_steps}", spec=spec)
+        self.client.submit(command).result(WAIT_S)
 
     def pause_before_step(self, step, soft=False):
         """Have the whole group paused by hand before a step of the first engine core; how that ended."""
         core, paused = self.engines[0].core, []
 
         def pause():
-            paused.append(self.client.pause("pause", soft=soft))
+            paused.append(self.client.submit(Pause(command_id="pause", soft=soft)))
             self._await_stop(core)
 
         self.engines[0].before_step[step] = pause
@@ -150,7 +152,7 @@ class Lockstep:
         core, restarting = self.engines[0].core, []
 
         def restart():
-            restarting.append(self.client.restart_workers("restart", 0))
+            restarting.append(self.client.submit(RestartWorkers(command_id="restart", engine_id=0)))
             self._await_stop(core)
 
         self.engines[0].before_step[step] = restart
@@ -209,6 +211,9 @@ class Lockstep:
         self.client.close()
 
     # ---- FrontEndHost
+
+    def unrecoverable_reason(self):
+        return ""
 
     def end_instance(self, order):
         self.reason = order.reason

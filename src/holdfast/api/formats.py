@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from holdfast.core.config import RuntimeSettings
 from holdfast.core.errors import CommandConflict, HoldfastError
 from holdfast.core.protocol.events import EngineView, Event, InstanceView, StandbyView
 from holdfast.core.states import EngineState
@@ -76,6 +77,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     ready: bool
     sequence: int
     notify_address: str
+    settings: RuntimeSettings
     defeat: str | UnsetType = UNSET
     processes: tuple[ProcessStatus, ...] = ()
 
@@ -153,10 +155,11 @@ def _status_fields(view: InstanceView) -> dict[str, Any]:
     return {
         "total_engines": len(view.engines),
         "engines": tuple(_engine_status(e) for e in view.engines),
-        "policy": view.fault_policy,
+        "policy": view.settings.fault_policy,
         "ready": view.ready,
         "sequence": view.sequence,
         "notify_address": view.notify_address,
+        "settings": view.settings,
         "defeat": _optional(view.defeat),
         "processes": tuple(ProcessStatus(name=p.name, pid=p.pid, restarts=p.restarts) for p in view.processes),
     }

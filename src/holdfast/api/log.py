@@ -19,6 +19,8 @@ def log_event(event: Event, view: InstanceView) -> None:
 
 def describe_event(event: Event) -> str:
     """One line that says what happened."""
+    if event.kind is EventKind.CONFIGURED:
+        return f"settings changed: {event.reason} (command {event.command_id})"
     return _describe_process(event) if event.process is not None else _describe_engine(event)
 
 
@@ -109,6 +111,6 @@ def _level(event: Event) -> int:
             return logging.ERROR
         case EventKind.FAULT_REPORTED | EventKind.PAUSE_ORDERED | EventKind.ENGINE_PAUSED | EventKind.FAULT_ARMED:
             return logging.WARNING
-        case EventKind.REQUESTS_SUSPECTED | EventKind.REQUEST_ENDED:
+        case EventKind.REQUESTS_SUSPECTED | EventKind.REQUEST_ENDED | EventKind.CONFIGURED:
             return logging.WARNING
     return logging.INFO

@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from holdfast.api.requests import AcceptedRequest, AwaitedRequest
+from holdfast.api.requests import AcceptedRequest, AwaitedRequest, Changes, Params
 from holdfast.core.faults.injection import InjectionSpec
 
 Schema: TypeAlias = dict[str, Any]
@@ -54,7 +54,12 @@ def _resolve(node: Any, definitions: Schema) -> Any:
     return node
 
 
-APPLY_BODY: Schema = {"oneOf": [_schema(AcceptedRequest), _schema(AwaitedRequest)]}
+APPLY_BODY: Schema = {
+    "anyOf": [
+        _schema(kind)
+        for kind in (AcceptedRequest[Params], AwaitedRequest[Params], AcceptedRequest[Changes], AwaitedRequest[Changes])
+    ]
+}
 INJECT_BODY: Schema = _schema(InjectionSpec)
 
 

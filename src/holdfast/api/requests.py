@@ -9,13 +9,15 @@ import enum
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
 
 import msgspec
 
+from holdfast.core.config import SettingValue, changeable_keys
 from holdfast.core.errors import BadCommand
 from holdfast.core.faults.faults import Phase
 from holdfast.core.faults.injection import InjectionSpec
+from holdfast.core.protocol.commands import Command, Configure, Pause, RestartEngine, RestartWorkers, Resume, Retry
 
 MAX_BODY_BYTES = 64 * 1024
 MAX_TIMEOUT_S = 3600
@@ -24,22 +26,28 @@ MAX_RANKS = 1024
 MAX_SHOWN_CHARS = 300
 
 
-class Instruction(enum.StrEnum):
-    """What can be asked of the instance."""
+T = TypeVar("T")
+P = TypeVar("P")
+Name = TypeVar("Name", bound=enum.StrEnum)
+
+
+class CommandName(enum.StrEnum):
+    """The commands of `/apply`, by the names that the wire formats call instructions."""
 
     PAUSE = "pause"
     RESUME = "resume"
     RETRY = "retry"
     RESTART_WORKER = "restart-worker"
     RESTART_ENGINE = "restart-engine"
+    CONFIGURE = "configure"
 
     @property
     def is_for_one_engine(self) -> bool:
-        return self in (Instruction.RESTART_WORKER, Instruction.RESTART_ENGINE)
+        return self in (CommandName.RESTART_WORKER, CommandName.RESTART_ENGINE)
 
     @property
     def wait_s(self) -> float:
-        """How long its end is waited for where nobody says: processes that load a model take long."""
+        """How long a caller who names no time waits for the end: a process that loads a model takes long."""
         return 300.0 if self.is_for_one_engine else 30.0
 
 
@@ -56,9 +64,13 @@ Rank = Annotated[int, msgspec.Meta(ge=0)]
 Ranks = Annotated[
     tuple[Rank, ...], msgspec.Meta(min_length=1, max_length=MAX_RANKS, extra_json_schema={"uniqueItems": True})
 ]
-# Texts, not enums: an unknown one is answered with those that are known, and never repeated in full.
-InstructionName = Annotated[str, msgspec.Meta(extra_json_schema={"enum": list(Instruction)})]
+# Texts, not enums: an unknown name is answered with the known names, and never repeated in full.
+InstructionName = Annotated[str, msgspec.Meta(extra_json_schema={"enum": list(CommandName)})]
 ModeName = Annotated[str, msgspec.Meta(extra_json_schema={"enum": list(PauseMode)})]
+Changes = Annotated[
+    dict[str, SettingValue],
+    msgspec.Meta(extra_json_schema={"propertyNames": {"enum": list(changeable_keys())}, "minProperties": 1}),
+]
 
 
 class Params(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -74,54 +86,66 @@ class Params(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     ranks: Ranks | None = None
 
 
-class AwaitedRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The original format: the answer comes when the instruction has ended."""
+class AwaitedRequest(msgspec.Struct, Generic[P], frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The original format: the answer comes when the command has ended."""
 
     fault_tolerance_instruction: InstructionName
     fault_tolerance_timeout: TimeoutS | msgspec.UnsetType = msgspec.UNSET
-    fault_tolerance_params: Params = Params()
+    fault_tolerance_params: P | msgspec.UnsetType = msgspec.UNSET
 
 
-class AcceptedRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The host's own format: the answer comes when the instruction is accepted."""
+class AcceptedRequest(msgspec.Struct, Generic[P], frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The host's own format: the answer comes when the command is accepted."""
 
     instruction: InstructionName
-    params: Params = Params()
+    params: P | msgspec.UnsetType = msgspec.UNSET
 
 
 @dataclass(frozen=True)
-class ApplyCommand:
-    """An instruction, whichever format it came in; `timeout_s` is set when its end is waited for."""
+class AppliedCommand:
+    """A command, in either request format; `timeout_s` is set when the caller waits for the end."""
 
-    instruction: Instruction
-    engine_ids: tuple[int, ...] = ()
-    ranks: tuple[int, ...] = ()
-    soft: bool = False
+    command: Command
     timeout_s: float | None = None
 
 
 _AWAITED_KEY = "fault_tolerance_instruction"
 _ACCEPTED_KEY = "instruction"
 
-T = TypeVar("T")
-Name = TypeVar("Name", bound=enum.StrEnum)
 
-
-def parse_apply(body: bytes) -> ApplyCommand:
-    """The instruction in a request's body. Raises `BadCommand`."""
+def parse_apply(body: bytes, command_id: str) -> AppliedCommand:
+    """Return the command in a request's body, under an id. Raises `BadCommand`."""
     fields = _parse_object(body)
     match _AWAITED_KEY in fields, _ACCEPTED_KEY in fields:
         case True, False:
-            awaited = _convert(fields, AwaitedRequest)
-            name, given_s = awaited.fault_tolerance_instruction, awaited.fault_tolerance_timeout
-            timeout_s = _known(name, Instruction, "instruction").wait_s if given_s is msgspec.UNSET else given_s
-            return _command(name, awaited.fault_tolerance_params, timeout_s)
+            return _parse_awaited(fields, command_id)
         case False, True:
-            accepted = _convert(fields, AcceptedRequest)
-            return _command(accepted.instruction, accepted.params, None)
+            return _parse_accepted(fields, command_id)
         case True, True:
             raise BadCommand(f"{_AWAITED_KEY!r} and {_ACCEPTED_KEY!r} are two formats", hint="send one of them")
     raise BadCommand("the body names no instruction", hint=f"send {_ACCEPTED_KEY!r} or {_AWAITED_KEY!r}")
+
+
+def _parse_awaited(fields: dict[str, Any], command_id: str) -> AppliedCommand:
+    request: AwaitedRequest[Params] | AwaitedRequest[Changes]
+    if fields[_AWAITED_KEY] == CommandName.CONFIGURE:
+        request = _convert(fields, AwaitedRequest[Changes])
+    else:
+        request = _convert(fields, AwaitedRequest[Params])
+    name = _known(request.fault_tolerance_instruction, CommandName, "instruction")
+    given_s = request.fault_tolerance_timeout
+    timeout_s = name.wait_s if given_s is msgspec.UNSET else given_s
+    return AppliedCommand(_command(command_id, name, request.fault_tolerance_params), timeout_s)
+
+
+def _parse_accepted(fields: dict[str, Any], command_id: str) -> AppliedCommand:
+    request: AcceptedRequest[Params] | AcceptedRequest[Changes]
+    if fields[_ACCEPTED_KEY] == CommandName.CONFIGURE:
+        request = _convert(fields, AcceptedRequest[Changes])
+    else:
+        request = _convert(fields, AcceptedRequest[Params])
+    name = _known(request.instruction, CommandName, "instruction")
+    return AppliedCommand(_command(command_id, name, request.params))
 
 
 def parse_injection(body: bytes) -> InjectionSpec:
@@ -146,12 +170,24 @@ def is_json(content_type: str | None) -> bool:
     return (content_type or "").partition(";")[0].strip().lower() == "application/json"
 
 
-def _command(name: str, params: Params, timeout_s: float | None) -> ApplyCommand:
-    instruction = _known(name, Instruction, "instruction")
-    engine_ids, ranks = _engine_ids(params), _ranks(instruction, params)
-    if instruction.is_for_one_engine and len(engine_ids) != 1:
-        raise BadCommand(f"{instruction} is for one engine, {len(engine_ids)} are named", hint="name one engine")
-    return ApplyCommand(instruction, engine_ids, ranks, _is_soft(instruction, params.mode), timeout_s)
+def _command(command_id: str, name: CommandName, given: Params | Changes | msgspec.UnsetType) -> Command:
+    if name is CommandName.CONFIGURE:
+        return Configure(command_id=command_id, settings=given if isinstance(given, dict) else {})
+    params = given if isinstance(given, Params) else Params()
+    engine_ids, ranks, soft = _engine_ids(params), _ranks(name, params), _is_soft(name, params.mode)
+    if name.is_for_one_engine and len(engine_ids) != 1:
+        raise BadCommand(f"{name} is for one engine, {len(engine_ids)} are named", hint="name one engine")
+    match name:
+        case CommandName.PAUSE:
+            return Pause(command_id=command_id, engine_ids=engine_ids, soft=soft)
+        case CommandName.RESUME:
+            return Resume(command_id=command_id, engine_ids=engine_ids)
+        case CommandName.RETRY:
+            return Retry(command_id=command_id, engine_ids=engine_ids)
+        case CommandName.RESTART_WORKER:
+            return RestartWorkers(command_id=command_id, engine_id=engine_ids[0], ranks=ranks)
+        case CommandName.RESTART_ENGINE:
+            return RestartEngine(command_id=command_id, engine_id=engine_ids[0])
 
 
 def _engine_ids(params: Params) -> tuple[int, ...]:
@@ -164,15 +200,15 @@ def _engine_ids(params: Params) -> tuple[int, ...]:
     raise BadCommand("'engine_id' and 'engine_ids' say the same", hint="send one of them")
 
 
-def _ranks(instruction: Instruction, params: Params) -> tuple[int, ...]:
+def _ranks(name: CommandName, params: Params) -> tuple[int, ...]:
     ranks = params.ranks or ()
     if params.rank is not None:
         if ranks:
             raise BadCommand("'rank' and 'ranks' say the same", hint="send one of them")
         ranks = (params.rank,)
-    if ranks and instruction is not Instruction.RESTART_WORKER:
+    if ranks and name is not CommandName.RESTART_WORKER:
         raise BadCommand(
-            f"{instruction} is for whole engines", hint=f"'rank' and 'ranks' are for {Instruction.RESTART_WORKER} only"
+            f"{name} is for whole engines", hint=f"'rank' and 'ranks' are for {CommandName.RESTART_WORKER} only"
         )
     _refuse_repeated(ranks, "rank")
     return ranks
@@ -184,12 +220,12 @@ def _refuse_repeated(ids: Sequence[int], what: str) -> None:
         raise BadCommand(f"{field!r} names {what} {repeated[0]} twice", hint=f"name every {what} once")
 
 
-def _is_soft(instruction: Instruction, name: str | None) -> bool:
-    if name is None:
+def _is_soft(command: CommandName, mode_name: str | None) -> bool:
+    if mode_name is None:
         return False
-    mode = _known(name, PauseMode, "mode")
-    if instruction is not Instruction.PAUSE:
-        raise BadCommand(f"{instruction} cannot be {mode}", hint="'mode' is for pause only")
+    mode = _known(mode_name, PauseMode, "mode")
+    if command is not CommandName.PAUSE:
+        raise BadCommand(f"{command} cannot be {mode}", hint="'mode' is for pause only")
     return mode is PauseMode.SOFT
 
 

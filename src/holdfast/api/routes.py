@@ -34,6 +34,7 @@ from holdfast.core.errors import (
 )
 from holdfast.core.faults.injection import InjectionSpec
 from holdfast.core.ports import ControlPlane
+from holdfast.core.protocol.commands import InjectFault
 from holdfast.core.protocol.events import InstanceView
 
 PREFIXES = ("/fault_tolerance", "/v1/fault_tolerance")
@@ -126,12 +127,11 @@ async def _events(request: Request, control: ControlPlane) -> Response:
 
 async def _apply(request: Request, control: ControlPlane) -> Response:
     """Carry out an instruction, in either request format."""
-    command = requests.parse_apply(await _read_body(request))
-    command_id = uuid.uuid4().hex
-    outcome = _watch(_order(control, command, command_id))
-    if command.timeout_s is None:
+    applied = requests.parse_apply(await _read_body(request), command_id := uuid.uuid4().hex)
+    outcome = _watch(control.submit(applied.command))
+    if applied.timeout_s is None:
         return await _accept(outcome, command_id)
-    return await _execute(outcome, command.timeout_s)
+    return await _execute(outcome, applied.timeout_s)
 
 
 async def _inject(request: Request, control: ControlPlane) -> Response:
@@ -141,7 +141,7 @@ async def _inject(request: Request, control: ControlPlane) -> Response:
     spec = requests.parse_injection(await _read_body(request))
     _check_rank(spec, control.view())
     command_id = uuid.uuid4().hex
-    outcome = _watch(control.arm(command_id, spec))
+    outcome = _watch(control.submit(InjectFault(command_id=command_id, spec=spec)))
     await _wait_ended(outcome, control.config.drain_timeout_s + _ARM_MARGIN_S)
     return _json(formats.Accepted(message="Fault armed.", request_id=command_id))
 
@@ -156,22 +156,6 @@ _ROUTES = (
 
 
 # ---- commands
-
-
-def _order(control: ControlPlane, command: requests.ApplyCommand, command_id: str) -> Future[None]:
-    match command.instruction:
-        case requests.Instruction.PAUSE:
-            return control.pause(command_id, command.engine_ids, soft=command.soft)
-        case requests.Instruction.RESUME:
-            return control.resume(command_id, command.engine_ids)
-        case requests.Instruction.RETRY:
-            return control.retry(command_id, command.engine_ids)
-        case requests.Instruction.RESTART_WORKER:
-            [engine_id] = command.engine_ids
-            return control.restart_workers(command_id, engine_id, command.ranks)
-        case requests.Instruction.RESTART_ENGINE:
-            [engine_id] = command.engine_ids
-            return control.restart_engine(command_id, engine_id)
 
 
 def _watch(command: Future[None]) -> asyncio.Future[None]:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from holdfast.api.formats import Executed
-from holdfast.api.requests import MAX_TIMEOUT_S, AwaitedRequest, Instruction, Params, PauseMode
+from holdfast.api.requests import MAX_TIMEOUT_S, AwaitedRequest, CommandName, Params, PauseMode
 from holdfast.cli.client import ControlClient, reporting
 from holdfast.cli.options import DEFAULT_URL, ApiKey, Url
 
@@ -16,7 +16,7 @@ _ANSWER_MARGIN_S = 5.0
 
 
 def apply(
-    instruction: Annotated[Instruction, typer.Argument(help="What the engines, and those in lockstep, are to do.")],
+    command: Annotated[CommandName, typer.Argument(help="What the engines, and those in lockstep, are to do.")],
     engine: Annotated[
         list[int] | None, typer.Option(help="An engine; may be repeated. Without it, all that it makes sense for.")
     ] = None,
@@ -32,14 +32,14 @@ def apply(
     api_key: ApiKey = "",
 ) -> None:
     """Give a running server an instruction: pause, resume, retry after a fault, restart-worker or restart-engine."""
-    timeout_s = instruction.wait_s if timeout is None else timeout
+    timeout_s = command.wait_s if timeout is None else timeout
     params = Params(
         engine_ids=tuple(engine) if engine else None,
         mode=PauseMode.SOFT if soft else None,
         ranks=tuple(rank) if rank else None,
     )
     request = AwaitedRequest(
-        fault_tolerance_instruction=instruction, fault_tolerance_timeout=timeout_s, fault_tolerance_params=params
+        fault_tolerance_instruction=command, fault_tolerance_timeout=timeout_s, fault_tolerance_params=params
     )
     with reporting():
         answer = ControlClient(url, api_key).post("apply", request, Executed, max(timeout_s, 0) + _ANSWER_MARGIN_S)

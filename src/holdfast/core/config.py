@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
@@ -19,6 +19,9 @@ FaultPolicy = Literal["auto", "external", "dry-run"]
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=86400)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=1_000_000)]
+
+SettingValue = int | float | str
+S = TypeVar("S")
 
 _RENAMED = {
     "engine_recovery_timeout_s": "engine_recovery_timeout",
@@ -36,12 +39,11 @@ _RENAMED = {
 }
 
 
-class HoldfastConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename=_RENAMED):
-    """All settings. A key is the flag's name with underscores."""
+class RuntimeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename=_RENAMED):
+    """Settings that an operator may change while the server runs: the policy, the budgets, the time limits."""
 
-    enable_fault_tolerance: bool = True
     fault_policy: FaultPolicy = "auto"
-    external_fallback: Literal["none", "auto"] = "none"  # when nobody gave an instruction in time
+    external_fallback: Literal["none", "auto"] = "none"  # when no command came in time
     max_ranks_out: Count | str = "100%"  # at once, a number of ranks or a share of all
     engine_recovery_timeout_s: Seconds = 120.0
     max_retries: Count = 10
@@ -59,6 +61,25 @@ class HoldfastConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     max_worker_restarts: Count = 20
     worker_restart_window_s: Seconds = 600.0
     worker_start_timeout_s: Seconds = 600.0
+
+    def __post_init__(self) -> None:
+        if self.external_fallback != "none" and self.fault_policy != "external":
+            raise BadConfiguration(
+                f"external_fallback {self.external_fallback} makes no sense with fault_policy {self.fault_policy}",
+                hint="it goes with external",
+            )
+        _refuse_unknown_cap(self.max_ranks_out)
+
+    @property
+    def repairs_unasked(self) -> bool:
+        """Whether a lost process is replaced without a command: no command could be sent to a lost process."""
+        return "auto" in (self.fault_policy, self.external_fallback)
+
+
+class HoldfastConfig(RuntimeSettings, frozen=True, kw_only=True, forbid_unknown_fields=True, rename=_RENAMED):
+    """All settings. A key is the flag's name with underscores."""
+
+    enable_fault_tolerance: bool = True
     standby_workers: Annotated[int, msgspec.Meta(ge=0, le=64)] = 0  # of each engine core
     standby_preload: bool = False
     stall_detection: bool = True
@@ -91,17 +112,7 @@ class HoldfastConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
                 f"{' and '.join(sorted(unsafe))} makes answers wrong and is for tests only",
                 hint="it needs enable_fault_injection",
             )
-        if self.external_fallback != "none" and self.fault_policy != "external":
-            raise BadConfiguration(
-                f"external_fallback {self.external_fallback} makes no sense with fault_policy {self.fault_policy}",
-                hint="it goes with external",
-            )
-        _refuse_unknown_cap(self.max_ranks_out)
-
-    @property
-    def repairs_unasked(self) -> bool:
-        """Whether what is gone is replaced though nobody asked: no instruction could be given to it any more."""
-        return "auto" in (self.fault_policy, self.external_fallback)
+        RuntimeSettings.__post_init__(self)
 
 
 def _refuse_unknown_cap(cap: int | str) -> None:
@@ -125,32 +136,96 @@ def share_of(cap: str) -> float:
     return share
 
 
+class SettingChange(msgspec.Struct, frozen=True, kw_only=True):
+    """One setting that was changed while the server runs, by its key."""
+
+    name: str
+    old: SettingValue
+    new: SettingValue
+
+    def __str__(self) -> str:
+        return f"{self.name} {_shown(self.old)} -> {_shown(self.new)}"
+
+
+def _shown(value: SettingValue) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def known_keys() -> tuple[str, ...]:
-    """The keys an operator may use, in the order of the settings."""
+    """Return the keys that an operator may set, in the order of the settings."""
     fields = msgspec.structs.fields(HoldfastConfig)
     return tuple(f.encode_name for f in fields if f.name != "runtime_dir")
 
 
+def changeable_keys() -> tuple[str, ...]:
+    """Return the keys that an operator may change while the server runs, in the order of the settings."""
+    return tuple(f.encode_name for f in msgspec.structs.fields(RuntimeSettings))
+
+
 def parse_config(settings: Mapping[str, Any]) -> HoldfastConfig:
-    """Settings from a mapping. Raises `BadConfiguration` that names the nearest known key."""
+    """Return the configuration that a mapping describes.
+
+    Raises:
+        BadConfiguration: an unknown key, with the nearest known key as a hint; a bad value; a contradiction.
+    """
     for key in settings:
         if key not in known_keys() and key != "runtime_dir":
-            raise BadConfiguration(f"unknown setting {key!r}", hint=_nearest(key))
+            raise BadConfiguration(f"unknown setting {key!r}", hint=_nearest(key, known_keys()))
     stated = dict(settings)
     if FAULT_CLASSES in stated:
         stated[FAULT_CLASSES] = parse_rows(stated[FAULT_CLASSES])
-    try:
-        return msgspec.convert(stated, HoldfastConfig)
-    except msgspec.ValidationError as error:
-        raise BadConfiguration(f"holdfast settings: {error}") from None
+    return _convert(stated, HoldfastConfig)
 
 
 def dump_config(config: HoldfastConfig) -> dict[str, Any]:
-    """Plain mapping of a configuration, as `parse_config` reads it."""
+    """Return the plain mapping of a configuration, as `parse_config` reads it."""
     built: dict[str, Any] = msgspec.to_builtins(config)
     return built
 
 
-def _nearest(key: str) -> str:
-    near = difflib.get_close_matches(key.replace("-", "_"), known_keys(), n=1, cutoff=0.4)
-    return f"did you mean {near[0]!r}?" if near else "known: " + ", ".join(known_keys())
+def change_settings(config: HoldfastConfig, changes: Mapping[str, SettingValue]) -> HoldfastConfig:
+    """Return the configuration with some settings changed at run time; all of them or none.
+
+    Raises:
+        BadConfiguration: no setting is named; an unknown key; a setting that is fixed at the start of the
+            server, with those that can be changed as a hint; a bad value; a contradiction.
+    """
+    if not changes:
+        raise BadConfiguration("no setting is named", hint="can be changed: " + ", ".join(changeable_keys()))
+    for key in changes:
+        if key not in known_keys():
+            raise BadConfiguration(f"unknown setting {key!r}", hint=_nearest(key, changeable_keys()))
+        if key not in changeable_keys():
+            raise BadConfiguration(
+                f"{key} is fixed at the start of the server", hint="can be changed: " + ", ".join(changeable_keys())
+            )
+    stated = {**msgspec.to_builtins(runtime_settings(config)), **changes}
+    return adopt_settings(config, _convert(stated, RuntimeSettings))
+
+
+def runtime_settings(config: HoldfastConfig) -> RuntimeSettings:
+    """Return the part of a configuration that can be changed at run time."""
+    return RuntimeSettings(**{f.name: getattr(config, f.name) for f in msgspec.structs.fields(RuntimeSettings)})
+
+
+def adopt_settings(config: HoldfastConfig, settings: RuntimeSettings) -> HoldfastConfig:
+    """Return the configuration with the settings in force in place of its own."""
+    return msgspec.structs.replace(config, **msgspec.structs.asdict(settings))
+
+
+def compare_settings(old: RuntimeSettings, new: RuntimeSettings) -> tuple[SettingChange, ...]:
+    """Return what differs between two sets of run-time settings, in the order of the settings."""
+    changed = [f for f in msgspec.structs.fields(RuntimeSettings) if getattr(old, f.name) != getattr(new, f.name)]
+    return tuple(SettingChange(name=f.encode_name, old=getattr(old, f.name), new=getattr(new, f.name)) for f in changed)
+
+
+def _convert(stated: dict[str, Any], kind: type[S]) -> S:
+    try:
+        return msgspec.convert(stated, kind)
+    except msgspec.ValidationError as error:
+        raise BadConfiguration(f"holdfast settings: {error}") from None
+
+
+def _nearest(key: str, known: tuple[str, ...]) -> str:
+    near = difflib.get_close_matches(key.replace("-", "_"), known, n=1, cutoff=0.4)
+    return f"did you mean {near[0]!r}?" if near else "known: " + ", ".join(known)

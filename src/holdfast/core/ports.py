@@ -14,6 +14,7 @@ from holdfast.core.config import HoldfastConfig
 from holdfast.core.faults.faults import Fault
 from holdfast.core.faults.injection import InjectionSpec
 from holdfast.core.poison.detector import Standing
+from holdfast.core.protocol.commands import Command
 from holdfast.core.protocol.effects import End, LeaveOut, ReplaceEngine, ReplaceProcess
 from holdfast.core.protocol.events import Event, InstanceView
 from holdfast.core.protocol.link_messages import RequestBlamed
@@ -242,12 +243,14 @@ class FaultReporter(Protocol):
 class ControlPlane(Protocol):
     """What HTTP and the command line may ask of the ClientSentinel. Any thread.
 
-    The futures fail with an `OperatorError` for an instruction that cannot be followed, and with
-    `RecoveryFailed` for one that was followed and did not work.
+    The futures fail with an `OperatorError` for a command that cannot be carried out, and with `RecoveryFailed`
+    for a command that was carried out and did not work.
     """
 
     @property
-    def config(self) -> HoldfastConfig: ...
+    def config(self) -> HoldfastConfig:
+        """The configuration in force."""
+        ...
 
     def view(self) -> InstanceView: ...
 
@@ -255,27 +258,9 @@ class ControlPlane(Protocol):
         """Events with a sequence greater than `after`, oldest first; bounded."""
         ...
 
-    def retry(self, command_id: str, engine_ids: Sequence[int] = ()) -> Future[None]:
-        """Let the lockstep groups of some engines go on; every one that stands paused when none is named."""
+    def submit(self, command: Command) -> Future[None]:
+        """Have a command carried out. The future ends when the command has."""
         ...
-
-    def pause(self, command_id: str, engine_ids: Sequence[int] = (), *, soft: bool = False) -> Future[None]:
-        """Pause the lockstep groups of some engines, or all. Ends when they stand still."""
-        ...
-
-    def resume(self, command_id: str, engine_ids: Sequence[int] = ()) -> Future[None]:
-        """Let groups go on that were paused by hand."""
-        ...
-
-    def restart_workers(self, command_id: str, engine_id: int, ranks: Sequence[int] = ()) -> Future[None]:
-        """Give ranks of a healthy engine a new process; every one of its ranks when none is named."""
-        ...
-
-    def restart_engine(self, command_id: str, engine_id: int) -> Future[None]:
-        """Put another process in the place of an engine core, and of all its workers, whatever its state."""
-        ...
-
-    def arm(self, command_id: str, spec: InjectionSpec) -> Future[None]: ...
 
     def request_blamed(self, blamed: RequestBlamed) -> None:
         """The process that serves has ended a request that every engine core dies of. Does not wait."""

@@ -18,11 +18,11 @@ import msgspec
 
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.errors import BadCommand, HookNotAttached, OperatorError, RecoveryFailed
-from holdfast.core.faults.injection import InjectionSpec
 from holdfast.core.instance.instance import Instance
 from holdfast.core.instance.processes import index_of_api_server
 from holdfast.core.ports import FrontEndHost
 from holdfast.core.protocol import messages as m
+from holdfast.core.protocol.commands import Command
 from holdfast.core.protocol.effects import (
     BeginRecovery,
     CloseRendezvous,
@@ -65,7 +65,6 @@ class ClientSentinel:
         sinks: Sequence[Sink] = (),
         notify_address: str = "",
     ) -> None:
-        self._config = config
         self._host = host
         self._hub: Hub = station.bind(address)
         self._instance = Instance(
@@ -173,7 +172,7 @@ class ClientSentinel:
 
     @property
     def config(self) -> HoldfastConfig:
-        return self._config
+        return self._instance.config
 
     def view(self) -> InstanceView:
         return self._view
@@ -181,38 +180,13 @@ class ClientSentinel:
     def history(self, after: int = 0) -> tuple[Event, ...]:
         return tuple(e for e in tuple(self._history) if e.sequence > after)
 
-    def retry(self, command_id: str, engine_ids: Sequence[int] = ()) -> Future[None]:
-        return self._instruct(command_id, lambda: self._instance.retry(command_id, engine_ids, time.monotonic()))
-
-    def pause(self, command_id: str, engine_ids: Sequence[int] = (), *, soft: bool = False) -> Future[None]:
-        return self._instruct(command_id, lambda: self._instance.pause(command_id, engine_ids, soft, time.monotonic()))
-
-    def resume(self, command_id: str, engine_ids: Sequence[int] = ()) -> Future[None]:
-        return self._instruct(command_id, lambda: self._instance.resume(command_id, engine_ids, time.monotonic()))
-
-    def restart_workers(self, command_id: str, engine_id: int, ranks: Sequence[int] = ()) -> Future[None]:
-        return self._instruct(
-            command_id, lambda: self._instance.restart_workers(command_id, engine_id, ranks, time.monotonic())
-        )
-
-    def restart_engine(self, command_id: str, engine_id: int) -> Future[None]:
-        return self._instruct(
-            command_id,
-            lambda: self._instance.restart_engine(
-                command_id, engine_id, time.monotonic(), self._host.unrecoverable_reason()
-            ),
-        )
-
-    def arm(self, command_id: str, spec: InjectionSpec) -> Future[None]:
-        return self._instruct(command_id, lambda: self._instance.arm(command_id, spec, time.monotonic()))
+    def submit(self, command: Command) -> Future[None]:
+        ended: Future[None] = Future()
+        self._thread.post(lambda: self._begin(command, ended))
+        return ended
 
     def request_blamed(self, blamed: RequestBlamed) -> None:
         self._thread.post(lambda: self._perform(self._instance.request_blamed(blamed)))
-
-    def _instruct(self, command_id: str, order: Callable[[], list[Effect]]) -> Future[None]:
-        ended: Future[None] = Future()
-        self._thread.post(lambda: self._follow(command_id, order, ended))
-        return ended
 
     # ---- the sentinel's thread
 
@@ -221,13 +195,13 @@ class ClientSentinel:
             self._links.forget(link_id)
         self._perform(self._instance.process_lost(name, why, time.monotonic(), unrecoverable_reason))
 
-    def _follow(self, command_id: str, order: Callable[[], list[Effect]], ended: Future[None]) -> None:
+    def _begin(self, command: Command, ended: Future[None]) -> None:
         try:
-            effects = order()
+            effects = self._instance.submit(command, time.monotonic(), self._host.unrecoverable_reason())
         except OperatorError as error:
             ended.set_exception(error)
             return
-        self._waiting[command_id] = ended
+        self._waiting[command.command_id] = ended
         self._perform(effects)
 
     def _deliver(self, delivery: Delivery) -> None:

@@ -15,11 +15,11 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
-from holdfast.core.config import HoldfastConfig
+from holdfast.core.config import HoldfastConfig, adopt_settings, runtime_settings
 from holdfast.core.errors import HoldfastError, HookNotAttached, PeerSilent
-from holdfast.core.faults.injection import InjectionSpec
 from holdfast.core.protocol import link_messages as lm
 from holdfast.core.protocol import messages as m
+from holdfast.core.protocol.commands import Command
 from holdfast.core.protocol.events import Event, EventKind, InstanceView
 from holdfast.sentinel.addresses import link_identity
 from holdfast.sentinel.client import MAX_HISTORY
@@ -36,7 +36,7 @@ _AWAITED = (EventKind.ENGINE_LOST, EventKind.DECISION_MADE)  # the owner waits u
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _Waiting:
     """An instruction that the owner has to settle."""
 
     ended: Future[None]
@@ -50,11 +50,11 @@ class FrontEndLink:
         self._link_id = link_id
         self._config = config
         self._owner: Spoke = station.connect(address, link_identity(link_id))
-        self._view = InstanceView(engines=(), fault_policy=config.fault_policy)
+        self._view = InstanceView(engines=(), settings=runtime_settings(config))
         self._history: tuple[Event, ...] = ()
         self._on_view: Callable[[InstanceView], None] = lambda view: None
         self._hooks: tuple[str, ...] = ()
-        self._asked: dict[str, _Asked] = {}
+        self._waiting: dict[str, _Waiting] = {}
         self._reported_at = 0.0
         self._unanswered = 0
         self._attached = threading.Event()
@@ -96,47 +96,21 @@ class FrontEndLink:
     def history(self, after: int = 0) -> tuple[Event, ...]:
         return tuple(e for e in self._history if e.sequence > after)
 
-    def retry(self, command_id: str, engine_ids: Sequence[int] = ()) -> Future[None]:
-        return self._ask(lm.AskRetry(command_id=command_id, engine_ids=tuple(engine_ids)), self._worker_start_s)
-
-    def pause(self, command_id: str, engine_ids: Sequence[int] = (), *, soft: bool = False) -> Future[None]:
-        return self._ask(lm.AskPause(command_id=command_id, engine_ids=tuple(engine_ids), soft=soft))
-
-    def resume(self, command_id: str, engine_ids: Sequence[int] = ()) -> Future[None]:
-        return self._ask(lm.AskResume(command_id=command_id, engine_ids=tuple(engine_ids)), self._worker_start_s)
-
-    def restart_workers(self, command_id: str, engine_id: int, ranks: Sequence[int] = ()) -> Future[None]:
-        ask = lm.AskRestartWorkers(command_id=command_id, engine_id=engine_id, ranks=tuple(ranks))
-        return self._ask(ask, self._worker_start_s)
-
-    def restart_engine(self, command_id: str, engine_id: int) -> Future[None]:
-        more_s = self._config.engine_start_timeout_s + self._config.containment_timeout_s
-        return self._ask(lm.AskRestartEngine(command_id=command_id, engine_id=engine_id), more_s)
-
-    def arm(self, command_id: str, spec: InjectionSpec) -> Future[None]:
-        return self._ask(m.ArmFault(command_id=command_id, spec=spec))
+    def submit(self, command: Command) -> Future[None]:
+        deadline = time.monotonic() + command.longest_s(self._config) + MARGIN_S
+        waiting = _Waiting(Future(), deadline)
+        self._thread.post(lambda: self._forward(command, waiting))
+        return waiting.ended
 
     def request_blamed(self, blamed: lm.RequestBlamed) -> None:
         self._thread.post(lambda: self._tell(blamed))
 
-    @property
-    def _worker_start_s(self) -> float:
-        """Whatever lets a group go on may first have to give a rank a new process."""
-        return self._config.worker_start_timeout_s
-
-    def _ask(self, ask: lm.Ask, more_s: float = 0.0) -> Future[None]:
-        c = self._config
-        bound_s = c.containment_timeout_s + c.drain_timeout_s + c.rebuild_timeout_s + MARGIN_S + more_s
-        asked = _Asked(Future(), time.monotonic() + bound_s)
-        self._thread.post(lambda: self._forward(ask, asked))
-        return asked.ended
-
     # ---- the link's thread
 
-    def _forward(self, ask: lm.Ask, asked: _Asked) -> None:
-        self._asked[ask.command_id] = asked
-        if self._is_silent or not self._owner.send(lm.encode(ask)):
-            self._settle(ask.command_id, _no_answer())
+    def _forward(self, command: Command, waiting: _Waiting) -> None:
+        self._waiting[command.command_id] = waiting
+        if self._is_silent or not self._owner.send(lm.encode(command)):
+            self._settle(command.command_id, _no_answer())
 
     def _report(self) -> None:
         self._reported_at = time.monotonic()
@@ -195,22 +169,23 @@ class FrontEndLink:
         # A new view is made at every event, so the same number says the same; the first one replaces nothing.
         if view.sequence > self._view.sequence or not self._view.engines:
             self._view = view
+            self._config = adopt_settings(self._config, view.settings)
             self._on_view(view)
 
     def _settle(self, command_id: str, error: HoldfastError | None) -> None:
-        asked = self._asked.pop(command_id, None)
-        if asked is None or asked.ended.done():
+        waiting = self._waiting.pop(command_id, None)
+        if waiting is None or waiting.ended.done():
             return
         if error is None:
-            asked.ended.set_result(None)
+            waiting.ended.set_result(None)
         else:
-            asked.ended.set_exception(error)
+            waiting.ended.set_exception(error)
 
     def _tick(self) -> None:
         now = time.monotonic()
         if now - self._reported_at >= REPORT_S:
             self._report()
-        for command_id in [c for c, asked in self._asked.items() if self._is_silent or now >= asked.deadline]:
+        for command_id in [c for c, waiting in self._waiting.items() if self._is_silent or now >= waiting.deadline]:
             self._settle(command_id, _no_answer())
 
     @property

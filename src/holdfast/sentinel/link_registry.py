@@ -12,7 +12,7 @@ from concurrent.futures import Future
 
 from holdfast.core.ports import ControlPlane
 from holdfast.core.protocol import link_messages as lm
-from holdfast.core.protocol import messages as m
+from holdfast.core.protocol.commands import Command
 from holdfast.core.protocol.events import Event, InstanceView
 from holdfast.sentinel.addresses import link_identity
 from holdfast.wire import Hub
@@ -78,7 +78,7 @@ class Links:
         elif isinstance(message, lm.RequestBlamed):
             self._control.request_blamed(message)
         elif message.command_id not in self._under_way:
-            self._follow(peer, message)
+            self._submit(peer, message)
 
     def _take_report(self, report: lm.LinkReported) -> None:
         if report.pid == self._gone.get(report.link_id):
@@ -91,24 +91,10 @@ class Links:
                 self._send(link_identity(report.link_id), lm.Past(events=events))
         self._send(link_identity(report.link_id), lm.Present(view=view))
 
-    def _follow(self, peer: bytes, ask: lm.Ask) -> None:
-        self._under_way.add(ask.command_id)
-        self._order(ask).add_done_callback(lambda ended: self._settle(peer, ask.command_id, ended))
-
-    def _order(self, ask: lm.Ask) -> Future[None]:
-        match ask:
-            case lm.AskRetry():
-                return self._control.retry(ask.command_id, ask.engine_ids)
-            case lm.AskPause():
-                return self._control.pause(ask.command_id, ask.engine_ids, soft=ask.soft)
-            case lm.AskResume():
-                return self._control.resume(ask.command_id, ask.engine_ids)
-            case lm.AskRestartWorkers():
-                return self._control.restart_workers(ask.command_id, ask.engine_id, ask.ranks)
-            case lm.AskRestartEngine():
-                return self._control.restart_engine(ask.command_id, ask.engine_id)
-            case m.ArmFault():
-                return self._control.arm(ask.command_id, ask.spec)
+    def _submit(self, peer: bytes, command: Command) -> None:
+        self._under_way.add(command.command_id)
+        ended = self._control.submit(command)
+        ended.add_done_callback(lambda ended: self._settle(peer, command.command_id, ended))
 
     def _settle(self, peer: bytes, command_id: str, ended: Future[None]) -> None:
         self._under_way.discard(command_id)

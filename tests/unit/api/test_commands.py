@@ -240,7 +240,7 @@ def test_a_command_whose_future_is_cancelled_ends_with_an_error(connect: Connect
         ended.cancel()
         return ended
 
-    control.retry = cancelled  # type: ignore[method-assign]
+    control.submit = cancelled  # type: ignore[method-assign]
     answer = connect().post("/fault_tolerance/apply", json=AWAITED)
     assert (answer.status_code, answer.json()["error"]["detail"]) == (500, "the instance is ending")
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import msgspec
 
 from holdfast.api import formats
+from holdfast.core.protocol.commands import Pause
 from holdfast.core.states import EngineState
 from support.control_plane import MemoryControl
 
@@ -44,7 +45,7 @@ def test_the_status_says_who_pauses_with_whom() -> None:
 
 def test_the_status_says_which_engines_were_paused_by_hand() -> None:
     control = MemoryControl(ALONE).attach()
-    control.pause("c0ffee", (1,))
+    control.submit(Pause(command_id="c0ffee", engine_ids=(1,)))
     assert [e.paused_by_hand for e in formats.render_status(control.view()).engines] == [False, True]
 
 

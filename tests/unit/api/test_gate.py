@@ -14,6 +14,7 @@ from holdfast.api.access import Access
 from holdfast.api.gate import ControlGate, install_gate
 from holdfast.api.routes import install
 from holdfast.core.config import HoldfastConfig
+from holdfast.core.protocol.commands import Retry
 from support.control_plane import MemoryControl
 
 
@@ -213,7 +214,7 @@ def test_after_the_recovery_requests_pass_again() -> None:
         statuses = [(await ask(gate))[0]["status"]]
         control.break_down()
         statuses.append((await ask(gate))[0]["status"])
-        control.retry("c0ffee", None)
+        control.submit(Retry(command_id="c0ffee"))
         statuses.append((await ask(gate))[0]["status"])
         assert statuses == [200, 503, 200]
 

@@ -7,6 +7,7 @@ import msgspec
 import pytest
 
 from holdfast.api.log import describe_event, log_event
+from holdfast.core.protocol.commands import Pause, Resume, Retry
 from holdfast.core.protocol.events import Event, EventKind
 from support.control_plane import MemoryControl
 
@@ -16,7 +17,7 @@ def test_a_recovered_fault_reads_as_a_story() -> None:
     control.obedient = True
     control.break_down()
     control.now = 0.043
-    control.retry("c0ffee")
+    control.submit(Retry(command_id="c0ffee"))
     assert [describe_event(e) for e in control.events] == [
         "engine 0 is protected",
         "engine 0 faulted: InjectedFault in engine 0, rank 0 at forward: injected fault",
@@ -31,8 +32,8 @@ def test_a_recovered_fault_reads_as_a_story() -> None:
 def test_a_pause_by_hand_reads_as_a_story() -> None:
     control = MemoryControl(((0, 1),)).attach()
     control.obedient = True
-    control.pause("c0ffee", (1,))
-    control.resume("cafe", (0,))
+    control.submit(Pause(command_id="c0ffee", engine_ids=(1,)))
+    control.submit(Resume(command_id="cafe", engine_ids=(0,)))
     assert [describe_event(e) for e in control.events[2:-2]] == [
         "engine 0 is told to pause: asked for (command c0ffee)",
         "engine 1 is told to pause: asked for (command c0ffee)",
@@ -49,7 +50,7 @@ def test_a_pause_by_hand_reads_as_a_story() -> None:
 def test_a_rebuild_is_told_where_there_was_one(rebuild_s: float, said: bool) -> None:
     control = MemoryControl().attach()
     control.obedient = True
-    control.break_down().retry("c0ffee")
+    control.break_down().submit(Retry(command_id="c0ffee"))
     recovered = control.events[-1]
     assert recovered.report is not None
     report = msgspec.structs.replace(recovered.report, rebuild_s=rebuild_s)
@@ -67,7 +68,7 @@ def test_the_last_line_says_why_the_instance_ends(caplog: pytest.LogCaptureFixtu
 
 def test_every_event_is_one_line(caplog: pytest.LogCaptureFixture) -> None:
     control = MemoryControl().attach().break_down()
-    control.retry("c0ffee")
+    control.submit(Retry(command_id="c0ffee"))
     control.abort()
     with caplog.at_level(logging.INFO, "holdfast"):
         for event in control.events:

@@ -3,9 +3,15 @@ from __future__ import annotations
 import pytest
 
 from holdfast.api import requests
-from holdfast.api.requests import ApplyCommand, Instruction
+from holdfast.api.requests import AppliedCommand, CommandName
 from holdfast.core.errors import BadCommand
 from holdfast.core.faults.faults import Phase
+from holdfast.core.protocol.commands import Pause, RestartEngine, RestartWorkers, Retry
+
+
+def parse_apply(body: bytes) -> AppliedCommand:
+    return requests.parse_apply(body, "c")
+
 
 TEMPLATES = (
     '{"instruction": "?", "params": {}}',
@@ -19,32 +25,32 @@ PARAMS = (
 
 def test_the_original_format_is_waited_for() -> None:
     body = b'{"fault_tolerance_instruction": "retry", "fault_tolerance_timeout": 7, "fault_tolerance_params": {}}'
-    assert requests.parse_apply(body) == ApplyCommand(Instruction.RETRY, timeout_s=7.0)
+    assert parse_apply(body) == AppliedCommand(Retry(command_id="c"), timeout_s=7.0)
 
 
 def test_the_original_format_waits_thirty_seconds_unless_told() -> None:
-    assert requests.parse_apply(b'{"fault_tolerance_instruction": "retry"}').timeout_s == 30
+    assert parse_apply(b'{"fault_tolerance_instruction": "retry"}').timeout_s == 30
 
 
 def test_a_process_that_loads_a_model_is_waited_for_longer() -> None:
     body = b'{"fault_tolerance_instruction": "restart-engine", "fault_tolerance_params": {"engine_id": 0}}'
-    assert requests.parse_apply(body) == ApplyCommand(Instruction.RESTART_ENGINE, (0,), timeout_s=300)
+    assert parse_apply(body) == AppliedCommand(RestartEngine(command_id="c", engine_id=0), timeout_s=300)
 
 
 def test_an_engine_core_is_restarted_with_all_its_ranks() -> None:
     for params, says in (("{}", "for one engine, 0 are named"), ('{"engine_id": 0, "rank": 0}', "whole engines")):
         with pytest.raises(BadCommand, match=says):
-            requests.parse_apply(f'{{"instruction": "restart-engine", "params": {params}}}'.encode())
+            parse_apply(f'{{"instruction": "restart-engine", "params": {params}}}'.encode())
 
 
 def test_the_hosts_format_is_not_waited_for() -> None:
-    assert requests.parse_apply(b'{"instruction": "retry", "params": {}}') == ApplyCommand(Instruction.RETRY)
+    assert parse_apply(b'{"instruction": "retry", "params": {}}') == AppliedCommand(Retry(command_id="c"))
 
 
-@pytest.mark.parametrize("name", [i for i in Instruction if not i.is_for_one_engine])
+@pytest.mark.parametrize("name", [i for i in CommandName if not i.is_for_one_engine])
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_both_formats_know_every_instruction(template: str, name: str) -> None:
-    assert requests.parse_apply(template.replace("?", name).encode()).instruction == name
+    assert parse_apply(template.replace("?", name).encode()).command.__struct_config__.tag == name
 
 
 @pytest.mark.parametrize(
@@ -60,14 +66,14 @@ def test_both_formats_know_every_instruction(template: str, name: str) -> None:
 )
 @pytest.mark.parametrize("key", PARAMS)
 def test_both_formats_may_name_engines(key: str, params: str, engine_ids: tuple[int, ...]) -> None:
-    assert requests.parse_apply(f"{{{key}: {params}}}".encode()).engine_ids == engine_ids
+    assert parse_apply(f"{{{key}: {params}}}".encode()).command == Retry(command_id="c", engine_ids=engine_ids)
 
 
 @pytest.mark.parametrize(("params", "soft"), [("{}", False), ('{"mode": "hard"}', False), ('{"mode": "soft"}', True)])
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_a_pause_is_hard_unless_told(template: str, params: str, soft: bool) -> None:
     body = template.replace("?", "pause").replace("{}", params)
-    assert requests.parse_apply(body.encode()).soft is soft
+    assert parse_apply(body.encode()).command == Pause(command_id="c", soft=soft)
 
 
 BAD_BODIES = {
@@ -133,7 +139,7 @@ BAD_BODIES = {
 @pytest.mark.parametrize(("body", "says"), BAD_BODIES.values(), ids=BAD_BODIES.keys())
 def test_a_body_that_makes_no_sense_is_refused_with_the_reason(body: bytes, says: str) -> None:
     with pytest.raises(BadCommand) as caught:
-        requests.parse_apply(body)
+        parse_apply(body)
     assert says in str(caught.value)
     assert len(str(caught.value)) < 400
 
@@ -213,8 +219,8 @@ RESTART = (
 def test_both_formats_may_name_the_ranks_of_one_engine_to_restart(
     key: str, params: str, ranks: tuple[int, ...]
 ) -> None:
-    command = requests.parse_apply(f"{{{key}: {params}}}".encode())
-    assert (command.instruction, command.engine_ids, command.ranks) == (Instruction.RESTART_WORKER, (1,), ranks)
+    applied = parse_apply(f"{{{key}: {params}}}".encode())
+    assert applied.command == RestartWorkers(command_id="c", engine_id=1, ranks=ranks)
 
 
 @pytest.mark.parametrize(
@@ -234,11 +240,11 @@ def test_both_formats_may_name_the_ranks_of_one_engine_to_restart(
 @pytest.mark.parametrize("key", RESTART)
 def test_a_restart_that_does_not_say_whose_workers_is_refused(key: str, params: str, says: str) -> None:
     with pytest.raises(BadCommand, match=says):
-        requests.parse_apply(f"{{{key}: {params}}}".encode())
+        parse_apply(f"{{{key}: {params}}}".encode())
 
 
 @pytest.mark.parametrize("name", ["pause", "resume", "retry"])
 @pytest.mark.parametrize("ranks", ['"rank": 0', '"ranks": [0]'])
 def test_ranks_are_for_restart_worker_only(name: str, ranks: str) -> None:
     with pytest.raises(BadCommand, match="is for whole engines"):
-        requests.parse_apply(f'{{"instruction": "{name}", "params": {{{ranks}}}}}'.encode())
+        parse_apply(f'{{"instruction": "{name}", "params": {{{ranks}}}}}'.encode())

@@ -8,6 +8,7 @@ import pytest
 
 from holdfast.core.faults.faults import Phase
 from holdfast.core.protocol import messages as m
+from holdfast.core.protocol.commands import Pause
 from support.control_plane import MemoryControl
 from support.live_server import LiveServer
 
@@ -31,7 +32,7 @@ def test_status_shows_a_defeat(run: Run, control: MemoryControl) -> None:
 def test_status_shows_who_is_in_lockstep_and_what_was_paused_by_hand(run: Run, server: LiveServer) -> None:
     server.control = MemoryControl(((0, 1), (2,))).attach()
     server.control.obedient = True
-    server.control.pause("c0ffee", (0,))
+    server.control.submit(Pause(command_id="c0ffee", engine_ids=(0,)))
     rows = [" ".join(line.replace("│", " ").split()) for line in run("status").stdout.splitlines() if "4001" in line]
     assert [row[: row.index(" 0 1 ")] for row in rows] == [
         "0 1 unhealthy paused by hand",

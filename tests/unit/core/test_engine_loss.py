@@ -6,6 +6,7 @@ from holdfast.core.config import HoldfastConfig
 from holdfast.core.errors import CommandConflict
 from holdfast.core.faults.faults import FaultClass
 from holdfast.core.protocol import messages as m
+from holdfast.core.protocol.commands import RestartEngine
 from holdfast.core.protocol.effects import BeginRecovery, CloseRendezvous, Publish, ReplaceEngine, Send, Settle
 from holdfast.core.states import EngineState
 from support.instance_bench import Bench, kinds
@@ -99,7 +100,7 @@ def test_tries_pause_longer_and_longer_and_end_in_the_end_of_the_instance():
 
 
 def restarting(bench, engine=0, command_id="restart"):
-    return bench.did(bench.instance.restart_engine(command_id, engine, bench.now))
+    return bench.submit(RestartEngine(command_id=command_id, engine_id=engine))
 
 
 def test_a_healthy_engine_core_is_restarted_when_somebody_asks_and_the_command_ends_when_it_serves():
@@ -134,7 +135,7 @@ def test_a_restart_that_was_asked_for_fails_when_what_was_started_dies():
 def test_what_could_not_be_replaced_is_not_restarted_by_hand_either(unrecoverable_reason):
     bench = Bench(CONFIG)
     with pytest.raises(CommandConflict, match="cannot be replaced: processes are forked here"):
-        bench.instance.restart_engine("restart", 0, bench.now, unrecoverable_reason)
+        bench.instance.submit(RestartEngine(command_id="restart", engine_id=0), bench.now, unrecoverable_reason)
     assert bench.states(0) == ["healthy"]
 
 

@@ -3,6 +3,7 @@
 import pytest
 
 from holdfast.core.errors import CommandConflict
+from holdfast.core.protocol.commands import Retry
 from holdfast.core.protocol.effects import BeginRecovery, Publish, Settle
 from support.groups_bench import a_pair, orders, paused_after_a_fault, paused_by_hand, recovering, two_pairs
 from support.instance_bench import AUTO, EXTERNAL, a_fault
@@ -100,7 +101,7 @@ def both_pairs_paused(config=EXTERNAL):
 
 def test_a_retry_of_several_groups_settles_once_when_the_last_is_done():
     bench = both_pairs_paused()
-    bench.did(bench.instance.retry("all", (), bench.now))
+    bench.retry("all", None)
     assert [(o.engine_ids, o.command_id) for o in orders(bench)] == [((0, 1), "all"), ((2, 3), "all")]
     for engine in (0, 3, 1):
         bench.recovered(engine)
@@ -140,7 +141,7 @@ def test_of_several_groups_none_is_touched_when_one_cannot_follow():
     bench.stands(1)
     before = bench.instance.view()
     with pytest.raises(CommandConflict, match="engine 2 is healthy"):
-        bench.did(bench.instance.retry("some", (0, 2), bench.now))
+        bench.submit(Retry(command_id="some", engine_ids=(0, 2)))
     assert bench.instance.view() == before
 
 

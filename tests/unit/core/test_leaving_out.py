@@ -7,6 +7,7 @@ from holdfast.core.errors import CommandConflict
 from holdfast.core.faults.faults import FaultClass
 from holdfast.core.policy.actions import Action, Replacement
 from holdfast.core.policy.engines import decide_on_engine
+from holdfast.core.protocol.commands import RestartEngine
 from holdfast.core.protocol.effects import End, LeaveOut, ReplaceEngine, Settle
 from support.instance_bench import Bench, a_fault
 
@@ -155,7 +156,7 @@ def test_where_it_is_for_good_time_changes_nothing():
 @pytest.mark.parametrize("config", [CONFIG, NEVER])
 def test_somebody_may_want_it_back_at_once(config):
     bench = without_one(config)
-    bench.did(bench.instance.restart_engine("back", 1, bench.now))
+    bench.submit(RestartEngine(command_id="back", engine_id=1))
     order = bench.all(ReplaceEngine)[-1]
     assert (order.engine_id, order.kill) == (1, False), "nothing is there to be killed: its process id may be another's"
     bench.attached(1, pid=9)

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from holdfast.core.config import RuntimeSettings
 from holdfast.core.faults.faults import Fault, FaultClass, Phase
 from holdfast.core.faults.injection import InjectionSpec
 from holdfast.core.protocol import messages as m
@@ -33,6 +34,9 @@ ranks = st.lists(numbers).map(tuple)
 reports = st.builds(m.RecoveryReport, requests=numbers, evicted_blocks=numbers, held_s=seconds, drain_s=seconds,
                     replaced_ranks=ranks, standbys_used=numbers, replace_s=seconds)  # fmt: skip
 rendezvous = st.builds(Rendezvous, host=st.text(), port=numbers, epoch=numbers)
+configured = st.builds(RuntimeSettings, fault_policy=st.sampled_from(["auto", "external", "dry-run"]),
+                       max_retries=st.integers(0, 10**6), retry_window_s=st.floats(0.001, 86400),
+                       max_ranks_out=st.integers(0, 10**6) | st.just("25%"))  # fmt: skip
 FIELDS = {
     int: numbers,
     bool: st.booleans(),
@@ -45,6 +49,7 @@ FIELDS = {
     Rendezvous | None: st.none() | rendezvous,
     InjectionSpec: specs,
     m.RecoveryReport: reports,
+    RuntimeSettings: configured,
 }
 
 
@@ -128,6 +133,7 @@ def _plain(message_type):
         Fault | None: None,
         InjectionSpec: {"phase": "forward"},
         m.RecoveryReport: {},
+        RuntimeSettings: {},
     }
     needed = [f for f in msgspec.structs.fields(message_type) if f.required]
     tag = message_type.__struct_config__.tag

@@ -12,6 +12,7 @@ pytest.importorskip("vllm")
 
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
 
+from holdfast.core.config import RuntimeSettings
 from holdfast.core.protocol.events import EngineView, InstanceView
 from holdfast.core.protocol.link_messages import RequestBlamed
 from holdfast.core.states import EngineState
@@ -48,7 +49,7 @@ class Client:
 
 def view(*engines: tuple[EngineState, int]) -> InstanceView:
     views = (EngineView(engine_id=i, state=s, epoch=0, restarts=r) for i, (s, r) in enumerate(engines))
-    return InstanceView(engines=tuple(views), fault_policy="auto")
+    return InstanceView(engines=tuple(views), settings=RuntimeSettings())
 
 
 def request(request_id: str, rank: int | None = None) -> Any:

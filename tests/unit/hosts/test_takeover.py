@@ -17,6 +17,7 @@ pytest.importorskip("vllm")
 
 from vllm.v1.engine import EngineCoreRequestType
 
+from holdfast.core.config import RuntimeSettings
 from holdfast.core.errors import PeerSilent
 from holdfast.core.protocol.events import EngineView, InstanceView
 from holdfast.core.states import EngineState
@@ -35,7 +36,7 @@ class Link:
         told = {"pid": os.getpid(), "restarts": 0, "state": EngineState.HEALTHY, **second}
         first = EngineView(engine_id=0, state=EngineState.HEALTHY, epoch=0, pid=os.getpid(), restarts=2)
         engines = (first, EngineView(engine_id=1, epoch=0, **told))
-        self._view = InstanceView(engines=engines, fault_policy="auto")
+        self._view = InstanceView(engines=engines, settings=RuntimeSettings())
 
     def view(self) -> InstanceView:
         return self._view

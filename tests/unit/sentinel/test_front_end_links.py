@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from holdfast.core.config import HoldfastConfig
+from holdfast.core.config import HoldfastConfig, RuntimeSettings
 from holdfast.core.errors import (
     BadCommand,
     CommandConflict,
@@ -22,6 +22,7 @@ from holdfast.core.faults.faults import Fault, FaultClass, Phase
 from holdfast.core.faults.injection import InjectionSpec
 from holdfast.core.protocol import link_messages as lm
 from holdfast.core.protocol import messages as m
+from holdfast.core.protocol.commands import Command, Configure, InjectFault, Pause, Resume, Retry
 from holdfast.core.protocol.effects import End
 from holdfast.core.protocol.events import EventKind, InstanceView
 from holdfast.core.protocol.rendezvous import Rendezvous
@@ -40,6 +41,9 @@ class Host:
 
     def __init__(self) -> None:
         self.reason = ""
+
+    def unrecoverable_reason(self) -> str:
+        return ""
 
     def end_instance(self, order: End) -> None:
         self.reason = order.reason
@@ -155,7 +159,7 @@ def test_a_link_is_not_ready_before_the_owner_has_answered(owner: Owner) -> None
 
 def test_a_link_that_comes_late_gets_a_long_history_whole(owner: Owner) -> None:
     for number in range(2 * EVENTS_PER_MESSAGE):
-        owner.sentinel.arm(f"arm-{number}", InjectionSpec(phase=Phase.DP_SYNC))
+        owner.sentinel.submit(InjectFault(command_id=f"arm-{number}", spec=InjectionSpec(phase=Phase.DP_SYNC)))
         order = owner.told()
         assert isinstance(order, m.ArmFault)
         owner.say(m.EngineAnswered(engine_id=0, command_id=order.command_id))
@@ -254,7 +258,7 @@ def test_a_retry_is_followed_by_the_owner(owner: Owner) -> None:
     made = owner.link()
     owner.break_down(1)
     wait_until(lambda: made.view().engines[1].state == "paused")
-    asked = made.retry("c1", [1])
+    asked = made.submit(Retry(command_id="c1", engine_ids=(1,)))
     order = owner.told()
     assert isinstance(order, m.RecoverEngine)
     assert (order.command_id, order.epoch) == ("c1", 1)
@@ -267,7 +271,7 @@ def test_a_retry_that_fails_says_why(owner: Owner) -> None:
     made = owner.link()
     owner.break_down()
     wait_until(lambda: made.view().engines[0].state == "paused")
-    asked = made.retry("c1")
+    asked = made.submit(Retry(command_id="c1"))
     owner.told()
     owner.say(m.RecoveryAborted(engine_id=0, command_id="c1", epoch=1, fault=FAULT))
     error = ending(asked)
@@ -277,13 +281,13 @@ def test_a_retry_that_fails_says_why(owner: Owner) -> None:
 
 def test_a_pause_by_hand_and_a_resume_go_through(owner: Owner) -> None:
     made = owner.link()
-    paused = made.pause("p", [0], soft=True)
+    paused = made.submit(Pause(command_id="p", engine_ids=(0,), soft=True))
     order = owner.told()
     assert isinstance(order, m.PauseEngine)
     assert (order.command_id, order.soft) == ("p", True)
     owner.say(m.EnginePaused(engine_id=0, epoch=0, fault=None, unfinished_requests=0))
     assert ending(paused) is None
-    resumed = made.resume("r", [0])
+    resumed = made.submit(Resume(command_id="r", engine_ids=(0,)))
     assert isinstance(owner.told(), m.RecoverEngine)
     owner.say(m.EngineRecovered(engine_id=0, command_id="r", epoch=1, report=m.RecoveryReport()))
     assert ending(resumed) is None
@@ -291,31 +295,31 @@ def test_a_pause_by_hand_and_a_resume_go_through(owner: Owner) -> None:
 
 def test_a_fault_is_armed_where_it_was_asked_for(owner: Owner) -> None:
     made, spec = owner.link(), InjectionSpec(phase=Phase.FORWARD, engine_id=1)
-    armed = made.arm("a", spec)
+    armed = made.submit(InjectFault(command_id="a", spec=spec))
     assert owner.told() == m.ArmFault(command_id="a", spec=spec)
     owner.say(m.EngineAnswered(engine_id=1, command_id="a"))
     assert ending(armed) is None
 
 
-Ordered = Callable[[ClientSentinel | FrontEndLink], object]
-REFUSED: dict[str, tuple[Ordered, type[HoldfastError]]] = {
-    "nothing to retry": (lambda control: control.retry("x", [0]), CommandConflict),
-    "an engine that does not exist": (lambda control: control.retry("x", [5]), UnknownEngine),
-    "nothing to resume": (lambda control: control.resume("x"), CommandConflict),
-    "pausing an engine that does not exist": (lambda control: control.pause("x", [-1]), UnknownEngine),
+REFUSED: dict[str, tuple[Command, type[HoldfastError]]] = {
+    "nothing to retry": (Retry(command_id="x", engine_ids=(0,)), CommandConflict),
+    "an engine that does not exist": (Retry(command_id="x", engine_ids=(5,)), UnknownEngine),
+    "nothing to resume": (Resume(command_id="x"), CommandConflict),
+    "pausing an engine that does not exist": (Pause(command_id="x", engine_ids=(-1,)), UnknownEngine),
+    "a setting that does not exist": (Configure(command_id="x", settings={"max_retrys": 3}), BadCommand),
 }
 
 
 @pytest.mark.parametrize("what", REFUSED)
 def test_a_refusal_is_the_same_on_a_link_as_on_the_owner(owner: Owner, what: str) -> None:
-    order, kind = REFUSED[what]
-    there, here = ending(order(owner.sentinel)), ending(order(owner.link()))
+    command, kind = REFUSED[what]
+    there, here = ending(owner.sentinel.submit(command)), ending(owner.link().submit(command))
     assert type(here) is type(there) is kind
     assert vars(here) == vars(there)
 
 
 def test_an_engine_cores_refusal_is_a_bad_instruction_on_a_link_too(owner: Owner) -> None:
-    armed = owner.link().arm("a", InjectionSpec(phase=Phase.FORWARD, rank=3))
+    armed = owner.link().submit(InjectFault(command_id="a", spec=InjectionSpec(phase=Phase.FORWARD, rank=3)))
     owner.told()
     owner.say(m.EngineAnswered(engine_id=0, command_id="a", refused="engine 0 has no rank 3"))
     error = ending(armed)
@@ -325,10 +329,10 @@ def test_an_engine_cores_refusal_is_a_bad_instruction_on_a_link_too(owner: Owner
 
 def test_an_instruction_that_arrives_twice_is_followed_once(owner: Owner) -> None:
     made = owner.link()
-    paused = made.pause("p", [0])
+    paused = made.submit(Pause(command_id="p", engine_ids=(0,)))
     owner.told()
     again = owner.network.station().connect("client", link_identity(0))
-    again.send(lm.encode(lm.AskPause(command_id="p", engine_ids=(0,))))
+    again.send(lm.encode(Pause(command_id="p", engine_ids=(0,))))
     made._thread.post(made._report)  # answers go to this end again
     wait_until(lambda: owner.sentinel._hub.peers[link_identity(0)] is made._owner)  # type: ignore[attr-defined]
     owner.say(m.EnginePaused(engine_id=0, epoch=0, fault=None, unfinished_requests=0))
@@ -343,7 +347,7 @@ def test_an_instruction_ends_in_an_error_when_the_owner_is_gone(owner: Owner, mo
     monkeypatch.setattr(link, "_TICK_S", 0.02)
     made = owner.link()
     owner.sentinel.close()
-    error = ending(made.retry("c1"))
+    error = ending(made.submit(Retry(command_id="c1")))
     assert isinstance(error, PeerSilent)
     assert "does not answer" in error.message
 
@@ -355,7 +359,9 @@ def test_an_instruction_that_the_owner_never_settles_ends_in_its_deadline(
     monkeypatch.setattr(link, "_TICK_S", 0.02)
     owner = make_owner(containment_timeout_s=0.5, drain_timeout_s=0.5, rebuild_timeout_s=0.5)
     owner.attach()
-    assert isinstance(ending(owner.link().arm("a", InjectionSpec(phase=Phase.FORWARD))), PeerSilent)
+    assert isinstance(
+        ending(owner.link().submit(InjectFault(command_id="a", spec=InjectionSpec(phase=Phase.FORWARD)))), PeerSilent
+    )
 
 
 # ---- the end
@@ -425,7 +431,7 @@ def make_links() -> Links:
 
     class Quiet:
         def view(self) -> InstanceView:
-            return InstanceView(engines=(), fault_policy="auto")
+            return InstanceView(engines=(), settings=RuntimeSettings())
 
     links = Links(Deaf(), Quiet())  # type: ignore[arg-type]
     links.expect(1, lambda: None)

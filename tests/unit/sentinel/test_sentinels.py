@@ -16,6 +16,7 @@ from holdfast.core.errors import BadCommand, CommandConflict, HookNotAttached, R
 from holdfast.core.faults.faults import Fault, FaultClass, Phase
 from holdfast.core.faults.injection import FaultKind, InjectionSpec, UncontainedFault
 from holdfast.core.protocol import messages as m
+from holdfast.core.protocol.commands import InjectFault, Retry
 from holdfast.core.protocol.effects import End, ReplaceEngine
 from holdfast.core.protocol.events import EventKind
 from holdfast.core.protocol.messages import RecoveryReport
@@ -274,7 +275,7 @@ def test_a_paused_engine_waits_for_the_instruction_and_follows_it(make_bench: Ca
     busy = threading.Thread(target=bench.run, args=(ValueError("boom"),), daemon=True)
     busy.start()
     bench.settled(EventKind.DECISION_MADE)
-    bench.client.retry("from outside").result(WAIT_S)
+    bench.client.submit(Retry(command_id="from outside")).result(WAIT_S)
     busy.join(WAIT_S)
     assert not busy.is_alive()
     assert bench.client.view().engines[0].last_command_id == "from outside"
@@ -287,13 +288,13 @@ def test_an_instruction_that_fails_says_so_and_leaves_the_engine_paused(make_ben
     threading.Thread(target=bench.run, args=(ValueError("boom"),), daemon=True).start()
     bench.settled(EventKind.DECISION_MADE)
     with pytest.raises(RecoveryFailed, match="again"):
-        bench.client.retry("first").result(WAIT_S)
-    bench.client.retry("second").result(WAIT_S)
+        bench.client.submit(Retry(command_id="first")).result(WAIT_S)
+    bench.client.submit(Retry(command_id="second")).result(WAIT_S)
 
 
 def test_an_instruction_that_makes_no_sense_is_refused_with_the_state(bench: Bench) -> None:
     with pytest.raises(CommandConflict) as refused:
-        bench.client.retry("x").result(WAIT_S)
+        bench.client.submit(Retry(command_id="x")).result(WAIT_S)
     assert refused.value.state == "healthy"
 
 
@@ -307,13 +308,15 @@ def test_an_orderly_shutdown_ends_a_hold(make_bench: Callable[..., Bench]) -> No
 @pytest.mark.parametrize("phase", [Phase.SCHEDULE_START, Phase.FORWARD])
 def test_a_fault_is_armed_in_the_process_that_passes_its_phase(bench: Bench, phase: Phase) -> None:
     spec = InjectionSpec(phase=phase)
-    bench.client.arm("arm", spec).result(WAIT_S)
+    bench.client.submit(InjectFault(command_id="arm", spec=spec)).result(WAIT_S)
     assert bench.host.armed == [spec]
 
 
 def test_arming_a_rank_that_does_not_exist_is_the_operators_error(bench: Bench) -> None:
     with pytest.raises(BadCommand, match="no rank 4"):
-        bench.client.arm("arm", InjectionSpec(phase=Phase.FORWARD, rank=4)).result(WAIT_S)
+        bench.client.submit(InjectFault(command_id="arm", spec=InjectionSpec(phase=Phase.FORWARD, rank=4))).result(
+            WAIT_S
+        )
 
 
 def test_garbage_on_every_link_is_dropped(bench: Bench) -> None:

@@ -8,6 +8,7 @@ from holdfast.chaos.simulation.world import World
 from holdfast.core.errors import CommandConflict
 from holdfast.core.instance.instance import Instance
 from holdfast.core.protocol import messages as m
+from holdfast.core.protocol.commands import Retry
 from holdfast.core.protocol.effects import (
     BeginRecovery,
     CloseRendezvous,
@@ -131,9 +132,9 @@ class SimulatedClient:
             self._world.time.after(thinking_s, lambda: self._instruct(engine_id))
 
     def _instruct(self, engine_id: int) -> None:
-        command_id = f"operator-{next(self._ids)}"
+        command = Retry(command_id=f"operator-{next(self._ids)}", engine_ids=(engine_id,))
         try:
-            self._perform(self.instance.retry(command_id, (engine_id,), self._world.time.now))
+            self._perform(self.instance.submit(command, self._world.time.now))
         except CommandConflict as conflict:
             self._world.note(conflict)
 

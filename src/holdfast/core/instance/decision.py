@@ -15,6 +15,7 @@ from holdfast.core.instance.engine_repair import Replacements
 from holdfast.core.instance.event_log import EventLog
 from holdfast.core.instance.group import Engine, LockstepGroup
 from holdfast.core.instance.roster import Roster
+from holdfast.core.instance.settings import Settings
 from holdfast.core.policy.actions import Action, Decision, Replacement, recent
 from holdfast.core.policy.capacity import RanksOut
 from holdfast.core.policy.ladder import Incident
@@ -34,14 +35,14 @@ class Interventions:
         roster: Roster,
         event_log: EventLog,
         commands: Commands,
-        config: HoldfastConfig,
+        settings: Settings,
         new_command_id: Callable[[], str],
         replacements: Replacements,
     ) -> None:
         self._roster = roster
         self._event_log = event_log
         self._commands = commands
-        self._config = config
+        self._settings = settings
         self._new_command_id = new_command_id
         self._replacements = replacements
 
@@ -104,7 +105,7 @@ class Interventions:
         """Do what is decided; `unless_waiting`: to go on waiting is no news."""
         spokesman = _spokesman(group)
         incident = _incident(group, spokesman, self._roster, now)
-        decision = decide(now, incident, self._config)
+        decision = decide(now, incident, self._settings.config)
         if unless_waiting and decision.action is Action.AWAIT:
             return []
         group.reason, group.retry_at = decision.reason, decision.retry_at
@@ -131,7 +132,7 @@ class Interventions:
         record = DecisionRecord(
             action=decision.action,
             rung=decision.action.rung,
-            policy=self._config.fault_policy,
+            policy=self._settings.config.fault_policy,
             fault_class=None if fault is None else fault.fault_class,
             rank=None if fault is None else fault.rank,
             tries=decision.tries,
@@ -171,7 +172,7 @@ class Interventions:
             group.epoch,
             rebuild=group.rebuilding,
             replace=replace,
-            extra_wait_s=self._config.worker_start_timeout_s if group.replacing else 0.0,
+            extra_wait_s=self._settings.config.worker_start_timeout_s if group.replacing else 0.0,
         )
         group.fault, group.broken, group.paused_by_hand, group.soft, group.retry_at = None, False, False, False, None
         group.joins = False
@@ -183,7 +184,7 @@ class Interventions:
         return [order, *started]
 
     def _count_try(self, group: LockstepGroup, now: float) -> None:
-        config, opened_at = self._config, group.began_at
+        config, opened_at = self._settings.config, group.began_at
         if group.search_progressed:
             return  # every such try leaves fewer suspects: they come to an end by themselves
         if group.replacing:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from holdfast.core.config import HoldfastConfig
 from holdfast.core.instance.commands import Commands
 from holdfast.core.instance.decision import Interventions
 from holdfast.core.instance.detection import Reports
 from holdfast.core.instance.event_log import EventLog
 from holdfast.core.instance.group import Engine, LockstepGroup
+from holdfast.core.instance.settings import Settings
 from holdfast.core.policy.actions import Action, Replacement, recent
 from holdfast.core.policy.engines import decide_on_engine, decide_replacement, is_to_try_again
 from holdfast.core.protocol import messages as m
@@ -25,13 +25,13 @@ class EngineLosses:
         commands: Commands,
         interventions: Interventions,
         reports: Reports,
-        config: HoldfastConfig,
+        settings: Settings,
     ) -> None:
         self._event_log = event_log
         self._commands = commands
         self._interventions = interventions
         self._reports = reports
-        self._config = config
+        self._settings = settings
 
     def lost(
         self, group: LockstepGroup, engine: Engine, why: str, unrecoverable_reason: str, now: float
@@ -67,7 +67,7 @@ class EngineLosses:
         if kill and engine.pid is None:
             return self._interventions.end(group, engine, f"{why}; it has never served")
         others = self._interventions.others(group)
-        decision = decide_on_engine(why, self._plan(group, engine, now), others, self._config)
+        decision = decide_on_engine(why, self._plan(group, engine, now), others, self._settings.config)
         decided = self._interventions.tell(group, engine, decision, engine.fault)
         match decision.action:
             case Action.END:
@@ -82,7 +82,7 @@ class EngineLosses:
     def try_again(self, group: LockstepGroup, now: float) -> list[Effect]:
         """Give an engine core that was left out another process, when its time has come."""
         engine = group.engines[0]  # one in lockstep is never left out
-        if not group.is_left_out or not is_to_try_again(now, engine.left_out_at, self._config):
+        if not group.is_left_out or not is_to_try_again(now, engine.left_out_at, self._settings.config):
             return []
         why = f"engine core {engine.engine_id} was left out for {now - engine.left_out_at:.0f} s, and is tried again"
         return self._interventions.replace(group, engine, Replacement(True, why), now)
@@ -92,8 +92,8 @@ class EngineLosses:
             what = "; ".join(dict.fromkeys(group.unrebuildable))
             return Replacement(False, f"nobody could join its lockstep group: {what} cannot be rebuilt in place")
         return decide_replacement(
-            recent(engine.restarted_at, now, self._config.engine_restart_window_s, group.began_at),
-            self._config,
+            recent(engine.restarted_at, now, self._settings.config.engine_restart_window_s, group.began_at),
+            self._settings.config,
             self._interventions.ranks_out(engine),
         )
 

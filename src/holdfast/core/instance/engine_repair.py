@@ -6,10 +6,10 @@ engine was lost once more, and moves them.
 
 from __future__ import annotations
 
-from holdfast.core.config import HoldfastConfig
 from holdfast.core.instance.commands import Commands
 from holdfast.core.instance.event_log import EventLog
 from holdfast.core.instance.group import Engine, LockstepGroup
+from holdfast.core.instance.settings import Settings
 from holdfast.core.policy.actions import Replacement, recent
 from holdfast.core.protocol.effects import CloseRendezvous, Effect, LeaveOut, Publish, ReplaceEngine, Settle
 from holdfast.core.protocol.events import EventKind
@@ -18,10 +18,10 @@ from holdfast.core.protocol.events import EventKind
 class Replacements:
     """What is done about engine cores whose process is gone or has to go."""
 
-    def __init__(self, event_log: EventLog, commands: Commands, config: HoldfastConfig) -> None:
+    def __init__(self, event_log: EventLog, commands: Commands, settings: Settings) -> None:
         self._event_log = event_log
         self._commands = commands
-        self._config = config
+        self._settings = settings
 
     def replace(self, group: LockstepGroup, engine: Engine, plan: Replacement, now: float) -> list[Effect]:
         """Put another process in its place.
@@ -66,7 +66,7 @@ class Replacements:
         """What was asked for counts against no budget."""
         engine.asked_restart = asked
         if asked is None:
-            window_s = self._config.engine_restart_window_s
+            window_s = self._settings.config.engine_restart_window_s
             engine.restarted_at = (*recent(engine.restarted_at, now, window_s, group.began_at), now)
 
     def _fail_commands(self, group: LockstepGroup, engine: Engine, error: str) -> list[Effect]:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from holdfast.core.config import runtime_settings
 from holdfast.core.instance.group import Engine, LockstepGroup
 from holdfast.core.instance.roster import Roster
+from holdfast.core.instance.settings import Settings
 from holdfast.core.protocol.effects import Publish
 from holdfast.core.protocol.events import Event, EventKind, InstanceView
 
@@ -17,18 +19,18 @@ class EventLog:
     """Numbers the events of one instance."""
 
     def __init__(
-        self, roster: Roster, wall_clock: Callable[[], float], *, fault_policy: str, notify_address: str
+        self, roster: Roster, wall_clock: Callable[[], float], *, settings: Settings, notify_address: str
     ) -> None:
         self._roster = roster
         self._wall_clock = wall_clock
-        self._fault_policy = fault_policy
+        self._settings = settings
         self._notify_address = notify_address
         self._sequence = 0
 
     def view(self) -> InstanceView:
         return InstanceView(
             engines=tuple(group.view_of(engine) for group in self._roster.groups for engine in group.engines),
-            fault_policy=self._fault_policy,
+            settings=runtime_settings(self._settings.config),
             sequence=self._sequence,
             notify_address=self._notify_address,
             defeat=self._roster.defeat,
@@ -42,6 +44,10 @@ class EventLog:
     def publish_of(self, process: str, kind: EventKind, **about: object) -> Publish:
         """The next event of a process beside the engine cores."""
         return self._publish(kind, process=process, **about)
+
+    def publish_of_instance(self, kind: EventKind, **about: object) -> Publish:
+        """Return the next event of the instance as a whole."""
+        return self._publish(kind, **about)
 
     def _publish(self, kind: EventKind, **about: object) -> Publish:
         self._sequence += 1

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from holdfast.core.config import HoldfastConfig
-from holdfast.core.errors import CommandConflict
+from holdfast.core.config import HoldfastConfig, change_settings, compare_settings, runtime_settings
+from holdfast.core.errors import BadCommand, BadConfiguration, CommandConflict
 from holdfast.core.faults.injection import InjectionSpec
 from holdfast.core.instance.commands import Commands
 from holdfast.core.instance.deadlines import find_overdue, find_unanswered, is_to_affirm, is_to_harden
@@ -19,7 +19,7 @@ from holdfast.core.instance.detection import Reports
 from holdfast.core.instance.engine_loss import EngineLosses
 from holdfast.core.instance.engine_repair import Replacements
 from holdfast.core.instance.event_log import EventLog
-from holdfast.core.instance.group import LockstepGroup
+from holdfast.core.instance.group import Engine, LockstepGroup
 from holdfast.core.instance.preconditions import (
     refuse_unknown_ranks,
     refuse_unless_engine_can_restart,
@@ -29,8 +29,19 @@ from holdfast.core.instance.preconditions import (
 )
 from holdfast.core.instance.processes import FrontEndProcesses
 from holdfast.core.instance.roster import Roster
+from holdfast.core.instance.settings import Settings
 from holdfast.core.policy.ladder import decide_repair, decide_wait
 from holdfast.core.protocol import messages as m
+from holdfast.core.protocol.commands import (
+    Command,
+    Configure,
+    InjectFault,
+    Pause,
+    RestartEngine,
+    RestartWorkers,
+    Resume,
+    Retry,
+)
 from holdfast.core.protocol.effects import Effect, Send, Settle
 from holdfast.core.protocol.events import EventKind, InstanceView
 from holdfast.core.protocol.link_messages import RequestBlamed
@@ -56,19 +67,22 @@ class Instance:
         new_command_id: Callable[[], str],
         notify_address: str = "",
     ) -> None:
-        self._config = config
+        self._settings = Settings(config)
         self._roster = Roster(groups)
         self._commands = Commands()
-        self._event_log = EventLog(
-            self._roster, wall_clock, fault_policy=config.fault_policy, notify_address=notify_address
-        )
-        replacements = Replacements(self._event_log, self._commands, config)
+        self._event_log = EventLog(self._roster, wall_clock, settings=self._settings, notify_address=notify_address)
+        replacements = Replacements(self._event_log, self._commands, self._settings)
         self._interventions = Interventions(
-            self._roster, self._event_log, self._commands, config, new_command_id, replacements
+            self._roster, self._event_log, self._commands, self._settings, new_command_id, replacements
         )
         self._reports = Reports(self._event_log, self._commands, self._interventions)
-        self._losses = EngineLosses(self._event_log, self._commands, self._interventions, self._reports, config)
-        self._front_end = FrontEndProcesses(self._roster, self._event_log, self._interventions, config)
+        self._losses = EngineLosses(self._event_log, self._commands, self._interventions, self._reports, self._settings)
+        self._front_end = FrontEndProcesses(self._roster, self._event_log, self._interventions, self._settings)
+
+    @property
+    def config(self) -> HoldfastConfig:
+        """The configuration in force."""
+        return self._settings.config
 
     def view(self) -> InstanceView:
         return self._event_log.view()
@@ -85,9 +99,18 @@ class Instance:
             return []
         if home[1].state is EngineState.LEFT_OUT:
             return []
-        if home[1].state is EngineState.RESTARTING:
-            return self._losses.returned(*home, fact, now)
-        return self._reports.take(*home, fact, now)
+        return [*self._hand_settings(fact), *self._take(*home, fact, now)]
+
+    def _take(self, group: LockstepGroup, engine: Engine, fact: m.FromEngine, now: float) -> list[Effect]:
+        if engine.state is EngineState.RESTARTING:
+            return self._losses.returned(group, engine, fact, now)
+        return self._reports.take(group, engine, fact, now)
+
+    def _hand_settings(self, fact: m.FromEngine) -> list[Effect]:
+        """Send the settings in force to a process that may have been started before they were changed."""
+        if not isinstance(fact, m.EngineAttached) or not self._settings.changed:
+            return []
+        return [Send(fact.engine_id, m.ChangeSettings(settings=runtime_settings(self._settings.config)))]
 
     def lost(self, engine_id: int, why: str, now: float, unrecoverable_reason: str = "") -> list[Effect]:
         """An engine core's process is gone. Once the instance has ended, they all go: that is no news.
@@ -126,7 +149,61 @@ class Instance:
         """Another process has taken its place."""
         return self._front_end.returned(name, now, pid)
 
-    # ---- instructions from outside
+    # ---- commands
+
+    def submit(self, command: Command, now: float, unrecoverable_reason: str = "") -> list[Effect]:
+        """Begin a command of the operator.
+
+        `unrecoverable_reason` says why no engine core can be replaced here; empty where one can.
+
+        Raises:
+            OperatorError: the command cannot be carried out. Nothing has changed then.
+        """
+        match command:
+            case Retry():
+                return self.retry(command.command_id, command.engine_ids, now)
+            case Pause():
+                return self.pause(command.command_id, command.engine_ids, command.soft, now)
+            case Resume():
+                return self.resume(command.command_id, command.engine_ids, now)
+            case RestartWorkers():
+                return self.restart_workers(command.command_id, command.engine_id, command.ranks, now)
+            case RestartEngine():
+                return self.restart_engine(command.command_id, command.engine_id, now, unrecoverable_reason)
+            case Configure():
+                return self.configure(command, now)
+            case InjectFault():
+                return self.arm(command.command_id, command.spec, now)
+
+    def configure(self, command: Configure, now: float) -> list[Effect]:
+        """Change settings, here and in every engine core; paused groups are decided about anew.
+
+        Raises:
+            BadCommand: no setting, an unknown one, one that is fixed at the start, or a bad value.
+            CommandConflict: the instance has ended.
+        """
+        self._refuse_if_ended_or_repeated(self._roster.groups[0], command.command_id)
+        try:
+            config = change_settings(self._settings.config, command.settings)
+        except BadConfiguration as error:
+            raise BadCommand(error.message, hint=error.hint) from None
+        old, new = runtime_settings(self._settings.config), runtime_settings(config)
+        self._settings.config, self._settings.changed = config, True
+        changes = compare_settings(old, new)
+        reason = "; ".join(map(str, changes)) or "nothing differs"
+        effects: list[Effect] = [
+            Send(e.engine_id, m.ChangeSettings(settings=new)) for e in self._roster.engines if e.state.is_attached
+        ]
+        effects.append(
+            self._event_log.publish_of_instance(
+                EventKind.CONFIGURED, command_id=command.command_id, reason=reason, changes=changes
+            )
+        )
+        for group in self._roster.groups:
+            if group.stands_paused and self._roster.defeat is None:
+                group.waiting_since = now  # the wait for a command begins anew
+                effects += self._interventions.decide(group, decide_repair, now, unless_waiting=group.paused_by_hand)
+        return [*effects, Settle(command.command_id)]
 
     def retry(self, command_id: str, engine_ids: Sequence[int], now: float) -> list[Effect]:
         """Let the groups of some engines go on, or every group that stands paused when none is named.
@@ -244,12 +321,12 @@ class Instance:
     def _tick_group(self, group: LockstepGroup, now: float) -> list[Effect]:
         if again := self._losses.try_again(group, now):
             return again
-        if overdue := find_overdue(group, now, self._config):
+        if overdue := find_overdue(group, now, self._settings.config):
             return self._losses.give_up_on(group, *overdue, now)
         effects: list[Effect] = []
         if is_to_harden(group, now, SOFT_PAUSE_S):
             effects += self._interventions.harden(group)
-        if is_to_affirm(group, now, self._config, AFFIRM_S):
+        if is_to_affirm(group, now, self._settings.config, AFFIRM_S):
             effects += self._interventions.affirm(group, now)
         if group.stands_paused and group.retry_at is None:
             effects += self._interventions.decide(group, decide_wait, now, unless_waiting=True)
@@ -258,7 +335,7 @@ class Instance:
         return effects
 
     def _forget_unanswered(self, group: LockstepGroup, now: float) -> list[Effect]:
-        unanswered = find_unanswered(group, now, self._config)
+        unanswered = find_unanswered(group, now, self._settings.config)
         for engine, command_id in unanswered:
             del engine.armed[command_id]
         return [Settle(c, error=f"engine {engine.engine_id} did not answer in time") for engine, c in unanswered]

@@ -12,6 +12,7 @@ from holdfast.core.config import HoldfastConfig
 from holdfast.core.instance.decision import Interventions
 from holdfast.core.instance.event_log import EventLog
 from holdfast.core.instance.roster import Roster
+from holdfast.core.instance.settings import Settings
 from holdfast.core.policy.actions import Replacement, growing_pause_s, recent
 from holdfast.core.protocol import messages as m
 from holdfast.core.protocol.effects import Effect, ReplaceProcess, Send
@@ -62,7 +63,7 @@ class FrontEndProcesses:
     roster: Roster
     event_log: EventLog
     interventions: Interventions
-    config: HoldfastConfig
+    settings: Settings
     _known: dict[str, _Process] = field(default_factory=dict)
     _tell_at: tuple[float, ...] = ()
 
@@ -79,11 +80,11 @@ class FrontEndProcesses:
         if self.roster.defeat is not None:
             return []
         process = self._known.setdefault(name, _Process())
-        window_s = self.config.api_server_restart_window_s
+        window_s = self.settings.config.api_server_restart_window_s
         tried_at = recent(process.restarted_at, now, window_s, process.lost_at)
-        plan = (
-            Replacement(False, unrecoverable_reason) if unrecoverable_reason else decide_restart(tried_at, self.config)
-        )
+        plan = decide_restart(tried_at, self.settings.config)
+        if unrecoverable_reason:
+            plan = Replacement(False, unrecoverable_reason)
         reason = f"{name} is gone: {why}; {plan.reason}"
         if not plan.is_possible:
             return self.interventions.end_for(name, reason)

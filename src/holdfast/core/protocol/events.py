@@ -9,6 +9,7 @@ import enum
 
 import msgspec
 
+from holdfast.core.config import RuntimeSettings, SettingChange
 from holdfast.core.faults.faults import Fault
 from holdfast.core.protocol.messages import RecoveryReport
 from holdfast.core.states import EngineState
@@ -32,6 +33,7 @@ class EventKind(enum.StrEnum):
     PROCESS_ATTACHED = "process-attached"
     PROCESS_LOST = "process-lost"
     PROCESS_RESTARTED = "process-restarted"
+    CONFIGURED = "configured"
     INSTANCE_DEFEATED = "instance-defeated"
 
 
@@ -63,7 +65,8 @@ class DecisionRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
 class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One event. `at` is wall-clock seconds since the epoch; `sequence` counts from 1 without gaps.
 
-    It happened to an engine, or to a `process` beside the engine cores; then it has no `engine_id` and no `state`.
+    An event of a `process` beside the engine cores has no `engine_id` and no `state`; an event of the whole instance
+    has neither an engine nor a process.
     """
 
     sequence: int
@@ -82,6 +85,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     suspects: int | None = None
     request_id: str | None = None  # of a request that was ended
     incident: str | None = None  # the name under which its client was told
+    changes: tuple[SettingChange, ...] = ()  # of settings, at run time
 
 
 class StandbyView(msgspec.Struct, frozen=True, kw_only=True):
@@ -136,7 +140,7 @@ class InstanceView(msgspec.Struct, frozen=True, kw_only=True):
     """The instance as status shows it; a new one is made at every change."""
 
     engines: tuple[EngineView, ...]
-    fault_policy: str
+    settings: RuntimeSettings  # in force
     sequence: int = 0
     notify_address: str = ""
     defeat: str | None = None

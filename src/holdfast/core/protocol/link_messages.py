@@ -12,6 +12,7 @@ import msgspec
 
 from holdfast.core.errors import BadCommand, CommandConflict, HoldfastError, RecoveryFailed, UnknownEngine
 from holdfast.core.protocol import messages as m
+from holdfast.core.protocol.commands import Command
 from holdfast.core.protocol.events import Event, InstanceView
 
 
@@ -54,35 +55,7 @@ class RequestBlamed(m.Message, frozen=True, tag="request-blamed"):
     reason: str
 
 
-class AskRetry(m.Message, frozen=True, tag="ask-retry"):
-    command_id: str
-    engine_ids: tuple[int, ...] = ()
-
-
-class AskPause(m.Message, frozen=True, tag="ask-pause"):
-    command_id: str
-    engine_ids: tuple[int, ...] = ()
-    soft: bool = False
-
-
-class AskResume(m.Message, frozen=True, tag="ask-resume"):
-    command_id: str
-    engine_ids: tuple[int, ...] = ()
-
-
-class AskRestartWorkers(m.Message, frozen=True, tag="ask-restart-workers"):
-    command_id: str
-    engine_id: int
-    ranks: tuple[int, ...] = ()
-
-
-class AskRestartEngine(m.Message, frozen=True, tag="ask-restart-engine"):
-    command_id: str
-    engine_id: int
-
-
-Ask = AskRetry | AskPause | AskResume | AskRestartWorkers | AskRestartEngine | m.ArmFault
-FromLink = LinkReported | RequestBlamed | Ask
+FromLink = LinkReported | RequestBlamed | Command
 
 
 # ---- owner -> link

@@ -11,6 +11,8 @@ from typing import TypeVar
 
 import msgspec
 
+from holdfast.core.config import RuntimeSettings
+from holdfast.core.errors import BadConfiguration
 from holdfast.core.faults.faults import Fault
 from holdfast.core.faults.injection import InjectionSpec
 from holdfast.core.protocol.rendezvous import Rendezvous
@@ -244,6 +246,12 @@ class ArmFault(Message, frozen=True, tag="arm-fault"):
     spec: InjectionSpec
 
 
+class ChangeSettings(Message, frozen=True, tag="change-settings"):
+    """The settings in force: an operator has changed some since the processes were started."""
+
+    settings: RuntimeSettings
+
+
 class CoordinatorReplaced(Message, frozen=True, tag="coordinator-replaced"):
     """The host's coordinator of engine cores is another process, which was told nothing yet."""
 
@@ -254,7 +262,7 @@ class ClientLost(Message, frozen=True, tag="client-lost"):
     client_index: int
 
 
-ToEngine = RecoverEngine | PauseEngine | EndEngine | ArmFault | CoordinatorReplaced | ClientLost
+ToEngine = RecoverEngine | PauseEngine | EndEngine | ArmFault | ChangeSettings | CoordinatorReplaced | ClientLost
 
 
 M = TypeVar("M")
@@ -281,7 +289,7 @@ def decode_with(decoder: msgspec.msgpack.Decoder[M], data: bytes) -> M:
         raise Undecodable(f"{len(data)} bytes are more than {MAX_MESSAGE_BYTES}")
     try:
         return decoder.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, BadConfiguration) as error:
         raise Undecodable(str(error)) from None
 
 
