@@ -1,6 +1,6 @@
-"""One run: the same load without and with a fault, judged token by token and by what each client waited.
+"""The same load without and with a fault, compared token by token and by the waits of each client.
 
-Shared by the demo and the recovery benchmark. `judge` is pure; the rest talks to a running server.
+Shared by the demo and the recovery benchmark. `judge` is pure; the rest of the module talks to a running server.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ RESTART_TIMEOUT_S = 240.0  # the same, where another engine core has to start me
 
 @dataclass(frozen=True)
 class Reference:
-    """A fault-free run, and what was wrong with it."""
+    """A fault-free run, with the problems found in the run."""
 
     histories: Sequence[History]
     problems: tuple[str, ...] = ()
@@ -38,10 +38,11 @@ class Reference:
 
 @dataclass(frozen=True)
 class Neighbours:
-    """What streams felt whose engine shares no collective with the faulty one. Seconds between two tokens.
+    """Streams of engines that share no collective with the faulty engine. Seconds between two tokens.
 
-    `longest_gap_s` is of the gaps that touch the time from the fault to the end of the recovery; after the loss of an
-    engine core until its requests have moved, and then `restart_gap_s` of those until another one is in its place.
+    `longest_gap_s` covers gaps that touch the time from the fault to the end of the recovery. After the loss of an
+    engine core, that time ends when its requests have moved; `restart_gap_s` then covers gaps until the replacement
+    serves.
     """
 
     streams: int
@@ -57,7 +58,7 @@ class Neighbours:
 
 @dataclass(frozen=True)
 class EndedAlone:
-    """An answer to a request that makes the server fail: what it had come to, and what its client was told."""
+    """The answer to a poison request: delivered tokens, expected tokens, and the error told to the client."""
 
     name: str
     tokens: int
@@ -67,10 +68,10 @@ class EndedAlone:
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a faulted run did to its clients. Seconds; `interruptions_s` by answer, None for one that was not touched.
+    """Effects of a faulted run on the clients. Seconds; `interruptions_s` by answer, None for an untouched answer.
 
-    Not touched is an answer that had ended before, or whose engine went on. An answer that is to blame stands in
-    `ended_alone` and nowhere else.
+    An answer is untouched when it ended before the fault, or when its engine kept running. Answers to poison requests
+    are in `ended_alone` only.
     """
 
     comparison: RunComparison
@@ -89,7 +90,7 @@ class RunResult:
 
     @property
     def faults(self) -> int:
-        """How often something was decided to be done."""
+        """Return the number of decisions made."""
         return sum(event["kind"] == DECIDED for event in self.events)
 
     def waits_s(self) -> list[float]:
@@ -105,9 +106,9 @@ def judge(
     is_fault: bool = True,
     poison: str = "",
 ) -> RunResult:
-    """Everything that a run showed, with every law that was broken; `problems` are those known already.
+    """Judge a run and collect every law that was broken; `problems` are the problems known already.
 
-    What is no fault is to be taken for none. Who goes by the name of a `poison` is to end alone.
+    Without `is_fault`, any reported fault is a problem. The request named `poison` must end alone.
     """
     poison_names = load.named(poison)
     twins, observed = _without(poison_names, reference), _without(poison_names, load.histories)
@@ -127,6 +128,7 @@ def judge(
 
 
 def _without(names: Collection[str], histories: Sequence[History]) -> list[History]:
+    """Return the histories whose names are not listed."""
     return [one for one in histories if one.name not in names]
 
 
@@ -142,7 +144,7 @@ def _ended_alone(
 def not_ended_alone(
     poison_names: Collection[str], reference: Sequence[History], observed: Sequence[History], events: Events
 ) -> Iterator[str]:
-    """What is wrong with the end of the requests that make the server fail; nothing where there are none."""
+    """Yield every problem with the end of the poison requests; nothing without poison requests."""
     twins = {one.name: one for one in reference}
     incidents = [str(event["incident"]) for event in events if event["kind"] == ENDED]
     if len(incidents) != len(poison_names):
@@ -170,7 +172,7 @@ def _interruption(reference: History, observed: History, window: Window | None) 
 
 
 def _neighbours(reference: Sequence[History], observed: Sequence[History], events: Events) -> Neighbours | None:
-    """None where every stream's engine was touched, or no other stream ran at that time."""
+    """Return the figures of streams on untouched engines; None without any."""
     spared = [one for one in observed if one.engine_id is not None and window_of(events, one.engine_id) is None]
     window, whole = _window_beside(events, {one.engine_id for one in observed}), window_of(events)
     gaps = [gap for one in spared for gap in _gaps_in(window, one)] if window else []
@@ -188,7 +190,7 @@ def _neighbours(reference: Sequence[History], observed: Sequence[History], event
 
 
 def _window_beside(events: Events, engine_ids: Collection[int | None]) -> Window | None:
-    """When streams of other engines could feel it."""
+    """Return the window in which streams of untouched engines could notice the fault."""
     moved = [one for one in engine_ids if has_moved(events, one, engine_ids)]
     return felt_window(events, moved[0], engine_ids) if moved else window_of(events)
 
@@ -208,7 +210,7 @@ def _hung_ranks(events: Events) -> list[str]:
 
 
 async def run_reference(load: Load, control: Control) -> Reference:
-    """The fault-free run, and what was wrong with it: a fault from before that came late would spoil it."""
+    """Run the load without a fault and record problems: a late fault of an earlier run would spoil the reference."""
     before = await control.last_sequence()
     histories = await load.run()
     spoilt = any(event["kind"] == FAULT for event in await control.events(before))
@@ -218,10 +220,10 @@ async def run_reference(load: Load, control: Control) -> Reference:
 async def run_faulted(
     load: Load, control: Control, reference: Reference, injection: InjectionSpec, topology: Topology
 ) -> RunResult:
-    """Arm a fault, run the load into it, and judge.
+    """Arm a fault, run the load, and judge the result.
 
-    The fault is armed before the first request and comes after a number of steps: that is a moment of the run,
-    which how late a client or a control call comes does not move.
+    The fault is armed before the first request and comes after a number of steps. That moment of the run does not
+    depend on delays of a client or of a control call.
     """
     before = await control.last_sequence()
     await control.inject(injection)
@@ -238,7 +240,7 @@ async def run_faulted(
 async def _aftermath(
     control: Control, before: int, injection: InjectionSpec
 ) -> tuple[list[dict[str, Any]], str | None]:
-    """What happened since `before`, and why the instance is not well; a server that is gone is not well."""
+    """Return the events since `before`, and why the instance is not healthy; a server that has ended is not."""
     events: list[dict[str, Any]] = []
     try:
         timeout_s = RESTART_TIMEOUT_S if injection.kills_engine_core else RECOVERY_TIMEOUT_S
@@ -249,7 +251,10 @@ async def _aftermath(
 
 
 def _recoveries(injection: InjectionSpec) -> int:
-    """How many are to be told of at least; from a poison's, all that follow are told before the load has ended."""
+    """Return the least number of recoveries to wait for.
+
+    All further recoveries of a poison request are over before the load has ended.
+    """
     if injection.kind is FaultKind.SLOW:
         return 0
     return 1 if injection.request else injection.times

@@ -1,6 +1,6 @@
-"""What `bench recovery --json` writes, and how its figures come from runs. Pure.
+"""The document of `bench recovery --json`, and its figures from faulted runs. Pure.
 
-Every topology stands for itself: its medians, its maximum, and its own full restart measured in the same run.
+Each topology has its own medians, maximum, and full restart measured in the same run.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from holdfast.chaos.processes import SessionUsage
 
 
 class FaultedRun(msgspec.Struct, frozen=True, kw_only=True):
-    """One faulted run of a scenario; seconds, over its streams.
+    """Figures of a faulted run of a scenario; seconds, over all streams.
 
-    `rank` is none where an engine core was hurt. `paused_s` is from the fault being noticed until every rank of the
-    lockstep group stood still, `rebuild_s` what its slowest engine needed to rebuild its collectives, `replaced_s` from
-    the loss of an engine core until another one served in its place.
+    `rank` is None for a fault in an engine core. `paused_s` is from the detection of the fault until every rank of the
+    lockstep group has paused, `rebuild_s` the slowest engine's time to rebuild its collectives, `replaced_s` from the
+    loss of an engine core until its replacement served.
     """
 
     topology: str
@@ -64,7 +64,7 @@ class FaultedRun(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Durations(msgspec.Struct, frozen=True, kw_only=True):
-    """Some durations, in seconds."""
+    """Summary of several durations, in seconds."""
 
     count: int
     median_s: float
@@ -76,7 +76,7 @@ class Durations(msgspec.Struct, frozen=True, kw_only=True):
 class NeighbourFigures(
     msgspec.Struct, frozen=True, kw_only=True, rename={"runs": "trials", "undisturbed_runs": "undisturbed_trials"}
 ):
-    """What streams of independent engines felt, over the runs; see `Neighbours`."""
+    """Figures of the streams on independent engines, over all runs; see `Neighbours`."""
 
     runs: int
     undisturbed_runs: int  # the longest gap was within the 99.9 % of the fault-free run
@@ -87,7 +87,10 @@ class NeighbourFigures(
 
 
 class TopologyFigures(msgspec.Struct, frozen=True, kw_only=True, rename={"runs": "trials"}):
-    """One topology, hurt in one way. `failure` says why its measurement ended early; without it there is a restart."""
+    """Figures of a topology under a single kind of fault.
+
+    `failure` says why the measurement ended early; without a failure there is a restart.
+    """
 
     topology: str
     harm: Harm = Harm.EXCEPTION
@@ -118,7 +121,7 @@ class TopologyFigures(msgspec.Struct, frozen=True, kw_only=True, rename={"runs":
 
 
 class RecoveryDocument(msgspec.Struct, frozen=True, kw_only=True):
-    """What `bench recovery --json` writes. `seed` is set for a soak, and draws the same faults again."""
+    """The document of `bench recovery --json`. `seed` is set for a soak, and draws the same faults again."""
 
     benchmark: str
     version: int
@@ -134,7 +137,7 @@ class RecoveryDocument(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def faulted_run_of(topology: Topology, scenario: Scenario, tokens: int, result: RunResult) -> FaultedRun:
-    """What one result says."""
+    """Return the figures of a run's result."""
     interruption, waits = durations_of(result.waits_s()), result.waits_s()
     return FaultedRun(
         topology=topology.name,
@@ -170,7 +173,7 @@ def faulted_run_of(topology: Topology, scenario: Scenario, tokens: int, result: 
 
 
 def durations_of(durations_s: Iterable[float | None]) -> Durations | None:
-    """Median, maximum and quartiles of what is known; None without any."""
+    """Summarise the known durations; None without any."""
     known = [duration for duration in durations_s if duration is not None]
     if not known:
         return None
@@ -194,7 +197,7 @@ def figures_of(
     left_behind: tuple[str, ...] = (),
     failure: str | None = None,
 ) -> TopologyFigures:
-    """One topology's figures from its runs."""
+    """Compute a topology's figures from all runs."""
     harm = runs[0].harm if runs else Harm.EXCEPTION
     interruption = durations_of(wait for run in runs for wait in run.interruptions_s)
     paused = durations_of(run.paused_s for run in runs)

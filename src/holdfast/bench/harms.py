@@ -1,4 +1,4 @@
-"""What the demo and the benchmarks can do to a server: an exception, a lost process, a silence, a poison. Pure data."""
+"""Faults that the demo and the benchmarks can inject: an exception, a kill, a stall, a poison request. Pure data."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _poisons = itertools.count(1)  # each has a name of its own: what was armed befo
 
 
 class Harm(enum.StrEnum):
-    """What hurts it."""
+    """A fault that the demo or a benchmark injects."""
 
     EXCEPTION = "exception"
     OOM = "oom"
@@ -32,22 +32,22 @@ class Harm(enum.StrEnum):
 
     @property
     def victim(self) -> str:
-        """Which process is hurt, in words."""
+        """Name the kind of process that the fault hits."""
         return "engine core" if self is Harm.KILL_ENGINE else "worker"
 
     @property
     def in_words(self) -> str:
-        """What happens, once."""
+        """Describe a single occurrence."""
         return _IN_WORDS[self]
 
     @property
     def heading(self) -> str:
-        """What happens, over figures of it."""
+        """Describe the fault as the heading of a table."""
         return _HEADINGS[self]
 
     @property
     def usual_topology(self) -> Topology:
-        """Where it is seen best: a lost engine core has a sibling that takes its answers."""
+        """Return the topology that shows the fault best: a lost engine core needs a sibling."""
         return DP2 if self is Harm.KILL_ENGINE else ONE
 
     @property
@@ -55,7 +55,10 @@ class Harm(enum.StrEnum):
         return Phase.SCHEDULE_END if self is Harm.KILL_ENGINE else Phase.FORWARD
 
     def injection(self, phase: Phase, engine_id: int, rank: int, after_steps: int) -> InjectionSpec:
-        """To be armed before the load. A poison is about the request that has its name, and lasts as long as that."""
+        """Build the injection, to be armed before the load.
+
+        A poison request is named in its injection and makes every step fail until the request ends.
+        """
         poison = {"request": f"poison-{next(_poisons)}-", "times": MAX_TIMES} if self is Harm.POISON else {}
         return InjectionSpec(
             phase=phase,
@@ -67,7 +70,7 @@ class Harm(enum.StrEnum):
         )
 
     def happens_at(self, phase: Phase) -> bool:
-        """Whether the process that passes a phase is the one to hurt."""
+        """Return whether the process that passes a phase is the process to hit."""
         return self is Harm.EXCEPTION or phase.in_worker is (self is not Harm.KILL_ENGINE)
 
 

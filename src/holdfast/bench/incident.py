@@ -1,4 +1,4 @@
-"""Reads an incident off the event stream: when it was noticed, who stood still, when it was over.
+"""Reads an incident from the event stream: detection, paused engines, end of the recovery.
 
 Pure. Events carry wall-clock seconds of this machine; a `Window` is on this process's monotonic clock.
 """
@@ -42,9 +42,9 @@ class Window:
 
 
 def window_of(events: Events, engine_id: int | None = None) -> Window | None:
-    """The window of one engine, or of all; None where nothing happened to it, without an end until it is healthy.
+    """Return the window of an engine, or of all engines; None without an incident, open-ended until healthy.
 
-    An engine that was only paused, because a peer of its lockstep group failed, has a window as well.
+    An engine that only paused because a peer of its lockstep group failed has a window as well.
     """
     of_engines = [e for e in events if "engine_id" in e]
     own = [e for e in of_engines if e["kind"] not in _UNEVENTFUL and engine_id in (None, e["engine_id"])]
@@ -56,9 +56,10 @@ def window_of(events: Events, engine_id: int | None = None) -> Window | None:
 
 
 def felt_window(events: Events, engine_id: int | None, engine_ids: Iterable[int | None]) -> Window | None:
-    """The window in which streams of one of some engines could be interrupted.
+    """Return the window in which streams of an engine could be interrupted.
 
-    Those of a lost engine core go on with a sibling at once, where one was spared: for them it ends with the move.
+    Streams of a lost engine core continue at a sibling at once, if a sibling is unaffected: their window ends with the
+    move.
     """
     window = window_of(events, engine_id)
     if window is None or not has_moved(events, engine_id, engine_ids):
@@ -67,31 +68,31 @@ def felt_window(events: Events, engine_id: int | None, engine_ids: Iterable[int 
 
 
 def has_moved(events: Events, engine_id: int | None, engine_ids: Iterable[int | None]) -> bool:
-    """Whether an engine core was lost whose requests another one could take at once."""
+    """Return whether an engine core was lost while a sibling could take over the requests at once."""
     others = {one for one in engine_ids if one is not None} - {engine_id}
     return engine_id in lost_engines(events) and any(window_of(events, one) is None for one in others)
 
 
 def lost_engines(events: Events) -> frozenset[int]:
-    """The engines whose process was gone."""
+    """Return the engines with a lost process."""
     return frozenset(event["engine_id"] for event in events if event["kind"] == LOST)
 
 
 def noticed_at(event: Mapping[str, Any]) -> float:
-    """When what an event tells of was noticed, where it happened; where nobody knows, when it was published."""
+    """Return the wall-clock time of detection, or of publication when the event has no fault."""
     fault = event.get("fault") or {}
     return float(fault.get("at") or event["at"])
 
 
 def root_cause(events: Events) -> Mapping[str, Any] | None:
-    """The report of the fault that the others followed from: peers only say that a collective broke under them."""
+    """Return the report of the fault that came first: peers only report a broken collective."""
     reports = [event for event in events if event["kind"] == FAULT]
     own = [event for event in reports if event["fault"].get("fault_class") != FaultClass.COMMUNICATOR]
     return next(iter(own or reports), None)
 
 
 def paused_s(events: Events) -> float | None:
-    """From the moment the fault was noticed until every rank of the lockstep group stood still."""
+    """Return the seconds from detection until every rank of the lockstep group had paused."""
     cause = next((event for event in events if event["kind"] == LOST), root_cause(events))
     before = itertools.takewhile(lambda event: event["kind"] != RECOVERY_STARTED, events)
     replacements = lost_engines(events)  # they stand from the start, until they are let in
@@ -100,18 +101,18 @@ def paused_s(events: Events) -> float | None:
 
 
 def rebuild_s(events: Events) -> float | None:
-    """What the slowest engine needed to rebuild its collectives."""
+    """Return the slowest engine's seconds to rebuild collectives."""
     reports = [event["report"] for event in events if event.get("report")]
     return max((float(report.get("rebuild_s", 0.0)) for report in reports), default=None)
 
 
 def replaced_s(events: Events) -> float | None:
-    """From the loss of an engine core until another one served in its place; None where none was lost, or none did."""
+    """Return the seconds from the loss of an engine core until a replacement served; None without either."""
     return max((event.get("interruption_s", 0.0) for event in events if event["kind"] == RESTARTED), default=None)
 
 
 def misreported(events: Events, injection: InjectionSpec) -> list[str]:
-    """What is wrong with how a fault was told: an operator must read the rank and the phase that failed."""
+    """Return every error in the report of a fault: an operator must read the rank and the phase that failed."""
     problems = _losses_misreported(lost_engines(events), injection)
     cause = root_cause(events)
     if cause is None or injection.kills_engine_core:
@@ -144,7 +145,8 @@ def _in_words(place: Place) -> str:
 
 
 def blast_radius(events: Events, group: frozenset[int]) -> list[str]:
-    """Who paused without sharing a collective with the faulty rank, and who should have paused and did not."""
+    """Return engines that paused without sharing a collective with the faulty rank, and engines that did not pause but
+    should have."""
     paused = {event["engine_id"] for event in events if event["kind"] == PAUSED}
     strangers = [f"engine {one} paused without sharing a collective with it" for one in sorted(paused - group)]
     missing = group - paused - lost_engines(events)

@@ -1,7 +1,7 @@
-"""Makes the measuring client a good instrument: it must not measure its own lateness.
+"""Schedules the measuring client so that its own lateness does not distort the measurement.
 
 On a machine with fewer cores than busy processes a client may wait for a processor longer than the server is
-interrupted: its waits come out too long, or, when it wakes to a backlog, too short.
+interrupted: its measured waits are too long, or too short when it wakes to a backlog.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def precise_client() -> Iterator[bool]:
-    """Inside, this process is scheduled at once where the system allows it (tells whether) and collects no garbage.
+    """Schedule the process at once where the system permits (yields whether), and collect no garbage meanwhile.
 
     Processes started inside are scheduled as usual.
     """

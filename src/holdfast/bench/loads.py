@@ -1,6 +1,6 @@
-"""The loads that benchmarks and the demo put on a server: eight short prompts, or eight long ones.
+"""The loads of benchmarks and demo: eight short prompts, or eight long ones.
 
-Pure data. Each run gets a cache salt of its own, so that no run is served from the prefix cache of an earlier one.
+Pure data. Each run has its own cache salt, so that no run is served from the prefix cache of an earlier run.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _runs = itertools.count(1)
 
 
 class LoadKind(enum.StrEnum):
-    """What the streams ask for."""
+    """Kinds of prompts."""
 
     SHORT_PROMPTS = "short-prompts"  # decoding nearly from the start
     LONG_PROMPTS = "long-prompts"  # prompts that are read in several chunks
@@ -59,7 +59,7 @@ def make_load(kind: LoadKind, *, streams: int, tokens: int, engines: int = 1) ->
 
 
 def poisoned(specs: list[StreamSpec], engine_id: int, name: str) -> list[StreamSpec]:
-    """The last request of an engine goes by a name; without one, the load as it is."""
+    """Give the last request of an engine a request id that contains `name`; without a name, change nothing."""
     if not name:
         return specs
     poison = next(spec for spec in reversed(specs) if spec.data_parallel_rank in {None, engine_id})

@@ -1,4 +1,4 @@
-"""Describes the machine a figure was measured on, without names or paths of it."""
+"""Describes the machine of a measurement, without names or paths."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import holdfast
 
 
 class Machine(msgspec.Struct, frozen=True, kw_only=True):
-    """What a reader needs to judge a figure. `load_average` is of the last minute, before the measurement.
+    """The machine of a measurement. `load_average` is of the last minute before the measurement.
 
-    `niceness` below 0: what was measured went before whatever else the machine had to do.
+    `niceness` below 0: the measured processes had priority over all other work.
     """
 
     processor: str
@@ -33,7 +33,7 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def describe_machine() -> Machine:
-    """The machine as it is now."""
+    """Describe the machine as of now."""
     return Machine(
         processor=_processor(),
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 0,
@@ -62,7 +62,7 @@ def _memory_gib() -> float:
 
 
 def _version(*distributions: str) -> str:
-    """Name and version of the first distribution that is installed."""
+    """Return name and version of the first installed distribution."""
     for name in distributions:
         try:
             return f"{name} {metadata.version(name)}"

@@ -1,7 +1,7 @@
-"""Measures what holdfast costs while nothing fails: the same load on a plain host and on a protected one.
+"""Measures what Holdfast costs while nothing fails: the same load on a plain host and on a protected one.
 
-Both servers run for the whole measurement, one idle while the other works, and bursts alternate as A B B A: what the
-machine does beside (other tenants, clock speed, temperature) hits both alike, and each pair is compared by itself.
+Both servers run for the whole measurement, one idle while the other works, and bursts alternate as A B B A. Other
+influences of the machine (tenants, clock speed, temperature) then affect both alike, and pairs are compared one by one.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ METRICS = ("tokens_per_s", "inter_token_p50_ms", "inter_token_p99_ms", "server_c
 
 
 class Burst(msgspec.Struct, frozen=True, kw_only=True):
-    """One load on one server. The processor time is that of all the server's processes."""
+    """Figures of a load on a single server. The processor time is that of all the server's processes."""
 
     tokens_per_s: float
     inter_token_p50_ms: float
@@ -40,7 +40,7 @@ class Burst(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Pair(msgspec.Struct, frozen=True, kw_only=True):
-    """Two bursts next to each other in time."""
+    """Two bursts, neighbouring in time."""
 
     first: str
     off: Burst
@@ -48,7 +48,7 @@ class Pair(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Ratio(msgspec.Struct, frozen=True, kw_only=True):
-    """On divided by off, over the pairs. The median lies within the interval with the odds of 95 %."""
+    """On divided by off, over the pairs. The interval is the 95 % confidence interval of the median."""
 
     metric: str
     median: float
@@ -63,7 +63,7 @@ class Ratio(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class OverheadDocument(msgspec.Struct, frozen=True, kw_only=True):
-    """What `bench overhead --json` writes."""
+    """The document of `bench overhead --json`."""
 
     benchmark: str
     version: int
@@ -79,7 +79,7 @@ class OverheadDocument(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class OverheadSettings:
-    """What to run. `say` is told progress in words."""
+    """Settings of a run. `say` receives progress in words."""
 
     model: Path
     logs: Path
@@ -122,7 +122,7 @@ def _spec(settings: OverheadSettings, *, holdfast: bool) -> ServerSpec:
 
 
 async def _run_pairs(off: Server, on: Server, settings: OverheadSettings) -> tuple[list[Pair], RunComparison]:
-    """The pairs, and whether the protected server said the same as the plain one."""
+    """Run all pairs, and compare the answers of the protected server with the plain server's."""
     for _ in range(WARM_UP_BURSTS):
         plain = await _load(off, settings).run()
         protected = await _load(on, settings).run()
@@ -158,7 +158,7 @@ async def _run_burst(server: Server, settings: OverheadSettings) -> Burst:
 
 
 def burst_of(histories: Sequence[History], *, cpu_s: float) -> Burst:
-    """Figures of one finished load."""
+    """Compute the figures of a finished load."""
     tokens = sum(len(history.token_ids) for history in histories)
     begin_s = min(history.sent_s for history in histories)
     end_s = max(history.arrivals_s[-1] for history in histories)
@@ -172,14 +172,14 @@ def burst_of(histories: Sequence[History], *, cpu_s: float) -> Burst:
 
 
 def interval_of_median(values: Sequence[float]) -> tuple[float, float]:
-    """Where the median of what was drawn from lies with the odds of 95 %, however that is spread (by its ranks)."""
+    """Return the 95 % confidence interval of the median, by ranks, for any distribution."""
     ordered, count = sorted(values), len(values)
     outside = max(0, math.floor((count - 1.96 * math.sqrt(count)) / 2))
     return ordered[outside], ordered[count - 1 - outside]
 
 
 def ratio_of(metric: str, pairs: Sequence[Pair]) -> Ratio:
-    """On divided by off for one metric, pair by pair."""
+    """Divide on by off for a metric, pair by pair."""
     off = [float(getattr(pair.off, metric)) for pair in pairs]
     on = [float(getattr(pair.on, metric)) for pair in pairs]
     ratios = [later / earlier if earlier else float("nan") for later, earlier in zip(on, off, strict=True)]

@@ -27,7 +27,7 @@ _CHAOS = ("topology", "minutes", "killed", "answers", "exact", "severed", "wrong
 
 
 def figures_page(documents: Documents) -> str:
-    """One table for each benchmark, in the order of the documents' names."""
+    """Return the page as Markdown: a table for each benchmark, sorted by document name."""
     parts = [_OPENING, *_recoveries(_of_kind(documents, "recovery")), *_runs(_of_kind(documents, "chaos"))]
     parts += [_overhead(name, one) for name, one in _of_kind(documents, "overhead").items()]
     parts += ["## Machines\n", _table(_MACHINE, _machines(documents))]
@@ -76,7 +76,7 @@ def _recovery_rows(name: str, document: Document) -> Iterator[list[str]]:
 
 
 def _topologies(document: Document) -> Sequence[Document]:
-    """The first version knew one rank and exceptions only, and stood for itself."""
+    """Return the figures by topology; the first version of the document has a single rank and exceptions only."""
     if "topologies" in document:
         found: Sequence[Document] = document["topologies"]
         return found
@@ -85,7 +85,7 @@ def _topologies(document: Document) -> Sequence[Document]:
 
 
 def _targets(document: Document) -> str:
-    """What was missed, with its figures."""
+    """List the missed targets with their figures."""
     lines = [line for figures in _topologies(document) for line in _missed(figures)]
     return "Missed:\n\n" + "\n".join(lines) + "\n" if lines else ""
 

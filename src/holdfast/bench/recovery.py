@@ -1,6 +1,6 @@
-"""Measures recovery: what faults cost the clients of each topology, beside its own full restart.
+"""Measures recovery: the cost of faults for the clients of each topology, and the full restart of its server.
 
-Owns the servers, one after another. Which faults stands in `scenarios`, what is written in `figures`.
+Owns the servers, one after another. `scenarios` chooses the faults, `figures` computes the document.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SOAK_ROUNDS = 10  # a soak looks at what the server holds so often
 
 @dataclass(frozen=True)
 class RecoverySettings:
-    """What to run. `seed` makes it a soak: its scenarios were drawn with it. `say` is told progress in words."""
+    """Settings of a measurement. `seed` marks a soak with drawn scenarios; `say` receives progress in words."""
 
     chosen: Chosen
     logs: Path
@@ -43,7 +43,7 @@ class RecoverySettings:
     say: Callable[[str], None] = print
 
     def rounds(self, scenarios: Sequence[Scenario]) -> list[Sequence[Scenario]]:
-        """Scenarios between two looks at what the server holds."""
+        """Split scenarios into rounds; resource usage is read between rounds."""
         if self.seed is None:
             return [scenarios] * self.repeat
         size = -(-len(scenarios) // SOAK_ROUNDS)
@@ -51,7 +51,7 @@ class RecoverySettings:
 
 
 def measure_recovery(settings: RecoverySettings) -> RecoveryDocument:
-    """For each topology: start a server, break it once per scenario and repetition, restart it."""
+    """Start a server for each topology, inject each scenario and repetition, and restart the server."""
     machine = describe_machine()
     with precise_client() as prompt:
         topologies = tuple(_measure(topology, scenarios, settings) for topology, scenarios in settings.chosen)
@@ -71,7 +71,7 @@ def measure_recovery(settings: RecoverySettings) -> RecoveryDocument:
 
 
 def _measure(topology: Topology, scenarios: Sequence[Scenario], settings: RecoverySettings) -> TopologyFigures:
-    """One topology. What goes wrong with its server is part of the figures: the others' are not lost with it."""
+    """Measure a topology. A failing server is part of the figures and does not affect further topologies."""
     run = _TopologyRun(topology, settings)
     restart, failure = None, None
     try:
@@ -92,7 +92,7 @@ def _measure(topology: Topology, scenarios: Sequence[Scenario], settings: Recove
 
 @dataclass
 class _TopologyRun:
-    """One topology's server and what was measured on it so far."""
+    """The server of a topology, with the results so far."""
 
     topology: Topology
     settings: RecoverySettings
@@ -103,7 +103,7 @@ class _TopologyRun:
     _references: dict[LoadKind, Reference] = field(default_factory=dict)
 
     def to_the_end(self, scenarios: Sequence[Scenario]) -> Restart:
-        """Start, break, restart, end. Raises `HoldfastError` where the server does not play along."""
+        """Start, inject, restart, end. Raises `HoldfastError` when the server fails."""
         log = self.settings.logs / f"recovery-{self.topology.label.replace(', ', '-').replace(' ', '-')}.log"
         self.say("starting the server")
         server = Server(server_spec(self.topology, log, *MANY_FAULTS)).start()
@@ -122,7 +122,7 @@ class _TopologyRun:
         self.settings.say(f"{self.topology.label}: {text}")
 
     async def _run_scenarios(self, server: Server, scenarios: Sequence[Scenario]) -> None:
-        """Every scenario, round after round, and what the server held between the rounds."""
+        """Run every scenario, round after round, and read the server's usage between rounds."""
         await self._load(server, LoadKind.LONG_PROMPTS, tokens=8).run()  # warm-up
         async with Control(server.url) as control:
             await self._reference(server, control, LoadKind.SHORT_PROMPTS)
@@ -153,9 +153,9 @@ class _TopologyRun:
         return Load(server.url, poisoned(specs, hurt_by.engine_id, hurt_by.request) if hurt_by else specs)
 
     async def _reference(self, server: Server, control: Control, kind: LoadKind) -> Reference:
-        """The fault-free run of a load; in a soak always the first one.
+        """Return the fault-free run of a load; in a soak always the first run.
 
-        Damage that stays would change the runs before and after a later fault alike: each is held against the first.
+        Lasting damage would change the runs before and after a later fault alike: every run is compared with the first.
         """
         first = self._references.get(kind)
         if first is not None and self.settings.seed is not None:

@@ -1,4 +1,4 @@
-"""Measures what a fault costs without holdfast: the full restart of the same server, up to its first token."""
+"""Measures the cost of a fault without Holdfast: the full restart of the same server, up to its first token."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from holdfast.chaos.streams import first_token_s
 
 
 class Restart(msgspec.Struct, frozen=True, kw_only=True):
-    """Seconds of one restart: ending the server, starting it until it is healthy, and its first token."""
+    """Seconds of a restart: ending the server, starting until healthy, first token."""
 
     stop_s: float
     start_s: float
@@ -26,7 +26,7 @@ class Restart(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def measure_restart(server: Server, tick: Callable[[float], None] | None = None) -> tuple[Server, Restart]:
-    """End a server, start it again on its port, wait for a token; returns the new server, which the caller ends."""
+    """Restart a server on the same port and wait for a token; return the new server, which the caller ends."""
     begin_s = time.monotonic()
     server.stop()
     stopped_s = time.monotonic()

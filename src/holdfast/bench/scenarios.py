@@ -19,7 +19,7 @@ LATEST_SHARE = 0.6  # of the answers: a soak's faults come while every stream st
 
 @dataclass(frozen=True)
 class Scenario:
-    """What happens where, under which load, and after how many steps: a share of the answers' length."""
+    """A fault at a place under a load; `share` is the part of the answers' length to write before the fault."""
 
     name: str
     phase: Phase
@@ -40,7 +40,7 @@ class Scenario:
 
 
 def passages(phase: Phase, steps: int) -> int:
-    """How often a phase is passed in so many steps."""
+    """Return how often a phase is passed in a number of steps."""
     return steps // STEPS_PER_AGREEMENT if phase is Phase.DP_SYNC else steps
 
 
@@ -71,7 +71,10 @@ OF_ONE_RANK = (
 
 
 def scenarios_of(topology: Topology, harm: Harm = Harm.EXCEPTION) -> tuple[Scenario, ...]:
-    """Exceptions at every phase on one rank alone, of many ranks in each in turn; else each process is hurt in turn."""
+    """Return the scenarios of a topology.
+
+    Exceptions: on one rank, every phase; on many ranks, some phases on each rank. Other faults: each process in turn.
+    """
     if harm is Harm.EXCEPTION:
         return OF_ONE_RANK if topology.ranks == 1 else tuple(_of_many_ranks(topology))
     scenario = Scenario(_NAMES.get(harm, harm.value), harm.usual_phase, harm=harm)
@@ -92,9 +95,9 @@ Chosen = tuple[tuple[Topology, tuple[Scenario, ...]], ...]
 
 
 def choose_scenarios(topologies: Sequence[Topology], wanted: Sequence[str], harm: Harm = Harm.EXCEPTION) -> Chosen:
-    """Scenarios of each topology whose name or phase contains one of the words; all for none.
+    """Return the scenarios of each topology with a matching name or phase; without words, all.
 
-    A topology that has none of them is left out. Raises ValueError for a word that fits in no topology.
+    A topology without a match is left out. Raises `ValueError` for a word without any match.
     """
     every = [(topology, scenarios_of(topology, harm)) for topology in topologies]
     for word in wanted:
@@ -114,7 +117,7 @@ def _matches(scenario: Scenario, word: str) -> bool:
 
 
 def random_scenarios(topology: Topology, count: int, seed: int) -> tuple[Scenario, ...]:
-    """Faults at random ranks, phases and steps; the same seed draws the same."""
+    """Draw faults at random ranks, phases and steps; the same seed draws the same faults."""
     draw = random.Random(f"{topology.name} {seed}")
     phases = [phase for phase in _STEP_PHASES if topology.lockstep or phase is not Phase.DP_SYNC]
     return tuple(_draw(draw, topology, phases) for _ in range(count))

@@ -1,6 +1,6 @@
-"""How the server of a topology is started for the demo and the benchmarks, and what of the environment it gets.
+"""Command lines and environment of the servers for the demo and the benchmarks.
 
-Owns no process: it says which model, which arguments, which log.
+Owns no process: provides model, arguments and log.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ BENCH_VARIABLES = "HOLDFAST_BENCH_"
 
 
 def make_model(topology: Topology) -> Path:
-    """Make the topology's model unless it is there; returns its folder. Raises `OperatorError`."""
+    """Make the topology's model unless it exists; return its folder. Raises `OperatorError`."""
     if topology.model == "moe":
         return make_moe_model(default_moe_folder())
     return make_dense_model(default_model_folder())
@@ -45,7 +45,7 @@ def server_arguments(topology: Topology, *more: str) -> tuple[str, ...]:
 
 
 def server_spec(topology: Topology, log: Path, *more: str) -> ServerSpec:
-    """The topology's server with fault injection, on its model, which is made if need be."""
+    """Return the specification of the topology's server, with fault injection; make the model if necessary."""
     return ServerSpec(
         model=make_model(topology),
         log=log,
@@ -55,6 +55,6 @@ def server_spec(topology: Topology, log: Path, *more: str) -> ServerSpec:
 
 
 def relevant_environment() -> dict[str, str]:
-    """The variables that change what is measured, as the server gets them: ours for benchmarks, and the CPU build's."""
+    """Return the variables that influence the measurement: of benchmarks, and of the CPU build."""
     chosen = {name: value for name, value in os.environ.items() if name.startswith(BENCH_VARIABLES)}
     return {**chosen, **{name: os.environ.get(name, usual) for name, usual in CPU_ENVIRONMENT.items()}}

@@ -1,6 +1,6 @@
-"""The figures that recovery must reach, and whether a topology's do. Pure.
+"""The targets of recovery, and whether a topology meets them. Pure.
 
-Laws are not here: what breaks one is a run's problem, however fast it was.
+Laws are not targets: a broken law is a problem of its run, at any speed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ FAULTS_NAME = "faults until it was ended, max"
 
 
 class Bounds(msgspec.Struct, frozen=True, kw_only=True):
-    """What must be reached; None is no matter. Seconds, how many times shorter than a restart, or how many faults."""
+    """The targets of a measurement; None: no target. Seconds, multiples of a restart, or numbers of faults."""
 
     paused_median_s: float | None = None
     interruption_median_s: float | None = None
@@ -51,7 +51,7 @@ _ENGINE_CORES = {DP2.name: Bounds(interruption_median_s=0.3, spares_neighbours=T
 
 
 def bounds_of(topology: Topology, harm: Harm) -> Bounds:
-    """What must be reached where a topology is hurt in one way."""
+    """Return the targets of a topology under a kind of fault."""
     if harm is Harm.KILL_WORKER:
         return _WORKERS[topology.standby].get(topology.name, Bounds())
     if harm is Harm.KILL_ENGINE:
@@ -66,10 +66,10 @@ def bounds_of(topology: Topology, harm: Harm) -> Bounds:
 
 
 class Measured(msgspec.Struct, frozen=True, kw_only=True):
-    """What the bounds are held against; None for what was not measured.
+    """The figures to compare with the targets; None: not measured.
 
-    `neighbour_gap_s` is the longest gap of a neighbour's stream in the median run, `neighbour_bound_s` what 99.9 %
-    of its fault-free gaps do not exceed: in a single run a gap is above that by chance now and then.
+    `neighbour_gap_s` is the longest gap of a neighbour's stream in the median run, `neighbour_bound_s` the 99.9th
+    percentile of the gaps without a fault; the gap of a single run exceeds that by chance now and then.
     """
 
     paused_median_s: float | None = None
@@ -82,7 +82,7 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Target(msgspec.Struct, frozen=True, kw_only=True):
-    """One bound and what was found: seconds, or what its name says. What was not measured is not met."""
+    """A target with the measured figure: seconds, or the unit in the name. A figure that is not measured misses."""
 
     name: str
     bound: float | None
@@ -91,7 +91,7 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def targets_of(topology: Topology, harm: Harm, measured: Measured) -> tuple[Target, ...]:
-    """Every bound that holds for a topology hurt in one way, with what was found."""
+    """Return every target of a topology under a kind of fault, with the measured figure."""
     bounds = bounds_of(topology, harm)
     at_most = (
         ("pause, median", bounds.paused_median_s, measured.paused_median_s),
@@ -108,7 +108,7 @@ def targets_of(topology: Topology, harm: Harm, measured: Measured) -> tuple[Targ
 
 
 def is_counted(name: str) -> bool:
-    """Whether a target's figures are numbers, not seconds."""
+    """Return whether the figures of a target are plain numbers instead of seconds."""
     return name in {TIMES_SHORTER_NAME, FAULTS_NAME}
 
 

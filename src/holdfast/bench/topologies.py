@@ -1,6 +1,6 @@
-"""The ways to spread one small model over ranks that tests and benchmarks run.
+"""Topologies of tests and benchmarks: one small model spread over ranks.
 
-Pure data. Each answers like one rank alone; `one_rank` says how to start that one for a comparison token by token.
+Pure data. Every topology gives the same answers as its `one_rank` form.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Standby(enum.StrEnum):
     PRELOADED = "preloaded"  # the weights read as well
 
     def arguments(self, ranks: int) -> tuple[str, ...]:
-        """Flags of an engine core with so many ranks: whoever has read one rank's weights can become no other."""
+        """Return the flags for an engine core with that many ranks: a preloaded standby fits a single rank."""
         if self is Standby.PRELOADED:
             return ("--standby-workers", str(ranks), "--standby-preload")
         return () if self is Standby.NONE else ("--standby-workers", "1")
@@ -28,7 +28,7 @@ class Standby(enum.StrEnum):
 
 @dataclass(frozen=True)
 class Topology:
-    """Engines of some ranks each. In lockstep, engines share collectives: none can step without the others."""
+    """Engines with equal numbers of ranks. In lockstep, engines share collectives and step together."""
 
     name: str
     model: ModelKind = "dense"
@@ -40,20 +40,21 @@ class Topology:
 
     @property
     def label(self) -> str:
-        """Its name, with what stands ready where something does."""
+        """Return the name, with the kind of standby if there is any."""
         return self.name if self.standby is Standby.NONE else f"{self.name}, {self.standby} standby"
 
     @property
     def ranks(self) -> int:
+        """Return the number of ranks of all engines."""
         return self.engines * self.ranks_per_engine
 
     @property
     def places(self) -> list[tuple[int, int]]:
-        """Engine and rank within it, of every rank."""
+        """Return engine id and rank within the engine, of every rank."""
         return [(engine, rank) for engine in range(self.engines) for rank in range(self.ranks_per_engine)]
 
     def lockstep_group(self, engine_id: int) -> frozenset[int]:
-        """The engines that pause when one does."""
+        """Return the engines that pause together with an engine."""
         return frozenset(range(self.engines)) if self.lockstep else frozenset({engine_id})
 
 
@@ -71,10 +72,10 @@ TOPOLOGIES: tuple[Topology, ...] = (ONE, TP2, PP2, DP2, MOE, MOE_EP)
 
 
 def one_rank(topology: Topology) -> Topology:
-    """The same model on one rank: whoever has no parallel arguments has one."""
+    """Return the same model on a single rank, without parallel arguments."""
     return replace(topology, name=f"one-{topology.model}", arguments=(), engines=1, ranks_per_engine=1, lockstep=False)
 
 
 def topology_named(name: str) -> Topology:
-    """The topology of that name. Raises `KeyError` where there is none."""
+    """Return a topology by name. Raises `KeyError` for an unknown name."""
     return {topology.name: topology for topology in TOPOLOGIES}[name]

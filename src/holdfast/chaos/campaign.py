@@ -1,6 +1,6 @@
 """A chaos run: constant load on a server whose processes are killed at random, one after another.
 
-Owns neither the server nor its end. Every wait is bounded; what does not heal in time ends the run, and is told.
+Owns neither the server nor its end. Every wait is bounded; a kill that does not heal in time ends the run.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ POLL_S = 0.2
 
 @dataclass(frozen=True)
 class CampaignSettings:
-    """What to do. A kind without a process in the server is passed over; `say` is told progress in words."""
+    """Settings of a run. A kind without a process is skipped; `say` receives progress in words."""
 
     seed: int
     minutes: float
@@ -42,7 +42,7 @@ class CampaignSettings:
 
 
 def draw_kinds(seed: int, kinds: Sequence[ProcessKind]) -> Iterator[ProcessKind]:
-    """Kinds in random order without end, each as often as the others; the same seed draws the same."""
+    """Yield kinds in random order without end, each equally often; the same seed draws the same order."""
     dice = random.Random(seed)
     while True:
         yield from dice.sample(list(kinds), len(kinds))
@@ -50,7 +50,7 @@ def draw_kinds(seed: int, kinds: Sequence[ProcessKind]) -> Iterator[ProcessKind]
 
 @dataclass
 class Campaign:
-    """One run on one server; `run` once."""
+    """A chaos run on a server; call `run` once."""
 
     server: Server
     settings: CampaignSettings
@@ -66,7 +66,7 @@ class Campaign:
     _over: bool = False
 
     async def run(self) -> None:
-        """Load and kills until the time is over; then everybody comes to an end. Raises `WorldError` before a kill."""
+        """Load the server and kill processes until the time is over. Raises `WorldError` before the first kill."""
         async with Control(self.server.url) as control:
             await self._prepare(control)
             begin_s = time.monotonic()
@@ -84,14 +84,14 @@ class Campaign:
                 self.abandoned = self._abandoned()
 
     def _abandoned(self) -> set[str]:
-        """Shared memory of those that were killed which nobody uses any more, and which is still there."""
+        """Return shared memory of killed processes that still exists without any user."""
         used = session_segments(self.server.pid)
         return {segment for segment in self.segments - used if still_shared(segment)}
 
     # ---- before
 
     async def _prepare(self, control: Control) -> None:
-        """The fault-free run, twice: it must equal itself. And what the server holds when everything has run once."""
+        """Record the fault-free run, check that it is reproducible, and read the server's resources afterwards."""
         self.tally = Tally(await self._answers())
         again = Tally(self.tally.reference)
         for observed in await asyncio.gather(*(self._answers() for _ in range(self.settings.clients))):
@@ -136,7 +136,7 @@ class Campaign:
         return [kind for kind in self.settings.kinds if self._present[kind]]
 
     async def _kill_and_heal(self, control: Control, kind: ProcessKind, dice: random.Random) -> bool:
-        """Kill a process and wait until another one is in its place; false where that does not come."""
+        """Kill a process and wait for its replacement; return false when that does not come."""
         victims = [one for one in find_victims(self.server.pid) if one.kind is kind]
         if not victims:  # all was well a moment ago: only what fills up at leisure may be missing
             self.settings.say(f"no {kind} is there yet")
@@ -154,7 +154,7 @@ class Campaign:
         return self.kills[-1]
 
     async def _heal(self, control: Control, kinds: Sequence[ProcessKind], done: Kill | None = None) -> str | None:
-        """Wait until all is well and every process is there again; why not, when the time is over."""
+        """Wait until every process is present and healthy; return the reason when the time is over."""
         begin_s, why = time.monotonic(), "it was not asked"
         while time.monotonic() - begin_s < HEAL_TIMEOUT_S and self.server.exit_code is None:
             await asyncio.sleep(POLL_S)
@@ -180,7 +180,10 @@ class Campaign:
             return str(error)
 
     def _vital(self) -> list[ProcessKind]:
-        """What must be there before the next kill: a standby is made ready at leisure, and a full load leaves none."""
+        """Return the kinds that must be present before the next kill.
+
+        Standbys are excluded: they prepare in the background, and a full load leaves them no time.
+        """
         return [kind for kind in self._present if kind is not ProcessKind.STANDBY]
 
 

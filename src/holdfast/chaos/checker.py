@@ -1,6 +1,6 @@
-"""Decides whether a faulted run kept the law of exactly once, by comparing it with a fault-free run token by token.
+"""Checks the law of exactly once: compares a faulted run with a fault-free run, token by token.
 
-Pure: no clock, no I/O. A history that differs anywhere is never called equal, however the difference is counted.
+Pure: no clock, no I/O. A history with any difference is never called equal, however the difference is counted.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ LOGPROB_TOLERANCE = 1e-3
 
 @dataclass(frozen=True)
 class StreamComparison:
-    """One answer against its reference: tokens lost, repeated and changed, and every reason to call it wrong."""
+    """An answer against its reference: tokens lost, repeated and changed, and all reasons to call it wrong."""
 
     name: str
     tokens: int
@@ -63,7 +63,7 @@ class RunComparison:
 
 
 def compare_runs(reference: Sequence[History], observed: Sequence[History]) -> RunComparison:
-    """Compare two runs by name; an answer that only one of them has is wrong."""
+    """Compare two runs by name; an answer without a counterpart is wrong."""
     seen = {history.name: history for history in observed}
     known = {history.name for history in reference}
     comparisons = [compare_histories(one, seen.get(one.name)) for one in reference]
@@ -72,7 +72,7 @@ def compare_runs(reference: Sequence[History], observed: Sequence[History]) -> R
 
 
 def compare_histories(reference: History, observed: History | None) -> StreamComparison:
-    """Compare one answer with its fault-free twin."""
+    """Compare an answer with its fault-free counterpart."""
     expected = len(reference.token_ids)
     if observed is None:
         return StreamComparison(reference.name, 0, expected, lost=expected, reasons=("the answer is missing",))
@@ -89,7 +89,7 @@ def compare_histories(reference: History, observed: History | None) -> StreamCom
 
 
 def count_differences(expected: Sequence[int], seen: Sequence[int]) -> tuple[int, int, int]:
-    """Tokens lost, repeated and changed; a token that is extra without being a repetition counts as changed."""
+    """Count tokens lost, repeated and changed; extra tokens without repetition count as changed."""
     if expected == seen:
         return 0, 0, 0
     lost = repeated = changed = 0
@@ -105,7 +105,7 @@ def count_differences(expected: Sequence[int], seen: Sequence[int]) -> tuple[int
 
 
 def _repeats(seen: Sequence[int], start: int, end: int) -> bool:
-    """Whether an extra piece says again what stands right before or right after it."""
+    """Return whether an extra piece equals the piece right before or right after."""
     size, piece = end - start, seen[start:end]
     return piece == seen[start - size : start] or piece == seen[end : end + size]
 
@@ -148,12 +148,12 @@ def _unexpected(history: History) -> StreamComparison:
 
 
 def interruption_s(reference: History, observed: History, fault_s: float, recovered_s: float) -> float | None:
-    """What one client waited because of a fault, in seconds; None when its answer had ended before.
+    """Return the seconds a client waited because of a fault; None when the answer had ended before.
 
-    "Last token before the fault to first token after": tokens that were on their way when the fault came would make
-    that too short, so every wait that ends after the fault and begins before the end of the recovery counts, and the
-    longest is taken. An answer without a token has no such wait; its first token came later than in the fault-free
-    run by so much, and at least by the time that the engine stood still.
+    The measure is the longest wait that ends after the fault and begins before the end of the recovery: "last token
+    before the fault to first token after" would be too short when tokens were under way at the fault. An answer without
+    a token at the fault counts with the delay of its first token against the fault-free run, and at least with the time
+    that the engine was paused.
     """
     end_s = max(fault_s, recovered_s)
     arrivals = observed.arrivals_s
@@ -166,24 +166,24 @@ def interruption_s(reference: History, observed: History, fault_s: float, recove
 
 
 def gaps_touching_s(history: History, begin_s: float, end_s: float) -> list[float]:
-    """Waits between two successive tokens that end after `begin_s` and begin no later than `end_s`."""
+    """Return the waits between successive tokens that end after `begin_s` and begin no later than `end_s`."""
     waits = itertools.pairwise(history.arrivals_s)
     return [after - before for before, after in waits if after > begin_s and before <= end_s]
 
 
 def first_token_delay_s(history: History) -> float:
-    """Time to the first token; 0 without one."""
+    """Return the time to the first token; 0 without tokens."""
     return history.arrivals_s[0] - history.sent_s if history.arrivals_s else 0.0
 
 
 def longest_gap_s(history: History) -> float:
-    """Longest wait between two successive tokens of one answer."""
+    """Return the longest wait between two successive tokens of an answer."""
     return max(history.gaps_s(), default=0.0)
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Median, bounds and quartiles of some measurements."""
+    """Median, bounds and quartiles of several measurements."""
 
     median: float
     minimum: float
@@ -197,7 +197,7 @@ class Spread:
 
 
 def spread_of(values: Sequence[float]) -> Spread:
-    """Median, bounds and quartiles of at least one value."""
+    """Compute median, bounds and quartiles of at least one value."""
     if len(values) == 1:
         return Spread(*[values[0]] * 5)
     low, median, high = statistics.quantiles(values, n=4, method="inclusive")
@@ -205,6 +205,6 @@ def spread_of(values: Sequence[float]) -> Spread:
 
 
 def percentile(ordered: Sequence[float], share: float) -> float:
-    """The smallest value that at least `share` of the ordered values do not exceed."""
+    """Return the smallest value that at least `share` of the ordered values do not exceed."""
     rank = max(0, -int(-share * len(ordered) // 1) - 1)
     return ordered[min(rank, len(ordered) - 1)]

@@ -28,11 +28,11 @@ HEALTHY = "healthy"
 
 
 class ControlFailed(WorldError):
-    """The server did not answer a control call, or refused it."""
+    """The server refused a control call or did not answer."""
 
 
 class Control:
-    """Control routes of one server; use it as an async context manager. Raises `ControlFailed` and nothing else."""
+    """Client of a server's control routes; an async context manager. Raises `ControlFailed` and nothing else."""
 
     def __init__(self, url: str, *, timeout_s: float = 10.0) -> None:
         # A proxy from the environment is never the way to this machine itself.
@@ -63,7 +63,7 @@ class Control:
         await self._call_well("POST", "/fault_tolerance/inject", content=msgspec.json.encode(spec), headers=headers)
 
     async def events(self, after: int = 0) -> list[dict[str, Any]]:
-        """Events with a sequence number above `after`."""
+        """Return events with a sequence number above `after`."""
         answer = await self._call_well("GET", "/fault_tolerance/events", params={"after": after})
         return [event for event in answer["events"] if event["sequence"] > after]
 
@@ -71,9 +71,9 @@ class Control:
         return max((event["sequence"] for event in await self.events()), default=0)
 
     async def wait_recovered(self, after: int, *, faults: int = 1, timeout_s: float = 30.0) -> list[dict[str, Any]]:
-        """Events since `after`, once they tell of `faults` recoveries and of no engine that is not healthy again.
+        """Wait for `faults` recoveries since `after` and for every engine to be healthy; return the events.
 
-        Returns what there is when the time is over.
+        Returns the events so far when the time is over.
         """
         deadline_s = time.monotonic() + timeout_s
         while True:
@@ -94,7 +94,7 @@ class Control:
         raise ControlFailed(f"no standby worker was ready within {timeout_s:.0f} s")
 
     async def unwell(self) -> str | None:
-        """Why the instance is not well now: liveness, readiness or an engine's status; None when all is well."""
+        """Return why the instance is not healthy: liveness, readiness or an engine's status; None when healthy."""
         for path in ("/health", "/fault_tolerance/ready"):
             answer = await self._call("GET", path)
             if answer.status_code != 200:
@@ -105,10 +105,10 @@ class Control:
 
 
 def is_over(events: Sequence[Mapping[str, Any]], faults: int = 1) -> bool:
-    """Whether `faults` recoveries are told and every engine was healthy when last heard of.
+    """Return whether `faults` recoveries are reported and every engine was healthy in its last event.
 
-    The engines of a lockstep group recover one by one: the first of them is not the end. An engine core in whose
-    place another process serves has recovered too.
+    The engines of a lockstep group recover one by one: the first recovery is not the end. A replaced engine core counts
+    as recovered.
     """
     latest = {event["engine_id"]: event["state"] for event in events if "engine_id" in event}
     recoveries = sum(event["kind"] in {RECOVERED, RESTARTED} for event in events)
@@ -116,5 +116,5 @@ def is_over(events: Sequence[Mapping[str, Any]], faults: int = 1) -> bool:
 
 
 def monotonic_of(wall_s: float) -> float:
-    """A wall-clock time of this machine on this process's monotonic clock."""
+    """Convert a wall-clock time of the machine to the process's monotonic clock."""
     return wall_s - (time.time() - time.monotonic())

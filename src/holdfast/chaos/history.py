@@ -1,4 +1,4 @@
-"""What a client saw of one answer: its tokens, when each arrived, and how it ended.
+"""A client's view of an answer: tokens, time of each arrival, and end.
 
 Pure data. Times are seconds of the client's monotonic clock.
 """
@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 
 @dataclass
 class History:
-    """One answer as it grows; `name` is the request's, with the choice's index when it has several.
+    """A growing answer; `name` is the request's, with the index of the choice when there are several.
 
-    `engine_id` is the engine that it was sent to, none where the server chose; `port` is the
-    client's, of the connection on which the answer came, none before it did.
+    `engine_id` is the engine of the request, None when the server chooses; `port` is the client's port of the
+    connection, None before the answer arrives.
     """
 
     name: str
@@ -38,5 +38,5 @@ class History:
         self.text += text
 
     def gaps_s(self) -> list[float]:
-        """Seconds between successive tokens."""
+        """Return the seconds between successive tokens."""
         return [later - earlier for earlier, later in itertools.pairwise(self.arrivals_s)]

@@ -1,7 +1,7 @@
-"""Says what a server holds more of after a chaos run than before. Pure.
+"""Finds resources that grew during a chaos run. Pure.
 
-A process that lived through it is compared with itself; all together are compared as a sum, which a process that
-took another's place changes a little.
+A surviving process is compared with itself. All processes are compared by their sum, which a replacement process
+changes a little.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Usage = Mapping[int, SessionUsage]
 
 
 def leaks(before: Usage, after: Usage) -> list[str]:
-    """Every growth beyond what is allowed, in words."""
+    """Describe every growth beyond the allowance."""
     survivors = sorted(before.keys() & after.keys())
     found = [f"process {pid}: {what}" for pid in survivors for what in _grown(before[pid], after[pid], SLACK)]
     found += [f"all processes: {what}" for what in _grown(total(before), total(after), SLACK_OF_ALL)]
@@ -36,6 +36,6 @@ def _grown(was: SessionUsage, now: SessionUsage, slack: Mapping[str, int]) -> li
 
 
 def total(usage: Usage) -> SessionUsage:
-    """The sum over processes; a segment that several have mapped counts as often."""
+    """Return the sum over processes; a segment counts once for each process that maps it."""
     names = [field.name for field in fields(SessionUsage)]
     return SessionUsage(**{name: sum(getattr(one, name) for one in usage.values()) for name in names})

@@ -1,4 +1,4 @@
-"""What the streams of a chaos run or a test ask for: every feature whose state a fault could damage. Pure data."""
+"""Requests of a chaos run or a test: every feature whose state a fault could damage. Pure data."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _salts = itertools.count(1)
 
 
 def fresh_salt() -> str:
-    """Prefix-cache entries of one run are invisible to the others."""
+    """Return a new cache salt, so that prefix-cache entries of different runs are separate."""
     return f"run-{os.getpid()}-{next(_salts)}"
 
 
 def every_feature(salt: str, tokens: int = 90) -> list[StreamSpec]:
-    """Greedy, seeded with penalties, n=2, logprobs, a stop string, a JSON schema, and a shared prefix."""
+    """Return requests: greedy, seeded with penalties, n=2, logprobs, stop string, JSON schema, shared prefix."""
 
     def spec(name: str, prompt: str, **options: object) -> StreamSpec:
         return StreamSpec(name, prompt, max_tokens=tokens, cache_salt=salt, **options)  # type: ignore[arg-type]
@@ -54,7 +54,7 @@ def every_feature(salt: str, tokens: int = 90) -> list[StreamSpec]:
 
 
 def few_tokens(salt: str, tokens: int = 14) -> list[StreamSpec]:
-    """What Triton's interpreter runs within seconds."""
+    """Return requests that Triton's interpreter completes within seconds."""
     return [
         StreamSpec("greedy", "The keeper", max_tokens=tokens, cache_salt=salt),
         StreamSpec("seeded", "A storm crosses", max_tokens=tokens, cache_salt=salt, temperature=0.9, seed=7),

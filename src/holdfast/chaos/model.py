@@ -1,8 +1,8 @@
 """Makes small language models on the spot, so that demo, benchmarks and tests download nothing.
 
-Owns the folders: each is made once, whole or not at all. What a model is stands in its recipe; its weights are
-drawn from a seed. Answers are word salad, but varied and reproducible, which is all a comparison token by token needs.
-Never imports the host; heavy libraries are imported where they are used.
+Owns the folders: each is made once, complete or not at all. A recipe describes the model; the weights are drawn from a
+seed. Answers are random words, but varied and reproducible, as a comparison token by token requires. Never imports the
+host; heavy libraries are imported where they are used.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ MARKER = "holdfast-model.json"
 
 
 def default_model_folder() -> Path:
-    """Where the dense model is kept between runs: `$XDG_CACHE_HOME/holdfast`, else `~/.cache/holdfast`."""
+    """Return the folder of the dense model: `$XDG_CACHE_HOME/holdfast`, else `~/.cache/holdfast`."""
     return _default_folder(DenseRecipe())
 
 
 def default_moe_folder() -> Path:
-    """Where the mixture-of-experts model is kept between runs, beside the dense one."""
+    """Return the folder of the mixture-of-experts model, beside the dense model."""
     return _default_folder(MoeRecipe())
 
 
 def make_dense_model(folder: Path, recipe: DenseRecipe | None = None) -> Path:
-    """Make a dense model in `folder` unless it is there already; raises `OperatorError` for a foreign folder."""
+    """Make a dense model in `folder` unless it exists; raise `OperatorError` for a foreign folder."""
     return _make_model(folder, recipe or DenseRecipe())
 
 
 def make_moe_model(folder: Path, recipe: MoeRecipe | None = None) -> Path:
-    """Make a mixture of experts in `folder` unless it is there already; raises `OperatorError` for a foreign folder."""
+    """Make a mixture of experts in `folder` unless it exists; raise `OperatorError` for a foreign folder."""
     return _make_model(folder, recipe or MoeRecipe())
 
 
@@ -76,7 +76,7 @@ def _is_complete(folder: Path, recipe: Recipe) -> bool:
 
 
 def _put_in_place(draft: Path, folder: Path, recipe: Recipe) -> None:
-    """Rename the finished draft; whoever was faster with the same recipe wins."""
+    """Rename the finished draft; a faster process with the same recipe wins."""
     if folder.is_dir() and not _is_complete(folder, recipe):
         shutil.rmtree(folder)
     try:
@@ -112,5 +112,5 @@ def _weights(recipe: Recipe, tokens: list[str]) -> Iterator[tuple[str, NDArray[n
 
 
 def _loudness(token: str, recipe: Recipe) -> float:
-    """Whole words speak louder than bytes and fragments, so that people can read the answers."""
+    """Return the weight of a token's output row: whole words are more likely than fragments, for readable answers."""
     return 1.0 if is_word(token) else recipe.quiet_row

@@ -1,6 +1,6 @@
-"""Reads the process table of Linux (`/proc`): who belongs to a session, and what it has used.
+"""Reads the process table of Linux (`/proc`): members of a session, and the resources they use.
 
-Only reads. On systems without `/proc` nothing is found, and callers say so or do without.
+Only reads. On systems without `/proc` nothing is found, and callers report that or do without.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ _PROC = Path("/proc")
 
 @dataclass(frozen=True)
 class SessionUsage:
-    """What the living processes of a session hold: processor seconds used, resident bytes, files and threads.
+    """Resources of a session's living processes: processor seconds, resident bytes, files and threads.
 
-    `shared_segments` are what of `/dev/shm` they have mapped, deleted or not.
+    `shared_segments` counts mapped parts of `/dev/shm`, deleted or not.
     """
 
     cpu_s: float
@@ -27,12 +27,12 @@ class SessionUsage:
 
 
 def session_members(session_id: int) -> list[int]:
-    """Ids of the living processes (zombies left out) of a session."""
+    """Return the ids of a session's living processes, without zombies."""
     return [pid for pid, fields in _table() if int(fields[3]) == session_id and fields[0] != "Z"]
 
 
 def session_usage(session_id: int) -> SessionUsage:
-    """Sum over a session's living processes."""
+    """Return the sum over a session's living processes."""
     each = usage_by_process(session_id).values()
     return SessionUsage(
         cpu_s=sum(one.cpu_s for one in each),
@@ -44,7 +44,7 @@ def session_usage(session_id: int) -> SessionUsage:
 
 
 def usage_by_process(session_id: int) -> dict[int, SessionUsage]:
-    """What each living process of a session holds, by its id."""
+    """Return the resources of each living process of a session, by process id."""
     rows = [(pid, fields) for pid, fields in _table() if int(fields[3]) == session_id and fields[0] != "Z"]
     return {pid: _usage_of(pid, fields) for pid, fields in rows}
 
@@ -60,12 +60,12 @@ def _usage_of(pid: int, fields: list[str]) -> SessionUsage:
 
 
 def session_segments(session_id: int) -> set[str]:
-    """What of `/dev/shm` a session's processes have mapped, as inode and path: a name may be used again."""
+    """Return the mapped parts of `/dev/shm` of a session as inode and path, since names are reused."""
     return {segment for pid in session_members(session_id) for segment in _segments(pid)}
 
 
 def still_shared(segment: str) -> bool:
-    """Whether a segment, as `session_segments` names it, is still there."""
+    """Return whether a segment, as named by `session_segments`, still exists."""
     inode, _, path = segment.partition(" ")
     try:
         return os.stat(path).st_ino == int(inode)
@@ -82,7 +82,7 @@ def _segments(pid: int) -> set[str]:
 
 
 def _table() -> list[tuple[int, list[str]]]:
-    """Every process with the fields of its `stat` after its name: state, parent, group, session, …"""
+    """List every process with the fields of `stat` after the name: state, parent, group, session, …"""
     rows = []
     for path in _PROC.glob("[0-9]*/stat"):
         try:

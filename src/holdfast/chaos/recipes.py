@@ -1,6 +1,6 @@
-"""What the small models are: sizes, the configuration that the host reads, names and shapes of the weights.
+"""Recipes of the small models: sizes, the host's configuration, names and shapes of the weights.
 
-Pure data. A recipe decides a model entirely; its fingerprint says whether a folder holds it.
+Pure data. A recipe determines a model completely; its fingerprint tells whether a folder holds the model.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Shapes = Iterator[tuple[str, tuple[int, ...]]]
 
 @dataclass(frozen=True)
 class Recipe(ABC):
-    """What the models have in common: an embedding, attention layers, an output. Sizes divide by two ranks."""
+    """The common part of the models: embedding, attention layers, output. Sizes are divisible by two ranks."""
 
     name: ClassVar[str]
 
@@ -42,7 +42,7 @@ class Recipe(ABC):
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
 
     def config(self, end_id: int) -> dict[str, Any]:
-        """`config.json`."""
+        """Return the content of `config.json`."""
         return {
             "vocab_size": self.vocabulary,
             "hidden_size": self.hidden,
@@ -63,7 +63,7 @@ class Recipe(ABC):
         }
 
     def shapes(self) -> Shapes:
-        """Names and shapes of the weights, as the host's loader expects them."""
+        """Yield names and shapes of the weights, as the host's loader expects them."""
         yield "model.embed_tokens.weight", (self.vocabulary, self.hidden)
         for layer in range(self.layers):
             at = f"model.layers.{layer}"
@@ -83,22 +83,22 @@ class Recipe(ABC):
         yield from self.attention_norms(at)
 
     def gated(self, at: str, inner: int) -> Shapes:
-        """One gated feed-forward network."""
+        """Yield the weights of a gated feed-forward network."""
         yield f"{at}.gate_proj.weight", (inner, self.hidden)
         yield f"{at}.up_proj.weight", (inner, self.hidden)
         yield f"{at}.down_proj.weight", (self.hidden, inner)
 
     def attention_norms(self, at: str) -> Shapes:
-        """Norms within attention, where the architecture has them."""
+        """Yield the norms within attention, if the architecture has any."""
         yield from ()
 
     @abstractmethod
     def own_config(self) -> dict[str, Any]:
-        """What the architecture adds to `config.json`."""
+        """Return the architecture's additions to `config.json`."""
 
     @abstractmethod
     def feed_forward(self, at: str) -> Shapes:
-        """The weights of a layer's feed-forward part."""
+        """Yield the weights of a layer's feed-forward part."""
 
 
 @dataclass(frozen=True)

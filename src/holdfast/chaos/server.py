@@ -1,4 +1,4 @@
-"""Starts and ends one real server, and proves that nothing of it is left behind.
+"""Starts and ends a real server, and proves that nothing is left behind.
 
 Owns the process and its whole session; touches no process that it did not start. Every wait is bounded.
 """
@@ -42,12 +42,12 @@ CPU_ARGUMENTS = ("--enforce-eager", "--dtype", "float32")
 
 
 class ServerFailed(WorldError):
-    """The server did not start, or ended when it should not; carries the tail of its log."""
+    """The server did not start, or ended unexpectedly; carries the tail of the log."""
 
 
 @dataclass(frozen=True)
 class ServerSpec:
-    """One server to start. `port` 0 takes a free one at each start; `holdfast` off is the plain host."""
+    """Specification of a server. `port` 0 takes a free port at each start; without `holdfast`, the plain host."""
 
     model: Path
     log: Path
@@ -68,7 +68,7 @@ class ServerSpec:
 
 
 class Server:
-    """A running server; use it as a context manager."""
+    """A running server; a context manager."""
 
     def __init__(self, spec: ServerSpec) -> None:
         self.spec = spec
@@ -87,7 +87,7 @@ class Server:
 
     @property
     def exit_code(self) -> int | None:
-        """The exit code, negative for a signal; None while it runs."""
+        """Return the exit code, negative for a signal; None while the server runs."""
         return None if self._process is None else self._process.poll()
 
     def start(self, tick: Callable[[float], None] | None = None) -> Server:
@@ -127,7 +127,7 @@ class Server:
             time.sleep(POLL_S)
 
     def healthy(self) -> bool:
-        """Whether `/health` answers 200 now."""
+        """Return whether `/health` answers 200 now."""
         try:
             with urllib.request.urlopen(f"{self.url}/health", timeout=5) as answer:
                 return bool(answer.status == 200)
@@ -138,7 +138,7 @@ class Server:
         return ServerFailed(f"{message}; the end of its log:\n{log_tail(self.spec.log)}")
 
     def stop(self, timeout_s: float | None = None) -> int | None:
-        """SIGTERM, then SIGKILL to what is left of its session; returns the exit code."""
+        """Send SIGTERM, then SIGKILL to the rest of the session; return the exit code."""
         if self._process is None:
             return None
         try:
@@ -161,7 +161,7 @@ class Server:
             time.sleep(POLL_S)
 
     def orphans(self) -> list[int]:
-        """Living processes of the server's session other than the server itself."""
+        """Return the living processes of the server's session except the server."""
         return [pid for pid in session_members(self.pid) if pid != self.pid]
 
     def __enter__(self) -> Server:
@@ -174,7 +174,7 @@ class Server:
 
 
 def free_port() -> int:
-    """A loopback port that was free a moment ago; the server binds it itself and says so if it lost the race."""
+    """Return a loopback port that was free a moment ago; the server reports a lost race when binding."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -182,7 +182,7 @@ def free_port() -> int:
 
 
 def log_tail(path: Path, lines: int = LOG_TAIL_LINES) -> str:
-    """Last lines of a log file, empty when there is none."""
+    """Return the last lines of a log file; empty without a file."""
     try:
         return "\n".join(path.read_text(errors="replace").splitlines()[-lines:])
     except OSError:

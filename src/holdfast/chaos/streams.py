@@ -1,6 +1,6 @@
-"""Plays clients: many concurrent streaming requests through the `openai` client, every token recorded as it arrives.
+"""Plays clients: many concurrent streaming requests through the `openai` client, every token recorded on arrival.
 
-Every wait is bounded, and nothing is retried: a request that the server lost is to be seen as lost.
+Every wait is bounded, and nothing is retried: a request that the server loses must show as lost.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ RANK_HEADER = "X-data-parallel-rank"  # read by the host
 
 @dataclass(frozen=True)
 class StreamSpec:
-    """One request. `cache_salt` separates its prefix-cache entries from those of other runs.
+    """Specification of a request. `cache_salt` separates prefix-cache entries of different runs.
 
-    `data_parallel_rank` pins it to one engine; without it the host balances. `request_id` becomes a part of the id that
-    the server knows it by.
+    `data_parallel_rank` pins the request to an engine; without it the host balances. `request_id` becomes part of the
+    server's id of the request.
     """
 
     name: str
@@ -45,7 +45,7 @@ class StreamSpec:
     request_id: str | None = None  # the host makes its own of it
 
     def request(self, model: str) -> dict[str, Any]:
-        """Arguments for the client's `completions.create`."""
+        """Return the arguments for the client's `completions.create`."""
         return {
             "model": model,
             "prompt": self.prompt,
@@ -63,7 +63,7 @@ class StreamSpec:
         }
 
     def _host_fields(self) -> dict[str, Any]:
-        """Fields that the host understands beside OpenAI's."""
+        """Return the fields that the host accepts beside OpenAI's."""
         fields: dict[str, Any] = {
             "return_token_ids": True,
             "ignore_eos": self.ignore_eos,
@@ -87,9 +87,9 @@ LAG_PROBE_S = 0.005
 
 
 class Load:
-    """A batch of concurrent streams; `histories` may be read while it runs.
+    """A batch of concurrent streams; `histories` may be read during the run.
 
-    `lags` holds when this client itself came late, and by how much: such a wait is not the server's.
+    `lags` holds when the client itself was late, and by how much: that part of a wait is not the server's.
     """
 
     def __init__(
@@ -103,11 +103,11 @@ class Load:
 
     @property
     def tokens(self) -> int:
-        """The most tokens that one answer may have."""
+        """Return the largest number of tokens of an answer."""
         return max(spec.max_tokens for spec in self._specs)
 
     def named(self, request_id: str) -> frozenset[str]:
-        """The answers to the requests that go by a name; none for no name."""
+        """Return the names of the answers to requests with a request id; empty without an id."""
         specs = [spec for spec in self._specs if request_id and spec.request_id == request_id]
         return frozenset(name for spec in specs for name in spec.history_names())
 
@@ -116,7 +116,7 @@ class Load:
         return [history for group in self._by_spec for history in group]
 
     async def run(self) -> list[History]:
-        """Send everything at once and wait until each answer has ended or its time is over."""
+        """Send everything at once and wait until each answer has ended or timed out."""
         from openai import AsyncOpenAI
 
         async with AsyncOpenAI(
@@ -135,11 +135,11 @@ class Load:
             self.lags.append((slept_s, time.monotonic() - slept_s - LAG_PROBE_S))
 
     def longest_lag_s(self, begin_s: float, end_s: float) -> float:
-        """The longest lateness of the client that touches a window."""
+        """Return the longest lateness of the client that touches a window."""
         return max((lag for at, lag in self.lags if at <= end_s and at + LAG_PROBE_S + lag >= begin_s), default=0.0)
 
     async def _bounded(self, client: Any, spec: StreamSpec, group: list[History]) -> None:
-        """One request; whatever goes wrong is written into its histories, never raised."""
+        """Run a request; write every failure into its histories and raise nothing."""
         try:
             async with asyncio.timeout(self._timeout_s):
                 await self._stream(client, spec, group)
@@ -163,7 +163,7 @@ class Load:
 
 
 def _port_of(response: Any) -> int | None:
-    """The client's own port of the connection on which a response came."""
+    """Return the client's port of the connection of a response."""
     connection = response.extensions.get("network_stream")
     address = connection.get_extra_info("client_addr") if connection is not None else None
     return int(address[1]) if address else None
@@ -188,7 +188,10 @@ def _fail(group: Iterable[History], error: str) -> None:
 
 
 async def first_token_s(url: str, *, model: str = MODEL_NAME, timeout_s: float = 60.0) -> float:
-    """Send one request and return when its first token came (monotonic seconds); raises `WorldError` without one."""
+    """Send a request and return the arrival of the first token (monotonic seconds).
+
+    Raises `WorldError` without a token.
+    """
     spec = StreamSpec("first-token", "The first word", max_tokens=1)
     [history] = await Load(url, [spec], model=model, timeout_s=timeout_s).run()
     if not history.arrivals_s:

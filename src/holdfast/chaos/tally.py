@@ -1,7 +1,7 @@
-"""Counts what a chaos run did to its streams: each answer is held against the fault-free one, token by token. Pure.
+"""Counts the effects of a chaos run on its streams: each answer is compared with the fault-free answer. Pure.
 
-A connection that ended with the API server that held it is counted apart: its client had nobody left to answer.
-What it was told until then must be right all the same.
+A connection that ended with its API server is counted separately, since no process was left to answer. The tokens
+delivered until then must be right all the same.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ REFUSED_WITHIN_S = 1.0  # a connection to a dead API server may be tried for a m
 
 @dataclass
 class Kill:
-    """One process that was killed, at a time of the client's clock (seconds), and what came of it.
+    """A killed process, the time on the client's clock (seconds), and the consequences.
 
-    `ports` are the clients' ports of the connections that it served; `longest_gap_s` is the longest wait between two
-    tokens of any stream after it.
+    `ports` are the clients' ports of the connections that the process served; `longest_gap_s` is the longest wait
+    between two tokens of any stream afterwards.
     """
 
     victim: Victim
@@ -33,7 +33,7 @@ class Kill:
     longest_gap_s: float = 0.0
 
     def severed(self, history: History) -> bool:
-        """Whether an answer's connection went with the process."""
+        """Return whether an answer's connection ended with the process."""
         if self.victim.kind is not ProcessKind.API_SERVER or history.sent_s > self.at_s + REFUSED_WITHIN_S:
             return False
         return history.port in self.ports if history.port is not None else not history.token_ids
@@ -41,7 +41,7 @@ class Kill:
 
 @dataclass
 class Tally:
-    """All answers of a run so far; `severed` are those whose connection ended with its API server."""
+    """All answers of a run so far; `severed` answers ended with the API server that held their connection."""
 
     reference: Sequence[History]
     answers: int = 0
@@ -55,7 +55,7 @@ class Tally:
     problems: list[str] = field(default_factory=list)
 
     def add(self, observed: Sequence[History], kills: Sequence[Kill]) -> None:
-        """Take the answers of one load; the times of its kills are known by now."""
+        """Add the answers of a load; the times of the kills during the load are known by now."""
         severed = [one for one in observed if one.error is not None and any(kill.severed(one) for kill in kills)]
         names = {one.name for one in severed}
         rest = [one for one in observed if one.name not in names]
@@ -78,7 +78,7 @@ class Tally:
         self._record(comparison.reasons, sum(not stream.exact for stream in comparison.streams))
 
     def _take_severed(self, severed: Sequence[History]) -> None:
-        """What was delivered until then is the beginning of the fault-free answer."""
+        """Check that the delivered tokens are a prefix of the fault-free answer."""
         twins = {one.name: one.token_ids for one in self.reference}
         self.severed += len(severed)
         wrong = [one.name for one in severed if twins[one.name][: len(one.token_ids)] != one.token_ids]

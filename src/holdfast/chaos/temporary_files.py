@@ -1,4 +1,4 @@
-"""A temporary folder of a server's own, and what is left in it when the server has ended."""
+"""A server's own temporary folder, and the files left in it after the server has ended."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _STAYS = "torchinductor_"  # the cache of compiled code, which the next server u
 
 @contextmanager
 def temporary_folder() -> Iterator[Path]:
-    """For the server's `TMPDIR`. Short, as the paths of sockets have to be."""
+    """Make a folder for the server's `TMPDIR`, with a short path as sockets require."""
     folder = Path(tempfile.mkdtemp(prefix="hf-"))
     try:
         yield folder
@@ -22,5 +22,5 @@ def temporary_folder() -> Iterator[Path]:
 
 
 def left_in(folder: Path) -> list[str]:
-    """The names of what is there and is not there to stay."""
+    """Return the names of the files that should have been removed."""
     return sorted(path.name for path in folder.iterdir() if not path.name.startswith(_STAYS))

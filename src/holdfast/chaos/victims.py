@@ -1,6 +1,6 @@
-"""Finds the processes of a running server by what they do, and kills one. Touches none of another server.
+"""Finds the processes of a running server by their role, and kills one. Touches no other server.
 
-The host names its processes for people; a process that starts or ends has no such name, and is no victim.
+The host names its processes; a process that starts or ends has no such name yet, and is no victim.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import psutil
 
 
 class ProcessKind(enum.StrEnum):
-    """What a process behind the front door does."""
+    """Roles of a server's processes."""
 
     WORKER = "worker"
     STANDBY = "standby"
@@ -38,7 +38,7 @@ _NAMES = {
 
 @dataclass(frozen=True)
 class Victim:
-    """One process of a server."""
+    """A process of a server."""
 
     kind: ProcessKind
     pid: int
@@ -46,12 +46,12 @@ class Victim:
 
 
 def kind_of(name: str) -> ProcessKind | None:
-    """What a process of that name does; None for one that is none of these."""
+    """Return the role of a process name; None for an unknown name."""
     return next((kind for kind, pattern in _NAMES.items() if pattern.fullmatch(name)), None)
 
 
 def find_victims(server_pid: int) -> list[Victim]:
-    """Every process that a server's first one started and that has its name."""
+    """Return every named process that a server's first process started."""
     return sorted(_victims(server_pid), key=lambda victim: (victim.kind, victim.name, victim.pid))
 
 
@@ -69,7 +69,7 @@ def count_by_kind(victims: list[Victim]) -> Counter[ProcessKind]:
 
 
 def client_ports(pid: int, server_port: int) -> frozenset[int]:
-    """The clients' ports of the connections that a process serves; empty for one that is gone."""
+    """Return the clients' ports of the connections that a process serves; empty for an ended process."""
     with contextlib.suppress(psutil.Error):
         connections = psutil.Process(pid).net_connections(kind="tcp")
         open_ones = (one for one in connections if one.laddr.port == server_port and one.raddr)
@@ -78,7 +78,7 @@ def client_ports(pid: int, server_port: int) -> frozenset[int]:
 
 
 def kill(victim: Victim) -> bool:
-    """SIGKILL; false where it was gone already."""
+    """Send SIGKILL; return false when the process had ended already."""
     try:
         os.kill(victim.pid, signal.SIGKILL)
     except ProcessLookupError:

@@ -1,4 +1,4 @@
-"""The words that the small models read and speak, and the tokenizer trained on sentences made of them.
+"""Vocabulary of the small models, and the tokenizer trained on sentences made of it.
 
 Owns the vocabulary. Never imports the host; heavy libraries are imported where they are used.
 """
@@ -49,7 +49,7 @@ def _sentences(recipe: Recipe, count: int = 6000) -> Iterator[str]:
 
 
 def write_tokenizer(folder: Path, recipe: Recipe) -> list[str]:
-    """Train and save the byte-level BPE tokenizer; returns its tokens by id."""
+    """Train and save the byte-level BPE tokenizer; return the tokens by id."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -85,7 +85,7 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
 
 
 def is_word(token: str) -> bool:
-    """Whether a token is a whole word with the space before it."""
+    """Return whether a token is a whole word with the space before it."""
     return token.startswith(WORD_MARK) and token[1:] in _WORDS
 
 

@@ -51,8 +51,10 @@ def recovery(  # noqa: PLR0913, PLR0917 - one parameter per option
     as_json: Json = False,
     output: Output = None,
 ) -> None:
-    """What a fault costs the clients, beside a full restart of the same server: an exception at each phase of a step,
-    or the death of each worker or engine core."""
+    """Measure what a fault costs the clients, beside a full restart of the same server.
+
+    The fault is an exception at each phase of a step, or hits each worker or engine core in turn.
+    """
     require_client("bench")
     if soak and fault is not Harm.EXCEPTION:
         raise typer.BadParameter("a soak draws exceptions", param_hint="--fault")
@@ -90,7 +92,7 @@ def overhead(
     as_json: Json = False,
     output: Output = None,
 ) -> None:
-    """What holdfast costs while nothing fails: the same load with holdfast off and on."""
+    """Measure what Holdfast costs while nothing fails: the same load with Holdfast off and on."""
     require_client("bench")
 
     def measure() -> OverheadDocument:

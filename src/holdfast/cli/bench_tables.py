@@ -31,7 +31,7 @@ _METRIC_NAMES = {
 
 
 def recovery_report(document: RecoveryDocument, console: Console) -> None:
-    """A table per topology, and below it what belongs to the topology as a whole."""
+    """Print a table per topology, followed by the topology's summary."""
     if document.seed is not None:
         console.print(f"Random faults drawn with --seed {document.seed}: the same seed draws the same.", markup=False)
     for figures in document.topologies:
@@ -64,7 +64,7 @@ def _scenario_table(figures: TopologyFigures) -> Table:
 
 
 def _by_row(runs: Iterable[FaultedRun]) -> Iterable[Sequence[FaultedRun]]:
-    """The runs of one scenario at one place share a row."""
+    """Group the runs of the same scenario at the same place."""
     rows: dict[tuple[str, int, int | None], list[FaultedRun]] = {}
     for run in runs:
         rows.setdefault((run.scenario, run.engine_id, run.rank), []).append(run)
@@ -89,7 +89,7 @@ def _row(runs: Sequence[FaultedRun], many: bool) -> list[str]:
 
 
 def _place(run: FaultedRun) -> str:
-    """Engine and rank; an engine core has no rank."""
+    """Return engine and rank as text; an engine core has no rank."""
     return f"e{run.engine_id}" + ("" if run.rank is None else f" r{run.rank}")
 
 
@@ -142,7 +142,7 @@ def _in_words(what: str, durations: Durations | None) -> str:
 
 
 def _without_a_fault(longest_gap: Durations | None) -> str:
-    """What the machine itself does to a stream: a busy one makes every figure worse."""
+    """Describe the longest wait without a fault: on a busy machine every figure is worse."""
     if longest_gap is None:
         return ""
     return (
@@ -171,7 +171,7 @@ def _restart(restart: Restart) -> str:
 
 
 def _usage(usage: Sequence[SessionUsage]) -> str:
-    """What the server held before the first fault and after the last."""
+    """Describe the server's resources before the first fault and after the last."""
     if len(usage) < 2:
         return ""
     before, after = usage[0], usage[-1]
@@ -184,7 +184,7 @@ def _usage(usage: Sequence[SessionUsage]) -> str:
 
 
 def overhead_report(document: OverheadDocument, console: Console) -> None:
-    """One row per metric."""
+    """Print a row per metric."""
     table = Table(
         title=f"Holdfast on / off, {len(document.pairs)} interleaved pairs", title_justify="left", box=SIMPLE_HEAD
     )

@@ -74,7 +74,7 @@ def _run(topology: Topology, settings: CampaignSettings) -> ChaosDocument:
 
 
 def _left_behind(server: Server, campaign: Campaign, files: list[str]) -> tuple[str, ...]:
-    """`files` are those in its temporary folder."""
+    """List processes, shared memory and `files` of the temporary folder that the server left behind."""
     found = [f"process {pid}" for pid in server.orphans()]
     found += sorted(f"shared memory {segment}" for segment in campaign.segments if still_shared(segment))
     return (*found, *(f"temporary file {name}" for name in files))

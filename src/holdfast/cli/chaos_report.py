@@ -1,4 +1,4 @@
-"""What `holdfast chaos` found, as a document and as a table. Pure: data in, data and text out."""
+"""The result of `holdfast chaos`, as a document and as a table. Pure: data in, data and text out."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from holdfast.chaos.tally import Kill
 
 
 class KillFigures(msgspec.Struct, frozen=True, kw_only=True):
-    """One kill. Seconds; `healed_s` is until all was well and a process in its place, none if that never came."""
+    """Figures of a kill, in seconds.
+
+    `healed_s` is the time until every process is present and healthy; None when that never happened.
+    """
 
     at_s: float
     kind: str
@@ -27,7 +30,10 @@ class KillFigures(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ChaosDocument(msgspec.Struct, frozen=True, kw_only=True):
-    """What `holdfast chaos --json` writes. `severed` answers ended with the API server that held their connection."""
+    """The document of `holdfast chaos --json`.
+
+    `severed` counts answers that ended with the API server that held their connection.
+    """
 
     benchmark: str
     version: int
@@ -63,7 +69,7 @@ def document_of(
     left_behind: tuple[str, ...],
     exit_code: int | None,
 ) -> ChaosDocument:
-    """Everything that a run showed, and whether every law held."""
+    """Collect the results of a run, and judge whether every law held."""
     tally = campaign.tally
     abandoned = sorted(f"shared memory of a killed process: {segment}" for segment in campaign.abandoned)
     grown = (*leaks(campaign.before, campaign.after), *abandoned)
@@ -110,7 +116,7 @@ def _figures_of(kill: Kill, begin_s: float) -> KillFigures:
 
 
 def chaos_report(document: ChaosDocument, console: Console) -> None:
-    """A line per kill, and below it what became of the answers and of the server."""
+    """Print a line per kill, followed by the state of the answers and of the server."""
     console.print(_table(document))
     for line in [*_summary(document), _conclusion(document)]:
         console.print(line, markup=False, soft_wrap=True)

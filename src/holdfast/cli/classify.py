@@ -1,4 +1,4 @@
-"""`holdfast classify`: of which class a fault is, why, and what is done first about one of that class."""
+"""`holdfast classify`: the class of a fault, the reason, and the first repair."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _SIGNALLED = 128  # a shell adds a signal's number to it
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
-    """What is said of one fault; `first` is the first repair that can help."""
+    """The class of a fault; `first` is the first repair that can help."""
 
     fault_class: str
     reason: str
@@ -64,7 +64,7 @@ def classify(
 
 
 def _ended(exit_code: int | None, signal: str) -> int | None:
-    """How a process ended, a signal as its negative number; none where nobody asks about one."""
+    """Return how a process ended, a signal as a negative number; None when no end is given."""
     if signal:
         name = signal.upper() if signal.upper().startswith("SIG") else f"SIG{signal.upper()}"
         if name not in SIGNAL_NUMBERS:
@@ -77,7 +77,7 @@ def _ended(exit_code: int | None, signal: str) -> int | None:
 
 
 def _parts(text: str, error_type: str) -> tuple[str, str]:
-    """Type and message; an exception of which only the text is known counts as what native code raises."""
+    """Split a text into type and message; without a type, assume an exception of native code."""
     if not error_type and (typed := _TYPED.match(text)):
         return typed[1], typed[2]
     return error_type.rpartition(".")[2] or "RuntimeError", text
@@ -118,7 +118,7 @@ def _as_dict(row: Row) -> dict[str, object]:
 
 
 def _seen(row: Row) -> str:
-    """What a row matches, short: a pattern that is long says in its first words what it is for."""
+    """Describe the match of a row in short; the first words of a long pattern name the case."""
     if row.signal is not None:
         return f"ended by {row.signal}"
     if row.exit_code is not None:

@@ -1,6 +1,6 @@
-"""`holdfast demo`: a real server gets hurt in the middle of eight answers and carries on.
+"""`holdfast demo`: injects a fault into a real server in the middle of eight answers and shows the recovery.
 
-Exit 0 only if every law held; a message says what failed. The server is ended in every case.
+Exit code 0 only if every law held; a message says what failed. The server is ended in every case.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from holdfast.core.faults.injection import InjectionSpec
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """What the demo shows."""
+    """Options of a demo run."""
 
     topology: Topology
     injection: InjectionSpec
@@ -47,7 +47,7 @@ class DemoOptions:
 
     @property
     def place(self) -> str:
-        """Where it is hurt, in words."""
+        """Describe the place of the fault."""
         fault, topology = self.injection, self.topology
         engine = f" of engine {fault.engine_id}" if topology.engines > 1 else ""
         rank = f" in rank {fault.rank}" if topology.ranks_per_engine > 1 and fault.phase.in_worker else ""
@@ -55,16 +55,16 @@ class DemoOptions:
 
     @property
     def hurt(self) -> str:
-        """What happens there, in words."""
+        """Describe the fault."""
         return self.harm.in_words
 
     @property
     def poison_requests(self) -> int:
-        """How many requests are to be ended: the one that hurts, where that is what does."""
+        """Return the number of requests that must end: 1 for a poison request, else 0."""
         return 1 if self.injection.request else 0
 
     def load(self, server: Server, *, hurt: bool = False) -> Load:
-        """Where a request is what hurts, it is there only in the one that is `hurt`."""
+        """Build the load; a poison request is part of the `hurt` load only."""
         engines, injection = self.topology.engines, self.injection
         specs = make_load(LoadKind.SHORT_PROMPTS, streams=self.streams, tokens=self.tokens, engines=engines)
         return Load(server.url, poisoned(specs, injection.engine_id, injection.request) if hurt else specs)
@@ -82,7 +82,7 @@ def demo(  # noqa: PLR0913, PLR0917 - one parameter per option
     fault: Annotated[Harm, typer.Option(help="What hurts it.")] = Harm.EXCEPTION,
     standby: Annotated[bool, typer.Option(help="Keep a worker ready that has read the weights.")] = False,
 ) -> None:
-    """Watch a real vLLM server get hurt in the middle of eight streaming answers and carry on, every token right."""
+    """Inject a fault into a real vLLM server during eight streaming answers, and compare every token afterwards."""
     require_client("demo")
     topology, phase = topology or fault.usual_topology, phase or fault.usual_phase
     if not fault.happens_at(phase):
@@ -111,7 +111,7 @@ def _show(options: DemoOptions, view: View) -> int:
 
 
 def _perform(options: DemoOptions, view: View) -> list[str]:
-    """The whole demo; returns every law that was broken."""
+    """Run the whole demo; return every broken law."""
     with view.waiting("making a small model"):
         make_model(options.topology)
     options.log.unlink(missing_ok=True)
@@ -137,7 +137,7 @@ def _leftovers(server: Server) -> list[str]:
 
 
 async def _stream_twice(options: DemoOptions, view: View, server: Server) -> RunResult:
-    """Once without a fault, as the reference, and once with one in the middle."""
+    """Stream without a fault for the reference, then with a fault in the middle."""
     async with Control(server.url) as control:
         with view.waiting("streaming the answers once without a fault, as the reference"):
             reference = await run_reference(options.load(server), control)

@@ -1,4 +1,4 @@
-"""The demo's pictures: streams as they grow, events in order, results. Pure: data in, rich renderables out."""
+"""Pictures of the demo: growing streams, events in order, results. Pure: data in, rich renderables out."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _STYLES = {
 
 
 def screen(histories: Sequence[History], events: Sequence[Mapping[str, Any]], total: int) -> RenderableType:
-    """One picture of a running load: a line per stream of `total` tokens, then what happened."""
+    """Draw a running load: a line per stream of `total` tokens, then the events."""
     table = _stream_grid()
     now_s, engine_ids = time.monotonic(), {history.engine_id for history in histories}
     for history in histories:
@@ -48,7 +48,7 @@ def screen(histories: Sequence[History], events: Sequence[Mapping[str, Any]], to
 
 
 def _stream_grid() -> Table:
-    """One line per stream whatever the width: the last words give way."""
+    """Build a grid with a line per stream at any width: the last words are cut first."""
     table = Table.grid(padding=(0, 1))
     for width in (9, 16, 4, 5, 20):
         table.add_column(min_width=width, no_wrap=True)
@@ -74,7 +74,7 @@ def _goes_beyond(history: History, at_s: float) -> bool:
 
 
 def _tokens_per_s(history: History, now_s: float) -> float:
-    """Rate over the last second; of a finished answer, over all of it."""
+    """Return the rate over the last second; of a finished answer, over the whole answer."""
     if not history.arrivals_s:
         return 0.0
     if history.finished:
@@ -88,7 +88,7 @@ def _last_words(history: History) -> str:
 
 
 def event_lines(events: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Events as people read them, with milliseconds since the fault was noticed where it happened."""
+    """Describe events, with milliseconds since the detection of the fault."""
     begin = min((noticed_at(event) for event in events if event["kind"] in {FAULT, LOST}), default=None)
     several = any(event.get("engine_id") for event in events)
     return [_event_line(event, begin, several) for event in events if event["kind"] != ARMED]
@@ -119,14 +119,14 @@ def _event_detail(event: Mapping[str, Any]) -> str:
 
 
 def _in_brief(reason: str) -> str:
-    """What is decided stands at the end of a reason; what was told of the fault stands in the line before."""
+    """Shorten a reason in the middle: the decision stands at the end, the fault in the line before."""
     if len(reason) <= REASON_CHARS:
         return reason
     return f"{reason[: REASON_CHARS // 2].rsplit(' ', 1)[0]} … {reason[-REASON_CHARS // 2 :].split(' ', 1)[1]}"
 
 
 def _worth_telling(rebuild_s: float) -> bool:
-    """Where there is nothing to rebuild, that takes a moment too."""
+    """Return whether a rebuild took noticeable time; without anything to rebuild it takes a moment too."""
     return rebuild_s >= 0.001
 
 
@@ -134,7 +134,7 @@ _RESULTS = ("interruption", "tokens", "equal", "lost", "repeated", "changed")
 
 
 def stream_results(result: RunResult) -> Table:
-    """What each client felt, and whether its answer is right."""
+    """Tabulate the interruption of each client, and whether the answer is right."""
     table = Table(title="Each answer against the fault-free run", title_justify="left")
     several = any(result.engines.values())
     for heading in ("answer", *(["engine"] if several else []), *_RESULTS):
@@ -153,7 +153,7 @@ def stream_results(result: RunResult) -> Table:
 
 
 def cost_table(result: RunResult, restart: Restart) -> Table:
-    """The interruption beside the full restart of the same server."""
+    """Tabulate the interruption beside the full restart of the same server."""
     table = Table(title="What the fault cost", title_justify="left", show_header=False)
     if waits := result.waits_s():
         spread = spread_of(waits)
@@ -175,7 +175,7 @@ def cost_table(result: RunResult, restart: Restart) -> Table:
 
 
 def _recovery_parts(result: RunResult) -> str:
-    """How long it took to stand still, and to rebuild what was broken."""
+    """Describe how long the pause took, and the rebuild of broken collectives."""
     stood, rebuilt = paused_s(result.events), rebuild_s(result.events) or 0.0
     told = [] if stood is None else [f"every rank stood still after {stood * 1000:.0f} ms"]
     return ", ".join([*told, *([f"collectives rebuilt in {rebuilt * 1000:.0f} ms"] if _worth_telling(rebuilt) else [])])

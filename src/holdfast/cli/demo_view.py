@@ -1,6 +1,6 @@
-"""What the demo shows: a redrawn screen on a terminal, plain lines elsewhere.
+"""Output of the demo: a redrawn screen on a terminal, plain lines elsewhere.
 
-Draws what it is given and decides nothing.
+Draws given data and decides nothing.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ PLAIN_COLUMNS = 100  # a file or a pipe has no width of its own
 
 
 class View(Protocol):
-    """What the demo needs of a screen."""
+    """Interface between the demo and a screen."""
 
     def say(self, text: str) -> None: ...
 
     def waiting(self, what: str) -> Any:
-        """Context manager around something that takes time; gives a function that is told the seconds waited."""
+        """Return a context manager around a slow action; the value is a function that receives the seconds waited."""
 
     async def watch(self, load: Load, control: Control) -> None:
         """Show a load until cancelled."""
@@ -44,13 +44,13 @@ class View(Protocol):
 
 
 def make_view() -> View:
-    """The view that fits standard output."""
+    """Return the view that fits standard output."""
     console = Console(highlight=False)
     return TerminalView(console) if console.is_terminal else PlainView(Console(highlight=False, width=PLAIN_COLUMNS))
 
 
 class PlainView:
-    """One line per fact; nothing is drawn twice."""
+    """A line per fact; nothing is drawn twice."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -66,7 +66,7 @@ class PlainView:
         self.say(f"  done in {time.monotonic() - begin_s:.1f} s")
 
     async def watch(self, load: Load, control: Control) -> None:
-        """Nothing to redraw: `aftermath` tells it all."""
+        """Draw nothing: `aftermath` shows everything."""
 
     def aftermath(self, histories: Sequence[History], result: RunResult) -> None:
         for line in event_lines(result.events):
@@ -88,7 +88,7 @@ class PlainView:
 
 
 class TerminalView(PlainView):
-    """A line per stream, redrawn as tokens come."""
+    """A line per stream, redrawn as tokens arrive."""
 
     def __init__(self, console: Console) -> None:
         super().__init__(console)
@@ -111,6 +111,6 @@ class TerminalView(PlainView):
                 await asyncio.sleep(REDRAW_S)
 
     def aftermath(self, histories: Sequence[History], result: RunResult) -> None:
-        """The last picture stays on the screen."""
+        """Keep the last picture on the screen."""
         total = max(len(history.token_ids) for history in histories)
         self.console.print(screen(histories, result.events, max(total, 1)))

@@ -1,4 +1,4 @@
-"""`holdfast doctor`: what was found here, and whether a protected server can be served from it."""
+"""`holdfast doctor`: checks whether a protected server can be served from here."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _MARKS: dict[Severity, tuple[str, str]] = {
 
 
 class Report(msgspec.Struct, frozen=True):
-    """Everything that was found; `fit` when a protected server can be served."""
+    """All findings; `fit` when a protected server can be served."""
 
     holdfast: str
     host: str | None
@@ -52,7 +52,7 @@ def doctor(
     ] = HoldfastConfig().external_fault_notify_port,
     ranks: Annotated[int, typer.Option(help="How many workers are to run on this machine.")] = 1,
 ) -> None:
-    """Say what was found: host, hooks, ports, traps in the environment. Exit 0 when fit to serve."""
+    """Check host, hooks, ports, and traps in the environment. Exit code 0 when a protected server can be served."""
     report = examine((port, notify_port), ranks)
     if as_json:
         typer.echo(msgspec.json.encode(report))
@@ -62,7 +62,7 @@ def doctor(
 
 
 def examine(ports: Iterable[int], ranks: int = 1) -> Report:
-    """Look at everything. Imports the host where there is one."""
+    """Check everything. Imports the host if installed."""
     host, version = _host_distribution(), host_version()
     findings = (
         judge_host(host, version, overridden=os.environ.get(OVERRIDE) == "1"),
@@ -76,7 +76,7 @@ def examine(ports: Iterable[int], ranks: int = 1) -> Report:
 
 
 def judge_host(distribution: str | None, version: str | None, *, overridden: bool) -> Finding:
-    """Whether the host is there and was ever tested."""
+    """Judge whether the host is installed and was ever tested."""
     if version is None:
         return Finding(about="host", text="vLLM is not installed here", severity="problem", hint="install it beside us")
     known = ", ".join(SUPPORTED)
@@ -88,7 +88,7 @@ def judge_host(distribution: str | None, version: str | None, *, overridden: boo
 
 
 def judge_plugin() -> Finding:
-    """Whether the host will find and load Holdfast."""
+    """Judge whether the host will find and load Holdfast."""
     names = {point.name for point in metadata.entry_points(group="vllm.general_plugins")}
     if OURS not in names:
         text = "the host cannot find holdfast among its plugins"
@@ -101,7 +101,7 @@ def judge_plugin() -> Finding:
 
 
 def judge_hooks(inspected: Iterable[tuple[Touchpoint, str | None]]) -> Iterator[Finding]:
-    """One finding for all hooks that hold, and one for each that does not."""
+    """Yield a finding for all hooks that hold, and a finding for each hook that does not."""
     holds = 0
     for touchpoint, problem in inspected:
         if problem is None:
@@ -113,7 +113,7 @@ def judge_hooks(inspected: Iterable[tuple[Touchpoint, str | None]]) -> Iterator[
 
 
 def judge_port(port: int) -> Finding:
-    """Whether a TCP port on the loopback is free."""
+    """Judge whether a TCP port on the loopback is free."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port that was just closed is free
         try:
@@ -130,7 +130,7 @@ def _host_distribution() -> str | None:
 
 
 def _inspect_quietly() -> list[tuple[Touchpoint, str | None]]:
-    """What the host prints while it is imported goes to standard error; its chatter nowhere."""
+    """Inspect the touchpoints; redirect output of the host's import to stderr, and silence its log."""
     from holdfast.hosts.vllm.contract.inspection import inspect_touchpoints
 
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")

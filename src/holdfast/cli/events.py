@@ -1,4 +1,4 @@
-"""`holdfast events`: what happened on a running server, and what goes on happening."""
+"""`holdfast events`: past events of a running server, and new events as they happen."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def events(
     api_key: ApiKey = "",
     as_json: AsJson = False,
 ) -> None:
-    """Show what happened on a running server, one line per event (with --json one object per line)."""
+    """Show the events of a running server, a line per event (with --json an object per line)."""
     show = _show_json if as_json else _show_line
     with reporting(), contextlib.suppress(KeyboardInterrupt):
         client = ControlClient(url, api_key)
@@ -46,9 +46,9 @@ def events(
 def follow_events(
     fetch: Fetch, after: int, pause: Callable[[float], None], say_lost: Callable[[ClientFailure], None]
 ) -> Iterator[Event]:
-    """All events after a sequence number, as they come; a lost server is tried again ever more slowly.
+    """Yield all events after a sequence number as they happen; retry a lost server with growing pauses.
 
-    Raises `ClientFailure` when trying again cannot help, or when the server was never there.
+    Raises `ClientFailure` when a retry cannot help, or when the server was never reached.
     """
     page = fetch(after)
     pause_s = POLL_INTERVAL_S

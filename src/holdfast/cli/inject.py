@@ -1,4 +1,4 @@
-"""`holdfast inject`: hurt a server that was started for it."""
+"""`holdfast inject`: inject a fault into a server that was started for injection."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lets a command that started servers end them whichever way it is told to stop."""
+"""Lets a command end the servers that it started, at every signal to stop."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _LIKE_CTRL_C = (signal.SIGTERM, signal.SIGHUP)
 
 @contextmanager
 def ending_like_ctrl_c() -> Iterator[None]:
-    """While inside, SIGTERM and SIGHUP do what Ctrl-C does, so that `finally` runs."""
+    """Handle SIGTERM and SIGHUP like Ctrl-C while inside, so that `finally` runs."""
     before = {number: signal.signal(number, _interrupt) for number in _LIKE_CTRL_C}
     # A shell starts background jobs with SIGINT ignored; what stands for Ctrl-C must work there too.
     before[signal.SIGINT] = signal.signal(signal.SIGINT, signal.default_int_handler)

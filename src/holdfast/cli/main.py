@@ -1,6 +1,6 @@
-"""The `holdfast` command: a table of subcommands, each loaded when it is used.
+"""The `holdfast` command: a table of subcommands, each loaded on use.
 
-`holdfast --help` imports none of them, so it never waits for the host.
+`holdfast --help` imports no subcommand and therefore never waits for the host.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import holdfast
 
 @dataclass(frozen=True)
 class _Command:
-    """A subcommand: `module` has a Typer app or a function called `attribute`, else one called `app`."""
+    """A subcommand: the module has a function named `attribute`, or a Typer app named `app`."""
 
     name: str
     help: str

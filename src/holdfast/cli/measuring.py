@@ -1,4 +1,4 @@
-"""What commands that measure a real server share: their client, their end, their document."""
+"""Shared parts of the commands that measure a real server: client check, end, document."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ Measured = TypeVar("Measured")
 
 
 def require_client(command: str) -> None:
-    """The streams go through a client that only some users need."""
+    """Exit unless the `openai` client is installed, which only measuring commands need."""
     if importlib.util.find_spec("openai") is None:
         typer.echo(f"holdfast {command} needs the openai client: pip install 'holdfast[demo]'", err=True)
         raise typer.Exit(EXIT_CANNOT_RUN)
 
 
 def measured(command: str, measure: Callable[[], Measured]) -> Measured:
-    """Measure; an error becomes one message and an exit code, whatever was started has ended by then."""
+    """Run a measurement; turn an error into a message and an exit code, after every started server has ended."""
     with ending_like_ctrl_c():
         try:
             return measure()
@@ -42,12 +42,12 @@ def measured(command: str, measure: Callable[[], Measured]) -> Measured:
 
 
 def say(text: str) -> None:
-    """Progress, beside the document."""
+    """Print progress to stderr, beside the document."""
     print(text, file=sys.stderr, flush=True)
 
 
 def publish(document: Any, as_json: bool, output: Path | None, report: Callable[[Any, Console], None]) -> None:
-    """The document as a table or as JSON, and into a file where one is named."""
+    """Print the document as a table or as JSON, and write the JSON to a file if named."""
     text = msgspec.json.format(msgspec.json.encode(document), indent=2).decode() + "\n"
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -59,6 +59,6 @@ def publish(document: Any, as_json: bool, output: Path | None, report: Callable[
 
 
 def _console() -> Console:
-    """Wide enough for the tables where it is no terminal: a file or a pipe has no width of its own."""
+    """Return a console wide enough for the tables: a file or a pipe has no width."""
     console = Console()
     return console if console.is_terminal else Console(width=TABLE_COLUMNS)

@@ -1,6 +1,6 @@
-"""The flags of `holdfast serve`, in groups. One help text each, for `--help` and for docs/reference/settings.md.
+"""The flags of `holdfast serve`, in groups. Each help text serves `--help` and docs/reference/settings.md.
 
-Defaults come from `HoldfastConfig` and stand nowhere else. Knows nothing of the host's flags.
+Defaults come from `HoldfastConfig` only. Knows nothing of the host's flags.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ _SECTIONS = {
 
 
 def settings_page() -> str:
-    """Return the whole page as Markdown: one table for each group of flags."""
+    """Return the whole page as Markdown: a table for each group of flags."""
     return "\n".join([_OPENING, *_groups()])
 
 

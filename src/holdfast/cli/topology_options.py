@@ -1,4 +1,4 @@
-"""The options that name a topology and a rank of it, for the demo and the benchmarks."""
+"""Options that name a topology and a rank, for the demo and the benchmarks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _HELP = f"Ranks and engines of the server: {NAMES}."
 
 
 def parse_topology(name: str) -> Topology:
-    """The topology of that name; a usage error names those there are."""
+    """Return a topology by name; a usage error lists the known names."""
     try:
         return topology_named(name)
     except KeyError:
@@ -35,7 +35,7 @@ Topologies = Annotated[
 
 
 def choose_place(topology: Topology, engine_id: int | None, rank: int | None) -> tuple[int, int]:
-    """Engine and rank to hurt: by default the last of each, whose failure the host itself does not even report."""
+    """Return engine and rank to hurt: by default the last of each, since the host does not even report that rank."""
     engine_id = topology.engines - 1 if engine_id is None else engine_id
     rank = topology.ranks_per_engine - 1 if rank is None else rank
     if (engine_id, rank) not in topology.places:

@@ -1,6 +1,6 @@
-"""Traps of a machine and its environment: what keeps a vLLM server from starting, or leaves it unprotected.
+"""Traps of a machine and its environment that keep a vLLM server from starting or leave it unprotected.
 
-A trap is a pure function of what was found, so that each can be shown in a test. Nothing here touches the host.
+Each trap is a pure function of the surroundings, so that a test can show it. Nothing here touches the host.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ LONGEST_SOCKET_NAME = "/holdfast-12345678/engine-9999"
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One thing that was looked at. A problem keeps a protected server from serving; a warning may."""
+    """Result of a check. A problem prevents a protected server; a warning may."""
 
     about: str
     text: str
@@ -30,7 +30,7 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What the traps are judged by."""
+    """Facts about the machine and environment that the traps judge."""
 
     environ: Mapping[str, str] = field(default_factory=dict)
     host_is_for_cpus: bool = False
@@ -41,12 +41,12 @@ class Surroundings:
 
 
 def find_traps(found: Surroundings) -> tuple[Finding, ...]:
-    """Every trap that `found` holds."""
+    """Return the finding of every trap."""
     return tuple(finding for trap in _TRAPS for finding in trap(found))
 
 
 def bfloat16_trap(found: Surroundings) -> Iterator[Finding]:
-    """The host's bfloat16 kernels for CPUs end the process where AMX is not usable."""
+    """Warn when AMX is not usable: the host's bfloat16 kernels for CPUs then end the process."""
     if found.host_is_for_cpus and not {"amx_bf16", "amx_tile"} <= found.cpu_flags:
         yield _warning(
             "bfloat16",
@@ -56,7 +56,7 @@ def bfloat16_trap(found: Surroundings) -> Iterator[Finding]:
 
 
 def thread_binding_trap(found: Surroundings) -> Iterator[Finding]:
-    """Automatic binding keeps a core back and wants one for each rank, and refuses to start without."""
+    """Warn when automatic binding, which reserves a core and needs another for each rank, cannot start."""
     binding = found.environ.get("VLLM_CPU_OMP_THREADS_BIND", "auto")
     if found.host_is_for_cpus and binding == "auto" and found.cores <= found.ranks:
         yield _warning(
@@ -67,7 +67,7 @@ def thread_binding_trap(found: Surroundings) -> Iterator[Finding]:
 
 
 def allow_list_trap(found: Surroundings) -> Iterator[Finding]:
-    """Under the host's own command an allow-list without Holdfast leaves the server unprotected."""
+    """Warn when an allow-list under the host's own command leaves Holdfast out."""
     allowed = found.environ.get("VLLM_PLUGINS")
     if allowed is not None and "holdfast" not in allowed.split(","):  # the host strips no spaces either
         yield _warning(
@@ -78,7 +78,7 @@ def allow_list_trap(found: Surroundings) -> Iterator[Finding]:
 
 
 def in_process_engine_trap(found: Surroundings) -> Iterator[Finding]:
-    """An engine in the caller's own process has no busy loop that could be held."""
+    """Warn when the engine runs in the caller's own process, without a busy loop that could pause."""
     if found.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING") == "0":
         yield _warning(
             "VLLM_ENABLE_V1_MULTIPROCESSING",
@@ -88,7 +88,7 @@ def in_process_engine_trap(found: Surroundings) -> Iterator[Finding]:
 
 
 def keep_alive_trap(found: Surroundings) -> Iterator[Finding]:
-    """A front end that outlives its engine answers for ever and never exits."""
+    """Warn when a front end would outlive its engine, answer for ever and never exit."""
     if found.environ.get("VLLM_KEEP_ALIVE_ON_ENGINE_DEATH", "0") not in ("", "0"):
         yield _warning(
             "VLLM_KEEP_ALIVE_ON_ENGINE_DEATH",
@@ -98,7 +98,7 @@ def keep_alive_trap(found: Surroundings) -> Iterator[Finding]:
 
 
 def socket_path_trap(found: Surroundings) -> Iterator[Finding]:
-    """Sockets between processes are files; a path that is too long cannot be bound."""
+    """Report socket paths that are too long to bind: sockets between processes are files."""
     length_bytes = len((found.temporary_folder + LONGEST_SOCKET_NAME).encode())
     if length_bytes > MAX_SOCKET_PATH_BYTES:
         yield Finding(

@@ -1,4 +1,4 @@
-"""What a process is at, written where another one can read it while this one is stuck or stopped."""
+"""Progress of a process, readable by another process while the writer is stuck or stopped."""
 
 from holdfast.progress.processes import ProcessLook, look_at
 from holdfast.progress.reader import ProgressReader, Seen

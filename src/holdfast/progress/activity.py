@@ -1,4 +1,4 @@
-"""What a process was at between two looks: whether it got no processor, whether it computed or had children do so."""
+"""Activity of a process between two looks: starved of processors, or computing, also through children."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ COMPUTING_SHARE = 0.5
 
 @dataclass(frozen=True)
 class Doing:
-    """`starved_s`: so long the thread that waited longest for a processor was ready to run and got none.
+    """Activity since the last look.
 
-    `is_computing`: most of the time some thread had one or was ready for it.
+    `starved_s`: time for which the thread that waited longest for a processor was ready to run and got none.
+    `is_computing`: most of the time some thread had a processor or was ready for one.
     """
 
     starved_s: float = 0.0
@@ -22,7 +23,7 @@ class Doing:
 
 
 class Activity:
-    """Of one process, or of it with all that it started. A closer look reads every thread."""
+    """Activity of a process, optionally with all descendants. A closer look reads every thread."""
 
     def __init__(self, pid: int, *, with_children: bool) -> None:
         self._pid = pid
@@ -31,7 +32,7 @@ class Activity:
         self._threads: Mapping[int, ThreadTimes] = {}  # at the last look, if that was a closer one
 
     def look(self, process: ProcessLook, elapsed_s: float, *, closer: bool) -> Doing:
-        """What it did in the `elapsed_s` since the last look; nothing where this or that one was not a closer one."""
+        """Return the activity in the `elapsed_s` since the last look; empty unless both looks are closer looks."""
         got_s, self._cpu_s = process.cpu_s - self._cpu_s, process.cpu_s
         before, self._threads = self._threads, self._all_threads() if closer else {}
         if not closer:

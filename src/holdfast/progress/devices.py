@@ -1,7 +1,7 @@
-"""The health of NVIDIA devices by NVML, where its Python bindings are: errors, throttling, memory. Requires nothing.
+"""Health of NVIDIA devices by NVML, if the Python bindings are installed: errors, throttling, memory.
 
-A driver that is ill may never answer: whoever asks waits for a bounded time, and asks no more after that was over.
-Written from NVML's reference, tried against a stand-in; never run on a device.
+A failing driver may never answer: every question has a bounded wait, and after a timeout no further question is asked.
+Written from NVML's reference, tested against a stub; never run on a device.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ Health = dict[str, Any]
 
 
 def load_bindings() -> Any:
-    """NVML's bindings (`nvidia-ml-py`). Raises `ImportError` where they are not installed."""
+    """Import NVML's bindings (`nvidia-ml-py`). Raises `ImportError` when they are not installed."""
     return importlib.import_module("pynvml")
 
 
 class DeviceHealth:
-    """Asks NVML on threads of its own. Without bindings, a driver or a device there is nothing to say."""
+    """Asks NVML on separate threads. Without bindings, a driver or a device, every answer is empty."""
 
     def __init__(self, load: Load = load_bindings) -> None:
         self._load = load
@@ -51,11 +51,11 @@ class DeviceHealth:
         self._starting = threading.Thread(target=self._start, name="DeviceHealth", daemon=True)
 
     def start(self) -> None:
-        """Have the driver remember critical errors (XID) from now on. Does not wait, and is called once."""
+        """Have the driver record critical errors (XID) from now on. Does not wait; call once."""
         self._starting.start()
 
     def look(self) -> list[Health]:
-        """Each device's health, or the one reason why it is not known; none before the start. Bounded."""
+        """Return each device's health, or the reason why it is unknown; nothing before the start. Bounded."""
         if self._starting.ident is None:
             return []
         if self._is_silent:
@@ -107,7 +107,7 @@ class DeviceHealth:
         return [self._health(index, handle) for index, handle in enumerate(self._handles)]
 
     def _take_xids(self) -> None:
-        """What has come since the last look; the driver says that there is no more by an error."""
+        """Read the XIDs since the last look; the driver raises when none is left."""
         for _ in range(MAX_XIDS if self._events is not None else 0):
             try:
                 event = self._nvml.nvmlEventSetWait_v2(self._events, 0)
@@ -139,12 +139,12 @@ class DeviceHealth:
         }
 
     def _ecc(self, handle: Any, kind: Any) -> int:
-        """Since the driver was loaded."""
+        """Return the number of ECC errors since the driver was loaded."""
         return int(self._nvml.nvmlDeviceGetTotalEccErrors(handle, kind, self._nvml.NVML_VOLATILE_ECC))
 
 
 def _said(ask: Callable[..., Any], *about: Any) -> Any:
-    """The answer, or why there is none: many a device does not support many a question."""
+    """Return the answer, or the reason for its absence: many devices do not support every question."""
     try:
         return _text(ask(*about))
     except Exception as error:

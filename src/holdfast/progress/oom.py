@@ -1,4 +1,4 @@
-"""Whether the kernel killed processes because memory ran out: what its counters say. Linux only."""
+"""Kills by the kernel for lack of memory, from the kernel's counters. Linux only."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ CONTAINER, MACHINE = "in this container", "on this machine"
 
 
 def oom_kills(root: Path = Path("/")) -> dict[str, int]:
-    """How many processes were killed so far, by where they are counted; empty where nobody counts them."""
+    """Return the number of processes killed so far, by place of the counter; empty without counters."""
     counted: dict[str, int] = {}
     for where, files in ((CONTAINER, _of_cgroup(root)), (MACHINE, (root / "proc/vmstat",))):
         for file in files:
@@ -21,7 +21,7 @@ def oom_kills(root: Path = Path("/")) -> dict[str, int]:
 
 
 def why_killed(before: Mapping[str, int], after: Mapping[str, int]) -> str:
-    """What two counts say about a process that was killed by SIGKILL between them."""
+    """Interpret two counts around the death of a process by SIGKILL."""
     if not after:
         return "perhaps by the kernel because memory ran out: its count of such kills cannot be read here"
     for where, count in after.items():
@@ -31,7 +31,7 @@ def why_killed(before: Mapping[str, int], after: Mapping[str, int]) -> str:
 
 
 def _of_cgroup(root: Path) -> tuple[Path, ...]:
-    """Where the count of this process's own group may stand: version 2, then 1; under its path, then at the top."""
+    """Return the candidate files of the own group's counter: version 2, then 1; by path, then at the top."""
     path = own_group(root)
     v2, v1 = root / "sys/fs/cgroup", root / "sys/fs/cgroup/memory"
     return (
@@ -43,7 +43,7 @@ def _of_cgroup(root: Path) -> tuple[Path, ...]:
 
 
 def own_group(root: Path) -> str:
-    """The path of this process's control group, without a slash before it; empty where it has none."""
+    """Return the path of the process's control group, without a leading slash; empty without a group."""
     with contextlib.suppress(OSError):
         for line in (root / "proc/self/cgroup").read_text().splitlines():
             _, controllers, path = line.split(":", 2)

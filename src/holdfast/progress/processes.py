@@ -1,4 +1,4 @@
-"""What the system says of a process: its state, and how long its threads waited for a processor. Linux only."""
+"""The system's view of a process: state, and how long threads waited for a processor. Linux only."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ MAX_DESCENDANTS = 256
 
 @dataclass(frozen=True)
 class ProcessLook:
-    """`state` is the letter of proc(5): R runs or waits for a processor, S and D wait, T is stopped, t is traced, and
-    the first thread of one in Z has ended, `exit_status` as wait(2) tells it; 0 where the system does not say."""
+    """State of a process.
+
+    `state` is the letter of proc(5): R runs or waits for a processor, S and D wait, T is stopped, t is traced, Z has
+    ended. `exit_status` of a process in Z is encoded as by wait(2); 0 when the system does not tell.
+    """
 
     state: str
     cpu_s: float = 0.0
@@ -25,7 +28,7 @@ _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
 def look_at(pid: int) -> ProcessLook:
-    """State and processor time of a process; state X for one that is gone."""
+    """Return state and processor time of a process; state X for a process that is gone."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -36,7 +39,7 @@ def look_at(pid: int) -> ProcessLook:
 
 @dataclass(frozen=True)
 class ThreadTimes:
-    """Seconds that a thread had a processor, and that it stood ready to run and got none, since it began."""
+    """Seconds since its start that a thread ran, and that it was ready to run and waited for a processor."""
 
     ran_s: float
     waited_s: float
@@ -47,7 +50,7 @@ class ThreadTimes:
 
 
 def thread_times(pid: int) -> dict[int, ThreadTimes]:
-    """Of each thread of a process; empty where the system does not count them."""
+    """Return the times of each thread of a process; empty when the system does not count them."""
     times: dict[int, ThreadTimes] = {}
     with contextlib.suppress(OSError):
         for thread in os.listdir(f"/proc/{pid}/task"):
@@ -58,7 +61,7 @@ def thread_times(pid: int) -> dict[int, ThreadTimes]:
 
 
 def descendants(pid: int) -> set[int]:
-    """Processes that a process started, and theirs: compilers, for instance. Empty where the system does not say."""
+    """Return all processes started by a process, transitively (compilers, for instance); empty when unknown."""
     found: set[int] = set()
     to_ask = [pid]
     while to_ask and len(found) < MAX_DESCENDANTS:

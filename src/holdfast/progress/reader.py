@@ -1,4 +1,4 @@
-"""Reads another process's progress; that process may be stuck, stopped or gone."""
+"""Reads the progress of another process, which may be stuck, stopped or gone."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ _TRIES = 3  # a torn read is as long as a store; a second one in a row says that
 
 
 class Seen(msgspec.Struct, frozen=True):
-    """What a record says: the calls that run now, and those that ended since the last look."""
+    """Content of a record: running calls, and calls that ended since the last look."""
 
     running: tuple[Running, ...] = ()
     ended: tuple[Ended, ...] = ()
 
 
 class ProgressReader:
-    """The record of one process. Raises `OSError` where there is none."""
+    """The record of a process. Raises `OSError` without a record."""
 
     def __init__(self, memory: mmap.mmap | bytes | bytearray) -> None:
         self._memory = memory
@@ -71,7 +71,7 @@ class ProgressReader:
         return slot if slot is not None and slot[0] == call else None
 
     def _read(self, at: int) -> tuple[int, ...] | None:
-        """A header or a slot, which are of one size; none where each try fell into a write."""
+        """Read a header or a slot, which have the same size; None when every attempt met a write."""
         for _ in range(_TRIES):
             last: int = NUMBER.unpack_from(self._memory, at + TAIL_OFFSET)[0]
             fields: tuple[int, ...] = HEADER.unpack_from(self._memory, at)

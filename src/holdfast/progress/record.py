@@ -1,10 +1,10 @@
-"""The layout of a progress record: what a process has begun, and the last calls that it ended.
+"""The layout of a progress record: the call that began last, and the last calls that ended.
 
-One lane per thread that works: a header for the call that was begun last, and a ring of ended ones. Bootstrap
-writes the header, ending writes one slot; whether a call is still running follows from both. Native sizes and
-alignment, so that every field is stored as a whole. The number of the call stands first and last in what is
-written; whoever reads the last one first and the first one last sees two different numbers where a write fell
-into the reading (processors that keep the order of stores, as x86 does; elsewhere the next look is right).
+Each working thread has a lane: a header for the call that began last, and a ring of ended calls. Beginning a call
+writes the header, ending it writes a slot; together they tell whether a call is still running. Native sizes and
+alignment store every field as a whole. The number of the call stands first and last in each part. A reader that reads
+the last number first and the first number last sees two different numbers when a write interfered. That holds on
+processors that keep the order of stores, such as x86; on others the next look is right.
 """
 
 from __future__ import annotations

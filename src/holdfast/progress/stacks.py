@@ -1,6 +1,6 @@
-"""Python stacks of a process on demand: it is asked by a signal, and answers from whatever it is stuck in.
+"""Python stacks of a process on demand: a signal asks, and the process answers even while stuck.
 
-What is written names files, lines and functions: never a value. A stopped process answers nothing.
+Stacks name files, lines and functions, never a value. A stopped process does not answer.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _SIGNAL = signal.SIGUSR2
 
 
 def answer_for_stacks(folder: str) -> None:
-    """Have this process write the stacks of its threads into `folder` when it is asked. Main thread."""
+    """Make the process write the stacks of all threads into `folder` on demand. Main thread only."""
     if signal.getsignal(_SIGNAL) is not signal.SIG_DFL:
         return  # somebody else's: without the file nobody asks
     file = _path(folder, os.getpid()).open("w")
@@ -28,7 +28,7 @@ def answer_for_stacks(folder: str) -> None:
 
 
 def ask_for_stacks(folder: str, pids: Iterable[int]) -> dict[int, str]:
-    """The stacks of each process's threads, or why there are none. Waits up to `ANSWER_S`, for all together."""
+    """Return the stacks of each process, or the reason for their absence; wait at most `ANSWER_S` in total."""
     answers: dict[int, str] = {}
     asked: dict[int, int] = {}  # and what its file held before
     for pid in pids:
@@ -47,7 +47,7 @@ def ask_for_stacks(folder: str, pids: Iterable[int]) -> dict[int, str]:
 
 
 def _await_answers(folder: str, asked: dict[int, int]) -> None:
-    """Until every file has grown and no longer grows, or time is up."""
+    """Wait until every file has grown and stopped growing, or until the time is up."""
     deadline, sizes = time.monotonic() + ANSWER_S, dict(asked)
     while time.monotonic() < deadline:
         time.sleep(_LOOK_S)
@@ -58,7 +58,7 @@ def _await_answers(folder: str, asked: dict[int, int]) -> None:
 
 
 def forget_stacks(folder: str, pid: int) -> None:
-    """The process is gone, and its answers are told."""
+    """Remove the answers of a process that is gone."""
     with contextlib.suppress(OSError):
         _path(folder, pid).unlink()
 

@@ -1,6 +1,6 @@
-"""How the machine around a process is: memory, what waits for memory, disks and processors, load. Linux only.
+"""The machine around a process: memory, pressure on memory, disks and processors, load. Linux only.
 
-What cannot be read is left out.
+Unreadable values are left out.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _OF_THE_GROUP = ("memory.current", "memory.max", "memory.swap.current", "memory.
 
 
 def look_around(root: Path = Path("/")) -> dict[str, Any]:
-    """The machine's memory and load, the share of time in which work waited (PSI), and this control group's limits."""
+    """Return memory and load of the machine, the share of waiting time (PSI), and limits of the control group."""
     return {
         "memory": fields(root / "proc/meminfo", _MEMORY),
         "load": os.getloadavg(),
@@ -28,20 +28,20 @@ def look_around(root: Path = Path("/")) -> dict[str, Any]:
 
 
 def fields(path: Path, names: tuple[str, ...]) -> dict[str, str]:
-    """Lines `name: value` of a file, those with these names."""
+    """Return the `name: value` lines of a file with the given names."""
     pairs = (line.partition(":") for line in read(path).splitlines())
     return {name: value.strip() for name, _, value in pairs if name in names}
 
 
 def read(path: Path) -> str:
-    """A file's text; empty where it cannot be read."""
+    """Return a file's text; empty when unreadable."""
     with contextlib.suppress(OSError):
         return path.read_text(errors="replace")
     return ""
 
 
 def _pressure(path: Path) -> dict[str, dict[str, float]]:
-    """`some` and `full`: per cent of the last 10, 60 and 300 s, and microseconds since the start (`total`)."""
+    """Return `some` and `full`: percent of the last 10, 60 and 300 s, and microseconds since the start (`total`)."""
     found: dict[str, dict[str, float]] = {}
     for line in read(path).splitlines():
         kind, *pairs = line.split()
@@ -50,7 +50,7 @@ def _pressure(path: Path) -> dict[str, dict[str, float]]:
 
 
 def _control_group(root: Path) -> dict[str, str]:
-    """Of version 2: under its own path, or at the top, where a container sees its own."""
+    """Return the values of version 2: at the group's own path, or at the top, where a container sees them."""
     top = root / "sys/fs/cgroup"
     for folder in (top / own_group(root), top):
         if found := {name: text for name in _OF_THE_GROUP if (text := read(folder / name).strip())}:

@@ -1,4 +1,4 @@
-"""Writes a process's own progress: one store into shared memory as a call begins, one as it ends.
+"""Writes the progress of the own process: one store into shared memory at the begin of a call, one at the end.
 
 On the step path: no lock, no system call (the clock is read without one), nothing that could wait.
 """
@@ -23,7 +23,7 @@ About = Callable[..., tuple[int, int, int]]
 
 
 class ProgressWriter:
-    """One lane of a record; of one thread."""
+    """Writer of a lane, for a single thread."""
 
     def __init__(self, memory: mmap.mmap | bytearray, lane: Lane = Lane.MAIN) -> None:
         self._memory = memory
@@ -45,7 +45,7 @@ class ProgressWriter:
         HEADER.pack_into(self._memory, self._header, call, step, now_ns, tokens, requests, number, is_first, call)
 
     def recorded(self, phase: Phase, call: Call, about: About) -> Call:
-        """`call`, recorded; `about` says by its arguments in which step it is, with how many tokens and requests."""
+        """Wrap `call` so that it is recorded; `about` maps the arguments to step, tokens and requests."""
 
         def run(*args: Any, **kwargs: Any) -> Any:
             self.begin(phase, *about(*args))
@@ -68,10 +68,10 @@ class ProgressWriter:
 
 
 def publish_progress(folder: str) -> mmap.mmap:
-    """Memory of this process for its record, found in `folder` under its process id.
+    """Return memory for the record of the own process, published in `folder` under its process id.
 
-    It has no file of its own: what stands in the folder points at a descriptor of this process. So nothing is ever
-    written to a disk, which could hold up a store, and it goes with the process.
+    The record has no file of its own: the entry in the folder points at a descriptor of the process. Therefore nothing
+    is written to a disk, which could delay a store, and the record disappears with the process.
     """
     _forget_the_gone(Path(folder))
     descriptor = os.memfd_create("holdfast-progress", os.MFD_CLOEXEC)
@@ -83,7 +83,7 @@ def publish_progress(folder: str) -> mmap.mmap:
 
 
 def _forget_the_gone(folder: Path) -> None:
-    """Those before this one left their links and their stacks here."""
+    """Remove the links and stacks of processes that have ended."""
     for link in folder.glob(f"{_PREFIX}*"):
         if not link.exists():  # it points into a process that is no more
             link.unlink(missing_ok=True)
@@ -91,7 +91,7 @@ def _forget_the_gone(folder: Path) -> None:
 
 
 def published(folder: str) -> set[int]:
-    """The processes that have published a record and are still there."""
+    """Return the processes with a published record that still exist."""
     numbers = (link.name.removeprefix(_PREFIX) for link in Path(folder).glob(f"{_PREFIX}*") if link.exists())
     return {int(number) for number in numbers if number.isdecimal()}
 

@@ -1,4 +1,4 @@
-"""How messages travel: ZeroMQ, an in-memory twin, one conformance suite."""
+"""How messages travel: ZeroMQ, an in-memory twin, and a shared conformance suite."""
 
 from holdfast.wire.base import Delivery, Hub, Spoke, Station
 from holdfast.wire.memory import MemoryNetwork

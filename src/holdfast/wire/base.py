@@ -1,8 +1,8 @@
 """The port that every wire implements.
 
-A `Station` belongs to one thread, its sentinel's: it holds that thread's endpoints and waits on all of
-them at once. Only `wake` may be called from another thread. Sending never waits: what cannot be taken
-now is refused, and the sender's bounded waits see to the rest.
+A `Station` belongs to a single thread, the sentinel's: it holds that thread's endpoints and waits on all of them at
+once. Only `wake` may be called from another thread. Sending never waits: a message that cannot be taken now is refused,
+and the sender's bounded waits handle the rest.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ MAX_QUEUED_MESSAGES = 1000
 
 
 class Hub(Protocol):
-    """The bound end: many peers, each with a name of its own."""
+    """The bound end: many peers, each with a name."""
 
     @property
     def address(self) -> str: ...
 
     def send(self, peer: bytes, data: bytes) -> bool:
-        """Whether the message was taken; false for an unknown or stuck peer."""
+        """Send a message; return false for an unknown or stuck peer."""
         ...
 
 
 class Spoke(Protocol):
-    """The connecting end: one hub."""
+    """The connecting end, with a single hub."""
 
     def send(self, data: bytes) -> bool: ...
 
@@ -41,16 +41,16 @@ class Delivery:
 
 
 class Station(Protocol):
-    """One thread's endpoints."""
+    """The endpoints of a single thread."""
 
     def bind(self, address: str) -> Hub:
-        """Bind a hub. Raises `PortInUse` when the address belongs to somebody else, else `WorldError`."""
+        """Bind a hub. Raises `PortInUse` when the address is taken, else `WorldError`."""
         ...
 
     def connect(self, address: str, identity: bytes) -> Spoke: ...
 
     def receive(self, timeout_s: float) -> Delivery | None:
-        """Next message, or none after `timeout_s` or a `wake`."""
+        """Return the next message, or None after `timeout_s` or a `wake`."""
         ...
 
     def wake(self) -> None:

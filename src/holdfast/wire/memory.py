@@ -10,7 +10,7 @@ from holdfast.wire.base import MAX_FRAME_BYTES, MAX_QUEUED_MESSAGES, Delivery
 
 
 class MemoryNetwork:
-    """What the addresses of a set of stations mean; one per test."""
+    """Addresses shared by a set of stations; create a network per test."""
 
     def __init__(self) -> None:
         self._hubs: dict[str, MemoryHub] = {}

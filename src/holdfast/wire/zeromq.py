@@ -57,7 +57,7 @@ class ZmqHub(_Socket):
 
 
 def _refuse_if_somebody_listens(address: str) -> None:
-    """ZeroMQ takes an ipc path away from its owner without a word; a path nobody listens at is a leftover."""
+    """Refuse an ipc path with a listener, which ZeroMQ would take over silently; ignore leftovers."""
     scheme, _, path = address.partition("://")
     if scheme != "ipc":
         return
@@ -78,7 +78,7 @@ class ZmqSpoke(_Socket):
 
 
 class ZmqStation:
-    """A station with a context of its own: nothing is shared with the host's sockets."""
+    """A station with its own context, which shares nothing with the host's sockets."""
 
     def __init__(self) -> None:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
