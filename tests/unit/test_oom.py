@@ -31,10 +31,10 @@ def test_where_nobody_counts_nothing_is_known(tmp_path):
 @pytest.mark.parametrize(
     ("before", "after", "words"),
     [
-        ({"here": 1}, {"here": 3}, "by the kernel, most likely: memory ran out here, 2 killed meanwhile"),
-        ({"here": 1}, {"here": 1}, "not because memory ran out: the kernel counts no such kill"),
-        ({}, {}, "perhaps by the kernel because memory ran out: its count of such kills cannot be read here"),
-        ({}, {"here": 4}, "not because memory ran out: the kernel counts no such kill"),
+        ({"here": 1}, {"here": 3}, "most likely by the kernel: memory ran out here, 2 processes killed meanwhile"),
+        ({"here": 1}, {"here": 1}, "not because memory ran out: the kernel counted no such kill"),
+        ({}, {}, "perhaps by the kernel because memory ran out: the kernel's count of such kills is not readable"),
+        ({}, {"here": 4}, "not because memory ran out: the kernel counted no such kill"),
     ],
 )
 def test_two_counts_say_whether_memory_ran_out_between_them(before, after, words):

@@ -148,12 +148,12 @@ def not_ended_alone(
     twins = {one.name: one for one in reference}
     incidents = [str(event["incident"]) for event in events if event["kind"] == ENDED]
     if len(incidents) != len(poison_names):
-        yield f"{len(incidents)} requests were reported as ended, {len(poison_names)} make the server fail"
+        yield f"{len(incidents)} requests were reported as ended, {len(poison_names)} are poison requests"
     for one in (history for history in observed if history.name in poison_names):
         if not any(incident in (one.error or "") for incident in incidents):
-            yield f"{one.name}: it makes the server fail, and was told {one.error or 'nothing'}"
+            yield f"{one.name}: poison request, but its client was told {one.error or 'nothing'}"
         if one.token_ids != twins[one.name].token_ids[: len(one.token_ids)]:
-            yield f"{one.name}: before it was ended, its tokens differ"
+            yield f"{one.name}: tokens differ before the end of the request"
 
 
 Waits = dict[str, float | None]
@@ -206,7 +206,7 @@ def _missing_events(events: Events) -> list[str]:
 
 
 def _hung_ranks(events: Events) -> list[str]:
-    return [f"taken for a fault: {event['kind']}" for event in events if event["kind"] in {FAULT, LOST}]
+    return [f"no fault, but reported: {event['kind']}" for event in events if event["kind"] in {FAULT, LOST}]
 
 
 async def run_reference(load: Load, control: Control) -> Reference:
@@ -214,7 +214,7 @@ async def run_reference(load: Load, control: Control) -> Reference:
     before = await control.last_sequence()
     histories = await load.run()
     spoilt = any(event["kind"] == FAULT for event in await control.events(before))
-    return Reference(histories, ("a fault came in the fault-free run",) if spoilt else ())
+    return Reference(histories, ("a fault was reported in the fault-free run",) if spoilt else ())
 
 
 async def run_faulted(

@@ -83,14 +83,14 @@ _KINDS = {
 _IN_WORDS = {
     Harm.EXCEPTION: "an exception",
     Harm.OOM: "a device out of memory",
-    Harm.KILL_WORKER: "its worker killed",
-    Harm.KILL_ENGINE: "an engine core killed",
-    Harm.STOP: "its worker stopped",
-    Harm.HANG: "its worker hanging",
-    Harm.SPIN: "its worker in an endless loop",
-    Harm.DEADLOCK: "its worker deadlocked",
+    Harm.KILL_WORKER: "a killed worker",
+    Harm.KILL_ENGINE: "a killed engine core",
+    Harm.STOP: "a stopped worker",
+    Harm.HANG: "a hanging worker",
+    Harm.SPIN: "a worker in an endless loop",
+    Harm.DEADLOCK: "a deadlocked worker",
     Harm.SLOW: "a step that takes half a second longer",
-    Harm.POISON: "one request that makes every step fail that it is in",
+    Harm.POISON: "a request that makes every step fail",
 }
 _HEADINGS = {
     Harm.EXCEPTION: "exceptions",

@@ -122,7 +122,7 @@ def misreported(events: Events, injection: InjectionSpec) -> list[str]:
     expected = injection.engine_id, rank, str(injection.phase) if says_where else None
     told = _place_told(cause["fault"], with_phase=not injection.kind.is_silent)
     if told != expected:
-        problems.append(f"the cause was reported as {_in_words(told)}, it was {_in_words(expected)}")
+        problems.append(f"the root cause was reported as {_in_words(told)}, but was {_in_words(expected)}")
     return problems
 
 
@@ -148,6 +148,8 @@ def blast_radius(events: Events, group: frozenset[int]) -> list[str]:
     """Return engines that paused without sharing a collective with the faulty rank, and engines that did not pause but
     should have."""
     paused = {event["engine_id"] for event in events if event["kind"] == PAUSED}
-    strangers = [f"engine {one} paused without sharing a collective with it" for one in sorted(paused - group)]
+    strangers = [
+        f"engine {one} paused without sharing a collective with the faulty engine" for one in sorted(paused - group)
+    ]
     missing = group - paused - lost_engines(events)
     return strangers + [f"engine {one} of the lockstep group did not pause" for one in sorted(missing)]

@@ -153,7 +153,7 @@ async def _run_burst(server: Server, settings: OverheadSettings) -> Burst:
     after = session_usage(server.pid)
     for history in histories:
         if history.error is not None:
-            raise server.failure(f"{history.name} failed without any fault: {history.error}")
+            raise server.failure(f"{history.name} failed without a fault: {history.error}")
     return burst_of(histories, cpu_s=after.cpu_s - before.cpu_s)
 
 

@@ -172,6 +172,6 @@ def _in_words(run: FaultedRun) -> str:
     if run.interruption_max_s is None or run.interruption_median_s is None:
         return f"{what}: {'; '.join(run.problems[:3]) or 'no stream was interrupted'}"
     told = f"median {run.interruption_median_s * 1000:.0f} ms, max {run.interruption_max_s * 1000:.0f} ms"
-    lag = f" (this client itself came up to {run.client_lag_s * 1000:.0f} ms late)"
+    lag = f" (the measuring client was up to {run.client_lag_s * 1000:.0f} ms late)"
     late = lag if run.client_lag_s > run.interruption_max_s / 2 else ""
     return f"{what}: {told}{late}, {'; '.join(run.problems[:3]) or 'exact'}"

@@ -103,7 +103,7 @@ def choose_scenarios(topologies: Sequence[Topology], wanted: Sequence[str], harm
     for word in wanted:
         if not any(_matches(one, word) for _, scenarios in every for one in scenarios):
             names = ", ".join(dict.fromkeys(one.name for _, scenarios in every for one in scenarios))
-            raise ValueError(f"no scenario matches {word!r}; there are: {names}")
+            raise ValueError(f"no scenario matches {word!r}; known: {names}")
     chosen = ((topology, tuple(_chosen(scenarios, wanted))) for topology, scenarios in every)
     return tuple((topology, scenarios) for topology, scenarios in chosen if scenarios)
 

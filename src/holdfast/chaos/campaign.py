@@ -97,7 +97,7 @@ class Campaign:
         for observed in await asyncio.gather(*(self._answers() for _ in range(self.settings.clients))):
             again.add(observed, [])
         if again.wrong:
-            raise WorldError(f"without a fault answers differ from run to run: {again.problems[0]}")
+            raise WorldError(f"answers differ between fault-free runs: {again.problems[0]}")
         if ProcessKind.STANDBY in self.settings.kinds:
             await control.await_standbys()
         await asyncio.sleep(CALM_S)
@@ -122,7 +122,7 @@ class Campaign:
     async def _kill_one_after_another(self, control: Control, end_s: float) -> None:
         dice, kinds = random.Random(self.settings.seed), self._wanted()
         if not kinds:
-            raise WorldError("the server has no process of the kinds that are to be killed")
+            raise WorldError("the server has no process of the chosen kinds")
         draws = draw_kinds(self.settings.seed, kinds)
         await asyncio.sleep(min(CALM_S, self.settings.period_s))  # the load has begun
         while time.monotonic() < end_s and self.server.exit_code is None:
@@ -139,7 +139,7 @@ class Campaign:
         """Kill a process and wait for its replacement; return false when that does not come."""
         victims = [one for one in find_victims(self.server.pid) if one.kind is kind]
         if not victims:  # all was well a moment ago: only what fills up at leisure may be missing
-            self.settings.say(f"no {kind} is there yet")
+            self.settings.say(f"no {kind} is ready yet")
             return True
         done = self._kill(dice.choice(victims))
         why = await self._heal(control, self._vital(), done)
@@ -155,7 +155,7 @@ class Campaign:
 
     async def _heal(self, control: Control, kinds: Sequence[ProcessKind], done: Kill | None = None) -> str | None:
         """Wait until every process is present and healthy; return the reason when the time is over."""
-        begin_s, why = time.monotonic(), "it was not asked"
+        begin_s, why = time.monotonic(), "not checked"
         while time.monotonic() - begin_s < HEAL_TIMEOUT_S and self.server.exit_code is None:
             await asyncio.sleep(POLL_S)
             if (why := await self._unwell(control, kinds, done) or "") == "":
@@ -163,14 +163,14 @@ class Campaign:
                     done.healed_s = time.monotonic() - done.at_s
                 return None
         ended = self.server.exit_code
-        why = f"the server ended with exit code {ended}" if ended is not None else f"not well in time: {why}"
+        why = f"the server ended with exit code {ended}" if ended is not None else f"not healthy in time: {why}"
         self.problems.append(why)
         return why
 
     async def _unwell(self, control: Control, kinds: Sequence[ProcessKind], done: Kill | None) -> str | None:
         present = find_victims(self.server.pid)
         if done is not None and any(one.pid == done.victim.pid for one in present):
-            return "the killed process is still there"
+            return "the killed process still exists"
         missing = self._present - count_by_kind(present)
         if absent := [f"{missing[kind]} {kind}" for kind in kinds if missing[kind] > 0]:
             return f"missing: {', '.join(absent)}"

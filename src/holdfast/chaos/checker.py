@@ -119,11 +119,11 @@ def _reasons(reference: History, observed: History, lost: int, repeated: int, ch
     if observed.error is not None:
         reasons.append(f"ended with an error: {observed.error}")
     if observed.text != reference.text:
-        reasons.append("its text differs")
+        reasons.append("the text differs")
     if observed.finish_reason != reference.finish_reason:
         reasons.append(f"finished with {observed.finish_reason!r} instead of {reference.finish_reason!r}")
     if not _same_logprobs(reference.logprobs, observed.logprobs):
-        reasons.append("its logprobs differ")
+        reasons.append("the logprobs differ")
     return reasons
 
 
@@ -141,7 +141,9 @@ def _same_logprobs(one: Sequence[float], other: Sequence[float]) -> bool:
 
 def _unexpected(history: History) -> StreamComparison:
     tokens = len(history.token_ids)
-    return StreamComparison(history.name, tokens, 0, changed=tokens, reasons=("the fault-free run has no such answer",))
+    return StreamComparison(
+        history.name, tokens, 0, changed=tokens, reasons=("the fault-free run has no answer of this name",)
+    )
 
 
 # ---- how long a client waited

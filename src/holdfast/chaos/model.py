@@ -56,7 +56,7 @@ def _make_model(folder: Path, recipe: Recipe) -> Path:
     if _is_complete(folder, recipe):
         return folder
     if folder.is_dir() and any(folder.iterdir()) and not (folder / MARKER).exists():
-        raise OperatorError(f"{folder} holds something else than this model", hint="name an empty or a new folder")
+        raise OperatorError(f"{folder} does not hold this model", hint="choose an empty or new folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:

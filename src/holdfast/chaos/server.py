@@ -135,7 +135,7 @@ class Server:
             return False
 
     def failure(self, message: str) -> ServerFailed:
-        return ServerFailed(f"{message}; the end of its log:\n{log_tail(self.spec.log)}")
+        return ServerFailed(f"{message}; end of the log:\n{log_tail(self.spec.log)}")
 
     def stop(self, timeout_s: float | None = None) -> int | None:
         """Send SIGTERM, then SIGKILL to the rest of the session; return the exit code."""

@@ -195,5 +195,5 @@ async def first_token_s(url: str, *, model: str = MODEL_NAME, timeout_s: float =
     spec = StreamSpec("first-token", "The first word", max_tokens=1)
     [history] = await Load(url, [spec], model=model, timeout_s=timeout_s).run()
     if not history.arrivals_s:
-        raise WorldError(f"the server answered without a token: {history.error}")
+        raise WorldError(f"the server returned no token: {history.error}")
     return history.arrivals_s[0]

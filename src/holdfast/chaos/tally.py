@@ -82,7 +82,7 @@ class Tally:
         twins = {one.name: one.token_ids for one in self.reference}
         self.severed += len(severed)
         wrong = [one.name for one in severed if twins[one.name][: len(one.token_ids)] != one.token_ids]
-        self._record([f"{name}: wrong before its connection ended" for name in wrong], len(wrong))
+        self._record([f"{name}: wrong tokens before the end of its connection" for name in wrong], len(wrong))
 
     def _record(self, reasons: Sequence[str], wrong: int) -> None:
         self.wrong += wrong

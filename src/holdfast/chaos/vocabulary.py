@@ -66,7 +66,7 @@ def write_tokenizer(folder: Path, recipe: Recipe) -> list[str]:
     write_json(folder / "tokenizer_config.json", _tokenizer_config(recipe))
     ids: dict[str, int] = tokenizer.get_vocab()
     if len(ids) != recipe.vocabulary:
-        raise RuntimeError(f"the sentences yield {len(ids)} tokens, the recipe wants {recipe.vocabulary}")
+        raise RuntimeError(f"the sentences yield {len(ids)} tokens, the recipe requires {recipe.vocabulary}")
     return sorted(ids, key=ids.__getitem__)
 
 

@@ -37,15 +37,17 @@ Tokens = Annotated[int, typer.Option(min=20, max=1000, help="Tokens per stream."
 @app.command()
 def recovery(  # noqa: PLR0913, PLR0917 - one parameter per option
     topology: Topologies = None,
-    fault: Annotated[Harm, typer.Option(help="What hurts the server.")] = Harm.EXCEPTION,
+    fault: Annotated[Harm, typer.Option(help="The fault to inject.")] = Harm.EXCEPTION,
     standby: Annotated[
         list[Standby] | None,
-        typer.Option(help="Workers kept ready for a dead one's place; may be given several times."),
+        typer.Option(help="Standby workers; may be given several times."),
     ] = None,
-    scenario: Annotated[list[str] | None, typer.Option(help="Only scenarios with this word or phase.")] = None,
-    repeat: Annotated[int, typer.Option(min=1, help="How often every scenario runs.")] = 1,
-    soak: Annotated[int, typer.Option(min=0, help="Instead: so many random faults, one after another.")] = 0,
-    seed: Annotated[int | None, typer.Option(help="Draws the soak's faults; by default a new one, printed.")] = None,
+    scenario: Annotated[
+        list[str] | None, typer.Option(help="Only scenarios with this word in their name or phase.")
+    ] = None,
+    repeat: Annotated[int, typer.Option(min=1, help="Number of runs of every scenario.")] = 1,
+    soak: Annotated[int, typer.Option(min=0, help="Run this many random faults instead, one after another.")] = 0,
+    seed: Annotated[int | None, typer.Option(help="Seed of the soak's faults; by default a new seed, printed.")] = None,
     streams: Streams = 8,
     tokens: Tokens = 200,
     as_json: Json = False,
@@ -57,11 +59,11 @@ def recovery(  # noqa: PLR0913, PLR0917 - one parameter per option
     """
     require_client("bench")
     if soak and fault is not Harm.EXCEPTION:
-        raise typer.BadParameter("a soak draws exceptions", param_hint="--fault")
+        raise typer.BadParameter("a soak injects exceptions only", param_hint="--fault")
     if soak and scenario:
-        raise typer.BadParameter("a soak draws its own faults", param_hint="--scenario")
+        raise typer.BadParameter("a soak draws its faults at random", param_hint="--scenario")
     if seed is not None and not soak:
-        raise typer.BadParameter("it draws a soak's faults: give --soak as well", param_hint="--seed")
+        raise typer.BadParameter("a seed requires --soak", param_hint="--seed")
     plain = dict.fromkeys(topology or [fault.usual_topology])
     topologies = tuple(replace(one, standby=kept) for one in plain for kept in standby or [Standby.NONE])
     drawn = (seed if seed is not None else random.randrange(1_000_000)) if soak else None
@@ -80,7 +82,7 @@ def _choose(topologies: Sequence[Topology], words: Sequence[str], harm: Harm) ->
 
 
 def _draw(topologies: Sequence[Topology], count: int, seed: int) -> Chosen:
-    say(f"drawing {count} faults per topology; again with --seed {seed}")
+    say(f"drawing {count} faults per topology; repeat them with --seed {seed}")
     return tuple((topology, random_scenarios(topology, count, seed)) for topology in topologies)
 
 

@@ -33,7 +33,9 @@ _METRIC_NAMES = {
 def recovery_report(document: RecoveryDocument, console: Console) -> None:
     """Print a table per topology, followed by the topology's summary."""
     if document.seed is not None:
-        console.print(f"Random faults drawn with --seed {document.seed}: the same seed draws the same.", markup=False)
+        console.print(
+            f"Random faults drawn with --seed {document.seed}; the same seed draws the same faults.", markup=False
+        )
     for figures in document.topologies:
         _report_topology(figures, console)
 
@@ -101,10 +103,10 @@ def _problems(figures: TopologyFigures) -> list[str]:
 
 def _summary(figures: TopologyFigures) -> list[str]:
     lines = [_in_words("the streams waited", figures.interruption), _without_a_fault(figures.fault_free_longest_gap)]
-    lines.append(_in_words("every rank stood still after", figures.paused))
+    lines.append(_in_words("every rank paused after", figures.paused))
     if figures.rebuild and figures.rebuild.max_s >= 0.001:  # with nothing to rebuild it takes a moment too
         lines.append(_in_words("collectives were rebuilt in", figures.rebuild))
-    lines.append(_in_words("another engine core served in place of a lost one after", figures.replaced))
+    lines.append(_in_words("the replacement of a lost engine core served after", figures.replaced))
     if figures.neighbours is not None:
         lines.append(_neighbours(figures.neighbours))
     if figures.restart is not None:

@@ -41,10 +41,10 @@ def chaos(  # noqa: PLR0913, PLR0917 - one parameter per option
     as_json: Annotated[bool, typer.Option("--json", help="Print the document as JSON instead.")] = False,
     output: Annotated[Path | None, typer.Option(help="Write the JSON document to this file as well.")] = None,
 ) -> None:
-    """Kill processes of a real vLLM server at random under constant load, and prove that no answer noticed."""
+    """Kill processes of a real vLLM server at random under constant load, and compare every answer."""
     require_client("chaos")
     drawn = seed if seed is not None else random.randrange(1_000_000)
-    say(f"victims are drawn with --seed {drawn}: the same seed draws the same")
+    say(f"victims are drawn with --seed {drawn}; the same seed draws the same victims")
     chosen = tuple(dict.fromkeys(kinds)) if kinds else tuple(ProcessKind)
     if standby is Standby.NONE:
         chosen = tuple(kind for kind in chosen if kind is not ProcessKind.STANDBY)

@@ -38,17 +38,19 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
 
 def classify(
     text: Annotated[
-        str, typer.Argument(help="What the error says, with or without its type: `ValueError: no such block`.")
+        str, typer.Argument(help="Text of the error, with or without its type: `ValueError: no such block`.")
     ] = "",
-    error_type: Annotated[str, typer.Option("--type", help="The exception's type, where the text does not say.")] = "",
+    error_type: Annotated[
+        str, typer.Option("--type", help="Type of the exception, when the text does not begin with the type.")
+    ] = "",
     exit_code: Annotated[
-        int | None, typer.Option(help="How a process ended; negative, or above 128: by a signal.")
+        int | None, typer.Option(help="Exit code of a process; negative, or above 128: ended by a signal.")
     ] = None,
-    signal: Annotated[str, typer.Option(help="The signal that ended a process: SIGKILL.")] = "",
-    fault_classes: Annotated[str, typer.Option(metavar="FILE", help="Rows of your own, as `serve` takes them.")] = "",
+    signal: Annotated[str, typer.Option(help="Signal that ended a process: SIGKILL.")] = "",
+    fault_classes: Annotated[str, typer.Option(metavar="FILE", help="Your own rows, as for `serve`.")] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Say of which class a fault is, and why. Without a fault: the whole table."""
+    """Show the class of a fault and the reason; without a fault, the whole table."""
     try:
         classifier = Classifier(parse_rows(read_rows(fault_classes)) if fault_classes else ())
         ended = _ended(exit_code, signal)
@@ -68,7 +70,7 @@ def _ended(exit_code: int | None, signal: str) -> int | None:
     if signal:
         name = signal.upper() if signal.upper().startswith("SIG") else f"SIG{signal.upper()}"
         if name not in SIGNAL_NUMBERS:
-            raise BadConfiguration(f"no signal is called {signal!r}", hint=", ".join(SIGNAL_NUMBERS))
+            raise BadConfiguration(f"unknown signal {signal!r}", hint=", ".join(SIGNAL_NUMBERS))
         return -SIGNAL_NUMBERS[name]
     known = set(SIGNAL_NUMBERS.values())
     if exit_code is not None and exit_code - _SIGNALLED in known:

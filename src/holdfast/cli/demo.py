@@ -72,21 +72,21 @@ class DemoOptions:
 
 def demo(  # noqa: PLR0913, PLR0917 - one parameter per option
     topology: OneTopology = None,
-    engine: Annotated[int | None, typer.Option(min=0, help="Engine to hurt; by default the last.")] = None,
-    rank: Annotated[int | None, typer.Option(min=0, help="Rank of it to hurt; by default the last.")] = None,
+    engine: Annotated[int | None, typer.Option(min=0, help="Engine of the fault; by default the last.")] = None,
+    rank: Annotated[int | None, typer.Option(min=0, help="Rank of the fault; by default the last.")] = None,
     streams: Annotated[int, typer.Option(min=1, max=16, help="Concurrent answers.")] = 8,
     tokens: Annotated[int, typer.Option(min=40, max=1500, help="Tokens per answer.")] = 400,
     phase: Annotated[
-        Phase | None, typer.Option(help="Where in a step it is hurt.", show_default="by the fault")
+        Phase | None, typer.Option(help="Where in a step the fault happens.", show_default="by the fault")
     ] = None,
-    fault: Annotated[Harm, typer.Option(help="What hurts it.")] = Harm.EXCEPTION,
-    standby: Annotated[bool, typer.Option(help="Keep a worker ready that has read the weights.")] = False,
+    fault: Annotated[Harm, typer.Option(help="The fault to inject.")] = Harm.EXCEPTION,
+    standby: Annotated[bool, typer.Option(help="Keep preloaded standby workers ready.")] = False,
 ) -> None:
     """Inject a fault into a real vLLM server during eight streaming answers, and compare every token afterwards."""
     require_client("demo")
     topology, phase = topology or fault.usual_topology, phase or fault.usual_phase
     if not fault.happens_at(phase):
-        raise typer.BadParameter(f"{phase} is no phase of {fault.victim}s: it hurts none", param_hint="--phase")
+        raise typer.BadParameter(f"{phase} is not a phase of a {fault.victim}", param_hint="--phase")
     engine_id, its_rank = choose_place(topology, engine, rank)
     injection = fault.injection(phase, engine_id, its_rank, passages(phase, tokens // 3))
     log = default_model_folder().parent / "logs" / f"demo-{topology.name}.log"
@@ -102,11 +102,11 @@ def _show(options: DemoOptions, view: View) -> int:
         view.say(f"The demo could not run: {error}")
         return EXIT_CANNOT_RUN
     except KeyboardInterrupt:
-        view.say("Stopped; the server has ended.")
+        view.say("Interrupted; the server has ended.")
         return EXIT_INTERRUPTED
     view.conclude(problems, options.streams, poison_requests=options.poison_requests)
     if problems:
-        view.say(f"The end of the server's log ({options.log}):\n{log_tail(options.log)}")
+        view.say(f"End of the server's log ({options.log}):\n{log_tail(options.log)}")
     return EXIT_BROKEN if problems else 0
 
 
@@ -133,7 +133,7 @@ def _perform(options: DemoOptions, view: View) -> list[str]:
 
 def _leftovers(server: Server) -> list[str]:
     orphans = server.orphans()
-    return [f"the server left processes behind: {orphans}"] if orphans else []
+    return [f"processes left behind by the server: {orphans}"] if orphans else []
 
 
 async def _stream_twice(options: DemoOptions, view: View, server: Server) -> RunResult:
@@ -142,7 +142,7 @@ async def _stream_twice(options: DemoOptions, view: View, server: Server) -> Run
         with view.waiting("streaming the answers once without a fault, as the reference"):
             reference = await run_reference(options.load(server), control)
         if options.standby:
-            with view.waiting("until the standby workers are ready"):
+            with view.waiting("waiting for the standby workers"):
                 await control.await_standbys()
         view.say(f"the same again, with {options.hurt} at {options.place} after {options.injection.after_steps} steps")
         load = options.load(server, hurt=True)

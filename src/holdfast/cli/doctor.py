@@ -46,11 +46,11 @@ class Report(msgspec.Struct, frozen=True):
 
 def doctor(
     as_json: AsJson = False,
-    port: Annotated[int, typer.Option(help="The port the server is to listen on.")] = _SERVER_PORT,
+    port: Annotated[int, typer.Option(help="Port of the server.")] = _SERVER_PORT,
     notify_port: Annotated[
-        int, typer.Option(help="The port faults are to be published on.")
+        int, typer.Option(help="Port for fault notifications.")
     ] = HoldfastConfig().external_fault_notify_port,
-    ranks: Annotated[int, typer.Option(help="How many workers are to run on this machine.")] = 1,
+    ranks: Annotated[int, typer.Option(help="Number of workers on this machine.")] = 1,
 ) -> None:
     """Check host, hooks, ports, and traps in the environment. Exit code 0 when a protected server can be served."""
     report = examine((port, notify_port), ranks)
@@ -78,12 +78,14 @@ def examine(ports: Iterable[int], ranks: int = 1) -> Report:
 def judge_host(distribution: str | None, version: str | None, *, overridden: bool) -> Finding:
     """Judge whether the host is installed and was ever tested."""
     if version is None:
-        return Finding(about="host", text="vLLM is not installed here", severity="problem", hint="install it beside us")
+        return Finding(
+            about="host", text="vLLM is not installed", severity="problem", hint="install vLLM beside Holdfast"
+        )
     known = ", ".join(SUPPORTED)
     if is_supported(version):
-        return Finding(about="host", text=f"{distribution} {version} (known: {known})", severity="fine")
-    text = f"{distribution} {version} was never tested with this Holdfast (known: {known})"
-    hint = f"install a known release, or accept the risk with {OVERRIDE}=1"
+        return Finding(about="host", text=f"{distribution} {version} (tested: {known})", severity="fine")
+    text = f"{distribution} {version} was never tested with this release of Holdfast (tested: {known})"
+    hint = f"install a tested release, or accept the risk with {OVERRIDE}=1"
     return Finding(about="host", text=text, severity="warning" if overridden else "problem", hint=hint)
 
 
@@ -91,13 +93,13 @@ def judge_plugin() -> Finding:
     """Judge whether the host will find and load Holdfast."""
     names = {point.name for point in metadata.entry_points(group="vllm.general_plugins")}
     if OURS not in names:
-        text = "the host cannot find holdfast among its plugins"
+        text = "the host does not find Holdfast among its plugins"
         return Finding(about="plugin", text=text, severity="problem", hint="install holdfast with pip")
     try:
         extended_allow_list(os.environ)
     except BadConfiguration as error:
         return Finding(about="plugin", text=error.message, severity="problem", hint=error.hint)
-    return Finding(about="plugin", text="the host will load it", severity="fine")
+    return Finding(about="plugin", text="the host will load Holdfast", severity="fine")
 
 
 def judge_hooks(inspected: Iterable[tuple[Touchpoint, str | None]]) -> Iterator[Finding]:
@@ -108,8 +110,8 @@ def judge_hooks(inspected: Iterable[tuple[Touchpoint, str | None]]) -> Iterator[
             holds += 1
         else:
             text = f"{touchpoint.label} {problem}"
-            yield Finding(about="hook", text=text, severity="problem", hint=f"it is needed for: {touchpoint.why}")
-    yield Finding(about="hooks", text=f"{holds} places of the host are as expected", severity="fine")
+            yield Finding(about="hook", text=text, severity="problem", hint=f"required for: {touchpoint.why}")
+    yield Finding(about="hooks", text=f"{holds} touchpoints of the host are as expected", severity="fine")
 
 
 def judge_port(port: int) -> Finding:
@@ -120,7 +122,7 @@ def judge_port(port: int) -> Finding:
             probe.bind(("127.0.0.1", port))
         except OSError as error:
             text = f"port {port} " + ("is in use" if error.errno == errno.EADDRINUSE else f"cannot be bound: {error}")
-            return Finding(about="port", text=text, severity="problem", hint="choose another one")
+            return Finding(about="port", text=text, severity="problem", hint="choose another port")
     return Finding(about="port", text=f"port {port} is free", severity="fine")
 
 

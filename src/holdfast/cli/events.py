@@ -25,7 +25,7 @@ Fetch = Callable[[int], EventsPage]
 
 def events(
     after: Annotated[int, typer.Option(min=0, help="Only events with a greater sequence number.")] = 0,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until interrupted.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Continue until interrupted.")] = False,
     url: Url = DEFAULT_URL,
     api_key: ApiKey = "",
     as_json: AsJson = False,

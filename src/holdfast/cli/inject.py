@@ -17,19 +17,19 @@ _CONFIRM_TIMEOUT_S = 30.0
 
 
 def inject(  # noqa: PLR0913, PLR0917 - one parameter per option
-    phase: Annotated[Phase, typer.Option(help="Where in a step it happens.")],
-    engine: Annotated[int, typer.Option(help="Engine to hurt.")] = 0,
-    rank: Annotated[int, typer.Option(help="Rank to hurt, for phases in a worker.")] = 0,
-    kind: Annotated[FaultKind, typer.Option(help="What happens there.")] = FaultKind.RAISE,
-    after_steps: Annotated[int, typer.Option(help="Steps to let pass first.")] = 0,
-    times: Annotated[int, typer.Option(help="How many passages in a row raise.")] = 1,
+    phase: Annotated[Phase, typer.Option(help="Where in a step the fault happens.")],
+    engine: Annotated[int, typer.Option(help="Engine of the fault.")] = 0,
+    rank: Annotated[int, typer.Option(help="Rank of the fault, for phases of a worker.")] = 0,
+    kind: Annotated[FaultKind, typer.Option(help="Kind of the fault.")] = FaultKind.RAISE,
+    after_steps: Annotated[int, typer.Option(help="Passages of the phase to let go by first.")] = 0,
+    times: Annotated[int, typer.Option(help="Number of passages in a row that fail.")] = 1,
     request_index: Annotated[
         int, typer.Option(help="For output-request and nan: which request of the batch; nan: 0 is all.")
     ] = 1,
-    message: Annotated[str, typer.Option(help="What the exception says.")] = "injected fault",
-    seconds: Annotated[float, typer.Option(help="For slow: how much longer it takes.")] = 0.5,
-    request: Annotated[str, typer.Option(help="Only in steps of a request with this in its id.")] = "",
-    together: Annotated[int, typer.Option(help="How many such requests a step must have.")] = 1,
+    message: Annotated[str, typer.Option(help="Text of the exception.")] = "injected fault",
+    seconds: Annotated[float, typer.Option(help="For slow: delay in seconds.")] = 0.5,
+    request: Annotated[str, typer.Option(help="Only in steps of a request with this text in its id.")] = "",
+    together: Annotated[int, typer.Option(help="Number of such requests that a step needs.")] = 1,
     url: Url = DEFAULT_URL,
     api_key: ApiKey = "",
 ) -> None:

@@ -32,14 +32,14 @@ class _Command:
 _COMMANDS = (
     _Command("serve", "Serve a model with vLLM, protected: takes every flag of `vllm serve`.", raw=True),
     _Command("status", "Show the state of a running server's engines."),
-    _Command("apply", "Give a running server an instruction."),
-    _Command("events", "Show what happened on a running server."),
+    _Command("apply", "Send a command to a running server."),
+    _Command("events", "Show the events of a running server."),
     _Command("inject", "Inject a fault into a server that was started with --enable-fault-injection."),
-    _Command("doctor", "Say what was found: host, hooks, ports, traps in the environment."),
-    _Command("classify", "Say of which class a fault is, and why: an error's text, an exit code, or the whole table."),
-    _Command("demo", "Watch a real server get hurt and carry on."),
+    _Command("doctor", "Check the host, the hooks, the ports and the environment."),
+    _Command("classify", "Show the class of a fault and the reason: of a text, an exit code, or the whole table."),
+    _Command("demo", "Inject a fault into a real server during eight answers and compare every token."),
     _Command("bench", "Measure recovery and overhead."),
-    _Command("chaos", "Kill processes of a real server at random under load, and prove that nothing was lost."),
+    _Command("chaos", "Kill processes of a real server at random under load and compare every answer."),
 )
 
 # Everything after the subcommand's name, --help included, is for the subcommand itself.
@@ -47,7 +47,7 @@ _PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "allow_int
 
 app = typer.Typer(
     name="holdfast",
-    help="Keeps a vLLM server serving through faults.",
+    help="Keep a vLLM server serving through faults.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -91,7 +91,7 @@ def _load(command: _Command) -> Any:
     try:
         module = importlib.import_module(command.module)
     except ModuleNotFoundError as error:
-        typer.echo(f"holdfast {command.name} cannot run: there is no module {error.name!r} here", err=True)
+        typer.echo(f"holdfast {command.name} cannot run: module {error.name!r} is not installed", err=True)
         raise typer.Exit(2) from None
     return getattr(module, command.name, None) or module.app
 

@@ -37,7 +37,7 @@ def measured(command: str, measure: Callable[[], Measured]) -> Measured:
             typer.echo(f"holdfast {command}: {error}", err=True)
             raise typer.Exit(EXIT_CANNOT_RUN) from None
         except KeyboardInterrupt:
-            typer.echo(f"holdfast {command}: stopped; what it had started has ended", err=True)
+            typer.echo(f"holdfast {command}: interrupted; every started server has ended", err=True)
             raise typer.Exit(EXIT_INTERRUPTED) from None
 
 

@@ -17,7 +17,7 @@ def parse_topology(name: str) -> Topology:
     try:
         return topology_named(name)
     except KeyError:
-        raise typer.BadParameter(f"{name!r} is none of {NAMES}") from None
+        raise typer.BadParameter(f"unknown topology {name!r}; known: {NAMES}") from None
 
 
 def _parse(name: str | Topology) -> Topology:
@@ -26,7 +26,7 @@ def _parse(name: str | Topology) -> Topology:
 
 OneTopology = Annotated[
     Topology | None,
-    typer.Option("--topology", parser=_parse, metavar="NAME", show_default="what shows best", help=_HELP),
+    typer.Option("--topology", parser=_parse, metavar="NAME", show_default="by the fault", help=_HELP),
 ]
 Topologies = Annotated[
     list[Topology] | None,
@@ -41,7 +41,7 @@ def choose_place(topology: Topology, engine_id: int | None, rank: int | None) ->
     if (engine_id, rank) not in topology.places:
         raise typer.BadParameter(
             f"{topology.name} has engines 0 to {topology.engines - 1}, "
-            f"and in each the ranks 0 to {topology.ranks_per_engine - 1}",
+            f"each with ranks 0 to {topology.ranks_per_engine - 1}",
             param_hint="--engine, --rank",
         )
     return engine_id, rank

@@ -61,7 +61,7 @@ def thread_binding_trap(found: Surroundings) -> Iterator[Finding]:
     if found.host_is_for_cpus and binding == "auto" and found.cores <= found.ranks:
         yield _warning(
             "thread binding",
-            f"{found.ranks} rank(s) on {found.cores} core(s): binding threads to cores will refuse to start",
+            f"{found.ranks} rank(s) on {found.cores} core(s): binding threads to cores refuses to start",
             "set VLLM_CPU_OMP_THREADS_BIND=nobind",
         )
 
@@ -72,8 +72,8 @@ def allow_list_trap(found: Surroundings) -> Iterator[Finding]:
     if allowed is not None and "holdfast" not in allowed.split(","):  # the host strips no spaces either
         yield _warning(
             "VLLM_PLUGINS",
-            f"VLLM_PLUGINS={allowed!r} leaves holdfast out: plain `vllm serve` would not be protected",
-            "add holdfast to it; `holdfast serve` does that by itself",
+            f"VLLM_PLUGINS={allowed!r} leaves Holdfast out: plain `vllm serve` would be unprotected",
+            "add holdfast to the list; `holdfast serve` does so itself",
         )
 
 
@@ -82,8 +82,8 @@ def in_process_engine_trap(found: Surroundings) -> Iterator[Finding]:
     if found.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING") == "0":
         yield _warning(
             "VLLM_ENABLE_V1_MULTIPROCESSING",
-            "VLLM_ENABLE_V1_MULTIPROCESSING=0 keeps the engine of `vllm.LLM` in its caller's process, unprotected",
-            "unset it",
+            "VLLM_ENABLE_V1_MULTIPROCESSING=0 runs the engine of `vllm.LLM` in the caller's process, unprotected",
+            "unset the variable",
         )
 
 
@@ -92,8 +92,8 @@ def keep_alive_trap(found: Surroundings) -> Iterator[Finding]:
     if found.environ.get("VLLM_KEEP_ALIVE_ON_ENGINE_DEATH", "0") not in ("", "0"):
         yield _warning(
             "VLLM_KEEP_ALIVE_ON_ENGINE_DEATH",
-            "VLLM_KEEP_ALIVE_ON_ENGINE_DEATH keeps a defeated server from exiting, so nothing restarts it",
-            "unset it",
+            "VLLM_KEEP_ALIVE_ON_ENGINE_DEATH keeps a defeated server running, so no supervisor restarts it",
+            "unset the variable",
         )
 
 
@@ -103,8 +103,8 @@ def socket_path_trap(found: Surroundings) -> Iterator[Finding]:
     if length_bytes > MAX_SOCKET_PATH_BYTES:
         yield Finding(
             about="socket paths",
-            text=f"the folder for temporary files makes socket paths of {length_bytes} bytes, "
-            f"{MAX_SOCKET_PATH_BYTES} are possible: {found.temporary_folder}",
+            text=f"socket paths in the temporary folder have {length_bytes} bytes, the limit is "
+            f"{MAX_SOCKET_PATH_BYTES}: {found.temporary_folder}",
             severity="problem",
             hint="set TMPDIR to a shorter path",
         )

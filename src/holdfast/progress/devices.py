@@ -77,7 +77,7 @@ class DeviceHealth:
             return answers.get(timeout=ANSWER_S)
         except queue.Empty:
             self._is_silent = True
-            logger.warning("the driver of the devices did not answer within %g s; it is not asked again", ANSWER_S)
+            logger.warning("device driver did not answer within %g s; no further questions are asked", ANSWER_S)
             return None
 
     # ---- on a thread that may never come back

@@ -23,11 +23,11 @@ def oom_kills(root: Path = Path("/")) -> dict[str, int]:
 def why_killed(before: Mapping[str, int], after: Mapping[str, int]) -> str:
     """Interpret two counts around the death of a process by SIGKILL."""
     if not after:
-        return "perhaps by the kernel because memory ran out: its count of such kills cannot be read here"
+        return "perhaps by the kernel because memory ran out: the kernel's count of such kills is not readable"
     for where, count in after.items():
         if (kills := count - before.get(where, count)) > 0:
-            return f"by the kernel, most likely: memory ran out {where}, {kills} killed meanwhile"
-    return "not because memory ran out: the kernel counts no such kill"
+            return f"most likely by the kernel: memory ran out {where}, {kills} processes killed meanwhile"
+    return "not because memory ran out: the kernel counted no such kill"
 
 
 def _of_cgroup(root: Path) -> tuple[Path, ...]:

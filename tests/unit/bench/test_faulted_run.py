@@ -43,7 +43,7 @@ def test_what_only_takes_longer_is_to_be_taken_for_no_fault() -> None:
     run = load_with(answer([1, 2, 3, 4], gap_s=0.5))
     assert judge([answer([1, 2, 3, 4])], run, [], [], is_fault=False).problems == ()
     accused = judge([answer([1, 2, 3, 4])], run, incident(0.6, 0.7), [], is_fault=False)
-    assert accused.problems == ("taken for a fault: fault-reported",)
+    assert accused.problems == ("no fault, but reported: fault-reported",)
 
 
 def test_what_was_wrong_before_stays_wrong() -> None:
@@ -158,9 +158,9 @@ def test_a_request_that_makes_the_server_fail_ends_alone() -> None:
 @pytest.mark.parametrize(
     ("tokens", "error", "events", "problem"),
     [
-        (TOKENS, None, FOUND, "two: it makes the server fail, and was told nothing"),
-        ([1, 2], "no end within 180 s", FOUND, "two: it makes the server fail, and was told no end within 180 s"),
-        ([1, 9], "incident 7f", FOUND, "two: before it was ended, its tokens differ"),
+        (TOKENS, None, FOUND, "two: poison request, but its client was told nothing"),
+        ([1, 2], "no end within 180 s", FOUND, "two: poison request, but its client was told no end within 180 s"),
+        ([1, 9], "incident 7f", FOUND, "two: tokens differ before the end of the request"),
         ([1, 2], "incident 7f", [*FOUND, event("request-ended", 0.04, incident="8a")], "2 requests were reported as"),
     ],
     ids=["finished", "another error", "other tokens", "an innocent one as well"],

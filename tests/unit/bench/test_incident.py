@@ -90,7 +90,7 @@ def test_the_rank_and_the_phase_that_failed_are_told() -> None:
     at_rank = InjectionSpec(phase=Phase.FORWARD, engine_id=1, rank=1)
     assert misreported([fault(1.0, 1, 1)], at_rank) == []
     [problem] = misreported([fault(1.0, 1, 0)], at_rank)
-    assert problem == "the cause was reported as engine 1 rank 0 at forward, it was engine 1 rank 1 at forward"
+    assert problem == "the root cause was reported as engine 1 rank 0 at forward, but was engine 1 rank 1 at forward"
 
 
 def test_a_fault_of_an_engine_core_has_no_rank() -> None:
@@ -105,7 +105,7 @@ def test_a_fault_of_an_engine_core_has_no_rank() -> None:
     [
         ({0}, {0}, []),
         ({0, 1}, {0, 1}, []),
-        ({0, 1}, {0}, ["engine 1 paused without sharing a collective with it"]),
+        ({0, 1}, {0}, ["engine 1 paused without sharing a collective with the faulty engine"]),
         ({0}, {0, 1}, ["engine 1 of the lockstep group did not pause"]),
     ],
 )

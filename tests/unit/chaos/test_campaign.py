@@ -131,7 +131,7 @@ def test_what_does_not_heal_ends_the_run_and_is_told(monkeypatch: pytest.MonkeyP
     asyncio.run(run.run())
     assert len(run.kills) == 1
     assert run.kills[0].healed_s is None
-    assert run.problems[0] == "not well in time: missing: 1 worker"
+    assert run.problems[0] == "not healthy in time: missing: 1 worker"
 
 
 def test_a_changed_answer_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,8 +145,8 @@ def test_a_changed_answer_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("world", "kinds", "said"),
     [
-        (World(answers=iter([1, 2, 1])), (K.WORKER,), "answers differ from run to run"),
-        (World(), (K.COORDINATOR,), "no process of the kinds"),
+        (World(answers=iter([1, 2, 1])), (K.WORKER,), "answers differ between fault-free runs"),
+        (World(), (K.COORDINATOR,), "no process of the chosen kinds"),
     ],
 )
 def test_a_run_that_could_prove_nothing_does_not_begin(

@@ -56,7 +56,7 @@ def test_what_it_was_told_before_must_be_right() -> None:
     """A wrong token is no broken connection."""
     tally = tally_of(answer([1, 9], error="peer closed connection"), kills=(killed(),))
     assert (tally.wrong, tally.severed) == (1, 1)
-    assert tally.problems == ["one: wrong before its connection ended"]
+    assert tally.problems == ["one: wrong tokens before the end of its connection"]
 
 
 @pytest.mark.parametrize(

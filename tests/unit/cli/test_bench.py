@@ -263,10 +263,10 @@ def test_a_soak_draws_so_many_faults_and_prints_its_seed(monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--topology", "tp3"), "none of one, tp2, pp2, dp2, moe, moe-ep"),
-        (("--soak", "3", "--scenario", "forward"), "a soak draws its own faults"),
-        (("--seed", "3"), "give --soak as well"),
-        (("--soak", "3", "--fault", "kill-worker"), "a soak draws exceptions"),
+        (("--topology", "tp3"), "known: one, tp2, pp2, dp2, moe, moe-ep"),
+        (("--soak", "3", "--scenario", "forward"), "a soak draws its faults at random"),
+        (("--seed", "3"), "a seed requires --soak"),
+        (("--soak", "3", "--fault", "kill-worker"), "a soak injects exceptions only"),
     ],
 )
 def test_what_cannot_be_asked_is_exit_2(arguments: tuple[str, ...], said: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -302,7 +302,7 @@ def test_a_table_of_kills_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "times shorter than a restart: 22 (to reach: 15)" in result.stdout
     lost = msgspec.structs.replace(run(0.1), harm=Harm.KILL_ENGINE, replaced_s=21.0)
     result = invoke(monkeypatch, "recovery", recovery_document(figures(lost, topology=DP2)))
-    assert "another engine core served in place of a lost one after 21.0 s in the median" in result.stdout
+    assert "the replacement of a lost engine core served after 21.0 s in the median" in result.stdout
 
 
 def test_of_a_poison_its_faults_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:

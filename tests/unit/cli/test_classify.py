@@ -59,7 +59,7 @@ def test_without_a_fault_the_whole_table_is_shown_own_rows_first(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--signal", "SIGFOO"], "no signal is called"),
+        (["--signal", "SIGFOO"], "unknown signal"),
         (["--fault-classes", "[3]"], "row 1 (3): not an object"),
         (["--fault-classes", "/there/is/no/such/file"], "cannot be read"),
         (["--fault-classes", "[{"], "cannot be read"),

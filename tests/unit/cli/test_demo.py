@@ -169,9 +169,7 @@ def test_results_stand_beside_the_restart() -> None:
     text = shown(cost_table(run, restart))
     assert "20.0 s" in text
     assert "400 times shorter" in text
-    assert "every rank stood still after 4 ms, collectives rebuilt in 210 ms" in " ".join(
-        text.replace("│", " ").split()
-    )
+    assert "every rank paused after 4 ms, collectives rebuilt in 210 ms" in " ".join(text.replace("│", " ").split())
 
 
 def test_what_the_other_engines_answers_felt_stands_beside_it() -> None:
@@ -214,7 +212,7 @@ def test_the_last_rank_is_hurt_unless_another_is_named() -> None:
     """One that does not exist is a usage error."""
     assert choose_place(TP2, None, None) == (0, 1)
     assert choose_place(MOE_EP, 0, None) == (0, 0)
-    with pytest.raises(BadParameter, match="tp2 has engines 0 to 0, and in each the ranks 0 to 1"):
+    with pytest.raises(BadParameter, match="tp2 has engines 0 to 0, each with ranks 0 to 1"):
         choose_place(TP2, 1, None)
 
 
@@ -274,4 +272,4 @@ def test_ctrl_c_is_exit_130(options: DemoOptions, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(demo_command, "_perform", interrupt)
     plain, out = view()
     assert _show(options, plain) == 130
-    assert "Stopped" in out.getvalue()
+    assert "Interrupted" in out.getvalue()

@@ -37,5 +37,5 @@ def refuse_unknown_host(*, allowed: bool = False) -> str:
         return version
     raise UnsupportedHost(
         f"vLLM {version} was never tested with this Holdfast (known: {', '.join(SUPPORTED)})",
-        hint=f"install a known release, or accept the risk with --allow-unknown-host or {OVERRIDE}=1",
+        hint=f"install a tested release, or accept the risk with --allow-unknown-host or {OVERRIDE}=1",
     )
