@@ -14,6 +14,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .PHONY: help setup demo test test-servers test-matrix check contract-wheels bench figures settings constraints clean
 .PHONY: check-tests check-ruff check-format check-mypy check-imports
+.PHONY: format mutate hops release-check
 
 BIN := .venv/bin
 export HOLDFAST_HOST
@@ -67,6 +68,20 @@ check-mypy:
 check-imports:
 	$(BIN)/lint-imports --no-logo
 
+format: setup ## put imports and layout in order
+	$(BIN)/ruff check --fix --select I .
+	$(BIN)/ruff format .
+
+mutate: setup ## mutation tests of the pure core; resumes where it stopped
+	$(BIN)/python scripts/mutate $(MUTATE_ARGS)
+
+hops: setup ## count the source files that an exception, and a killed engine core, cross on a real server
+	$(BIN)/python scripts/hops --fault exception
+	$(BIN)/python scripts/hops --fault kill-engine
+
+release-check: setup ## build the wheel, install it into a clean environment, and try it there
+	$(BIN)/python -m pytest -q tests/e2e/test_release.py
+
 contract-wheels: setup ## check every hook against the sources of each supported release of the host
 	$(BIN)/python scripts/host-sources
 	$(BIN)/python -m pytest -q tests/contract/test_touchpoints_wheels.py $(PYTEST_ARGS)
@@ -88,6 +103,6 @@ constraints: setup ## pin what is installed now
 	$(BIN)/python -m pip freeze --exclude-editable | grep -vE '^(torch|vllm)|@' > constraints.txt
 
 clean: ## remove everything that was made, the environment too
-	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist
+	rm -rf .venv .cache mutants .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist
 	find . -name __pycache__ -prune -exec rm -rf {} +
 	rm -rf src/*.egg-info
