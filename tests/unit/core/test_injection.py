@@ -1,4 +1,4 @@
-"""A trap counts passages and goes off when it is time."""
+"""An armed fault counts passages and goes off when it is time."""
 
 import msgspec
 import pytest
@@ -6,15 +6,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from holdfast.core.faults.faults import Phase
-from holdfast.core.faults.injection import MAX_TIMES, InjectionSpec, Trap
+from holdfast.core.faults.injection import MAX_TIMES, ArmedFault, InjectionSpec
 
 
 @given(after=st.integers(0, 20), times=st.integers(1, 20), passages=st.integers(0, 60))
 def test_a_trap_skips_its_steps_then_goes_off_so_many_times_in_a_row(after, times, passages):
-    trap = Trap(InjectionSpec(phase=Phase.FORWARD, after_steps=after, times=times))
-    went_off = [trap.passes() for _ in range(passages)]
+    fault = ArmedFault(InjectionSpec(phase=Phase.FORWARD, after_steps=after, times=times))
+    went_off = [fault.is_due() for _ in range(passages)]
     assert went_off == [after <= i < after + times for i in range(passages)]
-    assert trap.spent == (passages >= after + times)
+    assert fault.spent == (passages >= after + times)
 
 
 @pytest.mark.parametrize(
@@ -50,5 +50,5 @@ def test_a_specification_is_from_a_closed_list_and_bounded(wrong):
     ],
 )
 def test_a_trap_of_a_request_goes_off_in_its_steps_only(batch, together, goes_off):
-    trap = Trap(InjectionSpec(phase=Phase.FORWARD, request="bad", together=together))
-    assert trap.passes(batch) is goes_off
+    fault = ArmedFault(InjectionSpec(phase=Phase.FORWARD, request="bad", together=together))
+    assert fault.is_due(batch) is goes_off

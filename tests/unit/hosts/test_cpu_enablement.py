@@ -18,9 +18,12 @@ from torch import Tensor  # noqa: E402
 
 from holdfast.hosts.vllm.cpu import enablement  # noqa: E402
 from holdfast.hosts.vllm.cpu.collectives import all_gatherv, reduce_scatterv  # noqa: E402
-from holdfast.hosts.vllm.cpu.experts import apply_to_local_experts, local_routing  # noqa: E402
-from holdfast.hosts.vllm.cpu.pipeline import with_receive_buffers  # noqa: E402
-from holdfast.hosts.vllm.cpu.sampling import sparing_generators  # noqa: E402
+from holdfast.hosts.vllm.cpu.model_execution import (  # noqa: E402
+    apply_to_local_experts,
+    local_routing,
+    sparing_generators,
+    with_receive_buffers,
+)
 
 SIZES = [3, 1]
 Ranks = Callable[[Callable[[Any], Any]], list[Any]]

@@ -12,16 +12,16 @@ import pytest
 from holdfast.core.faults.classification import default_classifier, fault_of
 from holdfast.core.faults.faults import FaultClass, Phase
 from holdfast.core.faults.injection import FaultKind, InjectedFault, InjectionSpec, UncontainedFault
-from holdfast.hosts.vllm.injection.effects import happen
+from holdfast.hosts.vllm.injection.effects import trigger
 from holdfast.progress import look_at
 
 VICTIM = """
 import sys
 from holdfast.core.faults.faults import Phase
 from holdfast.core.faults.injection import FaultKind, InjectionSpec
-from holdfast.hosts.vllm.injection.effects import happen
+from holdfast.hosts.vllm.injection.effects import trigger
 print("about to", flush=True)
-happen(InjectionSpec(phase=Phase.FORWARD, kind=FaultKind(sys.argv[1])))
+trigger(InjectionSpec(phase=Phase.FORWARD, kind=FaultKind(sys.argv[1])))
 """
 
 
@@ -58,13 +58,13 @@ def test_a_killed_process_is_gone() -> None:
 
 def test_what_raises_says_where() -> None:
     with pytest.raises(InjectedFault) as raised:
-        happen(InjectionSpec(phase=Phase.FORWARD, message="here"))
+        trigger(InjectionSpec(phase=Phase.FORWARD, message="here"))
     assert raised.value.phase is Phase.FORWARD
 
 
 def test_a_crash_is_an_exception_that_nothing_may_contain() -> None:
     with pytest.raises(UncontainedFault):
-        happen(InjectionSpec(phase=Phase.SCHEDULE_END, kind=FaultKind.CRASH))
+        trigger(InjectionSpec(phase=Phase.SCHEDULE_END, kind=FaultKind.CRASH))
 
 
 def test_only_an_engine_core_can_crash() -> None:
@@ -74,14 +74,14 @@ def test_only_an_engine_core_can_crash() -> None:
 
 def test_what_is_slow_goes_on_after_its_time() -> None:
     began = time.monotonic()
-    happen(InjectionSpec(phase=Phase.FORWARD, kind=FaultKind.SLOW, seconds=0.05))
+    trigger(InjectionSpec(phase=Phase.FORWARD, kind=FaultKind.SLOW, seconds=0.05))
     assert time.monotonic() - began >= 0.05
 
 
 @pytest.mark.host
 def test_a_device_without_memory_raises_what_torch_raises_and_is_of_its_class() -> None:
     with pytest.raises(RuntimeError) as raised:
-        happen(InjectionSpec(phase=Phase.FORWARD, kind=FaultKind.OOM))
+        trigger(InjectionSpec(phase=Phase.FORWARD, kind=FaultKind.OOM))
     fault = fault_of(raised.value, default_classifier(), engine_id=0)
     assert (fault.error_type, fault.fault_class) == ("OutOfMemoryError", FaultClass.TRANSIENT)
     assert getattr(raised.value, "phase", None) is Phase.FORWARD

@@ -7,7 +7,7 @@ import pytest
 from holdfast.core.errors import NonFiniteLogits
 from holdfast.core.faults.faults import Phase
 from holdfast.core.faults.injection import FaultKind, InjectionSpec
-from holdfast.hosts.vllm.injection.points import Traps, arm_logits
+from holdfast.hosts.vllm.injection.points import ArmedFaults, arm_logits
 from holdfast.hosts.vllm.worker.logits_check import NonFiniteLogitsDetector, flag_rows
 
 torch = pytest.importorskip("torch", reason="torch is not installed here")
@@ -148,9 +148,9 @@ def nan(**about):
     [(1, [True, False, False]), (3, [False, False, True]), (9, [False, False, True]), (0, [True, True, True])],
 )
 def test_the_logits_of_a_request_or_of_all_are_spoilt_in_one_step(request_index, spoilt):
-    runner, traps = Runner(), Traps()
-    arm_logits(traps, runner)
-    traps.arm(nan(after_steps=1, request_index=request_index))
+    runner, faults = Runner(), ArmedFaults()
+    arm_logits(faults, runner)
+    faults.arm(nan(after_steps=1, request_index=request_index))
     computed = []
     for _ in range(3):
         runner.logits = torch.zeros(3, 4)
@@ -159,10 +159,10 @@ def test_the_logits_of_a_request_or_of_all_are_spoilt_in_one_step(request_index,
 
 
 def test_spoilt_logits_raise_nowhere_else():
-    traps = Traps()
-    traps.arm(nan())
-    traps.passes(Phase.FORWARD)
-    assert traps.spoils()
+    faults = ArmedFaults()
+    faults.arm(nan())
+    faults.reach(Phase.FORWARD)
+    assert faults.due_for_logits()
 
 
 def test_only_the_forward_pass_has_logits_to_spoil():

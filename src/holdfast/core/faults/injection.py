@@ -73,8 +73,8 @@ class InjectionSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         return self.kind in (FaultKind.KILL, FaultKind.CRASH) and not self.phase.in_worker
 
 
-class Trap:
-    """Counts passages of one armed fault. Call `passes` at its phase; raises when it is time."""
+class ArmedFault:
+    """An armed fault, which counts the passages of its phase."""
 
     def __init__(self, spec: InjectionSpec) -> None:
         self.spec = spec
@@ -85,8 +85,8 @@ class Trap:
     def spent(self) -> bool:
         return self._left == 0
 
-    def passes(self, batch: Collection[str] = ()) -> bool:
-        """One passage, in a step of these requests; true when the fault is to be raised now."""
+    def is_due(self, batch: Collection[str] = ()) -> bool:
+        """Count a passage in a step with the requests `batch`; return True when the fault is to happen now."""
         if self.spent or not self._concerns(batch):
             return False
         if self._to_skip > 0:
@@ -101,7 +101,7 @@ class Trap:
 
 
 class InjectedFault(RuntimeError):
-    """The exception that an armed trap raises; it knows its phase, and what was to happen."""
+    """The exception of an injected fault, with the phase and the kind of the fault."""
 
     def __init__(self, spec: InjectionSpec) -> None:
         super().__init__(spec.message)

@@ -22,7 +22,7 @@ from holdfast.hosts.fake.model import KVMemory
 from holdfast.hosts.fake.ranks import COLLECTIVE_S, RankThreads
 from holdfast.hosts.fake.requests import FakeRequests
 from holdfast.hosts.fake.scheduler import FakeRequest, FakeScheduler
-from holdfast.hosts.fake.worker import REBUILD_S, FakeWorker, LockstepGroup, Part, Reply, Traps, WorkerFailed
+from holdfast.hosts.fake.worker import REBUILD_S, ArmedFaults, FakeWorker, LockstepGroup, Part, Reply, WorkerFailed
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class FakeEngineCore:
         self.devices = None
         self.compiles_in_steps = False
         self._data_parallel = data_parallel
-        self._traps = Traps()
+        self._faults = ArmedFaults()
         self._interrupted = False
         self._clients_gone: deque[int] = deque()  # their requests are dropped at the next step boundary
         self._steps: deque[tuple[list[Part], Reply]] = deque()
@@ -134,7 +134,7 @@ class FakeEngineCore:
                 self._scheduler.finish(request.request_id)
 
     def _turn(self) -> bool:
-        self._traps.pass_by(Phase.SCHEDULE_START)
+        self._faults.reach(Phase.SCHEDULE_START)
         if len(self._steps) < self._options.steps_in_flight and self._submit():
             return True
         if not self._steps:
@@ -147,7 +147,7 @@ class FakeEngineCore:
         """Engine cores in lockstep go on as long as one of them has something to do."""
         if self._data_parallel is None:
             return busy
-        self._traps.pass_by(Phase.DP_SYNC)
+        self._faults.reach(Phase.DP_SYNC)
         return self._data_parallel.all_reduce(float(busy), COLLECTIVE_S) > 0
 
     def _submit(self) -> bool:
@@ -155,19 +155,19 @@ class FakeEngineCore:
         parts = self._scheduler.schedule()
         if not parts:
             return False
-        self._traps.pass_by(Phase.SCHEDULE_END)
+        self._faults.reach(Phase.SCHEDULE_END)
         self._steps.append((parts, self.ranks.execute(parts)))
         return len(self._steps) < self._options.steps_in_flight
 
     def _process(self, parts: Sequence[Part], sampled: dict[str, int]) -> None:
-        self._traps.pass_by(Phase.OUTPUT_START)
+        self._faults.reach(Phase.OUTPUT_START)
         for index, part in enumerate(parts):
-            self._traps.pass_by(Phase.OUTPUT_REQUEST, index)
+            self._faults.reach(Phase.OUTPUT_REQUEST, index)
             token = sampled.get(part.request_id)
             if self._scheduler.processed(part, token) and token is not None:
                 self._processed.append(OutputToken(part.request_id, token))
         self._scheduler.step_processed()
-        self._traps.pass_by(Phase.OUTPUT_END)
+        self._faults.reach(Phase.OUTPUT_END)
         self._send()
 
     def _send(self) -> int:
@@ -208,7 +208,7 @@ class FakeEngineCore:
         return any(worker.gone for worker in self.workers)
 
     def arm(self, spec: InjectionSpec) -> None:
-        self._traps.arm(spec)
+        self._faults.arm(spec)
 
     def drop_requests_of(self, client_index: int) -> None:
         self._clients_gone.append(client_index)
@@ -226,7 +226,7 @@ class FakeEngineCore:
         self._interrupted = False
         stale = len(self._steps)
         self._steps.clear()
-        self._traps.pass_by(Phase.RECOVERY)
+        self._faults.reach(Phase.RECOVERY)
         salvaged = self._send()
         replaced = self._replace(replace)
         report = self._scheduler.rewind(
@@ -235,7 +235,7 @@ class FakeEngineCore:
         self.ranks.restore(epoch, {i: r.tokens for i, r in self._scheduler.requests.items()}, rendezvous)
         if self._data_parallel is not None and rendezvous is not None:
             self._data_parallel.rebuild(rendezvous, REBUILD_S)
-        self._traps.pass_by(Phase.RESUME)
+        self._faults.reach(Phase.RESUME)
         return msgspec.structs.replace(
             report, stale_replies=stale, salvaged_outputs=salvaged, replaced_ranks=tuple(replaced)
         )

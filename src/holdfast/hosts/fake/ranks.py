@@ -64,10 +64,10 @@ def _step(worker: FakeWorker, parts: Sequence[Part]) -> dict[str, int]:
 
 def _phases(worker: FakeWorker, parts: Sequence[Part]) -> dict[str, int]:
     assert worker.communicators is not None
-    worker.traps.pass_by(Phase.STEP_START)
+    worker.faults.reach(Phase.STEP_START)
     attended = worker.communicators.all_gather(worker.forward(parts), COLLECTIVE_S)
-    worker.traps.pass_by(Phase.STEP_END)
-    worker.traps.pass_by(Phase.SAMPLE_START)
+    worker.faults.reach(Phase.STEP_END)
+    worker.faults.reach(Phase.SAMPLE_START)
     # Of ranks that are not in the same step the shapes may differ: memory is read all the same.
     sampled = {
         part.request_id: sample(rank[index % len(rank)] for rank in attended)
@@ -76,7 +76,7 @@ def _phases(worker: FakeWorker, parts: Sequence[Part]) -> dict[str, int]:
     }
     for request_id, token in sampled.items():
         worker.tokens[request_id].append(token)
-    worker.traps.pass_by(Phase.SAMPLE_END)
+    worker.faults.reach(Phase.SAMPLE_END)
     return sampled
 
 

@@ -13,7 +13,7 @@ from typing import TypeVar
 from holdfast.core.errors import NonFiniteLogits, RankFenced
 from holdfast.core.faults.classification import default_classifier, fault_of
 from holdfast.core.faults.faults import Phase
-from holdfast.core.faults.injection import FaultKind, InjectedFault, InjectionSpec, Trap
+from holdfast.core.faults.injection import ArmedFault, FaultKind, InjectedFault, InjectionSpec
 from holdfast.core.ports import FaultReporter
 from holdfast.core.protocol.rendezvous import Rendezvous
 from holdfast.hosts.fake.communicators import FakeCommunicators
@@ -42,25 +42,25 @@ class Part:
     history: tuple[int, ...] | None = None  # of a request that the workers do not know yet
 
 
-class Traps:
-    """Armed faults; `pass_by` raises when one goes off."""
+class ArmedFaults:
+    """Armed faults; `reach` raises when one goes off."""
 
     def __init__(self) -> None:
-        self._armed: list[Trap] = []
+        self._armed: list[ArmedFault] = []
         self.batch: tuple[str, ...] = ()  # the requests of the step under way
 
     def arm(self, spec: InjectionSpec) -> None:
-        self._armed.append(Trap(spec))
+        self._armed.append(ArmedFault(spec))
 
-    def pass_by(self, phase: Phase, request_index: int | None = None) -> None:
+    def reach(self, phase: Phase, request_index: int | None = None) -> None:
         here = [t for t in self._armed if t.spec.phase is phase and request_index in (None, t.spec.request_index)]
         spoilt: dict[str, None] = {}
-        for trap in here:
-            if not trap.passes(self.batch):
+        for fault in here:
+            if not fault.is_due(self.batch):
                 continue
-            if trap.spec.kind is not FaultKind.NAN:
-                raise InjectedFault(trap.spec)
-            spoilt |= dict.fromkeys(_spoilt_by(trap.spec, self.batch))
+            if fault.spec.kind is not FaultKind.NAN:
+                raise InjectedFault(fault.spec)
+            spoilt |= dict.fromkeys(_spoilt_by(fault.spec, self.batch))
         if spoilt:  # what looks at logits names all whose they are
             message = f"NaN or infinite logits of {len(spoilt)} of {len(self.batch)} requests"
             raise NonFiniteLogits(message, request_ids=tuple(spoilt))
@@ -88,12 +88,12 @@ class FakeWorker:
     hangs: bool = False  # until it is killed for it
     skips_fence: bool = False  # makes answers wrong; a test shows so
     communicators: FakeCommunicators | None = None  # none: its peers are looked after for it
-    traps: Traps = field(default_factory=Traps)
+    faults: ArmedFaults = field(default_factory=ArmedFaults)
     tokens: dict[str, list[int]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def arm(self, spec: InjectionSpec) -> None:
-        self.traps.arm(spec)
+        self.faults.arm(spec)
 
     def restore(self, epoch: int, histories: Mapping[str, Sequence[int]], rendezvous: Rendezvous | None = None) -> None:
         """Forget everything but these histories; take part again."""
@@ -101,7 +101,7 @@ class FakeWorker:
             raise WorkerFailed(f"rank {self.rank} is gone")
         with self._lock:
             self.epoch = epoch  # what belongs to an older one is history from now on
-        self.traps.pass_by(Phase.REBUILD)
+        self.faults.reach(Phase.REBUILD)
         if rendezvous is not None and self.communicators is not None:
             self.communicators.rebuild(rendezvous, REBUILD_S)
         self.tokens = {request_id: list(tokens) for request_id, tokens in histories.items()}
@@ -120,7 +120,7 @@ class FakeWorker:
     def forward(self, parts: Sequence[Part]) -> list[int]:
         """Write the KV of a batch; what each request's last token attended to."""
         attended: list[int] = []
-        self.traps.batch = tuple(part.request_id for part in parts)
+        self.faults.batch = tuple(part.request_id for part in parts)
         for index, part in enumerate(parts):
             if part.history is not None:
                 self.tokens[part.request_id] = list(part.history)
@@ -128,7 +128,7 @@ class FakeWorker:
             if index == len(parts) // 2:
                 half = len(known) // 2
                 self.memory.write(part.blocks, part.start, known[:half])
-                self.traps.pass_by(Phase.FORWARD)
+                self.faults.reach(Phase.FORWARD)
             attended.append(self.memory.write(part.blocks, part.start, known))
         return attended
 
@@ -219,7 +219,7 @@ class LockstepGroup:
         return sampled
 
     def _pass_by(self, phase: Phase) -> None:
-        self._on_each(phase, lambda w: w.traps.pass_by(phase))
+        self._on_each(phase, lambda w: w.faults.reach(phase))
 
     def _on_each(self, phase: Phase | None, act: Callable[[FakeWorker], R]) -> list[R]:
         results: list[R] = []

@@ -1,1 +1,1 @@
-"""What the host's CPU platform lacks to run many ranks as GPUs do; no effect on another platform."""
+"""Functions that the host's CPU platform lacks to run many ranks as GPUs do. No effect on another platform."""

@@ -1,7 +1,7 @@
-"""Collectives with a share of its own for each rank, which gloo and the host's CPU communicator lack.
+"""Collectives with a different share for each rank, which gloo and the host's CPU communicator lack.
 
-What data-parallel ranks of a mixture of experts exchange: each brings as many tokens as it has. Built from
-collectives of equal shares, so a rank that is broken off fails in them as in any other. Changes no input.
+Data-parallel ranks of a mixture of experts exchange as many tokens as each rank has. Built from collectives of equal
+shares, so that breaking the group fails these collectives like any other. Changes no input.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from torch import Tensor
 def all_gatherv(
     communicator: Any, input_: Tensor | list[Tensor], dim: int = 0, sizes: Sequence[int] | None = None
 ) -> Tensor | list[Tensor]:
-    """Every rank's share along `dim`, in the order of ranks; a list of tensors is gathered one by one.
+    """Gather the shares of all ranks along `dim`, in the order of ranks; a list of tensors tensor by tensor.
 
     Args:
-        sizes: tokens of each rank along `dim`; without it, all have as many as this one.
+        sizes: tokens of each rank along `dim`; None: every rank has as many as the caller.
     """
     if isinstance(input_, list | tuple):
         return [_gather(communicator, tensor, dim, sizes) for tensor in input_]
@@ -38,7 +38,7 @@ def _gather(communicator: Any, share: Tensor, dim: int, sizes: Sequence[int] | N
 
 
 def _padded(share: Tensor, length: int) -> Tensor:
-    """The share with zeros behind it: gloo gathers equal shares only."""
+    """Pad the share with zeros: gloo gathers equal shares only."""
     if share.shape[0] == length:
         return share.contiguous()
     padded = share.new_zeros((length, *share.shape[1:]))
@@ -47,10 +47,10 @@ def _padded(share: Tensor, length: int) -> Tensor:
 
 
 def reduce_scatterv(communicator: Any, input_: Tensor, dim: int = -1, sizes: Sequence[int] | None = None) -> Tensor:
-    """This rank's share along `dim` of the sum over all ranks.
+    """Return the rank's share along `dim` of the sum over all ranks.
 
     Args:
-        sizes: tokens of each rank along `dim`; without it, equal shares.
+        sizes: tokens of each rank along `dim`; None: equal shares.
     """
     total = input_.movedim(dim, 0).clone(memory_format=torch.contiguous_format)
     dist.all_reduce(total, group=communicator.device_group)

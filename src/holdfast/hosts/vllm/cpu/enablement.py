@@ -1,7 +1,6 @@
-"""When and where the enablement attaches: on the CPU platform, in a process in which a worker is born, just before
-that worker makes its communicators.
+"""Attach the CPU enablement: on the CPU platform, in the process of a worker, before the worker makes communicators.
 
-Owns the switch. A process without a worker imports nothing of this, and another platform's host stays as it is.
+Owns the switch. A process without a worker imports nothing of the enablement, and other platforms stay unchanged.
 """
 
 from __future__ import annotations
@@ -26,19 +25,19 @@ from holdfast.hosts.vllm.process.settings import inherited_settings
 
 logger = logging.getLogger("holdfast")
 
-# "0" leaves the host as it is, also where a process inherits no settings because fault tolerance is off.
+# "0" leaves the host unchanged, also in a process without settings because fault tolerance is off.
 SWITCH = "HOLDFAST_CPU_ENABLEMENT"
 
 
 def attach_cpu_enablement() -> None:
-    """Let every worker that is born in this process, or forked from it, find what it lacks. Idempotent."""
+    """Enable every worker that starts in the process, or in a fork of the process. Idempotent."""
     from vllm.platforms import current_platform
 
-    if current_platform.is_cpu() and _is_wanted():
+    if current_platform.is_cpu() and _is_enabled():
         attach(WORKER_DEVICE, _enable_before)
 
 
-def _is_wanted() -> bool:
+def _is_enabled() -> bool:
     settings = inherited_settings()
     return os.environ.get(SWITCH) != "0" and (settings is None or settings.cpu_enablement)
 
@@ -50,28 +49,30 @@ def _enable_before(original: Callable[..., None], wrapper: Any, *args: Any, **kw
 
 def _enable() -> None:
     from holdfast.hosts.vllm.cpu.collectives import all_gatherv, reduce_scatterv
-    from holdfast.hosts.vllm.cpu.experts import apply_to_local_experts
-    from holdfast.hosts.vllm.cpu.pipeline import with_receive_buffers
-    from holdfast.hosts.vllm.cpu.sampling import sparing_generators
+    from holdfast.hosts.vllm.cpu.model_execution import (
+        apply_to_local_experts,
+        sparing_generators,
+        with_receive_buffers,
+    )
 
     attach(CPU_SHARED_MEMORY, _without_shared_memory)
     attach(CPU_EXPERTS, apply_to_local_experts)
     attach(CPU_INTERMEDIATE_TENSORS, with_receive_buffers)
     attach(CPU_SAMPLING, sparing_generators)
-    _supply(CPU_ALL_GATHERV, all_gatherv)
-    _supply(CPU_REDUCE_SCATTERV, reduce_scatterv)
+    _add_collective(CPU_ALL_GATHERV, all_gatherv)
+    _add_collective(CPU_REDUCE_SCATTERV, reduce_scatterv)
 
 
 def _without_shared_memory(original: Callable[..., bool], communicator: Any) -> bool:
-    """Over shared memory a rank whose peer died spins for ever and nothing can break it off; over gloo it fails."""
+    """Use gloo: over shared memory a rank spins for ever when its peer dies, and the wait cannot be broken."""
     logger.info("group %s runs over gloo instead of shared memory", communicator.unique_name)
     return False
 
 
-def _supply(lacking: Touchpoint, collective: Callable[..., Any]) -> None:
-    """A collective of our own, until the host's CPU communicator has one."""
+def _add_collective(touchpoint: Touchpoint, collective: Callable[..., Any]) -> None:
+    """Add a collective to the host's CPU communicator, unless the communicator has the collective already."""
     from vllm.distributed.device_communicators.cpu_communicator import CpuCommunicator
 
-    name = lacking.name.rpartition(".")[2]
+    name = touchpoint.name.rpartition(".")[2]
     if name not in vars(CpuCommunicator):
-        attach(lacking, lambda original, communicator, *args, **kwargs: collective(communicator, *args, **kwargs))
+        attach(touchpoint, lambda original, communicator, *args, **kwargs: collective(communicator, *args, **kwargs))

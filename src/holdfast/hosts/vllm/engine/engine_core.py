@@ -23,7 +23,7 @@ from holdfast.hosts.vllm.engine.recovery import Recovery
 from holdfast.hosts.vllm.engine.request_admission import VllmRequestHost
 from holdfast.hosts.vllm.engine.resumed_requests import attach_resumption_hooks, pace_resumed_requests
 from holdfast.hosts.vllm.engine.step_rules import StepRules
-from holdfast.hosts.vllm.injection.points import Traps, arm_engine
+from holdfast.hosts.vllm.injection.points import ArmedFaults, arm_engine
 from holdfast.hosts.vllm.process.device_health import device_health
 from holdfast.hosts.vllm.process.exits import exit_within
 from holdfast.hosts.vllm.process.init_store import attach_init_store
@@ -99,16 +99,16 @@ class VllmEngineHost:
         engine.model_executor.on_rank_lost = sentinel.rank_lost
         engine.model_executor.on_standbys = self._report_standbys
         self._communicators = EngineCommunicators(engine)
-        self._traps = Traps()
+        self._faults = ArmedFaults()
         if config.enable_fault_injection:
-            arm_engine(self._traps, engine)
+            arm_engine(self._faults, engine)
         record_engine_progress(engine, config)
         rules = StepRules(engine.scheduler)
         self.requests = VllmRequestHost(engine, rules)
         paced = PacedPrefill(engine, rules, config.recovery_prefill_tokens)
         pace_resumed_requests(engine, paced)
         wait = sentinel.await_processes
-        self._recovery = Recovery(engine, config, self._communicators, self._traps, paced, wait)
+        self._recovery = Recovery(engine, config, self._communicators, self._faults, paced, wait)
         if (joins := joins_epoch()) is not None:
             self._recovery.mark_all_ranks_replaced()
             start_after_any_wave(engine, joins)
@@ -157,7 +157,7 @@ class VllmEngineHost:
         self._engine.model_executor.kill_rank(rank)
 
     def arm(self, spec: InjectionSpec) -> None:
-        self._traps.arm(spec)
+        self._faults.arm(spec)
 
     def drop_requests_of(self, client_index: int) -> None:
         drop_requests(self._engine, client_index)

@@ -24,7 +24,7 @@ from holdfast.hosts.vllm.engine.pacing import PacedPrefill
 from holdfast.hosts.vllm.engine.rewind import FreedInFlight, only_full_attention, rewind
 from holdfast.hosts.vllm.engine.salvage import request_being_added, salvage
 from holdfast.hosts.vllm.engine.worker_pool.replacement_processes import ReplacementResult
-from holdfast.hosts.vllm.injection.points import Traps
+from holdfast.hosts.vllm.injection.points import ArmedFaults
 from holdfast.hosts.vllm.protocol.request_history import NotRestorable, encode_histories, history_of
 from holdfast.hosts.vllm.protocol.restore import TAIL_TOKENS, RequestPosition, RestoreCommand, RestoreReply
 
@@ -52,14 +52,14 @@ class Recovery:
         engine: Any,
         config: HoldfastConfig,
         communicators: EngineCommunicators,
-        traps: Traps,
+        faults: ArmedFaults,
         paced: PacedPrefill,
         await_processes: Callable[[Mapping[int, int], float], None],
     ) -> None:
         self._engine = engine
         self._config = config
         self._communicators = communicators
-        self._traps = traps
+        self._faults = faults
         self._paced = paced
         self._await_processes = await_processes
         self._ranks_without_requests: set[int] = set()  # replaced and not yet restored
@@ -79,7 +79,7 @@ class Recovery:
         drop_interrupts(engine)
         started = time.monotonic()
         salvaged, failed = self._salvage_once(error)
-        self._traps.passes(Phase.RECOVERY)
+        self._faults.reach(Phase.RECOVERY)
         if engine.batch_queue is not None:
             engine.batch_queue.clear()
         replaced = self._replace({*replace, *engine.model_executor.dead_ranks(), *self._unprepared_ranks})
@@ -96,7 +96,7 @@ class Recovery:
         restored = self._restore_workers(epoch, rendezvous)
         if in_lockstep(engine):
             agree_on_wave(engine)
-        self._traps.passes(Phase.RESUME)
+        self._faults.reach(Phase.RESUME)
         return RecoveryReport(
             requests=rewound.requests,
             kept_blocks=rewound.kept_blocks,

@@ -1,1 +1,1 @@
-"""Fault injection inside the host's processes."""
+"""Fault injection in the host's processes: where faults are injected, and what an injected fault does."""

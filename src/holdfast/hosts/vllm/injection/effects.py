@@ -1,4 +1,4 @@
-"""What an injected fault does to the thread that meets it. Nothing here waits for ever: a test may be forgotten."""
+"""Effects of an injected fault on the thread that reaches the fault. Every wait is bounded: a test may be forgotten."""
 
 from __future__ import annotations
 
@@ -13,8 +13,12 @@ from holdfast.core.faults.injection import FaultKind, InjectedFault, InjectionSp
 LONGEST_S = 3600.0
 
 
-def happen(spec: InjectionSpec) -> None:
-    """Let an armed fault happen in this thread. Raises sooner or much later; `slow` raises nothing."""
+def trigger(spec: InjectionSpec) -> None:
+    """Carry out an injected fault in the calling thread.
+
+    Raises:
+        InjectedFault: at once, or after `LONGEST_S` for a hang; never for `slow`.
+    """
     match spec.kind:
         case FaultKind.RAISE | FaultKind.NAN:
             pass
@@ -39,7 +43,7 @@ def happen(spec: InjectionSpec) -> None:
 
 
 def _out_of_memory(spec: InjectionSpec) -> Exception:
-    """As torch raises it for any device, which knows its phase as every injected fault does."""
+    """Make the error that torch raises for any device, with the phase of an injected fault."""
     from torch import OutOfMemoryError
 
     error = OutOfMemoryError(f"CUDA out of memory. {spec.message}")

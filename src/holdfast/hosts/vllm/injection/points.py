@@ -1,4 +1,4 @@
-"""Injected faults, at the phases of a step. Present only in a server started with fault injection."""
+"""Points of a step at which faults are injected. Present only in a server started with fault injection."""
 
 from __future__ import annotations
 
@@ -6,86 +6,88 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from holdfast.core.faults.faults import Phase
-from holdfast.core.faults.injection import FaultKind, InjectionSpec, Trap
-from holdfast.hosts.vllm.injection.effects import happen
+from holdfast.core.faults.injection import ArmedFault, FaultKind, InjectionSpec
+from holdfast.hosts.vllm.injection.effects import trigger
 
 Step = Callable[..., Any]
 
 
-class Traps:
-    """The armed faults of one process. FaultInjector replaces the tuple as a whole: passing takes no lock."""
+class ArmedFaults:
+    """The armed faults of a process. Any thread arms; the tuple is replaced as a whole, so a step takes no lock."""
 
     def __init__(self) -> None:
-        self._traps: tuple[Trap, ...] = ()
-        self.batch: Collection[str] = ()  # the requests of the step under way
+        self._armed: tuple[ArmedFault, ...] = ()
+        self.batch: Collection[str] = ()  # the requests of the current step
 
     def arm(self, spec: InjectionSpec) -> None:
-        self._traps = (*(t for t in self._traps if not t.spent), Trap(spec))
+        self._armed = (*(fault for fault in self._armed if not fault.spent), ArmedFault(spec))
 
     def armed(self, phase: Phase) -> InjectionSpec | None:
-        """The first fault that is armed at `phase`."""
-        return next((t.spec for t in self._traps if t.spec.phase is phase and not t.spent), None)
+        """Return the first fault that is armed at `phase`."""
+        return next((f.spec for f in self._armed if f.spec.phase is phase and not f.spent), None)
 
-    def passes(self, phase: Phase) -> None:
-        """One passage of `phase`. Raises, or does worse, when a fault is due."""
-        for trap in self._traps:
-            if trap.spec.phase is phase and trap.spec.kind is not FaultKind.NAN and trap.passes(self.batch):
-                happen(trap.spec)
+    def reach(self, phase: Phase) -> None:
+        """Count a passage of `phase` and trigger every fault that is due, see `trigger`."""
+        for fault in self._armed:
+            if fault.spec.phase is phase and fault.spec.kind is not FaultKind.NAN and fault.is_due(self.batch):
+                trigger(fault.spec)
 
-    def spoils(self) -> list[InjectionSpec]:
-        """One computation of logits: the faults that spoil it."""
-        return [trap.spec for trap in self._traps if trap.spec.kind is FaultKind.NAN and trap.passes(self.batch)]
+    def due_for_logits(self) -> list[InjectionSpec]:
+        """Count a computation of logits; return the faults that overwrite logits in the computation."""
+        return [fault.spec for fault in self._armed if fault.spec.kind is FaultKind.NAN and fault.is_due(self.batch)]
 
 
-# Before and after which phases each of a worker's step methods stands.
+# Phases before and after each of a worker's step methods.
 _AROUND = {
     "execute_model": (Phase.STEP_START, Phase.STEP_END),
     "sample_tokens": (Phase.SAMPLE_START, Phase.SAMPLE_END),
 }
 
 
-def raise_at(traps: Traps, name: str, step: Step) -> Step:
-    """A worker's step method that passes the phases before and after it."""
+def inject_around(faults: ArmedFaults, name: str, step: Step) -> Step:
+    """Wrap a worker's step method with the phases before and after the step; further methods stay as they are."""
     if name not in _AROUND:
         return step
     before, after = _AROUND[name]
 
     def run(*args: Any, **kwargs: Any) -> Any:
-        order = args[0] if args else None
-        if getattr(order, "total_num_scheduled_tokens", 1) == 0:
+        planned = args[0] if args else None
+        if getattr(planned, "total_num_scheduled_tokens", 1) == 0:
             return step(*args, **kwargs)
-        traps.batch = getattr(order, "num_scheduled_tokens", traps.batch)  # sampling is of the same requests
-        traps.passes(before)
+        faults.batch = getattr(
+            planned, "num_scheduled_tokens", faults.batch
+        )  # sampling has no argument, and the same requests
+        faults.reach(before)
         result = step(*args, **kwargs)
-        traps.passes(after)
+        faults.reach(after)
         return result
 
     return run
 
 
-def arm_model(traps: Traps, runner: Any) -> None:
-    """Let the middle of the model's forward pass be a phase."""
+def arm_model(faults: ArmedFaults, runner: Any) -> None:
+    """Inject `Phase.FORWARD` in the middle of the model's forward pass."""
     model = runner.model
     stage = getattr(getattr(model, "model", model), "layers", ())
-    layers = [layer for layer in stage if next(layer.parameters(), None) is not None]  # a pipeline stage has few
+    layers = [layer for layer in stage if next(layer.parameters(), None) is not None]  # a pipeline stage has some
     middle = layers[len(layers) // 2] if layers else model
-    middle.register_forward_pre_hook(lambda *_: traps.passes(Phase.FORWARD))
+    middle.register_forward_pre_hook(lambda *_: faults.reach(Phase.FORWARD))
 
 
-def arm_logits(traps: Traps, runner: Any) -> None:
-    """Let logits be spoiled as they are computed."""
+def arm_logits(faults: ArmedFaults, runner: Any) -> None:
+    """Inject NaN into logits as they are computed."""
     compute = getattr(runner.model, "compute_logits", None)
     if compute is None:
         return
 
-    def spoiled(*args: Any, **kwargs: Any) -> Any:
+    def overwritten(*args: Any, **kwargs: Any) -> Any:
         logits = compute(*args, **kwargs)
         if logits is not None and len(logits):
-            for spec in traps.spoils():
+            for spec in faults.due_for_logits():
                 logits[_rows_of(spec, len(logits), runner)] = float("nan")
         return logits
 
-    runner.model.compute_logits = spoiled
+    runner.model.compute_logits = overwritten
 
 
 def _rows_of(spec: InjectionSpec, rows: int, runner: Any) -> slice | list[int]:
@@ -98,54 +100,54 @@ def _rows_of(spec: InjectionSpec, rows: int, runner: Any) -> slice | list[int]:
     return slice(last - 1, last)
 
 
-def arm_engine(traps: Traps, engine: Any) -> None:
-    """Let an engine core's own phases be injected: instance attributes over the host's methods."""
+def arm_engine(faults: ArmedFaults, engine: Any) -> None:
+    """Inject the phases of an engine core, by instance attributes over the host's methods."""
     scheduler = engine.scheduler
     schedule, update = scheduler.schedule, scheduler.update_from_output
     append, attach_details = scheduler._update_request_with_output, engine._attach_iteration_details
     passed = [0]
 
     def around_schedule(*args: Any, **kwargs: Any) -> Any:
-        traps.passes(Phase.SCHEDULE_START)
+        faults.reach(Phase.SCHEDULE_START)
         output = schedule(*args, **kwargs)
         if output.total_num_scheduled_tokens:
-            traps.batch = output.num_scheduled_tokens
-            traps.passes(Phase.SCHEDULE_END)
+            faults.batch = output.num_scheduled_tokens
+            faults.reach(Phase.SCHEDULE_END)
         return output
 
     def before_update(*args: Any, **kwargs: Any) -> Any:
-        traps.batch = args[0].num_scheduled_tokens
-        traps.passes(Phase.OUTPUT_START)
+        faults.batch = args[0].num_scheduled_tokens
+        faults.reach(Phase.OUTPUT_START)
         passed[0] = 0
         return update(*args, **kwargs)
 
     def after_append(*args: Any, **kwargs: Any) -> Any:
-        # The nastiest place: the token stands in the request and in no output yet.
+        # The hardest point: the request has the token, and no output has it yet.
         result = append(*args, **kwargs)
-        spec = traps.armed(Phase.OUTPUT_REQUEST)
+        spec = faults.armed(Phase.OUTPUT_REQUEST)
         passed[0] += 1
         if spec is not None and passed[0] == spec.request_index:
-            traps.passes(Phase.OUTPUT_REQUEST)
+            faults.reach(Phase.OUTPUT_REQUEST)
         return result
 
     def after_update(*args: Any, **kwargs: Any) -> Any:
-        traps.passes(Phase.OUTPUT_END)
+        faults.reach(Phase.OUTPUT_END)
         return attach_details(*args, **kwargs)
 
     if hasattr(engine, "_has_global_unfinished_reqs"):
-        arm_agreement(traps, engine)
+        arm_agreement(faults, engine)
     scheduler.schedule, scheduler.update_from_output = around_schedule, before_update
     scheduler._update_request_with_output, engine._attach_iteration_details = after_append, after_update
 
 
-def arm_agreement(traps: Traps, engine: Any) -> None:
-    """Let the moment before the data-parallel ranks agree whether to go on be a phase."""
+def arm_agreement(faults: ArmedFaults, engine: Any) -> None:
+    """Inject `Phase.DP_SYNC` just before the data-parallel ranks agree whether to take another step."""
     agree = engine._has_global_unfinished_reqs
 
     def before_agreeing(local_unfinished: bool) -> Any:
         following = engine.step_counter + 1
         if following == 1 or following % engine.dp_sync_interval == 0:
-            traps.passes(Phase.DP_SYNC)
+            faults.reach(Phase.DP_SYNC)
         return agree(local_unfinished)
 
     engine._has_global_unfinished_reqs = before_agreeing

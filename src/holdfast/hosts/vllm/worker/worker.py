@@ -19,7 +19,7 @@ from holdfast.hosts.vllm.communicators.gloo import collective_under_way
 from holdfast.hosts.vllm.communicators.placeholder_groups import use_real_groups, uses_placeholder_groups
 from holdfast.hosts.vllm.contract.engine_touchpoints import WORKER_QUEUES
 from holdfast.hosts.vllm.contract.hooks import attach, attached
-from holdfast.hosts.vllm.injection.points import Traps, arm_logits, arm_model, raise_at
+from holdfast.hosts.vllm.injection.points import ArmedFaults, arm_logits, arm_model, inject_around
 from holdfast.hosts.vllm.process.settings import inherited_settings
 from holdfast.hosts.vllm.process.shared_memory import attach_segment_records
 from holdfast.hosts.vllm.process.step_progress import WorkerProgress, worker_progress
@@ -98,11 +98,11 @@ class VllmWorkerHost:
         self._proc = proc
         self._fence = fence
         self._communicators = communicators
-        self._traps = Traps()
+        self._faults = ArmedFaults()
         self.is_replacement = False  # knows no request until the first restore
         if injection:
-            arm_model(self._traps, self._runner)
-            arm_logits(self._traps, self._runner)
+            arm_model(self._faults, self._runner)
+            arm_logits(self._faults, self._runner)
         # After injection: the detector must see the injected values.
         self._wrap_steps(NonFiniteLogitsDetector(self._runner) if check_logits else None, injection, progress)
         wrapper = proc.worker
@@ -121,7 +121,7 @@ class VllmWorkerHost:
             if detector is not None:
                 step = detector.checked(name, step)
             if injection:
-                step = raise_at(self._traps, name, step)
+                step = inject_around(self._faults, name, step)
             if progress is not None:
                 step = progress.recorded(phase, step)
             setattr(wrapper, name, self._fence.fenced(phase, step))
@@ -150,7 +150,7 @@ class VllmWorkerHost:
     # ---- `WorkerHost`: any thread
 
     def arm(self, spec: InjectionSpec) -> None:
-        self._traps.arm(spec)
+        self._faults.arm(spec)
 
     def break_collectives(self, epoch: int) -> int | None:
         return self._fence.stop(epoch)
@@ -194,6 +194,6 @@ class VllmWorkerHost:
         worker = self._proc.worker.worker
         if getattr(worker, "_pp_send_work", None):
             worker._pp_send_work = []  # sends that no rank will receive any more
-        self._traps.passes(Phase.REBUILD)
+        self._faults.reach(Phase.REBUILD)
         if command.rendezvous is not None:
             self._communicators.rebuild(command.rendezvous, command.rebuild_timeout_s)
