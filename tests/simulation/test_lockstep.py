@@ -9,7 +9,7 @@ import pytest
 
 from holdfast.core.errors import RecoveryFailed
 from holdfast.core.faults.faults import Phase
-from holdfast.core.instance import instance
+from holdfast.core.instance import deadlines
 from holdfast.core.protocol import messages as m
 from holdfast.core.protocol.commands import Resume
 from holdfast.core.protocol.events import EventKind
@@ -213,7 +213,7 @@ def paused(lockstep):
 @pytest.mark.parametrize("soft", [False, True])
 @pytest.mark.parametrize("about", [TWO_RANKS, TWO_ENGINES])
 def test_a_pause_and_a_resume_by_hand_in_the_middle_change_no_token(make_lockstep, monkeypatch, about, soft):
-    monkeypatch.setattr(instance, "SOFT_PAUSE_S", 0.05)
+    monkeypatch.setattr(deadlines, "SOFT_PAUSE_S", 0.05)
     lockstep = make_lockstep(**about)
     pausing = lockstep.pause_before_step(6, soft=soft)
     lockstep.start()

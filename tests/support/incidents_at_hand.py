@@ -1,8 +1,12 @@
 """Incidents as a decision finds them, and the settings that it is made under."""
 
+from dataclasses import replace
+
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.faults.faults import Fault, FaultClass
-from holdfast.core.policy.ladder import Incident
+from holdfast.core.policy.budget import NOT_OPEN, Budget, GroupBudgets
+from holdfast.core.policy.capacity import Capacity
+from holdfast.core.policy.incident import Incident, Situation
 
 AUTO = HoldfastConfig(max_retries=3, retry_window_s=60.0, max_engine_restarts=0)
 NO_RESTARTS = HoldfastConfig(max_retries=3, retry_window_s=60.0, max_worker_restarts=0, max_engine_restarts=0)
@@ -20,13 +24,32 @@ def fault(fault_class=FaultClass.TRANSIENT, rank=0):
     return Fault(fault_class=fault_class, error_type="RuntimeError", message="boom", engine_id=1, rank=rank)
 
 
-def incident(*times, retried_at=(), fault_class=FaultClass.TRANSIENT, began_at=0.0, rank=0, **about):
-    return Incident(fault=fault(fault_class, rank), began_at=began_at, retried_at=times or retried_at, **about)
+def incident(*times, retried_at=(), fault_class=FaultClass.TRANSIENT, rank=0, **about):
+    return situation(fault=fault(fault_class, rank), retried_at=times or retried_at, **about)
 
 
 def sick(fault_class=FaultClass.WORKER_LOST, **about):
-    return incident(fault_class=fault_class, wants_restart=True, **about)
+    return incident(fault_class=fault_class, needs_worker_restart=True, **about)
 
 
 def nothing_wrong(**about):
-    return Incident(fault=None, began_at=0.0, **about)
+    return situation(fault=None, **about)
+
+
+def situation(*, retried_at=(), unknown_retried_at=(), restarted_at=(), engine_restarted_at=(), **about):
+    """A situation whose incident is described by name, as far as a field is none of the situation itself."""
+    budgets = GroupBudgets(
+        retries=Budget(retried_at),
+        unknown_retries=Budget(unknown_retried_at),
+        worker_restarts=Budget(restarted_at),
+        named_requests=about.pop("named_requests", ()),
+    )
+    own = {"engine_restarts": Budget(engine_restarted_at), "capacity": Capacity()}
+    own |= {name: about.pop(name) for name in tuple(about) if name in Situation.__dataclass_fields__}
+    times = {"opened_at": NOT_OPEN, "waiting_since": 0.0}
+    return Situation(incident=Incident(**times | about), budgets=budgets, **own)
+
+
+def opened(found, at):
+    """The same situation, in an incident that was opened then."""
+    return replace(found, incident=replace(found.incident, opened_at=at))

@@ -3,7 +3,7 @@
 import heapq
 import itertools
 
-from holdfast.core.policy.actions import recent
+from holdfast.core.policy.budget import Budget, Intensity
 from holdfast.core.protocol import messages as m
 from holdfast.core.protocol.effects import BeginRecovery, End, Publish, ReplaceEngine, Send
 from holdfast.core.protocol.events import EventKind
@@ -158,7 +158,8 @@ class World:
     def _count(self, rung, whose, limit, window):
         """No rung is taken more often within its window than its budget says."""
         known = self.rungs[rung].get(whose, ())
-        taken = (*recent(known, self.bench.now, getattr(self.config, window)), self.bench.now)
+        intensity = Intensity(rung, limit, getattr(self.config, window), "")
+        taken = Budget(known).spend(intensity, self.bench.now).tried_at
         assert len(taken) <= limit, f"{rung} of {whose}: {len(taken)} times within {window}"
         self.rungs[rung][whose] = taken
 

@@ -4,7 +4,7 @@ import pytest
 
 from holdfast.core.errors import CommandConflict, UnknownEngine
 from holdfast.core.faults.faults import FaultClass, unresponsive
-from holdfast.core.instance.instance import AFFIRM_S, SOFT_PAUSE_S
+from holdfast.core.instance.deadlines import KEEPALIVE_S, SOFT_PAUSE_S
 from holdfast.core.protocol.effects import End, Publish, Settle
 from holdfast.core.protocol.events import EventKind
 from support.groups_bench import LEFT_ALONE, a_pair, orders, paused_by_hand, pauses
@@ -241,9 +241,9 @@ def test_an_engine_of_one_rank_has_nobody_whom_a_pause_could_break():
 def test_engines_that_stand_are_told_so_again_and_again_and_nobody_else_is():
     bench = paused_by_hand()
     for _ in range(3):
-        affirmed = bench.tick(AFFIRM_S)
+        affirmed = bench.tick(KEEPALIVE_S)
         assert [e.engine_id for e in affirmed if is_affirming(e)] == [0, 1]
-    assert bench.tick(AFFIRM_S / 2) == []
+    assert bench.tick(KEEPALIVE_S / 2) == []
 
 
 def test_an_affirmation_is_void_in_another_epoch():
@@ -254,18 +254,18 @@ def test_an_affirmation_is_void_in_another_epoch():
     bench.pause("p", 0)
     bench.stands(0)
     bench.stands(1)
-    assert [e.message.epoch for e in bench.tick(AFFIRM_S)] == [1, 1]
+    assert [e.message.epoch for e in bench.tick(KEEPALIVE_S)] == [1, 1]
 
 
 def test_who_stands_is_affirmed_while_the_peer_is_still_on_its_way():
     bench = a_pair()
     bench.faulted(0)
     bench.held(0)
-    assert [e.engine_id for e in bench.tick(AFFIRM_S) if is_affirming(e)] == [0]
+    assert [e.engine_id for e in bench.tick(KEEPALIVE_S) if is_affirming(e)] == [0]
 
 
 def test_affirming_is_no_event():
     bench = paused_by_hand()
     before = bench.instance.view()
-    bench.tick(AFFIRM_S)
+    bench.tick(KEEPALIVE_S)
     assert bench.instance.view() == before

@@ -5,7 +5,7 @@ import pytest
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.errors import CommandConflict
 from holdfast.core.faults.faults import FaultClass
-from holdfast.core.policy.actions import Action, Replacement
+from holdfast.core.policy.actions import Action, Decision
 from holdfast.core.policy.engines import decide_on_engine
 from holdfast.core.protocol.commands import RestartEngine
 from holdfast.core.protocol.effects import End, LeaveOut, ReplaceEngine, Settle
@@ -13,7 +13,7 @@ from support.instance_bench import Bench, a_fault
 
 CONFIG = HoldfastConfig(max_engine_restarts=1, engine_restart_window_s=100.0)
 NEVER = HoldfastConfig(max_engine_restarts=0)
-NO_MORE = Replacement(False, "1 engine core restarts within 100 s did not last")
+NO_MORE = Decision(Action.END, "1 engine core restarts within 100 s did not last")
 
 
 def without_one(config=CONFIG, engines=(0, 1)):

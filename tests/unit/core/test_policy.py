@@ -5,9 +5,20 @@ import pytest
 
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.faults.faults import FaultClass, is_of_the_process
-from holdfast.core.policy.actions import Action, recent
-from holdfast.core.policy.ladder import Incident, decide_repair
-from support.incidents_at_hand import AUTO, EXTERNAL, NO_RESTARTS, fault, incident, nothing_wrong, sick
+from holdfast.core.policy.actions import Action
+from holdfast.core.policy.budget import Budget, Intensity
+from holdfast.core.policy.ladder import decide_repair
+from support.incidents_at_hand import (
+    AUTO,
+    EXTERNAL,
+    NO_RESTARTS,
+    fault,
+    incident,
+    nothing_wrong,
+    opened,
+    sick,
+    situation,
+)
 
 
 def test_an_exception_with_state_intact_is_retried():
@@ -46,7 +57,7 @@ def test_retries_older_than_the_window_are_forgiven():
 
 @pytest.mark.parametrize(("now", "kept"), [(60.0, (0.5, 1.0)), (60.5, (1.0,)), (61.0, ()), (0.0, (0.5, 1.0))])
 def test_a_retry_leaves_the_window_exactly_when_it_is_as_old_as_the_window_is_long(now, kept):
-    assert recent((0.5, 1.0), now, 60.0) == kept
+    assert Budget((0.5, 1.0)).recent(Intensity("retries", 3, 60.0, "--max-retries"), now).tried_at == kept
 
 
 def test_a_fault_that_brings_the_search_for_a_guilty_request_on_is_no_further_try():
@@ -71,7 +82,7 @@ def test_no_retries_allowed_means_the_first_fault_goes_to_the_next_rung(restarts
 
 @pytest.mark.parametrize("config", [AUTO, EXTERNAL])
 def test_a_silence_of_nobody_knows_whom_ends_at_once_whoever_decides(config):
-    silent = incident(fault_class=FaultClass.UNRESPONSIVE, rank=None, wants_restart=True)
+    silent = incident(fault_class=FaultClass.UNRESPONSIVE, rank=None, needs_worker_restart=True)
     decision = decide_repair(0.0, silent, config)
     assert decision.action is Action.END
     assert decision.reason.startswith("a rank did not answer in time and it is not known which")
@@ -80,7 +91,7 @@ def test_a_silence_of_nobody_knows_whom_ends_at_once_whoever_decides(config):
 
 def test_every_fault_class_has_a_decision():
     actions = {
-        c: decide_repair(0.0, incident(fault_class=c, wants_restart=is_of_the_process(fault(c))), AUTO).action
+        c: decide_repair(0.0, incident(fault_class=c, needs_worker_restart=is_of_the_process(fault(c))), AUTO).action
         for c in FaultClass
     }
     assert {c for c, a in actions.items() if a is Action.RETRY} == {
@@ -99,16 +110,20 @@ def test_tries_of_an_incident_that_is_still_open_are_not_forgiven_however_long_t
     for about in ({}, {"unknown_retried_at": (1.0,), "fault_class": FaultClass.UNKNOWN}):
         long_ago = incident(1.0, 2.0, 3.0, rank=None, **about)
         assert decide_repair(500.0, long_ago, AUTO).action is Action.RETRY
-        assert decide_repair(500.0, msgspec.structs.replace(long_ago, opened_at=1.0), AUTO).action is Action.END
+        assert decide_repair(500.0, opened(long_ago, 1.0), AUTO).action is Action.END
     restarted = sick(restarted_at=(1.0,) * 20)
     assert decide_repair(5000.0, restarted, AUTO).action is Action.RESTART_WORKERS
-    assert decide_repair(5000.0, msgspec.structs.replace(restarted, opened_at=1.0), AUTO).action is Action.END
+    assert decide_repair(5000.0, opened(restarted, 1.0), AUTO).action is Action.END
 
 
 @pytest.mark.parametrize("config", [HoldfastConfig(max_retries=0), EXTERNAL])
 def test_a_newcomer_is_let_in_without_a_try_of_anything_whoever_decides(config):
     for fault_class in (None, FaultClass.COMMUNICATOR):
-        found = nothing_wrong(joins=True) if fault_class is None else incident(fault_class=fault_class, joins=True)
+        found = (
+            nothing_wrong(awaits_join=True)
+            if fault_class is None
+            else incident(fault_class=fault_class, awaits_join=True)
+        )
         decision = decide_repair(0.0, found, config)
         assert (decision.action, decision.limit) == (Action.RETRY, 0)
         assert "is let in" in decision.reason
@@ -155,7 +170,7 @@ def test_a_step_that_computed_what_is_no_number_is_repeated_and_says_so():
 
 def spoilt(*now, before, at=1.0, rank=0, **about):
     numerical = msgspec.structs.replace(fault(FaultClass.NUMERICAL, rank), request_ids=now)
-    return Incident(fault=numerical, began_at=0.0, named=((at, tuple(before)),), **about)
+    return situation(fault=numerical, named_requests=((at, tuple(before)),), **about)
 
 
 def test_a_rank_that_computes_what_is_no_number_for_different_requests_gets_a_new_process():

@@ -6,7 +6,7 @@ import pytest
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.faults.faults import FaultClass
 from holdfast.core.policy.actions import Action
-from holdfast.core.policy.engines import decide_replacement
+from holdfast.core.policy.engines import decide_engine_restart
 from holdfast.core.policy.ladder import decide_repair, decide_wait
 from support.incidents_at_hand import AUTO, EXTERNAL, incident, nothing_wrong, sick
 
@@ -14,17 +14,17 @@ from support.incidents_at_hand import AUTO, EXTERNAL, incident, nothing_wrong, s
 
 
 def test_external_waits_for_an_instruction_and_says_how_long():
-    decision = decide_repair(30.0, incident(began_at=10.0), EXTERNAL)
+    decision = decide_repair(30.0, incident(waiting_since=10.0), EXTERNAL)
     assert (decision.action, decision.reason) == (Action.AWAIT, "waiting up to 100 s for an instruction")
 
 
 @pytest.mark.parametrize(("now", "action"), [(129.9, Action.AWAIT), (130.0, Action.END), (1e9, Action.END)])
 def test_waiting_ends_at_the_recovery_timeout(now, action):
-    assert decide_wait(now, incident(began_at=10.0), EXTERNAL).action is action
+    assert decide_wait(now, incident(waiting_since=10.0), EXTERNAL).action is action
 
 
 def test_external_does_not_count_retries_that_somebody_ordered():
-    assert decide_repair(20.0, incident(*range(19), began_at=10.0), EXTERNAL).action is Action.AWAIT
+    assert decide_repair(20.0, incident(*range(19), waiting_since=10.0), EXTERNAL).action is Action.AWAIT
 
 
 # ---- external, with a fallback
@@ -54,12 +54,12 @@ def test_the_ladder_of_a_fallback_ends_where_it_ends_by_itself():
 
 
 def test_with_a_fallback_what_is_gone_is_replaced_at_once_since_no_instruction_could_reach_it():
-    assert decide_replacement((), FALLBACK).is_possible
-    assert not decide_replacement((), EXTERNAL).is_possible
+    assert decide_engine_restart(0, FALLBACK).action is Action.RESTART_ENGINE
+    assert decide_engine_restart(0, EXTERNAL).action is Action.END
 
 
 def test_with_a_fallback_a_pause_by_hand_still_has_no_end():
-    by_hand = incident(paused_by_hand=True)
+    by_hand = incident(paused_by_operator=True)
     assert decide_wait(1e6, by_hand, FALLBACK).action is Action.AWAIT
 
 
@@ -78,16 +78,16 @@ def test_a_dry_run_says_what_it_would_do_and_waits(found, would):
 
 
 def test_a_dry_run_repairs_nothing_that_is_gone():
-    assert not decide_replacement((), DRY).is_possible
-    silent = incident(fault_class=FaultClass.UNRESPONSIVE, rank=None, wants_restart=True)
+    assert decide_engine_restart(0, DRY).action is Action.END
+    silent = incident(fault_class=FaultClass.UNRESPONSIVE, rank=None, needs_worker_restart=True)
     decision = decide_repair(0.0, silent, DRY)
     assert (decision.action, decision.would) == (Action.END, Action.RESTART_ENGINE)
 
 
 def test_in_a_dry_run_what_an_operator_does_is_done():
-    asked = decide_repair(0.0, nothing_wrong(asked=True, wants_restart=True), DRY)
+    asked = decide_repair(0.0, nothing_wrong(restart_command="restart", needs_worker_restart=True), DRY)
     assert (asked.action, asked.would) == (Action.RESTART_WORKERS, None)
-    by_hand = decide_repair(0.0, incident(paused_by_hand=True), DRY)
+    by_hand = decide_repair(0.0, incident(paused_by_operator=True), DRY)
     assert (by_hand.action, by_hand.would) == (Action.AWAIT, None)
 
 
@@ -104,7 +104,7 @@ def test_a_decision_says_which_try_of_how_many_it_is():
 
 
 @pytest.mark.parametrize("config", [AUTO, EXTERNAL])
-@pytest.mark.parametrize("paused", [nothing_wrong(paused_by_hand=True), incident(paused_by_hand=True)])
+@pytest.mark.parametrize("paused", [nothing_wrong(paused_by_operator=True), incident(paused_by_operator=True)])
 def test_what_was_paused_by_hand_waits_for_a_hand_however_long_that_takes(config, paused):
     for decide in (decide_repair, decide_wait):
         decision = decide(1e9, paused, config)
@@ -112,12 +112,14 @@ def test_what_was_paused_by_hand_waits_for_a_hand_however_long_that_takes(config
 
 
 def test_a_worker_that_is_lost_while_paused_by_hand_waits_for_the_hand_too():
-    lost = sick(paused_by_hand=True)
+    lost = sick(paused_by_operator=True)
     assert decide_repair(0.0, lost, AUTO).action is Action.AWAIT
 
 
 def test_even_by_hand_a_pause_does_not_outlast_what_no_process_can_be_replaced_for():
-    silent = incident(fault_class=FaultClass.UNRESPONSIVE, rank=None, wants_restart=True, paused_by_hand=True)
+    silent = incident(
+        fault_class=FaultClass.UNRESPONSIVE, rank=None, needs_worker_restart=True, paused_by_operator=True
+    )
     assert decide_repair(0.0, silent, AUTO).action is Action.END
 
 

@@ -1,17 +1,18 @@
 """Decisions are pure and say why: who gets a new process, and when that is too much."""
 
+from dataclasses import replace
 from math import inf
 
-import msgspec
 import pytest
 
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.faults.faults import FaultClass
 from holdfast.core.policy.actions import Action
-from holdfast.core.policy.capacity import RanksOut, ranks_allowed_out
-from holdfast.core.policy.engines import decide_replacement
+from holdfast.core.policy.budget import Budget
+from holdfast.core.policy.capacity import Capacity, ranks_allowed_out
+from holdfast.core.policy.engines import decide_engine_restart
 from holdfast.core.policy.ladder import decide_repair
-from support.incidents_at_hand import AUTO, EXTERNAL, NO_RESTARTS, OF_THE_PROCESS, incident, nothing_wrong, sick
+from support.incidents_at_hand import AUTO, EXTERNAL, NO_RESTARTS, OF_THE_PROCESS, incident, nothing_wrong, opened, sick
 
 # ---- worker restarts
 
@@ -34,19 +35,19 @@ def test_what_a_retry_cannot_repair_ends_at_once_where_workers_are_not_restarted
 
 
 def test_external_a_restart_too_waits_for_an_instruction():
-    decision = decide_repair(30.0, sick(began_at=10.0), EXTERNAL)
+    decision = decide_repair(30.0, sick(waiting_since=10.0), EXTERNAL)
     assert (decision.action, decision.reason) == (Action.AWAIT, "waiting up to 100 s for an instruction")
 
 
 @pytest.mark.parametrize("config", [AUTO, EXTERNAL])
 def test_a_restart_that_was_asked_for_is_done_whoever_decides_and_says_so(config):
-    decision = decide_repair(0.0, nothing_wrong(asked=True, wants_restart=True), config)
+    decision = decide_repair(0.0, nothing_wrong(restart_command="restart", needs_worker_restart=True), config)
     assert decision.action is Action.RESTART_WORKERS
     assert decision.reason == "asked for; only the named ranks get a new process"
 
 
 def test_a_restart_that_was_asked_for_does_not_depend_on_how_many_there_were():
-    asked = nothing_wrong(asked=True, wants_restart=True, restarted_at=(0.0,) * 20)
+    asked = nothing_wrong(restart_command="restart", needs_worker_restart=True, restarted_at=(0.0,) * 20)
     for config in (AUTO, NO_RESTARTS):
         assert decide_repair(1.0, asked, config).action is Action.RESTART_WORKERS
 
@@ -76,14 +77,14 @@ def test_restarts_that_fail_again_and_again_are_tried_with_growing_pauses_up_to_
 
 
 def test_a_rank_that_is_sick_beside_a_fault_of_another_kind_gets_a_new_process_too():
-    decision = decide_repair(0.0, incident(wants_restart=True), AUTO)
+    decision = decide_repair(0.0, incident(needs_worker_restart=True), AUTO)
     assert decision.action is Action.RESTART_WORKERS
     assert decision.reason.startswith("a rank's process is not to be trusted any more")
 
 
 def test_broken_collectives_that_cannot_be_rebuilt_end_at_once_although_a_rank_could_be_restarted():
-    for about in ({}, {"asked": True}):
-        lost = sick(broken=True, unrebuildable=("custom all-reduce",), **about)
+    for about in ({}, {"restart_command": "restart"}):
+        lost = sick(needs_rebuild=True, unrebuildable=("custom all-reduce",), **about)
         assert decide_repair(0.0, lost, AUTO).action is Action.END
 
 
@@ -93,8 +94,14 @@ CLIMBING = HoldfastConfig(max_retries=3, max_worker_restarts=1, max_engine_resta
 CLIMBS = [
     (incident(1.0, 2.0, 3.0, rank=None), "3 retries within 60 s did not last"),
     (sick(restarted_at=(0.0,)), "1 worker restarts within 600 s did not last"),
-    (incident(fault_class=FaultClass.UNRESPONSIVE, rank=None, wants_restart=True), "a rank did not answer in time"),
-    (incident(broken=True, unrebuildable=("custom all-reduce",)), "broken collectives cannot be rebuilt in place"),
+    (
+        incident(fault_class=FaultClass.UNRESPONSIVE, rank=None, needs_worker_restart=True),
+        "a rank did not answer in time",
+    ),
+    (
+        incident(needs_rebuild=True, unrebuildable=("custom all-reduce",)),
+        "broken collectives cannot be rebuilt in place",
+    ),
 ]
 
 
@@ -108,15 +115,15 @@ def test_what_no_smaller_repair_helped_against_gets_another_engine_core(found, w
 
 @pytest.mark.parametrize(("found", "why"), CLIMBS)
 def test_more_engine_core_restarts_than_allowed_end_the_instance(found, why):
-    decision = decide_repair(5.0, msgspec.structs.replace(found, engine_restarted_at=(1.0, 2.0)), CLIMBING)
+    decision = decide_repair(5.0, replace(found, engine_restarts=Budget((1.0, 2.0))), CLIMBING)
     assert decision.action is Action.END
     assert why in decision.reason
     assert decision.reason.endswith("2 engine core restarts within 100 s did not last (--max-engine-restarts 2)")
 
 
 def test_nobody_is_started_to_join_a_lockstep_group_that_cannot_rebuild_its_collectives():
-    stuck = incident(broken=True, unrebuildable=("custom all-reduce",))
-    assert decide_repair(5.0, msgspec.structs.replace(stuck, in_lockstep=True), CLIMBING).action is Action.END
+    stuck = incident(needs_rebuild=True, unrebuildable=("custom all-reduce",))
+    assert decide_repair(5.0, replace(stuck, is_lockstep=True), CLIMBING).action is Action.END
 
 
 def test_restarts_of_long_ago_do_not_count():
@@ -124,7 +131,7 @@ def test_restarts_of_long_ago_do_not_count():
     tired = incident(rank=None, engine_restarted_at=(1.0, 2.0, 3.0), retried_at=(200.0,) * 10)
     decision = decide_repair(200.0, tired, config)
     assert (decision.action, decision.tries) == (Action.RESTART_ENGINE, 1)
-    still_open = msgspec.structs.replace(tired, opened_at=2.0)
+    still_open = opened(tired, 2.0)
     assert decide_repair(200.0, still_open, config).tries == 3
 
 
@@ -133,8 +140,8 @@ def test_restarts_of_long_ago_do_not_count():
     [(EXTERNAL, "unasked"), (HoldfastConfig(max_engine_restarts=0), "--max-engine-restarts 0")],
 )
 def test_an_engine_core_that_is_not_replaced_says_why(config, reason):
-    plan = decide_replacement((), config)
-    assert not plan.is_possible
+    plan = decide_engine_restart(0, config)
+    assert plan.action is Action.END
     assert reason in plan.reason
 
 
@@ -142,14 +149,14 @@ def test_an_engine_core_that_is_not_replaced_says_why(config, reason):
 
 
 def test_broken_collectives_are_rebuilt_and_the_reason_says_so():
-    decision = decide_repair(0.0, incident(broken=True), AUTO)
+    decision = decide_repair(0.0, incident(needs_rebuild=True), AUTO)
     assert decision.action is Action.RETRY
     assert decision.reason == "exception with state intact; its collectives are rebuilt; retry 1 of 3"
 
 
 @pytest.mark.parametrize("config", [AUTO, EXTERNAL])
 def test_broken_collectives_that_cannot_be_rebuilt_end_at_once_whoever_decides_and_say_what(config):
-    decision = decide_repair(0.0, incident(broken=True, unrebuildable=("custom all-reduce",) * 2), config)
+    decision = decide_repair(0.0, incident(needs_rebuild=True, unrebuildable=("custom all-reduce",) * 2), config)
     assert decision.action is Action.END
     assert "cannot be rebuilt in place here (custom all-reduce)" in decision.reason
     assert "boom" in decision.reason
@@ -164,24 +171,35 @@ def test_what_cannot_be_rebuilt_does_not_matter_while_nothing_is_broken():
 
 def test_more_ranks_out_than_allowed_are_not_replaced_one_by_one():
     config = HoldfastConfig(max_ranks_out=1)
-    two_of_four = RanksOut(now=2, elsewhere=0, own=4, total=4)
-    decision = decide_repair(0.0, sick(out=two_of_four), config)
+    two_of_four = Capacity(ranks_out=2, out_elsewhere=0, engine_ranks=4, total_ranks=4)
+    decision = decide_repair(0.0, sick(capacity=two_of_four), config)
     assert decision.action is Action.RESTART_ENGINE
     assert "2 of 4 ranks would be out at once (--max-ranks-out 1); another engine core" in decision.reason
-    assert decide_repair(0.0, sick(out=RanksOut(now=1, own=4, total=4)), config).action is Action.RESTART_WORKERS
+    assert (
+        decide_repair(0.0, sick(capacity=Capacity(ranks_out=1, engine_ranks=4, total_ranks=4)), config).action
+        is Action.RESTART_WORKERS
+    )
 
 
 def test_an_engine_core_is_not_replaced_where_too_many_ranks_are_out_elsewhere_already():
     config = HoldfastConfig(max_ranks_out="50%")
-    elsewhere = RanksOut(now=3, elsewhere=2, own=1, total=4)
-    decision = decide_repair(0.0, sick(out=elsewhere), config)
+    elsewhere = Capacity(ranks_out=3, out_elsewhere=2, engine_ranks=1, total_ranks=4)
+    decision = decide_repair(0.0, sick(capacity=elsewhere), config)
     assert decision.action is Action.END
     assert decision.reason.endswith("3 of 4 ranks would be out at once (--max-ranks-out 50%)")
-    assert decide_replacement((), config, RanksOut(now=2, elsewhere=1, own=1, total=4)).is_possible
+    assert (
+        decide_engine_restart(0, config, Capacity(ranks_out=2, out_elsewhere=1, engine_ranks=1, total_ranks=4)).action
+        is Action.RESTART_ENGINE
+    )
 
 
 def test_the_only_engine_core_that_is_out_may_always_be_replaced():
-    assert decide_replacement((), HoldfastConfig(max_ranks_out=0), RanksOut(now=4, own=4, total=4)).is_possible
+    assert (
+        decide_engine_restart(
+            0, HoldfastConfig(max_ranks_out=0), Capacity(ranks_out=4, engine_ranks=4, total_ranks=4)
+        ).action
+        is Action.RESTART_ENGINE
+    )
 
 
 @pytest.mark.parametrize(
@@ -192,4 +210,7 @@ def test_a_cap_is_a_number_of_ranks_or_a_share_of_all_that_allows_one_at_least(c
 
 
 def test_without_a_cap_all_ranks_may_be_out():
-    assert decide_repair(0.0, sick(out=RanksOut(now=9, own=8, total=8)), AUTO).action is Action.RESTART_WORKERS
+    assert (
+        decide_repair(0.0, sick(capacity=Capacity(ranks_out=9, engine_ranks=8, total_ranks=8)), AUTO).action
+        is Action.RESTART_WORKERS
+    )

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from holdfast.core.config import FaultPolicy, HoldfastConfig
 from holdfast.core.faults.faults import Phase
 from holdfast.core.faults.injection import InjectionSpec
-from holdfast.core.policy.actions import LONGEST_PAUSE_S
+from holdfast.core.policy.budget import MAX_BACKOFF_S
 from holdfast.hosts.fake import EngineOptions
 
 
@@ -70,7 +70,7 @@ class Scenario:
         one_recovery_s = c.containment_timeout_s + c.drain_timeout_s + c.rebuild_timeout_s + c.worker_start_timeout_s
         # After every worker restart the retries are counted anew.
         tries = (c.max_retries + 1) * (c.max_worker_restarts + 1)
-        pauses_s = LONGEST_PAUSE_S * (c.max_worker_restarts + c.max_engine_restarts)
+        pauses_s = MAX_BACKOFF_S * (c.max_worker_restarts + c.max_engine_restarts)
         tries *= c.max_engine_restarts + 1  # in another process everything is counted anew
         return c.engine_recovery_timeout_s + c.containment_timeout_s + tries * one_recovery_s + pauses_s
 

@@ -1,10 +1,11 @@
-"""Commands under way: one may concern several lockstep groups and ends when it has ended on all of them."""
+"""Commands under way: a command may concern several lockstep groups, and ends once it has ended in all of them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from holdfast.core.instance.group import Engine
 from holdfast.core.protocol.effects import Effect, Settle
 
 
@@ -15,20 +16,21 @@ class _Command:
     error: str | None = None
 
 
-class Commands:
-    """Who still owes an end to which command."""
+class OpenCommands:
+    """Commands under way, and the lockstep groups in which each has not ended yet."""
 
     def __init__(self) -> None:
         self._open: dict[str, _Command] = {}
 
-    def knows(self, command_id: str) -> bool:
+    def is_open(self, command_id: str) -> bool:
         return command_id in self._open
 
     def begin(self, command_id: str, groups: Iterable[int], *, awaits_pause: bool = False) -> None:
+        """Follow a command in some groups; `awaits_pause` where it ends as soon as they are paused."""
         self._open[command_id] = _Command(set(groups), awaits_pause)
 
-    def ended(self, command_id: str | None, group_id: int, error: str | None = None) -> list[Effect]:
-        """One group is done with a command; the first error of any is the command's."""
+    def end_in_group(self, command_id: str | None, group_id: int, error: str | None = None) -> list[Effect]:
+        """End a command in one group. The first error of any group is the command's."""
         command = self._open.get(command_id or "")
         if command is None or command_id is None:
             return []
@@ -39,22 +41,29 @@ class Commands:
         del self._open[command_id]
         return [Settle(command_id, error=command.error)]
 
-    def paused(self, group_id: int) -> list[Effect]:
-        """A group stands paused: that ends the commands that waited for it."""
+    def end_pauses_of(self, group_id: int) -> list[Effect]:
+        """End the commands that waited for a group to be paused."""
         waiting = [c for c, command in self._open.items() if command.awaits_pause and group_id in command.groups]
-        return [effect for command_id in waiting for effect in self.ended(command_id, group_id)]
+        return [effect for command_id in waiting for effect in self.end_in_group(command_id, group_id)]
 
-    def await_pause(self, group_id: int) -> bool:
-        """Whether somebody waits for a group to stand paused."""
+    def await_pause_of(self, group_id: int) -> bool:
+        """Return whether a command waits for a group to be paused."""
         return any(command.awaits_pause and group_id in command.groups for command in self._open.values())
 
-    def fail(self, group_id: int, error: str) -> list[Effect]:
-        """What is under way on a group will not be followed there any more."""
+    def fail_in_group(self, group_id: int, error: str) -> list[Effect]:
+        """Fail every command that is under way in a group."""
         concerned = [c for c, command in self._open.items() if group_id in command.groups]
-        return [effect for command_id in concerned for effect in self.ended(command_id, group_id, error)]
+        return [effect for command_id in concerned for effect in self.end_in_group(command_id, group_id, error)]
 
-    def end_all(self, error: str) -> list[Effect]:
-        """Nothing that is under way will be followed any more."""
+    def fail_all(self, error: str) -> list[Effect]:
+        """Fail every command that is under way."""
         settled: list[Effect] = [Settle(command_id, error=error) for command_id in self._open]
         self._open.clear()
         return settled
+
+
+def fail_armings(engine: Engine, error: str) -> list[Effect]:
+    """Fail every command to arm a fault that an engine core has not answered."""
+    settled: list[Effect] = [Settle(command_id, error=error) for command_id in engine.armed]
+    engine.armed.clear()
+    return settled

@@ -1,44 +1,52 @@
-"""What is due in a lockstep group because time has passed: pure functions `(group, now, bounds) -> what is due`.
-
-Only looks; never changes anything.
-"""
+"""Deadlines of a lockstep group: pure functions `(group, now, settings) -> what is due`. Change nothing."""
 
 from __future__ import annotations
 
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.instance.group import STOPPING, Engine, LockstepGroup
+from holdfast.core.policy.incident import Recovery
 from holdfast.core.states import EngineState
+
+SOFT_PAUSE_S = 1.0  # after that, a soft pause that has not reached a step boundary becomes a hard one
+KEEPALIVE_S = 10.0  # how often paused engine cores are told that the owner lives
 
 
 def find_overdue(group: LockstepGroup, now: float, config: HoldfastConfig) -> tuple[Engine, str] | None:
-    """The engine that did not come to an end in time with what it is at, and the reason that says so."""
+    """Return the engine core that did not pause or recover in time, and the reason in words."""
     if first := _first_to_stop(group):
         bound_s = config.containment_timeout_s
         is_late = now - first.stopping_since >= bound_s
-        return (first, _did_not_stand_still(first, bound_s)) if is_late else None
-    if recovering := group.in_state(EngineState.RECOVERING):
-        late = f"engine {recovering[0].engine_id} did not end its recovery in time"
-        return (recovering[0], late) if now - group.command_at >= _recovery_bound_s(group, config) else None
+        return (first, _did_not_pause(first, bound_s)) if is_late else None
+    recovering = group.in_state(EngineState.RECOVERING)
+    if recovering and group.recovery and now - group.recovery.started_at >= _recovery_bound_s(group.recovery, config):
+        return recovering[0], f"engine {recovering[0].engine_id} did not end its recovery in time"
     return None
 
 
-def is_to_harden(group: LockstepGroup, now: float, soft_pause_s: float) -> bool:
-    """Whether a soft pause waits for its step boundary for too long, and a hard one could be survived."""
+def is_hard_pause_due(group: LockstepGroup, now: float) -> bool:
+    """Return whether a soft pause waits too long for its step boundary, and the group would survive a hard one."""
     first = _first_to_stop(group)
-    could_not_go_on = group.unrebuildable and not group.is_alone
-    if first is None or not group.soft or could_not_go_on:
+    is_soft = group.incident is not None and group.incident.is_soft
+    could_not_resume = group.unrebuildable and not group.is_single_rank
+    if first is None or not is_soft or could_not_resume:
         return False
-    return now - first.stopping_since >= soft_pause_s
+    return now - first.stopping_since >= SOFT_PAUSE_S
 
 
-def is_to_affirm(group: LockstepGroup, now: float, config: HoldfastConfig, affirm_s: float) -> bool:
-    """Whether engines that stand are to hear again that somebody lives: well before they take silence for the end."""
-    extra_wait_s = config.engine_recovery_timeout_s + config.containment_timeout_s
-    return now - group.affirmed_at >= min(affirm_s, extra_wait_s / 3)
+def is_keepalive_due(group: LockstepGroup, now: float, config: HoldfastConfig) -> bool:
+    """Return whether paused engine cores have to be told that the owner lives: well before they would end."""
+    patience_s = config.engine_recovery_timeout_s + config.containment_timeout_s
+    return now - group.affirmed_at >= min(KEEPALIVE_S, patience_s / 3)
+
+
+def is_decision_due(group: LockstepGroup, now: float) -> bool:
+    """Return whether the backoff before the next decision is over."""
+    retry_at = group.incident.retry_at if group.incident else None
+    return retry_at is not None and now >= retry_at
 
 
 def find_unanswered(group: LockstepGroup, now: float, config: HoldfastConfig) -> list[tuple[Engine, str]]:
-    """Faults that were to be armed and nobody said whether they are: the engine and the command's id."""
+    """Return the commands to arm a fault that were not answered in time: the engine core and the command's id."""
     bound_s = config.drain_timeout_s
     return [(e, command_id) for e in group.engines for command_id, at in e.armed.items() if now - at >= bound_s]
 
@@ -47,14 +55,14 @@ def _first_to_stop(group: LockstepGroup) -> Engine | None:
     return min(group.in_state(*STOPPING), key=lambda e: e.stopping_since, default=None)
 
 
-def _recovery_bound_s(group: LockstepGroup, config: HoldfastConfig) -> float:
-    """Longer than every bounded wait of the host's recovery: what it says itself says more."""
-    rebuild_s = config.rebuild_timeout_s if group.rebuilding else 0.0
-    replace_s = config.worker_start_timeout_s if group.replacing else 0.0
+def _recovery_bound_s(recovery: Recovery, config: HoldfastConfig) -> float:
+    """Return a bound longer than every bounded wait of the host's recovery, whose own errors say more."""
+    rebuild_s = config.rebuild_timeout_s if recovery.rebuilds else 0.0
+    replace_s = config.worker_start_timeout_s if recovery.replaces_workers else 0.0
     return config.containment_timeout_s + config.drain_timeout_s + rebuild_s + replace_s
 
 
-def _did_not_stand_still(engine: Engine, bound_s: float) -> str:
+def _did_not_pause(engine: Engine, bound_s: float) -> str:
     if engine.state is EngineState.PAUSING:
         return f"engine {engine.engine_id} was told to pause and did not stand still within {bound_s:g} s"
     return f"engine {engine.engine_id} reported a fault and did not stand still within {bound_s:g} s"

@@ -1,112 +1,111 @@
-"""What follows when the process of an engine core is gone: another one takes its place, or the instance ends."""
+"""A lost engine core, from the exit of its process to the first report of its replacement."""
 
 from __future__ import annotations
 
-from holdfast.core.instance.commands import Commands
-from holdfast.core.instance.decision import Interventions
-from holdfast.core.instance.detection import Reports
-from holdfast.core.instance.event_log import EventLog
+from holdfast.core.instance.completion import finish_engine_restarts, finish_recovery
+from holdfast.core.instance.decision import publish_decision
+from holdfast.core.instance.defeat import end_instance
+from holdfast.core.instance.detection import engine_attached
+from holdfast.core.instance.event_log import publish
 from holdfast.core.instance.group import Engine, LockstepGroup
-from holdfast.core.instance.settings import Settings
-from holdfast.core.policy.actions import Action, Replacement, recent
-from holdfast.core.policy.engines import decide_on_engine, decide_replacement, is_to_try_again
+from holdfast.core.instance.repair import leave_out_engine, replace_engine
+from holdfast.core.instance.state import InstanceState
+from holdfast.core.policy.actions import Action, Decision
+from holdfast.core.policy.budget import engine_restart_intensity
+from holdfast.core.policy.engines import decide_engine_restart, decide_on_engine, is_due_again
 from holdfast.core.protocol import messages as m
 from holdfast.core.protocol.effects import Effect, Send
 from holdfast.core.protocol.events import EventKind
 from holdfast.core.states import EngineState
 
 
-class EngineLosses:
-    """Takes the deaths of engine cores, and the first report of those that take their places."""
+def engine_lost(
+    state: InstanceState, group: LockstepGroup, engine: Engine, why: str, unrecoverable_reason: str, now: float
+) -> list[Effect]:
+    """Take the loss of an engine core's process, or of a replacement that did not start.
 
-    def __init__(
-        self,
-        event_log: EventLog,
-        commands: Commands,
-        interventions: Interventions,
-        reports: Reports,
-        settings: Settings,
-    ) -> None:
-        self._event_log = event_log
-        self._commands = commands
-        self._interventions = interventions
-        self._reports = reports
-        self._settings = settings
+    `unrecoverable_reason` says why no replacement can be started, or no engine can resume its requests; else empty.
+    """
+    if engine.state is EngineState.LEFT_OUT:
+        return []
+    lost = f"engine core {engine.engine_id} is gone: {why}"
+    if unrecoverable_reason or engine.state is EngineState.STARTING:
+        reason = f"{lost}; {unrecoverable_reason}" if unrecoverable_reason else lost
+        return end_instance(state, group, engine, reason, now)
+    return _replace_or_give_up(state, group, engine, lost, now, kill=False)
 
-    def lost(
-        self, group: LockstepGroup, engine: Engine, why: str, unrecoverable_reason: str, now: float
-    ) -> list[Effect]:
-        """An engine core is gone, or the one that was to take its place did not start.
 
-        `unrecoverable_reason` says why nobody could go on with its requests or start another; empty where somebody can.
-        """
-        if engine.state is EngineState.LEFT_OUT:
-            return []
-        gone = f"engine core {engine.engine_id} is gone: {why}"
-        if unrecoverable_reason or engine.state is EngineState.STARTING:
-            return self._interventions.end(
-                group, engine, f"{gone}; {unrecoverable_reason}" if unrecoverable_reason else gone
-            )
-        return self._replace_or_end(group, engine, gone, now, kill=False)
+def kill_overdue_engine(
+    state: InstanceState, group: LockstepGroup, engine: Engine, why: str, now: float
+) -> list[Effect]:
+    """Give up on an engine core that has not paused or recovered in time: kill its process."""
+    if engine.pid is None:
+        return end_instance(state, group, engine, f"{why}; it has never served", now)
+    return _replace_or_give_up(state, group, engine, why, now, kill=True)
 
-    def give_up_on(self, group: LockstepGroup, engine: Engine, why: str, now: float) -> list[Effect]:
-        """An engine core did not come to an end in time with what it is at: it is not waited for any longer."""
-        return self._replace_or_end(group, engine, why, now, kill=True)
 
-    def restart(self, group: LockstepGroup, engine: Engine, command_id: str, now: float) -> list[Effect]:
-        """Somebody wants another process in its place, whatever its state."""
-        why = f"engine core {engine.engine_id} is restarted: asked for"
-        plan = Replacement(True, why, kill=engine.pid is not None, asked=command_id)
-        effects = self._interventions.replace(group, engine, plan, now)
-        self._commands.begin(command_id, [group.group_id])
-        return effects
+def restart_engine(
+    state: InstanceState, group: LockstepGroup, engine: Engine, command_id: str, now: float
+) -> list[Effect]:
+    """Replace the process of an engine core because an operator wants that, whatever its state."""
+    why = f"engine core {engine.engine_id} is restarted: asked for"
+    kill = engine.pid is not None
+    restart = Decision(Action.RESTART_ENGINE, why)
+    effects = replace_engine(state, group, engine, restart, now, kill=kill, command_id=command_id)
+    state.commands.begin(command_id, [group.group_id])
+    return effects
 
-    def _replace_or_end(
-        self, group: LockstepGroup, engine: Engine, why: str, now: float, *, kill: bool
-    ) -> list[Effect]:
-        if kill and engine.pid is None:
-            return self._interventions.end(group, engine, f"{why}; it has never served")
-        others = self._interventions.others(group)
-        decision = decide_on_engine(why, self._plan(group, engine, now), others, self._settings.config)
-        decided = self._interventions.tell(group, engine, decision, engine.fault)
-        match decision.action:
-            case Action.END:
-                return [decided, *self._interventions.end(group, engine, decision.reason)]
-            case Action.LEAVE_OUT:
-                plan = Replacement(False, decision.reason, kill=kill)
-                return [decided, *self._interventions.leave_out(group, engine, plan, now)]
-        plan = Replacement(True, why, decision.after_s, kill=kill)
-        replaced = self._interventions.replace(group, engine, plan, now)
-        return [decided, *replaced, *self._reports.when_recovery_is_over(group, now)]
 
-    def try_again(self, group: LockstepGroup, now: float) -> list[Effect]:
-        """Give an engine core that was left out another process, when its time has come."""
-        engine = group.engines[0]  # one in lockstep is never left out
-        if not group.is_left_out or not is_to_try_again(now, engine.left_out_at, self._settings.config):
-            return []
-        why = f"engine core {engine.engine_id} was left out for {now - engine.left_out_at:.0f} s, and is tried again"
-        return self._interventions.replace(group, engine, Replacement(True, why), now)
+def restart_left_out_engine(state: InstanceState, group: LockstepGroup, now: float) -> list[Effect]:
+    """Start an engine core again that was left out, once its budget has come back."""
+    engine = group.engines[0]  # an engine core in lockstep is never left out
+    if not group.is_left_out or not is_due_again(now, engine.left_out_at, state.config):
+        return []
+    why = f"engine core {engine.engine_id} was left out for {now - engine.left_out_at:.0f} s, and is tried again"
+    return replace_engine(state, group, engine, Decision(Action.RESTART_ENGINE, why), now, kill=False)
 
-    def _plan(self, group: LockstepGroup, engine: Engine, now: float) -> Replacement:
-        if group.is_lockstep and group.unrebuildable:
-            what = "; ".join(dict.fromkeys(group.unrebuildable))
-            return Replacement(False, f"nobody could join its lockstep group: {what} cannot be rebuilt in place")
-        return decide_replacement(
-            recent(engine.restarted_at, now, self._settings.config.engine_restart_window_s, group.began_at),
-            self._settings.config,
-            self._interventions.ranks_out(engine),
-        )
 
-    def returned(self, group: LockstepGroup, engine: Engine, fact: m.FromEngine, now: float) -> list[Effect]:
-        """A report while another process is being started: only its own first one is news."""
-        if not isinstance(fact, m.EngineAttached) or fact.pid == engine.lost_pid:
-            return []
-        began_at = now if group.began_at is None else group.began_at
-        if not (group.is_lockstep or group.paused_by_hand):
-            group.close_incident()
-        group.waiting_since = now
-        armed = [Send(engine.engine_id, m.ArmFault(command_id="", spec=spec)) for spec in engine.poisons]
-        effects = [*armed, *self._reports.take(group, engine, fact, now)]
-        restarted = self._event_log.publish(EventKind.ENGINE_RESTARTED, group, engine, interruption_s=now - began_at)
-        asked = [] if group.is_lockstep else self._reports.settle_restarts(group)
-        return [*effects, restarted, *asked]
+def replacement_reported(
+    state: InstanceState, group: LockstepGroup, engine: Engine, fact: m.FromEngine, now: float
+) -> list[Effect]:
+    """Take a report that arrives while a replacement starts. Only the replacement's first report counts."""
+    if not isinstance(fact, m.EngineAttached) or fact.pid == engine.lost_pid:
+        return []
+    incident = group.open_incident(now)
+    incident.waiting_since = now
+    if not (group.is_lockstep or incident.paused_by_operator):
+        group.incident = None
+    armed = [Send(engine.engine_id, m.ArmFault(command_id="", spec=spec)) for spec in engine.poisons]
+    attached = engine_attached(state, group, engine, fact, now)
+    interruption_s = now - incident.opened_at
+    restarted = publish(state, EventKind.ENGINE_RESTARTED, group, engine, interruption_s=interruption_s)
+    # In lockstep the command ends with the recovery in which the replacement joins.
+    ended = [] if group.is_lockstep else finish_engine_restarts(state, group)
+    return [*armed, *attached, restarted, *ended]
+
+
+def _replace_or_give_up(
+    state: InstanceState, group: LockstepGroup, engine: Engine, why: str, now: float, *, kill: bool
+) -> list[Effect]:
+    """Replace an engine core, leave it out or end the instance, as the policy says."""
+    decision = decide_on_engine(
+        why, _decide_restart(state, group, engine, now), state.roster.count_siblings(group), state.config
+    )
+    decided = publish_decision(state, group, engine, decision, engine.fault)
+    match decision.action:
+        case Action.END:
+            return [decided, *end_instance(state, group, engine, decision.reason, now)]
+        case Action.LEAVE_OUT:
+            return [decided, *leave_out_engine(state, group, engine, decision.reason, now, kill=kill)]
+    restart = Decision(Action.RESTART_ENGINE, why, after_s=decision.after_s)
+    replaced = replace_engine(state, group, engine, restart, now, kill=kill)
+    return [decided, *replaced, *finish_recovery(state, group, now)]
+
+
+def _decide_restart(state: InstanceState, group: LockstepGroup, engine: Engine, now: float) -> Decision:
+    if group.is_lockstep and group.unrebuildable:
+        what = "; ".join(dict.fromkeys(group.unrebuildable))
+        reason = f"nobody could join its lockstep group: {what} cannot be rebuilt in place"
+        return Decision(Action.END, reason)
+    used = engine.restart_budget.used(engine_restart_intensity(state.config), now, group.opened_at)
+    return decide_engine_restart(used, state.config, state.roster.capacity_around(engine))

@@ -1,8 +1,8 @@
-"""What an instance knows of its engines and of the lockstep groups that they form.
+"""Engine cores and the lockstep groups that they form, as the instance knows them.
 
-A lockstep group is the set of engines that share collectives: they pause together, recover together under
-one epoch and go on together. An engine without such peers is a group of one. Pure data with its own
-small moves; what follows from them is the `Instance`'s.
+A lockstep group is the set of engine cores that share collectives: they pause together, recover together under one
+epoch and resume together. An engine core without peers is a group of one. Data with small moves of its own; the
+phases decide what follows.
 """
 
 from __future__ import annotations
@@ -12,252 +12,226 @@ from dataclasses import dataclass, field
 
 from holdfast.core.faults.faults import Fault, FaultClass, deeper, is_of_the_process
 from holdfast.core.faults.injection import InjectionSpec
-from holdfast.core.poison.numerics import Named, named_by
+from holdfast.core.policy.budget import NOT_OPEN, Budget, GroupBudgets
+from holdfast.core.policy.incident import Incident, Recovery
 from holdfast.core.protocol.events import EngineView, StandbyView
 from holdfast.core.states import EngineState, Trigger, next_state
 
 MAX_POISONS = 16
-MAX_NAMED = 16
 STOPPING = (EngineState.FAULTED, EngineState.PAUSING)
 
 
 @dataclass
 class Engine:
-    """One engine core."""
+    """One engine core. Times are in seconds of the instance's clock."""
 
     engine_id: int
     state: EngineState = EngineState.STARTING
     pid: int | None = None
     ranks: int = 0
-    lost_ranks: int = 0  # of the process that is gone
     hooks: tuple[str, ...] = ()
     worker_hooks: tuple[str, ...] = ()
+    worker_pids: tuple[int, ...] = ()
     unrebuildable: tuple[str, ...] = ()
+    # the process that is lost
+    lost_pid: int | None = None
+    lost_ranks: int = 0
+    # faults and recoveries
     fault: Fault | None = None
     fault_in_recovery: Fault | None = None
     last_error: str | None = None
-    recoveries: int = 0
     faults: int = 0
-    armed: dict[str, float] = field(default_factory=dict)
-    worker_pids: tuple[int, ...] = ()
-    lost_pid: int | None = None  # of the process that is gone
-    restarts: int = 0
-    restarted_at: tuple[float, ...] = ()  # unasked
-    asked_restart: str | None = None  # the command that asks for another process in its place
+    recoveries: int = 0
+    stopping_since: float = 0.0  # while faulted or pausing
+    # workers
     sick_ranks: set[int] = field(default_factory=set)  # they get a new process in the next recovery
     worker_restarts: int = 0
     standbys: StandbyView | None = None
-    stopping_since: float = 0.0  # while it is faulted or pausing
-    suspects: int = 0  # of its requests
-    poisons: tuple[InjectionSpec, ...] = ()  # armed for a request: in every process that takes its place too
+    # replacements of the engine core
+    restarts: int = 0
+    restart_budget: Budget = field(default_factory=Budget)  # without the restarts that an operator ordered
+    restart_command: str | None = None  # the operator's command to replace the engine core
+    left_out_at: float = 0.0
+    left_out_reason: str | None = None
+    # requests and injected faults
+    suspects: int = 0
     ended_requests: int = 0
-    left_out_at: float = 0.0  # while it is left out
+    armed: dict[str, float] = field(default_factory=dict)  # command ids without an answer, and since when
+    poisons: tuple[InjectionSpec, ...] = ()  # armed for a request: in every replacement too
 
     def move(self, trigger: Trigger) -> None:
+        """Change the state as the table of transitions says. Raises `IllegalTransition`."""
         self.state = next_state(self.state, trigger)
 
     def begin_to_stop(self, trigger: Trigger, now: float) -> None:
-        """Move towards standing still. Of several reasons the first starts the clock."""
+        """Change the state towards paused. Of several triggers the first starts the clock."""
         if self.state not in STOPPING:
             self.stopping_since = now
         self.move(trigger)
 
     def poison(self, spec: InjectionSpec) -> None:
+        """Keep a fault that is armed for a request, at most the latest `MAX_POISONS`."""
         self.poisons = (*self.poisons, spec)[-MAX_POISONS:]
 
     def lose(self) -> None:
-        """Its process is gone, with everything that was known of it."""
+        """Forget the process that is lost, and everything that was known about the process."""
         self.move(Trigger.LOST)
         self.lost_pid = self.pid if self.pid is not None else self.lost_pid
         self.pid, self.lost_ranks, self.ranks, self.worker_pids = None, self.size, 0, ()
         self.hooks = self.worker_hooks = self.unrebuildable = ()
-        self.fault = self.fault_in_recovery = self.last_error = self.standbys = None
+        self.fault = self.fault_in_recovery = self.last_error = self.standbys = self.left_out_reason = None
         self.sick_ranks.clear()
         self.suspects = 0
         self.restarts += 1
 
+    def note_sick_rank(self, fault: Fault) -> None:
+        """Mark the rank of a fault for a new process, where nothing in the present process can be trusted."""
+        if fault.rank is not None and is_of_the_process(fault):
+            self.sick_ranks.add(fault.rank)
+
     @property
     def size(self) -> int:
-        """How many ranks it has, or had before its process was gone."""
+        """Return the number of ranks, also after the process is lost."""
         return self.ranks or self.lost_ranks
 
     @property
     def ranks_out(self) -> int:
-        """How many of its ranks are sick or gone."""
-        is_gone = self.state in (EngineState.RESTARTING, EngineState.LEFT_OUT)
-        return self.size if is_gone else len(self.sick_ranks)
-
-    @property
-    def is_contained(self) -> bool:
-        """Whether it stands still, or will never move again."""
-        return self.state is EngineState.PAUSED
+        """Return how many ranks are sick or lost."""
+        is_lost = self.state in (EngineState.RESTARTING, EngineState.LEFT_OUT)
+        return self.size if is_lost else len(self.sick_ranks)
 
 
 @dataclass
 class LockstepGroup:
-    """Engines that share collectives, and the incident that they are in together."""
+    """Engine cores that share collectives, and their incident. `budgets` outlasts every incident."""
 
     group_id: int
     engines: tuple[Engine, ...]
     epoch: int = 0
-    fault: Fault | None = None  # the deepest of the incident
-    reason: str | None = None
-    began_at: float | None = None  # the incident's; none while nothing is wrong
-    waiting_since: float = 0.0  # from when on the recovery timeout counts
-    command_id: str | None = None  # of the recovery under way
-    command_at: float = 0.0
-    last_command_id: str | None = None
-    retried_at: tuple[float, ...] = ()
-    unknown_retried_at: tuple[float, ...] = ()  # of those, the ones for a fault of class unknown
-    named: tuple[Named, ...] = ()  # what numerical faults named in the processes of now
-    restarted_at: tuple[float, ...] = ()  # when worker restarts were ordered
-    failed_restarts: int = 0  # of this incident, one after another
-    replacing: bool = False  # the recovery under way gives ranks a new process
-    asked: str | None = None  # the command that asks for a restart of healthy ranks
-    retry_at: float | None = None  # when to decide anew, after a pause between tries
-    joins: bool = False  # a process that took another one's place has met none of its peers yet
-    search_progressed: bool = False  # the fault has brought the search for a guilty request on
-    broken: bool = False  # collectives were broken and have to be rebuilt
-    rebuilding: bool = False  # the recovery under way has a rendezvous
-    paused_by_hand: bool = False
-    soft: bool = False  # the pause by hand may still wait for a step boundary
-    affirmed_at: float = 0.0  # when the engines last heard that somebody still lives
+    incident: Incident | None = None
+    budgets: GroupBudgets = field(default_factory=GroupBudgets)
+    last_command_id: str | None = None  # of the last recovery
+    affirmed_at: float = 0.0  # when the engine cores were last told that the owner lives
+
+    # ---- the engine cores
 
     @property
     def engine_ids(self) -> tuple[int, ...]:
         return tuple(e.engine_id for e in self.engines)
 
     @property
-    def ranks(self) -> int:
-        return sum(e.ranks for e in self.engines)
-
-    def in_state(self, *states: EngineState) -> list[Engine]:
-        return [e for e in self.engines if e.state in states]
-
-    @property
-    def stands_paused(self) -> bool:
-        return all(e.is_contained for e in self.engines)
-
-    @property
-    def is_alone(self) -> bool:
-        """Whether there is one rank only, which waits for nobody."""
-        return len(self.engines) == 1 and self.ranks == 1
-
-    @property
-    def needs_rebuild(self) -> bool:
-        return self.broken and not self.is_alone
-
-    @property
-    def wants_restart(self) -> bool:
-        """Whether a rank needs a new process."""
-        return any(e.sick_ranks for e in self.engines) or (self.fault is not None and is_of_the_process(self.fault))
-
-    @property
-    def unrebuildable(self) -> tuple[str, ...]:
-        return tuple(what for e in self.engines for what in e.unrebuildable)
-
-    def open_incident(self, now: float) -> bool:
-        """Whether nothing was wrong until now."""
-        opens = self.began_at is None
-        if opens:
-            self.began_at = self.waiting_since = now
-        return opens
-
-    def is_expected(self, fault: Fault) -> bool:
-        """Whether somebody asked for what happened: a hard pause breaks collectives, and a rank notices."""
-        breaks_by_hand = (self.paused_by_hand and not self.soft) or self.asked is not None
-        return breaks_by_hand and fault.fault_class is FaultClass.COMMUNICATOR
-
-    def sick_ranks_of(self, engine: Engine) -> tuple[int, ...]:
-        """The ranks that need a new process: every one where nobody knows whose device failed."""
-        if not engine.sick_ranks and self.fault is not None and self.fault.engine_id == engine.engine_id:
-            of_any_rank = self.fault.fault_class is FaultClass.DEVICE and self.fault.rank is None
-            return tuple(range(engine.ranks)) if of_any_rank else ()
-        return tuple(sorted(engine.sick_ranks))
-
-    def blame(self, engine: Engine, fault: Fault) -> bool:
-        """Take what an engine reports into the incident; true when it goes deeper than what was known."""
-        if fault.rank is not None and is_of_the_process(fault):
-            engine.sick_ranks.add(fault.rank)
-        news = deeper(self.fault, fault) is fault
-        if news:
-            self.fault = fault
-        return news
-
-    def note_named(self, now: float) -> None:
-        """It is tried again after a numerical fault that names requests; bounded, the latest stay."""
-        if names := named_by(self.fault):
-            self.named = (*self.named, (now, names))[-MAX_NAMED:]
-
-    def forgive(self, tries: int) -> None:
-        """The cause of the last tries is gone: they do not count any more."""
-        self.named = ()
-        if self.retried_at:
-            self.retried_at = self.retried_at[:-tries]
-            self.unknown_retried_at = tuple(at for at in self.unknown_retried_at if at in self.retried_at)
-        else:
-            self.restarted_at = self.restarted_at[:-tries]
-
-    def close_incident(self) -> None:
-        self.fault = self.reason = self.command_id = self.began_at = None
-        self.broken = self.rebuilding = self.paused_by_hand = self.soft = self.replacing = False
-        self.asked = self.retry_at = None
-        self.joins = False
-        self.search_progressed = False
-        self.failed_restarts = 0
-
-    @property
     def is_lockstep(self) -> bool:
-        """Whether several engines wait for each other."""
+        """Return whether several engine cores wait for each other."""
         return len(self.engines) > 1
 
-    def lose(self, engine: Engine, now: float) -> None:
-        """An engine of it is another process from now on. Alone it knows no epoch yet, else it joins this one.
+    @property
+    def is_single_rank(self) -> bool:
+        """Return whether the group has only one rank, which waits for no peer."""
+        return not self.is_lockstep and self.engines[0].ranks == 1
 
-        That somebody has paused the group stays so.
-        """
-        engine.lose()
-        self.open_incident(now)
-        if self.is_lockstep:
-            self.broken, self.joins, self.asked, self.retry_at = True, True, None, None
-            self._forget_fault_of_the_lost()
-            return
-        began_at = now if self.began_at is None else self.began_at
-        paused_by_hand = self.paused_by_hand
-        self.close_incident()
-        self.epoch, self.paused_by_hand = 0, paused_by_hand
-        self.forget_retries()
-        self.began_at = self.waiting_since = began_at
-
-    def leave_out(self, engine: Engine, reason: str, now: float) -> None:
-        """Nobody takes the place of one that is lost. What was wrong is over: the others go on."""
-        engine.move(Trigger.LEFT_OUT)
-        engine.left_out_at = now
-        self.close_incident()
-        self.reason = reason
+    @property
+    def is_paused(self) -> bool:
+        return all(e.state is EngineState.PAUSED for e in self.engines)
 
     @property
     def is_left_out(self) -> bool:
         return all(e.state is EngineState.LEFT_OUT for e in self.engines)
 
     @property
-    def is_joining(self) -> bool:
-        """Whether a newcomer is to be let in, and nothing else is wrong than what the loss has broken."""
-        is_consequence = self.fault is None or self.fault.fault_class is FaultClass.COMMUNICATOR
-        return self.joins and is_consequence
+    def unrebuildable(self) -> tuple[str, ...]:
+        """Return the collectives that a rebuild cannot bring back."""
+        return tuple(what for e in self.engines for what in e.unrebuildable)
 
-    def forget_retries(self) -> None:
-        """What is retried from now on is retried in another process."""
-        self.retried_at = self.unknown_retried_at = ()
-        self.named = ()
+    def in_state(self, *states: EngineState) -> list[Engine]:
+        return [e for e in self.engines if e.state in states]
 
-    def _forget_fault_of_the_lost(self) -> None:
-        """What was wrong with a process is gone with it; what is wrong with its peers is not."""
-        self.forget_retries()
-        self.fault = None
+    # ---- the incident, as far as one is open
+
+    @property
+    def fault(self) -> Fault | None:
+        return self.incident.fault if self.incident else None
+
+    @property
+    def recovery(self) -> Recovery | None:
+        return self.incident.recovery if self.incident else None
+
+    @property
+    def opened_at(self) -> float:
+        """Return when the open incident began, `NOT_OPEN` without one."""
+        return self.incident.opened_at if self.incident else NOT_OPEN
+
+    @property
+    def is_paused_by_operator(self) -> bool:
+        return self.incident is not None and self.incident.paused_by_operator
+
+    @property
+    def needs_rebuild(self) -> bool:
+        return self.incident is not None and self.incident.collectives_broken and not self.is_single_rank
+
+    @property
+    def needs_worker_restart(self) -> bool:
+        """Return whether a rank needs a new process."""
+        return any(e.sick_ranks for e in self.engines) or (self.fault is not None and is_of_the_process(self.fault))
+
+    @property
+    def representative(self) -> Engine:
+        """Return the engine core that an event about the whole group names: the engine core of the deepest fault."""
+        engine_id = self.fault.engine_id if self.fault is not None else None
+        return next((e for e in self.engines if e.engine_id == engine_id), self.engines[0])
+
+    def open_incident(self, now: float) -> Incident:
+        """Return the open incident, a new one where nothing was wrong until now."""
+        self.incident = self.incident or Incident(opened_at=now, waiting_since=now)
+        return self.incident
+
+    def is_expected(self, fault: Fault) -> bool:
+        """Return whether a command explains a fault: a hard pause breaks collectives, which a rank notices."""
+        if self.incident is None or fault.fault_class is not FaultClass.COMMUNICATOR:
+            return False
+        is_hard_pause = self.incident.paused_by_operator and not self.incident.is_soft
+        return is_hard_pause or self.incident.restart_command is not None
+
+    def sick_ranks_of(self, engine: Engine) -> tuple[int, ...]:
+        """Return the ranks that need a new process: all of them where no rank is known for a device error."""
+        if not engine.sick_ranks and self.fault is not None and self.fault.engine_id == engine.engine_id:
+            of_any_rank = self.fault.fault_class is FaultClass.DEVICE and self.fault.rank is None
+            return tuple(range(engine.ranks)) if of_any_rank else ()
+        return tuple(sorted(engine.sick_ranks))
+
+    # ---- losses
+
+    def lose(self, engine: Engine, now: float) -> None:
+        """Forget the lost process of an engine core. In lockstep the replacement joins the present epoch.
+
+        A pause by an operator outlasts the loss.
+        """
+        engine.lose()
+        self.budgets.forget_retries()
+        incident = self.open_incident(now)
+        if self.is_lockstep:
+            incident.collectives_broken = incident.awaits_join = True
+            incident.restart_command = incident.retry_at = None
+            incident.fault = self._deepest_of_the_others()
+            return
+        self.epoch = 0
+        opened_at, paused = incident.opened_at, incident.paused_by_operator
+        self.incident = Incident(opened_at, waiting_since=opened_at, paused_by_operator=paused)
+
+    def leave_out(self, engine: Engine, reason: str, now: float) -> None:
+        """Give up on an engine core that is lost. The incident is closed: the remaining engine cores serve on."""
+        engine.move(Trigger.LEFT_OUT)
+        engine.left_out_at, engine.left_out_reason = now, reason
+        self.incident = None
+
+    def _deepest_of_the_others(self) -> Fault | None:
+        """Return the deepest fault of an engine core's own, which the loss of a peer does not explain."""
+        deepest = None
         for fault in (e.fault for e in self.engines):
             if fault is not None and fault.fault_class is not FaultClass.COMMUNICATOR:
-                self.fault = deeper(self.fault, fault)
+                deepest = deeper(deepest, fault)
+        return deepest
+
+    # ---- the status
 
     def view_of(self, engine: Engine) -> EngineView:
         return EngineView(
@@ -271,8 +245,8 @@ class LockstepGroup:
             worker_hooks=engine.worker_hooks,
             unrebuildable=engine.unrebuildable,
             fault=engine.fault,
-            reason=self.reason,
-            paused_by_hand=self.paused_by_hand,
+            reason=self.incident.reason if self.incident else engine.left_out_reason,
+            paused_by_hand=self.is_paused_by_operator,
             last_command_id=self.last_command_id,
             last_error=engine.last_error,
             recoveries=engine.recoveries,
@@ -286,5 +260,5 @@ class LockstepGroup:
 
 
 def make_groups(groups: Iterable[Iterable[int]]) -> tuple[LockstepGroup, ...]:
-    """One group for each set of engine ids."""
+    """Return one group for each set of engine ids."""
     return tuple(LockstepGroup(i, tuple(Engine(e) for e in ids)) for i, ids in enumerate(groups))

@@ -13,13 +13,13 @@ from holdfast.core.states import EngineState
 
 
 def refuse_unless_paused(group: LockstepGroup, what: str) -> None:
-    if group.command_id is not None:
+    if group.recovery is not None:
         raise CommandConflict(
-            f"command {group.command_id} is already under way on engine {group.engine_ids[0]}",
+            f"command {group.recovery.command_id} is already under way on engine {group.engine_ids[0]}",
             state=group.engines[0].state,
             hint="wait for it to end; GET /fault_tolerance/status shows it",
         )
-    if moving := [e for e in group.engines if not e.is_contained]:
+    if moving := [e for e in group.engines if e.state is not EngineState.PAUSED]:
         raise CommandConflict(
             f"engine {moving[0].engine_id} is {moving[0].state}, there is nothing to {what}",
             state=moving[0].state,
@@ -48,9 +48,11 @@ def refuse_unless_engine_can_restart(group: LockstepGroup, engine: Engine, unrec
     name = f"engine core {engine.engine_id}"
     if engine.state in (EngineState.STARTING, EngineState.RESTARTING):
         raise CommandConflict(f"{name} is {engine.state} already", state=engine.state, hint="wait until it is healthy")
-    if group.command_id is not None:
+    if group.recovery is not None:
         raise CommandConflict(
-            f"command {group.command_id} is already under way on {name}", state=engine.state, hint="wait for it to end"
+            f"command {group.recovery.command_id} is already under way on {name}",
+            state=engine.state,
+            hint="wait for it to end",
         )
     if group.is_lockstep and group.unrebuildable:
         unrecoverable_reason = unrecoverable_reason or "; ".join(dict.fromkeys(group.unrebuildable))
@@ -61,7 +63,7 @@ def refuse_unless_engine_can_restart(group: LockstepGroup, engine: Engine, unrec
 def refuse_unless_it_can_go_on(group: LockstepGroup, soft: bool) -> None:
     """Nobody pauses by hand what could not go on afterwards: a pause that breaks what cannot be rebuilt."""
     breaks = not soft or group.is_lockstep  # engines in lockstep come to stand still only with broken collectives
-    if group.unrebuildable and breaks and not group.is_alone:
+    if group.unrebuildable and breaks and not group.is_single_rank:
         raise CommandConflict(
             f"engine {group.engine_ids[0]} could not go on after a pause: its collectives would be broken "
             f"and cannot be rebuilt in place ({'; '.join(dict.fromkeys(group.unrebuildable))})",

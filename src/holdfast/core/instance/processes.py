@@ -1,130 +1,112 @@
-"""What follows when a process beside the engine cores is gone: the coordinator, one of several API servers.
+"""Processes beside the engine cores: the data-parallel coordinator, and each of several API servers.
 
-Another process takes its place, or the instance ends. No engine core stops for it. Pure: whoever watches the
-processes says what became of them, and is told what to start.
+A lost process is replaced, or the instance ends. No engine core pauses for that. Pure: the owner's watch reports what
+became of the processes, and is told what to start.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 from holdfast.core.config import HoldfastConfig
-from holdfast.core.instance.decision import Interventions
-from holdfast.core.instance.event_log import EventLog
-from holdfast.core.instance.roster import Roster
-from holdfast.core.instance.settings import Settings
-from holdfast.core.policy.actions import Replacement, growing_pause_s, recent
+from holdfast.core.instance.defeat import end_instance_for_process
+from holdfast.core.instance.event_log import publish_of_process
+from holdfast.core.instance.roster import Process
+from holdfast.core.instance.state import InstanceState
+from holdfast.core.policy.actions import Action, Decision
+from holdfast.core.policy.budget import backoff_s, process_restart_intensity
 from holdfast.core.protocol import messages as m
 from holdfast.core.protocol.effects import Effect, ReplaceProcess, Send
-from holdfast.core.protocol.events import EventKind, ProcessView
+from holdfast.core.protocol.events import EventKind
 
 COORDINATOR = "coordinator"
 _API_SERVER = "api-server-"
-# Told once only, what an engine core says could reach a new coordinator before the word of its peers does.
+# Introduced only once, an engine core could reach a new coordinator before its peers do.
 TELL_AGAIN_AFTER_S = (1.0, 5.0)
 
 
 def api_server(index: int) -> str:
-    """The name of one of several API servers."""
+    """Return the name of one of several API servers."""
     return f"{_API_SERVER}{index}"
 
 
 def index_of_api_server(name: str) -> int | None:
-    """Which API server that is; none for another process."""
+    """Return the index of an API server, None for another process."""
     return int(name.removeprefix(_API_SERVER)) if name.startswith(_API_SERVER) else None
 
 
-def decide_restart(tried_at: tuple[float, ...], config: HoldfastConfig) -> Replacement:
-    """Whether another process takes the place of one that is gone; `tried_at` are the times before that count.
+def process_attached(state: InstanceState, name: str, pid: int | None) -> list[Effect]:
+    """Take the report that a process runs and is watched."""
+    state.roster.processes.setdefault(name, Process(name)).pid = pid
+    return [publish_of_process(state, EventKind.PROCESS_ATTACHED, name)]
 
-    Whatever the policy: no instruction is about such a process, and without it requests are lost that none has hurt.
+
+def process_lost(state: InstanceState, name: str, why: str, unrecoverable_reason: str, now: float) -> list[Effect]:
+    """Take the loss of a process, or of a replacement that did not start.
+
+    `unrecoverable_reason` says why no replacement can be started; else empty.
+    """
+    process = state.roster.processes.get(name, Process(name))
+    intensity = process_restart_intensity(state.config)
+    used = process.restart_budget.used(intensity, now, process.opened_at)
+    decision = decide_restart(used, state.config)
+    if unrecoverable_reason:
+        decision = Decision(Action.END, unrecoverable_reason)
+    reason = f"{name} is gone: {why}; {decision.reason}"
+    if decision.action is Action.END:
+        return end_instance_for_process(state, name, reason)
+    process.restart_budget = process.restart_budget.spend(intensity, now, process.opened_at)
+    process.lost_at = now if process.lost_at is None else process.lost_at
+    process.pid = None
+    state.roster.processes[name] = process
+    lost = publish_of_process(state, EventKind.PROCESS_LOST, name, reason=reason)
+    return [*_forget_requests_of(state, name), lost, ReplaceProcess(name, decision.after_s)]
+
+
+def process_returned(state: InstanceState, name: str, now: float, pid: int | None) -> list[Effect]:
+    """Take the report that the replacement of a lost process does its work."""
+    process = state.roster.processes.get(name)
+    if process is None or process.lost_at is None:
+        return []
+    interruption_s, process.lost_at = now - process.lost_at, None
+    process.pid = pid
+    process.restarts += 1
+    restarted = publish_of_process(state, EventKind.PROCESS_RESTARTED, name, interruption_s=interruption_s)
+    if name != COORDINATOR:
+        return [restarted]
+    state.introduce_coordinator_at = tuple(now + after_s for after_s in TELL_AGAIN_AFTER_S)
+    return [*_introduce_coordinator(state), restarted]
+
+
+def introduce_coordinator_again(state: InstanceState, now: float) -> list[Effect]:
+    """Have the engine cores introduce themselves to a new coordinator again, when that is due."""
+    due = [at for at in state.introduce_coordinator_at if at <= now]
+    state.introduce_coordinator_at = tuple(at for at in state.introduce_coordinator_at if at > now)
+    return _introduce_coordinator(state) if due else []
+
+
+def decide_restart(used: int, config: HoldfastConfig) -> Decision:
+    """Decide whether a lost process is replaced after `used` restarts that count: restart, or the end.
+
+    The fault policy does not matter: no command is about such a process, and without the process requests are lost
+    that have no fault.
     """
     limit = config.max_api_server_restarts
     if not limit:
-        return Replacement(False, "such a process is not restarted here (--max-api-server-restarts 0)")
-    tries = len(tried_at)
-    if tries >= limit:
-        window = f"{config.api_server_restart_window_s:g} s"
-        return Replacement(False, f"{tries} restarts within {window} did not last (--max-api-server-restarts {limit})")
-    reason = f"another one takes its place; restart {tries + 1} of {limit}"
-    return Replacement(True, reason, growing_pause_s(tries))
+        return Decision(Action.END, "such a process is not restarted here (--max-api-server-restarts 0)")
+    if exhausted := process_restart_intensity(config).exhausted(used):
+        return Decision(Action.END, exhausted)
+    tries = used + 1
+    reason = f"another one takes its place; restart {tries} of {limit}"
+    return Decision(Action.RESTART_PROCESS, reason, after_s=backoff_s(used), tries=tries, limit=limit)
 
 
-@dataclass
-class _Process:
-    restarted_at: tuple[float, ...] = ()
-    lost_at: float | None = None  # none while it is there
+def _forget_requests_of(state: InstanceState, name: str) -> list[Effect]:
+    """Have the engine cores abort the requests of a lost API server, whose clients are lost with it."""
+    index = index_of_api_server(name)
+    if index is None:
+        return []
+    return [Send(engine_id, m.ClientLost(client_index=index)) for engine_id in state.roster.engine_ids]
 
 
-@dataclass
-class FrontEndProcesses:
-    """The processes of one instance that are neither engine cores nor workers, each known by its name."""
-
-    roster: Roster
-    event_log: EventLog
-    interventions: Interventions
-    settings: Settings
-    _known: dict[str, _Process] = field(default_factory=dict)
-    _tell_at: tuple[float, ...] = ()
-
-    def attached(self, name: str, pid: int | None) -> list[Effect]:
-        """A process is there and is watched."""
-        self.roster.processes[name] = ProcessView(name=name, pid=pid)
-        return [self.event_log.publish_of(name, EventKind.PROCESS_ATTACHED)]
-
-    def lost(self, name: str, why: str, unrecoverable_reason: str, now: float) -> list[Effect]:
-        """A process is gone, or what was to take its place did not start.
-
-        `unrecoverable_reason` says why nobody could start another; empty where somebody can.
-        """
-        if self.roster.defeat is not None:
-            return []
-        process = self._known.setdefault(name, _Process())
-        window_s = self.settings.config.api_server_restart_window_s
-        tried_at = recent(process.restarted_at, now, window_s, process.lost_at)
-        plan = decide_restart(tried_at, self.settings.config)
-        if unrecoverable_reason:
-            plan = Replacement(False, unrecoverable_reason)
-        reason = f"{name} is gone: {why}; {plan.reason}"
-        if not plan.is_possible:
-            return self.interventions.end_for(name, reason)
-        process.lost_at = now if process.lost_at is None else process.lost_at
-        self._show(name, None)
-        process.restarted_at = (*tried_at, now)
-        told = self.event_log.publish_of(name, EventKind.PROCESS_LOST, reason=reason)
-        return [*self._forget_requests_of(name), told, ReplaceProcess(name, plan.after_s)]
-
-    def returned(self, name: str, now: float, pid: int | None = None) -> list[Effect]:
-        """Another process is in its place and does its work."""
-        process = self._known.get(name)
-        if self.roster.defeat is not None or process is None or process.lost_at is None:
-            return []
-        interruption_s, process.lost_at = now - process.lost_at, None
-        self._show(name, pid, restarts=1)
-        told = self.event_log.publish_of(name, EventKind.PROCESS_RESTARTED, interruption_s=interruption_s)
-        if name != COORDINATOR:
-            return [told]
-        self._tell_at = tuple(now + after_s for after_s in TELL_AGAIN_AFTER_S)
-        return [*self._introduce_coordinator(), told]
-
-    def _show(self, name: str, pid: int | None, restarts: int = 0) -> None:
-        was = self.roster.processes.get(name, ProcessView(name=name))
-        self.roster.processes[name] = ProcessView(name=name, pid=pid, restarts=was.restarts + restarts)
-
-    def tick(self, now: float) -> list[Effect]:
-        """Call a few times a second."""
-        if self.roster.defeat is not None or not self._tell_at or now < self._tell_at[0]:
-            return []
-        self._tell_at = tuple(at for at in self._tell_at if at > now)
-        return self._introduce_coordinator()
-
-    def _forget_requests_of(self, name: str) -> list[Effect]:
-        """Its clients are gone with it: nobody takes what is computed for them."""
-        index = index_of_api_server(name)
-        if index is None:
-            return []
-        return [Send(engine_id, m.ClientLost(client_index=index)) for engine_id in self.roster.engine_ids]
-
-    def _introduce_coordinator(self) -> list[Effect]:
-        """It knows nothing of what its predecessor was told: every engine core says again where it stands."""
-        return [Send(engine_id, m.CoordinatorReplaced()) for engine_id in self.roster.engine_ids]
+def _introduce_coordinator(state: InstanceState) -> list[Effect]:
+    """Have every engine core tell the new coordinator its present state."""
+    return [Send(engine_id, m.CoordinatorReplaced()) for engine_id in state.roster.engine_ids]

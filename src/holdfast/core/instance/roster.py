@@ -1,21 +1,42 @@
-"""Who belongs to an instance: its engines, their lockstep groups, the processes beside them; and whether it has ended.
+"""Members of an instance: its engine cores, their lockstep groups, the processes beside them.
 
-Finds and chooses; what follows from what it knows is for others to say.
+Finds and counts. The phases decide what follows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 
 from holdfast.core.errors import UnknownEngine
 from holdfast.core.instance.group import Engine, LockstepGroup, make_groups
-from holdfast.core.policy.capacity import RanksOut
+from holdfast.core.policy.budget import NOT_OPEN, Budget
+from holdfast.core.policy.capacity import Capacity
 from holdfast.core.protocol.events import ProcessView
 from holdfast.core.states import Trigger
 
 
+@dataclass
+class Process:
+    """Process beside the engine cores, known by its name. `pid` is None and `lost_at` set while it is lost."""
+
+    name: str
+    pid: int | None = None
+    restarts: int = 0
+    restart_budget: Budget = field(default_factory=Budget)
+    lost_at: float | None = None
+
+    @property
+    def opened_at(self) -> float:
+        """Return since when the process is lost, `NOT_OPEN` while it is there."""
+        return NOT_OPEN if self.lost_at is None else self.lost_at
+
+    def view(self) -> ProcessView:
+        return ProcessView(name=self.name, pid=self.pid, restarts=self.restarts)
+
+
 class Roster:
-    """The engines of an instance. All of them end together, and then `defeat` says why.
+    """Engine cores, lockstep groups and other processes of an instance; `defeat` says why the instance has ended.
 
     Args:
         groups: the engine ids of each lockstep group.
@@ -25,7 +46,7 @@ class Roster:
         self.groups = make_groups(groups)
         self._home = {e.engine_id: (g, e) for g in self.groups for e in g.engines}
         self.defeat: str | None = None
-        self.processes: dict[str, ProcessView] = {}  # those beside the engine cores
+        self.processes: dict[str, Process] = {}
 
     @property
     def engine_ids(self) -> tuple[int, ...]:
@@ -36,42 +57,45 @@ class Roster:
         return tuple(engine for _, engine in self._home.values())
 
     def look_up(self, engine_id: int) -> tuple[LockstepGroup, Engine] | None:
-        """An engine and its group; none for an engine that is not known."""
+        """Return an engine core and its group, None for an unknown id."""
         return self._home.get(engine_id)
 
     def find(self, engine_id: int) -> tuple[LockstepGroup, Engine]:
-        """An engine and its group. Raises `UnknownEngine`."""
+        """Return an engine core and its group. Raises `UnknownEngine`."""
         if engine_id not in self._home:
             known = ", ".join(str(i) for i in self._home)
             raise UnknownEngine(f"there is no engine {engine_id}", hint=f"known: {known}")
         return self._home[engine_id]
 
     def choose(self, engine_ids: Sequence[int], fitting: Callable[[LockstepGroup], bool]) -> Sequence[LockstepGroup]:
-        """The groups of the named engines; else every fitting one; else one that says why none fits."""
+        """Return the groups of the named engine cores; without names, every fitting group.
+
+        Where no group fits, return one whose state explains why: a group with an open incident, if there is one.
+        """
         if engine_ids:
             named = {self.find(i)[0].group_id for i in engine_ids}
             return [g for g in self.groups if g.group_id in named]
-        unwell = (g for g in self.groups if g.began_at is not None)
+        unwell = (g for g in self.groups if g.incident is not None)
         return [g for g in self.groups if fitting(g)] or [next(unwell, self.groups[0])]
 
-    def ranks_out(self, at_hand: Engine) -> RanksOut:
-        """How many ranks are out, as one decides who looks at the engine at hand."""
+    def capacity_around(self, engine: Engine) -> Capacity:
+        """Return how many ranks are out, in an engine core and elsewhere."""
         by_engine = {e.engine_id: e.ranks_out for e in self.engines}
         everywhere = sum(by_engine.values())
-        return RanksOut(
-            now=everywhere,
-            elsewhere=everywhere - by_engine[at_hand.engine_id],
-            own=at_hand.size,
-            total=sum(e.size for e in self.engines),
+        return Capacity(
+            ranks_out=everywhere,
+            out_elsewhere=everywhere - by_engine[engine.engine_id],
+            engine_ranks=engine.size,
+            total_ranks=sum(e.size for e in self.engines),
         )
 
-    def others(self, group: LockstepGroup) -> int:
-        """How many engine cores serve, or will again, without one of this group: none where its peers wait for it."""
+    def count_siblings(self, group: LockstepGroup) -> int:
+        """Return how many engine cores could serve on without an engine core of a group: 0 for one in lockstep."""
         beside = [e for g in self.groups if g is not group for e in g.engines if e.state.is_attached]
         return 0 if group.is_lockstep else len(beside)
 
     def end(self, reason: str) -> None:
-        """Nothing moves any engine after this."""
+        """Mark the instance and every engine core as ended, for good."""
         self.defeat = reason
         for engine in self.engines:
             engine.move(Trigger.DEFEATED)

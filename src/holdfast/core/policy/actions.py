@@ -1,33 +1,28 @@
-"""What may be done about a fault, and how tries are counted. Pure data and small functions of it."""
+"""Actions that repair a fault, and the decision for one of them. Pure data."""
 
 from __future__ import annotations
 
 import enum
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
 
 import msgspec
 
-LONGEST_PAUSE_S = 30.0  # between tries to start a process again
-
 
 class Action(enum.StrEnum):
-    RETRY = "retry"  # rung 1: rewind the requests, rebuild broken collectives, go on
+    RETRY = "retry"  # rung 1: rewind the requests, rebuild broken collectives, resume
     RESTART_WORKERS = "restart-workers"  # rung 2: the same, after the sick ranks got a new process
-    RESTART_ENGINE = "restart-engine"  # rung 3: another process in the place of the engine core, and of its workers
-    LEAVE_OUT = "leave-out"  # rung 4: nobody takes its place, the other engine cores serve on
-    AWAIT = "await-instruction"  # stay paused; somebody outside decides, or time
-    END = "end-instance"  # nothing left that can help
+    RESTART_ENGINE = "restart-engine"  # rung 3: replace the engine core's process and its workers
+    LEAVE_OUT = "leave-out"  # rung 4: replace nothing, the remaining engine cores serve on
+    AWAIT = "await-instruction"  # stay paused until an operator decides, or until a timeout
+    END = "end-instance"  # no repair is left
+    RESTART_PROCESS = "restart-process"  # for a process beside the engine cores, which no rung is about
 
     @property
     def rung(self) -> int:
-        """Of the ladder; 0 where nothing is done."""
-        return _RUNGS[self]
+        """Return the rung of the ladder, 0 for an action that is on none."""
+        return _RUNGS.get(self, 0)
 
 
 _RUNGS = {
-    Action.AWAIT: 0,
     Action.RETRY: 1,
     Action.RESTART_WORKERS: 2,
     Action.RESTART_ENGINE: 3,
@@ -37,10 +32,10 @@ _RUNGS = {
 
 
 class Decision(msgspec.Struct, frozen=True):
-    """What to do and why; the reason is shown to people.
+    """Action, its reason for people, and the figures behind it.
 
-    `retry_at`: decide anew then (seconds). `after_s`: the pause before another engine core is started. `tries`: how
-    often this rung was taken within its window, this time included, of `limit`. `would`: what a dry run leaves undone.
+    `retry_at`: when to decide again (seconds). `after_s`: the backoff before a process is started. `tries`: how often
+    this rung was taken within its window, this time included, of `limit`. `would`: the action that a dry run omits.
     """
 
     action: Action
@@ -50,33 +45,3 @@ class Decision(msgspec.Struct, frozen=True):
     tries: int = 0
     limit: int = 0
     would: Action | None = None
-
-
-@dataclass(frozen=True)
-class Replacement:
-    """Whether an engine core is replaced, why, and after which pause.
-
-    `kill`: the old process is still there; `asked`: the command that wants it.
-    """
-
-    is_possible: bool
-    reason: str
-    after_s: float = 0.0
-    kill: bool = False
-    asked: str | None = None
-    tries: int = 0
-    limit: int = 0
-
-
-def recent(tried_at: Sequence[float], now: float, window_s: float, opened_at: float | None = None) -> tuple[float, ...]:
-    """The tries that lie within the window that ends now, and all of an incident that is open since `opened_at`.
-
-    Were those forgiven too, tries that take longer than the window would go on for ever.
-    """
-    since = math.inf if opened_at is None else opened_at
-    return tuple(at for at in tried_at if now - at < window_s or at >= since)
-
-
-def growing_pause_s(tries: int) -> float:
-    """How long to wait before the next try of what was tried so often: not at all at first, then 1 s and more."""
-    return min(LONGEST_PAUSE_S, 2.0 ** (tries - 1)) if tries else 0.0

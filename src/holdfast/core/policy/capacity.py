@@ -1,7 +1,7 @@
-"""How many ranks may be out at once: sick, gone, or of an engine core that is being replaced.
+"""How many ranks may be out at once: sick, lost, or of an engine core that is being replaced.
 
-Ranks that only wait for these are not out. When more are out than that, something bigger is wrong than what the
-rung at hand repairs.
+Ranks that only wait for those are not out. With more ranks out than the cap allows, more is wrong than the rung at
+hand can repair.
 """
 
 from __future__ import annotations
@@ -13,34 +13,35 @@ import msgspec
 from holdfast.core.config import share_of
 
 
-class RanksOut(msgspec.Struct, frozen=True, kw_only=True):
-    """The ranks of an instance that are out: all of them, those `elsewhere` than in the engine at hand, of `total`.
+class Capacity(msgspec.Struct, frozen=True, kw_only=True):
+    """Numbers of ranks that are out, seen from one engine core.
 
-    `own` is how many ranks the engine at hand has.
+    `ranks_out` counts the whole instance, `out_elsewhere` the other engine cores. `engine_ranks` is the size of the
+    engine core, `total_ranks` the size of the instance.
     """
 
-    now: int = 0
-    elsewhere: int = 0
-    own: int = 0
-    total: int = 0
+    ranks_out: int = 0
+    out_elsewhere: int = 0
+    engine_ranks: int = 0
+    total_ranks: int = 0
 
-    def too_many_to_restart(self, cap: int | str) -> str | None:
-        """Why ranks are not replaced one by one; none where they may be. At least one is out where that is asked."""
-        out, allowed = max(1, self.now), ranks_allowed_out(cap, self.total)
-        return None if out <= allowed else self._more_than(out, cap)
+    def why_no_worker_restart(self, cap: int | str) -> str | None:
+        """Return why ranks are not replaced one by one, None where that is allowed."""
+        out, allowed = max(1, self.ranks_out), ranks_allowed_out(cap, self.total_ranks)
+        return None if out <= allowed else self._exceeded(out, cap)
 
-    def too_many_to_replace(self, cap: int | str) -> str | None:
-        """Why the engine at hand is not replaced. One that is the only one out always may be."""
-        out, allowed = self.elsewhere + self.own, ranks_allowed_out(cap, self.total)
-        return None if not self.elsewhere or out <= allowed else self._more_than(out, cap)
+    def why_no_engine_restart(self, cap: int | str) -> str | None:
+        """Return why the engine core is not replaced, None where that is allowed: always if no other rank is out."""
+        out, allowed = self.out_elsewhere + self.engine_ranks, ranks_allowed_out(cap, self.total_ranks)
+        return None if not self.out_elsewhere or out <= allowed else self._exceeded(out, cap)
 
-    def _more_than(self, out: int, cap: int | str) -> str:
-        return f"{out} of {self.total} ranks would be out at once (--max-ranks-out {cap})"
+    def _exceeded(self, out: int, cap: int | str) -> str:
+        return f"{out} of {self.total_ranks} ranks would be out at once (--max-ranks-out {cap})"
 
 
-def ranks_allowed_out(cap: int | str, total: int) -> float:
-    """A cap as a number of ranks. A share allows one at least, and the whole of them is no cap."""
+def ranks_allowed_out(cap: int | str, total_ranks: int) -> float:
+    """Return a cap as a number of ranks. A share allows at least one rank; a share of 100 % is no cap."""
     if isinstance(cap, int):
         return cap
     share = share_of(cap)
-    return math.inf if share == 1 else max(1, math.floor(total * share))
+    return math.inf if share == 1 else max(1, math.floor(total_ranks * share))

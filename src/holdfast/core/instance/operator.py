@@ -1,0 +1,154 @@
+"""Commands of an operator: check the preconditions, follow the command, begin what it wants.
+
+Each function raises `UnknownEngine`, `BadCommand` or `CommandConflict`, and then has changed nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from holdfast.core.config import change_settings, compare_settings, runtime_settings
+from holdfast.core.errors import BadCommand, BadConfiguration, CommandConflict
+from holdfast.core.instance import engine_loss
+from holdfast.core.instance.containment import pause
+from holdfast.core.instance.decision import decide_anew
+from holdfast.core.instance.event_log import publish_of_instance
+from holdfast.core.instance.group import LockstepGroup
+from holdfast.core.instance.preconditions import (
+    refuse_unknown_ranks,
+    refuse_unless_engine_can_restart,
+    refuse_unless_healthy,
+    refuse_unless_it_can_go_on,
+    refuse_unless_paused,
+)
+from holdfast.core.instance.repair import recover
+from holdfast.core.instance.state import InstanceState
+from holdfast.core.protocol import commands as c
+from holdfast.core.protocol import messages as m
+from holdfast.core.protocol.effects import Effect, Send, Settle
+from holdfast.core.protocol.events import EventKind
+from holdfast.core.states import EngineState
+
+
+def retry(state: InstanceState, command: c.Retry, now: float) -> list[Effect]:
+    """Let the groups of some engine cores recover, or every paused group when none is named."""
+    groups = state.roster.choose(command.engine_ids, lambda g: g.is_paused)
+    return _recover(state, "retry", command.command_id, groups, now)
+
+
+def resume(state: InstanceState, command: c.Resume, now: float) -> list[Effect]:
+    """Let groups recover that an operator has paused."""
+    groups = state.roster.choose(command.engine_ids, lambda g: g.is_paused_by_operator)
+    for group in groups:
+        if group.is_paused and not group.is_paused_by_operator:
+            raise CommandConflict(
+                f"engine {group.engine_ids[0]} stands paused after a fault, not by hand",
+                state=EngineState.PAUSED,
+                hint="retry lets it go on",
+            )
+    return _recover(state, "resume", command.command_id, groups, now)
+
+
+def pause_groups(state: InstanceState, command: c.Pause, now: float) -> list[Effect]:
+    """Pause the groups of some engine cores, or all that are not left out when none is named."""
+    command_id, soft = command.command_id, command.soft
+    groups = state.roster.choose(command.engine_ids, lambda g: not g.is_left_out)
+    _refuse_if_ended_or_repeated(state, groups[0], command_id)
+    for group in groups:
+        refuse_unless_healthy(group)
+        refuse_unless_it_can_go_on(group, soft)
+    state.commands.begin(command_id, [g.group_id for g in groups], awaits_pause=True)
+    effects: list[Effect] = []
+    for group in groups:
+        incident = group.open_incident(now)
+        incident.paused_by_operator, incident.is_soft = True, soft
+        order = m.PauseEngine(command_id=command_id, epoch=group.epoch, soft=soft)
+        for engine in group.engines:
+            effects += pause(state, group, engine, order, "asked for", now)
+    return effects
+
+
+def restart_workers(state: InstanceState, command: c.RestartWorkers, now: float) -> list[Effect]:
+    """Give ranks of a healthy engine core a new process, every rank when none is named."""
+    command_id, ranks = command.command_id, command.ranks
+    group, engine = state.roster.find(command.engine_id)
+    _refuse_if_ended_or_repeated(state, group, command_id)
+    refuse_unknown_ranks(engine, ranks)
+    refuse_unless_healthy(group)
+    refuse_unless_it_can_go_on(group, soft=False)
+    state.commands.begin(command_id, [group.group_id])
+    group.open_incident(now).restart_command = command_id
+    engine.sick_ranks.update(ranks or range(engine.ranks))
+    effects: list[Effect] = []
+    for member in group.engines:
+        order = m.PauseEngine(command_id=command_id, epoch=group.epoch)
+        effects += pause(state, group, member, order, "its workers are to be restarted", now)
+    return effects
+
+
+def restart_engine(
+    state: InstanceState, command: c.RestartEngine, unrecoverable_reason: str, now: float
+) -> list[Effect]:
+    """Replace the process of an engine core and of all its workers, whatever its state.
+
+    `unrecoverable_reason` says why no replacement can be started, or no engine can resume its requests; else empty.
+    """
+    group, engine = state.roster.find(command.engine_id)
+    _refuse_if_ended_or_repeated(state, group, command.command_id)
+    refuse_unless_engine_can_restart(group, engine, unrecoverable_reason)
+    return engine_loss.restart_engine(state, group, engine, command.command_id, now)
+
+
+def inject_fault(state: InstanceState, command: c.InjectFault, now: float) -> list[Effect]:
+    """Arm a fault in an engine core."""
+    command_id, spec = command.command_id, command.spec
+    group, engine = state.roster.find(spec.engine_id)
+    _refuse_if_ended_or_repeated(state, group, command_id)
+    engine.armed[command_id] = now
+    if spec.request:
+        engine.poison(spec)
+    return [Send(engine.engine_id, m.ArmFault(command_id=command_id, spec=spec))]
+
+
+def configure(state: InstanceState, command: c.Configure, now: float) -> list[Effect]:
+    """Change settings here and in every engine core, then decide again about every paused group."""
+    _refuse_if_ended_or_repeated(state, state.roster.groups[0], command.command_id)
+    try:
+        config = change_settings(state.config, command.settings)
+    except BadConfiguration as error:
+        raise BadCommand(error.message, hint=error.hint) from None
+    old, new = runtime_settings(state.config), runtime_settings(config)
+    state.config, state.settings_changed = config, True
+    changes = compare_settings(old, new)
+    reason = "; ".join(map(str, changes)) or "nothing differs"
+    effects: list[Effect] = [
+        Send(e.engine_id, m.ChangeSettings(settings=new)) for e in state.roster.engines if e.state.is_attached
+    ]
+    about = {"command_id": command.command_id, "reason": reason, "changes": changes}
+    effects.append(publish_of_instance(state, EventKind.CONFIGURED, **about))
+    for group in state.roster.groups:
+        if group.is_paused and not state.has_ended:
+            effects += decide_anew(state, group, now)
+    return [*effects, Settle(command.command_id)]
+
+
+def _recover(
+    state: InstanceState, what: str, command_id: str, groups: Sequence[LockstepGroup], now: float
+) -> list[Effect]:
+    _refuse_if_ended_or_repeated(state, groups[0], command_id)
+    for group in groups:
+        refuse_unless_paused(group, what)
+    state.commands.begin(command_id, [g.group_id for g in groups])
+    return [effect for group in groups for effect in recover(state, group, command_id, now)]
+
+
+def _refuse_if_ended_or_repeated(state: InstanceState, group: LockstepGroup, command_id: str) -> None:
+    if state.has_ended:
+        raise CommandConflict(f"the instance has ended: {state.roster.defeat}", state=EngineState.DEAD)
+    is_armed = any(command_id in engine.armed for engine in state.roster.engines)
+    if is_armed or state.commands.is_open(command_id):
+        raise CommandConflict(
+            f"a command with the id {command_id} is already under way",
+            state=group.engines[0].state,
+            hint="every command needs an id of its own",
+        )
