@@ -179,5 +179,5 @@ def test_without_a_restart_left_the_instance_ends_and_says_why(servers: Servers)
     with servers.of(DP2, arguments=("--max-api-server-restarts", "0")) as server:
         os.kill(last_started(server), signal.SIGKILL)
         assert wait_ended(server, END_S) == EXIT_DEFEATED
-        assert "is gone: exit code -9; such a process is not restarted here" in last_line(server)
+        assert "was lost: exit code -9; restarts of this process are off" in last_line(server)
         assert left_behind(server) == []

@@ -117,7 +117,7 @@ def test_without_a_restart_left_the_instance_ends_and_says_why(servers: Servers,
     with servers.of(DP2, arguments=arguments) as server:
         coordinator_of(server).send_signal(signal.SIGKILL)
         assert wait_ended(server, END_S) == EXIT_DEFEATED
-        assert "coordinator is gone: exit code -9; such a process is not restarted here" in last_line(server)
+        assert "coordinator was lost: exit code -9; restarts of this process are off" in last_line(server)
         assert left_behind(server) == []
 
 

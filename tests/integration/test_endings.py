@@ -64,7 +64,7 @@ def test_of_a_killed_engine_core_no_stopped_worker_stays_not_even_one_that_took_
         os.kill(second, signal.SIGSTOP)
         os.kill(only(server, ProcessKind.ENGINE_CORE), signal.SIGKILL)
         assert wait_ended(server, 40) == EXIT_DEFEATED
-        assert "engine core 0 is gone: killed by SIGKILL" in last_line(server)
+        assert "engine core 0 was lost: killed by SIGKILL" in last_line(server)
         assert left_behind(server) == []
 
 
@@ -75,7 +75,7 @@ def test_without_an_instruction_the_instance_ends_after_the_recovery_timeout(ser
         run(hurt(server, InjectionSpec(phase=Phase.FORWARD)))
         assert wait_ended(server, 40) == EXIT_DEFEATED
         assert time.monotonic() - began < 25
-        assert "no instruction repaired it within 3 s" in last_line(server)
+        assert "no command repaired the fault within 3 s" in last_line(server)
 
 
 def test_a_retry_that_fails_leaves_the_instance_paused_and_says_so(servers: Servers) -> None:
@@ -106,14 +106,14 @@ def test_a_killed_worker_that_may_not_be_replaced_ends_the_instance_and_not_with
         os.kill(only(server, ProcessKind.WORKER), signal.SIGKILL)
         run(_hurt_plain(server))
         assert wait_ended(server, 40) == EXIT_DEFEATED
-        assert "a worker process is gone" in last_line(server)
+        assert "a worker process was lost" in last_line(server)
 
 
 def test_a_killed_engine_core_that_is_not_replaced_ends_the_instance_and_not_with_success(servers: Servers) -> None:
     with servers.start("--max-engine-restarts", "0") as server:
         os.kill(only(server, ProcessKind.ENGINE_CORE), signal.SIGKILL)
         assert wait_ended(server, 40) == EXIT_DEFEATED
-        assert "engine core 0 is gone" in last_line(server)
+        assert "engine core 0 was lost" in last_line(server)
 
 
 async def _hurt_plain(server: Server) -> None:

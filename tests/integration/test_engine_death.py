@@ -83,7 +83,7 @@ def test_an_engine_core_that_raises_its_last_error_is_like_a_killed_one(pair: Se
         observed, why = await crashed_run(pair, load(pair, 2), 1, phase)
         verdict = compare_runs(reference, observed)
         assert verdict.exact, verdict.reasons
-        assert "engine core 1 is gone: exit code 1" in why
+        assert "engine core 1 was lost: exit code 1" in why
         await wait_healthy(pair)
         verdict = compare_runs(reference, await load(pair, 2).run())
         assert verdict.exact, verdict.reasons

@@ -54,7 +54,7 @@ def test_an_engine_core_that_raises_its_last_error_is_replaced_too(alone: Server
         observed, why = await crashed_run(alone, load(alone, 1), 0, Phase.SCHEDULE_END)
         verdict = compare_runs(reference, observed)
         assert verdict.exact, verdict.reasons
-        assert "engine core 0 is gone: exit code 1" in why
+        assert "engine core 0 was lost: exit code 1" in why
 
     run(scenario())
 

@@ -64,7 +64,7 @@ async def assert_serves_without(server: Server, engine_id: int) -> None:
         assert (await client.get("/fault_tolerance/ready")).status_code == 200
     engine = status["engines"][engine_id]
     assert (engine["state"], engine["status"]) == ("left-out", "dead")
-    assert "it is left out and 1 serve on; for good" in engine["reason"]
+    assert "left out, 1 engine cores serve on; for good" in engine["reason"]
 
 
 async def restart(server: Server, engine_id: int) -> None:
@@ -87,7 +87,7 @@ def test_its_sibling_serves_on_and_without_both_the_instance_ends(server: Server
 
     run(scenario())
     assert wait_ended(server, 40) == EXIT_DEFEATED
-    assert "engine core 0 is gone" in last_line(server)
+    assert "engine core 0 was lost" in last_line(server)
 
 
 @pytest.mark.matrix

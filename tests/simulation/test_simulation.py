@@ -42,13 +42,13 @@ def test_the_seeds_between_them_see_everything_that_can_happen():
     assert sum(o.lost_messages for o in survived) > 3
     ends = " ".join(o.ended for o in outcomes if o.ended)
     for why in (
-        "did not stand still",
-        "did not end its recovery",
+        "did not pause",
+        "did not finish its recovery",
         "did not last",
-        "no instruction repaired it",
-        "is gone",
+        "no command repaired the fault",
+        "was lost",
         "sticky",
-        "workers are not restarted here",
+        "worker restarts are off",
     ):
         assert why in ends
 
@@ -81,13 +81,13 @@ def test_a_fault_in_every_recovery_ends_the_instance():
 
 def test_without_an_operator_external_ends_at_the_recovery_timeout():
     outcome = run(faults=(FAULT,), policy="external", operator_answers=0.0)
-    assert "no instruction repaired it within 20 s" in outcome.ended
+    assert "no command repaired the fault within 20 s" in outcome.ended
     assert 20.0 < outcome.virtual_s < 24.0
 
 
 def test_an_engine_that_is_stuck_after_its_fault_ends_in_the_containment_timeout():
     outcome = run(faults=(FAULT,), stuck=1.0)
-    assert "did not stand still within 5 s" in outcome.ended
+    assert "did not pause within 5 s" in outcome.ended
     assert outcome.virtual_s < 9.0
 
 
@@ -101,7 +101,7 @@ def test_a_worker_that_is_lost_costs_a_restart_and_no_request(policy, ranks):
 
 def test_a_worker_that_is_lost_ends_the_instance_where_workers_are_not_restarted():
     outcome = run(worker_lost=1.0, max_worker_restarts=0)
-    assert "workers are not restarted here (--max-worker-restarts 0)" in outcome.ended
+    assert "worker restarts are off (--max-worker-restarts 0)" in outcome.ended
 
 
 def test_a_rank_whose_faults_outlast_its_retries_gets_a_new_process():
@@ -153,8 +153,8 @@ def test_engine_cores_that_die_whenever_they_start_end_the_instance():
 # ---- one message lost
 
 
-NOT_REPLACED = "engine cores are not restarted here (--max-engine-restarts 0)"
-UNREPLACED = "engine core 0 is gone: killed by signal 9; engine cores are not restarted here (--max-engine-restarts 0)"
+NOT_REPLACED = "engine core restarts are off (--max-engine-restarts 0)"
+UNREPLACED = "engine core 0 was lost: killed by signal 9; engine core restarts are off (--max-engine-restarts 0)"
 
 
 @pytest.mark.parametrize(
@@ -162,11 +162,11 @@ UNREPLACED = "engine core 0 is gone: killed by signal 9; engine cores are not re
     [
         ({m.EngineAttached}, None),
         ({m.EngineFaulted}, None),
-        ({m.EnginePaused}, f"engine 0 reported a fault and did not stand still within 5 s; {NOT_REPLACED}"),
-        ({m.RecoverEngine}, f"engine 0 did not end its recovery in time; {NOT_REPLACED}"),
-        ({m.EngineRecovered}, f"engine 0 did not end its recovery in time; {NOT_REPLACED}"),
+        ({m.EnginePaused}, f"engine 0 reported a fault and did not pause within 5 s; {NOT_REPLACED}"),
+        ({m.RecoverEngine}, f"engine 0 did not finish its recovery in time; {NOT_REPLACED}"),
+        ({m.EngineRecovered}, f"engine 0 did not finish its recovery in time; {NOT_REPLACED}"),
         ({m.EngineFaulted, m.EnginePaused}, UNREPLACED),
-        (set(m.FromEngine.__args__) | set(m.ToEngine.__args__), "engine core 0 is gone: killed by signal 9"),
+        (set(m.FromEngine.__args__) | set(m.ToEngine.__args__), "engine core 0 was lost: killed by signal 9"),
     ],
 )
 def test_a_lost_message_costs_nothing_or_ends_in_a_deadline_with_a_reason(lost, ended):

@@ -15,7 +15,7 @@ EXTERNAL = HoldfastConfig(fault_policy="external", engine_recovery_timeout_s=120
 
 OF_THE_PROCESS = [
     (FaultClass.DEVICE, "the device error is sticky"),
-    (FaultClass.WORKER_LOST, "a worker process is gone"),
+    (FaultClass.WORKER_LOST, "a worker process was lost"),
     (FaultClass.UNRESPONSIVE, "a rank did not answer in time"),
 ]
 

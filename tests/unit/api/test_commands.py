@@ -167,7 +167,7 @@ def test_a_pause_of_what_stands_paused_is_a_conflict_with_the_state() -> None:
 def test_a_resume_of_what_faulted_is_a_conflict_that_names_retry(client: TestClient, control: MemoryControl) -> None:
     control.break_down()
     answer = client.post("/fault_tolerance/apply", json=awaited("resume"))
-    assert (answer.status_code, answer.json()["error"]["hint"]) == (409, "retry lets it go on")
+    assert (answer.status_code, answer.json()["error"]["hint"]) == (409, "use retry")
 
 
 @pytest.mark.parametrize("instruction", ["resume", "retry"])

@@ -22,7 +22,7 @@ def test_a_recovered_fault_reads_as_a_story() -> None:
         "engine 0 is protected",
         "engine 0 faulted: InjectedFault in engine 0, rank 0 at forward: injected fault",
         "engine 0 is paused",
-        "engine 0: waiting up to 120 s for an instruction "
+        "engine 0: waiting up to 120 s for a command "
         "[action=await-instruction rung=0 class=transient rank=0 policy=external epoch=0]",
         "engine 0 recovering, epoch 1 (command c0ffee)",
         "engine 0 recovered after 0.043 s: 8 requests rewound, 5 blocks kept, 2 evicted, 40 tokens to compute again",
@@ -35,12 +35,11 @@ def test_a_pause_by_hand_reads_as_a_story() -> None:
     control.submit(Pause(command_id="c0ffee", engine_ids=(1,)))
     control.submit(Resume(command_id="cafe", engine_ids=(0,)))
     assert [describe_event(e) for e in control.events[2:-2]] == [
-        "engine 0 is told to pause: asked for (command c0ffee)",
-        "engine 1 is told to pause: asked for (command c0ffee)",
+        "engine 0 is told to pause: ordered by operator (command c0ffee)",
+        "engine 1 is told to pause: ordered by operator (command c0ffee)",
         "engine 0 is paused",
         "engine 1 is paused",
-        "engine 0: paused by hand; goes on when told to resume "
-        "[action=await-instruction rung=0 policy=external epoch=0]",
+        "engine 0: paused by operator; waiting for resume [action=await-instruction rung=0 policy=external epoch=0]",
         "engine 0 recovering, epoch 1 (command cafe)",
         "engine 1 recovering, epoch 1 (command cafe)",
     ]
@@ -80,7 +79,11 @@ def test_every_event_is_one_line(caplog: pytest.LogCaptureFixture) -> None:
 @pytest.mark.parametrize(
     ("kind", "about", "line"),
     [
-        (EventKind.PROCESS_LOST, {"reason": "coordinator is gone: exit code -9"}, "coordinator is gone: exit code -9"),
+        (
+            EventKind.PROCESS_LOST,
+            {"reason": "coordinator was lost: exit code -9"},
+            "coordinator was lost: exit code -9",
+        ),
         (EventKind.PROCESS_RESTARTED, {"interruption_s": 3.25}, "coordinator is another process, 3.2 s after its loss"),
         (EventKind.INSTANCE_DEFEATED, {"reason": "it is gone"}, "giving up: it is gone"),
     ],

@@ -129,7 +129,7 @@ def test_events_are_one_line_each(run: Run, control: MemoryControl) -> None:
 def test_events_say_who_is_told_to_pause_and_why(run: Run, server: LiveServer) -> None:
     server.control = MemoryControl(((0, 1),)).attach().break_down(0)
     shown = run("events").stdout
-    assert "engine 1 is told to pause: engine 0 of its lockstep group stands still" in shown
+    assert "engine 1 is told to pause: engine 0 of the same lockstep group has stopped" in shown
 
 
 def test_events_as_json_are_one_object_per_line(run: Run, control: MemoryControl) -> None:

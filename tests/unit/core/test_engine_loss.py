@@ -75,7 +75,7 @@ def test_a_command_on_a_lost_engine_core_ends_with_the_reason():
     bench.pause("pause", 1, soft=True)
     bench.arm("arm", bench_spec(1))
     lost(bench, 1)
-    error = "engine core 1 is gone: killed by signal 9"
+    error = "engine core 1 was lost: killed by signal 9"
     assert bench.all(Settle) == [Settle("pause", error=error), Settle("arm", error=error)]
 
 
@@ -94,7 +94,7 @@ def test_tries_pause_longer_and_longer_and_end_in_the_end_of_the_instance():
     assert pauses == [0.0, 1.0, 2.0]
     assert kinds(lost(bench))[-1] == "End"
     assert bench.defeat == (
-        "engine core 0 is gone: killed by signal 9; "
+        "engine core 0 was lost: killed by signal 9; "
         "3 engine core restarts within 100 s did not last (--max-engine-restarts 3)"
     )
 
@@ -127,7 +127,7 @@ def test_a_restart_that_was_asked_for_fails_when_what_was_started_dies():
     bench = Bench(CONFIG)
     restarting(bench)
     lost(bench)
-    assert bench.all(Settle) == [Settle("restart", error="engine core 0 is gone: killed by signal 9")]
+    assert bench.all(Settle) == [Settle("restart", error="engine core 0 was lost: killed by signal 9")]
     assert bench.view().state is EngineState.RESTARTING
 
 
@@ -152,7 +152,7 @@ def test_an_engine_core_that_does_not_come_to_stand_still_is_killed_and_replaced
     effects = bench.tick(1000.0)
     [order] = [e for e in effects if isinstance(e, ReplaceEngine)]
     assert order.kill
-    assert "did not stand still" in bench.view().reason
+    assert "did not pause" in bench.view().reason
     assert bench.defeat is None
 
 
@@ -160,7 +160,7 @@ def test_one_that_never_served_is_not_replaced():
     bench = Bench(CONFIG, attached=False)
     bench.faulted()
     bench.tick(1000.0)
-    assert bench.defeat.endswith("it has never served")
+    assert bench.defeat.endswith("the engine core has never served")
 
 
 def test_who_is_killed_to_be_replaced_is_waited_for_with_its_workers():

@@ -45,7 +45,7 @@ def test_events_name_the_process_and_how_long_it_was_missing():
     returned(bench, SECOND, after_s=12.5)
     gone, back = bench.events[-2:]
     assert (gone.kind, gone.process, gone.engine_id, gone.state) == (EventKind.PROCESS_LOST, SECOND, None, None)
-    assert gone.reason == "api-server-1 is gone: exit code -9; another one takes its place; restart 1 of 3"
+    assert gone.reason == "api-server-1 was lost: exit code -9; starting a replacement; restart 1 of 3"
     assert (back.kind, back.process, back.interruption_s) == (EventKind.PROCESS_RESTARTED, SECOND, 12.5)
 
 
@@ -75,7 +75,7 @@ def test_pauses_between_restarts_grow_until_the_budget_is_used_up():
     assert orders == [0.0, 1.0, 2.0]
     assert kinds(lost(bench, SECOND)) == ["instance-defeated", "Send", "Send", "End"]
     assert bench.defeat == (
-        "api-server-1 is gone: exit code -9; 3 restarts within 100 s did not last (--max-api-server-restarts 3)"
+        "api-server-1 was lost: exit code -9; 3 restarts within 100 s did not last (--max-api-server-restarts 3)"
     )
     assert bench.events[-1].process == SECOND
 
@@ -108,7 +108,7 @@ def test_restarts_of_long_ago_do_not_count():
 def test_where_nothing_may_be_restarted_the_instance_ends_and_says_why():
     bench = make_bench(HoldfastConfig(max_api_server_restarts=0))
     assert isinstance(lost(bench, COORDINATOR)[-1], End)
-    assert bench.defeat.endswith("not restarted here (--max-api-server-restarts 0)")
+    assert bench.defeat.endswith("restarts of this process are off (--max-api-server-restarts 0)")
     assert bench.states(0, 1) == [EngineState.DEAD, EngineState.DEAD]
 
 
@@ -124,7 +124,7 @@ def test_such_a_process_is_replaced_whoever_decides_about_faults(policy, name):
 def test_where_nothing_can_be_started_the_instance_ends():
     bench = make_bench()
     lost(bench, COORDINATOR, unrecoverable_reason="processes are forked here")
-    assert bench.defeat == "coordinator is gone: exit code -9; processes are forked here"
+    assert bench.defeat == "coordinator was lost: exit code -9; processes are forked here"
 
 
 def test_when_the_instance_has_ended_nothing_is_started_any_more():

@@ -41,7 +41,7 @@ def test_the_event_says_why_a_peer_is_paused():
     bench.faulted(1)
     ordered = bench.events[-1]
     assert (ordered.kind, ordered.engine_id) == (EventKind.PAUSE_ORDERED, 0)
-    assert ordered.reason == "engine 1 of its lockstep group stands still"
+    assert ordered.reason == "engine 1 of the same lockstep group has stopped"
 
 
 def test_a_peer_that_was_told_to_pause_has_no_fault():
@@ -105,7 +105,7 @@ def test_the_decision_is_told_of_the_engine_that_is_to_blame():
     bench.stands(0)
     decided = next(e for e in bench.events if e.kind is EventKind.DECISION_MADE)
     assert decided.engine_id == 1
-    assert "its collectives are rebuilt" in decided.reason
+    assert "collectives are rebuilt" in decided.reason
 
 
 def test_the_command_ends_once_both_have_recovered():

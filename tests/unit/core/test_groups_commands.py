@@ -46,7 +46,7 @@ def test_a_resume_of_what_still_comes_to_a_stand_is_a_conflict():
 
 
 def test_a_resume_after_a_fault_is_a_conflict_that_names_retry():
-    with pytest.raises(CommandConflict, match="retry lets it go on"):
+    with pytest.raises(CommandConflict, match="use retry"):
         paused_after_a_fault().resume("r", 1)
 
 
@@ -163,5 +163,5 @@ def test_the_end_settles_commands_over_several_groups_once():
     bench.retry("all", None)
     bench.recovered(0)
     bench.lost(2)
-    assert bench.defeat.startswith("engine core 2 is gone: killed by signal 9; with --fault-policy external")
+    assert bench.defeat.startswith("engine core 2 was lost: killed by signal 9; with --fault-policy external")
     assert bench.all(Settle) == [Settle("all", error=bench.defeat)]

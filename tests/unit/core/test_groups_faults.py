@@ -166,7 +166,7 @@ def test_an_engine_that_was_told_to_pause_and_does_not_stand_ends_the_instance()
     bench.held(0)
     assert [e for e in bench.tick(AUTO.containment_timeout_s - 0.1) if not is_affirming(e)] == []
     assert kinds(bench.tick(0.1))[-1] == "End"
-    assert bench.defeat.startswith("engine 1 was told to pause and did not stand still within 30 s; ")
+    assert bench.defeat.startswith("engine 1 was told to pause and did not pause within 30 s; ")
 
 
 def test_a_peer_that_never_ends_its_recovery_ends_the_instance_and_the_command():
@@ -176,7 +176,7 @@ def test_a_peer_that_never_ends_its_recovery_ends_the_instance_and_the_command()
     bench.tick(bound_s - 0.1)
     assert bench.defeat is None
     bench.tick(0.1)
-    assert bench.defeat.startswith("engine 1 did not end its recovery in time; ")
+    assert bench.defeat.startswith("engine 1 did not finish its recovery in time; ")
     assert [s.command_id for s in bench.all(Settle)] == ["cmd"]
 
 

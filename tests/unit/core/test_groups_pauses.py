@@ -89,7 +89,7 @@ def test_nothing_is_decided_over_a_pause_by_hand_however_long_it_lasts(config):
     for _ in range(20):
         assert [e for e in bench.tick(config.engine_recovery_timeout_s) if not is_affirming(e)] == []
     assert bench.states(0, 1) == ["paused", "paused"]
-    assert bench.view(0).reason == "paused by hand; goes on when told to resume"
+    assert bench.view(0).reason == "paused by operator; waiting for resume"
 
 
 def test_after_a_long_pause_by_hand_the_recovery_timeout_begins_anew():
@@ -121,7 +121,7 @@ def test_a_pause_by_hand_whose_engine_does_not_stand_is_not_said_to_have_a_fault
     bench.stands(0)
     bench.faulted(1, fault=LEFT_ALONE)
     bench.tick(AUTO.containment_timeout_s)
-    assert bench.defeat.startswith("engine 1 was told to pause and did not stand still within 30 s; ")
+    assert bench.defeat.startswith("engine 1 was told to pause and did not pause within 30 s; ")
     assert bench.all(Settle) == [Settle("p", error=bench.defeat)]
 
 
@@ -139,7 +139,7 @@ def test_a_fault_during_a_pause_by_hand_is_reported_and_waits_for_the_hand():
 def test_a_worker_that_is_lost_while_paused_by_hand_is_replaced_at_the_resume():
     bench = paused_by_hand()
     assert kinds(bench.faulted(1, fault=DEEP)) == ["fault-reported", "decision-made"]
-    assert bench.view(0).reason == "paused by hand; goes on when told to resume"
+    assert bench.view(0).reason == "paused by operator; waiting for resume"
     assert orders(bench) == []
     bench.resume("resume", 0)
     assert [o.replace for o in orders(bench)] == [{1: (0,)}]
@@ -199,7 +199,7 @@ def test_a_group_whose_broken_collectives_cannot_be_rebuilt_ends_and_says_what_c
     bench.faulted(0)
     bench.held(0, broken=True)
     assert isinstance(bench.stands(1)[-1], End)
-    assert "cannot be rebuilt in place here (custom all-reduce)" in bench.defeat
+    assert "cannot be rebuilt in place (custom all-reduce)" in bench.defeat
     assert "boom" in bench.defeat
 
 
@@ -210,7 +210,7 @@ def test_what_one_engine_cannot_rebuild_is_shown_with_it():
 @pytest.mark.parametrize("soft", [True, False])
 def test_nobody_pauses_by_hand_a_group_that_could_not_go_on(soft):
     bench = an_unrebuildable_pair()
-    with pytest.raises(CommandConflict, match="could not go on after a pause"):
+    with pytest.raises(CommandConflict, match="could not resume after a pause"):
         bench.pause("p", 0, soft=soft)
     assert bench.states(0, 1) == ["healthy", "healthy"]
 

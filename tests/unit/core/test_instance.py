@@ -66,7 +66,7 @@ def test_external_ends_when_no_instruction_came_in_time():
     bench.held()
     assert [e for e in bench.tick(119.9) if not is_affirming(e)] == []
     assert kinds(bench.tick(0.1)) == ["decision-made", "instance-defeated", "Send", "End"]
-    assert "no instruction repaired it within 120 s" in bench.instance.view().defeat
+    assert "no command repaired the fault within 120 s" in bench.instance.view().defeat
 
 
 def test_without_a_name_the_engine_that_stands_paused_is_retried():

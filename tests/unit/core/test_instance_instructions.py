@@ -88,7 +88,7 @@ def test_a_fault_after_which_the_engine_never_stands_held_ends_in_a_deadline():
     bench.faulted()
     assert bench.tick(AUTO.containment_timeout_s - 0.1) == []
     assert kinds(bench.tick(0.1)) == ["decision-made", "instance-defeated", "Send", "End"]
-    assert "did not stand still within 30 s" in bench.instance.view().defeat
+    assert "did not pause within 30 s" in bench.instance.view().defeat
 
 
 def test_a_recovery_that_never_ends_ends_in_a_deadline_and_its_command_with_it():
@@ -126,7 +126,7 @@ def test_an_engine_core_that_is_lost_ends_an_instance_without_restarts_whatever_
     assert bench.view().state == state
     assert kinds(bench.lost())[-3:] == ["instance-defeated", "Send", "End"]
     assert (bench.view().state, bench.instance.view().ready) == (EngineState.DEAD, False)
-    assert bench.defeat.startswith("engine core 0 is gone: killed by signal 9")
+    assert bench.defeat.startswith("engine core 0 was lost: killed by signal 9")
 
 
 def test_the_end_settles_the_commands_of_every_engine():

@@ -31,11 +31,11 @@ def test_where_others_serve_on_one_is_left_out_and_the_reason_says_until_when():
     decision = decide_on_engine("it is gone", NO_MORE, 3, CONFIG)
     assert decision.action is Action.LEAVE_OUT
     assert decision.action.rung == 4
-    assert decision.reason == f"it is gone; {NO_MORE.reason}; it is left out and 3 serve on; tried again in 100 s"
+    assert decision.reason == f"it is gone; {NO_MORE.reason}; left out, 3 engine cores serve on; next try in 100 s"
 
 
 def test_where_engine_cores_are_never_restarted_it_is_left_out_for_good():
-    assert decide_on_engine("it is gone", NO_MORE, 1, NEVER).reason.endswith("1 serve on; for good")
+    assert decide_on_engine("it is gone", NO_MORE, 1, NEVER).reason.endswith("1 engine cores serve on; not tried again")
 
 
 def test_where_nobody_is_left_or_all_wait_for_it_the_instance_ends():
@@ -47,7 +47,7 @@ def test_fewer_than_somebody_wants_do_not_serve_on(others, action):
     config = HoldfastConfig(min_engines=2)
     decision = decide_on_engine("it is gone", NO_MORE, others, config)
     assert decision.action is action
-    assert action is Action.LEAVE_OUT or "without it 1 would serve (--min-engines 2)" in decision.reason
+    assert action is Action.LEAVE_OUT or "only 1 engine cores would serve (--min-engines 2)" in decision.reason
 
 
 @pytest.mark.parametrize("policy", ["external", "dry-run"])
@@ -67,7 +67,7 @@ def test_one_that_is_lost_too_often_is_left_out_and_the_instance_goes_on():
     assert len(bench.all(ReplaceEngine)) == 1
     assert bench.all(LeaveOut) == [LeaveOut(1)]
     assert [e.decision.rung for e in bench.events if e.decision] == [3, 4]
-    assert "it is left out and 1 serve on" in bench.view(1).reason
+    assert "left out, 1 engine cores serve on" in bench.view(1).reason
 
 
 def test_whoever_serves_sees_one_more_loss_and_moves_the_requests():

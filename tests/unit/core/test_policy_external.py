@@ -15,7 +15,7 @@ from support.incidents_at_hand import AUTO, EXTERNAL, incident, nothing_wrong, s
 
 def test_external_waits_for_an_instruction_and_says_how_long():
     decision = decide_repair(30.0, incident(waiting_since=10.0), EXTERNAL)
-    assert (decision.action, decision.reason) == (Action.AWAIT, "waiting up to 100 s for an instruction")
+    assert (decision.action, decision.reason) == (Action.AWAIT, "waiting up to 100 s for a command")
 
 
 @pytest.mark.parametrize(("now", "action"), [(129.9, Action.AWAIT), (130.0, Action.END), (1e9, Action.END)])
@@ -38,12 +38,12 @@ def test_after_the_timeout_the_ladder_is_climbed_where_a_fallback_says_so(found,
         waiting = decide(119.0, found, FALLBACK)
         assert (waiting.action, waiting.reason) == (
             Action.AWAIT,
-            "waiting up to 1 s for an instruction, then by itself",
+            "waiting up to 1 s for a command, then the ladder decides",
         )
         decision = decide(120.0, found, FALLBACK)
         assert decision.action is then
         assert decision.reason.startswith(
-            "no instruction repaired it within 120 s (--engine-recovery-timeout); by itself:"
+            "no command repaired the fault within 120 s (--engine-recovery-timeout); the ladder decides:"
         )
 
 
@@ -73,7 +73,7 @@ def test_a_dry_run_says_what_it_would_do_and_waits(found, would):
     decision = decide_repair(0.0, found, DRY)
     assert (decision.action, decision.would) == (Action.AWAIT, would)
     assert decision.reason.startswith(f"dry run: would {would}: ")
-    assert decision.reason.endswith("; waiting up to 120 s for an instruction")
+    assert decision.reason.endswith("; waiting up to 120 s for a command")
     assert decide_repair(120.0, found, DRY).action is Action.END
 
 
@@ -108,7 +108,7 @@ def test_a_decision_says_which_try_of_how_many_it_is():
 def test_what_was_paused_by_hand_waits_for_a_hand_however_long_that_takes(config, paused):
     for decide in (decide_repair, decide_wait):
         decision = decide(1e9, paused, config)
-        assert (decision.action, decision.reason) == (Action.AWAIT, "paused by hand; goes on when told to resume")
+        assert (decision.action, decision.reason) == (Action.AWAIT, "paused by operator; waiting for resume")
 
 
 def test_a_worker_that_is_lost_while_paused_by_hand_waits_for_the_hand_too():
@@ -127,4 +127,4 @@ def test_even_by_hand_a_pause_does_not_outlast_what_no_process_can_be_replaced_f
 def test_a_group_that_stands_still_for_no_reason_is_let_go_on(config):
     decision = decide_repair(0.0, nothing_wrong(), config)
     assert decision.action is Action.RETRY
-    assert decision.reason.startswith("it stands still and nothing is wrong")
+    assert decision.reason.startswith("paused without a fault")

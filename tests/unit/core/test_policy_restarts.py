@@ -22,7 +22,7 @@ def test_what_a_retry_cannot_repair_gives_the_rank_a_new_process(fault_class, wh
     decision = decide_repair(0.0, sick(fault_class), AUTO)
     assert decision.action is Action.RESTART_WORKERS
     assert why in decision.reason
-    assert decision.reason.endswith("boom; its rank gets a new process; worker restart 1 of 20")
+    assert decision.reason.endswith("boom; the rank gets a new process; worker restart 1 of 20")
 
 
 @pytest.mark.parametrize(("fault_class", "why"), OF_THE_PROCESS)
@@ -30,20 +30,20 @@ def test_what_a_retry_cannot_repair_ends_at_once_where_workers_are_not_restarted
     decision = decide_repair(0.0, sick(fault_class), NO_RESTARTS)
     assert decision.action is Action.END
     assert why in decision.reason
-    assert "boom; workers are not restarted here (--max-worker-restarts 0)" in decision.reason
-    assert decision.reason.endswith("; engine cores are not restarted here (--max-engine-restarts 0)")
+    assert "boom; worker restarts are off (--max-worker-restarts 0)" in decision.reason
+    assert decision.reason.endswith("; engine core restarts are off (--max-engine-restarts 0)")
 
 
 def test_external_a_restart_too_waits_for_an_instruction():
     decision = decide_repair(30.0, sick(waiting_since=10.0), EXTERNAL)
-    assert (decision.action, decision.reason) == (Action.AWAIT, "waiting up to 100 s for an instruction")
+    assert (decision.action, decision.reason) == (Action.AWAIT, "waiting up to 100 s for a command")
 
 
 @pytest.mark.parametrize("config", [AUTO, EXTERNAL])
 def test_a_restart_that_was_asked_for_is_done_whoever_decides_and_says_so(config):
     decision = decide_repair(0.0, nothing_wrong(restart_command="restart", needs_worker_restart=True), config)
     assert decision.action is Action.RESTART_WORKERS
-    assert decision.reason == "asked for; only the named ranks get a new process"
+    assert decision.reason == "ordered by operator; only the named ranks get a new process"
 
 
 def test_a_restart_that_was_asked_for_does_not_depend_on_how_many_there_were():
@@ -72,14 +72,14 @@ def test_restarts_that_fail_again_and_again_are_tried_with_growing_pauses_up_to_
     again = sick(failed_restarts=failed, restarted_at=(50.0, 100.0))
     early = decide_repair(100.0, again, AUTO)
     assert (early.action, early.retry_at) == (Action.AWAIT, 100.0 + pause_s)
-    assert f"the restart failed {failed} times, tried again in {pause_s:.1f} s" in early.reason
+    assert f"the restart failed {failed} times; next try in {pause_s:.1f} s" in early.reason
     assert decide_repair(100.0 + pause_s, again, AUTO).action is Action.RESTART_WORKERS
 
 
 def test_a_rank_that_is_sick_beside_a_fault_of_another_kind_gets_a_new_process_too():
     decision = decide_repair(0.0, incident(needs_worker_restart=True), AUTO)
     assert decision.action is Action.RESTART_WORKERS
-    assert decision.reason.startswith("a rank's process is not to be trusted any more")
+    assert decision.reason.startswith("the process of a rank cannot be trusted any more")
 
 
 def test_broken_collectives_that_cannot_be_rebuilt_end_at_once_although_a_rank_could_be_restarted():
@@ -110,7 +110,7 @@ def test_what_no_smaller_repair_helped_against_gets_another_engine_core(found, w
     decision = decide_repair(5.0, found, CLIMBING)
     assert decision.action is Action.RESTART_ENGINE
     assert why in decision.reason
-    assert decision.reason.endswith("another engine core takes its place; engine core restart 1 of 2")
+    assert decision.reason.endswith("replacing the engine core; engine core restart 1 of 2")
 
 
 @pytest.mark.parametrize(("found", "why"), CLIMBS)
@@ -137,7 +137,7 @@ def test_restarts_of_long_ago_do_not_count():
 
 @pytest.mark.parametrize(
     ("config", "reason"),
-    [(EXTERNAL, "unasked"), (HoldfastConfig(max_engine_restarts=0), "--max-engine-restarts 0")],
+    [(EXTERNAL, "without a command"), (HoldfastConfig(max_engine_restarts=0), "--max-engine-restarts 0")],
 )
 def test_an_engine_core_that_is_not_replaced_says_why(config, reason):
     plan = decide_engine_restart(0, config)
@@ -151,14 +151,14 @@ def test_an_engine_core_that_is_not_replaced_says_why(config, reason):
 def test_broken_collectives_are_rebuilt_and_the_reason_says_so():
     decision = decide_repair(0.0, incident(needs_rebuild=True), AUTO)
     assert decision.action is Action.RETRY
-    assert decision.reason == "exception with state intact; its collectives are rebuilt; retry 1 of 3"
+    assert decision.reason == "exception with state intact; collectives are rebuilt; retry 1 of 3"
 
 
 @pytest.mark.parametrize("config", [AUTO, EXTERNAL])
 def test_broken_collectives_that_cannot_be_rebuilt_end_at_once_whoever_decides_and_say_what(config):
     decision = decide_repair(0.0, incident(needs_rebuild=True, unrebuildable=("custom all-reduce",) * 2), config)
     assert decision.action is Action.END
-    assert "cannot be rebuilt in place here (custom all-reduce)" in decision.reason
+    assert "cannot be rebuilt in place (custom all-reduce)" in decision.reason
     assert "boom" in decision.reason
 
 
@@ -174,7 +174,7 @@ def test_more_ranks_out_than_allowed_are_not_replaced_one_by_one():
     two_of_four = Capacity(ranks_out=2, out_elsewhere=0, engine_ranks=4, total_ranks=4)
     decision = decide_repair(0.0, sick(capacity=two_of_four), config)
     assert decision.action is Action.RESTART_ENGINE
-    assert "2 of 4 ranks would be out at once (--max-ranks-out 1); another engine core" in decision.reason
+    assert "2 of 4 ranks would be out at once (--max-ranks-out 1); replacing the engine core" in decision.reason
     assert (
         decide_repair(0.0, sick(capacity=Capacity(ranks_out=1, engine_ranks=4, total_ranks=4)), config).action
         is Action.RESTART_WORKERS

@@ -123,7 +123,7 @@ def test_a_new_process_may_take_as_long_as_it_takes_to_load():
     bench.tick(bound_s - 0.1)
     assert bench.defeat is None
     bench.tick(0.1)
-    assert bench.defeat.startswith("engine 0 did not end its recovery in time; ")
+    assert bench.defeat.startswith("engine 0 did not finish its recovery in time; ")
 
 
 # ---- asked for

@@ -375,7 +375,7 @@ def test_the_owner_knows_when_every_link_has_heard_of_the_end(owner: Owner) -> N
     owner.sentinel.engine_lost(1, "exit code -9", "nobody goes on with its requests")
     owner.sentinel.await_defeat_known(WAIT_S)
     assert [view.defeat for view in heard] == [
-        "engine core 1 is gone: exit code -9; nobody goes on with its requests"
+        "engine core 1 was lost: exit code -9; nobody goes on with its requests"
     ] * 2
     assert links[0].history()[-1].kind is EventKind.INSTANCE_DEFEATED
 

@@ -32,7 +32,7 @@ def contain(state: InstanceState, group: LockstepGroup, now: float) -> list[Effe
     if not stopped:
         return []
     group.open_incident(now)
-    reason = f"engine {stopped[0].engine_id} of its lockstep group stands still"
+    reason = f"engine {stopped[0].engine_id} of the same lockstep group has stopped"
     effects: list[Effect] = []
     for engine in group.in_state(EngineState.HEALTHY):
         order = m.PauseEngine(command_id=state.new_command_id(), epoch=group.epoch)
@@ -55,7 +55,7 @@ def pause_replacement(state: InstanceState, group: LockstepGroup, engine: Engine
     incident = group.open_incident(now)
     incident.is_soft = True  # a new process has no step under way that would have to be broken
     order = m.PauseEngine(command_id=state.new_command_id(), epoch=group.epoch, soft=True)
-    return pause(state, group, engine, order, "paused by hand, before another process took its place", now)
+    return pause(state, group, engine, order, "paused by operator before this process replaced another", now)
 
 
 def make_pause_hard(state: InstanceState, group: LockstepGroup, now: float) -> list[Effect]:

@@ -19,7 +19,7 @@ def find_overdue(group: LockstepGroup, now: float, config: HoldfastConfig) -> tu
         return (first, _did_not_pause(first, bound_s)) if is_late else None
     recovering = group.in_state(EngineState.RECOVERING)
     if recovering and group.recovery and now - group.recovery.started_at >= _recovery_bound_s(group.recovery, config):
-        return recovering[0], f"engine {recovering[0].engine_id} did not end its recovery in time"
+        return recovering[0], f"engine {recovering[0].engine_id} did not finish its recovery in time"
     return None
 
 
@@ -64,5 +64,5 @@ def _recovery_bound_s(recovery: Recovery, config: HoldfastConfig) -> float:
 
 def _did_not_pause(engine: Engine, bound_s: float) -> str:
     if engine.state is EngineState.PAUSING:
-        return f"engine {engine.engine_id} was told to pause and did not stand still within {bound_s:g} s"
-    return f"engine {engine.engine_id} reported a fault and did not stand still within {bound_s:g} s"
+        return f"engine {engine.engine_id} was told to pause and did not pause within {bound_s:g} s"
+    return f"engine {engine.engine_id} reported a fault and did not pause within {bound_s:g} s"

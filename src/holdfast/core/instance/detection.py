@@ -104,7 +104,7 @@ def _paused_again(
     if engine.state is EngineState.PAUSED:
         return []
     # The engine core had recovered in this epoch and is paused again; the report how the recovery ended was lost.
-    fault = fact.fault or unresponsive(engine.engine_id, "stands still again without a word")
+    fault = fact.fault or unresponsive(engine.engine_id, "paused again without a report on its recovery")
     return recovery_failed(state, group, engine, fault, now)
 
 

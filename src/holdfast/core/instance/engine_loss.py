@@ -28,7 +28,7 @@ def engine_lost(
     """
     if engine.state is EngineState.LEFT_OUT:
         return []
-    lost = f"engine core {engine.engine_id} is gone: {why}"
+    lost = f"engine core {engine.engine_id} was lost: {why}"
     if unrecoverable_reason or engine.state is EngineState.STARTING:
         reason = f"{lost}; {unrecoverable_reason}" if unrecoverable_reason else lost
         return end_instance(state, group, engine, reason, now)
@@ -40,7 +40,7 @@ def kill_overdue_engine(
 ) -> list[Effect]:
     """Give up on an engine core that has not paused or recovered in time: kill its process."""
     if engine.pid is None:
-        return end_instance(state, group, engine, f"{why}; it has never served", now)
+        return end_instance(state, group, engine, f"{why}; the engine core has never served", now)
     return _replace_or_give_up(state, group, engine, why, now, kill=True)
 
 
@@ -48,7 +48,7 @@ def restart_engine(
     state: InstanceState, group: LockstepGroup, engine: Engine, command_id: str, now: float
 ) -> list[Effect]:
     """Replace the process of an engine core because an operator wants that, whatever its state."""
-    why = f"engine core {engine.engine_id} is restarted: asked for"
+    why = f"engine core {engine.engine_id} is restarted: ordered by operator"
     kill = engine.pid is not None
     restart = Decision(Action.RESTART_ENGINE, why)
     effects = replace_engine(state, group, engine, restart, now, kill=kill, command_id=command_id)
@@ -61,7 +61,7 @@ def restart_left_out_engine(state: InstanceState, group: LockstepGroup, now: flo
     engine = group.engines[0]  # an engine core in lockstep is never left out
     if not group.is_left_out or not is_due_again(now, engine.left_out_at, state.config):
         return []
-    why = f"engine core {engine.engine_id} was left out for {now - engine.left_out_at:.0f} s, and is tried again"
+    why = f"engine core {engine.engine_id} was left out for {now - engine.left_out_at:.0f} s and is started again"
     return replace_engine(state, group, engine, Decision(Action.RESTART_ENGINE, why), now, kill=False)
 
 
@@ -105,7 +105,7 @@ def _replace_or_give_up(
 def _decide_restart(state: InstanceState, group: LockstepGroup, engine: Engine, now: float) -> Decision:
     if group.is_lockstep and group.unrebuildable:
         what = "; ".join(dict.fromkeys(group.unrebuildable))
-        reason = f"nobody could join its lockstep group: {what} cannot be rebuilt in place"
+        reason = f"no replacement could join the lockstep group: {what} cannot be rebuilt in place"
         return Decision(Action.END, reason)
     used = engine.restart_budget.used(engine_restart_intensity(state.config), now, group.opened_at)
     return decide_engine_restart(used, state.config, state.roster.capacity_around(engine))

@@ -42,9 +42,9 @@ def resume(state: InstanceState, command: c.Resume, now: float) -> list[Effect]:
     for group in groups:
         if group.is_paused and not group.is_paused_by_operator:
             raise CommandConflict(
-                f"engine {group.engine_ids[0]} stands paused after a fault, not by hand",
+                f"engine {group.engine_ids[0]} is paused after a fault, not by operator",
                 state=EngineState.PAUSED,
-                hint="retry lets it go on",
+                hint="use retry",
             )
     return _recover(state, "resume", command.command_id, groups, now)
 
@@ -64,7 +64,7 @@ def pause_groups(state: InstanceState, command: c.Pause, now: float) -> list[Eff
         incident.paused_by_operator, incident.is_soft = True, soft
         order = m.PauseEngine(command_id=command_id, epoch=group.epoch, soft=soft)
         for engine in group.engines:
-            effects += pause(state, group, engine, order, "asked for", now)
+            effects += pause(state, group, engine, order, "ordered by operator", now)
     return effects
 
 
@@ -82,7 +82,7 @@ def restart_workers(state: InstanceState, command: c.RestartWorkers, now: float)
     effects: list[Effect] = []
     for member in group.engines:
         order = m.PauseEngine(command_id=command_id, epoch=group.epoch)
-        effects += pause(state, group, member, order, "its workers are to be restarted", now)
+        effects += pause(state, group, member, order, "workers are to be restarted", now)
     return effects
 
 

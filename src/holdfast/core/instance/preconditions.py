@@ -65,7 +65,7 @@ def refuse_unless_it_can_go_on(group: LockstepGroup, soft: bool) -> None:
     breaks = not soft or group.is_lockstep  # engines in lockstep come to stand still only with broken collectives
     if group.unrebuildable and breaks and not group.is_single_rank:
         raise CommandConflict(
-            f"engine {group.engine_ids[0]} could not go on after a pause: its collectives would be broken "
+            f"engine {group.engine_ids[0]} could not resume after a pause: its collectives would be broken "
             f"and cannot be rebuilt in place ({'; '.join(dict.fromkeys(group.unrebuildable))})",
             state=group.engines[0].state,
             hint="a soft pause breaks nothing" if len(group.engines) == 1 else "",

@@ -50,7 +50,7 @@ def process_lost(state: InstanceState, name: str, why: str, unrecoverable_reason
     decision = decide_restart(used, state.config)
     if unrecoverable_reason:
         decision = Decision(Action.END, unrecoverable_reason)
-    reason = f"{name} is gone: {why}; {decision.reason}"
+    reason = f"{name} was lost: {why}; {decision.reason}"
     if decision.action is Action.END:
         return end_instance_for_process(state, name, reason)
     process.restart_budget = process.restart_budget.spend(intensity, now, process.opened_at)
@@ -91,11 +91,11 @@ def decide_restart(used: int, config: HoldfastConfig) -> Decision:
     """
     limit = config.max_api_server_restarts
     if not limit:
-        return Decision(Action.END, "such a process is not restarted here (--max-api-server-restarts 0)")
+        return Decision(Action.END, "restarts of this process are off (--max-api-server-restarts 0)")
     if exhausted := process_restart_intensity(config).exhausted(used):
         return Decision(Action.END, exhausted)
     tries = used + 1
-    reason = f"another one takes its place; restart {tries} of {limit}"
+    reason = f"starting a replacement; restart {tries} of {limit}"
     return Decision(Action.RESTART_PROCESS, reason, after_s=backoff_s(used), tries=tries, limit=limit)
 
 

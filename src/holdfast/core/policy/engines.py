@@ -23,22 +23,26 @@ def decide_on_engine(why: str, restart: Decision, siblings: int, config: Holdfas
     if not config.repairs_unasked or not siblings:
         return Decision(Action.END, reason)
     if siblings < config.min_engines:
-        return Decision(Action.END, f"{reason}; without it {siblings} would serve (--min-engines {config.min_engines})")
-    again = f"tried again in {config.engine_restart_window_s:g} s" if config.max_engine_restarts else "for good"
-    return Decision(Action.LEAVE_OUT, f"{reason}; it is left out and {siblings} serve on; {again}")
+        return Decision(
+            Action.END, f"{reason}; only {siblings} engine cores would serve (--min-engines {config.min_engines})"
+        )
+    again = f"next try in {config.engine_restart_window_s:g} s" if config.max_engine_restarts else "not tried again"
+    return Decision(Action.LEAVE_OUT, f"{reason}; left out, {siblings} engine cores serve on; {again}")
 
 
 def decide_engine_restart(used: int, config: HoldfastConfig, capacity: Capacity = _FULL_CAPACITY) -> Decision:
     """Decide whether an engine core is replaced after `used` restarts that count: restart, or the end."""
     if not config.repairs_unasked:
-        return Decision(Action.END, f"with --fault-policy {config.fault_policy} no engine core is restarted unasked")
+        return Decision(
+            Action.END, f"with --fault-policy {config.fault_policy} no engine core is restarted without a command"
+        )
     if not config.max_engine_restarts:
-        return Decision(Action.END, "engine cores are not restarted here (--max-engine-restarts 0)")
+        return Decision(Action.END, "engine core restarts are off (--max-engine-restarts 0)")
     refusal = engine_restart_intensity(config).exhausted(used) or capacity.why_no_engine_restart(config.max_ranks_out)
     if refusal is not None:
         return Decision(Action.END, refusal)
     tries, limit = used + 1, config.max_engine_restarts
-    reason = f"another engine core takes its place; engine core restart {tries} of {limit}"
+    reason = f"replacing the engine core; engine core restart {tries} of {limit}"
     return Decision(Action.RESTART_ENGINE, reason, after_s=backoff_s(used), tries=tries, limit=limit)
 
 

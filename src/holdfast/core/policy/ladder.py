@@ -19,9 +19,9 @@ from holdfast.core.policy.engines import decide_engine_restart, decide_on_engine
 from holdfast.core.policy.incident import Situation
 from holdfast.core.policy.reasons import WHY_RESTART, why_restart, why_retry
 
-_SICK = "what is no number came up for one request and then for another: it is the rank"
-_PROGRESSED = "a request is suspected and fewer are left now: not counted as a try"
-_PAUSED = "paused by hand; goes on when told to resume"
+_SICK = "non-finite logits for one request and then for another: the rank is at fault"
+_PROGRESSED = "the search for a poison request has fewer suspects now: not counted as a try"
+_PAUSED = "paused by operator; waiting for resume"
 
 
 def decide_repair(now: float, situation: Situation, config: HoldfastConfig) -> Decision:
@@ -43,12 +43,12 @@ def decide_wait(now: float, situation: Situation, config: HoldfastConfig) -> Dec
         return Decision(Action.AWAIT, _PAUSED)
     left_s = config.engine_recovery_timeout_s - (now - incident.waiting_since)
     if left_s > 0:
-        then = ", then by itself" if config.external_fallback == "auto" else ""
-        return Decision(Action.AWAIT, f"waiting up to {left_s:.0f} s for an instruction{then}")
-    silence = f"no instruction repaired it within {config.engine_recovery_timeout_s:g} s (--engine-recovery-timeout)"
+        then = ", then the ladder decides" if config.external_fallback == "auto" else ""
+        return Decision(Action.AWAIT, f"waiting up to {left_s:.0f} s for a command{then}")
+    silence = f"no command repaired the fault within {config.engine_recovery_timeout_s:g} s (--engine-recovery-timeout)"
     if config.external_fallback == "auto":
         climbing = _climb(now, situation, _without_operator(config))
-        return msgspec.structs.replace(climbing, reason=f"{silence}; by itself: {climbing.reason}")
+        return msgspec.structs.replace(climbing, reason=f"{silence}; the ladder decides: {climbing.reason}")
     return Decision(Action.END, f"{silence}; fault: {incident.fault.summary()}")
 
 
@@ -63,9 +63,9 @@ def _decide(now: float, situation: Situation, config: HoldfastConfig) -> Decisio
     if incident.paused_by_operator:
         return Decision(Action.AWAIT, _PAUSED)
     if is_requested:
-        return Decision(Action.RESTART_WORKERS, "asked for; only the named ranks get a new process")
+        return Decision(Action.RESTART_WORKERS, "ordered by operator; only the named ranks get a new process")
     if incident.is_joining and not situation.needs_worker_restart:
-        return Decision(Action.RETRY, "a process that took another one's place is let in; collectives are rebuilt")
+        return Decision(Action.RETRY, "the replacement of an engine core joins; collectives are rebuilt")
     if config.fault_policy != "auto" and incident.fault is not None:
         return decide_wait(now, situation, config)
     return _climb(now, situation, config)
@@ -97,7 +97,7 @@ def _decide_retry(now: float, situation: Situation, config: HoldfastConfig) -> D
     exhausted = _why_no_retry(now, used, situation, config)
     if exhausted is None:
         tries, limit = used + 1, config.max_retries
-        repair = "its collectives are rebuilt; " if situation.needs_rebuild else ""
+        repair = "collectives are rebuilt; " if situation.needs_rebuild else ""
         reason = f"{why_retry(situation.fault)}; {repair}retry {tries} of {limit}"
         return Decision(Action.RETRY, reason, tries=tries, limit=limit)
     if may_restart:
@@ -122,7 +122,7 @@ def _why_no_retry(now: float, used: int, situation: Situation, config: HoldfastC
     ):
         window = f"{intensity.window_s:g} s"
         return (
-            f"an unknown error was retried within {window} already, and here is one again: {_summary(situation.fault)}"
+            f"an unknown error was retried within {window} already and has occurred again: {_summary(situation.fault)}"
         )
     return None
 
@@ -133,22 +133,22 @@ def _why_no_retry(now: float, used: int, situation: Situation, config: HoldfastC
 def _decide_worker_restart(now: float, situation: Situation, config: HoldfastConfig, why: str) -> Decision:
     incident = situation.incident
     if incident.search_progressed and config.max_worker_restarts:
-        return Decision(Action.RESTART_WORKERS, f"{why}; its rank gets a new process; {_PROGRESSED}")
+        return Decision(Action.RESTART_WORKERS, f"{why}; the rank gets a new process; {_PROGRESSED}")
     used = situation.budgets.worker_restarts.used(worker_restart_intensity(config), now, incident.opened_at)
     if refusal := _why_no_worker_restart(used, situation, config):
         return _decide_engine_restart(now, situation, config, f"{why}; {refusal}")
     retry_at = _next_worker_restart_at(situation)
     if now < retry_at:
-        wait = f"the restart failed {incident.failed_restarts} times, tried again in {retry_at - now:.1f} s"
+        wait = f"the restart failed {incident.failed_restarts} times; next try in {retry_at - now:.1f} s"
         return Decision(Action.AWAIT, f"{why}; {wait}", retry_at)
     tries, limit = used + 1, config.max_worker_restarts
-    reason = f"{why}; its rank gets a new process; worker restart {tries} of {limit}"
+    reason = f"{why}; the rank gets a new process; worker restart {tries} of {limit}"
     return Decision(Action.RESTART_WORKERS, reason, tries=tries, limit=limit)
 
 
 def _why_no_worker_restart(used: int, situation: Situation, config: HoldfastConfig) -> str | None:
     if not config.max_worker_restarts:
-        return "workers are not restarted here (--max-worker-restarts 0)"
+        return "worker restarts are off (--max-worker-restarts 0)"
     exhausted = worker_restart_intensity(config).exhausted(used)
     return exhausted or situation.capacity.why_no_worker_restart(config.max_ranks_out)
 
@@ -175,10 +175,10 @@ def _why_unrepairable(situation: Situation) -> str | None:
     fault = situation.fault
     if situation.needs_rebuild and situation.unrebuildable:
         what = "; ".join(dict.fromkeys(situation.unrebuildable))
-        return f"broken collectives cannot be rebuilt in place here ({what}); fault: {_summary(fault)}"
+        return f"broken collectives cannot be rebuilt in place ({what}); fault: {_summary(fault)}"
     if fault is not None and fault.fault_class is FaultClass.UNRESPONSIVE and fault.rank is None:
         # No rank is known to be hung: the engine core itself does not answer.
-        return f"{WHY_RESTART[fault.fault_class]} and it is not known which; {fault.summary()}"
+        return f"{WHY_RESTART[fault.fault_class]} and which rank is unknown; {fault.summary()}"
     return None
 
 

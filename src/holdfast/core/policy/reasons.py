@@ -5,13 +5,13 @@ from __future__ import annotations
 from holdfast.core.faults.faults import Fault, FaultClass
 
 WHY_RESTART = {
-    FaultClass.DEVICE: "the device error is sticky and the worker cannot go on",
-    FaultClass.WORKER_LOST: "a worker process is gone",
+    FaultClass.DEVICE: "the device error is sticky and the worker cannot continue",
+    FaultClass.WORKER_LOST: "a worker process was lost",
     FaultClass.UNRESPONSIVE: "a rank did not answer in time",
 }
 _WHY_RETRY = {
-    FaultClass.NUMERICAL: "a step computed what is no number; its KV is suspect, the step is repeated",
-    FaultClass.UNKNOWN: "an error that no row of the table names, tried once as if it had left the state intact",
+    FaultClass.NUMERICAL: "non-finite logits (NaN or Inf); the KV of the step is suspect, repeating the step",
+    FaultClass.UNKNOWN: "unclassified error; retrying once",
 }
 _FIRST_REPAIRS = {
     FaultClass.COMMUNICATOR: "retry: rebuild the broken collectives, rewind the requests, go on",
@@ -24,14 +24,14 @@ _FIRST_REPAIRS = {
 def why_retry(fault: Fault | None) -> str:
     """Why the requests are rewound and the group goes on with the processes that it has."""
     if fault is None:
-        return "it stands still and nothing is wrong"
+        return "paused without a fault"
     return _WHY_RETRY.get(fault.fault_class, "exception with state intact")
 
 
 def why_restart(fault: Fault | None) -> str:
     """Why a rank gets a new process."""
     if fault is None or fault.fault_class not in WHY_RESTART:
-        return "a rank's process is not to be trusted any more"
+        return "the process of a rank cannot be trusted any more"
     return f"{WHY_RESTART[fault.fault_class]}: {fault.summary()}"
 
 
