@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from holdfast.hosts.vllm.contract.inspection import attributes_of, parameters_problem
+from holdfast.hosts.vllm.contract.inspection import attributes_of, parameters_problem, text_problem
 from holdfast.hosts.vllm.contract.touchpoint import Touchpoint
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -33,9 +33,16 @@ class HostSources:
         self._attributes = functools.cache(self._attributes_of_lineage)
 
     def problem(self, touchpoint: Touchpoint) -> str | None:
-        """What is wrong with a touchpoint, in one line, or none where it holds."""
-        if self._tree(touchpoint.module) is None:
+        """Return the problem with a touchpoint in one line, or None where the touchpoint holds."""
+        tree = self._tree(touchpoint.module)
+        if tree is None:
             return f"there is no module {touchpoint.module}"
+        if touchpoint.kind == "module":
+            return None
+        if touchpoint.kind == "text":
+            return text_problem(touchpoint.name, tree)
+        if touchpoint.kind == "name":
+            return None if touchpoint.name in assigned_names(tree) else f"nothing assigns {touchpoint.name!r}"
         if touchpoint.kind == "attribute":
             return self._attribute_problem(touchpoint)
         found = self.find(touchpoint.module, touchpoint.name)
@@ -131,6 +138,13 @@ def statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
         if isinstance(statement, ast.If | ast.Try):
             handlers = [s for handler in getattr(statement, "handlers", []) for s in handler.body]
             yield from statements([*statement.body, *statement.orelse, *handlers])
+
+
+def assigned_names(tree: ast.Module) -> set[str]:
+    """Return the names that a module assigns outside of functions and classes."""
+    targets = [t for s in statements(tree.body) if isinstance(s, ast.Assign) for t in s.targets]
+    targets += [s.target for s in statements(tree.body) if isinstance(s, ast.AnnAssign)]
+    return {target.id for target in targets if isinstance(target, ast.Name)}
 
 
 def base_name(base: ast.expr) -> str:

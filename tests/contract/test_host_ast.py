@@ -38,7 +38,12 @@ try:
 except ImportError:
     def fallback(): ...
 """,
-    "vllm/helpers.py": "async def serve(app, sock): ...\n",
+    "vllm/helpers.py": """
+LIMITS: dict[str, int] = {}
+BYE = b"LAST_MESSAGE"
+async def serve(app, sock):
+    raise RuntimeError(f"Worker {app} failed.")
+""",
 }
 
 
@@ -67,6 +72,10 @@ def touchpoint(module: str, name: str, kind: Kind, parameters: tuple[str, ...] |
         ("vllm.engine.core", "fallback", "call", None),
         ("vllm.engine.core", "serve", "wrap", ("app",)),
         ("vllm.engine", "Core.step", "call", ("output",)),
+        ("vllm.engine.core", "", "module", None),
+        ("vllm.helpers", "LIMITS", "name", None),
+        ("vllm.helpers", "LAST_MESSAGE", "text", None),
+        ("vllm.helpers", " failed.", "text", None),
         *(
             ("vllm.engine.core", f"Core.{n}", "attribute", None)
             for n in ["own", "inherited", "second", "declared", "size"]
@@ -91,6 +100,9 @@ def test_finds_what_is_there(
         ("vllm.engine.core", "Core.step", "call", ("result",), "takes (output), expected (result) first"),
         ("vllm.engine.core", "Core.never_assigned", "attribute", None, "nothing assigns 'never_assigned'"),
         ("vllm.engine.core", "Gone.own", "attribute", None, "there is no class Gone"),
+        ("vllm.gone", "", "module", None, "there is no module vllm.gone"),
+        ("vllm.helpers", "serve", "name", None, "nothing assigns 'serve'"),
+        ("vllm.helpers", "Worker 1 failed.", "text", None, "no string of the module contains 'Worker 1 failed.'"),
     ],
 )
 def test_says_what_is_missing(

@@ -1,4 +1,4 @@
-"""Every touchpoint of the register holds in the installed host: by its sources, and alive."""
+"""Every touchpoint of the registry holds in the installed host: in its sources, and imported."""
 
 from __future__ import annotations
 
@@ -25,17 +25,35 @@ def installed() -> HostSources:
 
 @pytest.mark.parametrize("touchpoint", TOUCHPOINTS, ids=lambda t: t.label)
 def test_stands_in_the_sources(installed: HostSources, touchpoint: Touchpoint) -> None:
-    """What the register lists is defined in the installed host's sources."""
+    """A touchpoint of the registry stands in the installed host's sources."""
     assert installed.problem(touchpoint) is None
 
 
-@pytest.mark.parametrize("touchpoint", [t for t in TOUCHPOINTS if t.kind == "wrap"], ids=lambda t: t.label)
-def test_hook_can_be_wrapped(touchpoint: Touchpoint) -> None:
-    """A hook imports, and takes the parameters its wrapper expects."""
+ALIVE = [t for t in TOUCHPOINTS if t.kind in ("wrap", "text", "name", "module")]
+
+
+@pytest.mark.parametrize("touchpoint", ALIVE, ids=lambda t: t.label)
+def test_stands_in_the_imported_host(touchpoint: Touchpoint) -> None:
+    """A hook imports, and takes the parameters its wrapper expects; `holdfast doctor` finds texts and names."""
     assert inspect_touchpoint(touchpoint) is None
 
 
-def test_register_names_each_touchpoint_once() -> None:
+@pytest.mark.parametrize(
+    ("touchpoint", "problem"),
+    [
+        (Touchpoint("vllm.gone", "", "module", None, ""), "there is no such module"),
+        (Touchpoint("vllm.gone.deeper", "", "module", None, ""), "cannot be found: No module named 'vllm.gone'"),
+        (Touchpoint("vllm.envs", "gone", "name", None, ""), "vllm.envs has no 'gone'"),
+        (Touchpoint("vllm.envs", "VLLM_GONE", "text", None, ""), "no string of the module contains 'VLLM_GONE'"),
+    ],
+    ids=lambda value: value.kind if isinstance(value, Touchpoint) else "",
+)
+def test_a_missing_name_is_told(touchpoint: Touchpoint, problem: str) -> None:
+    """The installed host is asked for modules, names and texts."""
+    assert inspect_touchpoint(touchpoint) == problem
+
+
+def test_the_registry_names_each_touchpoint_once() -> None:
     """One place of the host has one entry, so that there is one reason for it."""
     labels = [t.label for t in TOUCHPOINTS]
     assert len(labels) == len(set(labels))

@@ -1,4 +1,4 @@
-"""Every touchpoint of the register holds in the sources of each supported release (`make contract-wheels`)."""
+"""Every touchpoint of the registry holds in the sources of each supported release (`make contract-wheels`)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CACHED_SOURCES = Path(__file__).resolve().parents[2] / ".cache" / "host-sources"
 
 @pytest.fixture(scope="module", params=[f"{series}.0" for series in SUPPORTED])
 def release(request: pytest.FixtureRequest) -> HostSources:
-    """One supported release's sources."""
+    """The sources of a supported release."""
     folder = CACHED_SOURCES / request.param
     if not folder.is_dir():
         pytest.skip(f"the sources of vLLM {request.param} are not cached; `make contract-wheels` downloads them")
@@ -28,5 +28,5 @@ HOSTS_OWN = [t for t in TOUCHPOINTS if t.module.startswith("vllm.")]  # its whee
 
 @pytest.mark.parametrize("touchpoint", HOSTS_OWN, ids=lambda t: t.label)
 def test_stands_in_the_release(release: HostSources, touchpoint: Touchpoint) -> None:
-    """What the register lists is defined in every release that is said to be supported."""
+    """A touchpoint of the registry stands in every supported release."""
     assert release.problem(touchpoint) is None

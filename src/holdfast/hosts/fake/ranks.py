@@ -59,7 +59,7 @@ def _step(worker: FakeWorker, parts: Sequence[Part]) -> dict[str, int]:
         return _phases(worker, parts)
     except Exception as error:
         worker.fence(error, getattr(error, "phase", None))
-        raise WorkerFailed(f"Worker failed with error '{error}'") from error
+        raise WorkerFailed(f"a worker raised: {error}") from error
 
 
 def _phases(worker: FakeWorker, parts: Sequence[Part]) -> dict[str, int]:

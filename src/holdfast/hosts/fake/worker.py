@@ -194,7 +194,7 @@ class LockstepGroup:
             raised.worker.fence(raised.error, raised.phase)
             for worker in self.workers:
                 worker.fenced = True  # their communicator is broken
-            return _raising(WorkerFailed(f"Worker failed with error '{raised.error}'"))
+            return _raising(WorkerFailed(f"a worker raised: {raised.error}"))
         return lambda: sampled
 
     def restore(self, epoch: int, histories: Mapping[str, Sequence[int]], rendezvous: Rendezvous | None) -> None:

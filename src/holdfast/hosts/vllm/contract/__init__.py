@@ -1,1 +1,1 @@
-"""Everything Holdfast knows of the host: the register of touchpoints, and how each is checked."""
+"""Everything Holdfast knows of the host: the registry of touchpoints, and how each is checked."""

@@ -1,4 +1,4 @@
-"""What is touched of the host and of torch to break and rebuild communicators; part of the register."""
+"""Touchpoints in the host and in torch for breaking and rebuilding communicators; part of the registry."""
 
 from __future__ import annotations
 

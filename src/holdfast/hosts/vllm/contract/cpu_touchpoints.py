@@ -1,5 +1,4 @@
-"""Where the enablement reaches into the host: part of the register. Attached on the CPU platform only, in processes
-that have a worker."""
+"""Touchpoints of the CPU enablement; part of the registry. Attached on the CPU platform only, in worker processes."""
 
 from __future__ import annotations
 

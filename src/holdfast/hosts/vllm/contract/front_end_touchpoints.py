@@ -1,6 +1,6 @@
-"""Where Holdfast reaches into the host's front end: part of the register.
+"""Touchpoints of the front end; part of the registry.
 
-The process that owns the engine cores, the ones that serve HTTP, and how both end.
+They cover the process that owns the engine cores, the processes that serve HTTP, and how both end.
 """
 
 from __future__ import annotations

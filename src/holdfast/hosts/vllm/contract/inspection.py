@@ -1,10 +1,11 @@
-"""Whether the host is what the register of hooks says, by importing it. Changes nothing in the host."""
+"""Checks of the installed host against the registry, by importing the host. Changes nothing in the host."""
 
 from __future__ import annotations
 
 import ast
 import functools
 import importlib
+import importlib.util
 import inspect
 import sys
 import textwrap
@@ -16,30 +17,55 @@ from holdfast.hosts.vllm.contract.touchpoint import Touchpoint
 
 
 def inspect_touchpoints() -> list[tuple[Touchpoint, str | None]]:
-    """Every touchpoint with what is wrong with it, or none where it holds. Imports the host."""
+    """Return every touchpoint with the problem found, or None where the touchpoint holds. Imports the host."""
     return [(touchpoint, inspect_touchpoint(touchpoint)) for touchpoint in TOUCHPOINTS]
 
 
 def inspect_touchpoint(touchpoint: Touchpoint) -> str | None:
-    """What is wrong with one touchpoint, in one line, or none. Whatever the host's import raises is an answer."""
+    """Return the problem with one touchpoint in one line, or None. An error of the host's import is a problem too."""
+    if touchpoint.kind == "module":
+        return _inspect_module(touchpoint.module)
     try:
         module = importlib.import_module(touchpoint.module)
     except Exception as error:
         return f"cannot be imported: {type(error).__name__}: {error}".splitlines()[0]
     if touchpoint.kind == "attribute":
         return _inspect_attribute(module, touchpoint.name)
+    if touchpoint.kind == "name":
+        return None if hasattr(module, touchpoint.name) else f"{touchpoint.module} has no {touchpoint.name!r}"
+    if touchpoint.kind == "text":
+        return text_problem(touchpoint.name, ast.parse(inspect.getsource(module)))
     return _inspect_object(module, touchpoint)
 
 
 def parameters_problem(expected: tuple[str, ...] | None, found: list[str]) -> str | None:
-    """Whether a function's parameters, without `self`, begin with the expected ones."""
+    """Return the problem with a function's parameters, without `self`, or None where `expected` come first."""
     if expected is None or tuple(found[: len(expected)]) == expected:
         return None
     return f"takes ({', '.join(found)}), expected ({', '.join(expected)}) first"
 
 
+def text_problem(part: str, tree: ast.Module) -> str | None:
+    """Return the problem with a text, or None where a string constant of the module contains the text."""
+    constants = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)]
+    texts = [value if isinstance(value, str) else value.decode("latin1") for value in constants if _is_text(value)]
+    return None if any(part in found for found in texts) else f"no string of the module contains {part!r}"
+
+
+def _is_text(value: object) -> TypeGuard[str | bytes]:
+    return isinstance(value, str | bytes)
+
+
+def _inspect_module(name: str) -> str | None:
+    try:
+        found = importlib.util.find_spec(name)
+    except ImportError as error:
+        return f"cannot be found: {error}".splitlines()[0]
+    return None if found is not None else "there is no such module"
+
+
 def attributes_of(node: ast.ClassDef) -> set[str]:
-    """Names that a class gives its instances: fields and methods of its body, and what is assigned on `self`."""
+    """Return the attributes of a class's instances: fields and methods of the body, and assignments on `self`."""
     return _names_in_body(node) | {child.attr for child in ast.walk(node) if _is_stored_on_self(child)}
 
 

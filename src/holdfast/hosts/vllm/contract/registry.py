@@ -9,6 +9,7 @@ from holdfast.hosts.vllm.contract.communicator_touchpoints import COMMUNICATOR_T
 from holdfast.hosts.vllm.contract.cpu_touchpoints import CPU_TOUCHPOINTS
 from holdfast.hosts.vllm.contract.engine_touchpoints import ENGINE_TOUCHPOINTS
 from holdfast.hosts.vllm.contract.front_end_touchpoints import FRONT_END_TOUCHPOINTS
+from holdfast.hosts.vllm.contract.name_touchpoints import NAME_TOUCHPOINTS
 from holdfast.hosts.vllm.contract.touchpoint import Touchpoint
 from holdfast.hosts.vllm.contract.worker_touchpoints import WORKER_TOUCHPOINTS
 
@@ -18,4 +19,5 @@ TOUCHPOINTS: tuple[Touchpoint, ...] = (
     *FRONT_END_TOUCHPOINTS,
     *WORKER_TOUCHPOINTS,
     *ENGINE_TOUCHPOINTS,
+    *NAME_TOUCHPOINTS,
 )

@@ -1,4 +1,4 @@
-"""What is touched of the host to start, watch and replace worker processes; part of the register."""
+"""Touchpoints for starting, watching and replacing worker processes; part of the registry."""
 
 from __future__ import annotations
 

@@ -16,6 +16,7 @@ from holdfast.core.protocol.rendezvous import Rendezvous
 from holdfast.hosts.vllm.communicators import EngineCommunicators, attach_communicator_hooks
 from holdfast.hosts.vllm.contract.engine_touchpoints import BUSY_LOOP, ENGINE_INIT, LOCKSTEP_BUSY_LOOP
 from holdfast.hosts.vllm.contract.hooks import attach, attached
+from holdfast.hosts.vllm.contract.name_touchpoints import EXECUTOR_FAILED, WORKER_FAILED
 from holdfast.hosts.vllm.engine.api_server_clients import answer_greetings, drop_requests
 from holdfast.hosts.vllm.engine.lockstep_wave import announce_to_coordinator, in_lockstep, start_after_any_wave
 from holdfast.hosts.vllm.engine.pacing import PacedPrefill
@@ -135,7 +136,7 @@ class VllmEngineHost:
         self._engine.input_queue.put_nowait((EngineCoreRequestType.EXECUTOR_FAILED, b""))
 
     def is_interrupt(self, error: Exception) -> bool:
-        interrupted = isinstance(error, RuntimeError) and str(error) == "Executor failed."
+        interrupted = isinstance(error, RuntimeError) and str(error) == EXECUTOR_FAILED
         return not self.lost_a_worker() and (interrupted or TOLD_TO_STOP in str(error))
 
     def break_collectives(self) -> int:
@@ -148,7 +149,7 @@ class VllmEngineHost:
         return len(self._engine.scheduler.requests)
 
     def is_workers_reply(self, error: Exception) -> bool:
-        return isinstance(error, RuntimeError) and str(error).startswith("Worker failed with error")
+        return isinstance(error, RuntimeError) and str(error).startswith(WORKER_FAILED)
 
     def lost_a_worker(self) -> bool:
         return bool(self._engine.model_executor.is_failed)

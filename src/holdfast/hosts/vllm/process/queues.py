@@ -11,6 +11,7 @@ from typing import Any
 import zmq
 
 from holdfast.core.errors import PeerSilent
+from holdfast.hosts.vllm.contract.name_touchpoints import EXECUTOR_FAILED
 from holdfast.hosts.vllm.process.sockets import remove_sockets
 
 LOOK_S = 0.1  # interval at which a writer that waits for room looks whether a reader has failed
@@ -62,7 +63,7 @@ def bounded(queue: Any, has_failed: Callable[[], bool]) -> Any:
                 return enqueue(call, LOOK_S)
             except TimeoutError:
                 if has_failed():
-                    raise RuntimeError("Executor failed.") from None
+                    raise RuntimeError(EXECUTOR_FAILED) from None
 
     queue.enqueue = enqueue_bounded
     return queue

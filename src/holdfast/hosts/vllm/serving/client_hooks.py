@@ -21,6 +21,7 @@ from holdfast.hosts.vllm.contract.front_end_touchpoints import (
     VALIDATE_ALIVE,
 )
 from holdfast.hosts.vllm.contract.hooks import attach
+from holdfast.hosts.vllm.contract.name_touchpoints import ENGINE_CORE_DEAD
 from holdfast.hosts.vllm.process.settings import inherited_settings
 from holdfast.hosts.vllm.serving.error_reasons import attach_error_reasons
 from holdfast.hosts.vllm.serving.lost_engines import EngineLost
@@ -113,7 +114,7 @@ class _Decoder:
 
 def _is_death_notice(frames: Sequence[Any]) -> bool:
     """Return whether a message is the host's notice that an engine core has died."""
-    return len(frames) == 1 and bytes(frames[0].buffer) == b"ENGINE_CORE_DEAD"
+    return len(frames) == 1 and bytes(frames[0].buffer) == ENGINE_CORE_DEAD
 
 
 def _validate_alive(original: Callable[..., None], resources: Any, frames: Sequence[Any]) -> None:

@@ -1,0 +1,112 @@
+"""No name of the host stands in Holdfast's strings that the registry does not know, with a reason."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+import holdfast
+from holdfast.hosts.vllm.contract import name_touchpoints
+from holdfast.hosts.vllm.contract.registry import TOUCHPOINTS
+
+PACKAGE = Path(holdfast.__path__[0])
+HOST = PACKAGE / "hosts" / "vllm"
+REGISTRY = HOST / "contract"
+
+ATTRIBUTES = {t.name.rpartition(".")[2] for t in TOUCHPOINTS if t.kind in ("attribute", "call", "wrap")}
+TEXTS = {t.name for t in TOUCHPOINTS if t.kind == "text"}
+MODULES = {t.module for t in TOUCHPOINTS}
+
+# Of Python, of torch and of Holdfast itself: no names of the host.
+NOT_OF_THE_HOST = {
+    "__dict__": "Python",
+    "__name__": "Python",
+    "_modules": "torch.nn.Module",
+    "size": "torch.distributed.ProcessGroup",
+    "model": "torch.nn.Module: some models have their layers in it",
+    "layers": "torch.nn.Module: a model without it is armed as a whole",
+    "phase": "InjectedFault",
+    "rank": "PeerSilent",
+    "holdfast": "the sentinel of an engine core",
+    "ipv4_mapped": "Python",
+}
+
+
+class Found(NamedTuple):
+    """A string of Holdfast's sources, and where."""
+
+    text: str
+    where: str
+
+
+def sources(folder: Path) -> Iterator[tuple[Path, ast.Module]]:
+    """Yield every module of a folder except the registry's own."""
+    for file in sorted(folder.rglob("*.py")):
+        if not file.is_relative_to(REGISTRY):
+            yield file, ast.parse(file.read_text())
+
+
+def strings(tree: ast.Module) -> Iterator[ast.Constant]:
+    """Yield the string constants of a module that are no docstrings."""
+    bare = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str | bytes) and id(node) not in bare:
+            yield node
+
+
+def named(pattern: str) -> list[Found]:
+    """Return every match of a pattern in the strings of Holdfast."""
+    found = []
+    for file, tree in sources(PACKAGE):
+        for node in strings(tree):
+            value = node.value if isinstance(node.value, str) else node.value.decode("latin1")  # type: ignore[union-attr]
+            found += [Found(text, f"{file}:{node.lineno}") for text in re.findall(pattern, value)]
+    return found
+
+
+def attributes_by_name() -> list[Found]:
+    """Return the attributes that the vLLM host reads, tests or sets by a name in a string."""
+    return [
+        Found(node.args[1].value, f"{file}:{node.lineno}")
+        for file, tree in sources(HOST)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id in ("getattr", "hasattr", "setattr")
+        and isinstance(node.args[1], ast.Constant)
+        and isinstance(node.args[1].value, str)
+    ]
+
+
+def test_every_environment_variable_of_the_host_is_registered() -> None:
+    """A variable that is named in a string is checked against each supported release."""
+    assert [found for found in named(r"\bVLLM_[A-Z0-9_]+\b") if found.text not in TEXTS] == []
+
+
+def test_every_module_of_the_host_that_is_named_in_a_string_is_registered() -> None:
+    """A module that is imported by name, or looked for among the imported, exists in each supported release."""
+    assert [found for found in named(r"\bvllm(?:\.[a-z_0-9]+)+\b") if found.text not in MODULES | TEXTS] == []
+
+
+def test_every_attribute_that_is_read_by_name_is_registered() -> None:
+    """An attribute that is read with a default fails in silence when the host renames it."""
+    known = ATTRIBUTES | set(NOT_OF_THE_HOST)
+    assert [found for found in attributes_by_name() if found.text not in known] == []
+
+
+@pytest.mark.parametrize("name", ["EXECUTOR_FAILED", "WORKER_FAILED", "ENGINE_CORE_DEAD"])
+def test_a_sentence_of_the_host_stands_in_one_place(name: str) -> None:
+    """What is compared as text is a constant of the registry, never a literal."""
+    value = getattr(name_touchpoints, name)
+    sentence = value if isinstance(value, str) else value.decode()
+    assert named(re.escape(sentence)) == []
+    assert sentence in TEXTS
+
+
+def test_every_touchpoint_has_a_reason() -> None:
+    assert [t.label for t in TOUCHPOINTS if not t.why.strip()] == []
