@@ -12,7 +12,7 @@ pytest.importorskip("vllm")
 
 from holdfast.core.config import HoldfastConfig
 from holdfast.hosts.vllm.owner.api_servers import ApiServerProcess, save_api_server_arguments
-from holdfast.hosts.vllm.owner.coordinator import introduce, save_coordinator_arguments
+from holdfast.hosts.vllm.owner.coordinator import save_coordinator_arguments
 from holdfast.hosts.vllm.process.settings import handed_down
 
 
@@ -70,43 +70,3 @@ def test_the_arguments_of_the_coordinator_are_kept_with_their_defaults() -> None
     assert coordinator.started == "parallel"
     assert coordinator.holdfast_arguments["parallel_config"] == "parallel"
     assert coordinator.holdfast_arguments["enable_wave_coordination"] is True
-
-
-# ---- what a new coordinator is told
-
-
-class EngineCore:
-    """One of a lockstep group, in a wave."""
-
-    has_coordinator, last_counts = True, (0, 0)
-
-    def __init__(self, running: bool, unfinished: bool = False, paused: bool = False) -> None:
-        self.current_wave, self.engines_running, self.ignore_start_dp_wave = 7, running, paused
-        self.scheduler = SimpleNamespace(has_unfinished_requests=lambda: unfinished)
-        self.said: list[Any] = []
-        self.output_queue = SimpleNamespace(put_nowait=self.said.append)
-
-
-@pytest.mark.parametrize(
-    ("engine", "start", "complete"),
-    [
-        (EngineCore(running=True), 7, None),
-        (EngineCore(running=False, unfinished=True), 7, None),
-        (EngineCore(running=False), None, 6),
-        (EngineCore(running=False, unfinished=True, paused=True), None, 6),
-    ],
-    ids=["running", "stepping alone", "idle", "paused by the host"],
-)
-def test_an_engine_core_says_which_wave_it_runs_or_has_completed(
-    engine: EngineCore, start: int | None, complete: int | None
-) -> None:
-    introduce(engine)
-    [(client_index, outputs)] = engine.said
-    assert (client_index, outputs.start_wave, outputs.wave_complete) == (-1, start, complete)
-    assert engine.last_counts is None  # differs from every count: they are told again
-
-
-def test_an_engine_core_without_waves_only_tells_its_counts_again() -> None:
-    engine = SimpleNamespace(has_coordinator=True, last_counts=(1, 1))
-    introduce(engine)
-    assert engine.last_counts is None
