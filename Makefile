@@ -7,12 +7,13 @@
 #                                            stop, hang, spin or deadlock silence it; oom takes its memory; slow delays it;
 #                                            poison is a request that makes every step fail
 #   make demo DEMO_ARGS="--help"             passes arguments to the demo
+#   make nightly PART=matrix                 runs what has no row yet, for 95 minutes at most (NIGHTLY_ARGS="--minutes 20")
 #   make bench BENCH_TOPOLOGIES="tp2 moe"    measures recovery of these only
 
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
-.PHONY: help setup demo test test-servers test-matrix check contract-wheels bench figures settings constraints clean
+.PHONY: help setup demo test test-servers nightly nightly-status check contract-wheels bench figures settings constraints clean
 .PHONY: check-tests check-ruff check-format check-mypy check-imports
 .PHONY: format mutate hops release-check
 
@@ -26,6 +27,7 @@ export PYTHON := $(shell for p in python3.11 python3; do \
 endif
 
 FAULT ?= exception
+PART ?= matrix
 BENCH_TOPOLOGIES ?= one tp2 pp2 dp2 moe moe-ep
 FAST_TESTS := $(wildcard tests/unit tests/contract tests/simulation)
 SERVER_TESTS := $(wildcard tests/integration tests/e2e)
@@ -50,8 +52,11 @@ endif
 test-servers: setup ## the part of the suite that starts real servers, one after the other
 	$(BIN)/python -m pytest $(SERVER_TESTS) $(PYTEST_ARGS)
 
-test-matrix: setup ## what `make test` leaves out: the same code in further combinations
-	$(BIN)/python -m pytest -m matrix $(PYTEST_ARGS)
+nightly: setup ## what `make test` leaves out, in parts that resume: PART=matrix, simulation, fuzz, mutation, tools or soak
+	@$(BIN)/python scripts/nightly $(PART) $(NIGHTLY_ARGS)
+
+nightly-status: setup ## what the committed rows of every nightly part cover
+	@$(BIN)/python scripts/nightly status
 
 check: setup ## ruff, mypy, import-linter, unit, contract and simulation tests: under a minute
 	@$(MAKE) --no-print-directory --keep-going --jobs=2 --output-sync=target \

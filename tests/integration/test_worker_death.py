@@ -120,7 +120,7 @@ PAIR, GROUP = SERVED[1:]
 
 
 def on(*wanted: tuple[Topology, Kind]) -> pytest.MarkDecorator:
-    """On these `make test` runs it, on the others `make test-matrix` does."""
+    """On these `make test` runs it, on the others `make nightly` does."""
     values = [served if served in wanted else in_matrix(served) for served in SERVED]
     return pytest.mark.parametrize("bench", values, ids=served_name, indirect=True)
 

@@ -14,6 +14,7 @@ from holdfast.core.protocol import messages as m
 from holdfast.core.protocol.commands import Resume
 from holdfast.core.protocol.events import EventKind
 from support.lockstep_bench import WAIT_S, Lockstep
+from support.seeds import seeds
 
 IN_RECOVERY = (Phase.RECOVERY, Phase.REBUILD, Phase.RESUME)
 WORKER_PHASES = [p for p in Phase if p.in_worker]
@@ -241,7 +242,7 @@ def test_a_fault_of_a_recovery_after_a_pause_by_hand_changes_no_token(make_locks
 # ---- any faults
 
 
-@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize("seed", seeds(30))
 def test_whatever_the_seed_no_token_changes(make_lockstep, seed):
     dice = random.Random(seed)
     engines, ranks = dice.choice([(1, 2), (2, 1), (2, 2), (3, 1), (1, 3)])

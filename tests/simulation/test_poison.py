@@ -9,6 +9,7 @@ from holdfast.core.faults.faults import Phase
 from holdfast.core.faults.injection import FaultKind, InjectionSpec
 from holdfast.core.protocol.events import EventKind
 from holdfast.hosts.fake import EngineOptions
+from support.seeds import seeds
 
 WIDE = EngineOptions(blocks=600, step_tokens=400, max_running=64, steps_in_flight=2)
 NARROW = EngineOptions(blocks=40, step_tokens=16, max_running=4, steps_in_flight=2)
@@ -42,7 +43,7 @@ class Run:
         return len(self.of(EventKind.ENGINE_PAUSED))
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", seeds(40))
 @pytest.mark.parametrize("kind", [FaultKind.RAISE, FaultKind.KILL, FaultKind.HANG])
 def test_a_poison_among_32_ends_alone_after_at_most_seven_faults(seed, kind):
     run = Run(seed, poison(f"0.{4 + seed % 28}", kind=kind))
@@ -52,7 +53,7 @@ def test_a_poison_among_32_ends_alone_after_at_most_seven_faults(seed, kind):
     assert run.faults <= MOST_FAULTS
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", seeds(20))
 @pytest.mark.parametrize("options", [NARROW, TWO_RANKS])
 def test_it_does_so_where_not_everybody_fits_into_a_batch(seed, options):
     run = Run(seed, poison("0.9", rank=options.ranks - 1), requests=12, options=options)
@@ -60,40 +61,40 @@ def test_it_does_so_where_not_everybody_fits_into_a_batch(seed, options):
     assert run.faults <= MOST_FAULTS
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", seeds(20))
 def test_of_two_at_once_each_ends_alone(seed):
     run = Run(seed, poison("0.17"), poison("0.9"), requests=32)
     assert (run.outcome.ended, run.ended, run.outcome.finished_requests) == (None, ["0.17", "0.9"], 30)
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", seeds(20))
 def test_of_a_pair_nobody_ends(seed):
     run = Run(seed, poison("0.2", together=2), requests=24)  # 0.2, 0.20 to 0.23: any two of them
     assert (run.outcome.ended, run.ended, run.outcome.finished_requests) == (None, [], 24)
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", seeds(20))
 @pytest.mark.parametrize("kind", [FaultKind.RAISE, FaultKind.KILL, FaultKind.HANG])
 def test_the_only_one_there_is_ends_too(seed, kind):
     run = Run(seed, poison("0.0", kind=kind), requests=1)
     assert (run.outcome.ended, run.ended, run.faults) == (None, ["0.0"], 5)
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", seeds(20))
 def test_one_whose_error_nobody_knows_ends_though_every_second_one_costs_a_process(seed):
     run = Run(seed, poison("0.9", message="CUDA error: unknown error"), requests=12)
     assert (run.outcome.ended, run.ended, run.outcome.finished_requests) == (None, ["0.9"], 11)
     assert run.faults <= MOST_FAULTS
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", seeds(40))
 def test_one_whose_logits_are_no_numbers_is_named_and_ends_without_halving(seed):
     run = Run(seed, poison(f"0.{4 + seed % 28}", kind=FaultKind.NAN))
     assert (run.outcome.ended, len(run.ended), run.outcome.finished_requests) == (None, 1, 31)
     assert run.faults == 4
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", seeds(20))
 def test_two_of_them_end_too(seed):
     run = Run(seed, poison("0.17", kind=FaultKind.NAN), poison("0.9", kind=FaultKind.NAN))
     assert (run.outcome.ended, run.ended, run.outcome.finished_requests) == (None, ["0.17", "0.9"], 30)
@@ -121,7 +122,7 @@ def test_faults_of_several_causes_close_together_end_nobody(seed):
     assert outcome.recoveries >= 7
 
 
-@pytest.mark.parametrize("seed", range(100))
+@pytest.mark.parametrize("seed", seeds(100))
 def test_two_bursts_end_nobody_wherever_they_hit(seed):
     dice = random.Random(seed)
     bursts = [
@@ -132,7 +133,7 @@ def test_two_bursts_end_nobody_wherever_they_hit(seed):
     assert (run.outcome.ended, run.ended) == (None, [])
 
 
-@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize("seed", seeds(30))
 def test_on_a_bad_link_the_laws_hold_too(seed):
     weather = Weather(duplication=0.2, delay_s=0.1)
     run = Run(seed, poison("0.9"), InjectionSpec(phase=Phase.RECOVERY, after_steps=2), requests=12, weather=weather)

@@ -9,8 +9,9 @@ from holdfast.core.faults.faults import Phase
 from holdfast.core.faults.injection import InjectionSpec
 from holdfast.core.protocol import messages as m
 from holdfast.hosts.fake import EngineOptions, FakeEngineCore
+from support.seeds import seeds
 
-SEEDS = range(300)
+SEEDS = seeds(300)
 outcome_of = functools.cache(simulate)
 FAULT = InjectionSpec(phase=Phase.FORWARD, after_steps=3)
 LATER = InjectionSpec(phase=Phase.FORWARD, after_steps=9)
@@ -182,7 +183,7 @@ def test_a_lost_report_of_a_failed_recovery_costs_nothing_because_the_pause_is_a
     assert (outcome.ended, outcome.recoveries, outcome.failed_recoveries, outcome.finished_requests) == (None, 1, 1, 4)
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", seeds(20))
 def test_messages_that_come_twice_and_out_of_order_cost_nothing(seed):
     weather = Weather(duplication=1.0, delay_s=0.5)
     scenario = Scenario(seed=seed, weather=weather, faults=(FAULT, LATER), aborts=1)
