@@ -22,6 +22,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=place)
 
 
+_summary: list[str] = []  # of the session's servers
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how many faults the session injected, and what its starts cost: runs are compared by these figures."""
+    if _summary:
+        terminalreporter.section("servers")
+        terminalreporter.write_line("\n".join(_summary))
+
+
 def _is_served(parameter: object) -> bool:
     return isinstance(parameter, tuple) and [type(part) for part in parameter] == [Topology, Kind]
 
@@ -39,3 +49,4 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     made = Servers(make_dense_model(tmp_path_factory.mktemp("model")), tmp_path_factory.mktemp("logs"))
     yield made
     made.close()
+    _summary[:] = made.summary()

@@ -91,7 +91,7 @@ async def instructed(server: Server) -> tuple[list[History], list[dict[str, Any]
 
 def test_a_server_does_not_start_with_a_row_that_could_not_be_used(servers: Servers) -> None:
     bad = json.dumps([*OWN_ROWS, {"message": "(a+)+$", "class": "device"}])
-    with pytest.raises(Exception, match="exit code"), servers.start("--fault-classes", bad) as server:
+    with pytest.raises(Exception, match="exit code"), servers.start("--fault-classes", bad, cold=True) as server:
         assert server.exit_code
     assert Servers.latest is not None
     assert "fault_classes, row 2 (" in log_tail(Servers.latest.spec.log, 20)

@@ -16,14 +16,16 @@ import pytest
 
 from holdfast.bench.instrument import precise_client
 from holdfast.bench.loads import SERVER_ARGUMENTS
-from holdfast.bench.topologies import Topology
-from holdfast.chaos.control import Control
+from holdfast.bench.topologies import TOPOLOGIES, Topology
+from holdfast.chaos.control import FAULT, LOST, Control
 from holdfast.chaos.history import History
 from holdfast.chaos.loads import fresh_salt
 from holdfast.chaos.model import make_moe_model
 from holdfast.chaos.server import Server, ServerSpec
 from holdfast.chaos.streams import Load, StreamSpec
 from holdfast.core.errors import HoldfastError
+from support.event_tally import EventTally
+from support.warm_start import WarmParent, WarmServer
 
 CPU_BENCH = Path(__file__).parents[2] / "support" / "cpu_bench"
 # A fault per test adds up: the limits are what other tests are about.
@@ -56,7 +58,7 @@ V2_ASYNC = Kind("v2-async", runner="v2", asynchronous=True)
 
 
 def in_matrix(*values: object) -> object:
-    """A parameter whose case `make test` leaves to `make test-matrix`: the same code in one more combination."""
+    """A parameter whose case `make test` leaves to `make nightly`: the same code in one more combination."""
     return pytest.param(*values, marks=pytest.mark.matrix)
 
 
@@ -65,20 +67,38 @@ def in_matrix_but(wanted: object, values: Iterable[object]) -> list[object]:
     return [value if value == wanted else in_matrix(value) for value in values]
 
 
+PARALLEL = {one for topology in TOPOLOGIES for one in topology.arguments if one.startswith("--")}
+
+
+@dataclass(frozen=True)
+class Start:
+    """One start of a server: its kind and parallel arguments, how, and how long it took."""
+
+    shape: tuple[str, ...]
+    warm: bool
+    took_s: float
+
+
 Asks = Callable[[str], list[StreamSpec]]  # what a load asks for, given a salt of its own
 
 
 class Servers:
-    """Starts servers and ends them all.
+    """Servers of a session: starts them and ends them all.
 
-    A start takes half a minute, so tests share them: one server for each kind of one rank, and the last one of many
-    ranks. Whoever shares gets one that is well: what a test has damaged beyond that is replaced for the next.
+    Tests share servers: one for each kind of one rank, and the last one of many ranks. A shared server is healthy when
+    a test gets it: one that a test has damaged is replaced for the next.
+
+    The first start of each topology and kind is an ordinary one. Later ones are forked from a process that has imported
+    the host (`support.warm_start`), unless a test is about the start itself: `cold`.
     """
 
     latest: ClassVar[Server | None] = None  # whose log is told when a test fails
 
     def __init__(self, model: Path, folder: Path) -> None:
         self._model, self._folder = model, folder
+        self.tally = EventTally()
+        self.starts: list[Start] = []
+        self._parents: dict[str, WarmParent] = {}
         self._kept: dict[str, Server] = {}
         self._of_many: tuple[str, Server] | None = None
         self._references: dict[tuple[str, Asks], list[History]] = {}
@@ -95,20 +115,41 @@ class Servers:
             holdfast=holdfast,
         )
 
-    def start(self, *arguments: str, kind: Kind = V1_SYNC, **environment: str) -> Server:
+    def start(self, *arguments: str, kind: Kind = V1_SYNC, cold: bool = False, **environment: str) -> Server:
         """A server of the caller's own; use it as a context manager."""
-        return self._start(self.spec(*arguments, kind=kind, **environment))
+        return self._start(self.spec(*arguments, kind=kind, **environment), kind, cold)
 
-    def of(self, topology: Topology, kind: Kind = V1_SYNC, arguments: Sequence[str] = (), **environment: str) -> Server:
+    def of(
+        self,
+        topology: Topology,
+        kind: Kind = V1_SYNC,
+        arguments: Sequence[str] = (),
+        cold: bool = False,
+        **environment: str,
+    ) -> Server:
         """A server of a topology, with fault injection; use it as a context manager."""
         arguments = (*topology.arguments, "--enable-fault-injection", *MANY_RETRIES, *arguments)
         spec = self.spec(*arguments, kind=kind, **environment)
-        return self._start(replace(spec, model=self._model_for(topology)))
+        return self._start(replace(spec, model=self._model_for(topology)), kind, cold)
 
-    @classmethod
-    def _start(cls, spec: ServerSpec) -> Server:
-        cls.latest = Server(spec)
-        return cls.latest.start()
+    def _start(self, spec: ServerSpec, kind: Kind, cold: bool) -> Server:
+        shape = (kind.name, *(one for one in spec.arguments if one in PARALLEL))
+        parent = self._warm_parent(spec, kind)
+        first = all(start.shape != shape for start in self.starts)
+        server = Server(spec) if cold or first or parent is None else WarmServer(spec, parent)
+        Servers.latest = server
+        server.start()
+        self.starts.append(Start(shape, isinstance(server, WarmServer), server.start_s))
+        self.tally.listen_to(server)
+        return server
+
+    def _warm_parent(self, spec: ServerSpec, kind: Kind) -> WarmParent | None:
+        """The process that forks servers of a kind; None where the host would not be imported as that process did."""
+        if kind.runner == "v2" or any(spec.environment.get(k) != v for k, v in kind.environment.items()):
+            return None
+        if kind.name not in self._parents:
+            self._parents[kind.name] = WarmParent(kind.environment)
+        return self._parents[kind.name]
 
     def _model_for(self, topology: Topology) -> Path:
         return self._model if topology.model == "dense" else make_moe_model(self._folder / "moe")
@@ -150,6 +191,19 @@ class Servers:
     def close(self) -> None:
         for server in (*self._kept.values(), *([self._of_many[1]] if self._of_many else [])):
             self._end(server)
+        for parent in self._parents.values():
+            parent.close()
+        self.tally.close()
+
+    def summary(self) -> list[str]:
+        """What the session's servers were started and hurt for, in lines."""
+        counts = ", ".join(f"{self.tally.by_kind[kind]} {kind}" for kind in (FAULT, LOST))
+        lines = [f"faults in real servers: {counts}"]
+        for warm, name in ((False, "new interpreters"), (True, "forked")):
+            took = [start.took_s for start in self.starts if start.warm is warm]
+            if took:
+                lines.append(f"starts, {name}: {len(took)} in {sum(took):.0f} s, {sum(took) / len(took):.1f} s each")
+        return lines
 
 
 def is_usable(server: Server) -> bool:

@@ -1,0 +1,272 @@
+"""Servers forked from a process that has imported the host: imports are most of what a start costs.
+
+The processes of the start itself are forked with the host's modules loaded; an ordinary start loads the modules in new
+interpreters. Nothing else differs: each process unpickles its arguments, installs its hooks and is a child of the
+process that started it. Processes that a server starts after it is ready are spawned, as in production.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import importlib
+import json
+import multiprocessing.process
+import multiprocessing.util
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from multiprocessing import spawn
+from pathlib import Path
+from typing import Any
+
+from holdfast.chaos.server import CPU_ENVIRONMENT, Server, ServerSpec
+
+TESTS = Path(__file__).parents[1]
+READY_FLAG = "HOLDFAST_TEST_START_IS_OVER"  # a path that exists as soon as the server is ready
+MESSAGE_BYTES = 2**20
+MODULES = (
+    "vllm.entrypoints.openai.api_server",
+    "vllm.entrypoints.cli.main",
+    "vllm.entrypoints.cli.serve",
+    "vllm.v1.engine.core",
+    "vllm.v1.engine.coordinator",
+    "vllm.v1.executor.multiproc_executor",
+    "vllm.v1.worker.cpu_worker",
+    "vllm.v1.worker.gpu_worker",
+    "holdfast.cli.main",
+    "holdfast.hosts.vllm.hooks",
+)
+_PR_SET_CHILD_SUBREAPER = 36
+_TARGET = re.compile(r"spawn_main\(tracker_fd=(\d+), pipe_handle=(\d+)\)")
+_ENGINE_CORE = "EngineCore"  # begins the names of processes that start others
+
+Task = Callable[[], None]
+
+
+# ---- the process that forks
+
+
+def main(descriptor: int) -> None:
+    """Import the host and fork on request; in a forked process, run the requested task."""
+    # Names are set in the memory of the environment, and it is found only before that changes.
+    setproctitle = importlib.import_module("setproctitle").setproctitle
+    setproctitle(" ".join([sys.executable, *sys.argv]))
+    for module in MODULES:
+        importlib.import_module(module)
+    gc.collect()
+    gc.freeze()
+    _fork_on_request(socket.socket(fileno=descriptor))()
+
+
+def _fork_on_request(requests: socket.socket) -> Task:
+    """Fork for each request until the other end closes; return, in each forked process, its task."""
+    while True:
+        message, descriptors, *_ = socket.recv_fds(requests, MESSAGE_BYTES, 200)
+        if not message:
+            os._exit(0)
+        read, write = os.pipe()
+        between = os.fork()
+        if between == 0:
+            child = os.fork()
+            if child == 0:
+                requests.close()
+                os.close(read)
+                os.close(write)
+                return _task_of(json.loads(message), descriptors)
+            os.write(write, str(child).encode())
+            os._exit(0)
+        os.waitpid(between, 0)  # from now on the child belongs to the process that asked
+        requests.send(os.read(read, 64))
+        for one in (read, write, *descriptors):
+            os.close(one)
+
+
+def _task_of(request: dict[str, Any], descriptors: Sequence[int]) -> Task:
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    tempfile.tempdir = None
+    os.chdir(request["folder"])
+    _place(descriptors, request["places"])
+    if "arguments" in request:
+        os.setsid()
+        sys.argv = ["-c", *request["arguments"]]
+        _fork_what_starts_next()
+        from holdfast.cli.main import main as command
+
+        return command
+    _follow_engine_cores()
+    sys.argv = ["-c", "--multiprocessing-fork"]
+    return lambda: spawn.spawn_main(tracker_fd=request["tracker"], pipe_handle=request["pipe"])
+
+
+def _place(descriptors: Sequence[int], places: Sequence[int]) -> None:
+    """Give each descriptor the number that it had in the sending process."""
+    above = [os.dup(one) for one in descriptors]
+    while clash := set(above) & set(places):
+        above = [os.dup(one) if one in clash else one for one in above]
+    for one in descriptors:
+        if one not in places:
+            os.close(one)
+    for one, place in zip(above, places, strict=True):
+        os.dup2(one, place, inheritable=True)
+
+
+def _follow_engine_cores() -> None:
+    """Have an engine core fork its workers in turn."""
+    original = multiprocessing.process.BaseProcess._bootstrap
+
+    def bootstrap(self, *args, **kwargs):  # type: ignore[no-untyped-def]
+        multiprocessing.process.BaseProcess._bootstrap = original
+        if self.name.startswith(_ENGINE_CORE):
+            _fork_what_starts_next()
+        return original(self, *args, **kwargs)
+
+    multiprocessing.process.BaseProcess._bootstrap = bootstrap  # type: ignore[method-assign]
+
+
+def _fork_what_starts_next() -> None:
+    """Fork a copy of this process that forks, in place of spawning, until the start is over."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    if os.fork() == 0:
+        ours.close()
+        importlib.import_module("setproctitle").setproctitle("warm-start")
+        _fork_on_request(theirs)()
+        sys.exit()
+    theirs.close()
+    spawn_for_real = multiprocessing.util.spawnv_passfds
+
+    def start(path: bytes, args: Sequence[str], passfds: Sequence[int]) -> int:
+        target = _TARGET.search(" ".join(map(os.fsdecode, args)))
+        if target is None or os.path.exists(os.environ[READY_FLAG]):
+            return spawn_for_real(path, args, passfds)
+        request = {"tracker": int(target[1]), "pipe": int(target[2])}
+        return _request(ours, request, os.environ, os.getcwd(), sorted(set(passfds)))
+
+    multiprocessing.util.spawnv_passfds = start
+
+
+# ---- the process that asks for a fork
+
+_one_request = threading.Lock()
+
+
+def _request(
+    forks: socket.socket, request: dict[str, Any], environment: Mapping[str, str], folder: str, passed: Sequence[int]
+) -> int:
+    """Return the process id of a new child of this process."""
+    about = {**request, "environment": dict(environment), "folder": folder, "places": list(passed)}
+    with _one_request, _adopting():
+        socket.send_fds(forks, [json.dumps(about).encode()], list(passed))
+        answer = forks.recv(64)
+    assert answer, "the process that forks is gone"
+    return int(answer)
+
+
+@contextlib.contextmanager
+def _adopting() -> Iterator[None]:
+    """Make descendants that lose their parent children of this process."""
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    try:
+        yield
+    finally:
+        _prctl(_PR_SET_CHILD_SUBREAPER, 0)
+
+
+def _prctl(option: int, value: int) -> None:
+    assert ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0) == 0
+
+
+class WarmParent:
+    """Process that has imported the host in one environment and forks servers."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        code = (
+            f"import sys; sys.path.insert(0, {str(TESTS)!r}); from support.warm_start import main; del sys.path[0]; "
+            f"main({theirs.fileno()})"
+        )
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", code],
+            env={**CPU_ENVIRONMENT, **os.environ, **environment},
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+        )
+        theirs.close()
+
+    def fork(self, arguments: Sequence[str], environment: Mapping[str, str], log: int) -> int:
+        with open(os.devnull, "rb") as nothing:
+            return self._fork(arguments, environment, (nothing.fileno(), log))
+
+    def _fork(self, arguments: Sequence[str], environment: Mapping[str, str], streams: tuple[int, int]) -> int:
+        about = {
+            "arguments": list(arguments),
+            "environment": dict(environment),
+            "folder": os.getcwd(),
+            "places": [0, 1, 2],
+        }
+        with _one_request, _adopting():
+            socket.send_fds(self._socket, [json.dumps(about).encode()], [streams[0], streams[1], streams[1]])
+            answer = self._socket.recv(64)
+        assert answer, "the process that forks servers is gone"
+        return int(answer)
+
+    def close(self) -> None:
+        self._socket.close()
+        self._process.wait(30)
+
+
+class _Forked:
+    """The part of `subprocess.Popen` that a server needs, of a child that was forked elsewhere."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self.returncode = os.waitstatus_to_exitcode(status)
+        return self.returncode
+
+    def wait(self, timeout: float) -> int:
+        deadline = time.monotonic() + timeout
+        while (code := self.poll()) is None:
+            if time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired(str(self.pid), timeout)
+            time.sleep(0.02)
+        return code
+
+    def terminate(self) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, signal.SIGTERM)
+
+
+class WarmServer(Server):
+    """A server that is forked from a warm parent."""
+
+    def __init__(self, spec: ServerSpec, parent: WarmParent) -> None:
+        super().__init__(spec)
+        self._parent = parent
+
+    def _spawn(self) -> None:
+        flag = self.spec.log.with_suffix(".ready")
+        environment = {**CPU_ENVIRONMENT, **os.environ, **self.spec.environment, READY_FLAG: str(flag)}
+        arguments = self.spec.command(self.port)[3:]
+        self.spec.log.parent.mkdir(parents=True, exist_ok=True)
+        with self.spec.log.open("ab") as log:
+            self._process = _Forked(self._parent.fork(arguments, environment, log.fileno()))  # type: ignore[assignment]
+
+    def start(self, tick: Callable[[float], None] | None = None) -> Server:
+        super().start(tick)
+        self.spec.log.with_suffix(".ready").touch()
+        return self
