@@ -125,7 +125,7 @@ def test_any_faults_and_aborts_change_no_token_of_those_that_stay(data, options,
 
 @pytest.mark.parametrize("options", ALL)
 def test_leaving_suspect_blocks_in_the_prefix_cache_gives_wrong_tokens(options):
-    """The trap is real, and this engine shows it: the checks above are not empty."""
+    """The armed is real, and this engine shows it: the checks above are not empty."""
     options = replace(options, unsafe_keep_suspect_blocks=True, blocks=32)
     driver = Driver(options, prompts={"a": range(1, 14)}, lengths={"a": 5})
     driver.arm(Phase.STEP_START)
@@ -257,6 +257,6 @@ def test_kv_that_was_spoilt_earlier_is_no_more_used_once_it_is_computed_anew(rec
     driver.engine.workers[0].memory = KVMemory(0, SYNC.blocks, SYNC.block_size)
     driver.arm(Phase.STEP_START)
     driver.turn()
-    for name in driver.engine.requests.standings() if recomputes else ():
+    for name in driver.engine.requests.request_progress() if recomputes else ():
         driver.engine.requests.recompute(name)
     assert (driver.run() == driver.expected) is recomputes

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from holdfast.cli.options import AsJson
 from holdfast.core.errors import BadConfiguration
-from holdfast.core.faults.classification import Classifier, Verdict, parse_rows
+from holdfast.core.faults.classification import Classification, Classifier, parse_rows
 from holdfast.core.faults.fault_table import SIGNAL_NUMBERS, Row
 from holdfast.core.policy.reasons import first_repair
 from holdfast.hosts.vllm.process.settings import read_rows
@@ -85,12 +85,12 @@ def _parts(text: str, error_type: str) -> tuple[str, str]:
     return error_type.rpartition(".")[2] or "RuntimeError", text
 
 
-def _say(verdict: Verdict, as_json: bool) -> None:
+def _say(classification: Classification, as_json: bool) -> None:
     answer = Answer(
-        fault_class=verdict.fault_class,
-        reason=verdict.reason,
-        own=verdict.is_own,
-        first=first_repair(verdict.fault_class),
+        fault_class=classification.fault_class,
+        reason=classification.reason,
+        own=classification.is_own,
+        first=first_repair(classification.fault_class),
     )
     if as_json:
         typer.echo(msgspec.json.encode(answer))

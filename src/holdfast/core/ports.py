@@ -13,11 +13,11 @@ from typing import Any, Protocol
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.faults.faults import Fault
 from holdfast.core.faults.injection import InjectionSpec
-from holdfast.core.poison.detector import Standing
+from holdfast.core.poison.detector import RequestProgress
 from holdfast.core.protocol.commands import Command
 from holdfast.core.protocol.effects import End, LeaveOut, ReplaceEngine, ReplaceProcess
 from holdfast.core.protocol.events import Event, InstanceView
-from holdfast.core.protocol.link_messages import RequestBlamed
+from holdfast.core.protocol.link_messages import PoisonRequestEnded
 from holdfast.core.protocol.messages import RecoveryReport
 from holdfast.core.protocol.rendezvous import Rendezvous
 
@@ -25,8 +25,8 @@ from holdfast.core.protocol.rendezvous import Rendezvous
 class RequestHost(Protocol):
     """The open requests of an engine core. Every call comes from the busy loop's thread."""
 
-    def standings(self) -> Mapping[str, Standing]:
-        """Return the standing of every open request, by request id, in the order of arrival."""
+    def request_progress(self) -> Mapping[str, RequestProgress]:
+        """Return the progress of every open request, by request id, in the order of arrival."""
         ...
 
     def restrict(
@@ -262,7 +262,7 @@ class ControlPlane(Protocol):
         """Have a command carried out. The future ends when the command has."""
         ...
 
-    def request_blamed(self, blamed: RequestBlamed) -> None:
+    def poison_request_ended(self, blamed: PoisonRequestEnded) -> None:
         """The process that serves has ended a request that every engine core dies of. Does not wait."""
         ...
 

@@ -36,7 +36,7 @@ from holdfast.core.protocol.effects import (
     Settle,
 )
 from holdfast.core.protocol.events import Event, InstanceView
-from holdfast.core.protocol.link_messages import LinkReported, RequestBlamed
+from holdfast.core.protocol.link_messages import LinkReported, PoisonRequestEnded
 from holdfast.core.states import EngineState
 from holdfast.sentinel.addresses import engine_identity, is_link
 from holdfast.sentinel.link_registry import Links
@@ -185,8 +185,8 @@ class ClientSentinel:
         self._thread.post(lambda: self._begin(command, ended))
         return ended
 
-    def request_blamed(self, blamed: RequestBlamed) -> None:
-        self._thread.post(lambda: self._perform(self._instance.request_blamed(blamed)))
+    def poison_request_ended(self, blamed: PoisonRequestEnded) -> None:
+        self._thread.post(lambda: self._perform(self._instance.poison_request_ended(blamed)))
 
     # ---- the sentinel's thread
 

@@ -102,7 +102,7 @@ class FrontEndLink:
         self._thread.post(lambda: self._forward(command, waiting))
         return waiting.ended
 
-    def request_blamed(self, blamed: lm.RequestBlamed) -> None:
+    def poison_request_ended(self, blamed: lm.PoisonRequestEnded) -> None:
         self._thread.post(lambda: self._tell(blamed))
 
     # ---- the link's thread
@@ -121,7 +121,7 @@ class FrontEndLink:
         if not self._owner.send(lm.encode(report)):
             logger.warning("%s: the owner takes no report", self._name)
 
-    def _tell(self, blamed: lm.RequestBlamed) -> None:
+    def _tell(self, blamed: lm.PoisonRequestEnded) -> None:
         """Once: the log of this process has it too."""
         if not self._owner.send(lm.encode(blamed)):
             logger.warning("%s: the owner was not told of request %s", self._name, blamed.request_id)

@@ -75,8 +75,8 @@ class Links:
             logger.warning("ClientSentinel: %s is none of the links of this instance", peer.decode(errors="replace"))
         elif isinstance(message, lm.LinkReported):
             self._take_report(message)
-        elif isinstance(message, lm.RequestBlamed):
-            self._control.request_blamed(message)
+        elif isinstance(message, lm.PoisonRequestEnded):
+            self._control.poison_request_ended(message)
         elif message.command_id not in self._under_way:
             self._submit(peer, message)
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection
 from dataclasses import replace
 
 from holdfast.core.faults.faults import Fault, FaultClass, is_of_the_process
-from holdfast.core.poison.detector import PoisonDetector, Verdict, words_of_blame
+from holdfast.core.poison.detector import PoisonDetector, Restriction, poison_request_error
 from holdfast.core.poison.numerics import Spoilt, named_by
 from holdfast.core.ports import RequestHost
 from holdfast.core.protocol import messages as m
@@ -27,7 +27,7 @@ class Quarantine:
         self._post = post
         self._epoch = epoch
         self._blame = PoisonDetector()
-        self._verdict = Verdict()
+        self._restriction = Restriction()
         self._requests: RequestHost | None = None
         self._replaces_for_fault = False
         self._spoilt = Spoilt()
@@ -42,10 +42,10 @@ class Quarantine:
             return  # it was only told to stop, or a collective was broken, for which there is another cause
         of_unknown_depth = fault.fault_class is FaultClass.UNKNOWN  # a new process is what it gets, not the last resort
         self._replaces_for_fault = is_of_the_process(fault) or of_unknown_depth
-        standings, named = requests.standings(), named_by(fault)
-        self._verdict = self._blame.fault(standings, named)
-        self.search_progressed = self._verdict.search_progressed
-        good, reached = ({i: getattr(s, what) for i, s in standings.items()} for what in ("good", "reached"))
+        progress, named = requests.request_progress(), named_by(fault)
+        self._restriction = self._blame.fault(progress, named)
+        self.search_progressed = self._restriction.search_progressed
+        good, reached = ({i: getattr(s, what) for i, s in progress.items()} for what in ("good", "reached"))
         self._recompute = self._spoilt.due(named, reached, good)
 
     def carry_out(self, replaced: Collection[int]) -> None:
@@ -59,39 +59,43 @@ class Quarantine:
         if replaced:
             self._blame.renewed(by_ladder=not self._replaces_for_fault)
             if not self._replaces_for_fault:
-                self._verdict = Verdict("processes that were not to be trusted are replaced", end=self._verdict.end)
+                self._restriction = Restriction(
+                    "processes that were not to be trusted are replaced", end=self._restriction.end
+                )
         self._follow(self._requests)
 
     def _before_step(self) -> None:
         assert self._requests is not None
-        changed = self._blame.step(self._requests.standings())
+        changed = self._blame.step(self._requests.request_progress())
         if changed is not None:
-            self._verdict = changed
+            self._restriction = changed
             self._follow(self._requests)
 
     def _follow(self, requests: RequestHost) -> None:
-        verdict = self._verdict
-        for request_id in verdict.end:
-            self._end(requests, request_id, verdict.reason)
-        if verdict.wants_control:
+        restriction = self._restriction
+        for request_id in restriction.end:
+            self._end(requests, request_id, restriction.reason)
+        if restriction.wants_control:
             requests.add_control()
-        before_step = self._before_step if verdict.watch else None
-        requests.restrict(verdict.run, verdict.held, before_step)
-        if verdict.reason:
-            logger.info("engine %d: %s", self._engine_id, verdict.reason)
-            self._tell(verdict)
-        self._verdict = replace(verdict, end=(), reason="", wants_control=False)  # it holds on, and has been told
+        before_step = self._before_step if restriction.watch else None
+        requests.restrict(restriction.run, restriction.held, before_step)
+        if restriction.reason:
+            logger.info("engine %d: %s", self._engine_id, restriction.reason)
+            self._tell(restriction)
+        self._restriction = replace(
+            restriction, end=(), reason="", wants_control=False
+        )  # it holds on, and has been told
 
-    def _tell(self, verdict: Verdict) -> None:
+    def _tell(self, restriction: Restriction) -> None:
         self._post(
             m.RequestsSuspected(
-                engine_id=self._engine_id, epoch=self._epoch(), suspects=verdict.suspects, reason=verdict.reason
+                engine_id=self._engine_id, epoch=self._epoch(), suspects=restriction.suspects, reason=restriction.reason
             )
         )
 
     def _end(self, requests: RequestHost, request_id: str, reason: str) -> None:
         incident = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-engine{self._engine_id}-epoch{self._epoch()}"
-        requests.end(request_id, words_of_blame(incident))
+        requests.end(request_id, poison_request_error(incident))
         self._post(
             m.RequestEnded(
                 engine_id=self._engine_id,

@@ -103,7 +103,7 @@ def test_after_a_fault_of_the_engine_core_no_token_is_lost_repeated_or_changed(r
     error = rig.failing_step()
     assert not rig.engine.is_workers_reply(error)
     assert not rig.engine.is_interrupt(error)
-    begun = sum(standing.reached > 0 for standing in rig.requests.standings().values())
+    begun = sum(standing.reached > 0 for standing in rig.requests.request_progress().values())
     assert rig.recover(error).requests == begun
     rig.run()
     assert rig.is_exact
@@ -258,7 +258,7 @@ def test_nothing_more_is_computed_for_a_client_that_is_gone(rig):
     thread.join(LONG_S)
     rig.step()
     sent = list(rig.answers["a"])
-    assert list(rig.requests.standings()) == ["b"]
+    assert list(rig.requests.request_progress()) == ["b"]
     rig.run()
     assert rig.answers["a"] == sent
     assert rig.answers["b"] == rig.expected("b")

@@ -18,20 +18,20 @@ def add_three(rig):
 
 def output(rig):
     """Return how many tokens each open request has got."""
-    return {name: standing.output for name, standing in rig.requests.standings().items()}
+    return {name: standing.output for name, standing in rig.requests.request_progress().items()}
 
 
 def test_standings_tell_every_open_request_in_the_order_of_arrival(rig):
     """A request that was accepted and not scheduled has computed nothing; one that finished is not told."""
     add_three(rig)
     rig.add("short", 1, [5, 6])
-    standings = rig.requests.standings()
-    assert list(standings) == ["a", "b", "c", "short"]
-    assert {(s.good, s.reached, s.output, s.in_flight) for s in standings.values()} == {(0, 0, 0, False)}
+    progress = rig.requests.request_progress()
+    assert list(progress) == ["a", "b", "c", "short"]
+    assert {(s.good, s.reached, s.output, s.in_flight) for s in progress.values()} == {(0, 0, 0, False)}
     rig.step()
-    standings = rig.requests.standings()
-    assert list(standings) == ["a", "b", "c"]
-    assert (standings["a"].good, standings["a"].output) == (len(PROMPT), 1)
+    progress = rig.requests.request_progress()
+    assert list(progress) == ["a", "b", "c"]
+    assert (progress["a"].good, progress["a"].output) == (len(PROMPT), 1)
 
 
 def test_standings_after_a_failed_step_tell_good_tokens_from_those_in_flight(rig):
@@ -40,10 +40,10 @@ def test_standings_after_a_failed_step_tell_good_tokens_from_those_in_flight(rig
     rig.step()
     rig.arm(Phase.FORWARD, rank=1)
     error = rig.failing_step()
-    standing = rig.requests.standings()["a"]
+    standing = rig.requests.request_progress()["a"]
     assert (standing.good, standing.reached, standing.output) == (len(PROMPT), len(PROMPT) + 1, 1)
     rig.recover(error)
-    assert not rig.requests.standings()["a"].in_flight
+    assert not rig.requests.request_progress()["a"].in_flight
 
 
 @pytest.mark.parametrize("begun", [False, True], ids=["waiting", "running"])
@@ -53,12 +53,12 @@ def test_only_requests_named_to_run_are_in_a_step(rig, begun):
     if begun:
         rig.step()
     before = output(rig)
-    computed = {name: standing.good for name, standing in rig.requests.standings().items()}
+    computed = {name: standing.good for name, standing in rig.requests.request_progress().items()}
     rig.requests.restrict(frozenset("b"), frozenset(), nothing)
     rig.step()
     rig.step()
     assert output(rig) == {"a": before["a"], "b": before["b"] + 2, "c": before["c"]}
-    assert rig.requests.standings()["a"].good == computed["a"]
+    assert rig.requests.request_progress()["a"].good == computed["a"]
     rig.requests.restrict(None, frozenset(), None)
     rig.run()
     assert rig.is_exact
@@ -125,10 +125,10 @@ def test_kv_that_is_not_trusted_is_computed_again(rig, times):
     rig.step()
     rig.engine.interrupt()
     rig.recover(rig.failing_step())
-    assert rig.requests.standings()["a"].good == len(PROMPT)
+    assert rig.requests.request_progress()["a"].good == len(PROMPT)
     for _ in range(times):
         rig.requests.recompute("a")
-    assert rig.requests.standings()["a"].good == 0
+    assert rig.requests.request_progress()["a"].good == 0
     rig.spoil_kv()
     rig.add("b", 8)
     rig.run()
@@ -161,7 +161,7 @@ def test_a_control_request_is_like_any_other_and_ends_by_itself(rig):
     rig.requests.add_control()
     rig.requests.add_control()
     assert rig.engine.unfinished_requests() == 3
-    assert len(rig.requests.standings()) == 3
+    assert len(rig.requests.request_progress()) == 3
     rig.run()
     assert rig.is_exact
 
@@ -173,7 +173,7 @@ def test_a_request_that_is_ended_tells_why_and_no_other_is_harmed(rig):
     for _ in range(2):
         rig.requests.end("b", "it is guilty")
     rig.requests.end("nobody", "it is unknown")
-    assert list(rig.requests.standings()) == ["a", "c"]
+    assert list(rig.requests.request_progress()) == ["a", "c"]
     assert rig.engine.unfinished_requests() == 2
     rig.run()
     assert rig.ended == {"b": "it is guilty"}

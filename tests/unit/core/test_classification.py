@@ -128,9 +128,9 @@ def test_every_row_says_why():
 
 @given(st.text(max_size=60), st.text(max_size=3000))
 def test_every_error_has_a_class_and_a_reason(error_type, message):
-    verdict = default_classifier().of_error(error_type, message)
-    assert verdict.fault_class in FaultClass
-    assert verdict.reason
+    classification = default_classifier().of_error(error_type, message)
+    assert classification.fault_class in FaultClass
+    assert classification.reason
 
 
 @pytest.mark.parametrize("text", ["a" * MAX_CAUSE_CHARS, "RPC call to " * 160, "Xid (PCI:" * 200, "CUDA error " * 180])
@@ -168,9 +168,9 @@ def test_a_fault_carries_why_it_is_of_its_class_and_a_bounded_number_of_requests
     ],
 )
 def test_the_end_of_a_process_is_a_lost_worker_and_says_what_it_means(exit_code, why):
-    verdict = default_classifier().of_exit(exit_code)
-    assert verdict.fault_class is FaultClass.WORKER_LOST
-    assert why in verdict.reason
+    classification = default_classifier().of_exit(exit_code)
+    assert classification.fault_class is FaultClass.WORKER_LOST
+    assert why in classification.reason
 
 
 # ---- an operator's own rows
@@ -186,8 +186,8 @@ def test_own_rows_come_before_those_that_are_built_in_and_the_first_one_counts()
         {"class": "transient", "message": "illegal memory access", "reason": "our driver says so for nothing"},
         {"class": "unknown", "message": "illegal memory access"},
     )
-    verdict = classifier.of_error("RuntimeError", "an Illegal Memory Access was encountered")
-    assert (verdict.fault_class, verdict.reason, verdict.is_own) == (
+    classification = classifier.of_error("RuntimeError", "an Illegal Memory Access was encountered")
+    assert (classification.fault_class, classification.reason, classification.is_own) == (
         FaultClass.TRANSIENT,
         "our driver says so for nothing",
         True,

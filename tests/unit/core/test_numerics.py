@@ -3,7 +3,7 @@
 import pytest
 
 from holdfast.core.faults.faults import MAX_REQUEST_IDS, Fault, FaultClass
-from holdfast.core.poison.detector import PoisonDetector, Standing
+from holdfast.core.poison.detector import PoisonDetector, RequestProgress
 from holdfast.core.poison.numerics import Spoilt, in_fault, named_by, names_others
 
 
@@ -44,13 +44,13 @@ def test_kv_of_a_named_request_is_computed_anew_once_until_it_gets_further():
 
 def test_a_request_that_is_named_again_is_tried_alone_at_once():
     blame = PoisonDetector()
-    in_step = {i: Standing(3, 4, 1) for i in "abcdefgh"}
+    in_step = {i: RequestProgress(3, 4, 1) for i in "abcdefgh"}
     assert blame.fault(in_step, ["c"]).run is None
-    verdict = blame.fault(in_step, ["c"])
-    assert (verdict.suspects, verdict.run) == (1, frozenset("c"))
+    restriction = blame.fault(in_step, ["c"])
+    assert (restriction.suspects, restriction.run) == (1, frozenset("c"))
 
 
 def test_requests_that_are_named_in_turn_are_not_suspected():
     blame = PoisonDetector()
-    in_step = {i: Standing(3, 4, 1) for i in "abcd"}
+    in_step = {i: RequestProgress(3, 4, 1) for i in "abcd"}
     assert not any(blame.fault(in_step, [name]).watch for name in "abcdabcd")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from holdfast.core.poison.detector import PoisonDetector, Standing, Verdict
+from holdfast.core.poison.detector import PoisonDetector, RequestProgress, Restriction
 
 CONTROL_TOKENS = 16
 Poisons = Callable[[frozenset[str]], bool]
@@ -25,18 +25,18 @@ class Bench:
         self.lengths = lengths
         self.depth = steps_in_flight
         self.renews = renews
-        self.verdict = Verdict()
+        self.restriction = Restriction()
         self.faults: list[frozenset[str]] = []
-        self.told: list[Verdict] = []
+        self.told: list[Restriction] = []
         self.ended: list[str] = []
         self.turns = 0
 
-    def standings(self, batch: frozenset[str] = frozenset()) -> dict[str, Standing]:
-        return {i: Standing(g, g + self.depth * (i in batch), g) for i, g in self.good.items()}
+    def request_progress(self, batch: frozenset[str] = frozenset()) -> dict[str, RequestProgress]:
+        return {i: RequestProgress(g, g + self.depth * (i in batch), g) for i, g in self.good.items()}
 
     def batch(self) -> frozenset[str]:
-        run = self.verdict.run if self.verdict.run is not None else self.good.keys()
-        return frozenset(i for i in self.good if i in run and i not in self.verdict.held)
+        run = self.restriction.run if self.restriction.run is not None else self.good.keys()
+        return frozenset(i for i in self.good if i in run and i not in self.restriction.held)
 
     def run(self, turns: int = 5000) -> "Bench":
         while self.good:
@@ -46,12 +46,12 @@ class Bench:
         return self
 
     def turn(self) -> None:
-        if self.verdict.watch and (changed := self.blame.step(self.standings())) is not None:
+        if self.restriction.watch and (changed := self.blame.step(self.request_progress())) is not None:
             self.follow(changed)
         batch = self.batch()
         if batch and self.poisons(batch):
             self.faults.append(batch)
-            self.follow(self.blame.fault(self.standings(batch)))
+            self.follow(self.blame.fault(self.request_progress(batch)))
             if self.renews:
                 self.blame.renewed(by_ladder=False)
             return
@@ -60,13 +60,13 @@ class Bench:
             if self.good[request_id] == self.lengths[request_id]:
                 del self.good[request_id]
 
-    def follow(self, verdict: Verdict) -> None:
-        self.verdict = verdict
-        self.told.append(verdict)
-        for request_id in verdict.end:
+    def follow(self, restriction: Restriction) -> None:
+        self.restriction = restriction
+        self.told.append(restriction)
+        for request_id in restriction.end:
             self.ended.append(request_id)
             del self.good[request_id]
-        if verdict.wants_control:
+        if restriction.wants_control:
             name = f"control {len(self.lengths)}"
             self.good[name], self.lengths[name] = 0, CONTROL_TOKENS
 
@@ -119,7 +119,7 @@ def test_one_that_has_got_nowhere_among_others_that_have_is_suspected_first():
 def test_a_single_fault_begins_no_search():
     faults = iter([True])
     bench = Bench(requests(8), lambda _: next(faults, False)).run()
-    assert (bench.ended, len(bench.faults), bench.told) == ([], 1, [Verdict()])
+    assert (bench.ended, len(bench.faults), bench.told) == ([], 1, [Restriction()])
 
 
 def test_faults_between_which_everybody_gets_further_begin_no_search():
@@ -152,10 +152,10 @@ def test_what_was_found_out_about_processes_that_were_not_to_be_trusted_is_forgo
     bench = Bench(requests(4), lambda _: sick[0])
     for _ in range(5):
         bench.turn()
-    assert bench.verdict.watch
+    assert bench.restriction.watch
     sick[0] = False
     bench.blame.renewed(by_ladder=True)
-    bench.verdict = Verdict()
+    bench.restriction = Restriction()
     assert bench.run().ended == []
 
 
@@ -220,7 +220,7 @@ def test_a_host_that_has_no_request_of_its_own_lets_it_run_again():
     bench = Bench(requests(1), any_of("r0"))
     while not bench.told or not bench.told[-1].wants_control:
         bench.turn()
-    found = [v for _ in range(1000) if (v := bench.blame.step({"r0": Standing(0, 0, 0)})) is not None]
+    found = [v for _ in range(1000) if (v := bench.blame.step({"r0": RequestProgress(0, 0, 0)})) is not None]
     assert [v.watch for v in found] == [False]
 
 
@@ -302,8 +302,8 @@ def test_a_search_whose_requests_do_not_run_is_given_up():
     bench = Bench(requests(8), any_of("r5"))
     for _ in range(2):
         bench.turn()
-    assert bench.verdict.watch
-    found = [v for _ in range(1000) if (v := bench.blame.step(bench.standings())) is not None]
+    assert bench.restriction.watch
+    found = [v for _ in range(1000) if (v := bench.blame.step(bench.request_progress())) is not None]
     assert [v.watch for v in found] == [False]
     assert "given up" in found[0].reason
 
@@ -312,6 +312,6 @@ def test_a_fault_in_nobodys_step_says_nothing_about_anybody():
     bench = Bench(requests(4), any_of("r1"))
     for _ in range(2):
         bench.turn()
-    verdict = bench.blame.fault(bench.standings())
-    assert (verdict.run, verdict.search_progressed) == (bench.verdict.run, False)
+    restriction = bench.blame.fault(bench.request_progress())
+    assert (restriction.run, restriction.search_progressed) == (bench.restriction.run, False)
     assert bench.run().ended == ["r1"]

@@ -5,7 +5,7 @@ from holdfast.core.faults.faults import Phase
 from holdfast.core.faults.injection import InjectionSpec
 from holdfast.core.protocol import messages as m
 from holdfast.core.protocol.effects import Send
-from holdfast.core.protocol.link_messages import RequestBlamed
+from holdfast.core.protocol.link_messages import PoisonRequestEnded
 from support.instance_bench import Bench, a_fault, kinds
 
 
@@ -22,11 +22,13 @@ def test_what_an_engine_core_finds_out_about_its_requests_is_told_and_stands_in_
 
 def test_a_request_that_an_api_server_ended_is_told_like_one_that_an_engine_core_did():
     bench = Bench()
-    [said] = bench.instance.request_blamed(RequestBlamed(engine_id=0, request_id="r", incident="i", reason="deadly"))
+    [said] = bench.instance.poison_request_ended(
+        PoisonRequestEnded(engine_id=0, request_id="r", incident="i", reason="deadly")
+    )
     assert (said.event.kind, said.event.request_id, said.event.incident) == ("request-ended", "r", "i")
     assert bench.view().ended_requests == 1
-    nobody = RequestBlamed(engine_id=7, request_id="r", incident="i", reason="deadly")
-    assert bench.instance.request_blamed(nobody) == []
+    nobody = PoisonRequestEnded(engine_id=7, request_id="r", incident="i", reason="deadly")
+    assert bench.instance.poison_request_ended(nobody) == []
 
 
 def test_what_was_found_out_in_another_epoch_changes_nothing():

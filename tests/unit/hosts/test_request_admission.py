@@ -132,7 +132,7 @@ def test_one_that_ends_takes_its_reason_along() -> None:
 
 
 def test_where_everybody_stands_is_told_in_tokens() -> None:
-    standing = Bench("a", "").requests.standings()["a"]
+    standing = Bench("a", "").requests.request_progress()["a"]
     assert (standing.good, standing.reached, standing.output, standing.in_flight) == (7, 8, 3, True)
 
 

@@ -14,7 +14,7 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
 
 from holdfast.core.config import RuntimeSettings
 from holdfast.core.protocol.events import EngineView, InstanceView
-from holdfast.core.protocol.link_messages import RequestBlamed
+from holdfast.core.protocol.link_messages import PoisonRequestEnded
 from holdfast.core.states import EngineState
 from holdfast.hosts.vllm.serving.error_reasons import error_reason
 from holdfast.hosts.vllm.serving.request_router import RequestRouter
@@ -134,7 +134,7 @@ class Siblings:
         self.router = RequestRouter(self.client, detects_poison=True)
         self.router.bind(asyncio.get_running_loop())
         self.up, self.lost, self.there = 0, [0, 0], [""]
-        self.blamed: list[RequestBlamed] = []
+        self.blamed: list[PoisonRequestEnded] = []
         self.router.on_poison = self.blamed.append
 
     async def add(self, client: Any, request: Any) -> None:

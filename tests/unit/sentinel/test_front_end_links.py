@@ -174,7 +174,7 @@ def test_history_after_a_number_is_what_follows_it(owner: Owner) -> None:
 
 def test_what_an_api_server_found_out_about_a_request_is_told_by_the_owner(owner: Owner) -> None:
     made = owner.link()
-    made.request_blamed(lm.RequestBlamed(engine_id=1, request_id="deadly", incident="i", reason="why"))
+    made.poison_request_ended(lm.PoisonRequestEnded(engine_id=1, request_id="deadly", incident="i", reason="why"))
     wait_until(lambda: made.history()[-1].kind is EventKind.REQUEST_ENDED)
     [*_, event] = owner.sentinel.history()
     assert (event.engine_id, event.request_id, event.incident, event.reason) == (1, "deadly", "i", "why")

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from holdfast.core.faults.faults import Fault, FaultClass
-from holdfast.core.poison.detector import Standing
+from holdfast.core.poison.detector import RequestProgress
 from holdfast.core.protocol import messages as m
 from holdfast.sentinel.quarantine import Quarantine
 
@@ -28,8 +28,8 @@ class Requests:
         self.controls = 0
         self.recomputed: list[str] = []
 
-    def standings(self) -> dict[str, Standing]:
-        return {i: Standing(at, at + (i in self.in_flight), at) for i, at in self.at.items()}
+    def request_progress(self) -> dict[str, RequestProgress]:
+        return {i: RequestProgress(at, at + (i in self.in_flight), at) for i, at in self.at.items()}
 
     def restrict(self, run, held, before_step) -> None:
         self.rule = (run, held, before_step)

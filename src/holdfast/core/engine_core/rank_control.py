@@ -8,7 +8,7 @@ from holdfast.core.engine_core import effects as fx
 from holdfast.core.engine_core import facts
 from holdfast.core.engine_core.containment import Containment
 from holdfast.core.engine_core.context import Context
-from holdfast.core.engine_core.ranks import ArmedFaults, RankRegistry
+from holdfast.core.engine_core.ranks import RankRegistry, RequestFaults
 from holdfast.core.engine_core.stall_search import StallSearch
 from holdfast.core.faults.faults import Fault, FaultClass, hung
 from holdfast.core.faults.injection import InjectionSpec
@@ -26,7 +26,7 @@ class RankControl:
         self.registry = RankRegistry()
         self.containment = Containment(epoch)
         self._context = context
-        self._armed = ArmedFaults()
+        self._armed = RequestFaults()
         self._search = StallSearch()
         self._evidence_due: dict[int, Fault] = {}  # by process id: hung ranks that are killed once evidence is kept
         self._killed: set[tuple[int, int]] = set()  # epoch and rank

@@ -45,7 +45,7 @@ class RankRegistry:
         return [r for r, pid in pids.items() if (known := self._reports.get(r)) is None or known.pid != pid]
 
 
-class ArmedFaults:
+class RequestFaults:
     """Faults to arm again in the replacement of a rank: those that are tied to a request, the latest `MAX_ARMED`."""
 
     def __init__(self) -> None:

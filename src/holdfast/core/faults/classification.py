@@ -53,7 +53,7 @@ class OwnRow(
     reason: Annotated[str, msgspec.Meta(min_length=1, max_length=200)] = "by a row of your own"
 
 
-class Verdict(msgspec.Struct, frozen=True):
+class Classification(msgspec.Struct, frozen=True):
     """The class of a fault, why it is of that class, and whether an operator's own row says so."""
 
     fault_class: FaultClass
@@ -69,22 +69,22 @@ class Classifier:
         self._errors = _compiled(row for row in self.own if not row.is_exit)
         self._exits = {(row.exit_code, row.signal): row for row in (*EXIT_ROWS, *reversed(self.own)) if row.is_exit}
 
-    def of_error(self, error_type: str, message: str) -> Verdict:
+    def of_error(self, error_type: str, message: str) -> Classification:
         """Class of an exception known only by its type's name and its message."""
         text = message[:MAX_CAUSE_CHARS]
         for row, by_type, by_message in (*self._errors, *_built_in_errors()):
             typed = by_type is None or by_type.fullmatch(error_type)
             if typed and (by_message is None or by_message.search(text)):
-                return Verdict(row.fault_class, row.reason, row.is_own)
-        return Verdict(UNKNOWN_ERROR.fault_class, UNKNOWN_ERROR.reason)
+                return Classification(row.fault_class, row.reason, row.is_own)
+        return Classification(UNKNOWN_ERROR.fault_class, UNKNOWN_ERROR.reason)
 
-    def of_exit(self, exit_code: int | None) -> Verdict:
+    def of_exit(self, exit_code: int | None) -> Classification:
         """Class of the end of a process; negative is the number of the signal that ended it."""
         signal = None if exit_code is None or exit_code >= 0 else _SIGNAL_NAMES.get(-exit_code, "")
         row = self._exits.get((exit_code if signal is None else None, signal))
         if row is None:
             row = OTHER_EXIT if signal is None else OTHER_SIGNAL
-        return Verdict(row.fault_class, row.reason, row.is_own)
+        return Classification(row.fault_class, row.reason, row.is_own)
 
     def rows(self) -> tuple[Row, ...]:
         """Every row in the order in which they are tried; last the one for what no row names."""
@@ -117,12 +117,12 @@ def default_classifier() -> Classifier:
 def fault_of(error: BaseException, classifier: Classifier, **about: Any) -> Fault:
     """An exception as a fault; `about` says where it was met. Of the error only what can be sent is taken."""
     error_type, message = describe_error(error)
-    verdict = classifier.of_error(error_type, message)
+    classification = classifier.of_error(error_type, message)
     return Fault(
-        fault_class=verdict.fault_class,
+        fault_class=classification.fault_class,
         error_type=error_type,
         message=message,
-        class_reason=verdict.reason,
+        class_reason=classification.reason,
         request_ids=bounded_ids(getattr(error, "request_ids", ())),
         **about,
     )

@@ -18,7 +18,7 @@ from holdfast.core.policy.incident import Incident
 from holdfast.core.protocol import messages as m
 from holdfast.core.protocol.effects import Effect, Settle
 from holdfast.core.protocol.events import EventKind, StandbyView
-from holdfast.core.protocol.link_messages import RequestBlamed
+from holdfast.core.protocol.link_messages import PoisonRequestEnded
 from holdfast.core.states import EngineState, Trigger
 
 # ---- a process is there
@@ -134,13 +134,15 @@ def request_ended(state: InstanceState, group: LockstepGroup, engine: Engine, fa
     return _publish_ended_request(state, group, engine, fact)
 
 
-def request_blamed(state: InstanceState, group: LockstepGroup, engine: Engine, fact: RequestBlamed) -> list[Effect]:
+def poison_request_ended(
+    state: InstanceState, group: LockstepGroup, engine: Engine, fact: PoisonRequestEnded
+) -> list[Effect]:
     """Take the report of an API server that has ended a request which every engine core dies of."""
     return _publish_ended_request(state, group, engine, fact)
 
 
 def _publish_ended_request(
-    state: InstanceState, group: LockstepGroup, engine: Engine, fact: m.RequestEnded | RequestBlamed
+    state: InstanceState, group: LockstepGroup, engine: Engine, fact: m.RequestEnded | PoisonRequestEnded
 ) -> list[Effect]:
     engine.ended_requests += 1
     about = {"request_id": fact.request_id, "incident": fact.incident, "reason": fact.reason}

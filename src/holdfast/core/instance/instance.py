@@ -27,7 +27,7 @@ from holdfast.core.protocol import commands as c
 from holdfast.core.protocol import messages as m
 from holdfast.core.protocol.effects import Effect, Send, Settle
 from holdfast.core.protocol.events import InstanceView
-from holdfast.core.protocol.link_messages import RequestBlamed
+from holdfast.core.protocol.link_messages import PoisonRequestEnded
 from holdfast.core.states import EngineState
 
 
@@ -111,12 +111,12 @@ class Instance:
             return []
         return engine_loss.engine_lost(self._state, *found, why, unrecoverable_reason, now)
 
-    def request_blamed(self, blamed: RequestBlamed) -> list[Effect]:
+    def poison_request_ended(self, blamed: PoisonRequestEnded) -> list[Effect]:
         """Take the report of an API server that has ended a request which every engine core dies of."""
         found = self._state.roster.look_up(blamed.engine_id)
         if found is None or self._state.has_ended:
             return []
-        return detection.request_blamed(self._state, *found, blamed)
+        return detection.poison_request_ended(self._state, *found, blamed)
 
     # ---- facts of the processes beside the engine cores
 

@@ -1,9 +1,9 @@
-"""Which request makes the batches fail that it is in: who is suspected, who may run next, who ends.
+"""Detection of the request that makes every batch fail that contains the request.
 
-Pure: told of faults and of steps, answers with a `Verdict`. One fault is nobody's: everything is tried again as it was.
-A second one before those that were in the first have got past where they stood then begins a search (`bisection`).
-Whoever is ended was in at least four failed batches in a row, two or more of them alone, and right before and after
-each of those two others passed without it.
+Pure: takes faults and steps, and answers with a `Restriction`. After a first fault every request runs again as before.
+A second fault begins a search (`bisection`) when requests of the first failed batch have not got past their position at
+that fault. A request is ended only after at least four failed batches in a row, two or more of them alone, when other
+requests passed right before and right after each of those two.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MAX_STRAYS = 2
 
 
 @dataclass(frozen=True)
-class Standing:
+class RequestProgress:
     """Where an open request stands, in tokens: good KV, the same with what is in flight, and output it has got."""
 
     good: int
@@ -37,11 +37,11 @@ class Standing:
         return self.reached > self.good
 
 
-Standings = Mapping[str, Standing]
+ProgressOfRequests = Mapping[str, RequestProgress]
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Restriction:
     """What is to be done about the open requests of an engine core.
 
     Only `run` may be scheduled, or everybody but `held` where it is none; `end` are ended with an error. `watch` says
@@ -77,136 +77,136 @@ class PoisonDetector:
 
     # ---- faults
 
-    def fault(self, standings: Standings, named: Collection[str] = ()) -> Verdict:
+    def fault(self, progress: ProgressOfRequests, named: Collection[str] = ()) -> Restriction:
         """A step failed. Where nobody was in it, nothing is learned; `named` are those that it failed for, if known."""
-        everybody = frozenset(i for i, s in standings.items() if s.in_flight)
+        everybody = frozenset(i for i, s in progress.items() if s.in_flight)
         batch = in_fault(everybody, named)
-        self._forget_left(standings)
+        self._forget_left(progress)
         if not batch:
-            return self._verdict(standings, "the fault was in no request's step" if self._search else "")
+            return self._restriction(progress, "the fault was in no request's step" if self._search else "")
         fine = everybody - batch
         search_progressed = (
-            self._search_on(batch, standings, fine) if self._search else self._begin(batch, standings, fine)
+            self._search_on(batch, progress, fine) if self._search else self._begin(batch, progress, fine)
         )
-        return replace(self._next(_rewound(standings)), search_progressed=search_progressed)
+        return replace(self._next(_rewound(progress)), search_progressed=search_progressed)
 
     def renewed(self, *, by_ladder: bool) -> None:
         """Ranks got new processes; `by_ladder`: not for this fault, but because retries did not last."""
         if by_ladder:  # what was found out was found out about processes that were not to be trusted
             self._drop()
 
-    def _begin(self, batch: frozenset[str], standings: Standings, fine: frozenset[str] = frozenset()) -> bool:
+    def _begin(self, batch: frozenset[str], progress: ProgressOfRequests, fine: frozenset[str] = frozenset()) -> bool:
         """`fine` are known to have been well in the step that failed."""
-        again = [i for i in batch if i in self._marks and standings[i].good <= self._marks[i]]
+        again = [i for i in batch if i in self._marks and progress[i].good <= self._marks[i]]
         if not again:
-            self._faults, self._marks = 1, {i: standings[i].reached for i in batch}
+            self._faults, self._marks = 1, {i: progress[i].reached for i in batch}
             return False
         self._faults += 1
-        came = {i: place for place, i in enumerate(standings)}  # they stand in the order in which they came
-        suspects = sorted(again, key=lambda i: (-standings[i].output, came[i]))
+        came = {i: place for place, i in enumerate(progress)}  # they stand in the order in which they came
+        suspects = sorted(again, key=lambda i: (-progress[i].output, came[i]))
         self._search = Bisection(suspects, batch - set(again))
         self._search.ran(fine)
         return False
 
-    def _search_on(self, batch: frozenset[str], standings: Standings, fine: frozenset[str]) -> bool:
+    def _search_on(self, batch: frozenset[str], progress: ProgressOfRequests, fine: frozenset[str]) -> bool:
         assert self._search is not None
         search, trial = self._search, self._search.trial
         if trial is None or self._draining:
-            return self._stray(batch, standings)
-        passed = {i for i in trial.run & standings.keys() if standings[i].good > self._bars.get(i, 0)}
+            return self._stray(batch, progress)
+        passed = {i for i in trial.run & progress.keys() if progress[i].good > self._bars.get(i, 0)}
         search.clear(passed)
         search_progressed = search.fails(batch - passed)
         search.ran(fine)
         if search_progressed is None:
-            return self._stray(batch, standings)
+            return self._stray(batch, progress)
         self._faults += 1
         return search_progressed
 
-    def _stray(self, batch: frozenset[str], standings: Standings) -> bool:
+    def _stray(self, batch: frozenset[str], progress: ProgressOfRequests) -> bool:
         self._strays += 1
         if self._search is not None:
             self._search.doubt()
         if self._strays >= MAX_STRAYS:
             self._drop()
-            return self._begin(batch, standings)
+            return self._begin(batch, progress)
         return False
 
     # ---- steps
 
-    def step(self, standings: Standings) -> Verdict | None:
-        """The busy loop is about to schedule; none where everything stays as it is. Call while a verdict says so."""
-        self._forget_left(standings)
+    def step(self, progress: ProgressOfRequests) -> Restriction | None:
+        """Take the progress before a step. Return None when nothing changes. Called while the restriction watches."""
+        self._forget_left(progress)
         search = self._search
         if search is None:
-            return self._release_apart(standings)
+            return self._release_apart(progress)
         if search.trial is None:
-            return self._await_control(standings)
+            return self._await_control(progress)
         if self._draining:
-            return self._drain(search.trial, standings)
-        self._count_turn([standings[i] for i in search.trial.run if i in standings])
-        if self._all_past(search.trial, standings):
-            if any(i in standings for i in search.trial.probe):
+            return self._drain(search.trial, progress)
+        self._count_turn([progress[i] for i in search.trial.run if i in progress])
+        if self._all_past(search.trial, progress):
+            if any(i in progress for i in search.trial.probe):
                 search.passes()
             elif self._busy_turns:
                 search.leaves()
-            return self._next(standings)
-        return self._give_up(standings) if self._idle_turns >= IDLE_TURNS else None
+            return self._next(progress)
+        return self._give_up(progress) if self._idle_turns >= IDLE_TURNS else None
 
-    def _drain(self, trial: Trial, standings: Standings) -> Verdict | None:
+    def _drain(self, trial: Trial, progress: ProgressOfRequests) -> Restriction | None:
         """The steps of those that are not on trial come to their end first."""
-        if not _others_in_flight(trial, standings):
-            return replace(self._start(trial, standings), reason="")  # that has been said
-        self._count_turn(standings.values())
-        return self._give_up(standings) if self._idle_turns >= IDLE_TURNS else None
+        if not _others_in_flight(trial, progress):
+            return replace(self._start(trial, progress), reason="")  # that has been said
+        self._count_turn(progress.values())
+        return self._give_up(progress) if self._idle_turns >= IDLE_TURNS else None
 
-    def _await_control(self, standings: Standings) -> Verdict | None:
-        if self._outside(standings):
-            return self._next(standings)
+    def _await_control(self, progress: ProgressOfRequests) -> Restriction | None:
+        if self._outside(progress):
+            return self._next(progress)
         self._idle_turns += 1
-        return self._give_up(standings) if self._idle_turns >= IDLE_TURNS else None
+        return self._give_up(progress) if self._idle_turns >= IDLE_TURNS else None
 
-    def _all_past(self, trial: Trial, standings: Standings) -> bool:
+    def _all_past(self, trial: Trial, progress: ProgressOfRequests) -> bool:
         """Everybody on trial has got past where it stood, in several steps, or has left."""
-        there = [i for i in trial.run if i in standings]
-        past = all(standings[i].good > self._bars.get(i, 0) for i in there)
+        there = [i for i in trial.run if i in progress]
+        past = all(progress[i].good > self._bars.get(i, 0) for i in there)
         return not there or (past and self._busy_turns >= PASSING_TURNS)
 
-    def _count_turn(self, on_trial: Collection[Standing]) -> None:
+    def _count_turn(self, on_trial: Collection[RequestProgress]) -> None:
         progress = sum(s.good for s in on_trial)
         moved = progress != self._progress
         self._busy_turns += moved
         self._idle_turns = 0 if moved else self._idle_turns + 1
         self._progress = progress
 
-    def _give_up(self, standings: Standings) -> Verdict:
+    def _give_up(self, progress: ProgressOfRequests) -> Restriction:
         self._drop()
-        return self._verdict(standings, "those on trial do not run: the search is given up, everybody runs again")
+        return self._restriction(progress, "those on trial do not run: the search is given up, everybody runs again")
 
-    def _release_apart(self, standings: Standings) -> Verdict | None:
+    def _release_apart(self, progress: ProgressOfRequests) -> Restriction | None:
         """Somebody who waited may run, once those it cannot run beside have left."""
-        free = [i for i, others in self._apart.items() if not others & standings.keys()]
+        free = [i for i, others in self._apart.items() if not others & progress.keys()]
         for request_id in free:
             del self._apart[request_id]
-        return self._verdict(standings, "those it failed beside have left: it runs") if free else None
+        return self._restriction(progress, "those it failed beside have left: it runs") if free else None
 
     # ---- what follows
 
-    def _next(self, standings: Standings) -> Verdict:
+    def _next(self, progress: ProgressOfRequests) -> Restriction:
         """Follow the search to its next trial, and what was found on the way."""
         ended: list[str] = []
         found: list[str] = []
         while self._search is not None:
-            step = self._search.next(self._outside(standings))
+            step = self._search.next(self._outside(progress))
             if isinstance(step, Trial | NeedsControl):
-                verdict = self._start(step, standings) if isinstance(step, Trial) else self._ask(standings)
-                return replace(verdict, reason="; ".join((*found, verdict.reason)), end=tuple(ended))
+                restriction = self._start(step, progress) if isinstance(step, Trial) else self._ask(progress)
+                return replace(restriction, reason="; ".join((*found, restriction.reason)), end=tuple(ended))
             ended += [step.request_id] if isinstance(step, Guilty) else []
             found.append(self._take(step))
-        return replace(self._verdict(standings, "; ".join(found)), end=tuple(ended))
+        return replace(self._restriction(progress, "; ".join(found)), end=tuple(ended))
 
-    def _outside(self, standings: Standings) -> list[str]:
+    def _outside(self, progress: ProgressOfRequests) -> list[str]:
         """Who may be compared with the suspects: it waited, or came after the search had begun."""
-        return [i for i in standings if i not in self._marks and i not in self._apart]
+        return [i for i in progress if i not in self._marks and i not in self._apart]
 
     def _take(self, found: Guilty | KeepApart | Over) -> str:
         """What the search has found, in words."""
@@ -220,50 +220,50 @@ class PoisonDetector:
                 self._drop()
                 return found.unclear or "nobody is suspected any more"
 
-    def _ask(self, standings: Standings) -> Verdict:
+    def _ask(self, progress: ProgressOfRequests) -> Restriction:
         self._draining, self._idle_turns = False, 0
         reason = f"after {self._faults} failed batches in a row one request is left, and compared with one of our own"
-        return replace(self._verdict(standings, reason), run=frozenset(), wants_control=True)
+        return replace(self._restriction(progress, reason), run=frozenset(), wants_control=True)
 
-    def _start(self, trial: Trial, standings: Standings) -> Verdict:
-        self._draining = _others_in_flight(trial, standings)
+    def _start(self, trial: Trial, progress: ProgressOfRequests) -> Restriction:
+        self._draining = _others_in_flight(trial, progress)
         self._idle_turns = self._busy_turns = 0
-        self._progress = sum(s.good for i, s in standings.items() if i in trial.run)
-        self._bars = {i: max(s.reached, self._marks.get(i, 0)) for i, s in standings.items() if i in trial.run}
+        self._progress = sum(s.good for i, s in progress.items() if i in trial.run)
+        self._bars = {i: max(s.reached, self._marks.get(i, 0)) for i, s in progress.items() if i in trial.run}
         run: frozenset[str] = frozenset() if self._draining else trial.run
         suspects = self._search.open if self._search is not None else 0
         on_trial = "others" if trial.kind in COMPARED else f"{len(trial.probe)} of {suspects} suspects"
         running = len(trial.run)
         reason = f"after {self._faults} failed batches in a row {on_trial} run on trial, {running} requests in all"
-        return replace(self._verdict(standings, reason), run=run)
+        return replace(self._restriction(progress, reason), run=run)
 
-    def _verdict(self, standings: Standings, reason: str) -> Verdict:
-        held = frozenset(i for i, others in self._apart.items() if others & standings.keys())
+    def _restriction(self, progress: ProgressOfRequests, reason: str) -> Restriction:
+        held = frozenset(i for i, others in self._apart.items() if others & progress.keys())
         trial = self._search.trial if self._search is not None else None
         suspects = self._search.open if self._search is not None else 0
         run = None if trial is None else (frozenset() if self._draining else trial.run)
-        return Verdict(reason, run=run, held=held, suspects=suspects)
+        return Restriction(reason, run=run, held=held, suspects=suspects)
 
     def _drop(self) -> None:
         self._search, self._faults, self._strays = None, 0, 0
         self._marks, self._bars, self._draining = {}, {}, False
 
-    def _forget_left(self, standings: Standings) -> None:
-        self._marks = {i: mark for i, mark in self._marks.items() if i in standings}
-        self._apart = {i: others & standings.keys() for i, others in self._apart.items() if i in standings}
+    def _forget_left(self, progress: ProgressOfRequests) -> None:
+        self._marks = {i: mark for i, mark in self._marks.items() if i in progress}
+        self._apart = {i: others & progress.keys() for i, others in self._apart.items() if i in progress}
         if self._search is not None:
-            self._search.keep(standings.keys())
+            self._search.keep(progress.keys())
 
 
-def _rewound(standings: Standings) -> Standings:
+def _rewound(progress: ProgressOfRequests) -> ProgressOfRequests:
     """Nothing is in flight any more, and everybody has to get past what was."""
-    return {i: replace(s, good=s.reached) for i, s in standings.items()}
+    return {i: replace(s, good=s.reached) for i, s in progress.items()}
 
 
-def _others_in_flight(trial: Trial, standings: Standings) -> bool:
-    return any(s.in_flight and i not in trial.run for i, s in standings.items())
+def _others_in_flight(trial: Trial, progress: ProgressOfRequests) -> bool:
+    return any(s.in_flight and i not in trial.run for i, s in progress.items())
 
 
-def words_of_blame(incident: str) -> str:
+def poison_request_error(incident: str) -> str:
     """What its client is told of a request that was found guilty."""
     return f"this request makes the server fail and was ended (incident {incident})"

@@ -46,7 +46,7 @@ class LinkReported(m.Message, frozen=True, tag="link-reported"):
     sequence: int = 0
 
 
-class RequestBlamed(m.Message, frozen=True, tag="request-blamed"):
+class PoisonRequestEnded(m.Message, frozen=True, tag="request-blamed"):
     """An API server ended a request that every engine core dies of; `engine_id` is the last one."""
 
     engine_id: int
@@ -55,7 +55,7 @@ class RequestBlamed(m.Message, frozen=True, tag="request-blamed"):
     reason: str
 
 
-FromLink = LinkReported | RequestBlamed | Command
+FromLink = LinkReported | PoisonRequestEnded | Command
 
 
 # ---- owner -> link

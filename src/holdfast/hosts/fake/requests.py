@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Collection, Mapping
 
-from holdfast.core.poison.detector import Standing
+from holdfast.core.poison.detector import RequestProgress
 from holdfast.hosts.fake.scheduler import FakeRequest, FakeScheduler
 
 CONTROL_TOKENS = 16
@@ -19,9 +19,9 @@ class FakeRequests:
         self.ended: dict[str, str] = {}
         self._controls = itertools.count(1)
 
-    def standings(self) -> Mapping[str, Standing]:
+    def request_progress(self) -> Mapping[str, RequestProgress]:
         return {
-            i: Standing(r.computed - r.in_flight, r.computed, len(r.output))
+            i: RequestProgress(r.computed - r.in_flight, r.computed, len(r.output))
             for i, r in self._scheduler.requests.items()
         }
 

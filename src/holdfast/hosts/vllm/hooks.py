@@ -233,7 +233,7 @@ def _serve_for_owner(client: Any, owner: VllmFrontEndHost | None) -> None:
     if owner is not None and router is not None:
         serve_until(lambda: owner.defeat is not None)
         owner.sentinel.tell(router.follow)
-        router.on_poison = owner.sentinel.request_blamed
+        router.on_poison = owner.sentinel.poison_request_ended
         owner.serves = True
 
 
@@ -250,7 +250,7 @@ def _serve_through(link: FrontEndLink, client: Any) -> None:
     serve_until(lambda: link.view().defeat is not None)
     link.tell(functools.partial(_follow, weakref.ref(client)))
     if (router := request_router(client)) is not None:
-        router.on_poison = link.request_blamed
+        router.on_poison = link.poison_request_ended
     _current_link = link
 
 

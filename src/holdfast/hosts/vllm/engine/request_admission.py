@@ -17,7 +17,7 @@ from vllm.sampling_params import SamplingParams
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest, FinishReason
 from vllm.v1.request import RequestStatus
 
-from holdfast.core.poison.detector import Standing
+from holdfast.core.poison.detector import RequestProgress
 from holdfast.hosts.vllm.engine.rewind import recompute
 from holdfast.hosts.vllm.engine.step_rules import StepRules, replace_method
 
@@ -39,8 +39,8 @@ class VllmRequestHost:
         self._controls = itertools.count(1)
         self._restore_method: Callable[[], None] | None = None  # present while requests are restricted
 
-    def standings(self) -> Mapping[str, Standing]:
-        return {r.request_id: _standing(r) for r in self._scheduler.requests.values() if not r.is_finished()}
+    def request_progress(self) -> Mapping[str, RequestProgress]:
+        return {r.request_id: _progress_of(r) for r in self._scheduler.requests.values() if not r.is_finished()}
 
     def restrict(
         self, run: Collection[str] | None, held: Collection[str], before_step: Callable[[], None] | None
@@ -104,9 +104,9 @@ class VllmRequestHost:
             scheduler.running = [*scheduler.running, *hidden]
 
 
-def _standing(request: Any) -> Standing:
+def _progress_of(request: Any) -> RequestProgress:
     reached = request.num_computed_tokens
-    return Standing(reached - request.num_in_flight_tokens, reached, request.num_output_tokens)
+    return RequestProgress(reached - request.num_in_flight_tokens, reached, request.num_output_tokens)
 
 
 def _control_request(request_id: str) -> Any:

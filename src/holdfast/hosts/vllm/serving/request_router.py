@@ -16,9 +16,9 @@ from typing import Any
 
 import zmq
 
-from holdfast.core.poison.detector import words_of_blame
+from holdfast.core.poison.detector import poison_request_error
 from holdfast.core.protocol.events import InstanceView
-from holdfast.core.protocol.link_messages import RequestBlamed
+from holdfast.core.protocol.link_messages import PoisonRequestEnded
 from holdfast.core.protocol.messages import MAX_ID_CHARS
 from holdfast.core.requests.journal import RequestJournal
 from holdfast.core.requests.readmission import Readmission
@@ -43,7 +43,7 @@ class RequestRouter:
     def __init__(self, client: Any, *, detects_poison: bool = False) -> None:
         self.journal: RequestJournal[Any] = RequestJournal()
         self._readmission = Readmission() if detects_poison else None
-        self.on_poison: Callable[[RequestBlamed], None] = lambda blamed: None
+        self.on_poison: Callable[[PoisonRequestEnded], None] = lambda blamed: None
         self._client = weakref.ref(client)
         self._add: Add | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -239,10 +239,12 @@ class RequestRouter:
         if (poison := self._readmission.lost(there)) is not None:
             engine_id = int.from_bytes(engine, "little")
             incident = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-engine{engine_id}-lost"
-            keep_error_reason(poison, words_of_blame(incident))
+            keep_error_reason(poison, poison_request_error(incident))
             self._fail(client, poison, f"{_POISON} (incident {incident})")
             request_id = poison[:MAX_ID_CHARS]
-            self.on_poison(RequestBlamed(engine_id=engine_id, request_id=request_id, incident=incident, reason=_POISON))
+            self.on_poison(
+                PoisonRequestEnded(engine_id=engine_id, request_id=request_id, incident=incident, reason=_POISON)
+            )
 
     async def _await_replacements(self, socket: Any) -> None:
         """Read when replacements are ready, from the socket that requests are sent to; none is sent before."""
