@@ -81,7 +81,9 @@ class RunResult:
     events: tuple[Mapping[str, Any], ...]
     problems: tuple[str, ...]
     neighbours: Neighbours | None = None
-    engines: Mapping[str, int | None] = field(default_factory=dict)  # by answer, where it was pinned to one
+    engines: Mapping[str, int | None] = field(
+        default_factory=dict
+    )  # by answer; None unless the answer was pinned to an engine
     ended_alone: tuple[EndedAlone, ...] = ()
 
     @property

@@ -53,10 +53,10 @@ class FaultedRun(msgspec.Struct, frozen=True, kw_only=True):
     repeated_tokens: int
     changed_tokens: int
     faults: int = 1  # how often something was decided to be done
-    ended_alone: int = 0  # requests that made the server fail; they are none of the streams
-    recovery_reports: tuple[dict[str, Any], ...]  # one per engine that recovered, with its `engine_id`
+    ended_alone: int = 0  # poison requests, which are not among the streams
+    recovery_reports: tuple[dict[str, Any], ...]  # per recovered engine, with `engine_id`
     problems: tuple[str, ...]
-    events: tuple[Mapping[str, Any], ...] = ()  # what the server told, where there is a problem
+    events: tuple[Mapping[str, Any], ...] = ()  # of runs with a problem
 
     @property
     def place(self) -> str:

@@ -9,7 +9,7 @@ from holdfast.bench.topologies import DP2, ONE, Topology
 from holdfast.core.faults.faults import Phase
 from holdfast.core.faults.injection import MAX_TIMES, FaultKind, InjectionSpec
 
-_poisons = itertools.count(1)  # each has a name of its own: what was armed before stays armed
+_poisons = itertools.count(1)  # unique names: earlier injections stay armed
 
 
 class Harm(enum.StrEnum):

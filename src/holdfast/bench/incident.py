@@ -29,7 +29,7 @@ from holdfast.core.faults.injection import FaultKind, InjectionSpec
 Events = Sequence[Mapping[str, Any]]
 
 _UNEVENTFUL = (ARMED, ATTACHED, STANDBYS_CHANGED)
-# From the loss of an engine core until its requests flow at a sibling, with all that was on its way to the clients.
+# From the loss of an engine core until its requests flow at a sibling, late messages included.
 MOVED_WITHIN_S = 1.0
 
 
@@ -95,7 +95,7 @@ def paused_s(events: Events) -> float | None:
     """Return the seconds from detection until every rank of the lockstep group had paused."""
     cause = next((event for event in events if event["kind"] == LOST), root_cause(events))
     before = itertools.takewhile(lambda event: event["kind"] != RECOVERY_STARTED, events)
-    replacements = lost_engines(events)  # they stand from the start, until they are let in
+    replacements = lost_engines(events)  # paused from their start until they join
     stood_at = [event["at"] for event in before if event["kind"] == PAUSED and event["engine_id"] not in replacements]
     return max(0.0, max(stood_at) - noticed_at(cause)) if cause is not None and stood_at else None
 

@@ -23,7 +23,7 @@ PROMPTS = (
     "The crew",
 )
 LONG_PROMPT_SENTENCES = 60
-# Small enough that a long prompt takes several steps, large enough for every stream to decode in one.
+# Small enough that a long prompt takes several steps, large enough for all streams to decode in a step.
 STEP_TOKENS = 256
 SERVER_ARGUMENTS = (
     *("--max-model-len", "2048"),

@@ -27,7 +27,7 @@ from holdfast.chaos.streams import Load
 from holdfast.core.errors import HoldfastError
 from holdfast.core.faults.injection import InjectionSpec
 
-SOAK_ROUNDS = 10  # a soak looks at what the server holds so often
+SOAK_ROUNDS = 10  # how often a soak reads the server's resources
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from holdfast.chaos.victims import ProcessKind, Victim, client_ports, count_by_k
 from holdfast.core.errors import WorldError
 
 HEAL_TIMEOUT_S = 240.0
-CALM_S = 3.0  # what is being closed as the last answer ends is no leak
+CALM_S = 3.0  # connections that close after the last answer are no leak
 POLL_S = 0.2
 
 
@@ -138,7 +138,7 @@ class Campaign:
     async def _kill_and_heal(self, control: Control, kind: ProcessKind, dice: random.Random) -> bool:
         """Kill a process and wait for its replacement; return false when that does not come."""
         victims = [one for one in find_victims(self.server.pid) if one.kind is kind]
-        if not victims:  # all was well a moment ago: only what fills up at leisure may be missing
+        if not victims:  # everything was healthy a moment ago: only standbys may still be missing
             self.settings.say(f"no {kind} is ready yet")
             return True
         done = self._kill(dice.choice(victims))
@@ -149,7 +149,7 @@ class Campaign:
     def _kill(self, victim: Victim) -> Kill:
         ports = client_ports(victim.pid, self.server.port) if victim.kind is ProcessKind.API_SERVER else frozenset()
         self.segments |= session_segments(self.server.pid)
-        self.kills.append(Kill(victim, time.monotonic(), ports))  # known before a client can feel it
+        self.kills.append(Kill(victim, time.monotonic(), ports))  # recorded before a client can notice the kill
         kill(victim)
         return self.kills[-1]
 
@@ -176,7 +176,7 @@ class Campaign:
             return f"missing: {', '.join(absent)}"
         try:
             return await control.unwell()
-        except ControlFailed as error:  # the API server that was asked may be the one that died
+        except ControlFailed as error:  # the killed process may be the API server that was asked
             return str(error)
 
     def _vital(self) -> list[ProcessKind]:

@@ -13,7 +13,7 @@ from difflib import SequenceMatcher
 
 from holdfast.chaos.history import History
 
-# Reading a prompt again in one piece rounds differently from having read it token by token.
+# Recomputing a prompt in one piece rounds differently from computing it token by token.
 LOGPROB_TOLERANCE = 1e-3
 
 

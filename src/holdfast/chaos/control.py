@@ -12,18 +12,19 @@ import msgspec
 
 from holdfast.core.errors import WorldError
 from holdfast.core.faults.injection import InjectionSpec
+from holdfast.core.protocol.events import EventKind
 
-RECOVERED = "engine-recovered"
-FAULT = "fault-reported"
-ARMED = "fault-armed"
-PAUSED = "engine-paused"
-RECOVERY_STARTED = "recovery-started"
-ATTACHED = "engine-attached"
-LOST = "engine-lost"
-DECIDED = "decision-made"
-ENDED = "request-ended"
-RESTARTED = "engine-restarted"
-STANDBYS_CHANGED = "standbys-changed"
+RECOVERED = EventKind.ENGINE_RECOVERED
+FAULT = EventKind.FAULT_REPORTED
+ARMED = EventKind.FAULT_ARMED
+PAUSED = EventKind.ENGINE_PAUSED
+RECOVERY_STARTED = EventKind.RECOVERY_STARTED
+ATTACHED = EventKind.ENGINE_ATTACHED
+LOST = EventKind.ENGINE_LOST
+DECIDED = EventKind.DECISION_MADE
+ENDED = EventKind.REQUEST_ENDED
+RESTARTED = EventKind.ENGINE_RESTARTED
+STANDBYS_CHANGED = EventKind.STANDBYS_CHANGED
 HEALTHY = "healthy"
 
 

@@ -12,9 +12,9 @@ from dataclasses import fields
 from holdfast.chaos.processes import SessionUsage
 
 ALLOWED = {"files": 1.02, "threads": 1.02, "resident_bytes": 1.10, "shared_segments": 1.0}
-# One of each may come and go by itself: a connection that is being closed, a thread of a pool.
+# Normal fluctuation: a closing connection, a thread of a pool.
 SLACK = {"files": 4, "threads": 2, "resident_bytes": 32 * 2**20, "shared_segments": 0}
-# A newcomer is not its predecessor's copy: it was started by another one, later.
+# A replacement is no copy of its predecessor: a different process started it, later.
 SLACK_OF_ALL = {"files": 16, "threads": 8, "resident_bytes": 256 * 2**20, "shared_segments": 2}
 
 Usage = Mapping[int, SessionUsage]

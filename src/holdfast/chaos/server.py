@@ -26,9 +26,9 @@ from holdfast.core.errors import WorldError
 POLL_S = 0.05
 LOG_TAIL_LINES = 30
 CHILDREN_GRACE_S = 5.0
-ABANDON_TIMEOUT_S = 3.0  # for a server that never served: nobody waits for it, and the host starts deaf to SIGTERM
+ABANDON_TIMEOUT_S = 3.0  # for a server that never served: no client waits, and the host ignores SIGTERM at its start
 
-# What lets the host's CPU build run on a small machine; what the caller's environment says wins.
+# Lets the host's CPU build run on a small machine; the caller's environment has precedence.
 CPU_ENVIRONMENT = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "OMP_NUM_THREADS": "1",
@@ -36,7 +36,7 @@ CPU_ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "VLLM_NO_USAGE_STATS": "1",
 }
-# bfloat16 dies on virtual CPUs without usable AMX; compiling the small model would take longer than serving it.
+# bfloat16 fails on virtual CPUs without usable AMX; compiling the small model takes longer than serving it.
 _HOLDFAST = "from holdfast.cli.main import main; main()"  # the command of this interpreter, whatever the PATH says
 CPU_ARGUMENTS = ("--enforce-eager", "--dtype", "float32")
 
@@ -112,7 +112,7 @@ class Server:
                 stdout=log,
                 stderr=log,
                 env=environment,
-                start_new_session=True,  # one session: ending it ends every child, and Ctrl-C stays ours
+                start_new_session=True,  # ending the session ends every child, and Ctrl-C reaches only this process
             )
 
     def _wait_healthy(self, begin_s: float, tick: Callable[[float], None] | None) -> None:

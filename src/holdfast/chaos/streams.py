@@ -42,7 +42,7 @@ class StreamSpec:
     ignore_eos: bool = True
     cache_salt: str | None = None
     data_parallel_rank: int | None = None
-    request_id: str | None = None  # the host makes its own of it
+    request_id: str | None = None  # the host derives its own id from it
 
     def request(self, model: str) -> dict[str, Any]:
         """Return the arguments for the client's `completions.create`."""

@@ -14,7 +14,7 @@ from holdfast.chaos.history import History
 from holdfast.chaos.victims import ProcessKind, Victim
 
 FELT_WITHIN_S = 10.0  # of a kill: a wait that begins later has another cause
-MAX_PROBLEMS = 50  # what is told; all are counted
+MAX_PROBLEMS = 50  # listed; all are counted
 REFUSED_WITHIN_S = 1.0  # a connection to a dead API server may be tried for a moment
 
 

@@ -24,7 +24,7 @@ class ProcessKind(enum.StrEnum):
     STANDBY = "standby"
     ENGINE_CORE = "engine-core"
     COORDINATOR = "coordinator"
-    API_SERVER = "api-server"  # one of several; the only one owns everything else
+    API_SERVER = "api-server"  # among several; a single API server owns everything else
 
 
 _NAMES = {

@@ -104,7 +104,7 @@ def _problems(figures: TopologyFigures) -> list[str]:
 def _summary(figures: TopologyFigures) -> list[str]:
     lines = [_in_words("the streams waited", figures.interruption), _without_a_fault(figures.fault_free_longest_gap)]
     lines.append(_in_words("every rank paused after", figures.paused))
-    if figures.rebuild and figures.rebuild.max_s >= 0.001:  # with nothing to rebuild it takes a moment too
+    if figures.rebuild and figures.rebuild.max_s >= 0.001:  # without anything to rebuild, a moment is measured too
         lines.append(_in_words("collectives were rebuilt in", figures.rebuild))
     lines.append(_in_words("the replacement of a lost engine core served after", figures.replaced))
     if figures.neighbours is not None:

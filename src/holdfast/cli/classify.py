@@ -23,8 +23,8 @@ from holdfast.hosts.vllm.process.settings import read_rows
 _TYPED = re.compile(
     r"^(?:[A-Za-z_]\w*\.)*([A-Z]\w*(?:Error|Exception|Fault|Interrupt|Exit|Silent|Fenced|Logits)): (.*)$", re.S
 )
-_WIDTH = 180  # where it is not shown to anybody directly
-_SIGNALLED = 128  # a shell adds a signal's number to it
+_WIDTH = 180  # columns when the output is not a terminal
+_SIGNALLED = 128  # a shell adds the number of the signal to 128
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):

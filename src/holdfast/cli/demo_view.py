@@ -22,7 +22,7 @@ from holdfast.chaos.streams import Load
 from holdfast.cli.demo_tables import cost_table, event_lines, screen, stream_results
 
 REDRAW_S = 0.12
-PLAIN_COLUMNS = 100  # a file or a pipe has no width of its own
+PLAIN_COLUMNS = 100  # a file or a pipe has no width
 
 
 class View(Protocol):

@@ -54,7 +54,7 @@ def follow_events(
     pause_s = POLL_INTERVAL_S
     while True:
         yield from page.events
-        # `next` behind what was seen: the server is a new one and counts from 1.
+        # `next` is smaller than before: the server was restarted and counts from 1.
         after = page.next if page.next >= after else 0
         pause(pause_s)
         try:

@@ -14,7 +14,7 @@ _LIKE_CTRL_C = (signal.SIGTERM, signal.SIGHUP)
 def ending_like_ctrl_c() -> Iterator[None]:
     """Handle SIGTERM and SIGHUP like Ctrl-C while inside, so that `finally` runs."""
     before = {number: signal.signal(number, _interrupt) for number in _LIKE_CTRL_C}
-    # A shell starts background jobs with SIGINT ignored; what stands for Ctrl-C must work there too.
+    # A shell starts background jobs with SIGINT ignored; ending like Ctrl-C must work there too.
     before[signal.SIGINT] = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield

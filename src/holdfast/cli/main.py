@@ -22,7 +22,7 @@ class _Command:
 
     name: str
     help: str
-    raw: bool = False  # the function takes all arguments as they stand, as a list
+    raw: bool = False  # the function takes all arguments unparsed, as a list
 
     @property
     def module(self) -> str:

@@ -13,7 +13,7 @@ import msgspec
 
 Severity = Literal["fine", "warning", "problem"]
 
-# What a Unix socket's address can hold, less the byte that ends it.
+# Capacity of a Unix socket's address, without the terminating byte.
 MAX_SOCKET_PATH_BYTES = 107
 # The longest name that Holdfast makes in the folder for temporary files.
 LONGEST_SOCKET_NAME = "/holdfast-12345678/engine-9999"

@@ -29,7 +29,7 @@ class Activity:
         self._pid = pid
         self._with_children = with_children
         self._cpu_s = 0.0
-        self._threads: Mapping[int, ThreadTimes] = {}  # at the last look, if that was a closer one
+        self._threads: Mapping[int, ThreadTimes] = {}  # at the last look, if closer
 
     def look(self, process: ProcessLook, elapsed_s: float, *, closer: bool) -> Doing:
         """Return the activity in the `elapsed_s` since the last look; empty unless both looks are closer looks."""
@@ -37,7 +37,7 @@ class Activity:
         before, self._threads = self._threads, self._all_threads() if closer else {}
         if not closer:
             return Doing()
-        if not self._threads:  # nobody counts: what the whole process got of a processor has to do
+        if not self._threads:  # not counted by the system: use the processor time of the whole process
             starved_s = elapsed_s - got_s if process.state == "R" and got_s < elapsed_s / 2 else 0.0
             return Doing(starved_s, got_s >= COMPUTING_SHARE * elapsed_s)
         both = [(before[thread], times) for thread, times in self._threads.items() if thread in before]

@@ -20,7 +20,7 @@ MAX_DEVICES = 64
 MAX_XIDS = 64
 _NO_ANSWER = "the driver did not answer"
 
-# Why clocks are lower than they could be, as far as it is of interest: the bits of NVML.
+# Relevant reasons for throttled clocks: the bits of NVML.
 _THROTTLES = {
     0x04: "software power cap",
     0x08: "hardware slowdown",
@@ -90,7 +90,7 @@ class DeviceHealth:
             self._handles = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(count)]
             self._nvml = nvml
             self._events = self._event_set()
-        except Exception as error:  # no bindings, no driver, no such event: what is not there is not told
+        except Exception as error:  # no bindings, no driver, no such event: report nothing
             logger.debug("device health: %s", error)
 
     def _event_set(self) -> Any:

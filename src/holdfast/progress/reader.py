@@ -22,7 +22,7 @@ from holdfast.progress.record import (
 )
 from holdfast.progress.writer import record_path
 
-_TRIES = 3  # a torn read is as long as a store; a second one in a row says that the writer runs
+_TRIES = 3  # a torn read lasts as long as a store; two in a row mean that the writer runs
 
 
 class Seen(msgspec.Struct, frozen=True):

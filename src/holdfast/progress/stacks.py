@@ -22,7 +22,7 @@ _SIGNAL = signal.SIGUSR2
 def answer_for_stacks(folder: str) -> None:
     """Make the process write the stacks of all threads into `folder` on demand. Main thread only."""
     if signal.getsignal(_SIGNAL) is not signal.SIG_DFL:
-        return  # somebody else's: without the file nobody asks
+        return  # another handler is installed: without the file no process asks
     file = _path(folder, os.getpid()).open("w")
     faulthandler.register(_SIGNAL, file=file, all_threads=True)
 
@@ -30,7 +30,7 @@ def answer_for_stacks(folder: str) -> None:
 def ask_for_stacks(folder: str, pids: Iterable[int]) -> dict[int, str]:
     """Return the stacks of each process, or the reason for their absence; wait at most `ANSWER_S` in total."""
     answers: dict[int, str] = {}
-    asked: dict[int, int] = {}  # and what its file held before
+    asked: dict[int, int] = {}  # size of its file before
     for pid in pids:
         try:
             asked[pid] = _path(folder, pid).stat().st_size

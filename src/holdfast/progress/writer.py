@@ -85,7 +85,7 @@ def publish_progress(folder: str) -> mmap.mmap:
 def _forget_the_gone(folder: Path) -> None:
     """Remove the links and stacks of processes that have ended."""
     for link in folder.glob(f"{_PREFIX}*"):
-        if not link.exists():  # it points into a process that is no more
+        if not link.exists():  # the link points into a process that has ended
             link.unlink(missing_ok=True)
             (folder / link.name.replace(_PREFIX, "stacks-", 1)).unlink(missing_ok=True)
 

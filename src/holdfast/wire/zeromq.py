@@ -29,7 +29,7 @@ class _Socket:
         self.socket.setsockopt(zmq.RCVHWM, MAX_QUEUED_MESSAGES)
 
     def _send(self, frames: list[bytes]) -> bool:
-        if len(frames[-1]) > MAX_FRAME_BYTES:  # the other end would drop the link over it
+        if len(frames[-1]) > MAX_FRAME_BYTES:  # the other end would drop the connection
             return False
         try:
             self.socket.send_multipart(frames, flags=zmq.DONTWAIT)
@@ -87,7 +87,7 @@ class ZmqStation:
         self._wake_r, self._wake_w = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._poller.register(self._wake_r, zmq.POLLIN)
         self._open = True
-        self._closing = threading.Lock()  # a pipe's number may be somebody else's file once it is closed
+        self._closing = threading.Lock()  # the number of a closed pipe may be reused for another file
 
     def bind(self, address: str) -> ZmqHub:
         return self._keep(ZmqHub(self._context, address))
@@ -102,7 +102,7 @@ class ZmqStation:
                 os.read(self._wake_r, 4096)
         for socket, endpoint in self._endpoints.items():
             if socket in ready:
-                # Behind the others from now on: a busy endpoint must not starve a quiet one.
+                # Last in line from now on: a busy endpoint must not starve a quiet one.
                 self._endpoints[socket] = self._endpoints.pop(socket)
                 return self._read(socket, endpoint)
         return None
@@ -135,5 +135,5 @@ class ZmqStation:
         except zmq.ZMQError:
             return None
         peer, data = (frames[0], frames[1:]) if isinstance(endpoint, ZmqHub) else (b"", frames)
-        # Our messages are one frame; anything else is handed on as what it is: garbage.
+        # Messages have one frame; anything else is delivered as an empty message, which the decoder rejects.
         return Delivery(endpoint, peer, data[0] if len(data) == 1 else b"")
