@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 
 from holdfast.cli.serve_flags import flag_groups, shown_defaults
+from holdfast.core.config import changeable_keys
 
 _OPENING = """# Settings
 
@@ -17,6 +18,8 @@ Written by `make settings` from the flags of `holdfast serve`; do not edit by ha
   underscores in `additional_config`:
   `--additional-config '{"holdfast": {"fault_policy": "auto", "max_retries": 5}}'`.
 - An existing value of `VLLM_PLUGINS` is extended and never replaced: other plugins keep working.
+- A setting with *yes* in the column *at run time* can be changed while the server runs, by the
+  [command](http.md#apply) `configure`; the others are fixed at the start.
 - An unknown name or a value out of bounds stops the start with exit code 2 and names the nearest
   known setting.
 """
@@ -48,7 +51,7 @@ def _groups() -> Iterator[str]:
     defaults = shown_defaults()
     for title, actions in flag_groups().items():
         rows = [_row(action, defaults.get(action.dest)) for action in actions]
-        table = "\n".join(["| flag | default | meaning |", "| --- | --- | --- |", *rows])
+        table = "\n".join(["| flag | default | at run time | meaning |", "| --- | --- | --- | --- |", *rows])
         yield f"## {title.capitalize()}\n\n{table}\n"
 
 
@@ -58,4 +61,5 @@ def _row(action: argparse.Action, default: str | None) -> str:
     section = _SECTIONS.get(action.dest)
     more = f" ([more]({_FAILURE_MODEL}#{section}))" if section else ""
     meaning = f"{text[0].upper()}{text[1:]}{more}"
-    return f"| `{action.option_strings[0]}` | {shown} | {meaning} |"
+    changeable = "yes" if action.dest in changeable_keys() else ""
+    return f"| `{action.option_strings[0]}` | {shown} | {changeable} | {meaning} |"
