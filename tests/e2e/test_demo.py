@@ -1,4 +1,4 @@
-"""The README's commands, as a newcomer types them."""
+"""The README's commands, as a new user types them."""
 
 from __future__ import annotations
 

@@ -96,8 +96,8 @@ def paused_s(events: Events) -> float | None:
     cause = next((event for event in events if event["kind"] == LOST), root_cause(events))
     before = itertools.takewhile(lambda event: event["kind"] != RECOVERY_STARTED, events)
     replacements = lost_engines(events)  # paused from their start until they join
-    stood_at = [event["at"] for event in before if event["kind"] == PAUSED and event["engine_id"] not in replacements]
-    return max(0.0, max(stood_at) - noticed_at(cause)) if cause is not None and stood_at else None
+    paused_at = [event["at"] for event in before if event["kind"] == PAUSED and event["engine_id"] not in replacements]
+    return max(0.0, max(paused_at) - noticed_at(cause)) if cause is not None and paused_at else None
 
 
 def rebuild_s(events: Events) -> float | None:

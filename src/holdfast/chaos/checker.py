@@ -162,8 +162,8 @@ def interruption_s(reference: History, observed: History, fault_s: float, recove
     if not arrivals:
         return None
     if arrivals[0] > fault_s:
-        stood_still_s = min(end_s, arrivals[0]) - max(fault_s, observed.sent_s)
-        return max(first_token_delay_s(observed) - first_token_delay_s(reference), stood_still_s, 0.0)
+        paused_s = min(end_s, arrivals[0]) - max(fault_s, observed.sent_s)
+        return max(first_token_delay_s(observed) - first_token_delay_s(reference), paused_s, 0.0)
     return max(gaps_touching_s(observed, fault_s, end_s), default=None)
 
 

@@ -176,8 +176,8 @@ def cost_table(result: RunResult, restart: Restart) -> Table:
 
 def _recovery_parts(result: RunResult) -> str:
     """Describe how long the pause took, and the rebuild of broken collectives."""
-    stood, rebuilt = paused_s(result.events), rebuild_s(result.events) or 0.0
-    told = [] if stood is None else [f"every rank paused after {stood * 1000:.0f} ms"]
+    paused, rebuilt = paused_s(result.events), rebuild_s(result.events) or 0.0
+    told = [] if paused is None else [f"every rank paused after {paused * 1000:.0f} ms"]
     return ", ".join([*told, *([f"collectives rebuilt in {rebuilt * 1000:.0f} ms"] if _worth_telling(rebuilt) else [])])
 
 

@@ -44,7 +44,7 @@ class ZmqHub(_Socket):
         self.socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self.socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
         try:
-            _refuse_if_somebody_listens(address)
+            _refuse_taken_path(address)
             self.socket.bind(address)
         except zmq.ZMQError as error:
             self.socket.close(0)
@@ -56,7 +56,7 @@ class ZmqHub(_Socket):
         return self._send([peer, data])
 
 
-def _refuse_if_somebody_listens(address: str) -> None:
+def _refuse_taken_path(address: str) -> None:
     """Refuse an ipc path with a listener, which ZeroMQ would take over silently; ignore leftovers."""
     scheme, _, path = address.partition("://")
     if scheme != "ipc":

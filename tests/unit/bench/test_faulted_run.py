@@ -105,7 +105,7 @@ def test_a_paused_peer_is_no_neighbour() -> None:
 
 
 def test_streams_that_the_server_placed_share_one_window() -> None:
-    """Where nobody knows the engine of a stream, every stream counts as touched."""
+    """When the engine of a stream is unknown, every stream counts as touched."""
     result = judge([answer([1, 2])], load_with(answer([1, 2], gap_s=0.5)), incident(0.6, 0.7), [])
     assert result.waits_s() == [0.5]
     assert result.neighbours is None

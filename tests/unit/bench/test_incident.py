@@ -1,4 +1,4 @@
-"""An incident is read off the events: when it began, who stood still, whose fault it was, when it was over."""
+"""An incident is read from the events: begin, paused engines, root cause, end."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_the_window_spans_all_faults_and_recoveries() -> None:
 
 
 def test_it_begins_where_the_fault_was_noticed() -> None:
-    """Not when somebody was told."""
+    """The time of detection counts, not the time of the report."""
     window = window_of([fault(1.0, told_s=1.2), event("engine-recovered", 2.0)])
     assert window is not None
     assert window.fault_s == pytest.approx(1.0, abs=0.01)
@@ -42,7 +42,7 @@ def test_a_recovery_that_is_not_over_has_no_end() -> None:
 
 
 def test_an_engine_that_only_paused_has_a_window_of_its_own() -> None:
-    """It stood still because a peer of its lockstep group failed."""
+    """The engine paused because a peer of its lockstep group failed."""
     peer = [event("pause-ordered", 1.1, 1), event("engine-paused", 1.2, 1), event("engine-recovered", 1.9, 1)]
     window = window_of([*incident(1.0, 2.0), *peer], engine_id=1)
     assert window is not None
@@ -65,9 +65,9 @@ def test_the_cause_is_who_failed_and_not_who_noticed_first() -> None:
 
 def test_the_pause_lasts_until_the_last_rank_stands() -> None:
     """Measured from the fault; what is paused again after the recovery began belongs to another incident."""
-    stood = [event("engine-paused", 1.02, 1), event("engine-paused", 1.07, 0)]
+    paused = [event("engine-paused", 1.02, 1), event("engine-paused", 1.07, 0)]
     later = [event("recovery-started", 1.1), event("engine-paused", 9.0)]
-    assert paused_s([fault(1.0), *stood, *later]) == pytest.approx(0.07, abs=0.005)
+    assert paused_s([fault(1.0), *paused, *later]) == pytest.approx(0.07, abs=0.005)
 
 
 def test_nobody_paused_is_no_duration() -> None:
@@ -115,7 +115,7 @@ def test_exactly_the_lockstep_group_pauses(paused: set[int], group: set[int], pr
 
 
 def test_a_process_beside_the_engine_cores_makes_no_window() -> None:
-    """No engine stands still for it."""
+    """No engine pauses for it."""
     gone = {"kind": "process-lost", "at": 1.0, "process": "coordinator", "reason": "it is gone"}
     assert window_of([gone]) is None
     window = window_of([gone, *incident(1.0, 2.0)])
@@ -154,7 +154,7 @@ def test_a_refilled_standby_makes_no_window() -> None:
 
 
 def test_a_group_waits_for_a_newcomer_but_its_pause_does_not() -> None:
-    """Whoever takes a lost one's place stands from the start; how long the others took to stand still is the figure."""
+    """A replacement is paused from its start; the figure is the pause of the other engines."""
     lost, *back = loss(1.0, 21.0, 1)
     events = [lost, event("engine-paused", 1.1, 0), *back, event("engine-paused", 21.1, 1)]
     assert paused_s(events) == pytest.approx(0.1, abs=0.005)

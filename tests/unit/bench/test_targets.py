@@ -82,6 +82,6 @@ ENGINE_CORE = ["interruption, median", "neighbours' longest gap", "times shorter
 def test_a_killed_process_has_bounds_of_its_own(
     topology: Topology, standby: Standby, harm: Harm, bounds: dict[str, float | None]
 ) -> None:
-    """They depend on what stood ready, and are none where nothing was promised."""
+    """Targets depend on the standby, and are absent where nothing was promised."""
     targets = targets_of(replace(topology, standby=standby), harm, Measured())
     assert {target.name: target.bound for target in targets} == bounds

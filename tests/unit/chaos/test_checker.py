@@ -25,9 +25,9 @@ def history(
 
 def test_equal_runs_are_exact() -> None:
     """The same tokens, text and ending are exact."""
-    verdict = compare_runs([history([1, 2, 3])], [history([1, 2, 3])])
-    assert verdict.exact
-    assert verdict.reasons == ()
+    comparison = compare_runs([history([1, 2, 3])], [history([1, 2, 3])])
+    assert comparison.exact
+    assert comparison.reasons == ()
 
 
 @pytest.mark.parametrize(
@@ -51,21 +51,21 @@ def test_differences_are_counted_by_kind(seen: list[int], lost: int, repeated: i
 
 def test_any_difference_in_tokens_is_inexact() -> None:
     """However differences are counted, unequal tokens never pass."""
-    verdict = compare_histories(history([1, 2, 3]), history([1, 3, 2]))
-    assert not verdict.exact
-    assert verdict.lost + verdict.repeated + verdict.changed > 0
+    comparison = compare_histories(history([1, 2, 3]), history([1, 3, 2]))
+    assert not comparison.exact
+    assert comparison.lost + comparison.repeated + comparison.changed > 0
 
 
 def test_a_changed_token_is_located() -> None:
     """The reason names the first position that differs."""
-    verdict = compare_histories(history([1, 2, 3]), history([1, 9, 3]))
-    assert "1 tokens changed, the first at 1" in verdict.reasons
+    comparison = compare_histories(history([1, 2, 3]), history([1, 9, 3]))
+    assert "1 tokens changed, the first at 1" in comparison.reasons
 
 
 def test_a_missing_answer_loses_all_its_tokens() -> None:
     """An answer that never came counts as lost entirely."""
-    verdict = compare_runs([history([1, 2, 3])], [])
-    assert (verdict.exact, verdict.lost) == (False, 3)
+    comparison = compare_runs([history([1, 2, 3])], [])
+    assert (comparison.exact, comparison.lost) == (False, 3)
 
 
 def test_an_answer_nobody_asked_for_is_wrong() -> None:
@@ -75,9 +75,9 @@ def test_an_answer_nobody_asked_for_is_wrong() -> None:
 
 def test_nothing_compared_is_not_exact() -> None:
     """An empty run proves nothing."""
-    verdict = compare_runs([], [])
-    assert not verdict.exact
-    assert verdict.reasons == ("nothing was compared",)
+    comparison = compare_runs([], [])
+    assert not comparison.exact
+    assert comparison.reasons == ("nothing was compared",)
 
 
 def test_an_error_is_a_reason_even_with_all_tokens() -> None:
@@ -96,8 +96,8 @@ def test_a_failed_reference_proves_nothing() -> None:
 
 def test_another_ending_is_a_reason() -> None:
     """A different finish reason is reported."""
-    verdict = compare_histories(history([1]), history([1], finish="stop"))
-    assert verdict.reasons == ("finished with 'stop' instead of 'length'",)
+    comparison = compare_histories(history([1]), history([1], finish="stop"))
+    assert comparison.reasons == ("finished with 'stop' instead of 'length'",)
 
 
 def test_logprobs_may_differ_by_rounding_only() -> None:
@@ -138,7 +138,7 @@ def test_before_the_first_token_the_added_delay_counts() -> None:
 
 
 def test_the_added_delay_is_never_less_than_the_standstill() -> None:
-    """A slow reference does not hide the time in which the engine stood still."""
+    """A slow reference does not hide the time in which the engine was paused."""
     reference = history([1, 2], arrivals=[5.0, 5.1])
     answer = history([1, 2], arrivals=[4.0, 4.1])
     assert interruption_s(reference, answer, fault_s=1.0, recovered_s=2.0) == 1.0

@@ -38,5 +38,5 @@ def test_a_newcomer_is_compared_as_part_of_all() -> None:
 
 
 def test_a_process_too_many_is_told() -> None:
-    """Somebody started it and nobody ended it."""
+    """A process was started and never ended."""
     assert "1 processes before, 2 after" in leaks({1: usage()}, {1: usage(), 2: usage(files=0, threads=0)})

@@ -1,4 +1,4 @@
-"""The small models: made once, whole or not at all, and never over somebody else's files."""
+"""The small models: made once, complete or not at all, and never over foreign files."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def control(server: LiveServer) -> MemoryControl:
 
 @pytest.fixture
 def closed_url() -> str:
-    """A URL where nobody listens."""
+    """A URL without a listener."""
     with socket.create_server(("127.0.0.1", 0)) as once:
         return f"http://127.0.0.1:{once.getsockname()[1]}"
 

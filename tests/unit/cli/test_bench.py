@@ -122,7 +122,7 @@ def test_repetitions_of_a_scenario_share_a_row(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_each_place_of_many_ranks_has_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With what it took to stand still and to rebuild; a fault in an engine core has no rank."""
+    """With the times to pause and to rebuild; a fault in an engine core has no rank."""
     document = recovery_document(figures(run(0.2), run(0.2, rank=0), run(0.2, rank=None)))
     result = invoke(monkeypatch, "recovery", document)
     rows = [line for line in result.stdout.splitlines() if line.lstrip().startswith("forward pass")]
@@ -293,7 +293,7 @@ def test_kills_are_measured_with_and_without_somebody_ready(monkeypatch: pytest.
 
 
 def test_a_table_of_kills_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With what stood ready, what must be reached there, and how long a lost engine core was away."""
+    """With the standby, the targets, and the time until a lost engine core was replaced."""
     killed = msgspec.structs.replace(run(0.9), harm=Harm.KILL_WORKER, scenario="worker killed")
     ready = replace(ONE, standby=Standby.PRELOADED)
     result = invoke(monkeypatch, "recovery", recovery_document(figures(killed, topology=ready)))

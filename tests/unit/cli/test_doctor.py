@@ -28,7 +28,7 @@ def test_host(version: str | None, overridden: bool, severity: Severity) -> None
 
 
 def test_port_in_use_is_named() -> None:
-    """A port that somebody listens on is a problem that names it, and free again afterwards."""
+    """A port with a listener is a problem that names the port; the port is free again afterwards."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
