@@ -224,6 +224,24 @@ def test_every_law_held_is_exit_0(options: DemoOptions, monkeypatch: pytest.Monk
     assert out.getvalue().startswith("HELD FAST: 8 of 8 answers")
 
 
+def test_the_readme_shows_what_the_demo_prints(options: DemoOptions, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The event lines and the last line of the README are the demo's own."""
+    readme = (Path(__file__).parents[3] / "README.md").read_text()
+    monkeypatch.setattr(demo_command, "_perform", lambda *_: [])
+    plain, out = view()
+    _show(options, plain)
+    assert out.getvalue().strip() in readme
+    report = {"requests": 8, "kept_blocks": 16, "evicted_blocks": 0, "tokens_to_recompute": 8}
+    told = {"at": 1.0, "error_type": "InjectedFault", "rank": 0, "phase": "forward", "message": "injected fault"}
+    incident = [
+        {"kind": "fault-reported", "at": 1.0012, "engine_id": 0, "fault": told},
+        {"kind": "engine-paused", "at": 1.0072, "engine_id": 0, "fault": told},
+        {"kind": "recovery-started", "at": 1.0074, "engine_id": 0},
+        {"kind": "engine-recovered", "at": 1.0096, "engine_id": 0, "report": report},
+    ]
+    assert [line for line in event_lines(incident) if line not in readme] == []
+
+
 def test_of_a_request_that_makes_the_server_fail_the_verdict_tells(
     options: DemoOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
