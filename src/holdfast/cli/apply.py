@@ -1,29 +1,35 @@
-"""`holdfast apply`: give a running server an instruction and wait for its end."""
+"""`holdfast apply`: send a command to a running server and wait for its end."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
 from holdfast.api.formats import Executed
-from holdfast.api.requests import MAX_TIMEOUT_S, AwaitedRequest, CommandName, Params, PauseMode
+from holdfast.api.requests import MAX_TIMEOUT_S, AwaitedRequest, Changes, CommandName, Params, PauseMode
 from holdfast.cli.client import ControlClient, reporting
 from holdfast.cli.options import DEFAULT_URL, ApiKey, Url
+from holdfast.core.config import SettingValue
 
 # The server ends the wait; the client only gives its answer time to arrive.
 _ANSWER_MARGIN_S = 5.0
 
 
-def apply(
+def apply(  # noqa: PLR0913, PLR0917 - one parameter per option
     command: Annotated[CommandName, typer.Argument(help="What the engines, and those in lockstep, are to do.")],
     engine: Annotated[
-        list[int] | None, typer.Option(help="An engine; may be repeated. Without it, all that it makes sense for.")
+        list[int] | None, typer.Option(help="An engine; may be repeated. Without it, all that the command applies to.")
     ] = None,
     rank: Annotated[
         list[int] | None, typer.Option(help="Of restart-worker: a rank; may be repeated. Without it, every one.")
     ] = None,
     soft: Annotated[bool, typer.Option("--soft", help="Pause at the next step boundary, not at once.")] = False,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Of configure: a setting and its new value; may be repeated."),
+    ] = None,
     timeout: Annotated[
         float | None,
         typer.Option(help=f"Seconds to wait for the end, up to {MAX_TIMEOUT_S}.  [default: 30; of a restart 300]"),
@@ -31,16 +37,43 @@ def apply(
     url: Url = DEFAULT_URL,
     api_key: ApiKey = "",
 ) -> None:
-    """Give a running server an instruction: pause, resume, retry after a fault, restart-worker or restart-engine."""
-    timeout_s = command.wait_s if timeout is None else timeout
+    """Send a command: pause, resume, retry after a fault, restart-worker, restart-engine or configure."""
+    changes = _read_settings(settings or ())
+    if (command is CommandName.CONFIGURE) != bool(changes) or (changes and (engine or rank or soft)):
+        raise typer.BadParameter("configure takes --set NAME=VALUE and nothing else; other commands take no --set")
     params = Params(
         engine_ids=tuple(engine) if engine else None,
         mode=PauseMode.SOFT if soft else None,
         ranks=tuple(rank) if rank else None,
     )
-    request = AwaitedRequest(
-        fault_tolerance_instruction=command, fault_tolerance_timeout=timeout_s, fault_tolerance_params=params
+    timeout_s = command.wait_s if timeout is None else timeout
+    request = AwaitedRequest[Params | Changes](
+        fault_tolerance_instruction=command,
+        fault_tolerance_timeout=timeout_s,
+        fault_tolerance_params=changes or params,
     )
     with reporting():
         answer = ControlClient(url, api_key).post("apply", request, Executed, max(timeout_s, 0) + _ANSWER_MARGIN_S)
     typer.echo(answer.message)
+
+
+def _read_settings(texts: Sequence[str]) -> dict[str, SettingValue]:
+    """Return settings by name. Raises `typer.BadParameter` for a text without a name or value."""
+    settings: dict[str, SettingValue] = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        if not name or not value:
+            raise typer.BadParameter(f"{text!r} is not NAME=VALUE, such as max_retries=100", param_hint="--set")
+        settings[name.strip().removeprefix("--").replace("-", "_")] = _read_value(value.strip())
+    return settings
+
+
+def _read_value(text: str) -> SettingValue:
+    if text in ("true", "false"):
+        return text == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text

@@ -20,7 +20,7 @@ Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=86400)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=1_000_000)]
 
-SettingValue = int | float | str
+SettingValue = bool | int | float | str
 S = TypeVar("S")
 
 _RENAMED = {

@@ -169,6 +169,10 @@ class EngineHost(Protocol):
         """Arm a fault at a phase of the engine core. Any thread."""
         ...
 
+    def configure(self, config: HoldfastConfig) -> None:
+        """Take the settings in force, for every recovery that begins from now on. Any thread."""
+        ...
+
     def drop_requests_of(self, client_index: int) -> None:
         """Abort the requests of an API server that is gone, before the next step is scheduled. Any thread."""
         ...

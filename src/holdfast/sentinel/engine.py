@@ -287,6 +287,8 @@ class EngineCoreSentinel:
                 host.arm(effect.spec)
             case fx.IntroduceToCoordinator():
                 host.introduce_to_coordinator()
+            case fx.ConfigureHost():
+                host.configure(effect.config)
             case fx.DropRequestsOf():
                 host.drop_requests_of(effect.client_index)
 

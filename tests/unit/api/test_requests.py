@@ -6,7 +6,7 @@ from holdfast.api import requests
 from holdfast.api.requests import AppliedCommand, CommandName
 from holdfast.core.errors import BadCommand
 from holdfast.core.faults.faults import Phase
-from holdfast.core.protocol.commands import Pause, RestartEngine, RestartWorkers, Retry
+from holdfast.core.protocol.commands import Configure, Pause, RestartEngine, RestartWorkers, Retry
 
 
 def parse_apply(body: bytes) -> AppliedCommand:
@@ -76,6 +76,13 @@ def test_a_pause_is_hard_unless_told(template: str, params: str, soft: bool) -> 
     assert parse_apply(body.encode()).command == Pause(command_id="c", soft=soft)
 
 
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_both_formats_may_change_settings(template: str) -> None:
+    body = template.replace("?", "configure").replace("{}", '{"max_retries": 3, "max_ranks_out": "25%"}')
+    changes = {"max_retries": 3, "max_ranks_out": "25%"}
+    assert parse_apply(body.encode()).command == Configure(command_id="c", settings=changes)
+
+
 BAD_BODIES = {
     "empty": (b"", "not valid JSON"),
     "not JSON": (b"{retry}", "not valid JSON"),
@@ -122,6 +129,9 @@ BAD_BODIES = {
     "unknown mode": (b'{"instruction": "pause", "params": {"mode": "gentle"}}', "unknown mode 'gentle'"),
     "unknown mode, the known ones": (b'{"instruction": "pause", "params": {"mode": ""}}', "known: hard, soft"),
     "mode is a boolean": (b'{"instruction": "pause", "params": {"mode": true}}', "$.params.mode"),
+    "a setting that is a list": (b'{"instruction": "configure", "params": {"max_retries": [1]}}', "$.params[...]"),
+    "a setting that is null": (b'{"instruction": "configure", "params": {"max_retries": null}}', "$.params[...]"),
+    "settings are a list": (b'{"instruction": "configure", "params": []}', "$.params"),
     "soft retry": (b'{"instruction": "retry", "params": {"mode": "soft"}}', "retry cannot be soft"),
     "hard resume": (b'{"instruction": "resume", "params": {"mode": "hard"}}', "'mode' is for pause only"),
     "a field with a very long name": (b'{"instruction": "retry", "' + b"x" * 5000 + b'": 1}', "unknown field"),

@@ -90,6 +90,33 @@ def test_apply_of_a_soft_retry_is_a_usage_error_that_says_why(run: Run, control:
     assert (shown.exit_code, "retry cannot be soft" in shown.stderr) == (2, True)
 
 
+def test_apply_configure_changes_settings(run: Run, control: MemoryControl) -> None:
+    changes = ("--set", "max-retries=100", "--set", "fault_policy=auto", "--set", "retry_window=2.5")
+    shown = run("apply", "configure", *changes)
+    assert (shown.exit_code, shown.stdout) == (0, "Instruction executed successfully.\n")
+    settings = control.view().settings
+    assert (settings.max_retries, settings.fault_policy, settings.retry_window_s) == (100, "auto", 2.5)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("max_retrys=1",), "did you mean 'max_retries'?"),
+        (("max_retries=-1",), "$.max_retries"),
+        (("check_logits=true",), "check_logits is fixed at the start of the server"),
+        (("max_ranks_out=half",), "neither a number of ranks nor a share"),
+        (("max_retries=1", "retry_window=soon"), "$.retry_window"),
+    ],
+)
+def test_apply_configure_of_what_cannot_be_is_a_usage_error_and_changes_nothing(
+    run: Run, control: MemoryControl, options: tuple[str, ...], says: str
+) -> None:
+    before = control.view()
+    shown = run("apply", "configure", *(part for option in options for part in ("--set", option)))
+    assert (shown.exit_code, says in shown.stderr) == (2, True)
+    assert control.view() == before
+
+
 def test_apply_of_what_makes_no_sense_now_is_refused_with_the_reason(run: Run) -> None:
     shown = run("apply", "retry")
     assert shown.exit_code == 1
@@ -113,6 +140,11 @@ def test_apply_that_does_not_end_in_time_fails(run: Run, control: MemoryControl)
         ("apply", "retry", "--engine", "x"),
         ("apply", "retry", "--engine", "0", "--engine", "0"),
         ("apply", "retry", "--timeout", "0"),
+        ("apply", "configure"),
+        ("apply", "configure", "--set", "max_retries"),
+        ("apply", "configure", "--set", "=3"),
+        ("apply", "configure", "--set", "max_retries=3", "--engine", "0"),
+        ("apply", "retry", "--set", "max_retries=3"),
     ],
 )
 def test_apply_asked_wrongly_is_a_usage_error(run: Run, line: tuple[str, ...]) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from holdfast.core.config import HoldfastConfig
+from holdfast.core.config import RuntimeSettings
 from holdfast.core.engine_core import effects as fx
 from holdfast.core.engine_core import facts
 from holdfast.core.engine_core.machine import REANNOUNCE_S, REPORT_WAIT_S, BusyLoop
@@ -121,7 +121,8 @@ def test_a_client_that_says_anything_is_waited_for_longer():
 def test_settings_may_be_replaced_while_the_busy_loop_is_paused():
     bench = EngineCoreBench(**SILENCE)
     bench.step_raises()
-    bench.machine.configure(HoldfastConfig(engine_recovery_timeout_s=1.0, containment_timeout_s=1.0))
+    settings = RuntimeSettings(engine_recovery_timeout_s=1.0, containment_timeout_s=1.0)
+    bench.tell(m.ChangeSettings(settings=settings))
     bench.wait(REANNOUNCE_S)
     assert bench.tasks[-1] == fx.EndBusyLoop("nothing was heard for 2 s")
 

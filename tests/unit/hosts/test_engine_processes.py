@@ -28,7 +28,8 @@ SPAWN = multiprocessing.get_context("spawn")
 class Sentinel:
     """Is told what is lost."""
 
-    def __init__(self) -> None:
+    def __init__(self, config: HoldfastConfig) -> None:
+        self.config = config
         self.lost: list[str] = []
 
     def engine_lost(self, engine_id: int, why: str, unrecoverable_reason: str = "") -> None:
@@ -45,8 +46,8 @@ class Bench:
     def __init__(self, folder: Path) -> None:
         self.process = SPAWN.Process(target=time.sleep, args=(60,))
         self.process.start()
-        self.sentinel = Sentinel()
         config = HoldfastConfig(runtime_dir=str(folder))
+        self.sentinel = Sentinel(config)
         self.engines = EngineProcesses(self.sentinel, config, lambda seconds: False, lambda: "")  # type: ignore[arg-type]
         self.engines.adopt(object(), [self.process])  # type: ignore[arg-type]
 

@@ -55,7 +55,7 @@ def test_a_lost_api_server_is_left_no_connection_and_counts_for_nothing(counters
     if counters is not None:
         shared["mp_admission_counters"] = counters
     manager = SimpleNamespace(processes=[None, None], holdfast_arguments=[{"args": (shared,)}] * 2)
-    ApiServerProcess(manager, 1, SimpleNamespace(), HoldfastConfig()).note_loss()  # type: ignore[arg-type]
+    ApiServerProcess(manager, 1, SimpleNamespace()).note_loss()  # type: ignore[arg-type]
     assert shared["api_server_loads"] == [4, 2**31 - 1]
     assert counters is None or (counters[0], counters[8]) == (3, 0)
 

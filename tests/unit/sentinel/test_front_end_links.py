@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from holdfast.core.config import HoldfastConfig, RuntimeSettings
+from holdfast.core.config import HoldfastConfig, RuntimeSettings, runtime_settings
 from holdfast.core.errors import (
     BadCommand,
     CommandConflict,
@@ -299,6 +299,20 @@ def test_a_fault_is_armed_where_it_was_asked_for(owner: Owner) -> None:
     assert owner.told() == m.ArmFault(command_id="a", spec=spec)
     owner.say(m.EngineAnswered(engine_id=1, command_id="a"))
     assert ending(armed) is None
+
+
+def test_settings_that_are_changed_through_one_link_are_in_force_everywhere(owner: Owner) -> None:
+    one, other = owner.link(0), owner.link(1)
+    changed = one.submit(Configure(command_id="c", settings={"max_retries": 3, "drain_timeout": 2}))
+    told = owner.told(), owner.told()
+    assert ending(changed) is None
+    wait_until(lambda: other.config.max_retries == one.config.max_retries == 3)
+    assert owner.sentinel.config == one.config == other.config
+    assert told == (m.ChangeSettings(settings=runtime_settings(one.config)),) * 2
+    assert (
+        owner.link(0).config.drain_timeout_s == 2.0
+    )  # another process in place of the link, started with the old ones
+    assert [e.kind for e in other.history()][-1] is EventKind.CONFIGURED
 
 
 REFUSED: dict[str, tuple[Command, type[HoldfastError]]] = {

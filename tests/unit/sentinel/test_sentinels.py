@@ -16,7 +16,7 @@ from holdfast.core.errors import BadCommand, CommandConflict, HookNotAttached, R
 from holdfast.core.faults.faults import Fault, FaultClass, Phase
 from holdfast.core.faults.injection import FaultKind, InjectionSpec, UncontainedFault
 from holdfast.core.protocol import messages as m
-from holdfast.core.protocol.commands import InjectFault, Retry
+from holdfast.core.protocol.commands import Configure, InjectFault, Retry
 from holdfast.core.protocol.effects import End, ReplaceEngine
 from holdfast.core.protocol.events import EventKind
 from holdfast.core.protocol.messages import RecoveryReport
@@ -45,6 +45,7 @@ class Host:
     armed: list[InjectionSpec] = field(default_factory=list)
     ended: threading.Event = field(default_factory=threading.Event)
     reason: str = ""
+    configured: SimpleQueue[HoldfastConfig] = field(default_factory=SimpleQueue)
     engine_id: int = 0
     in_lockstep: bool = False
     requests: FakeRequests = field(default_factory=lambda: NO_REQUESTS)
@@ -106,6 +107,9 @@ class Host:
 
     def replace_engine(self, order: ReplaceEngine) -> None:
         raise AssertionError("nothing here may be replaced")
+
+    def configure(self, config: HoldfastConfig) -> None:
+        self.configured.put(config)
 
     def unrecoverable_reason(self) -> str:
         return ""
@@ -317,6 +321,13 @@ def test_arming_a_rank_that_does_not_exist_is_the_operators_error(bench: Bench) 
         bench.client.submit(InjectFault(command_id="arm", spec=InjectionSpec(phase=Phase.FORWARD, rank=4))).result(
             WAIT_S
         )
+
+
+def test_an_engine_core_and_its_host_take_changed_settings(bench: Bench) -> None:
+    bench.client.submit(Configure(command_id="c", settings={"drain_timeout": 2})).result(WAIT_S)
+    config = bench.host.configured.get(timeout=WAIT_S)
+    assert config.drain_timeout_s == 2.0
+    assert bench.client.config.drain_timeout_s == 2.0
 
 
 def test_garbage_on_every_link_is_dropped(bench: Bench) -> None:

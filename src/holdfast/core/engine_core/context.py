@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from holdfast.core.config import HoldfastConfig
+from holdfast.core.config import HoldfastConfig, RuntimeSettings, adopt_settings
 from holdfast.core.engine_core import effects as fx
 from holdfast.core.engine_core.facts import HostAttached
 from holdfast.core.faults.classification import Classifier
@@ -21,6 +21,11 @@ class Context:
     wall_clock: Callable[[], float]
     host: HostAttached | None = None  # none while the engine core starts
     effects: list[fx.Effect] = field(default_factory=list)
+
+    def configure(self, settings: RuntimeSettings) -> None:
+        """Replace the settings that can change at run time; every bound that begins from now on is the new one."""
+        self.config = adopt_settings(self.config, settings)
+        self.do_on_host(fx.ConfigureHost(self.config))
 
     @property
     def classifier(self) -> Classifier:

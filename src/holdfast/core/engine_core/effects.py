@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from holdfast.core.config import HoldfastConfig
 from holdfast.core.faults.faults import Fault
 from holdfast.core.faults.injection import InjectionSpec
 from holdfast.core.protocol import messages as m
@@ -119,6 +120,13 @@ class IntroduceToCoordinator:
 
 
 @dataclass(frozen=True)
+class ConfigureHost:
+    """Hand the settings in force to the host."""
+
+    config: HoldfastConfig
+
+
+@dataclass(frozen=True)
 class DropRequestsOf:
     client_index: int
 
@@ -141,6 +149,7 @@ Effect = (
     | KeepEvidence
     | RelearnDeadlines
     | IntroduceToCoordinator
+    | ConfigureHost
     | DropRequestsOf
     | Log
 )

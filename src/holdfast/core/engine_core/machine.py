@@ -68,10 +68,6 @@ class EngineCoreMachine:
         self._pause = Pause(0.0)
         self.busy_loop = BusyLoop.RUNNING
 
-    def configure(self, config: HoldfastConfig) -> None:
-        """Replace the settings; every bound that begins from now on is the new one."""
-        self._context.config = config
-
     # ---- what the shell reads
 
     @property
@@ -133,6 +129,8 @@ class EngineCoreMachine:
                 self._ranks.pause(command, now)
             case m.ArmFault():
                 self._ranks.arm(command.command_id, command.spec)
+            case m.ChangeSettings():
+                self._context.configure(command.settings)
             case m.CoordinatorReplaced():  # an engine core that is still starting has told the old one nothing
                 self._context.do_on_host(fx.IntroduceToCoordinator())
             case m.ClientLost():

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from holdfast.core.config import HoldfastConfig
 from holdfast.core.faults.faults import Phase
 from holdfast.core.faults.injection import InjectionSpec
 from holdfast.core.ports import FaultReporter
@@ -209,6 +210,9 @@ class FakeEngineCore:
 
     def arm(self, spec: InjectionSpec) -> None:
         self._faults.arm(spec)
+
+    def configure(self, config: HoldfastConfig) -> None:
+        """Ignore the settings: a recovery here waits for nothing."""
 
     def drop_requests_of(self, client_index: int) -> None:
         self._clients_gone.append(client_index)

@@ -160,6 +160,9 @@ class VllmEngineHost:
     def arm(self, spec: InjectionSpec) -> None:
         self._faults.arm(spec)
 
+    def configure(self, config: HoldfastConfig) -> None:
+        self._recovery.config = config
+
     def drop_requests_of(self, client_index: int) -> None:
         drop_requests(self._engine, client_index)
 

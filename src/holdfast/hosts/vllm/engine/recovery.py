@@ -57,7 +57,7 @@ class Recovery:
         await_processes: Callable[[Mapping[int, int], float], None],
     ) -> None:
         self._engine = engine
-        self._config = config
+        self.config = config  # in force; replaced as a whole when an operator changes settings
         self._communicators = communicators
         self._faults = faults
         self._paced = paced
@@ -86,7 +86,7 @@ class Recovery:
         rewound = rewind(
             engine.scheduler,
             self._freed.requests() if self._freed else (),
-            keep_suspect_blocks=self._config.unsafe_keep_suspect_blocks,
+            keep_suspect_blocks=self.config.unsafe_keep_suspect_blocks,
             memory_lost=bool(self._ranks_without_requests),
         )
         if self._ranks_without_requests and in_lockstep(engine):
@@ -142,7 +142,7 @@ class Recovery:
         """Give the ranks new processes and wait until the sentinels of these processes have reported."""
         if not ranks:
             return ReplacementResult({}, 0, 0.0)
-        config = self._config
+        config = self.config
         self._ranks_without_requests |= ranks
         self._unprepared_ranks = ranks  # after a failure: a rank without its KV cache must not be let in
         replaced: ReplacementResult = self._engine.model_executor.replace_workers(
@@ -156,7 +156,7 @@ class Recovery:
 
     def _restore_workers(self, epoch: int, rendezvous: Rendezvous | None) -> _RestoreResult:
         """Restore the workers, and rebuild the engine core's own collectives at the same time."""
-        rebuild_timeout_s = 0.0 if rendezvous is None else self._config.rebuild_timeout_s + rendezvous.extra_wait_s
+        rebuild_timeout_s = 0.0 if rendezvous is None else self.config.rebuild_timeout_s + rendezvous.extra_wait_s
         command = RestoreCommand(
             nonce=uuid.uuid4().hex,
             epoch=epoch,
@@ -167,7 +167,7 @@ class Recovery:
         )
         replies, stale = self._engine.model_executor.restore_workers(
             command,
-            self._config.drain_timeout_s + rebuild_timeout_s,
+            self.config.drain_timeout_s + rebuild_timeout_s,
             lambda: self._rebuild_own_collectives(rendezvous, rebuild_timeout_s),
         )
         if errors := [r.error for r in replies if r.error]:

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from holdfast.core.config import HoldfastConfig
 from holdfast.core.errors import HookNotAttached, RecoveryFailed
 from holdfast.core.instance.processes import api_server
 from holdfast.hosts.vllm.contract.front_end_touchpoints import CLIENT_INIT, GREET
@@ -45,12 +44,11 @@ def save_api_server_arguments(original: Callable[..., None], manager: Any, *args
 class ApiServerProcess:
     """An API server in a process beside the owner; implements `FrontEndProcess`."""
 
-    def __init__(self, manager: Any, index: int, sentinel: ClientSentinel, config: HoldfastConfig) -> None:
+    def __init__(self, manager: Any, index: int, sentinel: ClientSentinel) -> None:
         self.name = api_server(index)
         self._manager = manager
         self._index = index
         self._sentinel = sentinel
-        self._config = config
 
     @property
     def process(self) -> Any:
@@ -86,7 +84,7 @@ class ApiServerProcess:
         # The first process was given its listening sockets; without them the client binds the same addresses.
         config = {key: value for key, value in config.items() if key not in _LISTENERS}
         process = multiprocessing.get_context("spawn").Process(**{**self._arguments, "args": (*others, config)})
-        with spawning(self._config):
+        with spawning(self._sentinel.config):
             process.start()
         self._manager.processes[self._index] = process
         on_started()
@@ -94,7 +92,7 @@ class ApiServerProcess:
         self._check_hooks(process)
 
     def _await_serving(self, process: Any) -> None:
-        loads, timeout_s = self._client_config["api_server_loads"], self._config.engine_start_timeout_s
+        loads, timeout_s = self._client_config["api_server_loads"], self._sentinel.config.engine_start_timeout_s
         deadline = time.monotonic() + timeout_s
         while loads[self._index] == _NOT_ACCEPTING:
             if multiprocessing.connection.wait([process.sentinel], _WATCH_S):

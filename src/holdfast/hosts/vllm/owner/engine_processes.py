@@ -143,7 +143,8 @@ class EngineProcesses:
         assert self.launch is not None
         put_in_place = functools.partial(self._put_in_place, engine_id)
         background = joins_epoch is None and self._siblings_serve(engine_id)
-        start_engine_core(self.launch, engine_id, self._config, put_in_place, joins_epoch, background=background)
+        config = self._sentinel.config  # the settings in force
+        start_engine_core(self.launch, engine_id, config, put_in_place, joins_epoch, background=background)
         if not self._sentinel.await_attached_again(engine_id, ATTACH_TIMEOUT_S):
             raise HookNotAttached(f"engine core {engine_id} did not report its hooks within {ATTACH_TIMEOUT_S:g} s")
         view = self._sentinel.view().engine(engine_id)

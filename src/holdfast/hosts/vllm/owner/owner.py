@@ -255,7 +255,7 @@ class VllmFrontEndHost:
     def proxies(self, watched: dict[str, Any]) -> dict[str, Any]:
         """Return the host's arguments `watched` with a proxy in the place of every process that is watched here."""
         manager, proxy = watched["api_server_manager"], self._front_end.proxy
-        servers = [ApiServerProcess(manager, i, self.sentinel, self.config) for i in range(len(manager.processes))]
+        servers = [ApiServerProcess(manager, i, self.sentinel) for i in range(len(manager.processes))]
         self._front_end.add(servers)
         shown = {**watched, "api_server_manager": SimpleNamespace(processes=[proxy(s.name) for s in servers])}
         if watched.get("coordinator") is not None:
