@@ -1,1 +1,1 @@
-"""What any process of the instance needs: start, priority, shared memory, sockets, settings."""
+"""Means of every process of the instance: start, priority, shared memory, sockets, settings."""

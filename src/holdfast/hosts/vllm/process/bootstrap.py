@@ -1,4 +1,4 @@
-"""How a spawned process begins: what is so before it imports the host, which takes seconds.
+"""Start of a spawned process, before the import of the host, which takes seconds.
 
 Never imports the host itself.
 """
@@ -16,10 +16,13 @@ from holdfast.hosts.vllm.process import priority
 
 
 class Bootstrap:
-    """The main function of a process, with what comes before it.
+    """Main function of a process, with the preparation before the host is imported.
 
-    Pickled, it is a call: it is made in the new process before what the function is given is unpickled, which
-    imports the whole host. For the same reason the function travels by its name.
+    Unpickling an instance in the new process runs the preparation, before the arguments are unpickled, which imports
+    the whole host. For the same reason the main function travels by name.
+
+    Args:
+        background: start at background CPU priority.
     """
 
     def __init__(self, main: Callable[..., None], *, background: bool) -> None:
@@ -43,15 +46,15 @@ def _run(main: Callable[..., None], background: bool, /, *args: Any, **kwargs: A
         main(*args, **kwargs)
     finally:
         if background:
-            priority.end()  # its timer would kill an interpreter that ends
+            priority.end()  # the timer would kill an ending interpreter
 
 
 @contextlib.contextmanager
 def importing() -> Iterator[None]:
-    """What is made inside stays as long as the process: it is not looked through for garbage, now or ever.
+    """Exclude all objects that the block makes from garbage collection, for good.
 
-    The host has some hundred thousand such objects. Collections while they are made take a fifth of the time, and
-    each of those that the host orders while it loads a model would take half a second.
+    The host makes some hundred thousand long-lived objects. Collections in the block would take a fifth of the time,
+    and every collection that the host requests while loading a model would take half a second.
     """
     gc.disable()
     try:
@@ -61,6 +64,6 @@ def importing() -> Iterator[None]:
 
 
 def freeze_objects() -> None:
-    """Everything that there is now. Nothing is collected first: that costs more time than the garbage costs memory."""
+    """Exclude all present objects from garbage collection, without a first collection, which would take time."""
     gc.freeze()
     gc.enable()

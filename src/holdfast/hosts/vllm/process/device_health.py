@@ -1,4 +1,4 @@
-"""Who is asked for the health of the devices: NVML, by its bindings if they are installed, else by the host's copy."""
+"""Health of the devices from NVML, by the installed bindings or else by the host's copy."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from holdfast.progress.devices import DeviceHealth, load_bindings
 
 
 def device_health() -> DeviceHealth:
-    """Started: what the devices report is remembered from now on."""
+    """Return a started `DeviceHealth`, which records the devices' reports from now on."""
     health = DeviceHealth(_bindings)
     health.start()
     return health

@@ -27,7 +27,7 @@ def explain_exit(exit_code: int | None, oom_kills_before: Mapping[str, int]) -> 
 
 
 def describe_exit(exit_code: int | None) -> str:
-    """Describe an exit code as `multiprocessing` gives it: negative for a signal, None while the process is ending."""
+    """Describe an exit code of `multiprocessing`: negative for a signal, None during the exit."""
     if exit_code is None:
         return "it is ending"
     if exit_code >= 0:

@@ -1,6 +1,6 @@
-"""Where the workers of an engine core meet when they start: a file in the instance's folder, which goes with it.
+"""Rendezvous file of an engine core's starting workers, in the instance's folder and removed with that folder.
 
-The host puts it into the temporary folder, where it stays when a worker is killed.
+The host puts the file into the temporary folder, where a killed worker leaves it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from holdfast.hosts.vllm.process.sockets import VARIABLE as SOCKETS
 
 
 def attach_init_store() -> None:
-    """In an engine core."""
+    """Attach the hook of an engine core that moves the file."""
     attach(FILE_STORE, _in_own_folder)
 
 
@@ -23,6 +23,6 @@ def _in_own_folder(original: Callable[[], str]) -> str:
     address, config = original(), inherited_settings()
     if config is None or not config.runtime_dir:
         return address
-    sockets = os.environ.get(SOCKETS, "")  # beside them, unless the operator keeps them elsewhere
+    sockets = os.environ.get(SOCKETS, "")  # beside the sockets, unless the operator keeps sockets elsewhere
     folder = sockets if sockets.startswith(config.runtime_dir) else config.runtime_dir
     return f"file://{folder}/{os.path.basename(address)}"

@@ -1,4 +1,4 @@
-"""Holdfast's log lines go where the host's go, in the host's format."""
+"""Log of Holdfast: to the host's handlers, in the host's format."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""A process prepares itself only with what nobody else wants of the processors, until it is told to hurry.
+"""Background CPU priority: a process prepares itself on idle processors until it is hurried.
 
-The lowest scheduling policy is not enough: the host's processes yield while they wait for each other, and each
-time such a process would be given a whole slice. So it rests by itself for as long as it finds that others wait for
-the processors too. Nor may everybody leave that policy again: without a privilege that most containers lack it
-would keep a rank for ever, so whoever could not leave it only rests.
+The lowest scheduling policy alone is not enough: the host's processes yield while they wait for each other, and a
+background process would get a whole time slice at every yield. Hence a background process also sleeps while others
+wait for the processors. Leaving the lowest policy takes a privilege that most containers lack; without the privilege a
+background process keeps the ordinary policy and only sleeps.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ import threading
 import time
 from types import FrameType
 
-QUANTUM_S = 0.01  # of its own processor time between two looks
+QUANTUM_S = 0.01  # own processor time between two checks
 REST_S = 0.09
-CONTENDED = 0.2  # waited, as a share of what it ran
+CONTENDED = 0.2  # waiting time as a share of running time
 
-# Ignored by whoever does not wait for it, so that it harms no process that is told too early or too late.
+# Ignored by default, hence harmless when it comes too early or too late.
 HURRY = signal.SIGURG
 
 _seen = (0, 0)
 
 
 def begin() -> None:
-    """Main thread, before anything heavy is imported."""
+    """Give this process background priority. Main thread, before any heavy import."""
     slow_down(os.getpid())
     signal.signal(HURRY, _hurried)
     signal.signal(signal.SIGPROF, _look)
@@ -36,21 +36,21 @@ def begin() -> None:
 
 
 def end() -> None:
-    """From now on this process takes what it needs. Main thread."""
+    """Give this process ordinary priority. Main thread."""
     if idle_can_be_left():
         _set_policy(os.getpid(), os.SCHED_OTHER)
     signal.setitimer(signal.ITIMER_PROF, 0.0)
-    signal.signal(signal.SIGPROF, _rest_no_more)  # were it ignored, one that has just come would raise somewhere
+    signal.signal(signal.SIGPROF, _rest_no_more)  # were SIGPROF ignored, a pending signal would raise somewhere
 
 
 def slow_down(pid: int) -> None:
-    """Give a process the lowest scheduling policy, where it can be given the ordinary one again."""
+    """Give a process the lowest scheduling policy, if the ordinary policy can be restored later."""
     if idle_can_be_left():
         _set_policy(pid, os.SCHED_IDLE)
 
 
 def hurry(pid: int) -> None:
-    """From now on a gentle process is needed: it no longer rests, and has the ordinary scheduling policy."""
+    """Give a background process ordinary priority: no more sleeps, and the ordinary scheduling policy."""
     if idle_can_be_left():
         _set_policy(pid, os.SCHED_OTHER)
     with contextlib.suppress(ProcessLookupError):
@@ -59,7 +59,7 @@ def hurry(pid: int) -> None:
 
 @functools.cache
 def idle_can_be_left() -> bool:
-    """Whether this process may lift a process out of the lowest policy. Tried out on a thread of its own."""
+    """Return whether this process may lift a process out of the lowest policy, tried out on a thread."""
     succeeded: list[bool] = []
 
     def try_out() -> None:
@@ -75,7 +75,7 @@ def idle_can_be_left() -> bool:
 
 
 def _set_policy(pid: int, policy: int) -> None:
-    """The scheduling policy of every thread of a process. What it cannot set it leaves: only the pace depends on it."""
+    """Set the scheduling policy of every thread of a process; failures are ignored, as only the pace changes."""
     with contextlib.suppress(OSError):
         for thread in os.listdir(f"/proc/{pid}/task"):
             with contextlib.suppress(OSError):
@@ -98,7 +98,7 @@ def _look(signum: int, frame: FrameType | None) -> None:
 
 
 def _ran_and_waited_ns() -> tuple[int, int]:
-    """Of the main thread: on a processor, and waiting for one. Nanoseconds."""
+    """Return the nanoseconds that the main thread has run, and has waited for a processor."""
     with open("/proc/self/schedstat") as stat:
         ran, waited, _ = stat.read().split()
     return int(ran), int(waited)

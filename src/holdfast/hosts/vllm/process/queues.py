@@ -1,4 +1,4 @@
-"""The end of one of the host's message queues, and a bounded wait for its other side."""
+"""Message queues of the host: release, and a bounded wait for the other side."""
 
 from __future__ import annotations
 
@@ -18,26 +18,30 @@ LOOK_S = 0.1  # interval at which a writer that waits for room looks whether a r
 
 
 def retire(queue: Any) -> None:
-    """Give back what a queue holds that nobody comes to any more. The thread that has used it.
+    """Release the sockets and the memory of a queue without readers. On the thread that used the queue.
 
-    The host leaves that to the collection of garbage, which may be a long time off where an exception still
-    refers to whoever waited for the queue.
+    The host leaves the release to the garbage collector, which may run late: an exception can still refer to a frame
+    that waited for the queue.
     """
     unlink_sockets(queue)
     queue.shutting_down = True
     for socket in (queue.local_socket, queue.remote_socket):
         if socket is not None:
-            socket.context.destroy(linger=0)  # the queue's own, with all its sockets
+            socket.context.destroy(linger=0)  # the queue's own context, with all sockets
     queue.buffer = None
 
 
 def unlink_sockets(queue: Any) -> None:
-    """Remove the files of a queue: ZeroMQ leaves them, and so would every restart."""
+    """Remove the socket files of a queue, which ZeroMQ leaves behind."""
     remove_sockets((queue.handle.local_subscribe_addr, queue.handle.local_notify_addr))
 
 
 def wait_until_ready(queue: Any, deadline: float, silence: str) -> None:
-    """The host's own handshake, which has no bound. Raises `PeerSilent` saying `silence`."""
+    """Run the host's own unbounded handshake within a bound.
+
+    Raises:
+        PeerSilent: with the message `silence`, past `deadline` (monotonic seconds).
+    """
     queue.local_socket.setsockopt(zmq.RCVTIMEO, max(1, int(1000 * (deadline - time.monotonic()))))
     try:
         queue.wait_until_ready()

@@ -1,8 +1,8 @@
-"""How the settings reach every process of an instance.
+"""Settings on the way to every process of an instance.
 
-An operator's settings arrive in the host's `additional_config`. They leave it before the engine cores
-start: the host hashes that mapping into the key of its compile cache, and a run-time folder in it
-would make every start compile anew. The processes of the instance find them in their environment.
+An operator's settings arrive in the host's `additional_config` and are removed before the engine cores start: the host
+hashes that mapping into the key of its compile cache, and a run-time folder in the mapping would make every start
+compile anew. The processes of the instance find the settings in the environment.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ JOINS_EPOCH = "HOLDFAST_JOINS_EPOCH"
 
 
 def take_settings(vllm_config: Any) -> HoldfastConfig | None:
-    """The operator's settings, removed from the host's configuration; none when there are none."""
+    """Remove the operator's settings from the host's configuration and return them; None when there are none."""
     additional = vllm_config.additional_config
     if not isinstance(additional, dict) or KEY not in additional:
         return None
@@ -38,7 +38,7 @@ def take_settings(vllm_config: Any) -> HoldfastConfig | None:
 
 
 def read_rows(stated: str) -> object:
-    """What a file of fault classes holds, or JSON that stands there itself. Raises `BadConfiguration`."""
+    """Return fault classes from a file, or from inline JSON. Raises `BadConfiguration`."""
     is_inline = stated.lstrip().startswith("[")
     name = "JSON given" if is_inline else stated
     try:
@@ -57,34 +57,34 @@ def _read_bounded(path: Path) -> str:
 
 
 def with_files_read(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings with what stands in a file put in its place. Raises `BadConfiguration` for one that cannot be read."""
+    """Return the settings with the contents of named files. Raises `BadConfiguration` for an unreadable file."""
     rows = settings.get(FAULT_CLASSES)
     return {**settings, FAULT_CLASSES: read_rows(rows)} if isinstance(rows, str) else dict(settings)
 
 
 def asks_for_protection(args: Any) -> bool:
-    """Whether the arguments of a serve command ask for protection."""
+    """Return whether the arguments of a serve command ask for protection."""
     settings = (getattr(args, "additional_config", None) or {}).get(KEY)
     return isinstance(settings, dict) and bool(settings.get("enable_fault_tolerance", True))
 
 
 def inherited_settings() -> HoldfastConfig | None:
-    """The settings of the instance that this process belongs to; none outside of one."""
+    """Return the settings of the instance that the process belongs to; None outside an instance."""
     encoded = os.environ.get(ENVIRONMENT)
     return parse_config(json.loads(encoded)) if encoded else None
 
 
 def joins_epoch() -> int | None:
-    """The epoch of the lockstep group that the engine core of this process joins; none where it starts with it."""
+    """Return the epoch in which the process joins a running lockstep group; None when the group starts anew."""
     epoch = os.environ.get(JOINS_EPOCH)
     return int(epoch) if epoch else None
 
 
 @contextmanager
 def handed_down(config: HoldfastConfig, joins_epoch: int | None = None, sockets: str | None = None) -> Iterator[None]:
-    """Processes started inside inherit `config`, which epoch they join, and the folder of their `sockets`.
+    """Let processes started inside inherit `config`, the epoch to join, and the folder for `sockets`.
 
-    That is the instance's own unless another one is named.
+    The folder is the instance's own unless `sockets` names another.
     """
     inherited = {ENVIRONMENT: json.dumps(dump_config(config)), **_place_of_sockets(sockets or config.runtime_dir)}
     if joins_epoch is not None:
@@ -98,6 +98,6 @@ def handed_down(config: HoldfastConfig, joins_epoch: int | None = None, sockets:
 
 
 def _place_of_sockets(folder: str) -> dict[str, str]:
-    """Nothing where the operator has named a folder, or the paths of sockets would be too long for the system."""
+    """Return the variable of the sockets' folder; empty when the operator set the variable or paths are too long."""
     is_ours = folder and SOCKETS not in os.environ and holds_sockets(folder)
     return {SOCKETS: folder} if is_ours else {}

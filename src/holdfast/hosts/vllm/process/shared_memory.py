@@ -1,7 +1,7 @@
-"""Shared memory that a process made which is gone: it stays until somebody removes it, or the whole instance has ended.
+"""Shared memory of dead processes, removed while the instance serves on.
 
-Every process notes in the instance's folder what it makes, under its process id. Nobody comes to the memory of a dead
-one any more: whoever still has it mapped keeps it for as long.
+Every process records the segments that it makes in the instance's folder, under its process id. No process opens the
+segments of a dead process any more, and a process that has a segment mapped keeps the memory until it unmaps.
 """
 
 from __future__ import annotations
@@ -21,38 +21,38 @@ from holdfast.progress.processes import GONE
 
 _SHARED = Path("/dev/shm")
 _PREFIX = "shm-"
-_GONE = (GONE, "Z")  # one that nobody has waited for yet has no memory either
+_GONE = (GONE, "Z")  # a zombie has no memory either
 
 
 def attach_segment_records() -> None:
-    """In an engine core, and in a worker."""
-    attach(RING_BUFFER, _make_and_note)
+    """Attach the record of segments, in an engine core or a worker."""
+    attach(RING_BUFFER, _make_and_record)
 
 
-def _make_and_note(original: Callable[..., None], buffer: Any, *args: Any, **kwargs: Any) -> None:
+def _make_and_record(original: Callable[..., None], buffer: Any, *args: Any, **kwargs: Any) -> None:
     original(buffer, *args, **kwargs)
     if buffer.is_creator:
-        _note([buffer.shared_memory.name])
+        _record([buffer.shared_memory.name])
 
 
 @contextlib.contextmanager
 def record_semaphores() -> Iterator[None]:
-    """Of a lock that several processes share, which the host makes inside and keeps to itself."""
+    """Record the semaphores of shared locks that the host makes within the block."""
     before = _mapped_semaphores()
     yield
-    _note(_mapped_semaphores() - before)
+    _record(_mapped_semaphores() - before)
 
 
 def recorded(lock: Any) -> Any:
-    """A lock of our own that other processes are to share."""
-    _note([f"sem.{lock._semlock.name.removeprefix('/')}"])
+    """Record the semaphore of a lock that several processes share, and return the lock."""
+    _record([f"sem.{lock._semlock.name.removeprefix('/')}"])
     return lock
 
 
 def _mapped_semaphores() -> set[str]:
-    """Names of those that this process has mapped; empty where the system does not say.
+    """Return the names of all mapped semaphores; empty when the system does not say.
 
-    Who makes one maps it under another name, which is gone at once: the file is the same.
+    The maker maps a semaphore under a temporary name: hence a comparison by inode.
     """
     with contextlib.suppress(OSError):
         lines = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
@@ -61,7 +61,7 @@ def _mapped_semaphores() -> set[str]:
     return set()
 
 
-def _note(names: Iterable[str]) -> None:
+def _record(names: Iterable[str]) -> None:
     config = inherited_settings()
     if config is not None and config.runtime_dir:
         with (Path(config.runtime_dir) / f"{_PREFIX}{getpid()}").open("a", encoding="utf-8") as notes:
@@ -69,16 +69,16 @@ def _note(names: Iterable[str]) -> None:
 
 
 def remove_dead_segments(runtime_dir: str) -> None:
-    """Remove what processes of the instance have made that are gone. Any process of it, any thread."""
+    """Remove the segments of all dead processes of the instance. Any process, any thread."""
     for notes in Path(runtime_dir).glob(f"{_PREFIX}*"):
         pid = notes.name.removeprefix(_PREFIX)
         if pid.isdecimal() and look_at(int(pid)).state in _GONE:
-            _forget(notes)
+            _remove_recorded(notes)
 
 
-def _forget(notes: Path) -> None:
+def _remove_recorded(notes: Path) -> None:
     mine = notes.with_name(f"of-{notes.name}")
-    with contextlib.suppress(OSError):  # somebody else is at it
+    with contextlib.suppress(OSError):  # another process removes them
         notes.rename(mine)
         for name in mine.read_text(encoding="utf-8").split():
             _remove(name)
@@ -86,7 +86,7 @@ def _forget(notes: Path) -> None:
 
 
 def _remove(name: str) -> None:
-    with contextlib.suppress(FileNotFoundError):  # it ended orderly
+    with contextlib.suppress(FileNotFoundError):  # removed in an orderly end
         segment = SharedMemory(name=name)
         segment.close()
         segment.unlink()

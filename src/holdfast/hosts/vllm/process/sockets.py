@@ -1,7 +1,7 @@
-"""Where the processes of an instance put the host's sockets: into the folder of the instance, which goes with it.
+"""Folder of the host's sockets: the instance's folder, removed with the instance.
 
-The host puts them into the temporary folder, and nobody takes them out: ZeroMQ leaves the file of a socket, and a
-killed process everything. An operator who names another folder keeps it.
+The host puts sockets into the temporary folder, where the files stay: ZeroMQ leaves the file of a socket behind, and a
+killed process leaves all. A folder that the operator names is kept.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ _IPC = "ipc://"
 
 
 def holds_sockets(folder: str) -> bool:
-    """Whether the path of a socket in `folder` is short enough for the system."""
+    """Return whether the path of a socket in `folder` is short enough for the system."""
     return len(os.fsencode(folder)) + 1 + _NAME_CHARS <= _LONGEST_PATH
 
 
 def empty_folder(runtime_dir: str, engine_id: int) -> str:
-    """For the sockets of an engine core that takes another one's place: what that one left is gone."""
+    """Return an emptied folder for the sockets of a replacement engine core."""
     folder = Path(runtime_dir) / f"e{engine_id}"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(mode=0o700, exist_ok=True)
@@ -32,7 +32,7 @@ def empty_folder(runtime_dir: str, engine_id: int) -> str:
 
 
 def remove_sockets(addresses: Iterable[str | None]) -> None:
-    """Remove the files of sockets that nobody uses any more; addresses without one are passed over."""
+    """Remove the files of unused sockets; addresses without a file are skipped."""
     for address in addresses:
         if address is not None and address.startswith(_IPC):
             with contextlib.suppress(OSError):

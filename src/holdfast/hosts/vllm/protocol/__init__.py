@@ -1,1 +1,1 @@
-"""What the host's processes say to each other through Holdfast. Imports no other room."""
+"""Messages between the host's processes under Holdfast. Imports nothing of the sibling packages."""

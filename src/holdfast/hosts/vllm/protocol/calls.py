@@ -21,7 +21,7 @@ TOLD_TO_STOP = "it was told to stop"  # reason of a worker's fence that its engi
 
 
 class QueueHandle(msgspec.Struct, frozen=True):
-    """The broadcast queue of an engine core, as one of its readers finds it: the fields of the host's handle."""
+    """Address of an engine core's broadcast queue: the fields of the host's handle."""
 
     local_reader_ranks: list[int]
     buffer_handle: tuple[int, int, int, str] | None
@@ -33,7 +33,7 @@ class QueueHandle(msgspec.Struct, frozen=True):
 
 
 class TakeOver(msgspec.Struct, frozen=True):
-    """Become `rank`, and read from `queue` what is to be done."""
+    """Become `rank`, and read calls from `queue`."""
 
     rank: int
     is_driver: bool
