@@ -1,4 +1,4 @@
-"""Attaching hooks to the host, and which ones are attached in this process."""
+"""Attachment of hooks to the host; records which hooks this process has attached."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _attached: dict[str, Touchpoint] = {}
 
 
 def attach(touchpoint: Touchpoint, around: Callable[..., Any]) -> None:
-    """Wrap a target so that `around(original, *args, **kwargs)` runs in its place. Idempotent.
+    """Replace a target of the host by `around(original, *args, **kwargs)`. Idempotent: the first to attach stays.
 
     Raises:
-        HookNotAttached: the target is missing, has another signature, or is wrapped already by
-            somebody else's copy of this hook.
+        HookNotAttached: the target is missing, has another signature, or is already wrapped by a second copy of
+            this hook.
     """
     if touchpoint.label in _attached:
         return
@@ -28,17 +28,18 @@ def attach(touchpoint: Touchpoint, around: Callable[..., Any]) -> None:
     original = inspect.getattr_static(owner, attribute)
     _check_signature(touchpoint, original)
     if hasattr(original, "__holdfast__"):
-        raise HookNotAttached(f"{touchpoint.label} is wrapped twice")
+        raise HookNotAttached(f"{touchpoint.label} is wrapped already, by another copy of Holdfast")
     setattr(owner, attribute, _wrapper(original, around, touchpoint))
     _attached[touchpoint.label] = touchpoint
 
 
 def attached() -> tuple[str, ...]:
-    """Labels of the hooks attached in this process."""
+    """Return the labels of all hooks that the process has attached."""
     return tuple(sorted(_attached))
 
 
 def missing(expected: Iterable[Touchpoint], reported: Iterable[str]) -> list[str]:
+    """Return the labels of the expected hooks that a process has not reported."""
     there = set(reported)
     return [t.label for t in expected if t.label not in there]
 

@@ -1,4 +1,4 @@
-"""The host's allow-list of plugins: ours is added, nobody's is taken away."""
+"""The host's allow-list of plugins, extended by Holdfast without removing any plugin."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LOADED_BY_NAME = "vllm.endpoint_plugins"
 
 
 def extended_allow_list(environ: Mapping[str, str]) -> str:
-    """The allow-list with Holdfast in it and everything that loaded before still loading."""
+    """Return an allow-list with Holdfast and with every plugin that the host would load otherwise."""
     present = environ.get(VARIABLE)
     if present is not None:
         return _joined([*present.split(","), OURS])
@@ -30,15 +30,16 @@ def extended_allow_list(environ: Mapping[str, str]) -> str:
 
 
 def list_for_default(by_default: Iterable[str], by_name: Iterable[str]) -> str:
-    """An allow-list that loads what no allow-list loads, and Holdfast.
+    """Return an allow-list of Holdfast and the plugins that the host loads without an allow-list.
 
-    Raises `BadConfiguration` for a plugin whose listing would also open HTTP routes nobody asked for.
+    Raises:
+        BadConfiguration: listing a plugin would also open HTTP routes that the operator did not request.
     """
     names = set(by_default)
     if both := sorted((names & set(by_name)) - {OURS}):
         raise BadConfiguration(
             f"plugin(s) {', '.join(both)} offer HTTP routes besides their hooks, and Holdfast cannot tell "
-            "whether they are wanted",
+            "whether the routes are wanted",
             hint=f"set {VARIABLE} to the plugins you want; holdfast is added to it",
         )
     return _joined([*sorted(names), OURS])

