@@ -21,7 +21,7 @@ pytest.importorskip("vllm")
 from holdfast.core.config import HoldfastConfig
 from holdfast.hosts.vllm.process.settings import handed_down
 from holdfast.hosts.vllm.process.shared_memory import (
-    _make_and_note,
+    _make_and_record,
     attach_segment_records,
     record_semaphores,
     recorded,
@@ -54,7 +54,7 @@ def is_there(segment: SharedMemory) -> bool:
 
 def notes_of(folder: Path, buffer: Any) -> Path:
     with handed_down(HoldfastConfig(runtime_dir=str(folder))):
-        _make_and_note(make, buffer)
+        _make_and_record(make, buffer)
     [notes] = folder.iterdir()
     return notes
 
@@ -97,7 +97,7 @@ def test_what_ended_orderly_has_removed_its_own(tmp_path: Path, segment: SharedM
 
 def test_who_only_uses_a_segment_notes_nothing(tmp_path: Path, segment: SharedMemory) -> None:
     with handed_down(HoldfastConfig(runtime_dir=str(tmp_path))):
-        _make_and_note(make, ring_buffer(segment, is_creator=False))
+        _make_and_record(make, ring_buffer(segment, is_creator=False))
     assert list(tmp_path.iterdir()) == []
 
 
