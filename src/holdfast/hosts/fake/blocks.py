@@ -1,6 +1,6 @@
-"""KV blocks with a prefix cache, with the host's trap built in: a block is cached when it is allocated.
+"""KV blocks with a prefix cache that has the host's trap: a block enters the cache when the block is allocated.
 
-Owns reference counts, the free list (least recently used first) and who may hit which block.
+Owns reference counts, the free list (least recently used first) and the prefix cache.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ Prefix = tuple[int, ...]
 
 
 class BlockPool:
+    """The KV blocks of a pretend engine core."""
+
     def __init__(self, blocks: int, block_size: int) -> None:
         self.block_size = block_size
         self._free = dict.fromkeys(range(blocks))  # ordered: the first was freed longest ago
@@ -24,7 +26,7 @@ class BlockPool:
         return len(self._free)
 
     def allocate(self, count: int) -> list[int] | None:
-        """Blocks with whatever stood in them, or none if there are too few."""
+        """Return `count` blocks with old contents, or None where fewer are free."""
         if count > len(self._free):
             return None
         taken = list(itertools.islice(self._free, count))
@@ -33,7 +35,10 @@ class BlockPool:
         return taken
 
     def hit(self, tokens: Sequence[int]) -> list[int]:
-        """The longest run of cached blocks for these tokens, now held; leaves a token to compute."""
+        """Return the longest run of cached blocks for `tokens`, with a reference on each block.
+
+        At least one token stays to compute.
+        """
         found: list[int] = []
         for end in range(self.block_size, len(tokens), self.block_size):
             block = self._block_of.get(tuple(tokens[:end]))
@@ -44,24 +49,24 @@ class BlockPool:
         return found
 
     def cache(self, block: int, prefix: Prefix) -> None:
-        """From now on `block` is hit by whoever begins with `prefix`, whether it is written or not."""
+        """Enter a block into the prefix cache under `prefix`, written or not."""
         if self._block_of.setdefault(prefix, block) == block:
             known = self._prefix_of.setdefault(block, prefix)
             assert known == prefix, f"block {block} is in the prefix cache under another prefix"
 
     def evict(self, blocks: Iterable[int]) -> int:
-        """Take blocks out of the prefix cache; return how many of them were in it."""
+        """Take blocks out of the prefix cache; return the number of blocks that were cached."""
         cached = [block for block in blocks if block in self._prefix_of]
         for block in cached:
             del self._block_of[self._prefix_of.pop(block)]
         return len(cached)
 
     def evict_all(self) -> int:
-        """Empty the prefix cache; return how many blocks were in it."""
+        """Empty the prefix cache; return the number of blocks that were cached."""
         return self.evict(list(self._prefix_of))
 
     def free(self, blocks: Sequence[int]) -> None:
-        """Give blocks back, the last first, so that a prefix outlives what follows it."""
+        """Give blocks back in reverse order, so that a prefix stays longer than the tokens after the prefix."""
         for block in reversed(blocks):
             self._holders[block] -= 1
             assert self._holders[block] >= 0, f"block {block} was given back too often"

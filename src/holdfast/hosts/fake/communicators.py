@@ -1,7 +1,7 @@
-"""Communicators in memory: collectives that block like real ones, for tests and simulation. No sockets.
+"""Communicators in memory, with collectives that block. For tests and simulation; no sockets.
 
-A group is the ranks of one epoch. A collective of it ends when every rank takes part or when somebody
-breaks the group, and a broken group stays broken.
+A group holds the ranks of one epoch. A collective ends when every rank takes part or when a rank breaks the group;
+a broken group stays broken.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ T = TypeVar("T")
 
 
 class CollectiveBroken(Exception):
-    """A collective failed because its group was broken."""
+    """Error of a collective in a broken group."""
 
 
 @dataclass
 class FakeGroup:
-    """The ranks of one epoch. `open` until it is closed; ready once every rank has joined."""
+    """The ranks of an epoch; open until closed, ready once every rank has joined."""
 
     size: int
     joined: set[int] = field(default_factory=set)
@@ -36,7 +36,7 @@ class FakeGroup:
         return len(self.joined) == self.size
 
     def contribute(self, rank: int, value: object) -> dict[int, object]:
-        """The round that this is the rank's part of: the first one that it has no part in."""
+        """Add the value of a rank to the first round without a value of the rank; return the round."""
         for parts in self.rounds:
             if rank not in parts:
                 parts[rank] = value
@@ -46,7 +46,7 @@ class FakeGroup:
 
 
 class FakeNetwork:
-    """What the ranks of one lockstep group share. Rendezvous are opened and closed here."""
+    """The network of a lockstep group. Opens and closes the rendezvous of each epoch."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -54,11 +54,12 @@ class FakeNetwork:
         self._groups: dict[int, FakeGroup] = {}
 
     def rank(self, rank: int) -> FakeCommunicators:
-        """The communicators of one rank, in the group that all of them start with."""
+        """Return the communicators of a rank, in the group with which all ranks start."""
         started = self._groups.setdefault(-1, FakeGroup(self.size, set(range(self.size)), closed=True))
         return FakeCommunicators(self, rank, started)
 
     def open(self, epoch: int) -> Rendezvous:
+        """Open the rendezvous of an epoch and close the rendezvous of every older epoch."""
         with self.changed:
             for older in [e for e in self._groups if 0 <= e < epoch]:
                 self._close(older)
@@ -66,15 +67,17 @@ class FakeNetwork:
         return Rendezvous("memory", 0, epoch)
 
     def close(self, epoch: int) -> None:
+        """Close the rendezvous of an epoch: ranks that wait in the rendezvous fail."""
         with self.changed:
             self._close(epoch)
 
     def group(self, epoch: int) -> FakeGroup | None:
-        """The group that ranks of an epoch still come together in."""
+        """Return the group in which the ranks of an epoch meet, or None once closed."""
         found = self._groups.get(epoch)
         return None if found is None or found.closed else found
 
     def wait_until(self, done: Callable[[], bool], timeout_s: float) -> bool:
+        """Wait until `done` holds; return whether `done` held within `timeout_s`."""
         with self.changed:
             return self.changed.wait_for(done, timeout_s)
 
@@ -129,13 +132,17 @@ class FakeCommunicators:
         return ()
 
     def all_reduce(self, value: float, timeout_s: float) -> float:
-        """The sum over all ranks. Raises as `all_gather` does."""
+        """Return the sum over all ranks. Raises as `all_gather` does."""
         return sum(self.all_gather(value, timeout_s))
 
     def all_gather(self, value: T, timeout_s: float) -> list[T]:
-        """What every rank contributed, in the order of the ranks. Nobody looks whether it is of the same step.
+        """Return the value of every rank, in the order of the ranks.
 
-        Raises: `CollectiveBroken`; `TimeoutError` in the end.
+        Values of different steps are not told apart, as on a real network.
+
+        Raises:
+            CollectiveBroken: the group is or gets broken.
+            TimeoutError: a rank took no part within `timeout_s`.
         """
         network, group = self._network, self._group
         with network.changed:
@@ -166,6 +173,6 @@ class FakeCommunicators:
             self._network.changed.notify_all()
         came = self._network.wait_until(lambda: group.ready or group.closed, timeout_s)
         if not group.ready:
-            why = "the rendezvous went" if came else f"the peers did not come within {timeout_s:g} s"
+            why = "the rendezvous was closed" if came else f"the peers did not come within {timeout_s:g} s"
             raise RecoveryFailed(f"the ranks of epoch {rendezvous.epoch} did not meet: {why}")
         return group

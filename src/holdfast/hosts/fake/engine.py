@@ -1,6 +1,6 @@
-"""The pretend engine core: a busy loop's step with phases to fail in, and the recovery after it failed.
+"""The pretend engine core: the step of a busy loop with phases to fail in, and the recovery.
 
-Implements `EngineHost`. A step raises what went wrong in it, as the host's does; `recover` repairs.
+Implements `EngineHost`. A step raises the error of its phase, as the host's step does.
 """
 
 from __future__ import annotations
@@ -28,9 +28,13 @@ from holdfast.hosts.fake.worker import REBUILD_S, ArmedFaults, FakeWorker, Locks
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """How big the pretend engine is. `steps_in_flight` of 2 schedules ahead of the outputs.
+    """The size and the mode of a pretend engine core.
 
-    With `rank_threads` every rank runs on a thread of its own and waits for the others in collectives.
+    Attributes:
+        steps_in_flight: 1, or 2 to schedule ahead of the outputs.
+        rank_threads: run every rank on a thread, with blocking collectives between ranks.
+        unsafe_keep_suspect_blocks: leave suspect KV in the prefix cache; answers go wrong.
+        unsafe_skip_fence: let failed ranks take steps; answers go wrong.
     """
 
     ranks: int = 1
@@ -46,16 +50,22 @@ class EngineOptions:
 
 @dataclass(frozen=True)
 class OutputToken:
+    """A token sent to the front end."""
+
     request_id: str
     token: int
 
 
 class Interrupted(Exception):
-    """The busy loop was told to pause."""
+    """Error of a busy loop that was told to pause."""
 
 
 class FakeEngineCore:
-    """Implements `EngineHost`. With `data_parallel` it agrees with other engine cores after every step."""
+    """Implementation of `EngineHost` in memory.
+
+    Args:
+        data_parallel: the communicators to the other engine cores of the lockstep group; None: no lockstep.
+    """
 
     def __init__(
         self,
@@ -89,7 +99,7 @@ class FakeEngineCore:
         self._processed: list[OutputToken] = []
         self._sent: list[OutputToken] = []
 
-    # ---- its front end
+    # ---- for the front end
 
     def add(
         self,
@@ -99,18 +109,23 @@ class FakeEngineCore:
         history: Sequence[int] = (),
         client_index: int = 0,
     ) -> None:
-        """Accept a request, or go on behind its `history`. Raises `ValueError` for one that could never fit."""
+        """Accept a request, with `history` as output so far.
+
+        Raises:
+            ValueError: the request can never fit.
+        """
         tokens = len(prompt) + max_tokens
         if not prompt or max_tokens < 1 or tokens > (self._options.blocks - 1) * self._options.block_size:
             raise ValueError(f"{len(prompt)} + {max_tokens} tokens do not fit")
         self._scheduler.add(FakeRequest(request_id, tuple(prompt), max_tokens, list(history), client_index))
 
     def abort(self, request_id: str) -> None:
+        """End a request without an output; does nothing for an unknown request."""
         if request_id in self._scheduler.requests:
             self._scheduler.finish(request_id)
 
     def take_outputs(self) -> list[OutputToken]:
-        """What was sent to the front end since the last call."""
+        """Return the tokens sent to the front end since the last call."""
         sent, self._sent = self._sent, []
         return sent
 
@@ -122,13 +137,17 @@ class FakeEngineCore:
         return self._interrupted
 
     def step(self) -> bool:
-        """One turn of the busy loop; false when nobody had anything to do. Raises what a step raises."""
+        """Run one turn of the busy loop; return whether an engine core of the lockstep group has work.
+
+        Raises the error of a failed step.
+        """
         if self._interrupted:
             raise Interrupted(f"engine {self._engine_id} was told to pause")
         self._drop_requests()
         return self._agree(self._turn())
 
     def _drop_requests(self) -> None:
+        """End the requests of lost API servers."""
         while self._clients_gone:
             client_index = self._clients_gone.popleft()
             for request in [r for r in self._scheduler.requests.values() if r.client_index == client_index]:
@@ -145,14 +164,14 @@ class FakeEngineCore:
         return True
 
     def _agree(self, busy: bool) -> bool:
-        """Engine cores in lockstep go on as long as one of them has something to do."""
+        """Return whether any engine core of the lockstep group has work."""
         if self._data_parallel is None:
             return busy
         self._faults.reach(Phase.DP_SYNC)
         return self._data_parallel.all_reduce(float(busy), COLLECTIVE_S) > 0
 
     def _submit(self) -> bool:
-        """Schedule a step and hand it to the workers; true when there is room for another."""
+        """Schedule a step and hand the step to the workers; return whether another step may be in flight."""
         parts = self._scheduler.schedule()
         if not parts:
             return False
@@ -218,7 +237,7 @@ class FakeEngineCore:
         self._clients_gone.append(client_index)
 
     def introduce_to_coordinator(self) -> None:
-        """There is none."""
+        """Do nothing: a pretend engine core has no coordinator."""
 
     def kill_rank(self, rank: int) -> None:
         self.workers[rank].die()
@@ -226,7 +245,7 @@ class FakeEngineCore:
     def recover(
         self, error: Exception, epoch: int, rendezvous: Rendezvous | None, replace: Sequence[int] = ()
     ) -> RecoveryReport:
-        """Drop stale replies, rewind, give the workers every history, let them in under `epoch`."""
+        """Drop stale replies, rewind, restore the workers and let the ranks take steps in `epoch`."""
         self._interrupted = False
         stale = len(self._steps)
         self._steps.clear()
@@ -245,7 +264,7 @@ class FakeEngineCore:
         )
 
     def _replace(self, ranks: Sequence[int]) -> list[int]:
-        """Workers whose memory holds nothing, in the places of these and of the dead."""
+        """Replace the named ranks and the dead ranks by workers with empty memory; return the ranks replaced."""
         replaced = [w.rank for w in self.workers if w.gone or w.rank in ranks]
         for rank in replaced:
             memory = KVMemory(rank, self._options.blocks, self._options.block_size)

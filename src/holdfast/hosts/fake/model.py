@@ -1,6 +1,6 @@
-"""The pretend model: a token depends on every KV slot before it, so one that was never written shows.
+"""The pretend model: a token depends on every KV slot before the token, so a slot that was never written shows.
 
-Owns the arithmetic and a rank's KV memory. A slot that nobody wrote holds rubbish, as memory does.
+Owns the arithmetic and the KV memory of a rank. A slot that was never written holds garbage.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def _slot(attended: int, token: int, rank: int) -> int:
 
 
 def sample(attended_by_rank: Iterable[int]) -> int:
-    """The next token, from what every rank attended to (its all-reduce)."""
+    """Return the next token, from the attention result of every rank (an all-reduce)."""
     state = 0
     for attended in attended_by_rank:
         state = _mix(state, attended)
@@ -28,7 +28,7 @@ def sample(attended_by_rank: Iterable[int]) -> int:
 
 
 def fault_free_output(prompt: Sequence[int], max_tokens: int, ranks: int) -> list[int]:
-    """What an engine without blocks, batches or faults would answer."""
+    """Return the output tokens of an engine without blocks, batches or faults."""
     attended, tokens = [0] * ranks, list(prompt)
     for position in range(len(prompt) + max_tokens - 1):
         for rank in range(ranks):
@@ -39,7 +39,7 @@ def fault_free_output(prompt: Sequence[int], max_tokens: int, ranks: int) -> lis
 
 
 class KVMemory:
-    """One rank's KV slots, addressed through block tables."""
+    """The KV slots of a rank, addressed through block tables."""
 
     def __init__(self, rank: int, blocks: int, block_size: int) -> None:
         self._rank = rank
@@ -47,14 +47,14 @@ class KVMemory:
         self._slots = [_mix(rank, slot) ^ 0xDEAD for slot in range(blocks * block_size)]
 
     def attend(self, blocks: Sequence[int], tokens: int) -> int:
-        """What attention over the first `tokens` slots of a block table comes to."""
+        """Return the result of attention over the first `tokens` slots of a block table."""
         state = 0
         for position in range(tokens):
             state = _mix(state, self._slots[self._at(blocks, position)])
         return state
 
     def write(self, blocks: Sequence[int], start: int, tokens: Sequence[int]) -> int:
-        """Compute and write the KV of `tokens` from position `start` on; what the last attended to."""
+        """Write the KV of `tokens` from position `start` on; return the attention result of the last token."""
         state = self.attend(blocks, start)
         for position, token in enumerate(tokens, start):
             slot = _slot(state, token, self._rank)

@@ -1,7 +1,7 @@
-"""Ranks on threads of their own that wait for each other in collectives, as processes of the host do.
+"""Ranks on threads that wait for each other in collectives, as processes of the host do.
 
-A step is handed to every rank and only the first one's reply is heard: what another rank raises comes to
-light where its peers wait for it, or through its reporter.
+A step goes to every rank and only the reply of the first rank is read: an error of another rank shows in the
+collectives of its peers, or through its reporter.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ REPLY_S = 15.0
 
 
 class RankThreads:
-    """The workers of one engine core, each in lockstep with the others through its communicators."""
+    """The workers of an engine core, each on a thread, in lockstep through communicators."""
 
     def __init__(self, workers: Sequence[FakeWorker]) -> None:
         self.workers = tuple(workers)
@@ -30,12 +30,12 @@ class RankThreads:
             worker.communicators = self.network.rank(worker.rank)
 
     def execute(self, parts: Sequence[Part]) -> Reply:
-        """Hand a step to every rank; the reply waits for the first one."""
+        """Hand a step to every rank; return a reply that waits for the first rank."""
         replies = [thread.submit(_step, worker, parts) for thread, worker in self._each()]
         return lambda: replies[0].result(REPLY_S)
 
     def restore(self, epoch: int, histories: Mapping[str, Sequence[int]], rendezvous: Rendezvous | None) -> None:
-        """Let every rank back in. Raises as soon as one fails, whatever the others wait for."""
+        """Restore every rank. Raises the error of the first rank that fails, without waiting for the rest."""
         restored: list[Future[None]] = [
             thread.submit(_restore, worker, epoch, histories, rendezvous) for thread, worker in self._each()
         ]
@@ -46,6 +46,7 @@ class RankThreads:
             raise WorkerFailed(f"{len(late)} ranks did not restore within {REBUILD_S:g} s")
 
     def close(self) -> None:
+        """End the threads without waiting for steps under way."""
         for thread in self._threads:
             thread.shutdown(wait=False, cancel_futures=True)
 
@@ -68,7 +69,7 @@ def _phases(worker: FakeWorker, parts: Sequence[Part]) -> dict[str, int]:
     attended = worker.communicators.all_gather(worker.forward(parts), COLLECTIVE_S)
     worker.faults.reach(Phase.STEP_END)
     worker.faults.reach(Phase.SAMPLE_START)
-    # Of ranks that are not in the same step the shapes may differ: memory is read all the same.
+    # Ranks in different steps may differ in shape: memory is read all the same, as on a device.
     sampled = {
         part.request_id: sample(rank[index % len(rank)] for rank in attended)
         for index, part in enumerate(parts)

@@ -1,4 +1,4 @@
-"""Which requests of the pretend engine may be scheduled, and the end of one that is guilty."""
+"""The open requests of the pretend engine: scheduling rules, standings, and the end of a poison request."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ CONTROL_TOKENS = 16
 
 
 class FakeRequests:
-    """Implements `RequestHost`. `ended` says why a request did not finish."""
+    """Implementation of `RequestHost` in memory. `ended` maps a request id to the reason of the error."""
 
     def __init__(self, scheduler: FakeScheduler) -> None:
         self._scheduler = scheduler

@@ -1,7 +1,7 @@
 """The pretend scheduler: continuous batching, chunked prefill, preemption, and the rewind after a fault.
 
-Keeps the host's order of things: counters advance and blocks enter the prefix cache when a step is
-scheduled, long before anything is written.
+Keeps the order of the host: counters advance and blocks enter the prefix cache when a step is scheduled, long before
+the step writes KV.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from holdfast.hosts.fake.worker import Part
 
 @dataclass(eq=False)
 class FakeRequest:
-    """One request. `expected` counts tokens that are being sampled and not yet known."""
+    """A request; `expected` counts tokens that a step in flight samples."""
 
     request_id: str
     prompt: tuple[int, ...]
@@ -40,6 +40,7 @@ class FakeRequest:
 
     @property
     def tokens(self) -> tuple[int, ...]:
+        """Prompt and output."""
         return (*self.prompt, *self.output)
 
     @property
@@ -48,7 +49,7 @@ class FakeRequest:
 
     @property
     def to_compute(self) -> int:
-        """Tokens that a step could compute now."""
+        """The number of tokens that a step could compute now."""
         if len(self.output) + self.expected >= self.max_tokens:
             return 0
         return self.total + self.expected - self.computed
@@ -58,29 +59,33 @@ class FakeRequest:
 
 
 class FakeScheduler:
+    """The scheduler of a pretend engine core."""
+
     def __init__(self, pool: BlockPool, *, step_tokens: int, max_running: int) -> None:
         self.requests: dict[str, FakeRequest] = {}
         self._pool = pool
         self._step_tokens = step_tokens
         self._max_running = max_running
         self._running: list[FakeRequest] = []
-        self._holding: deque[FakeRequest] = deque()  # rewound: waits with its good blocks, goes first
+        self._holding: deque[FakeRequest] = (
+            deque()
+        )  # rewound requests that wait with their good blocks; scheduled first
         self._waiting: deque[FakeRequest] = deque()
-        # Requests that ended while a step of theirs was in flight: their blocks may be suspect too.
+        # Requests that ended with a step in flight: their blocks may be suspect too.
         self._left: list[tuple[int, HeldRequest]] = []
         self._scheduled_steps = 0
         self._processed_steps = 0
         self.may_run: Callable[[str], bool] = lambda _: True
         self.before_step: Callable[[], None] | None = None
 
-    # ---- requests come and go
+    # ---- adding and ending requests
 
     def add(self, request: FakeRequest) -> None:
         self.requests[request.request_id] = request
         self._waiting.append(request)
 
     def finish(self, request_id: str) -> None:
-        """A request ends, done or aborted; its blocks are free at once, whatever is in flight."""
+        """End a request, done or aborted. The blocks are free at once, also with a step in flight."""
         request = self.requests.pop(request_id)
         if request.in_flight:
             self._left.append((self._scheduled_steps, request.held()))
@@ -126,7 +131,7 @@ class FakeScheduler:
         return self._waiting, None
 
     def processed(self, part: Part, token: int | None) -> bool:
-        """Take one request's result; false if it is gone."""
+        """Take the result of a request in a step; return False for a request that has ended."""
         request = self.requests.get(part.request_id)
         if request is None:
             return False
@@ -167,7 +172,7 @@ class FakeScheduler:
         missing = -(-tokens // self._pool.block_size) - len(request.blocks)
         while (new := self._pool.allocate(max(0, missing))) is None:
             last = self._running[-1] if self._running else request
-            if not may_preempt or last.in_flight:  # it cannot be preempted before its step is done
+            if not may_preempt or last.in_flight:  # a request cannot be preempted before its step has ended
                 return False
             self._preempt(last)
             if last is request:
@@ -195,7 +200,7 @@ class FakeScheduler:
     # ---- after a fault
 
     def rewind(self, *, keep_suspect_blocks: bool, memory_lost: bool = False) -> RecoveryReport:
-        """Put every request back to what was written for certain; nothing is in flight any more."""
+        """Put every request back to the tokens that were written for certain, with nothing in flight."""
         requests = [*self._running, *self._holding]
         held = [r.held() for r in requests]
         plan = plan_rewind([*held, *self._gone_in_flight()], self._pool.block_size)
@@ -219,7 +224,7 @@ class FakeScheduler:
         )
 
     def recompute(self, request_id: str) -> None:
-        """Nothing of what a request that waits has computed is good."""
+        """Give up the KV of a rewound request, also in the prefix cache."""
         request = self.requests.get(request_id)
         if request is not None and request in self._holding:
             self._pool.evict(request.blocks)
@@ -227,7 +232,7 @@ class FakeScheduler:
             self._put_back(request, 0)
 
     def _gone_in_flight(self) -> Iterable[HeldRequest]:
-        """Under names of their own: a request that left may have come again."""
+        """Yield departed requests under new names: a departed request may have been added again."""
         for index, (_, held) in enumerate(self._left):
             yield HeldRequest(f"left {index}", held.total, held.computed, held.in_flight, held.blocks, False)
 
@@ -241,5 +246,5 @@ class FakeScheduler:
         self._pool.free(request.blocks[kept:])
         del request.blocks[kept:]
         request.computed, request.cached = good, min(request.cached, good // self._pool.block_size)
-        request.known_to_workers = True  # the workers are given every history anew
+        request.known_to_workers = True  # a restore gives the workers every history
         self._holding.appendleft(request)

@@ -1,4 +1,4 @@
-"""A pretend worker and the lockstep group of all of them: they run a step phase by phase, together.
+"""A pretend worker, and the lockstep group of all workers, which runs a step phase by phase.
 
 A rank that raises fences itself and tells its reporter; its peers find their communicator broken.
 """
@@ -27,23 +27,23 @@ SILENT = frozenset({FaultKind.STOP, FaultKind.HANG, FaultKind.SPIN, FaultKind.DE
 
 
 class WorkerFailed(RuntimeError):
-    """The engine core's side of a worker's exception: only its text."""
+    """Error of the engine core that repeats the text of a worker's exception."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """One request's share of a step: compute `count` tokens from `start` on, then sample if `samples`."""
+    """The share of a request in a step: compute `count` tokens from `start` on, then sample if `samples`."""
 
     request_id: str
     start: int
     count: int
     blocks: tuple[int, ...]
     samples: bool
-    history: tuple[int, ...] | None = None  # of a request that the workers do not know yet
+    history: tuple[int, ...] | None = None  # set for a request that the workers do not know yet
 
 
 class ArmedFaults:
-    """Armed faults; `reach` raises when one goes off."""
+    """The armed faults of a process; `reach` raises a fault that is due."""
 
     def __init__(self) -> None:
         self._armed: list[ArmedFault] = []
@@ -61,7 +61,7 @@ class ArmedFaults:
             if fault.spec.kind is not FaultKind.NAN:
                 raise InjectedFault(fault.spec)
             spoilt |= dict.fromkeys(_spoilt_by(fault.spec, self.batch))
-        if spoilt:  # what looks at logits names all whose they are
+        if spoilt:  # the error names every request with spoilt logits
             message = f"NaN or infinite logits of {len(spoilt)} of {len(self.batch)} requests"
             raise NonFiniteLogits(message, request_ids=tuple(spoilt))
 
@@ -75,7 +75,7 @@ def _spoilt_by(spec: InjectionSpec, batch: Sequence[str]) -> Sequence[str]:
 
 @dataclass
 class FakeWorker:
-    """Implements `WorkerHost`. Has its own KV memory and its own copy of every request's tokens."""
+    """Implementation of `WorkerHost` with a KV memory and a copy of every request's tokens."""
 
     engine_id: int
     rank: int
@@ -85,9 +85,9 @@ class FakeWorker:
     fenced: bool = False
     fenced_in: int = 0
     gone: bool = False
-    hangs: bool = False  # until it is killed for it
-    skips_fence: bool = False  # makes answers wrong; a test shows so
-    communicators: FakeCommunicators | None = None  # none: its peers are looked after for it
+    hangs: bool = False  # until the process is killed
+    skips_fence: bool = False  # answers go wrong; a test shows it
+    communicators: FakeCommunicators | None = None  # None: `LockstepGroup` fences the peers
     faults: ArmedFaults = field(default_factory=ArmedFaults)
     tokens: dict[str, list[int]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -96,11 +96,11 @@ class FakeWorker:
         self.faults.arm(spec)
 
     def restore(self, epoch: int, histories: Mapping[str, Sequence[int]], rendezvous: Rendezvous | None = None) -> None:
-        """Forget everything but these histories; take part again."""
+        """Keep the given histories and nothing else; take part in steps again."""
         if self.gone:
             raise WorkerFailed(f"rank {self.rank} is gone")
         with self._lock:
-            self.epoch = epoch  # what belongs to an older one is history from now on
+            self.epoch = epoch  # a break of an older epoch changes nothing from now on
         self.faults.reach(Phase.REBUILD)
         if rendezvous is not None and self.communicators is not None:
             self.communicators.rebuild(rendezvous, REBUILD_S)
@@ -109,16 +109,16 @@ class FakeWorker:
             self.fenced = self.fenced and self.fenced_in >= epoch
 
     def die(self) -> None:
-        """End without a word: peers find their connections to this rank closed."""
+        """End without a report: the connections to the peers close."""
         self.gone = True
         self._break()
 
     def begin_anew(self, memory: KVMemory) -> None:
-        """What a new process in this rank's place is: nothing written, nothing known, not let in yet."""
+        """Become the replacement of a dead process: empty memory, no request known, not let in yet."""
         self.memory, self.tokens, self.gone, self.hangs = memory, {}, False, False
 
     def forward(self, parts: Sequence[Part]) -> list[int]:
-        """Write the KV of a batch; what each request's last token attended to."""
+        """Write the KV of a batch; return the attention result of each request's last token."""
         attended: list[int] = []
         self.faults.batch = tuple(part.request_id for part in parts)
         for index, part in enumerate(parts):
@@ -146,7 +146,7 @@ class FakeWorker:
             return self.communicators.waits_in
 
     def fence(self, error: Exception, phase: Phase | None) -> None:
-        """Refuse work from now on, let nobody wait, and say why to whoever listens."""
+        """Refuse steps from now on, report the error, then break the collectives."""
         if self.fenced or self.gone or self.skips_fence:
             return
         with self._lock:
@@ -160,13 +160,13 @@ class FakeWorker:
         self.reporter.report(fault, self.epoch)
 
     def fail_entering(self, error: Exception) -> None:
-        """A restore failed: the others would wait where they meet."""
+        """Report a failed restore and break the collectives, so that no peer waits for this rank."""
         self.report(error, Phase.REBUILD)
         with self._lock:
             self._break()
 
     def refuse_if_fenced(self) -> None:
-        """Raises for a rank that takes part in nothing."""
+        """Raise for a rank that is gone or fenced."""
         if self.gone:
             raise WorkerFailed(f"rank {self.rank} is gone")
         if self.fenced:
@@ -177,20 +177,20 @@ class FakeWorker:
 
 
 class LockstepGroup:
-    """The workers of one engine core. A step succeeds on every rank or fails on every rank."""
+    """The workers of an engine core, where a step succeeds or fails on every rank."""
 
     def __init__(self, workers: Sequence[FakeWorker]) -> None:
         self.workers = tuple(workers)
 
     def execute(self, parts: Sequence[Part]) -> Reply:
-        """Run one step. The reply is the sampled tokens, or raises as the engine core gets to see it."""
+        """Run a step; return a reply with the sampled tokens, or a reply that raises the engine core's error."""
         try:
             sampled = self._phases(parts)
         except _RankRaised as raised:
             kind = getattr(raised.error, "kind", FaultKind.RAISE)
             raised.worker.hangs = kind in SILENT
             if raised.worker.hangs or kind is FaultKind.KILL:
-                raised.worker.gone = True  # it says nothing any more; who watches it notices
+                raised.worker.gone = True  # reports nothing; only a watch notices
             raised.worker.fence(raised.error, raised.phase)
             for worker in self.workers:
                 worker.fenced = True  # their communicator is broken
