@@ -144,7 +144,7 @@ def test_a_rank_that_dies_in_the_middle_gets_a_new_process_and_no_token_changes(
 
 
 @pytest.mark.parametrize("about", [TWO_RANKS, TWO_ENGINES])
-def test_workers_that_are_restarted_by_hand_in_the_middle_change_no_token(make_lockstep, about):
+def test_workers_that_are_restarted_by_operator_in_the_middle_change_no_token(make_lockstep, about):
     lockstep = make_lockstep(**about)
     restarting = lockstep.restart_workers_before_step(6)
     lockstep.run()
@@ -204,16 +204,16 @@ def test_a_break_of_an_old_epoch_does_not_stop_a_rank_that_was_let_back_in(make_
     assert not engine.core.workers[1].fenced
 
 
-# ---- by hand
+# ---- by operator
 
 
 def paused(lockstep):
-    return all(e.paused_by_hand and e.state == "paused" for e in lockstep.client.view().engines)
+    return all(e.paused_by_operator and e.state == "paused" for e in lockstep.client.view().engines)
 
 
 @pytest.mark.parametrize("soft", [False, True])
 @pytest.mark.parametrize("about", [TWO_RANKS, TWO_ENGINES])
-def test_a_pause_and_a_resume_by_hand_in_the_middle_change_no_token(make_lockstep, monkeypatch, about, soft):
+def test_a_pause_and_a_resume_by_operator_in_the_middle_change_no_token(make_lockstep, monkeypatch, about, soft):
     monkeypatch.setattr(deadlines, "SOFT_PAUSE_S", 0.05)
     lockstep = make_lockstep(**about)
     pausing = lockstep.pause_before_step(6, soft=soft)
@@ -227,7 +227,7 @@ def test_a_pause_and_a_resume_by_hand_in_the_middle_change_no_token(make_lockste
     assert lockstep.happened(EventKind.FAULT_REPORTED) == []
 
 
-def test_a_fault_of_a_recovery_after_a_pause_by_hand_changes_no_token(make_lockstep):
+def test_a_fault_of_a_recovery_after_a_pause_by_operator_changes_no_token(make_lockstep):
     lockstep = make_lockstep(**TWO_ENGINES)
     lockstep.arm(Phase.REBUILD, engine=1, rank=1)
     lockstep.pause_before_step(6)

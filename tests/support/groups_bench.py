@@ -34,7 +34,7 @@ def recovering(config=AUTO):
     return bench
 
 
-def paused_by_hand(config=AUTO, soft=False):
+def paused_by_operator(config=AUTO, soft=False):
     bench = a_pair(config)
     bench.pause("pause", 0, soft=soft)
     bench.stands(0, broken=not soft)

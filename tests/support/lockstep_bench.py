@@ -132,7 +132,7 @@ class Lockstep:
         self.client.submit(command).result(WAIT_S)
 
     def pause_before_step(self, step, soft=False):
-        """Have the whole group paused by hand before a step of the first engine core; how that ended."""
+        """Have the whole group paused by operator before a step of the first engine core; how that ended."""
         core, paused = self.engines[0].core, []
 
         def pause():

@@ -41,7 +41,7 @@ class EngineStatus(msgspec.Struct, frozen=True, kw_only=True):
     epoch: int
     ranks: int
     lockstep_with: tuple[int, ...] = ()
-    paused_by_hand: bool = False
+    paused_by_operator: bool = False
     unrebuildable: tuple[str, ...] = ()
     pid: int | None
     hooks: tuple[str, ...]
@@ -176,7 +176,7 @@ def _engine_status(engine: EngineView) -> EngineStatus:
         epoch=engine.epoch,
         ranks=engine.ranks,
         lockstep_with=engine.lockstep_with,
-        paused_by_hand=engine.paused_by_hand,
+        paused_by_operator=engine.paused_by_operator,
         unrebuildable=engine.unrebuildable,
         pid=engine.pid,
         hooks=engine.hooks,

@@ -66,8 +66,8 @@ def _row(engine: EngineStatus) -> list[Text]:
 
 
 def _state(engine: EngineStatus) -> str:
-    by_hand = engine.paused_by_hand and engine.state in (EngineState.PAUSING, EngineState.PAUSED)
-    return f"{engine.state} by hand" if by_hand else engine.state
+    by_operator = engine.paused_by_operator and engine.state in (EngineState.PAUSING, EngineState.PAUSED)
+    return f"{engine.state} by operator" if by_operator else engine.state
 
 
 def _limits(found: Status) -> Iterator[str]:

@@ -116,7 +116,7 @@ def test_each_command_has_an_id_of_its_own(client: TestClient, control: MemoryCo
     assert all(len(i) == 32 for i in ids)
 
 
-# ---- pausing by hand
+# ---- pausing by operator
 
 
 @BOTH_PREFIXES
@@ -135,7 +135,7 @@ def test_the_hosts_format_does_not_wait_for_a_pause_that_takes_its_time() -> Non
 
 
 @BOTH_PREFIXES
-def test_what_was_paused_by_hand_goes_on_when_told(prefix: str) -> None:
+def test_what_was_paused_by_operator_goes_on_when_told(prefix: str) -> None:
     control, client = pair()
     client.post(f"{prefix}/apply", json=awaited("pause"))
     assert client.post(f"{prefix}/apply", json=awaited("resume")).status_code == 200

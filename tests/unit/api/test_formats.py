@@ -43,10 +43,10 @@ def test_the_status_says_who_pauses_with_whom() -> None:
     assert [e.lockstep_with for e in status.engines] == [(1, 2), (0, 2), (0, 1), ()]
 
 
-def test_the_status_says_which_engines_were_paused_by_hand() -> None:
+def test_the_status_says_which_engines_were_paused_by_operator() -> None:
     control = MemoryControl(ALONE).attach()
     control.submit(Pause(command_id="c0ffee", engine_ids=(1,)))
-    assert [e.paused_by_hand for e in formats.render_status(control.view()).engines] == [False, True]
+    assert [e.paused_by_operator for e in formats.render_status(control.view()).engines] == [False, True]
 
 
 def test_the_status_says_what_cannot_be_rebuilt() -> None:

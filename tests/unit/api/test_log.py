@@ -29,7 +29,7 @@ def test_a_recovered_fault_reads_as_a_story() -> None:
     ]
 
 
-def test_a_pause_by_hand_reads_as_a_story() -> None:
+def test_a_pause_by_operator_reads_as_a_story() -> None:
     control = MemoryControl(((0, 1),)).attach()
     control.obedient = True
     control.submit(Pause(command_id="c0ffee", engine_ids=(1,)))

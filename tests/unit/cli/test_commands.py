@@ -29,14 +29,14 @@ def test_status_shows_a_defeat(run: Run, control: MemoryControl) -> None:
     assert "defeated: a rank did not answer in time" in run("status").stdout
 
 
-def test_status_shows_who_is_in_lockstep_and_what_was_paused_by_hand(run: Run, server: LiveServer) -> None:
+def test_status_shows_who_is_in_lockstep_and_what_was_paused_by_operator(run: Run, server: LiveServer) -> None:
     server.control = MemoryControl(((0, 1), (2,))).attach()
     server.control.obedient = True
     server.control.submit(Pause(command_id="c0ffee", engine_ids=(0,)))
     rows = [" ".join(line.replace("│", " ").split()) for line in run("status").stdout.splitlines() if "4001" in line]
     assert [row[: row.index(" 0 1 ")] for row in rows] == [
-        "0 1 unhealthy paused by hand",
-        "1 0 unhealthy paused by hand",
+        "0 1 unhealthy paused by operator",
+        "1 0 unhealthy paused by operator",
         "2 – healthy healthy",
     ]
 

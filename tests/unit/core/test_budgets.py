@@ -161,7 +161,7 @@ def test_of_a_pause_that_was_resumed_nothing_is_left(soft):
     bench.stands(broken=not soft)
     bench.resume("resume")
     bench.recovered()
-    assert not bench.view().paused_by_hand
+    assert not bench.view().paused_by_operator
     assert recover_from_a_fault(bench) == ("retry", 1)
 
 

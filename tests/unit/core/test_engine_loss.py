@@ -132,7 +132,7 @@ def test_a_restart_that_was_asked_for_fails_when_what_was_started_dies():
 
 
 @pytest.mark.parametrize("unrecoverable_reason", ["processes are forked here"])
-def test_what_could_not_be_replaced_is_not_restarted_by_hand_either(unrecoverable_reason):
+def test_what_could_not_be_replaced_is_not_restarted_by_operator_either(unrecoverable_reason):
     bench = Bench(CONFIG)
     with pytest.raises(CommandConflict, match="cannot be replaced: processes are forked here"):
         bench.instance.submit(RestartEngine(command_id="restart", engine_id=0), bench.now, unrecoverable_reason)
@@ -189,7 +189,7 @@ def test_where_retries_do_not_last_another_engine_core_goes_on():
     assert kinds(bench.held())[-1] == "End"
 
 
-# ---- paused by hand
+# ---- paused by operator
 
 
 def paused_and_lost():
@@ -200,13 +200,13 @@ def paused_and_lost():
     return bench
 
 
-def test_what_takes_the_place_of_an_engine_core_that_was_paused_by_hand_is_paused_too():
+def test_what_takes_the_place_of_an_engine_core_that_was_paused_by_operator_is_paused_too():
     bench = paused_and_lost()
     effects = bench.attached(0, pid=8)
     assert [(e.engine_id, e.message.soft, e.message.epoch) for e in effects if isinstance(e, Send)] == [(0, True, 0)]
     assert {e.event.state for e in effects if isinstance(e, Publish)} == {EngineState.PAUSING}  # never shown as healthy
     bench.stands(0, broken=False)
-    assert (bench.view(0).state, bench.view(0).pid, bench.view(0).paused_by_hand) == (EngineState.PAUSED, 8, True)
+    assert (bench.view(0).state, bench.view(0).pid, bench.view(0).paused_by_operator) == (EngineState.PAUSED, 8, True)
     assert bench.all(BeginRecovery) == []
 
 
@@ -218,7 +218,7 @@ def test_it_goes_on_when_it_is_told_to_and_has_used_up_no_retry():
     bench.recovered(0)
     assert bench.states(0, 1) == ["healthy", "healthy"]
     assert Settle("r") in bench.all(Settle)
-    assert not bench.view(0).paused_by_hand
+    assert not bench.view(0).paused_by_operator
 
 
 def test_a_paused_engine_core_may_be_lost_again_and_again():
@@ -337,7 +337,7 @@ def test_a_restart_in_lockstep_ends_once_the_whole_group_serves():
     assert Settle("restart") in bench.all(Settle)
 
 
-def test_a_group_that_was_paused_by_hand_waits_for_the_hand_with_its_new_member():
+def test_a_group_that_was_paused_by_operator_waits_for_the_operator_with_its_new_member():
     bench = lockstep_pair()
     bench.pause()
     bench.stands(0)

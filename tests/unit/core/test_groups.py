@@ -4,7 +4,7 @@ import pytest
 
 from holdfast.core.protocol.effects import BeginRecovery, CloseRendezvous, End, Settle
 from holdfast.core.protocol.events import EventKind
-from support.groups_bench import a_pair, orders, paused_after_a_fault, paused_by_hand, pauses, recovering, two_pairs
+from support.groups_bench import a_pair, orders, paused_after_a_fault, paused_by_operator, pauses, recovering, two_pairs
 from support.instance_bench import AUTO, EXTERNAL, NO_RESTARTS, Bench, a_fault, kinds
 
 # ---- a fault pauses the peers, and only them
@@ -144,7 +144,7 @@ def test_a_recovery_of_the_group_is_one_retry_and_not_one_for_each_engine():
 
 
 def test_a_group_that_came_softly_to_a_stand_has_nothing_to_rebuild():
-    bench = paused_by_hand(soft=True)
+    bench = paused_by_operator(soft=True)
     bench.resume("resume", 0)
     assert [o.rebuild for o in orders(bench)] == [False]
 
@@ -168,7 +168,7 @@ def test_a_recovery_that_fails_on_one_side_closes_the_rendezvous_where_the_other
 
 
 def test_without_a_rendezvous_there_is_none_to_close():
-    bench = paused_by_hand(soft=True)
+    bench = paused_by_operator(soft=True)
     bench.resume("resume", 0)
     bench.aborted(0)
     assert bench.all(CloseRendezvous) == []

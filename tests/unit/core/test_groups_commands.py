@@ -5,14 +5,14 @@ import pytest
 from holdfast.core.errors import CommandConflict
 from holdfast.core.protocol.commands import Retry
 from holdfast.core.protocol.effects import BeginRecovery, Publish, Settle
-from support.groups_bench import a_pair, orders, paused_after_a_fault, paused_by_hand, recovering, two_pairs
+from support.groups_bench import a_pair, orders, paused_after_a_fault, paused_by_operator, recovering, two_pairs
 from support.instance_bench import AUTO, EXTERNAL, a_fault
 
 # ---- resume and retry
 
 
 def test_a_resume_lets_the_whole_group_go_on_and_is_no_retry():
-    bench = paused_by_hand()
+    bench = paused_by_operator()
     for number in range(AUTO.max_retries + 2):
         bench.resume(f"resume-{number}", 1)
         bench.recovered(0)
@@ -24,8 +24,8 @@ def test_a_resume_lets_the_whole_group_go_on_and_is_no_retry():
     assert bench.defeat is None
 
 
-def test_a_resume_without_a_name_resumes_what_was_paused_by_hand_and_nothing_else():
-    bench = paused_by_hand(EXTERNAL)
+def test_a_resume_without_a_name_resumes_what_was_paused_by_operator_and_nothing_else():
+    bench = paused_by_operator(EXTERNAL)
     bench.held(2)
     bench.resume("r")
     assert bench.states(0, 1, 2) == ["recovering", "recovering", "paused"]
@@ -50,10 +50,10 @@ def test_a_resume_after_a_fault_is_a_conflict_that_names_retry():
         paused_after_a_fault().resume("r", 1)
 
 
-def test_a_retry_lets_go_on_what_was_paused_by_hand():
-    bench = paused_by_hand()
+def test_a_retry_lets_go_on_what_was_paused_by_operator():
+    bench = paused_by_operator()
     bench.retry("retry", 0)
-    assert bench.view(0).paused_by_hand is False
+    assert bench.view(0).paused_by_operator is False
     bench.recovered(0)
     assert bench.recovered(1)[-1] == Settle("retry")
 
@@ -80,8 +80,8 @@ def test_a_retry_while_one_side_still_recovers_is_a_conflict():
         bench.retry("again", 0)
 
 
-def test_a_pause_by_hand_whose_resume_fails_goes_the_way_of_every_fault():
-    bench = paused_by_hand()
+def test_a_pause_by_operator_whose_resume_fails_goes_the_way_of_every_fault():
+    bench = paused_by_operator()
     bench.resume("r", 0)
     bench.aborted(0)
     assert bench.aborted(1)[2] == Settle("r", error=a_fault(0, "again").summary())

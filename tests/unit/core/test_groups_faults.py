@@ -5,7 +5,7 @@ import pytest
 from holdfast.core.faults.faults import FaultClass, unresponsive
 from holdfast.core.protocol.effects import CloseRendezvous, End, Settle
 from holdfast.core.protocol.events import EventKind
-from support.groups_bench import LEFT_ALONE, a_pair, orders, paused_by_hand, pauses, recovering, told
+from support.groups_bench import LEFT_ALONE, a_pair, orders, paused_by_operator, pauses, recovering, told
 from support.instance_bench import AUTO, DEEP, EXTERNAL, NO_RESTARTS, a_fault, is_affirming, kinds
 
 SILENT = a_fault(1, "rank 0 did not acknowledge", FaultClass.UNRESPONSIVE)
@@ -214,7 +214,7 @@ def test_the_end_of_a_recovery_counts_once_for_an_engine_and_not_for_its_peer():
 
 
 def test_broken_collectives_of_an_old_epoch_are_not_rebuilt_in_the_new_one():
-    bench = paused_by_hand(soft=True)
+    bench = paused_by_operator(soft=True)
     bench.resume("resume", 0)
     bench.recovered(0)
     bench.recovered(1)

@@ -1,4 +1,4 @@
-"""Lockstep groups that are paused by hand, softly or hard, and what must not be paused."""
+"""Lockstep groups that are paused by operator, softly or hard, and what must not be paused."""
 
 import pytest
 
@@ -7,13 +7,13 @@ from holdfast.core.faults.faults import FaultClass, unresponsive
 from holdfast.core.instance.deadlines import KEEPALIVE_S, SOFT_PAUSE_S
 from holdfast.core.protocol.effects import End, Publish, Settle
 from holdfast.core.protocol.events import EventKind
-from support.groups_bench import LEFT_ALONE, a_pair, orders, paused_by_hand, pauses
+from support.groups_bench import LEFT_ALONE, a_pair, orders, paused_by_operator, pauses
 from support.instance_bench import AUTO, DEEP, EXTERNAL, Bench, a_fault, is_affirming, kinds
 
 CANNOT = ("custom all-reduce",)
 
 
-# ---- pause by hand
+# ---- pause by operator
 
 
 def test_a_pause_of_one_engine_pauses_its_group_and_only_it():
@@ -37,7 +37,7 @@ def test_a_pause_ends_when_every_engine_of_every_group_stands():
     assert bench.all(Settle) == []
     bench.stands(1)
     assert bench.all(Settle) == [Settle("p")]
-    assert all(bench.view(e).paused_by_hand for e in range(4))
+    assert all(bench.view(e).paused_by_operator for e in range(4))
 
 
 def test_an_idle_instance_pauses_and_resumes_like_a_busy_one():
@@ -64,7 +64,7 @@ def test_a_pause_while_somebody_of_the_group_is_unwell_is_a_conflict_and_changes
 
 def test_a_pause_of_what_is_already_paused_is_a_conflict_that_says_the_state():
     with pytest.raises(CommandConflict, match="engine 0 is paused, it cannot be paused now") as caught:
-        paused_by_hand().pause("again", 1)
+        paused_by_operator().pause("again", 1)
     assert caught.value.state == "paused"
 
 
@@ -84,16 +84,16 @@ def test_the_id_of_a_pause_under_way_is_refused_whatever_it_is_for():
 
 
 @pytest.mark.parametrize("config", [AUTO, EXTERNAL])
-def test_nothing_is_decided_over_a_pause_by_hand_however_long_it_lasts(config):
-    bench = paused_by_hand(config)
+def test_nothing_is_decided_over_a_pause_by_operator_however_long_it_lasts(config):
+    bench = paused_by_operator(config)
     for _ in range(20):
         assert [e for e in bench.tick(config.engine_recovery_timeout_s) if not is_affirming(e)] == []
     assert bench.states(0, 1) == ["paused", "paused"]
     assert bench.view(0).reason == "paused by operator; waiting for resume"
 
 
-def test_after_a_long_pause_by_hand_the_recovery_timeout_begins_anew():
-    bench = paused_by_hand(EXTERNAL)
+def test_after_a_long_pause_by_operator_the_recovery_timeout_begins_anew():
+    bench = paused_by_operator(EXTERNAL)
     bench.tick(1e6)
     bench.resume("resume", 0)
     bench.aborted(0)
@@ -102,7 +102,7 @@ def test_after_a_long_pause_by_hand_the_recovery_timeout_begins_anew():
     assert kinds(bench.tick(0.1))[-1] == "End"
 
 
-def test_broken_collectives_that_are_reported_during_a_pause_by_hand_are_no_fault():
+def test_broken_collectives_that_are_reported_during_a_pause_by_operator_are_no_fault():
     bench = a_pair()
     bench.pause("p", 0)
     assert bench.faulted(0, fault=a_fault(0, "broken", FaultClass.COMMUNICATOR)) == []
@@ -115,7 +115,7 @@ def test_broken_collectives_that_are_reported_during_a_pause_by_hand_are_no_faul
     assert bench.all(Settle) == [Settle("p")]
 
 
-def test_a_pause_by_hand_whose_engine_does_not_stand_is_not_said_to_have_a_fault():
+def test_a_pause_by_operator_whose_engine_does_not_stand_is_not_said_to_have_a_fault():
     bench = a_pair()
     bench.pause("p", 0)
     bench.stands(0)
@@ -125,7 +125,7 @@ def test_a_pause_by_hand_whose_engine_does_not_stand_is_not_said_to_have_a_fault
     assert bench.all(Settle) == [Settle("p", error=bench.defeat)]
 
 
-def test_a_fault_during_a_pause_by_hand_is_reported_and_waits_for_the_hand():
+def test_a_fault_during_a_pause_by_operator_is_reported_and_waits_for_the_operator():
     bench = a_pair()
     bench.pause("p", 0)
     bench.faulted(1)
@@ -136,8 +136,8 @@ def test_a_fault_during_a_pause_by_hand_is_reported_and_waits_for_the_hand():
     assert bench.view(1).fault == a_fault(1)
 
 
-def test_a_worker_that_is_lost_while_paused_by_hand_is_replaced_at_the_resume():
-    bench = paused_by_hand()
+def test_a_worker_that_is_lost_while_paused_by_operator_is_replaced_at_the_resume():
+    bench = paused_by_operator()
     assert kinds(bench.faulted(1, fault=DEEP)) == ["fault-reported", "decision-made"]
     assert bench.view(0).reason == "paused by operator; waiting for resume"
     assert orders(bench) == []
@@ -145,8 +145,8 @@ def test_a_worker_that_is_lost_while_paused_by_hand_is_replaced_at_the_resume():
     assert [o.replace for o in orders(bench)] == [{1: (0,)}]
 
 
-def test_an_engine_core_that_does_not_answer_ends_even_a_pause_by_hand():
-    bench = paused_by_hand()
+def test_an_engine_core_that_does_not_answer_ends_even_a_pause_by_operator():
+    bench = paused_by_operator()
     assert kinds(bench.faulted(1, fault=unresponsive(1, "no word")))[-1] == "End"
 
 
@@ -166,7 +166,7 @@ def test_a_soft_pause_waits_for_a_step_boundary_and_then_becomes_a_hard_one():
 
 
 def test_a_soft_pause_that_came_to_a_stand_never_hardens():
-    bench = paused_by_hand(soft=True)
+    bench = paused_by_operator(soft=True)
     assert pauses(bench.tick(100.0)) == []
 
 
@@ -208,7 +208,7 @@ def test_what_one_engine_cannot_rebuild_is_shown_with_it():
 
 
 @pytest.mark.parametrize("soft", [True, False])
-def test_nobody_pauses_by_hand_a_group_that_could_not_go_on(soft):
+def test_nobody_pauses_by_operator_a_group_that_could_not_go_on(soft):
     bench = an_unrebuildable_pair()
     with pytest.raises(CommandConflict, match="could not resume after a pause"):
         bench.pause("p", 0, soft=soft)
@@ -239,7 +239,7 @@ def test_an_engine_of_one_rank_has_nobody_whom_a_pause_could_break():
 
 
 def test_engines_that_stand_are_told_so_again_and_again_and_nobody_else_is():
-    bench = paused_by_hand()
+    bench = paused_by_operator()
     for _ in range(3):
         affirmed = bench.tick(KEEPALIVE_S)
         assert [e.engine_id for e in affirmed if is_affirming(e)] == [0, 1]
@@ -247,7 +247,7 @@ def test_engines_that_stand_are_told_so_again_and_again_and_nobody_else_is():
 
 
 def test_an_affirmation_is_void_in_another_epoch():
-    bench = paused_by_hand()
+    bench = paused_by_operator()
     bench.resume("r", 0)
     bench.recovered(0)
     bench.recovered(1)
@@ -265,7 +265,7 @@ def test_who_stands_is_affirmed_while_the_peer_is_still_on_its_way():
 
 
 def test_affirming_is_no_event():
-    bench = paused_by_hand()
+    bench = paused_by_operator()
     before = bench.instance.view()
     bench.tick(KEEPALIVE_S)
     assert bench.instance.view() == before

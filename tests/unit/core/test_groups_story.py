@@ -120,8 +120,8 @@ class Story:
     def is_over(self, group):
         views = [self.bench.view(e) for e in group]
         healthy = all(v.state in (EngineState.HEALTHY, EngineState.LEFT_OUT) for v in views)
-        by_hand = all(v.state is EngineState.PAUSED and v.paused_by_hand for v in views)
-        return healthy or by_hand or self.bench.defeat is not None
+        by_operator = all(v.state is EngineState.PAUSED and v.paused_by_operator for v in views)
+        return healthy or by_operator or self.bench.defeat is not None
 
 
 @settings(max_examples=60, deadline=None)

@@ -58,9 +58,9 @@ def test_with_a_fallback_what_is_gone_is_replaced_at_once_since_no_instruction_c
     assert decide_engine_restart(0, EXTERNAL).action is Action.END
 
 
-def test_with_a_fallback_a_pause_by_hand_still_has_no_end():
-    by_hand = incident(paused_by_operator=True)
-    assert decide_wait(1e6, by_hand, FALLBACK).action is Action.AWAIT
+def test_with_a_fallback_a_pause_by_operator_still_has_no_end():
+    by_operator = incident(paused_by_operator=True)
+    assert decide_wait(1e6, by_operator, FALLBACK).action is Action.AWAIT
 
 
 # ---- dry run
@@ -87,8 +87,8 @@ def test_a_dry_run_repairs_nothing_that_is_gone():
 def test_in_a_dry_run_what_an_operator_does_is_done():
     asked = decide_repair(0.0, nothing_wrong(restart_command="restart", needs_worker_restart=True), DRY)
     assert (asked.action, asked.would) == (Action.RESTART_WORKERS, None)
-    by_hand = decide_repair(0.0, incident(paused_by_operator=True), DRY)
-    assert (by_hand.action, by_hand.would) == (Action.AWAIT, None)
+    by_operator = decide_repair(0.0, incident(paused_by_operator=True), DRY)
+    assert (by_operator.action, by_operator.would) == (Action.AWAIT, None)
 
 
 def test_a_decision_says_which_try_of_how_many_it_is():
@@ -100,23 +100,23 @@ def test_a_decision_says_which_try_of_how_many_it_is():
     ]
 
 
-# ---- paused by hand
+# ---- paused by operator
 
 
 @pytest.mark.parametrize("config", [AUTO, EXTERNAL])
 @pytest.mark.parametrize("paused", [nothing_wrong(paused_by_operator=True), incident(paused_by_operator=True)])
-def test_what_was_paused_by_hand_waits_for_a_hand_however_long_that_takes(config, paused):
+def test_what_was_paused_by_operator_waits_for_an_operator_however_long_that_takes(config, paused):
     for decide in (decide_repair, decide_wait):
         decision = decide(1e9, paused, config)
         assert (decision.action, decision.reason) == (Action.AWAIT, "paused by operator; waiting for resume")
 
 
-def test_a_worker_that_is_lost_while_paused_by_hand_waits_for_the_hand_too():
+def test_a_worker_that_is_lost_while_paused_by_operator_waits_for_the_operator_too():
     lost = sick(paused_by_operator=True)
     assert decide_repair(0.0, lost, AUTO).action is Action.AWAIT
 
 
-def test_even_by_hand_a_pause_does_not_outlast_what_no_process_can_be_replaced_for():
+def test_even_by_operator_a_pause_does_not_outlast_what_no_process_can_be_replaced_for():
     silent = incident(
         fault_class=FaultClass.UNRESPONSIVE, rank=None, needs_worker_restart=True, paused_by_operator=True
     )

@@ -279,7 +279,7 @@ def test_a_retry_that_fails_says_why(owner: Owner) -> None:
     assert "boom" in error.message
 
 
-def test_a_pause_by_hand_and_a_resume_go_through(owner: Owner) -> None:
+def test_a_pause_by_operator_and_a_resume_go_through(owner: Owner) -> None:
     made = owner.link()
     paused = made.submit(Pause(command_id="p", engine_ids=(0,), soft=True))
     order = owner.told()

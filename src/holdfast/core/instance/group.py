@@ -246,7 +246,7 @@ class LockstepGroup:
             unrebuildable=engine.unrebuildable,
             fault=engine.fault,
             reason=self.incident.reason if self.incident else engine.left_out_reason,
-            paused_by_hand=self.is_paused_by_operator,
+            paused_by_operator=self.is_paused_by_operator,
             last_command_id=self.last_command_id,
             last_error=engine.last_error,
             recoveries=engine.recoveries,

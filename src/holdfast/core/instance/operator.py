@@ -15,11 +15,11 @@ from holdfast.core.instance.decision import decide_anew
 from holdfast.core.instance.event_log import publish_of_instance
 from holdfast.core.instance.group import LockstepGroup
 from holdfast.core.instance.preconditions import (
-    refuse_unknown_ranks,
-    refuse_unless_engine_can_restart,
-    refuse_unless_healthy,
-    refuse_unless_it_can_go_on,
-    refuse_unless_paused,
+    require_healthy,
+    require_known_ranks,
+    require_paused,
+    require_replaceable,
+    require_resumable,
 )
 from holdfast.core.instance.repair import recover
 from holdfast.core.instance.state import InstanceState
@@ -53,10 +53,10 @@ def pause_groups(state: InstanceState, command: c.Pause, now: float) -> list[Eff
     """Pause the groups of some engine cores, or all that are not left out when none is named."""
     command_id, soft = command.command_id, command.soft
     groups = state.roster.choose(command.engine_ids, lambda g: not g.is_left_out)
-    _refuse_if_ended_or_repeated(state, groups[0], command_id)
+    _require_new_command(state, groups[0], command_id)
     for group in groups:
-        refuse_unless_healthy(group)
-        refuse_unless_it_can_go_on(group, soft)
+        require_healthy(group)
+        require_resumable(group, soft)
     state.commands.begin(command_id, [g.group_id for g in groups], awaits_pause=True)
     effects: list[Effect] = []
     for group in groups:
@@ -72,10 +72,10 @@ def restart_workers(state: InstanceState, command: c.RestartWorkers, now: float)
     """Give ranks of a healthy engine core a new process, every rank when none is named."""
     command_id, ranks = command.command_id, command.ranks
     group, engine = state.roster.find(command.engine_id)
-    _refuse_if_ended_or_repeated(state, group, command_id)
-    refuse_unknown_ranks(engine, ranks)
-    refuse_unless_healthy(group)
-    refuse_unless_it_can_go_on(group, soft=False)
+    _require_new_command(state, group, command_id)
+    require_known_ranks(engine, ranks)
+    require_healthy(group)
+    require_resumable(group, soft=False)
     state.commands.begin(command_id, [group.group_id])
     group.open_incident(now).restart_command = command_id
     engine.sick_ranks.update(ranks or range(engine.ranks))
@@ -94,8 +94,8 @@ def restart_engine(
     `unrecoverable_reason` says why no replacement can be started, or no engine can resume its requests; else empty.
     """
     group, engine = state.roster.find(command.engine_id)
-    _refuse_if_ended_or_repeated(state, group, command.command_id)
-    refuse_unless_engine_can_restart(group, engine, unrecoverable_reason)
+    _require_new_command(state, group, command.command_id)
+    require_replaceable(group, engine, unrecoverable_reason)
     return engine_loss.restart_engine(state, group, engine, command.command_id, now)
 
 
@@ -103,7 +103,7 @@ def inject_fault(state: InstanceState, command: c.InjectFault, now: float) -> li
     """Arm a fault in an engine core."""
     command_id, spec = command.command_id, command.spec
     group, engine = state.roster.find(spec.engine_id)
-    _refuse_if_ended_or_repeated(state, group, command_id)
+    _require_new_command(state, group, command_id)
     engine.armed[command_id] = now
     if spec.request:
         engine.poison(spec)
@@ -112,7 +112,7 @@ def inject_fault(state: InstanceState, command: c.InjectFault, now: float) -> li
 
 def configure(state: InstanceState, command: c.Configure, now: float) -> list[Effect]:
     """Change settings here and in every engine core, then decide again about every paused group."""
-    _refuse_if_ended_or_repeated(state, state.roster.groups[0], command.command_id)
+    _require_new_command(state, state.roster.groups[0], command.command_id)
     try:
         config = change_settings(state.config, command.settings)
     except BadConfiguration as error:
@@ -135,14 +135,14 @@ def configure(state: InstanceState, command: c.Configure, now: float) -> list[Ef
 def _recover(
     state: InstanceState, what: str, command_id: str, groups: Sequence[LockstepGroup], now: float
 ) -> list[Effect]:
-    _refuse_if_ended_or_repeated(state, groups[0], command_id)
+    _require_new_command(state, groups[0], command_id)
     for group in groups:
-        refuse_unless_paused(group, what)
+        require_paused(group, what)
     state.commands.begin(command_id, [g.group_id for g in groups])
     return [effect for group in groups for effect in recover(state, group, command_id, now)]
 
 
-def _refuse_if_ended_or_repeated(state: InstanceState, group: LockstepGroup, command_id: str) -> None:
+def _require_new_command(state: InstanceState, group: LockstepGroup, command_id: str) -> None:
     if state.has_ended:
         raise CommandConflict(f"the instance has ended: {state.roster.defeat}", state=EngineState.DEAD)
     is_armed = any(command_id in engine.armed for engine in state.roster.engines)

@@ -1,6 +1,6 @@
-"""Instructions that make no sense in the present state of a lockstep group, and what to do instead.
+"""Preconditions of an operator's commands. Each function raises an error that says what to do instead.
 
-Only looks; never changes anything.
+Changes nothing.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from holdfast.core.instance.group import Engine, LockstepGroup
 from holdfast.core.states import EngineState
 
 
-def refuse_unless_paused(group: LockstepGroup, what: str) -> None:
+def require_paused(group: LockstepGroup, what: str) -> None:
+    """Raise `CommandConflict` unless every engine core of a group is paused and no recovery is under way."""
     if group.recovery is not None:
         raise CommandConflict(
             f"command {group.recovery.command_id} is already under way on engine {group.engine_ids[0]}",
@@ -27,14 +28,16 @@ def refuse_unless_paused(group: LockstepGroup, what: str) -> None:
         )
 
 
-def refuse_unknown_ranks(engine: Engine, ranks: Sequence[int]) -> None:
+def require_known_ranks(engine: Engine, ranks: Sequence[int]) -> None:
+    """Raise `BadCommand` unless an engine core has all the named ranks."""
     if unknown := [r for r in ranks if not 0 <= r < engine.ranks]:
         raise BadCommand(
             f"engine {engine.engine_id} has no rank {unknown[0]}", hint=f"it has ranks 0 to {engine.ranks - 1}"
         )
 
 
-def refuse_unless_healthy(group: LockstepGroup) -> None:
+def require_healthy(group: LockstepGroup) -> None:
+    """Raise `CommandConflict` unless every engine core of a group is healthy."""
     if unwell := [e for e in group.engines if e.state is not EngineState.HEALTHY]:
         raise CommandConflict(
             f"engine {unwell[0].engine_id} is {unwell[0].state}, it cannot be paused now",
@@ -43,8 +46,8 @@ def refuse_unless_healthy(group: LockstepGroup) -> None:
         )
 
 
-def refuse_unless_engine_can_restart(group: LockstepGroup, engine: Engine, unrecoverable_reason: str) -> None:
-    """Nobody is asked to put a process in a place that it could not take."""
+def require_replaceable(group: LockstepGroup, engine: Engine, unrecoverable_reason: str) -> None:
+    """Raise `CommandConflict` unless the process of an engine core can be replaced now."""
     name = f"engine core {engine.engine_id}"
     if engine.state in (EngineState.STARTING, EngineState.RESTARTING):
         raise CommandConflict(f"{name} is {engine.state} already", state=engine.state, hint="wait until it is healthy")
@@ -60,9 +63,9 @@ def refuse_unless_engine_can_restart(group: LockstepGroup, engine: Engine, unrec
         raise CommandConflict(f"{name} cannot be replaced: {unrecoverable_reason}", state=engine.state)
 
 
-def refuse_unless_it_can_go_on(group: LockstepGroup, soft: bool) -> None:
-    """Nobody pauses by hand what could not go on afterwards: a pause that breaks what cannot be rebuilt."""
-    breaks = not soft or group.is_lockstep  # engines in lockstep come to stand still only with broken collectives
+def require_resumable(group: LockstepGroup, soft: bool) -> None:
+    """Raise `CommandConflict` if a pause would break collectives of a group that cannot be rebuilt."""
+    breaks = not soft or group.is_lockstep  # in lockstep, no engine core pauses without broken collectives
     if group.unrebuildable and breaks and not group.is_single_rank:
         raise CommandConflict(
             f"engine {group.engine_ids[0]} could not resume after a pause: its collectives would be broken "

@@ -113,7 +113,7 @@ class EngineView(msgspec.Struct, frozen=True, kw_only=True):
     unrebuildable: tuple[str, ...] = ()  # what a rebuild of its collectives cannot bring back
     fault: Fault | None = None
     reason: str | None = None
-    paused_by_hand: bool = False
+    paused_by_operator: bool = False
     last_command_id: str | None = None
     last_error: str | None = None
     recoveries: int = 0
