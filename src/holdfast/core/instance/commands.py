@@ -1,4 +1,4 @@
-"""Commands under way: a command may concern several lockstep groups, and ends once it has ended in all of them."""
+"""Commands under way. A command may concern several lockstep groups; the last group to finish ends the command."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class OpenCommands:
         return command_id in self._open
 
     def begin(self, command_id: str, groups: Iterable[int], *, awaits_pause: bool = False) -> None:
-        """Follow a command in some groups; `awaits_pause` where it ends as soon as they are paused."""
+        """Follow a command in some groups. With `awaits_pause`, the command ends as soon as the groups are paused."""
         self._open[command_id] = _Command(set(groups), awaits_pause)
 
     def end_in_group(self, command_id: str | None, group_id: int, error: str | None = None) -> list[Effect]:
-        """End a command in one group. The first error of any group is the command's."""
+        """End a command in a single group. The first error of any group becomes the error of the command."""
         command = self._open.get(command_id or "")
         if command is None or command_id is None:
             return []

@@ -1,4 +1,4 @@
-"""Completion: end a recovery in all engine cores of a lockstep group, and close its incident or decide again."""
+"""Completion: finish the recovery of a lockstep group, and close the incident or decide again."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def engine_recovered(
         report=fact.report,
         interruption_s=now - group.opened_at,
     )
-    # A peer may have failed in the meantime: then this engine core must pause until the last one is done.
+    # A peer may have failed in the meantime. Then this engine core must pause until the last peer is done.
     return [recovered, *contain(state, group, now), *finish_recovery(state, group, now)]
 
 
@@ -50,7 +50,7 @@ def recovery_aborted(
 def recovery_failed(
     state: InstanceState, group: LockstepGroup, engine: Engine, fault: Fault, now: float
 ) -> list[Effect]:
-    """Take a failed recovery of an engine core into the incident: a fault like any other."""
+    """Record the failed recovery of an engine core in the incident, as a fault."""
     fault = deeper(engine.fault_in_recovery, fault)
     engine.move(Trigger.RECOVERY_FAILED)
     engine.fault, engine.fault_in_recovery = fault, None
@@ -66,9 +66,9 @@ def recovery_failed(
 
 
 def finish_recovery(state: InstanceState, group: LockstepGroup, now: float) -> list[Effect]:
-    """End the recovery of a group once it has ended in every engine core.
+    """Finish the recovery of a group after the last engine core has reported.
 
-    Close the incident if all engine cores are healthy. Otherwise decide again once all of them are paused.
+    Close the incident if every engine core is healthy. Otherwise decide again as soon as every engine core is paused.
     """
     incident, recovery = group.incident, group.recovery
     if incident is None or recovery is None or group.in_state(EngineState.RECOVERING):
@@ -82,13 +82,13 @@ def finish_recovery(state: InstanceState, group: LockstepGroup, now: float) -> l
     if recovery.replaces_workers and has_failed:  # a single failure, however many engine cores report it
         incident.failed_restarts += 1
     error = incident.fault.summary() if incident.fault is not None else "an engine core is paused again"
-    # If every engine core has recovered and one has failed anew since, the command itself has succeeded.
+    # If every engine core has recovered, a fault since then does not fail the command.
     settled = state.commands.end_in_group(recovery.command_id, group.group_id, error if has_failed else None)
     return settled + _take_later_faults(state, group, now) + decide_once_paused(state, group, now)
 
 
 def finish_engine_restarts(state: InstanceState, group: LockstepGroup) -> list[Effect]:
-    """End the commands of an operator to replace engine cores of a group, which have succeeded."""
+    """End the operator's commands to replace engine cores of a group as successful."""
     effects: list[Effect] = []
     for engine in group.engines:
         effects += state.commands.end_in_group(engine.restart_command, group.group_id)
@@ -97,7 +97,7 @@ def finish_engine_restarts(state: InstanceState, group: LockstepGroup) -> list[E
 
 
 def _take_later_faults(state: InstanceState, group: LockstepGroup, now: float) -> list[Effect]:
-    """Record faults that came after a recovery, but whose report overtook the report of the recovery."""
+    """Record the faults of recovered engine cores whose report overtook the report of the recovery."""
     effects: list[Effect] = []
     for engine in group.engines:
         fault, engine.fault_in_recovery = engine.fault_in_recovery, None

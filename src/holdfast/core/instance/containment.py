@@ -1,4 +1,4 @@
-"""Containment: take a fault into the incident, and pause every engine core of the lockstep group."""
+"""Containment: record a fault in the incident, and pause every engine core of the lockstep group."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from holdfast.core.states import EngineState, Trigger
 
 
 def record_fault(state: InstanceState, group: LockstepGroup, engine: Engine, fault: Fault, now: float) -> list[Effect]:
-    """Take a fault into the incident of a group. Published where it is deeper, or a cause of its own."""
+    """Record a fault in the incident of a group. Publish the fault if it is deeper, or a separate cause."""
     if group.is_expected(fault):
         return []
     is_first = group.incident is None
@@ -27,7 +27,7 @@ def record_fault(state: InstanceState, group: LockstepGroup, engine: Engine, fau
 
 
 def contain(state: InstanceState, group: LockstepGroup, now: float) -> list[Effect]:
-    """Pause the healthy engine cores of a group in which an engine core has stopped: they would wait for it forever."""
+    """Pause the healthy engine cores of a group in which a peer has stopped, so that none waits forever."""
     stopped = group.in_state(EngineState.FAULTED, EngineState.PAUSED, EngineState.RESTARTING)
     if not stopped:
         return []
@@ -43,7 +43,7 @@ def contain(state: InstanceState, group: LockstepGroup, now: float) -> list[Effe
 def pause(
     state: InstanceState, group: LockstepGroup, engine: Engine, order: m.PauseEngine, reason: str, now: float
 ) -> list[Effect]:
-    """Order one engine core of a group to pause. A hard pause breaks collectives."""
+    """Order an engine core of a group to pause. A hard pause breaks collectives."""
     engine.begin_to_stop(Trigger.PAUSE_ORDERED, now)
     group.open_incident(now).collectives_broken |= not order.soft
     ordered = publish(state, EventKind.PAUSE_ORDERED, group, engine, command_id=order.command_id, reason=reason)
@@ -67,7 +67,7 @@ def make_pause_hard(state: InstanceState, group: LockstepGroup, now: float) -> l
 
 
 def send_keepalives(group: LockstepGroup, now: float) -> list[Effect]:
-    """Tell the paused engine cores of a group that the owner lives, so that they wait longer."""
+    """Tell the paused engine cores of a group that the owner lives, which renews their patience."""
     group.affirmed_at = now
     order = m.PauseEngine(command_id="", epoch=group.epoch, soft=True)
     return [Send(e.engine_id, order) for e in group.in_state(EngineState.PAUSED)]

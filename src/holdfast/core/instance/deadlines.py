@@ -24,7 +24,7 @@ def find_overdue(group: LockstepGroup, now: float, config: HoldfastConfig) -> tu
 
 
 def is_hard_pause_due(group: LockstepGroup, now: float) -> bool:
-    """Return whether a soft pause waits too long for its step boundary, and the group would survive a hard one."""
+    """Return whether a soft pause has waited too long for a step boundary, and the group would survive a hard pause."""
     first = _first_to_stop(group)
     is_soft = group.incident is not None and group.incident.is_soft
     could_not_resume = group.unrebuildable and not group.is_single_rank
@@ -34,7 +34,7 @@ def is_hard_pause_due(group: LockstepGroup, now: float) -> bool:
 
 
 def is_keepalive_due(group: LockstepGroup, now: float, config: HoldfastConfig) -> bool:
-    """Return whether paused engine cores have to be told that the owner lives: well before they would end."""
+    """Return whether the next keepalive is due, well before paused engine cores lose patience and end."""
     patience_s = config.engine_recovery_timeout_s + config.containment_timeout_s
     return now - group.affirmed_at >= min(KEEPALIVE_S, patience_s / 3)
 
@@ -56,7 +56,7 @@ def _first_to_stop(group: LockstepGroup) -> Engine | None:
 
 
 def _recovery_bound_s(recovery: Recovery, config: HoldfastConfig) -> float:
-    """Return a bound longer than every bounded wait of the host's recovery, whose own errors say more."""
+    """Return a time limit longer than every bounded wait of the host's recovery, because the host's errors say more."""
     rebuild_s = config.rebuild_timeout_s if recovery.rebuilds else 0.0
     replace_s = config.worker_start_timeout_s if recovery.replaces_workers else 0.0
     return config.containment_timeout_s + config.drain_timeout_s + rebuild_s + replace_s

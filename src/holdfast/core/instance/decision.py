@@ -21,7 +21,7 @@ Decide = Callable[[float, Situation, HoldfastConfig], Decision]
 
 
 def decide_once_paused(state: InstanceState, group: LockstepGroup, now: float) -> list[Effect]:
-    """Decide how to repair a group as soon as all its engine cores are paused."""
+    """Decide how to repair a group as soon as every engine core is paused."""
     if not group.is_paused:
         return []
     group.affirmed_at = now
@@ -30,7 +30,7 @@ def decide_once_paused(state: InstanceState, group: LockstepGroup, now: float) -
 
 
 def decide_and_repair(state: InstanceState, group: LockstepGroup, now: float) -> list[Effect]:
-    """Decide how to repair a group, and do that."""
+    """Decide how to repair a group, and carry out the decision."""
     return _carry_out(state, group, _decide(state, group, decide_repair, now), now)
 
 
@@ -89,7 +89,7 @@ def _carry_out(state: InstanceState, group: LockstepGroup, decision: Decision, n
 def publish_decision(
     state: InstanceState, group: LockstepGroup, engine: Engine, decision: Decision, fault: Fault | None
 ) -> Publish:
-    """Publish a decision once, with its reason and in figures."""
+    """Publish a decision, with the reason and the figures."""
     record = DecisionRecord(
         action=decision.action,
         rung=decision.action.rung,

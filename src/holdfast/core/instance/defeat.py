@@ -12,7 +12,7 @@ from holdfast.core.protocol.events import EventKind
 
 
 def end_instance(state: InstanceState, group: LockstepGroup, engine: Engine, reason: str, now: float) -> list[Effect]:
-    """End the whole instance because of one engine core."""
+    """End the whole instance because of an engine core that no repair can help."""
     group.open_incident(now).reason = reason
     settled = _fail_commands(state, reason)
     ended = publish(state, EventKind.INSTANCE_DEFEATED, group, engine, fault=engine.fault, reason=reason)

@@ -27,7 +27,7 @@ from holdfast.core.states import EngineState, Trigger
 def engine_attached(
     state: InstanceState, group: LockstepGroup, engine: Engine, fact: m.EngineAttached, now: float
 ) -> list[Effect]:
-    """Take the first report of an engine core's process. A replacement in lockstep is paused until it may join."""
+    """Take the first report of an engine core's process. In lockstep, a replacement stays paused until it may join."""
     if engine.pid is not None:
         return []
     is_replacement = engine.state is EngineState.RESTARTING
@@ -60,7 +60,7 @@ def _note_process(engine: Engine, fact: m.EngineAttached) -> None:
 def engine_faulted(
     state: InstanceState, group: LockstepGroup, engine: Engine, fact: m.EngineFaulted, now: float
 ) -> list[Effect]:
-    """Take the report of a fault: record it, pause the peers, and decide at once where nothing is left to wait for."""
+    """Record a fault and pause the peers. Decide at once if the group is paused, or the engine core is silent."""
     fault = fact.fault
     if fact.epoch != group.epoch or group.is_expected(fault):
         return []
@@ -127,7 +127,7 @@ def requests_suspected(
 
 
 def request_ended(state: InstanceState, group: LockstepGroup, engine: Engine, fact: m.RequestEnded) -> list[Effect]:
-    """Take the report that an engine core has found a poison request and ended it. Its faults are forgiven."""
+    """Take the report that an engine core has ended a poison request. Refund the tries before the search."""
     if fact.epoch != group.epoch:
         return []
     group.budgets.refund(FAULTS_BEFORE_SEARCH)

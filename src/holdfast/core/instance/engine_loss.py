@@ -24,7 +24,7 @@ def engine_lost(
 ) -> list[Effect]:
     """Take the loss of an engine core's process, or of a replacement that did not start.
 
-    `unrecoverable_reason` says why no replacement can be started, or no engine can resume its requests; else empty.
+    `unrecoverable_reason` says why no replacement can start, or why no engine can resume the requests; else empty.
     """
     if engine.state is EngineState.LEFT_OUT:
         return []
@@ -38,7 +38,7 @@ def engine_lost(
 def kill_overdue_engine(
     state: InstanceState, group: LockstepGroup, engine: Engine, why: str, now: float
 ) -> list[Effect]:
-    """Give up on an engine core that has not paused or recovered in time: kill its process."""
+    """Kill the process of an engine core that has not paused or recovered in time, and replace the engine core."""
     if engine.pid is None:
         return end_instance(state, group, engine, f"{why}; the engine core has never served", now)
     return _replace_or_give_up(state, group, engine, why, now, kill=True)
@@ -47,7 +47,7 @@ def kill_overdue_engine(
 def restart_engine(
     state: InstanceState, group: LockstepGroup, engine: Engine, command_id: str, now: float
 ) -> list[Effect]:
-    """Replace the process of an engine core because an operator wants that, whatever its state."""
+    """Replace the process of an engine core in any state, by command of an operator."""
     why = f"engine core {engine.engine_id} is restarted: ordered by operator"
     kill = engine.pid is not None
     restart = Decision(Action.RESTART_ENGINE, why)
@@ -57,7 +57,7 @@ def restart_engine(
 
 
 def restart_left_out_engine(state: InstanceState, group: LockstepGroup, now: float) -> list[Effect]:
-    """Start an engine core again that was left out, once its budget has come back."""
+    """Start a left-out engine core again as soon as the restart budget allows."""
     engine = group.engines[0]  # an engine core in lockstep is never left out
     if not group.is_left_out or not is_due_again(now, engine.left_out_at, state.config):
         return []
@@ -87,7 +87,7 @@ def replacement_reported(
 def _replace_or_give_up(
     state: InstanceState, group: LockstepGroup, engine: Engine, why: str, now: float, *, kill: bool
 ) -> list[Effect]:
-    """Replace an engine core, leave it out or end the instance, as the policy says."""
+    """Replace the engine core, leave the engine core out, or end the instance, as the policy decides."""
     decision = decide_on_engine(
         why, _decide_restart(state, group, engine, now), state.roster.count_siblings(group), state.config
     )

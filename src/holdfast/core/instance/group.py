@@ -23,7 +23,7 @@ STOPPING = (EngineState.FAULTED, EngineState.PAUSING)
 
 @dataclass
 class Engine:
-    """One engine core. Times are in seconds of the instance's clock."""
+    """Engine core as the instance knows it. Times are in seconds of the instance's clock."""
 
     engine_id: int
     state: EngineState = EngineState.STARTING
@@ -103,7 +103,7 @@ class Engine:
 
 @dataclass
 class LockstepGroup:
-    """Engine cores that share collectives, and their incident. `budgets` outlasts every incident."""
+    """Engine cores that share collectives, with the open incident. `budgets` outlasts every incident."""
 
     group_id: int
     engines: tuple[Engine, ...]
@@ -121,12 +121,12 @@ class LockstepGroup:
 
     @property
     def is_lockstep(self) -> bool:
-        """Return whether several engine cores wait for each other."""
+        """Return whether the group has several engine cores, which wait for their peers."""
         return len(self.engines) > 1
 
     @property
     def is_single_rank(self) -> bool:
-        """Return whether the group has only one rank, which waits for no peer."""
+        """Return whether the group has a single rank, which waits for no peer."""
         return not self.is_lockstep and self.engines[0].ranks == 1
 
     @property
@@ -157,7 +157,7 @@ class LockstepGroup:
 
     @property
     def opened_at(self) -> float:
-        """Return when the open incident began, `NOT_OPEN` without one."""
+        """Return when the open incident began, `NOT_OPEN` without an incident."""
         return self.incident.opened_at if self.incident else NOT_OPEN
 
     @property
@@ -180,7 +180,7 @@ class LockstepGroup:
         return next((e for e in self.engines if e.engine_id == engine_id), self.engines[0])
 
     def open_incident(self, now: float) -> Incident:
-        """Return the open incident, a new one where nothing was wrong until now."""
+        """Return the open incident. Open an incident first where nothing was wrong until now."""
         self.incident = self.incident or Incident(opened_at=now, waiting_since=now)
         return self.incident
 
@@ -260,5 +260,5 @@ class LockstepGroup:
 
 
 def make_groups(groups: Iterable[Iterable[int]]) -> tuple[LockstepGroup, ...]:
-    """Return one group for each set of engine ids."""
+    """Return a group for each set of engine ids."""
     return tuple(LockstepGroup(i, tuple(Engine(e) for e in ids)) for i, ids in enumerate(groups))

@@ -32,7 +32,7 @@ from holdfast.core.states import EngineState
 
 
 class Instance:
-    """Reducer over the facts of all engine cores. Not thread-safe: one thread owns the instance.
+    """Reducer over the facts of all engine cores. Not thread-safe: a single thread owns the instance.
 
     Args:
         groups: the engine ids of each lockstep group.
@@ -55,13 +55,13 @@ class Instance:
         return self._state.config
 
     def view(self) -> InstanceView:
-        """Return the instance as its status shows it."""
+        """Return the view of the instance that the status shows."""
         return view_of(self._state)
 
     # ---- facts of engine cores
 
     def observe(self, fact: m.FromEngine, now: float) -> list[Effect]:
-        """Take one report. A report from an unknown engine or another epoch changes nothing.
+        """Take a report. A report from an unknown engine or another epoch changes nothing.
 
         Never raises: reports may be late, lost, repeated or out of order.
         """
@@ -96,7 +96,7 @@ class Instance:
                 return detection.arming_answered(state, group, engine, fact)
 
     def _hand_settings_to(self, fact: m.FromEngine) -> list[Effect]:
-        """Send the settings in force to a process that may have been started before they were changed."""
+        """Send the settings in force to a process that may have started before a change of settings."""
         if not isinstance(fact, m.EngineAttached) or not self._state.settings_changed:
             return []
         return [Send(fact.engine_id, m.ChangeSettings(settings=runtime_settings(self._state.config)))]
@@ -104,7 +104,7 @@ class Instance:
     def lost(self, engine_id: int, why: str, now: float, unrecoverable_reason: str = "") -> list[Effect]:
         """Take the loss of an engine core's process; after the end of the instance that is no news.
 
-        `unrecoverable_reason` says why no process could replace it, empty where a process can.
+        `unrecoverable_reason` says why no replacement can start; else empty.
         """
         found = self._state.roster.look_up(engine_id)
         if found is None or self._state.has_ended:
@@ -121,17 +121,17 @@ class Instance:
     # ---- facts of the processes beside the engine cores
 
     def process_attached(self, name: str, pid: int | None) -> list[Effect]:
-        """Take the report that such a process runs and is watched."""
+        """Take the report that a process runs and is watched."""
         return processes.process_attached(self._state, name, pid)
 
     def process_lost(self, name: str, why: str, now: float, unrecoverable_reason: str = "") -> list[Effect]:
-        """Take the loss of such a process; `unrecoverable_reason` as for an engine core."""
+        """Take the loss of a process; `unrecoverable_reason` as for an engine core."""
         if self._state.has_ended:
             return []
         return processes.process_lost(self._state, name, why, unrecoverable_reason, now)
 
     def process_returned(self, name: str, now: float, pid: int | None = None) -> list[Effect]:
-        """Take the report that a replacement of such a process does its work."""
+        """Take the report that the replacement of a lost process works."""
         return [] if self._state.has_ended else processes.process_returned(self._state, name, now, pid)
 
     # ---- commands of an operator
@@ -139,7 +139,7 @@ class Instance:
     def submit(self, command: c.Command, now: float, unrecoverable_reason: str = "") -> list[Effect]:
         """Begin a command.
 
-        `unrecoverable_reason` says why no engine core can be replaced here, empty where engine cores can.
+        `unrecoverable_reason` says why no engine core can be replaced here; else empty.
 
         Raises:
             OperatorError: the command cannot be carried out. Nothing has changed then.

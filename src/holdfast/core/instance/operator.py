@@ -1,4 +1,4 @@
-"""Commands of an operator: check the preconditions, follow the command, begin what it wants.
+"""Commands of an operator: check the preconditions, follow the command, begin the work.
 
 Each function raises `UnknownEngine`, `BadCommand` or `CommandConflict`, and then has changed nothing.
 """
@@ -89,9 +89,9 @@ def restart_workers(state: InstanceState, command: c.RestartWorkers, now: float)
 def restart_engine(
     state: InstanceState, command: c.RestartEngine, unrecoverable_reason: str, now: float
 ) -> list[Effect]:
-    """Replace the process of an engine core and of all its workers, whatever its state.
+    """Replace the process of an engine core in any state, and the processes of all workers.
 
-    `unrecoverable_reason` says why no replacement can be started, or no engine can resume its requests; else empty.
+    `unrecoverable_reason` says why no replacement can start, or why no engine can resume the requests; else empty.
     """
     group, engine = state.roster.find(command.engine_id)
     _require_new_command(state, group, command.command_id)

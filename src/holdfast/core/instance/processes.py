@@ -24,7 +24,7 @@ TELL_AGAIN_AFTER_S = (1.0, 5.0)
 
 
 def api_server(index: int) -> str:
-    """Return the name of one of several API servers."""
+    """Return the name of an API server."""
     return f"{_API_SERVER}{index}"
 
 
@@ -42,7 +42,7 @@ def process_attached(state: InstanceState, name: str, pid: int | None) -> list[E
 def process_lost(state: InstanceState, name: str, why: str, unrecoverable_reason: str, now: float) -> list[Effect]:
     """Take the loss of a process, or of a replacement that did not start.
 
-    `unrecoverable_reason` says why no replacement can be started; else empty.
+    `unrecoverable_reason` says why no replacement can start; else empty.
     """
     process = state.roster.processes.get(name, Process(name))
     intensity = process_restart_intensity(state.config)
@@ -62,7 +62,7 @@ def process_lost(state: InstanceState, name: str, why: str, unrecoverable_reason
 
 
 def process_returned(state: InstanceState, name: str, now: float, pid: int | None) -> list[Effect]:
-    """Take the report that the replacement of a lost process does its work."""
+    """Take the report that the replacement of a lost process works."""
     process = state.roster.processes.get(name)
     if process is None or process.lost_at is None:
         return []
@@ -100,7 +100,7 @@ def decide_restart(used: int, config: HoldfastConfig) -> Decision:
 
 
 def _forget_requests_of(state: InstanceState, name: str) -> list[Effect]:
-    """Have the engine cores abort the requests of a lost API server, whose clients are lost with it."""
+    """Have the engine cores abort the requests of a lost API server."""
     index = index_of_api_server(name)
     if index is None:
         return []
@@ -108,5 +108,5 @@ def _forget_requests_of(state: InstanceState, name: str) -> list[Effect]:
 
 
 def _introduce_coordinator(state: InstanceState) -> list[Effect]:
-    """Have every engine core tell the new coordinator its present state."""
+    """Have every engine core report the present state to the new coordinator."""
     return [Send(engine_id, m.CoordinatorReplaced()) for engine_id in state.roster.engine_ids]

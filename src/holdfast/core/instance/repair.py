@@ -1,4 +1,4 @@
-"""Repair: let a paused lockstep group recover, replace an engine core's process, or leave it out.
+"""Repair: let a paused lockstep group recover, replace the process of an engine core, or leave an engine core out.
 
 Callers have checked the preconditions. The requests of a lost engine core are not handled here: the front end sees in
 the view that an engine core was lost, and moves its requests.
@@ -29,14 +29,14 @@ from holdfast.core.states import Trigger
 
 
 def retry(state: InstanceState, group: LockstepGroup, now: float) -> list[Effect]:
-    """Let a paused group recover under a new command of the instance's own."""
+    """Let a paused group recover under a new command of the instance."""
     command_id = state.new_command_id()
     state.commands.begin(command_id, [group.group_id])
     return recover(state, group, command_id, now)
 
 
 def restart_workers(state: InstanceState, group: LockstepGroup, now: float) -> list[Effect]:
-    """Let a paused group recover with new processes for its sick ranks, under the operator's command if there is one.
+    """Let a paused group recover with new processes for the sick ranks, under the operator's command if any.
 
     After retries that did not last, the rank of the fault counts as sick.
     """
@@ -47,7 +47,7 @@ def restart_workers(state: InstanceState, group: LockstepGroup, now: float) -> l
 
 
 def recover(state: InstanceState, group: LockstepGroup, command_id: str, now: float) -> list[Effect]:
-    """Let a paused group recover under its next epoch. Sick ranks get a new process first."""
+    """Let a paused group recover under the next epoch. Sick ranks get a new process first."""
     incident = group.open_incident(now)
     replaces_workers = group.needs_worker_restart
     incident.collectives_broken |= replaces_workers  # a replacement has to join its peers in any case
@@ -79,7 +79,7 @@ def close_rendezvous(group: LockstepGroup) -> list[Effect]:
 
 
 def _count_try(state: InstanceState, group: LockstepGroup, now: float) -> None:
-    """Count a recovery against the budget of its rung."""
+    """Count a recovery against the budget of the rung."""
     incident, budgets, config, opened_at = group.open_incident(now), group.budgets, state.config, group.opened_at
     is_unneeded = incident.paused_by_operator and incident.fault is None
     if incident.search_progressed:
@@ -108,12 +108,12 @@ def replace_engine(
     kill: bool,
     command_id: str | None = None,
 ) -> list[Effect]:
-    """Put another process in the place of an engine core; its lockstep group waits for the replacement.
+    """Replace the process of an engine core. The lockstep group waits for the replacement.
 
     Args:
         restart: the reason, and the backoff before the replacement is started.
         kill: the present process still runs and has to be killed.
-        command_id: the operator's command that wants this. Such a restart counts against no budget.
+        command_id: the operator's command, if any. A restart by command counts against no budget.
     """
     processes = _processes_to_end(engine, kill)
     effects = _give_up_commands(state, group, engine, restart.reason)
@@ -137,7 +137,7 @@ def replace_engine(
 def leave_out_engine(
     state: InstanceState, group: LockstepGroup, engine: Engine, reason: str, now: float, *, kill: bool
 ) -> list[Effect]:
-    """Serve on without an engine core; the front end moves its requests to the remaining engine cores."""
+    """Serve on without an engine core. The front end moves the requests to the remaining engine cores."""
     processes = _processes_to_end(engine, kill)
     effects = _give_up_commands(state, group, engine, reason)
     group.lose(engine, now)

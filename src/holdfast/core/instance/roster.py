@@ -1,4 +1,4 @@
-"""Members of an instance: its engine cores, their lockstep groups, the processes beside them.
+"""Members of an instance: engine cores, lockstep groups, and the processes beside the engine cores.
 
 Finds and counts. The phases decide what follows.
 """
@@ -18,7 +18,7 @@ from holdfast.core.states import Trigger
 
 @dataclass
 class Process:
-    """Process beside the engine cores, known by its name. `pid` is None and `lost_at` set while it is lost."""
+    """Process beside the engine cores. While the process is lost, `pid` is None and `lost_at` is set."""
 
     name: str
     pid: int | None = None
@@ -28,7 +28,7 @@ class Process:
 
     @property
     def opened_at(self) -> float:
-        """Return since when the process is lost, `NOT_OPEN` while it is there."""
+        """Return since when the process is lost, `NOT_OPEN` while the process runs."""
         return NOT_OPEN if self.lost_at is None else self.lost_at
 
     def view(self) -> ProcessView:
@@ -36,7 +36,7 @@ class Process:
 
 
 class Roster:
-    """Engine cores, lockstep groups and other processes of an instance; `defeat` says why the instance has ended.
+    """Members of an instance. `defeat` says why the instance has ended, and is None until then.
 
     Args:
         groups: the engine ids of each lockstep group.
@@ -57,11 +57,11 @@ class Roster:
         return tuple(engine for _, engine in self._home.values())
 
     def look_up(self, engine_id: int) -> tuple[LockstepGroup, Engine] | None:
-        """Return an engine core and its group, None for an unknown id."""
+        """Return an engine core and the group, None for an unknown id."""
         return self._home.get(engine_id)
 
     def find(self, engine_id: int) -> tuple[LockstepGroup, Engine]:
-        """Return an engine core and its group. Raises `UnknownEngine`."""
+        """Return an engine core and the group. Raises `UnknownEngine`."""
         if engine_id not in self._home:
             known = ", ".join(str(i) for i in self._home)
             raise UnknownEngine(f"there is no engine {engine_id}", hint=f"known: {known}")
@@ -70,7 +70,7 @@ class Roster:
     def choose(self, engine_ids: Sequence[int], fitting: Callable[[LockstepGroup], bool]) -> Sequence[LockstepGroup]:
         """Return the groups of the named engine cores; without names, every fitting group.
 
-        Where no group fits, return one whose state explains why: a group with an open incident, if there is one.
+        Where no group fits, return a group whose state explains why: preferably a group with an open incident.
         """
         if engine_ids:
             named = {self.find(i)[0].group_id for i in engine_ids}
@@ -90,7 +90,7 @@ class Roster:
         )
 
     def count_siblings(self, group: LockstepGroup) -> int:
-        """Return how many engine cores could serve on without an engine core of a group: 0 for one in lockstep."""
+        """Return how many engine cores could serve on without an engine core of a group: 0 in lockstep."""
         beside = [e for g in self.groups if g is not group for e in g.engines if e.state.is_attached]
         return 0 if group.is_lockstep else len(beside)
 

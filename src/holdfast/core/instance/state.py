@@ -1,4 +1,4 @@
-"""State of one instance: the data that every phase reads and writes."""
+"""State of an instance: the data that every phase reads and writes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from holdfast.core.instance.roster import Roster
 
 @dataclass
 class InstanceState:
-    """Data of one instance.
+    """Data of an instance.
 
     `config` is replaced when an operator changes settings: read settings from here at each use. `settings_changed` says
     that this has happened since the start. `sequence` numbers the events.

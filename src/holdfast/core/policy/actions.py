@@ -1,4 +1,4 @@
-"""Actions that repair a fault, and the decision for one of them. Pure data."""
+"""Actions that repair a fault, and the decision for an action. Pure data."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _RUNGS = {
 
 
 class Decision(msgspec.Struct, frozen=True):
-    """Action, its reason for people, and the figures behind it.
+    """Action with the reason for people and the figures behind the decision.
 
     `retry_at`: when to decide again (seconds). `after_s`: the backoff before a process is started. `tries`: how often
     this rung was taken within its window, this time included, of `limit`. `would`: the action that a dry run omits.

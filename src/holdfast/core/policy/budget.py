@@ -21,7 +21,7 @@ NOT_OPEN = math.inf  # the opening time of an incident that is not open
 
 @dataclass(frozen=True)
 class Intensity:
-    """Restart intensity of one kind of repair: at most `limit` tries within `window_s` seconds.
+    """Restart intensity of a kind of repair: at most `limit` tries within `window_s` seconds.
 
     `tries` names what is counted, `flag` the setting that bounds the number.
     """
@@ -39,7 +39,7 @@ class Intensity:
         return now - tried_at < self.window_s or tried_at >= opened_at
 
     def exhausted(self, used: int) -> str | None:
-        """Return why no further try is allowed after `used` of them, None while another one is."""
+        """Return why no further try is allowed after `used` tries, None while a further try is allowed."""
         if used < self.limit:
             return None
         return f"{used} {self.tries} within {self.window_s:g} s did not last ({self.flag} {self.limit})"
@@ -47,13 +47,13 @@ class Intensity:
 
 @dataclass(frozen=True)
 class Budget:
-    """Times of the tries of one kind of repair (seconds, oldest first)."""
+    """Times at which a kind of repair was tried (seconds, oldest first)."""
 
     tried_at: tuple[float, ...] = ()
 
     @property
     def last_at(self) -> float:
-        """Return the time of the last try, minus infinity before the first one."""
+        """Return the time of the last try, minus infinity before the first try."""
         return self.tried_at[-1] if self.tried_at else -math.inf
 
     def recent(self, intensity: Intensity, now: float, opened_at: float = NOT_OPEN) -> Budget:
@@ -65,11 +65,11 @@ class Budget:
         return len(self.recent(intensity, now, opened_at).tried_at)
 
     def spend(self, intensity: Intensity, now: float, opened_at: float = NOT_OPEN) -> Budget:
-        """Return the budget after one more try, without the tries that do not count any more."""
+        """Return the budget after a further try, without the tries that no longer count."""
         return Budget((*self.recent(intensity, now, opened_at).tried_at, now))
 
     def refund(self, tries: int) -> Budget:
-        """Return the budget without its last tries."""
+        """Return the budget without the last tries."""
         return Budget(self.tried_at[:-tries])
 
     def shared_with(self, other: Budget) -> Budget:
@@ -79,7 +79,7 @@ class Budget:
 
 @dataclass
 class GroupBudgets:
-    """Tries of one lockstep group. Outlasts the group's incidents.
+    """Budgets of a lockstep group. Outlasts the group's incidents.
 
     `unknown_retries` are the retries after a fault of class unknown. `named_requests` holds the requests that
     numerical faults named in the present processes, with the time of the retry.
@@ -101,7 +101,7 @@ class GroupBudgets:
         self.named_requests = ()
 
     def refund(self, tries: int) -> None:
-        """Take back the last tries, because their cause is gone: retries, or worker restarts after no retry."""
+        """Take back the last tries after the cause has ended: retries, or worker restarts where no retry is left."""
         self.named_requests = ()
         if self.retries.tried_at:
             self.retries = self.retries.refund(tries)

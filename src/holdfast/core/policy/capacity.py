@@ -14,7 +14,7 @@ from holdfast.core.config import share_of
 
 
 class Capacity(msgspec.Struct, frozen=True, kw_only=True):
-    """Numbers of ranks that are out, seen from one engine core.
+    """Numbers of ranks that are out, seen from an engine core.
 
     `ranks_out` counts the whole instance, `out_elsewhere` the other engine cores. `engine_ranks` is the size of the
     engine core, `total_ranks` the size of the instance.
@@ -26,12 +26,12 @@ class Capacity(msgspec.Struct, frozen=True, kw_only=True):
     total_ranks: int = 0
 
     def why_no_worker_restart(self, cap: int | str) -> str | None:
-        """Return why ranks are not replaced one by one, None where that is allowed."""
+        """Return why single ranks are not replaced, None where that is allowed."""
         out, allowed = max(1, self.ranks_out), ranks_allowed_out(cap, self.total_ranks)
         return None if out <= allowed else self._exceeded(out, cap)
 
     def why_no_engine_restart(self, cap: int | str) -> str | None:
-        """Return why the engine core is not replaced, None where that is allowed: always if no other rank is out."""
+        """Return why the engine core is not replaced, None where allowed: always if no rank elsewhere is out."""
         out, allowed = self.out_elsewhere + self.engine_ranks, ranks_allowed_out(cap, self.total_ranks)
         return None if not self.out_elsewhere or out <= allowed else self._exceeded(out, cap)
 
@@ -40,7 +40,7 @@ class Capacity(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def ranks_allowed_out(cap: int | str, total_ranks: int) -> float:
-    """Return a cap as a number of ranks. A share allows at least one rank; a share of 100 % is no cap."""
+    """Return a cap as a number of ranks. A share allows at least 1 rank; a share of 100 % is no cap."""
     if isinstance(cap, int):
         return cap
     share = share_of(cap)

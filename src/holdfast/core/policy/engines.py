@@ -1,4 +1,4 @@
-"""Decide about a lost engine core: replace it, leave it out, or end the instance. Pure functions."""
+"""Decide about a lost engine core: replace, leave out, or end the instance. Pure functions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _FULL_CAPACITY = Capacity()
 def decide_on_engine(why: str, restart: Decision, siblings: int, config: HoldfastConfig) -> Decision:
     """Decide about an engine core that is lost or has to be killed, after `decide_engine_restart`.
 
-    `siblings` is the number of engine cores that could serve on without it: 0 where they wait for it in collectives.
+    `siblings` is the number of engine cores that could serve on without this engine core: 0 in lockstep.
     """
     reason = f"{why}; {restart.reason}"
     if restart.action is Action.RESTART_ENGINE:
@@ -47,6 +47,6 @@ def decide_engine_restart(used: int, config: HoldfastConfig, capacity: Capacity 
 
 
 def is_due_again(now: float, left_out_at: float, config: HoldfastConfig) -> bool:
-    """Return whether an engine core that was left out is started again: once its budget has come back."""
+    """Return whether a left-out engine core may start again, because the restart window is over."""
     may_restart = config.repairs_unasked and config.max_engine_restarts > 0
     return may_restart and now - left_out_at >= config.engine_restart_window_s

@@ -27,7 +27,7 @@ class Incident:
     """Everything that is wrong with a lockstep group, from the first fault or pause until all engines are healthy.
 
     `waiting_since` is when the recovery timeout began to count. `fault` is the deepest fault since the last recovery
-    began, None where an operator only asked for a pause. `is_soft` says that a pause by an operator may still wait
+    began, None where an operator only ordered a pause. `is_soft` says that a pause by an operator may still wait
     for a step boundary. `awaits_join` says that the process that replaced an engine core has not met its peers yet.
     """
 
@@ -47,12 +47,12 @@ class Incident:
 
     @property
     def is_joining(self) -> bool:
-        """Return whether a replacement has to join, and nothing is wrong but what the loss has broken."""
+        """Return whether a replacement has to join, and the loss explains every known fault."""
         is_consequence = self.fault is None or self.fault.fault_class is FaultClass.COMMUNICATOR
         return self.awaits_join and is_consequence
 
     def deepen(self, fault: Fault) -> bool:
-        """Take a fault into the incident. Return whether it is deeper than every fault known before."""
+        """Record a fault in the incident. Return whether the fault is deeper than every fault known before."""
         is_deeper = deeper(self.fault, fault) is fault
         if is_deeper:
             self.fault = fault

@@ -1,4 +1,4 @@
-"""Decide what to do about a fault: pure functions `(now, situation, config) -> decision with its reason`."""
+"""Decide what to do about a fault: pure functions `(now, situation, config) -> decision with a reason`."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def decide_repair(now: float, situation: Situation, config: HoldfastConfig) -> D
 
 
 def decide_wait(now: float, situation: Situation, config: HoldfastConfig) -> Decision:
-    """Decide whether to wait longer for an operator's command, and what to do when none came in time."""
+    """Decide whether to wait longer for an operator's command, and what to do after the recovery timeout."""
     incident = situation.incident
     if incident.fault is None or incident.paused_by_operator:
         return Decision(Action.AWAIT, _PAUSED)
@@ -77,7 +77,7 @@ def _without_operator(config: HoldfastConfig) -> HoldfastConfig:
 
 
 def _climb(now: float, situation: Situation, config: HoldfastConfig) -> Decision:
-    """Decide for the lowest rung that can help and whose budget is not used up."""
+    """Decide for the lowest rung that can help and has budget left."""
     if situation.needs_worker_restart:
         return _decide_worker_restart(now, situation, config, why_restart(situation.fault))
     return _decide_retry(now, situation, config)
