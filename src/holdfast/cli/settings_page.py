@@ -19,7 +19,7 @@ Written by `make settings` from the flags of `holdfast serve`; do not edit by ha
   `--additional-config '{"holdfast": {"fault_policy": "auto", "max_retries": 5}}'`.
 - An existing value of `VLLM_PLUGINS` is extended and never replaced: other plugins keep working.
 - A setting with *yes* in the column *at run time* can be changed while the server runs, by the
-  [command](http.md#apply) `configure`; the others are fixed at the start.
+  [command](http.md#configure) `configure`; the others are fixed at the start.
 - An unknown name or a value out of bounds stops the start with exit code 2 and names the nearest
   known setting.
 """
