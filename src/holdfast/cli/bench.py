@@ -53,7 +53,7 @@ def recovery(  # noqa: PLR0913, PLR0917 - one parameter per option
     as_json: Json = False,
     output: Output = None,
 ) -> None:
-    """Measure what a fault costs the clients, beside a full restart of the same server.
+    """Measure the cost of a fault for the clients, beside a full restart of the same server.
 
     The fault is an exception at each phase of a step, or hits each worker or engine core in turn.
     """
@@ -94,7 +94,7 @@ def overhead(
     as_json: Json = False,
     output: Output = None,
 ) -> None:
-    """Measure what Holdfast costs while nothing fails: the same load with Holdfast off and on."""
+    """Measure the cost of Holdfast while nothing fails: the same load with Holdfast off and on."""
     require_client("bench")
 
     def measure() -> OverheadDocument:

@@ -120,7 +120,7 @@ def _summary(figures: TopologyFigures) -> list[str]:
 
 
 def _target(target: Target) -> str:
-    """Return one line that says whether a target was met."""
+    """Describe whether a target was met."""
     bound, found = (_of_target(target, value) for value in (target.bound, target.found))
     return f"{'reached' if target.met else 'MISSED':>8}  {target.name}: {found} (to reach: {bound})"
 

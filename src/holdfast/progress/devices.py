@@ -55,7 +55,7 @@ class DeviceHealth:
         self._starting.start()
 
     def look(self) -> list[Health]:
-        """Return each device's health, or the reason why it is unknown; nothing before the start. Bounded."""
+        """Return each device's health, or the reason why nothing is known; empty before the start. Bounded."""
         if self._starting.ident is None:
             return []
         if self._is_silent:
@@ -144,7 +144,7 @@ class DeviceHealth:
 
 
 def _said(ask: Callable[..., Any], *about: Any) -> Any:
-    """Return the answer, or the reason for its absence: many devices do not support every question."""
+    """Return the answer, or the reason for a missing answer: many devices do not support every question."""
     try:
         return _text(ask(*about))
     except Exception as error:

@@ -39,7 +39,7 @@ def look_at(pid: int) -> ProcessLook:
 
 @dataclass(frozen=True)
 class ThreadTimes:
-    """Seconds since its start that a thread ran, and that it was ready to run and waited for a processor."""
+    """Seconds since the start of a thread: running, and ready to run without a processor."""
 
     ran_s: float
     waited_s: float

@@ -28,7 +28,7 @@ def answer_for_stacks(folder: str) -> None:
 
 
 def ask_for_stacks(folder: str, pids: Iterable[int]) -> dict[int, str]:
-    """Return the stacks of each process, or the reason for their absence; wait at most `ANSWER_S` in total."""
+    """Return the stacks of each process, or the reason for missing stacks; wait at most `ANSWER_S` in total."""
     answers: dict[int, str] = {}
     asked: dict[int, int] = {}  # size of its file before
     for pid in pids:

@@ -45,7 +45,7 @@ class ProgressWriter:
         HEADER.pack_into(self._memory, self._header, call, step, now_ns, tokens, requests, number, is_first, call)
 
     def recorded(self, phase: Phase, call: Call, about: About) -> Call:
-        """Wrap `call` so that it is recorded; `about` maps the arguments to step, tokens and requests."""
+        """Wrap `call` in a record; `about` maps the arguments to step, tokens and requests."""
 
         def run(*args: Any, **kwargs: Any) -> Any:
             self.begin(phase, *about(*args))
@@ -68,7 +68,7 @@ class ProgressWriter:
 
 
 def publish_progress(folder: str) -> mmap.mmap:
-    """Return memory for the record of the own process, published in `folder` under its process id.
+    """Return memory for the record of the own process, published in `folder` under the process id.
 
     The record has no file of its own: the entry in the folder points at a descriptor of the process. Therefore nothing
     is written to a disk, which could delay a store, and the record disappears with the process.

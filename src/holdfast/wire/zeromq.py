@@ -78,7 +78,7 @@ class ZmqSpoke(_Socket):
 
 
 class ZmqStation:
-    """A station with its own context, which shares nothing with the host's sockets."""
+    """A station with a separate context, which shares nothing with the host's sockets."""
 
     def __init__(self) -> None:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
