@@ -17,4 +17,4 @@ attach_worker_hooks()
 
 
 class HoldfastExecutor(WorkerPoolExecutor):
-    """The host's multiprocessing executor under Holdfast, defined here so that unpickling it attaches the hooks."""
+    """The host's multiprocessing executor under Holdfast; unpickling the class attaches the hooks."""

@@ -24,7 +24,7 @@ ENGINES_GROUP = wrap(
     "vllm.config.parallel",
     "ParallelConfig.stateless_init_dp_group",
     ("return_store",),
-    "an engine core that joins a lockstep group meets nobody while it starts",
+    "a replacement engine core starts without its lockstep group",
 )
 
 COMMUNICATOR_TOUCHPOINTS: tuple[Touchpoint, ...] = (

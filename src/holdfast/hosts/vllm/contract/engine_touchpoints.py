@@ -15,7 +15,7 @@ _RUNNER_V1 = "vllm.v1.worker.gpu_model_runner"
 _BATCH_V1 = "vllm.v1.worker.gpu_input_batch"
 _RUNNER_V2 = "vllm.v1.worker.gpu.model_runner"
 
-_COMPARED = "a request of our own, with which the only one there is can be compared"
+_COMPARED = "a second request, with which the only present request can be compared"
 _LOOKED_AT = "flags of a step's logits are looked at once its tokens are there"
 
 ENGINE_INIT = wrap(
@@ -59,7 +59,7 @@ ENGINE_TOUCHPOINTS: tuple[Touchpoint, ...] = (
         _CORE,
         "DPEngineCoreProc",
         "dp_group current_wave engines_running pending_pause ignore_start_dp_wave step_counter dp_sync_interval",
-        "engine cores in lockstep go on at one step of one wave",
+        "engine cores in lockstep resume at one step of one wave",
     ),
     call(_CORE, "DPEngineCoreProc._has_global_unfinished_reqs", ("local_unfinished",), "injection before agreeing"),
     call(_EXECUTOR, "MultiprocExecutor.collective_rpc", ("method", "timeout", "args"), "telling workers of a request"),
@@ -80,22 +80,22 @@ ENGINE_TOUCHPOINTS: tuple[Touchpoint, ...] = (
         _CORE,
         "EngineCoreProc.process_input_sockets",
         ("input_addresses", "coord_input_address", "identity", "ready_event"),
-        "saying once more to a client that it is ready",
+        "reporting ready once more to a client",
         "input_socket",
         "ready_payload",
     ),
     *attributes(_CORE, "EngineCoreProc", "ft_sentinel enable_fault_tolerance", "where a client's greeting arrives"),
-    *attributes("vllm.v1.engine", "EngineCoreRequestType", "ABORT", "what nobody waits for any more"),
+    *attributes("vllm.v1.engine", "EngineCoreRequestType", "ABORT", "dropping the requests of a dead API server"),
     *attributes(_CORE, "EngineCoreProc", "has_coordinator last_counts", "telling a new coordinator of the load"),
     call(_SCHEDULER, "Scheduler.has_unfinished_requests", (), "telling a new coordinator the wave that runs"),
-    *attributes(_CORE, "EngineCoreProc", "input_queue", "interrupting a busy loop that idles"),
-    *attributes("vllm.v1.engine", "EngineCoreRequestType", "EXECUTOR_FAILED", "interrupting a busy loop that idles"),
+    *attributes(_CORE, "EngineCoreProc", "input_queue", "interrupting an idle busy loop"),
+    *attributes("vllm.v1.engine", "EngineCoreRequestType", "EXECUTOR_FAILED", "interrupting an idle busy loop"),
     *attributes("vllm.config.model", "ModelConfig", "enforce_eager", "whether a step on a CPU may compile"),
     Touchpoint("vllm.third_party.pynvml", "nvmlInit", "call", None, "the devices' health, where no bindings are"),
     Touchpoint(_EXECUTOR, "MultiprocExecutor", "class", None, "its subclass drains stale replies"),
     call(_EXECUTOR, "WorkerProc.enqueue_output", ("output",), "asynchronous outputs raise here"),
     *attributes(_EXECUTOR, "MultiprocExecutor", "rpc_broadcast_mq response_mqs futures_queue is_failed", "draining"),
-    *attributes("vllm.v1.worker.gpu_worker", "Worker", "_pp_send_work", "sends that nobody will receive any more"),
+    *attributes("vllm.v1.worker.gpu_worker", "Worker", "_pp_send_work", "sends without a receiver after a fault"),
     *attributes(_EXECUTOR, "WorkerProc", "worker rank use_async_scheduling", "guarding steps"),
     call("vllm.distributed.device_communicators.shm_broadcast", "MessageQueue.enqueue", ("obj", "timeout"), "draining"),
     call("vllm.distributed.device_communicators.shm_broadcast", "MessageQueue.dequeue", ("timeout",), "draining"),
@@ -112,7 +112,7 @@ ENGINE_TOUCHPOINTS: tuple[Touchpoint, ...] = (
         "output_queue batch_queue batch_queue_size scheduler model_executor engine_index shutdown_state",
         "rewinding and salvaging",
     ),
-    call(_CORE, "EngineCoreProc.is_running", (), "an orderly shutdown ends a hold"),
+    call(_CORE, "EngineCoreProc.is_running", (), "an orderly shutdown ends a pause"),
     call(_CORE, "EngineCoreProc._send_error_outputs_to_client", ("req_ids", "client_index"), "failing one request"),
     call(_CORE, "EngineCore._attach_iteration_details", ("outputs",), "injection and progress after outputs"),
     call(_CORE, "EngineCore.step", (), "salvage", "engine_core_outputs"),

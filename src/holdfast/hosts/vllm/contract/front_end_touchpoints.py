@@ -19,13 +19,13 @@ CLIENT_INIT = wrap(
     _CLIENT,
     "AsyncMPClient.__init__",
     ("vllm_config", "executor_class", "log_stats", "client_addresses", "client_count", "client_index"),
-    "a process that serves requests for engine cores that another one owns needs a link to that one",
+    "an API server that does not own the engine cores needs a link to the owner",
 )
 ROUTE = wrap(
     _CLIENT,
     "DPLBAsyncMPClient.get_core_engine_for_request",
     ("request",),
-    "no new request goes to an engine that stands still while another could serve it",
+    "no new request goes to a paused engine core while a sibling makes progress",
 )
 WATCH_ENGINES = wrap(
     _ENGINES,
@@ -35,55 +35,61 @@ WATCH_ENGINES = wrap(
 )
 ADD = wrap(_CLIENT, "AsyncMPClient.add_request_async", ("request",), "the journal of open requests begins here")
 ADD_DATA_PARALLEL = wrap(_CLIENT, "DPAsyncMPClient.add_request_async", ("request",), "the same with several engines")
-ABORT = wrap(_CLIENT, "AsyncMPClient.abort_requests_async", ("request_ids",), "what nobody wants is never resumed")
+ABORT = wrap(_CLIENT, "AsyncMPClient.abort_requests_async", ("request_ids",), "an aborted request is never resumed")
 ABORT_BALANCED = wrap(
     _CLIENT, "DPLBAsyncMPClient.abort_requests_async", ("request_ids",), "the same with several engines"
 )
-RECEIVE = wrap(_CLIENT, "AsyncMPClient._ensure_output_queue_task", (), "the one place that every output passes")
+RECEIVE = wrap(_CLIENT, "AsyncMPClient._ensure_output_queue_task", (), "every output passes here")
 RAISE_IF_ERROR = wrap(
     "vllm.entrypoints.generate.base.serving",
     "GenerateBaseServing._raise_if_error",
     ("finish_reason", "request_id"),
-    "whoever sent a request that was ended is told why",
+    "the client of an ended request is told the reason",
 )
 VALIDATE_ALIVE = wrap(
-    _CLIENT, "BackgroundResources.validate_alive", ("frames",), "an engine core's last word does not end the client"
+    _CLIENT,
+    "BackgroundResources.validate_alive",
+    ("frames",),
+    "the death notice of an engine core does not end the client",
 )
 CALL_UTILITY = wrap(
     _CLIENT, "AsyncMPClient._call_utility_async", ("method",), "a call to a lost engine core ends with an error"
 )
 CALL_EVERY_UTILITY = wrap(
-    _CLIENT, "AsyncMPClient.call_utility_all_async", ("method",), "calls to every engine core leave a lost one out"
+    _CLIENT,
+    "AsyncMPClient.call_utility_all_async",
+    ("method",),
+    "calls to every engine core leave out lost engine cores",
 )
 START_ENGINES = wrap(
     _ENGINES,
     "CoreEngineProcManager.__init__",
     ("local_engine_count", "start_index", "local_start_index", "vllm_config", "local_client", "handshake_address"),
-    "an engine core that takes a dead one's place is started with the same arguments",
+    "the replacement of an engine core is started with the same arguments",
 )
 START_API_SERVERS = wrap(
     "vllm.v1.utils",
     "APIServerProcessManager.__init__",
     ("listen_address", "sock", "args", "num_servers"),
-    "an API server that takes a dead one's place is started with the same arguments",
+    "the replacement of an API server is started with the same arguments",
 )
 GREET = wrap(
     _CLIENT,
     "MPClient._start_mm_warmup",
     (),
-    "the one thing that a client does between binding its sockets and waiting for the engine cores to be ready",
+    "the only call of a client between binding its sockets and waiting for ready engine cores",
 )
 START_COORDINATOR = wrap(
     "vllm.v1.engine.coordinator",
     "DPCoordinator.__init__",
     ("parallel_config", "enable_wave_coordination", "logging_config"),
-    "a coordinator that takes a dead one's place is started with the same arguments",
+    "the replacement of the coordinator is started with the same arguments",
 )
 AWAIT_END = wrap(
     _SERVE,
     "wait_for_completion_or_failure",
     ("api_server_manager", "engine_manager", "coordinator"),
-    "the host ends everything when a process ends that another one can take the place of",
+    "the host ends all processes when a process ends that can be replaced",
 )
 SERVE_HTTP = wrap(
     "vllm.entrypoints.launchers.api_server.entry",
@@ -129,34 +135,41 @@ FRONT_END_TOUCHPOINTS: tuple[Touchpoint, ...] = (
         "processes manager_stopped _finalizer",
         "telling an engine core's death from its end",
     ),
-    *attributes("vllm.v1.utils", "APIServerProcessManager", "processes", "another API server in a dead one's place"),
+    *attributes("vllm.v1.utils", "APIServerProcessManager", "processes", "the replacement of an API server"),
     *attributes(_CLIENT, "BackgroundResources", "ctx input_socket", "hearing again that the engine cores are ready"),
     *attributes("vllm.v1.engine", "EngineCoreRequestType", "UTILITY", "greeting the engine cores"),
     *attributes(
         "vllm.v1.fault_tolerance.engine_core_sentinel",
         "EngineCoreSentinel",
         "handle_command",
-        "greeting the engine cores: the one call that is answered where messages arrive",
+        "greeting the engine cores: the only call that is answered where messages arrive",
     ),
     *attributes(
         "vllm.v1.engine.coordinator",
         "DPCoordinator",
         "proc stats_publish_address coord_in_address coord_out_address _finalizer",
-        "another coordinator at the same addresses",
+        "the replacement of the coordinator at the same addresses",
     ),
     call(
         "vllm.v1.engine.coordinator",
         "DPCoordinatorProc.run_coordinator",
         ("engine_count", "front_publish_address", "back_output_address", "back_publish_address", "zmq_addr_pipe"),
-        "another coordinator at the same addresses",
+        "the replacement of the coordinator at the same addresses",
     ),
-    *attributes("vllm.v1.engine", "EngineCoreOutputs", "start_wave wave_complete", "telling it the wave that runs"),
-    *attributes("vllm.v1.engine", "EngineCoreOutputs", "engine_index scheduler_stats", "a lost one runs nothing"),
+    *attributes(
+        "vllm.v1.engine",
+        "EngineCoreOutputs",
+        "start_wave wave_complete",
+        "telling a new coordinator the wave that runs",
+    ),
+    *attributes(
+        "vllm.v1.engine", "EngineCoreOutputs", "engine_index scheduler_stats", "a lost engine core runs no request"
+    ),
     *attributes(
         "vllm.v1.metrics.stats",
         "SchedulerStats",
         "num_running_reqs num_waiting_reqs kv_cache_usage",
-        "a lost engine core runs nothing",
+        "a lost engine core runs no request",
     ),
     call("vllm.v1.utils", "shutdown", ("procs", "timeout"), "ending what was started when the start failed"),
     *attributes(
@@ -172,18 +185,18 @@ FRONT_END_TOUCHPOINTS: tuple[Touchpoint, ...] = (
         "how a request ended, and why",
     ),
     Touchpoint("vllm.exceptions", "GenerationError", "class", None, "telling a client why its request was ended"),
-    *attributes(_CLIENT, "AsyncMPClient", "outputs_queue", "failing one request that cannot go on elsewhere"),
+    *attributes(_CLIENT, "AsyncMPClient", "outputs_queue", "failing one request that cannot be resumed"),
     call(
         _ENGINES,
         "wait_for_engine_startup",
         ("handshake_socket", "core_engines", "parallel_config", "coordinated_dp", "cache_config", "launch"),
-        "the handshake with an engine core that takes another one's place",
+        "the handshake with a replacement engine core",
     ),
     Touchpoint(_ENGINES, "CoreEngine", "class", None, "the handshake with one engine core"),
     call("vllm.utils.network_utils", "zmq_socket_ctx", ("path", "socket_type"), "the handshake with one engine core"),
-    call("vllm.utils.network_utils", "get_open_zmq_ipc_path", (), "it asks VLLM_RPC_BASE_PATH where sockets go"),
-    call("vllm.utils.system_utils", "get_mp_context", (), "whether a process can be started from a server at work"),
-    call("vllm.sampling_params", "SamplingParams.clone", (), "a request with its history is another one"),
+    call("vllm.utils.network_utils", "get_open_zmq_ipc_path", (), "VLLM_RPC_BASE_PATH says where sockets go"),
+    call("vllm.utils.system_utils", "get_mp_context", (), "whether a process can be started from a serving process"),
+    call("vllm.sampling_params", "SamplingParams.clone", (), "a request with its history is a copy"),
     *attributes(
         _CLIENT, "BackgroundResources", "output_queue_task", "open requests end in an error when the instance does"
     ),

@@ -10,7 +10,7 @@ Kind = Literal["wrap", "call", "attribute", "class", "name", "module", "text"]
 
 @dataclass(frozen=True)
 class Touchpoint:
-    """One place of the host that Holdfast relies on.
+    """A place of the host that Holdfast relies on.
 
     Attributes:
         name: a dotted name in `module`; for a `text` a part of a string constant of the module; empty for a `module`.
@@ -40,7 +40,7 @@ def wrap(module: str, name: str, parameters: tuple[str, ...], why: str) -> Touch
 
 
 def call(module: str, name: str, parameters: tuple[str, ...] | None, why: str, *reads: str) -> Touchpoint:
-    """Describe a function that is called, or whose frames are read."""
+    """Describe a function that is called, or the frames of which are read."""
     return Touchpoint(module, name, "call", parameters, why, reads=reads)
 
 

@@ -8,28 +8,31 @@ _EXECUTOR = "vllm.v1.executor.multiproc_executor"
 _QUEUE = "vllm.distributed.device_communicators.shm_broadcast"
 
 INIT_GROUPS = wrap(
-    "torch.distributed", "init_process_group", ("backend", "init_method"), "a worker that starts alone meets nobody"
+    "torch.distributed",
+    "init_process_group",
+    ("backend", "init_method"),
+    "a replacement worker starts without its peers",
 )
 SAME_NODE = wrap(
-    "vllm.distributed.parallel_state", "in_the_same_node_as", ("pg",), "a worker that starts alone asks nobody"
+    "vllm.distributed.parallel_state", "in_the_same_node_as", ("pg",), "a replacement worker starts without its peers"
 )
 BROADCAST_QUEUE = wrap(
-    _QUEUE, "MessageQueue.create_from_process_group", ("pg",), "a worker that starts alone shares no queue"
+    _QUEUE, "MessageQueue.create_from_process_group", ("pg",), "a replacement worker starts without a shared queue"
 )
 FILE_STORE = wrap(
     _EXECUTOR,
     "get_file_store_init_method",
     (),
-    "killed workers leave the file that they met at: it lies in the instance's folder",
+    "killed workers leave the rendezvous file: it is put into the instance's folder",
 )
 RING_BUFFER = wrap(
     _QUEUE,
     "ShmRingBuffer.__init__",
     ("n_reader", "max_chunk_bytes", "max_chunks", "name"),
-    "the shared memory of a killed process stays, until somebody who knows of it removes it",
+    "the shared memory of a killed process stays until a recorded name is used to remove it",
 )
 
-# Attached only in the processes of newcomers; a contract test checks them like all others.
+# Attached only in replacement workers; a contract test checks these like all touchpoints.
 WORKER_TOUCHPOINTS: tuple[Touchpoint, ...] = (
     INIT_GROUPS,
     SAME_NODE,
@@ -46,17 +49,24 @@ WORKER_TOUCHPOINTS: tuple[Touchpoint, ...] = (
         "compiled beforehand",
     ),
     call(_EXECUTOR, "WorkerProc.worker_main", None, "what the process of a worker runs"),
-    call(_EXECUTOR, "WorkerProc.wait_for_ready", ("unready_proc_handles",), "attaching to a newcomer"),
+    call(_EXECUTOR, "WorkerProc.wait_for_ready", ("unready_proc_handles",), "attaching to a replacement worker"),
     call(_EXECUTOR, "MultiprocExecutor._init_executor", (), "the configuration that workers were started with"),
-    call(_EXECUTOR, "MultiprocExecutor.start_worker_monitor", ("inline",), "one dead worker does not end the others"),
-    call(_EXECUTOR, "MultiprocExecutor._is_driver_worker", ("rank",), "starting a newcomer"),
-    call("vllm.v1.executor.abstract", "Executor.initialize_from_config", ("kv_cache_configs",), "a newcomer's cache"),
-    call("vllm.v1.executor.abstract", "Executor.set_kv_cache_layout", ("layout_name",), "a newcomer's cache"),
+    call(_EXECUTOR, "MultiprocExecutor.start_worker_monitor", ("inline",), "a dead worker does not end its siblings"),
+    call(_EXECUTOR, "MultiprocExecutor._is_driver_worker", ("rank",), "starting a replacement worker"),
+    call(
+        "vllm.v1.executor.abstract",
+        "Executor.initialize_from_config",
+        ("kv_cache_configs",),
+        "a replacement worker's cache",
+    ),
+    call("vllm.v1.executor.abstract", "Executor.set_kv_cache_layout", ("layout_name",), "a replacement worker's cache"),
     call("vllm.v1.worker.worker_base", "WorkerWrapperBase.initialize_from_config", ("kv_cache_configs",), "the same"),
-    Touchpoint(_EXECUTOR, "UnreadyWorkerProcHandle", "class", None, "starting a newcomer"),
+    Touchpoint(_EXECUTOR, "UnreadyWorkerProcHandle", "class", None, "starting a replacement worker"),
     *attributes(_EXECUTOR, "MultiprocExecutor", "workers shutting_down", "whose process is gone"),
-    *attributes("vllm.config.parallel", "ParallelConfig", "_coord_store_port", "a newcomer meets nobody there"),
-    Touchpoint(_EXECUTOR, "OMPProcessManager", "class", None, "starting a newcomer"),
+    *attributes(
+        "vllm.config.parallel", "ParallelConfig", "_coord_store_port", "a replacement worker has no peers there"
+    ),
+    Touchpoint(_EXECUTOR, "OMPProcessManager", "class", None, "starting a replacement worker"),
     call(_QUEUE, "MessageQueue.create_from_handle", ("handle", "rank"), "survivors read from a new queue"),
     call(_QUEUE, "MessageQueue.wait_until_ready", (), "survivors read from a new queue"),
     call(_QUEUE, "MessageQueue.export_handle", (), "survivors read from a new queue"),

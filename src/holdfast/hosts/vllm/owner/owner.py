@@ -221,7 +221,7 @@ class VllmFrontEndHost:
         self._defeated.wait(KNOWN_TIMEOUT_S)  # links may know before this process does
 
     def _report_killed(self, engine_id: int, status: int) -> None:
-        """Report a killed engine core before the system has released its memory; `status` as of wait(2)."""
+        """Report a killed engine core before the system has released the memory; `status` as of wait(2)."""
         killed_by = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
         if killed_by not in (0, signal.SIGTERM, signal.SIGINT) and not self._ends_within(0.0):
             self._report_lost(engine_id, -killed_by)

@@ -27,7 +27,7 @@ _seen = (0, 0)
 
 
 def begin() -> None:
-    """Give this process background priority. Main thread, before any heavy import."""
+    """Give the process background priority. Main thread, before any heavy import."""
     slow_down(os.getpid())
     signal.signal(HURRY, _hurried)
     signal.signal(signal.SIGPROF, _look)
@@ -36,7 +36,7 @@ def begin() -> None:
 
 
 def end() -> None:
-    """Give this process ordinary priority. Main thread."""
+    """Give the process ordinary priority. Main thread."""
     if idle_can_be_left():
         _set_policy(os.getpid(), os.SCHED_OTHER)
     signal.setitimer(signal.ITIMER_PROF, 0.0)
@@ -59,7 +59,7 @@ def hurry(pid: int) -> None:
 
 @functools.cache
 def idle_can_be_left() -> bool:
-    """Return whether this process may lift a process out of the lowest policy, tried out on a thread."""
+    """Return whether the process may lift a process out of the lowest policy, tried out on a thread."""
     succeeded: list[bool] = []
 
     def try_out() -> None:
