@@ -1,4 +1,4 @@
-"""A process of ours is as it should be before it imports anything heavy, and looks through none of that for garbage."""
+"""Start of a spawned process: prepared before heavy imports, with imported objects excluded from garbage collection."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WAIT_S = 30.0
 
 
 class Witness:
-    """Unpickled it tells what was so at that moment, as what imports the host would find it."""
+    """Object that records the state of the process when unpickled, as an import of the host would find the state."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _what_is_so, ()
@@ -28,7 +28,7 @@ class Witness:
 def _what_is_so() -> dict[str, bool]:
     return {
         "collects": gc.isenabled(),
-        "is gentle": callable(signal.getsignal(signal.SIGPROF)),
+        "is in background": callable(signal.getsignal(signal.SIGPROF)),
     }
 
 
@@ -49,18 +49,16 @@ def what_a_process_tells(*, background: bool) -> dict[str, bool]:
 
 
 @pytest.mark.parametrize("background", [False, True])
-def test_nothing_is_collected_before_the_main_function_runs_and_what_is_there_then_stays(background: bool) -> None:
+def test_objects_made_before_the_main_function_are_never_collected(background: bool) -> None:
     assert what_a_process_tells(background=background) == {
         "collects": False,
-        "is gentle": background,
+        "is in background": background,
         "collects later": True,
         "keeps for good": True,
     }
 
 
-def test_the_main_function_is_imported_only_after_the_process_has_become_gentle(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_main_function_is_imported_at_background_priority(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told = tmp_path / "told"
     source = (
         "import pathlib, signal\n"
@@ -80,7 +78,7 @@ def test_the_main_function_is_imported_only_after_the_process_has_become_gentle(
     del sys.modules["heavy_module"]
 
 
-def test_what_is_made_while_importing_is_never_looked_through_and_what_comes_later_is(tmp_path: Path) -> None:
+def test_imported_objects_are_excluded_from_collection_and_later_objects_are_not(tmp_path: Path) -> None:
     read, write = os.pipe()
     if os.fork() == 0:  # what is frozen stays so: not in the process of the other tests
         with importing():

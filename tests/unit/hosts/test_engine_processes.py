@@ -1,4 +1,4 @@
-"""The process of an engine core that is lost: waited for until it is gone, and never taken for another one's."""
+"""Processes of lost engine cores: awaited until gone, and never confused with a later process of the same id."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SPAWN = multiprocessing.get_context("spawn")
 
 
 class Sentinel:
-    """Is told what is lost."""
+    """Recorder of reported losses."""
 
     def __init__(self, config: HoldfastConfig) -> None:
         self.config = config
@@ -71,7 +71,7 @@ def wait_until(holds: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def test_one_that_is_left_out_leaves_no_zombie(bench: Bench) -> None:
+def test_an_engine_core_left_out_leaves_no_zombie(bench: Bench) -> None:
     pid = bench.process.pid
     assert pid is not None
     bench.die()
@@ -79,13 +79,13 @@ def test_one_that_is_left_out_leaves_no_zombie(bench: Bench) -> None:
     wait_until(lambda: not psutil.pid_exists(pid))
 
 
-def test_one_that_is_still_there_is_killed_first(bench: Bench) -> None:
+def test_a_live_engine_core_is_killed_before_it_is_left_out(bench: Bench) -> None:
     bench.engines.leave_out(LeaveOut(0, kill=True))
     wait_until(lambda: bench.process.exitcode == -signal.SIGKILL)
 
 
-def test_at_the_end_of_the_instance_no_stopped_worker_stays(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its engine core is gone, and it would not follow by itself."""
+def test_the_end_of_the_instance_leaves_no_stopped_worker(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stopped worker does not follow its dead engine core by itself."""
     monkeypatch.setattr(trees, "LINGER_S", 0.1)
     worker = SPAWN.Process(target=time.sleep, args=(60,))
     worker.start()
@@ -97,10 +97,8 @@ def test_at_the_end_of_the_instance_no_stopped_worker_stays(bench: Bench, monkey
     assert (worker.exitcode, bench.process.exitcode) == (-signal.SIGKILL, -signal.SIGKILL)
 
 
-def test_where_no_other_one_starts_the_id_of_the_dead_one_is_not_killed(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It may be another process's by then."""
+def test_after_a_failed_start_the_dead_process_id_is_not_killed(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system may have given the id to another process by then."""
     killed: list[int] = []
     monkeypatch.setattr(module, "kill_tree", killed.append)
     monkeypatch.setattr(module, "start_engine_core", lambda *_, **__: 1 / 0)
@@ -111,7 +109,7 @@ def test_where_no_other_one_starts_the_id_of_the_dead_one_is_not_killed(
     assert killed == []
 
 
-def test_that_it_ends_is_news_once(bench: Bench) -> None:
+def test_an_exit_is_a_loss_only_once(bench: Bench) -> None:
     assert bench.engines.watched == [0]
     assert [bench.engines.unwatch(0), bench.engines.unwatch(0)] == [True, False]
     assert bench.engines.watched == []

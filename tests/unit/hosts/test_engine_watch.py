@@ -1,4 +1,4 @@
-"""An engine core that was killed is told of before the system has taken back what it had."""
+"""A killed engine core is reported before the system has released the memory."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ctypes.CDLL(None).syscall(60, 0)
 
 
 class Bench:
-    """The watch of one engine core."""
+    """Watch over one engine core."""
 
     def __init__(self, folder: str, program: str) -> None:
         self.process = subprocess.Popen([sys.executable, "-c", program])
@@ -57,7 +57,7 @@ def bench(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.mark.parametrize("bench", [SLEEPS], indirect=True)
-def test_one_that_was_killed_is_told_once_with_its_signal(bench: Bench) -> None:
+def test_a_kill_is_reported_once_with_the_signal(bench: Bench) -> None:
     assert bench.look() == []
     bench.process.send_signal(signal.SIGKILL)
     bench.await_zombie()
@@ -65,7 +65,7 @@ def test_one_that_was_killed_is_told_once_with_its_signal(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("bench", [LEAVES_A_THREAD], indirect=True)
-def test_one_of_which_a_thread_is_left_is_told_too(bench: Bench) -> None:
+def test_an_engine_core_with_a_remaining_thread_is_reported_too(bench: Bench) -> None:
     bench.await_zombie()
     assert bench.look() == [(3, 0)]
-    assert bench.process.poll() is None, "whoever waits for it hears nothing yet"
+    assert bench.process.poll() is None, "the exit is not visible to a waiting parent yet"

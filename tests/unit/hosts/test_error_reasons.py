@@ -1,4 +1,4 @@
-"""Why a request was ended reaches its client, under the id that the client knows."""
+"""The reason of an ended request reaches the client, by the client's request id."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def _nothing_kept() -> None:
         ("a", "a"),
     ],
 )
-def test_a_client_is_told_why(known: str, asked: str) -> None:
+def test_a_client_is_told_the_reason(known: str, asked: str) -> None:
     words.keep_error_reason(known, "it was ended")
     with pytest.raises(GenerationError, match="it was ended"):
         words._raise_if_error(refused, None, "error", asked)
 
 
-def test_another_request_is_told_what_the_host_says() -> None:
+def test_a_request_without_a_reason_gets_the_host_error() -> None:
     words.keep_error_reason("cmpl-31-0-1f2e3d4c", "it was ended")
     words.keep_error_reason("cmpl-5-0-1f2e3d4c", None)
     for asked in ("cmpl-3", "cmpl-5"):
@@ -43,14 +43,14 @@ def test_another_request_is_told_what_the_host_says() -> None:
             words._raise_if_error(refused, None, "error", asked)
 
 
-def test_one_that_did_not_fail_is_left_to_the_host() -> None:
+def test_a_request_without_an_error_is_left_to_the_host() -> None:
     words.keep_error_reason("cmpl-a-0-1f2e3d4c", "it was ended")
     asked: list[tuple[object, ...]] = []
     words._raise_if_error(lambda *about: asked.append(about), None, "stop", "cmpl-a")
     assert asked == [(None, "stop", "cmpl-a")]
 
 
-def test_no_more_is_kept_than_a_moment_needs() -> None:
+def test_the_number_of_kept_reasons_is_bounded() -> None:
     for index in range(words.MAX_KEPT + 50):
         words.keep_error_reason(f"r{index}-", "why")
     assert len(words._kept) == words.MAX_KEPT

@@ -1,4 +1,4 @@
-"""The file that workers meet at lies in the instance's folder: killed ones leave it."""
+"""The rendezvous file of workers is in the instance's folder, where killed workers may leave files."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def unset(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(VARIABLE, raising=False)
 
 
-def test_it_lies_beside_the_sockets_of_its_engine_core() -> None:
+def test_the_file_is_beside_the_sockets_of_its_engine_core() -> None:
     with handed_down(HoldfastConfig(runtime_dir="/tmp/holdfast-1"), sockets="/tmp/holdfast-1/e0"):
         assert _in_own_folder(address) == "file:///tmp/holdfast-1/e0/vllm_dist_1"
 
 
-def test_it_lies_in_the_instances_folder_where_the_operator_names_another_for_sockets(
+def test_the_file_is_in_the_instances_folder_when_the_operator_names_a_folder_for_sockets(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv(VARIABLE, "/run/sockets")

@@ -1,4 +1,4 @@
-"""The owner of the engine cores lets the host end the others only when it is time, and then always."""
+"""The owner lets the host end the instance after a fatal exit, and only then."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SPAWN = multiprocessing.get_context("spawn")
 
 
 class Bench:
-    """An owner of one engine core, and the host's thread that waits for the death of one."""
+    """Owner of one engine core, with the host's thread that waits for a fatal exit."""
 
     def __init__(self) -> None:
         self.owner = VllmFrontEndHost(HoldfastConfig(), [[0]], 0, lambda config: EventSinks())
@@ -48,8 +48,8 @@ def bench() -> Iterator[Bench]:
     made.close()
 
 
-def test_a_defeat_is_the_end_where_nobody_is_left_whose_death_would_say_so(bench: Bench) -> None:
-    """As when the last engine core was taken for lost before the system told of its death."""
+def test_a_defeat_ends_the_wait_without_a_watched_engine_core(bench: Bench) -> None:
+    """The last engine core was reported lost before the system told of the exit."""
     assert bench.owner._engines.unwatch(0)
     bench.process.kill()
     bench.waiting.start()
@@ -59,7 +59,7 @@ def test_a_defeat_is_the_end_where_nobody_is_left_whose_death_would_say_so(bench
     assert not bench.manager.manager_stopped.is_set()
 
 
-def test_while_another_one_is_started_the_host_goes_on_waiting(bench: Bench) -> None:
+def test_the_host_keeps_waiting_while_a_replacement_starts(bench: Bench) -> None:
     assert bench.owner._engines.unwatch(0)
     bench.waiting.start()
     bench.waiting.join(1.5)

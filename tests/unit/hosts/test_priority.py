@@ -1,4 +1,4 @@
-"""A process that is gentle rests beside others, can be told to hurry, and never keeps a policy that it cannot leave."""
+"""Background processes sleep beside busy processes, can be hurried, and never keep a policy for good."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def say_and_wait(pipe: Connection) -> None:
     pipe.send_bytes(b"hurried")
 
 
-def start_gently() -> tuple[multiprocessing.Process, Connection]:
+def start_in_background() -> tuple[multiprocessing.Process, Connection]:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=Bootstrap(say_and_wait, background=True), args=(theirs,), daemon=True)
@@ -43,8 +43,8 @@ def start_gently() -> tuple[multiprocessing.Process, Connection]:
 
 
 @pytest.mark.skipif(not priority.idle_can_be_left(), reason="needs the privilege to leave the lowest policy")
-def test_a_gentle_process_has_the_lowest_policy_until_it_is_told_to_hurry() -> None:
-    process, pipe = start_gently()
+def test_a_background_process_has_the_lowest_policy_until_hurried() -> None:
+    process, pipe = start_in_background()
     assert policy_of(process.pid) == os.SCHED_IDLE
     priority.hurry(process.pid)
     assert pipe.poll(WAIT_S)
@@ -54,7 +54,7 @@ def test_a_gentle_process_has_the_lowest_policy_until_it_is_told_to_hurry() -> N
     assert process.exitcode == 0
 
 
-def test_whoever_could_not_leave_the_lowest_policy_does_not_take_it_and_hurries_all_the_same() -> None:
+def test_without_the_privilege_the_lowest_policy_is_not_taken_and_hurry_still_works() -> None:
     try:
         subprocess.run([*NO_PRIVILEGE, "true"], check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError):
@@ -73,7 +73,7 @@ def test_whoever_could_not_leave_the_lowest_policy_does_not_take_it_and_hurries_
     assert told.returncode == 0
 
 
-def test_a_look_that_is_due_when_it_is_told_to_hurry_raises_nothing() -> None:
+def test_a_check_that_is_due_at_hurry_raises_nothing() -> None:
     program = (
         "import signal\n"
         "from holdfast.hosts.vllm.process import priority\n"
@@ -90,7 +90,7 @@ def test_a_look_that_is_due_when_it_is_told_to_hurry_raises_nothing() -> None:
     assert (told.returncode, told.stderr) == (0, b"")
 
 
-def test_a_process_that_never_was_gentle_survives_being_told_to_hurry() -> None:
+def test_an_ordinary_process_survives_hurry() -> None:
     with subprocess.Popen(["sleep", "30"]) as process:
         priority.hurry(process.pid)
         with pytest.raises(subprocess.TimeoutExpired):
@@ -98,7 +98,7 @@ def test_a_process_that_never_was_gentle_survives_being_told_to_hurry() -> None:
         process.kill()
 
 
-def test_a_process_that_is_gone_is_told_in_vain() -> None:
+def test_hurry_ignores_a_dead_process() -> None:
     with subprocess.Popen(["true"]) as process:
         process.wait()
         priority.hurry(process.pid)  # raises nothing

@@ -1,4 +1,4 @@
-"""What an API server or a coordinator was started with is kept, since the process itself forgets it."""
+"""Arguments of API servers and the coordinator are kept, since a started process forgets them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from holdfast.hosts.vllm.process.settings import handed_down
 
 
 def start_two(manager: Any, args: str) -> None:
-    """As the host's manager does, but for the start."""
+    """Make processes as the host's manager does, without starting them."""
     context = multiprocessing.get_context("spawn")
     manager.processes = [
         context.Process(target=print, name=f"ApiServer_{i}", args=("address", args, {"client_index": i}))
@@ -25,7 +25,7 @@ def start_two(manager: Any, args: str) -> None:
     ]
 
 
-def test_every_process_of_a_protected_instance_can_be_started_again() -> None:
+def test_every_process_of_a_protected_instance_can_be_replaced() -> None:
     manager = SimpleNamespace()
     with handed_down(HoldfastConfig()):
         save_api_server_arguments(start_two, manager, "args")
@@ -36,7 +36,7 @@ def test_every_process_of_a_protected_instance_can_be_started_again() -> None:
     assert [process.name for process in manager.processes] == ["ApiServer_0", "ApiServer_1"]
 
 
-def test_processes_are_made_as_before_when_that_is_over() -> None:
+def test_processes_are_made_as_before_afterwards() -> None:
     context = multiprocessing.get_context("spawn")
     with handed_down(HoldfastConfig()):
         save_api_server_arguments(start_two, SimpleNamespace(), "args")
@@ -50,7 +50,7 @@ def test_an_unprotected_instance_is_left_alone() -> None:
 
 
 @pytest.mark.parametrize("counters", [None, [3] * 16])
-def test_a_lost_api_server_is_left_no_connection_and_counts_for_nothing(counters: list[int] | None) -> None:
+def test_a_lost_api_server_gets_no_connection_and_its_requests_do_not_count(counters: list[int] | None) -> None:
     shared: dict[str, Any] = {"api_server_loads": [4, 5]}
     if counters is not None:
         shared["mp_admission_counters"] = counters

@@ -1,4 +1,4 @@
-"""The open requests of a serving process when engine cores are lost in awkward moments."""
+"""The request router when engine cores are lost at awkward moments."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ENGINES = [b"\x00\x00", b"\x01\x00"]
 
 
 class Socket:
-    """Where successors say that they are ready."""
+    """Socket on which replacements report ready."""
 
     def __init__(self) -> None:
         self.said: asyncio.Queue[list[bytes]] = asyncio.Queue()
@@ -36,7 +36,7 @@ class Socket:
 
 
 class Client:
-    """As much of the host's client as is asked for."""
+    """The part of the host's client that the router uses."""
 
     def __init__(self) -> None:
         self.input_socket = Socket()
@@ -73,7 +73,7 @@ UP, DOWN, OUT = EngineState.HEALTHY, EngineState.RESTARTING, EngineState.LEFT_OU
 
 
 async def both_lost_one_after_another() -> tuple[Client, RequestRouter]:
-    """The first one's successor is ready, but does not serve yet, when the second one is lost."""
+    """Lose the second engine core while the ready replacement of the first does not serve yet."""
     client = Client()
     router = RequestRouter(client)
     router.bind(asyncio.get_running_loop())
@@ -86,7 +86,7 @@ async def both_lost_one_after_another() -> tuple[Client, RequestRouter]:
     return client, router
 
 
-def test_a_loss_while_another_successor_is_about_to_serve_is_followed_to_its_end() -> None:
+def test_a_loss_before_an_earlier_replacement_serves_is_handled() -> None:
     async def scenario() -> None:
         client, router = await both_lost_one_after_another()
         client.input_socket.said.put_nowait([ENGINES[1], b""])
@@ -127,7 +127,7 @@ def test_a_request_that_cannot_be_sent_again_ends_alone() -> None:
 
 
 class Siblings:
-    """Two engine cores, one of which is always there, and dies as soon as it gets a deadly request."""
+    """Two engine cores, of which one is always up and dies of a deadly request."""
 
     def __init__(self) -> None:
         self.client = Client()
@@ -162,7 +162,7 @@ class Siblings:
         await settle()
 
 
-def test_one_that_kills_every_engine_core_ends_and_the_others_go_on_one_by_one() -> None:
+def test_a_request_that_kills_every_engine_core_ends_and_the_others_resume_one_by_one() -> None:
     async def scenario() -> None:
         siblings = Siblings()
         await siblings.send("good", "deadly", "fine")
@@ -179,7 +179,7 @@ def test_one_that_kills_every_engine_core_ends_and_the_others_go_on_one_by_one()
     asyncio.run(scenario())
 
 
-def test_engine_cores_that_were_lost_before_this_process_was_there_are_no_news() -> None:
+def test_losses_before_this_process_started_are_ignored() -> None:
     async def scenario() -> None:
         client = Client()
         router = RequestRouter(client)
@@ -196,7 +196,7 @@ def test_engine_cores_that_were_lost_before_this_process_was_there_are_no_news()
 
 
 class Sibling:
-    """Serves while the other one of two engine cores is gone; takes what is sent to nobody by name."""
+    """Sibling of a lost engine core, which takes requests that name no rank."""
 
     def __init__(self) -> None:
         self.client, self.sent = Client(), list[tuple[str, int | None]]()
@@ -211,7 +211,7 @@ class Sibling:
         await settle()
 
 
-def test_what_names_one_that_is_left_out_goes_to_another_and_what_waited_for_it_too() -> None:
+def test_requests_that_name_a_left_out_engine_core_go_to_a_sibling_even_from_waiting() -> None:
     async def scenario() -> None:
         sibling = Sibling()
         await sibling.follow(DOWN, 1)
@@ -228,7 +228,7 @@ def test_what_names_one_that_is_left_out_goes_to_another_and_what_waited_for_it_
     asyncio.run(scenario())
 
 
-def test_one_that_is_left_out_already_when_a_process_begins_to_serve_is_gone_for_it() -> None:
+def test_an_engine_core_left_out_before_this_process_started_is_lost() -> None:
     async def scenario() -> None:
         sibling = Sibling()
         sibling.router.assume_restarts({0: 2, 1: 0})
@@ -258,7 +258,7 @@ def test_the_host_is_told_that_nothing_runs_or_waits_on_a_lost_engine_core() -> 
     asyncio.run(scenario())
 
 
-def test_a_late_answer_to_a_greeting_is_not_taken_for_a_successors_first_word() -> None:
+def test_a_late_answer_to_a_greeting_is_no_ready_message() -> None:
     async def scenario() -> None:
         client, router = await both_lost_one_after_another()
         client.input_socket.said.put_nowait([ENGINES[1], b"4711", b""])
@@ -271,7 +271,7 @@ def test_a_late_answer_to_a_greeting_is_not_taken_for_a_successors_first_word() 
 
 
 @pytest.mark.parametrize(("call_id", "is_heard"), [(5, False), (6, True), (-2, True)])
-def test_what_a_dead_process_asked_is_not_answered_to_the_one_in_its_place(call_id: int, is_heard: bool) -> None:
+def test_calls_of_a_dead_api_server_are_not_answered_to_its_replacement(call_id: int, is_heard: bool) -> None:
     from vllm.v1.engine import EngineCoreOutputs, UtilityOutput
 
     client = Client()

@@ -1,4 +1,4 @@
-"""Shared memory of a process that is gone is removed; that of one that lives stays."""
+"""Shared memory of dead processes is removed; shared memory of live processes stays."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def ring_buffer(memory: SharedMemory, *, is_creator: bool = True) -> Any:
 
 
 def make(buffer: Any) -> None:
-    """What the host does in its `__init__` is done already."""
+    """Stand for the host's `__init__`, which has run already."""
 
 
 @pytest.fixture
@@ -65,21 +65,21 @@ def as_if_by_the_dead(notes: Path) -> None:
     notes.rename(notes.with_name(f"shm-{gone.pid}"))
 
 
-def test_what_a_dead_process_made_is_removed(tmp_path: Path, segment: SharedMemory) -> None:
+def test_segments_of_a_dead_process_are_removed(tmp_path: Path, segment: SharedMemory) -> None:
     as_if_by_the_dead(notes_of(tmp_path, ring_buffer(segment)))
     remove_dead_segments(str(tmp_path))
     assert not is_there(segment)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_a_living_one_made_stays(tmp_path: Path, segment: SharedMemory) -> None:
+def test_segments_of_a_live_process_stay(tmp_path: Path, segment: SharedMemory) -> None:
     notes = notes_of(tmp_path, ring_buffer(segment))
     remove_dead_segments(str(tmp_path))
     assert is_there(segment)
     assert notes.exists()
 
 
-def test_a_dead_process_that_nobody_has_waited_for_counts_as_dead(tmp_path: Path, segment: SharedMemory) -> None:
+def test_a_zombie_counts_as_dead(tmp_path: Path, segment: SharedMemory) -> None:
     notes = notes_of(tmp_path, ring_buffer(segment))
     with subprocess.Popen([sys.executable, "-c", ""], stdout=subprocess.PIPE) as zombie:
         assert zombie.stdout is not None and zombie.stdout.read() == b""  # closed: it is ending
@@ -88,14 +88,14 @@ def test_a_dead_process_that_nobody_has_waited_for_counts_as_dead(tmp_path: Path
             remove_dead_segments(str(tmp_path))
 
 
-def test_what_ended_orderly_has_removed_its_own(tmp_path: Path, segment: SharedMemory) -> None:
+def test_a_segment_removed_in_an_orderly_end_is_no_error(tmp_path: Path, segment: SharedMemory) -> None:
     as_if_by_the_dead(notes_of(tmp_path, ring_buffer(segment)))
     segment.unlink()
     remove_dead_segments(str(tmp_path))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_who_only_uses_a_segment_notes_nothing(tmp_path: Path, segment: SharedMemory) -> None:
+def test_a_process_that_only_opens_a_segment_records_nothing(tmp_path: Path, segment: SharedMemory) -> None:
     with handed_down(HoldfastConfig(runtime_dir=str(tmp_path))):
         _make_and_record(make, ring_buffer(segment, is_creator=False))
     assert list(tmp_path.iterdir()) == []
@@ -108,9 +108,7 @@ def a_lock_of_the_hosts(context: Any) -> Any:
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # the lock removes itself too
 @pytest.mark.parametrize("make_lock", [a_lock_of_the_hosts, lambda context: recorded(context.Lock())])
-def test_a_lock_that_a_dead_process_made_for_others_is_removed_and_no_other(
-    tmp_path: Path, make_lock: Callable[[Any], Any]
-) -> None:
+def test_only_the_shared_lock_of_a_dead_process_is_removed(tmp_path: Path, make_lock: Callable[[Any], Any]) -> None:
     context = multiprocessing.get_context("spawn")  # there a lock has a name by which others find it
     before = context.Lock()
     with handed_down(HoldfastConfig(runtime_dir=str(tmp_path))):
@@ -126,7 +124,7 @@ def semaphore_of(lock: Any) -> Path:
 
 
 def make_a_queue_of_the_hosts(said: Connection) -> None:
-    """In a process of its own, which is killed then."""
+    """Run in a separate process, which is then killed."""
     from vllm.distributed.device_communicators.shm_broadcast import MessageQueue
 
     attach_segment_records()
@@ -135,8 +133,8 @@ def make_a_queue_of_the_hosts(said: Connection) -> None:
     signal.pause()
 
 
-def test_the_memory_of_a_killed_process_that_made_a_queue_of_the_hosts_is_removed(tmp_path: Path) -> None:
-    """The host's own queue: its memory stays when its writer is killed, and stays no longer than that."""
+def test_the_memory_of_a_killed_writer_of_a_host_queue_is_removed(tmp_path: Path) -> None:
+    """A killed writer leaves the memory of the host's own queue."""
     context = multiprocessing.get_context("spawn")
     hears, says = context.Pipe(duplex=False)
     with handed_down(HoldfastConfig(runtime_dir=str(tmp_path))):

@@ -1,4 +1,4 @@
-"""The host's sockets lie in the instance's own folder, unless the operator says where, and nothing of them is left."""
+"""The host's sockets are in the instance's folder, unless the operator names a folder, and are removed with it."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ def test_processes_of_an_instance_put_sockets_into_its_folder_and_this_one_does_
     assert VARIABLE not in os.environ
 
 
-def test_one_that_takes_anothers_place_has_a_folder_for_itself() -> None:
+def test_a_replacement_has_a_folder_of_its_own() -> None:
     with handed_down(HoldfastConfig(runtime_dir="/tmp/holdfast-1"), sockets="/tmp/holdfast-1/e0"):
         assert os.environ[VARIABLE] == "/tmp/holdfast-1/e0"
 
 
-def test_a_folder_that_the_operator_names_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_the_operator_names_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, "/run/sockets")
     with handed_down(HoldfastConfig(runtime_dir="/tmp/holdfast-1")):
         assert os.environ[VARIABLE] == "/run/sockets"
     assert os.environ[VARIABLE] == "/run/sockets"
 
 
-def test_where_the_paths_would_be_too_long_the_host_puts_them_where_it_always_does() -> None:
-    """The limit is the system's: the longest that is taken can be bound, and one more could not."""
+def test_with_too_long_paths_the_host_keeps_its_own_folder() -> None:
+    """The limit is the system's: the longest accepted path can be bound, and a longer path cannot."""
     with temporary_folder() as folder:
         longest = f"{folder}/".ljust(107 - 37, "x")
         os.mkdir(longest)
@@ -51,7 +51,7 @@ def test_where_the_paths_would_be_too_long_the_host_puts_them_where_it_always_do
             assert VARIABLE not in os.environ
 
 
-def test_a_successor_finds_nothing_of_its_predecessor(tmp_path: Path) -> None:
+def test_a_replacement_finds_an_empty_folder(tmp_path: Path) -> None:
     first = Path(empty_folder(str(tmp_path), 1))
     (first / "socket").touch()
     again = Path(empty_folder(str(tmp_path), 1))

@@ -1,4 +1,4 @@
-"""A client that takes a dead one's place, and engine cores that have said long ago that they are ready."""
+"""Takeover by a new client, after the engine cores reported ready to a dead client."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ WAIT_S = 10.0
 
 
 class Link:
-    """What the owner says of two engine cores."""
+    """The owner's view of two engine cores."""
 
     def __init__(self, **second: Any) -> None:
         told = {"pid": os.getpid(), "restarts": 0, "state": EngineState.HEALTHY, **second}
@@ -43,7 +43,7 @@ class Link:
 
 
 class EngineCore:
-    """The input thread of an engine core that has said that it is ready to somebody who is gone."""
+    """Input thread of an engine core that has reported ready to a dead client."""
 
     def __init__(self, context: zmq.Context[Any], engine_id: int, first_words: Sequence[int]) -> None:
         self.input_queue: queue.Queue[Any] = queue.Queue()
@@ -74,7 +74,7 @@ class EngineCore:
 
 
 class Client:
-    """As much of the host's client as is asked for."""
+    """The part of the host's client that a takeover uses."""
 
     def __init__(self, context: zmq.Context[Any]) -> None:
         self.input_socket = context.socket(zmq.ROUTER)
@@ -82,7 +82,7 @@ class Client:
         self.resources = SimpleNamespace(ctx=context, input_socket=self.input_socket)
 
     def wait_ready(self) -> dict[int, bytes]:
-        """As the host does."""
+        """Wait for ready messages, as the host does."""
         greet_engine_cores(lambda client: None, self)
         waiting, heard = {0, 1}, {}
         while waiting:
@@ -114,7 +114,7 @@ def engines(request: pytest.FixtureRequest, context: zmq.Context[Any], client: C
         engine.close()
 
 
-def test_it_hears_once_of_each_engine_core_that_is_ready(client: Client, engines: list[EngineCore]) -> None:
+def test_each_engine_core_reports_ready_once(client: Client, engines: list[EngineCore]) -> None:
     takeover = Takeover(Link(restarts=1), 0, WAIT_S)  # type: ignore[arg-type]
     with takeover.making(client):
         assert client.wait_ready() == {0: b"ready", 1: b"ready"}
@@ -123,7 +123,7 @@ def test_it_hears_once_of_each_engine_core_that_is_ready(client: Client, engines
 
 
 @pytest.mark.parametrize("engines", [(1,)], indirect=True)
-def test_the_first_word_of_one_that_was_restarted_meanwhile_is_not_counted_twice(
+def test_the_first_ready_message_of_a_restarted_engine_core_is_not_counted_twice(
     client: Client, engines: list[EngineCore]
 ) -> None:
     takeover = Takeover(Link(), 0, WAIT_S)  # type: ignore[arg-type]
@@ -131,20 +131,22 @@ def test_the_first_word_of_one_that_was_restarted_meanwhile_is_not_counted_twice
         assert client.wait_ready() == {0: b"ready", 1: b"ready"}
 
 
-def test_the_word_of_a_process_that_is_being_replaced_does_not_count(client: Client, engines: list[EngineCore]) -> None:
+def test_an_answer_of_a_process_that_is_being_replaced_does_not_count(
+    client: Client, engines: list[EngineCore]
+) -> None:
     takeover = Takeover(Link(pid=None, state=EngineState.RESTARTING), 0, 0.5)  # type: ignore[arg-type]
     with takeover.making(client), pytest.raises(PeerSilent, match=r"engine core\(s\) 1 did not answer"):
         client.wait_ready()
 
 
-def test_one_that_is_left_out_is_spoken_for_by_its_sibling(client: Client, engines: list[EngineCore]) -> None:
+def test_the_answer_of_a_sibling_stands_for_a_left_out_engine_core(client: Client, engines: list[EngineCore]) -> None:
     takeover = Takeover(Link(pid=None, state=EngineState.LEFT_OUT, restarts=6), 0, WAIT_S)  # type: ignore[arg-type]
     with takeover.making(client):
         assert client.wait_ready() == {0: b"ready", 1: b"ready"}
     assert takeover.restarts == {0: 2, 1: 6}
 
 
-def test_a_greeting_takes_back_what_the_dead_client_had_open(client: Client, engines: list[EngineCore]) -> None:
+def test_a_greeting_drops_the_open_requests_of_the_dead_client(client: Client, engines: list[EngineCore]) -> None:
     requests = {"a": 1, "b": 0, "c": 1}
     engines[0].scheduler.requests = {i: SimpleNamespace(request_id=i, client_index=c) for i, c in requests.items()}
     takeover = Takeover(Link(), 1, WAIT_S)  # type: ignore[arg-type]
@@ -162,7 +164,7 @@ def test_requests_that_wait_to_be_added_are_dropped_as_well() -> None:
     assert list(request_ids) == ["late"]
 
 
-def test_another_call_under_that_name_is_refused_and_not_forgotten() -> None:
+def test_another_call_under_that_name_is_answered_with_a_refusal() -> None:
     engine: Any = SimpleNamespace(output_queue=queue.Queue())
     answer_greetings(engine)
     engine.ft_sentinel.handle_command(1, 42, {"instruction": "retry"})
