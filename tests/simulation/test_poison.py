@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from holdfast.chaos.simulation import Scenario, Simulation, Weather, simulate
+from holdfast.chaos.simulation import Conditions, Simulation, Weather, simulate
 from holdfast.core.faults.faults import Phase
 from holdfast.core.faults.injection import FaultKind, InjectionSpec
 from holdfast.core.protocol.events import EventKind
@@ -25,9 +25,9 @@ def poison(request: str, **about) -> InjectionSpec:
 class Run:
     """One simulated run, and what its events tell."""
 
-    def __init__(self, seed, *faults, requests=32, options=WIDE, **scenario):
+    def __init__(self, seed, *faults, requests=32, options=WIDE, **conditions):
         self.simulation = Simulation(
-            Scenario(seed=seed, faults=faults, requests_per_engine=requests, engines=(options,), **scenario)
+            Conditions(seed=seed, faults=faults, requests_per_engine=requests, engines=(options,), **conditions)
         )
         self.outcome = self.simulation.run()
 

@@ -4,7 +4,7 @@ import functools
 
 import pytest
 
-from holdfast.chaos.simulation import LawBroken, Scenario, Simulation, Weather, simulate
+from holdfast.chaos.simulation import Conditions, LawBroken, Simulation, Weather, simulate
 from holdfast.core.faults.faults import Phase
 from holdfast.core.faults.injection import InjectionSpec
 from holdfast.core.protocol import messages as m
@@ -20,8 +20,8 @@ UNSAFE = EngineOptions(unsafe_keep_suspect_blocks=True)
 IN_A_STEP = [p for p in Phase if p not in (Phase.RECOVERY, Phase.REBUILD, Phase.RESUME, Phase.DP_SYNC)]
 
 
-def run(**scenario):
-    return Simulation(Scenario(seed=1, **scenario)).run()
+def run(**conditions):
+    return Simulation(Conditions(seed=1, **conditions)).run()
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -119,7 +119,7 @@ TWO = (EngineOptions(),) * 2
 
 
 def test_requests_of_a_lost_engine_core_go_on_at_a_sibling():
-    simulation = Simulation(Scenario(seed=1, engines=TWO, max_engine_restarts=3))
+    simulation = Simulation(Conditions(seed=1, engines=TWO, max_engine_restarts=3))
     simulation.time.after(0.15, simulation.engines[1].die)
     outcome = simulation.run()
     assert (outcome.ended, outcome.engine_restarts, outcome.finished_requests) == (None, 1, 8)
@@ -127,14 +127,14 @@ def test_requests_of_a_lost_engine_core_go_on_at_a_sibling():
 
 
 def test_without_a_sibling_they_wait_for_who_takes_its_place():
-    simulation = Simulation(Scenario(seed=1, max_engine_restarts=3))
+    simulation = Simulation(Conditions(seed=1, max_engine_restarts=3))
     simulation.time.after(0.15, simulation.engines[0].die)
     outcome = simulation.run()
     assert (outcome.ended, outcome.engine_restarts, outcome.finished_requests) == (None, 1, 4)
 
 
 def test_a_sibling_that_is_lost_as_well_costs_nothing():
-    simulation = Simulation(Scenario(seed=1, engines=TWO, max_engine_restarts=3))
+    simulation = Simulation(Conditions(seed=1, engines=TWO, max_engine_restarts=3))
     for delay_s, engine in ((0.1, 1), (0.2, 0)):
         simulation.time.after(delay_s, simulation.engines[engine].die)
     outcome = simulation.run()
@@ -186,8 +186,8 @@ def test_a_lost_report_of_a_failed_recovery_costs_nothing_because_the_pause_is_a
 @pytest.mark.parametrize("seed", seeds(20))
 def test_messages_that_come_twice_and_out_of_order_cost_nothing(seed):
     weather = Weather(duplication=1.0, delay_s=0.5)
-    scenario = Scenario(seed=seed, weather=weather, faults=(FAULT, LATER), aborts=1)
-    outcome = Simulation(scenario).run()
+    conditions = Conditions(seed=seed, weather=weather, faults=(FAULT, LATER), aborts=1)
+    outcome = Simulation(conditions).run()
     assert (outcome.ended, outcome.finished_requests) == (None, 3)
 
 
@@ -199,7 +199,7 @@ def test_kv_that_was_never_written_breaks_a_law():
     for seed in range(20):
         faults = tuple(InjectionSpec(phase=Phase.STEP_START, after_steps=n) for n in (0, 1, 2))
         try:
-            Simulation(Scenario(seed=seed, faults=faults, engines=(UNSAFE,))).run()
+            Simulation(Conditions(seed=seed, faults=faults, engines=(UNSAFE,))).run()
         except LawBroken as error:
             broken += f"gets the tokens of a fault-free run: broken by seed {seed} at" in str(error)
     assert broken > 10
@@ -208,7 +208,7 @@ def test_kv_that_was_never_written_breaks_a_law():
 def test_a_request_that_moves_without_its_history_breaks_a_law(monkeypatch):
     add = FakeEngineCore.add
     monkeypatch.setattr(FakeEngineCore, "add", lambda self, *request: add(self, *request[:3]))
-    simulation = Simulation(Scenario(seed=1, max_engine_restarts=3))
+    simulation = Simulation(Conditions(seed=1, max_engine_restarts=3))
     simulation.time.after(0.15, simulation.engines[0].die)
     with pytest.raises(LawBroken, match="gets the tokens of a fault-free run"):
         simulation.run()
@@ -218,7 +218,7 @@ def test_what_raises_where_nothing_should_is_a_broken_law(monkeypatch):
     def boom(*_):
         raise RuntimeError("a bug")
 
-    simulation = Simulation(Scenario(seed=7, engines=(EngineOptions(),)))
+    simulation = Simulation(Conditions(seed=7, engines=(EngineOptions(),)))
     monkeypatch.setattr(simulation.client.instance, "tick", boom)
     with pytest.raises(LawBroken, match="nothing raises but what is meant to: broken by seed 7"):
         simulation.run()

@@ -30,17 +30,17 @@ class RequestHost(Protocol):
         ...
 
     def restrict(
-        self, run: Collection[str] | None, held: Collection[str], before_step: Callable[[], None] | None
+        self, run: Collection[str] | None, excluded: Collection[str], before_step: Callable[[], None] | None
     ) -> None:
         """Set the rule by which requests are scheduled, until the next call.
 
         A request keeps its blocks and its computed tokens while the rule keeps the request out of steps.
 
         Args:
-            run: schedule these requests only; None: every request but `held`.
-            held: schedule none of these requests.
+            run: schedule these requests only; None: every request but `excluded`.
+            excluded: schedule none of these requests.
             before_step: called before each step is scheduled; may call `restrict`. None: end the rule, whatever
-                `run` and `held` say; the scheduler is the host's own again.
+                `run` and `excluded` say; the scheduler is the host's own again.
         """
         ...
 

@@ -37,7 +37,7 @@ _SHORTEST_WAIT_S = 0.001
 
 
 class EngineDefeated(Exception):
-    """The engine core ends: nothing repaired it. Its cause is the original error."""
+    """The engine core ends, because nothing repaired it. The cause is the original error."""
 
 
 class AwaitsJoin(Exception):
@@ -45,7 +45,10 @@ class AwaitsJoin(Exception):
 
 
 class EngineCoreSentinel:
-    """Sentinel of one engine core. Built before the workers start, so that they find its address; started after."""
+    """Sentinel of one engine core.
+
+    Built before the workers start, so that workers find its address; started after that.
+    """
 
     def __init__(
         self,
@@ -228,7 +231,7 @@ class EngineCoreSentinel:
             self._look_for_stalls(self._watch, self._host, now)
 
     def _look_for_stalls(self, watch: ProgressWatch, host: EngineHost, now: float) -> None:
-        stalls = watch.look(now, self._machine.pids_to_watch())
+        stalls = watch.observe(now, self._machine.pids_to_watch())
         if stalls or self._machine.is_searching:
             self._feed(facts.StallsSeen(tuple(stalls), is_rebuildable=not host.unrebuildable()))
 
@@ -294,7 +297,7 @@ class EngineCoreSentinel:
 
     def _relearn_deadlines(self) -> None:
         if self._watch is not None:
-            self._watch.stalls.begin_anew()
+            self._watch.detector.relearn()
 
     def _post(self, message: m.FromEngine) -> None:
         self._thread.post(lambda: self._send(message))

@@ -1,8 +1,7 @@
-"""What is known of a stall, kept before anything is killed: one folder for each, bounded in number and size.
+"""Evidence of stalls, written before a process is killed: one folder per incident, bounded in number and size.
 
-Never holds prompts, tokens, arguments or environments: states, names of threads and kernel functions, sizes, and
-Python stacks without values. Evidence is worth something only beside a repair: whatever fails here is logged, and the
-repair goes on.
+Never contains prompts, tokens, arguments or environments: only states, names of threads and kernel functions, sizes,
+and Python stacks without values. Evidence never delays a repair: a failure here is logged and ignored.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ MAX_THREADS = 256
 
 
 class IncidentFiles:
-    """Writes the incidents of one engine. `runtime_dir` is where its processes answer."""
+    """Writer of the incidents of one engine core. `runtime_dir`: folder in which its processes answer for stacks."""
 
     def __init__(self, incident_dir: str, runtime_dir: str, engine_id: int) -> None:
         self._folder = Path(incident_dir) if incident_dir else default_folder()
@@ -38,7 +37,7 @@ class IncidentFiles:
         self.devices: Devices | None = None  # who is asked for their health
 
     def keep(self, stall: Stall, pids: Mapping[int, int]) -> Path | None:
-        """Write down a stall and what its process and its peers are at; none where that failed."""
+        """Write the state of a stalled process and of its peers; return the folder, None when writing failed."""
         try:
             return self._keep(stall, pids)
         except OSError as error:
@@ -85,7 +84,7 @@ class IncidentFiles:
 
 
 def default_folder() -> Path:
-    """Where programs keep what outlives them and is no data of the user's."""
+    """Return the folder for incidents in the user's state directory (XDG_STATE_HOME)."""
     return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "holdfast" / "incidents"
 
 

@@ -1,6 +1,6 @@
-"""Carries out on an engine core's requests what `core.blame` decides: who waits, who runs, who ends.
+"""Quarantine: performs the decisions of the poison detector on an engine core's requests.
 
-The busy loop's thread. While nobody is suspected it is not in the step path at all.
+Runs on the busy loop's thread. Not on the step path unless a request is suspected.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ logger = logging.getLogger("holdfast")
 
 
 class Quarantine:
-    """The suspicions of one engine core. `post` sends to the client; `epoch` says in which one that is."""
+    """Quarantine of one engine core. `post` sends a message to the client; `epoch` returns the present epoch."""
 
     def __init__(self, engine_id: int, post: Callable[[m.FromEngine], None], epoch: Callable[[], int]) -> None:
         self._engine_id = engine_id
         self._post = post
         self._epoch = epoch
-        self._blame = PoisonDetector()
+        self._detector = PoisonDetector()
         self._restriction = Restriction()
         self._requests: RequestHost | None = None
         self._replaces_for_fault = False
@@ -35,7 +35,7 @@ class Quarantine:
         self.search_progressed = False
 
     def learn(self, fault: Fault | None, requests: RequestHost) -> None:
-        """The busy loop has ended with a fault; before anything is rewound."""
+        """Learn from a fault that ended the busy loop, before requests are rewound."""
         self._requests = requests
         self.search_progressed = self._replaces_for_fault = False
         if fault is None or fault.fault_class is FaultClass.COMMUNICATOR:
@@ -43,13 +43,16 @@ class Quarantine:
         of_unknown_depth = fault.fault_class is FaultClass.UNKNOWN  # a new process is what it gets, not the last resort
         self._replaces_for_fault = is_of_the_process(fault) or of_unknown_depth
         progress, named = requests.request_progress(), named_by(fault)
-        self._restriction = self._blame.fault(progress, named)
+        self._restriction = self._detector.fault(progress, named)
         self.search_progressed = self._restriction.search_progressed
         good, reached = ({i: getattr(s, what) for i, s in progress.items()} for what in ("good", "reached"))
         self._recompute = self._spoilt.due(named, reached, good)
 
     def carry_out(self, replaced: Collection[int]) -> None:
-        """Everything is rewound and nothing runs yet. May be called again after it, or the recovery, has failed."""
+        """Set the rule for scheduling once requests are rewound, and before the busy loop runs again.
+
+        May be called again after an error in this call, or in the recovery.
+        """
         self.search_progressed = False
         if self._requests is None:
             return
@@ -57,7 +60,7 @@ class Quarantine:
         for request_id in recompute:
             self._requests.recompute(request_id)
         if replaced:
-            self._blame.renewed(by_ladder=not self._replaces_for_fault)
+            self._detector.renewed(by_ladder=not self._replaces_for_fault)
             if not self._replaces_for_fault:
                 self._restriction = Restriction(
                     "processes that were not to be trusted are replaced", end=self._restriction.end
@@ -66,7 +69,7 @@ class Quarantine:
 
     def _before_step(self) -> None:
         assert self._requests is not None
-        changed = self._blame.step(self._requests.request_progress())
+        changed = self._detector.step(self._requests.request_progress())
         if changed is not None:
             self._restriction = changed
             self._follow(self._requests)
@@ -78,7 +81,7 @@ class Quarantine:
         if restriction.wants_control:
             requests.add_control()
         before_step = self._before_step if restriction.watch else None
-        requests.restrict(restriction.run, restriction.held, before_step)
+        requests.restrict(restriction.run, restriction.excluded, before_step)
         if restriction.reason:
             logger.info("engine %d: %s", self._engine_id, restriction.reason)
             self._tell(restriction)

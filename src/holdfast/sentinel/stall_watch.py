@@ -1,6 +1,6 @@
-"""Looks at the progress of processes, from a thread that runs while they do not.
+"""Watch of the progress of processes, from a thread that runs while the processes are stuck.
 
-A look is a few reads of shared memory and one of /proc for each process. Must never wait for what it looks at.
+An observation reads a little shared memory, and once from /proc, for each process. Never waits for a watched process.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from holdfast.core.stalls.stalls import Look, Stall, Stalls
+from holdfast.core.stalls.stalls import Observation, Stall, StallDetector
 from holdfast.core.stalls.step_deadlines import Limits
 from holdfast.progress import ProgressReader, Seen, look_at, published
 from holdfast.progress.activity import Activity
@@ -28,33 +28,35 @@ class _Watched:
 
 
 class ProgressWatch:
-    """Looks at some processes, each by the number it goes by, and judges what it sees.
+    """Watch of some processes, each by a number; returns the stalls among them.
 
-    With peers: whoever else keeps a record in the folder may be waited for.
+    With peers: every other process with a record in the folder is a lockstep peer, for which watched processes may
+    wait.
     """
 
     def __init__(self, folder: str, limits: Limits | None = None, *, with_peers: bool = False) -> None:
         self._limits = limits or Limits()
-        self.stalls = Stalls(self._limits)
+        self.detector = StallDetector(self._limits)
         self._folder = folder
         self._with_peers = with_peers
         self._watched: dict[int, _Watched] = {}
-        self._looked_at: float | None = None
+        self._observed_at: float | None = None
         self._closer = False
 
     def is_due(self, now: float) -> bool:
-        return self._looked_at is None or now - self._looked_at >= PERIOD_S
+        """Return True when the next observation is due."""
+        return self._observed_at is None or now - self._observed_at >= PERIOD_S
 
-    def look(self, now: float, pids: Mapping[int, int]) -> list[Stall]:
-        """The stalls that there are now, among these."""
-        elapsed_s = PERIOD_S if self._looked_at is None else now - self._looked_at
-        self._looked_at = now
+    def observe(self, now: float, pids: Mapping[int, int]) -> list[Stall]:
+        """Observe the processes; return the stalls among them."""
+        elapsed_s = PERIOD_S if self._observed_at is None else now - self._observed_at
+        self._observed_at = now
         peers = self._peers(pids.values())
         self._forget_others({*pids.values(), *peers})
-        looks = {number: self._look(pid, elapsed_s) for number, pid in pids.items()}
-        looks |= {-pid: self._look(pid, elapsed_s, is_peer=True) for pid in peers}  # no rank's number
-        self._closer = any(now - c.began_at >= _CLOSER_S for look in looks.values() for c in look.running)
-        return self.stalls.look(now, PERIOD_S, looks)
+        observations = {number: self._observe(pid, elapsed_s) for number, pid in pids.items()}
+        observations |= {-pid: self._observe(pid, elapsed_s, is_peer=True) for pid in peers}  # no rank's number
+        self._closer = any(now - c.began_at >= _CLOSER_S for seen in observations.values() for c in seen.running)
+        return self.detector.observe(now, PERIOD_S, observations)
 
     def _peers(self, own: Collection[int]) -> set[int]:
         return published(self._folder) - {*own, os.getpid()} if self._with_peers else set()
@@ -62,7 +64,7 @@ class ProgressWatch:
     def _forget_others(self, pids: Collection[int]) -> None:
         self._watched = {pid: watched for pid, watched in self._watched.items() if pid in pids}
 
-    def _look(self, pid: int, elapsed_s: float, *, is_peer: bool = False) -> Look:
+    def _observe(self, pid: int, elapsed_s: float, *, is_peer: bool = False) -> Observation:
         watched = self._watched.get(pid)
         if watched is None:
             activity = Activity(pid, with_children=self._limits.may_compile)
@@ -70,7 +72,7 @@ class ProgressWatch:
         process = look_at(pid)
         seen = watched.reader.look() if watched.reader is not None else Seen()
         doing = watched.activity.look(process, elapsed_s, closer=self._closer)
-        return Look(pid, process.state, seen.running, seen.ended, doing.starved_s, doing.is_computing, is_peer)
+        return Observation(pid, process.state, seen.running, seen.ended, doing.starved_s, doing.is_computing, is_peer)
 
     def _open(self, pid: int) -> ProgressReader | None:
         try:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from holdfast.core.faults.faults import Phase
-from holdfast.core.stalls.stalls import Look, Stall, Stalls
+from holdfast.core.stalls.stalls import Observation, Stall, StallDetector
 from holdfast.core.stalls.step_deadlines import Deadlines, Limits, quantile
 from holdfast.core.stalls.steps import BatchShape, Ended, Running
 
@@ -28,14 +28,14 @@ class Bench:
     """Two ranks that have learned how long a decode takes, looked at every tick."""
 
     def __init__(self, *shapes: BatchShape, ranks: int = 2, lasted_s: float = 0.01, limits: Limits = LIMITS) -> None:
-        self.stalls, self.now, self.ranks = Stalls(limits), 0.0, ranks
+        self.stalls, self.now, self.ranks = StallDetector(limits), 0.0, ranks
         taught = tuple(ended for shape in shapes or (DECODE,) for ended in known(shape, lasted_s))
         self.see({rank: {"ended": taught} for rank in range(ranks)})
 
     def see(self, ranks: dict[int, dict], after_s: float = TICK_S) -> list[Stall]:
         self.now += after_s
-        looks = {rank: Look(**{"pid": 10 + rank, "state": "S", **seen}) for rank, seen in ranks.items()}
-        return self.stalls.look(self.now, TICK_S, looks)
+        looks = {rank: Observation(**{"pid": 10 + rank, "state": "S", **seen}) for rank, seen in ranks.items()}
+        return self.stalls.observe(self.now, TICK_S, looks)
 
     def watch(self, seconds: float, seen: dict[int, dict]) -> tuple[list[Stall], float]:
         """The first stalls of some ranks that stay as they are, and when after now."""
@@ -116,7 +116,7 @@ def test_after_a_recovery_what_was_learned_is_a_hint_until_it_is_learned_again(
     limits: Limits, due_s: float, first: bool
 ) -> None:
     bench = Bench(ranks=1, limits=limits)
-    bench.stalls.begin_anew()
+    bench.stalls.relearn()
     seen = {0: in_step(bench, first=first)}
     assert bench.watch(due_s - 2 * TICK_S, seen)[0] == []
     [stall] = bench.watch(1, seen)[0]
@@ -140,7 +140,7 @@ def test_the_first_of_a_shape_is_no_hint() -> None:
 
 def test_after_a_recovery_a_slow_step_has_as_many_times_what_it_took_before() -> None:
     bench = Bench(ranks=1, lasted_s=30.0)
-    bench.stalls.begin_anew()
+    bench.stalls.relearn()
     assert bench.watch(LIMITS.factor * 30 - 1, {0: in_step(bench)})[0] == []
 
 
@@ -157,7 +157,7 @@ def test_another_process_in_a_ranks_place_has_the_hint_of_the_one_before(seen_de
 def hinted_s(shape: BatchShape, *known: BatchShape, lasted_s: float = 0.01) -> float:
     """What a step has after a recovery, where others were known before."""
     bench = Bench(*known, ranks=1, lasted_s=lasted_s)
-    bench.stalls.begin_anew()
+    bench.stalls.relearn()
     return Deadlines(LIMITS, bench.stalls._remembered).of(a_call(0, shape)).seconds
 
 

@@ -1,4 +1,4 @@
-"""Who may not run is not scheduled, and the scheduler is the host's own again when nobody is held."""
+"""Who may not run is not scheduled, and the scheduler is the host's own again when nobody is excluded."""
 
 from __future__ import annotations
 

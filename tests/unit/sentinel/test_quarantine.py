@@ -31,8 +31,8 @@ class Requests:
     def request_progress(self) -> dict[str, RequestProgress]:
         return {i: RequestProgress(at, at + (i in self.in_flight), at) for i, at in self.at.items()}
 
-    def restrict(self, run, held, before_step) -> None:
-        self.rule = (run, held, before_step)
+    def restrict(self, run, excluded, before_step) -> None:
+        self.rule = (run, excluded, before_step)
 
     def recompute(self, request_id: str) -> None:
         self.recomputed.append(request_id)

@@ -439,7 +439,7 @@ def test_deadlines_of_steps_are_learned_anew_with_a_recovery(
     bench.attach()
     relearned = threading.Event()
     assert bench.engine._watch is not None
-    monkeypatch.setattr(bench.engine._watch.stalls, "begin_anew", relearned.set)
+    monkeypatch.setattr(bench.engine._watch.detector, "relearn", relearned.set)
     bench.run(ValueError("boom"))
     assert relearned.wait(WAIT_S)
 

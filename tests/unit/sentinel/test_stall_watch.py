@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from holdfast.core.faults.faults import Phase
-from holdfast.core.stalls.stalls import Look, Stall
+from holdfast.core.stalls.stalls import Observation, Stall
 from holdfast.progress import ProgressWriter
 from holdfast.progress.record import RECORD_BYTES
 from holdfast.progress.writer import record_path
@@ -70,10 +70,10 @@ def make_rank(tmp_path: Path) -> Iterator[Callable[[], Rank]]:
 
 
 def first_stall(watch: ProgressWatch, pids: Mapping[int, int]) -> Stall:
-    """Look as often as a sentinel does, until a stall is seen."""
+    """Observation as often as a sentinel does, until a stall is seen."""
     deadline = time.monotonic() + WAIT_S
     while time.monotonic() < deadline:
-        if stalls := watch.look(time.monotonic(), pids):
+        if stalls := watch.observe(time.monotonic(), pids):
             [stall] = stalls
             return stall
         time.sleep(PERIOD_S)
@@ -84,10 +84,10 @@ class Looks:
     """What a watch sees of every process, by rank, and by negated process id of a peer."""
 
     def __init__(self, watch: ProgressWatch, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.seen: dict[int, Look] = {}
-        monkeypatch.setattr(watch.stalls, "look", self._look)
+        self.seen: dict[int, Observation] = {}
+        monkeypatch.setattr(watch.detector, "observe", self._look)
 
-    def _look(self, now: float, due_s: float, looks: Mapping[int, Look]) -> list[Stall]:
+    def _look(self, now: float, due_s: float, looks: Mapping[int, Observation]) -> list[Stall]:
         self.seen = dict(looks)
         return []
 
@@ -112,10 +112,10 @@ def test_the_call_that_a_record_says_is_running_is_seen(
     rank = make_rank()
     watch = ProgressWatch(str(tmp_path))
     looks = Looks(watch, monkeypatch)
-    watch.look(time.monotonic(), {0: rank.pid})
+    watch.observe(time.monotonic(), {0: rank.pid})
     assert looks.seen[0].running == ()
     rank.begin()
-    watch.look(time.monotonic(), {0: rank.pid})
+    watch.observe(time.monotonic(), {0: rank.pid})
     [call] = looks.seen[0].running
     assert (call.phase, call.step, call.shape.tokens) == (Phase.FORWARD, 100, 8)
 
@@ -128,7 +128,7 @@ def test_every_other_process_with_a_record_is_looked_at_as_a_peer_in_lockstep(
     peer.begin()
     watch = ProgressWatch(str(tmp_path), with_peers=with_peers)
     looks = Looks(watch, monkeypatch)
-    watch.look(time.monotonic(), {0: rank.pid})
+    watch.observe(time.monotonic(), {0: rank.pid})
     assert {number: look.is_peer for number, look in looks.seen.items()} == {
         0: False,
         **({-peer.pid: True} if with_peers else {}),

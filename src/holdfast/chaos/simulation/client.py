@@ -34,8 +34,8 @@ class SimulatedClient:
         self._world = world
         self._ids = itertools.count(1)
         self.instance = Instance(
-            [(i,) for i in range(len(world.scenario.engines))],
-            world.scenario.config,
+            [(i,) for i in range(len(world.conditions.engines))],
+            world.conditions.config,
             wall_clock=lambda: world.time.now,
             new_command_id=lambda: f"own-{next(self._ids)}",
         )
@@ -73,7 +73,7 @@ class SimulatedClient:
                 self._uncalm_since.pop(engine.engine_id, None)
             else:
                 since = self._uncalm_since.setdefault(engine.engine_id, self._world.time.now)
-                in_time = self._world.time.now - since <= self._world.scenario.recovery_bound_s
+                in_time = self._world.time.now - since <= self._world.conditions.recovery_bound_s
                 self._world.law(in_time, "a recovery ends in bounded time")
 
     def lost(self, engine_id: int) -> None:
@@ -123,11 +123,11 @@ class SimulatedClient:
         if event.engine_id is not None and event.kind is EventKind.ENGINE_RESTARTED:
             self._world.front_end.returned(event.engine_id)
         stands = event.kind in (EventKind.ENGINE_PAUSED, EventKind.RECOVERY_FAILED)
-        if stands and event.engine_id is not None and self._world.scenario.policy == "external":
+        if stands and event.engine_id is not None and self._world.conditions.policy == "external":
             self._ask_operator(event.engine_id)
 
     def _ask_operator(self, engine_id: int) -> None:
-        if self._world.dice.random() < self._world.scenario.operator_answers:
+        if self._world.dice.random() < self._world.conditions.operator_answers:
             thinking_s = self._world.dice.uniform(0.0, 3.0)
             self._world.time.after(thinking_s, lambda: self._instruct(engine_id))
 

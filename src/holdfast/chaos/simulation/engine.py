@@ -28,7 +28,7 @@ KILLED = "killed by SIGKILL"
 
 
 class SimulatedEngine:
-    """Shell of one machine: performs effects, models the busy loop, the workers and the watch of their processes."""
+    """Shell of one machine: performs effects, and models the busy loop, the workers and their watch."""
 
     def __init__(self, world: World, engine_id: int, options: EngineOptions, pid: int = 1) -> None:
         self._world = world
@@ -36,7 +36,7 @@ class SimulatedEngine:
         self.options = options
         self.pid = pid
         self._host = FakeEngineCore(engine_id, options, self)
-        self._machine = EngineCoreMachine(engine_id, world.scenario.config, lambda: world.time.now)
+        self._machine = EngineCoreMachine(engine_id, world.conditions.config, lambda: world.time.now)
         self._quarantine = Quarantine(engine_id, self._send, lambda: self._machine.epoch)
         self._pids = {worker.rank: pid + 1 + worker.rank for worker in self._host.workers}
         self._tasks: deque[fx.Task] = deque()
@@ -55,17 +55,17 @@ class SimulatedEngine:
         return self.options.ranks
 
     def draw_requests(self) -> None:
-        """Draw the requests of clients that come to this engine core, and the clients that leave again."""
+        """Draw the requests of clients that come to this engine core, and the clients that leave early."""
         dice, front_end = self._world.dice, self._world.front_end
         common, names = [dice.randrange(997) for _ in range(17)], []  # long enough to share blocks
-        for index in range(self._world.scenario.requests_per_engine):
+        for index in range(self._world.conditions.requests_per_engine):
             own = [dice.randrange(997) for _ in range(dice.randint(1, 4))]
             prompt, length = common[: dice.choice([0, 8, 17])] + own, dice.randint(1, 14)
             request = Request(f"{self._id}.{index}", tuple(prompt), length, self.ranks)
             front_end.expect(request)
             names.append(request.name)
             self._after((0.0, 0.1, 0.2)[dice.randrange(3)], partial(front_end.accept, request, self._id))
-        for name in dice.sample(sorted(names), self._world.scenario.aborts):
+        for name in dice.sample(sorted(names), self._world.conditions.aborts):
             self._after(dice.uniform(0.0, 0.5), partial(front_end.abort, name))
 
     # ---- the process
@@ -78,10 +78,10 @@ class SimulatedEngine:
         self._feed(facts.HostAttached(in_lockstep=False))
         attached = m.EngineAttached(engine_id=self._id, pid=self.pid, hooks=("step",), workers=tuple(reports))
         self._world.carry(attached, self._introduce)
-        scenario, dice = self._world.scenario, self._world.dice
-        if dice.random() < scenario.worker_lost:
+        conditions, dice = self._world.conditions, self._world.dice
+        if dice.random() < conditions.worker_lost:
             self._after(dice.uniform(0.0, 2.0), self._lose_worker)
-        if dice.random() < scenario.lost:
+        if dice.random() < conditions.lost:
             self._after(dice.uniform(0.0, 2.0), self.die)
         self._turn()
 
@@ -117,7 +117,7 @@ class SimulatedEngine:
         return self._host.requests.ended[request_id]
 
     def arm(self, spec: InjectionSpec) -> None:
-        """Arm a fault where it belongs: in a worker or in the engine core."""
+        """Arm a fault in a worker or in the engine core, by its phase."""
         (self._host.workers[spec.rank] if spec.phase.in_worker else self._host).arm(spec)
 
     def add(self, request: Request, history: list[int]) -> None:
@@ -146,7 +146,7 @@ class SimulatedEngine:
 
     def _step_failed(self, error: Exception) -> None:
         self._error = error
-        if self._world.dice.random() < self._world.scenario.stuck:
+        if self._world.dice.random() < self._world.conditions.stuck:
             self._get_stuck(error)
         elif any(worker.hangs for worker in self._host.workers):
             self._after(self._world.dice.uniform(*STALL_S), partial(self._look_for_stalls, first=True))
@@ -164,7 +164,7 @@ class SimulatedEngine:
         self._world.note(f"engine {self._id} is stuck")
         fault = fault_of(error, default_classifier(), engine_id=self._id)
         self._feed(m.RankFaulted(rank=0, epoch=self._machine.epoch, fault=fault))
-        config = self._world.scenario.config
+        config = self._world.conditions.config
         self._after(config.engine_recovery_timeout_s + config.containment_timeout_s, self.die)
 
     def _work(self) -> None:
@@ -222,7 +222,7 @@ class SimulatedEngine:
         self._soon(REPORT_S, partial(self._feed, m.RankFaulted(rank=fault.rank, epoch=epoch, fault=fault)))
 
     def _lose_worker(self) -> None:
-        """End the process of a worker, whatever the busy loop does."""
+        """End the process of a worker, in any state of the busy loop."""
         if self._gone:
             return
         self._end_rank(self._world.dice.randrange(self.ranks))
@@ -255,7 +255,7 @@ class SimulatedEngine:
                 worker.arm(message.spec)
 
     def _look_for_stalls(self, *, first: bool = False) -> None:
-        """Look at ranks of which one hangs: until collectives break, every other rank waits for that rank."""
+        """Observe ranks of which one hangs: until collectives break, every other rank waits for that one."""
         if self._gone or self._error is None:
             return
         hanging = {worker.rank for worker in self._host.workers if worker.hangs}

@@ -15,7 +15,7 @@ from holdfast.hosts.fake import OutputToken, fault_free_output
 
 
 class SimulatedFrontEnd:
-    """The streams of all clients, and where each is computed."""
+    """Streams of all clients, and the engine core that computes each stream."""
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -28,17 +28,18 @@ class SimulatedFrontEnd:
     # ---- clients
 
     def expect(self, request: Request) -> None:
-        """A client will come with it."""
+        """Note the tokens of a fault-free run, before the client comes."""
         self._expected[request.name] = fault_free_output(request.prompt, request.max_tokens, request.ranks)
 
     def accept(self, request: Request, engine_id: int) -> None:
+        """Open a request and send the request to an engine core."""
         if request.name in self._expected:
             self._streams[request.name] = []
             self._journal.open(request.name, request)
             self._send([request.name], engine_id)
 
     def abort(self, name: str) -> None:
-        """Its client goes away: it must not come back by any way."""
+        """Forget a request because its client leaves; the request must not come back."""
         del self._expected[name]
         self._streams.pop(name, None)
         self._journal.close(name)
@@ -47,15 +48,15 @@ class SimulatedFrontEnd:
             self._world.engines[home].abort(name)
 
     def end(self, engine: Engine, request_ids: Iterable[str]) -> None:
-        """An engine has ended requests with an error."""
+        """Take requests that an engine core ended with an error."""
         for name in [one for one in request_ids if one in self._journal and self._homes[one] == engine.engine_id]:
-            self._world.law(self._world.scenario.is_guilty(name), f"request {name} is ended for a reason")
+            self._world.law(self._world.conditions.is_poison(name), f"request {name} is ended for a reason")
             del self._expected[name]
             del self._streams[name]
             self._journal.close(name)
 
     def deliver(self, engine: Engine, outputs: Iterable[OutputToken]) -> None:
-        """Outputs of one engine; what it says of a request that has left it is dropped."""
+        """Take outputs of an engine core; drop outputs of requests that have moved away."""
         is_current = self._world.engines[engine.engine_id] is engine
         for output in outputs:
             name = output.request_id
@@ -74,11 +75,11 @@ class SimulatedFrontEnd:
     # ---- engines
 
     def lost(self, engine_id: int) -> None:
-        """Its requests move to a sibling at once where there is one, else they wait for who takes its place."""
+        """Move the requests of a lost engine core to a sibling, or keep them until a replacement comes."""
         self._send([name for name in self._journal if self._homes[name] == engine_id], engine_id)
 
     def returned(self, engine_id: int) -> None:
-        """Another process is in its place."""
+        """Send waiting requests to the replacement of an engine core."""
         self._send([name for name in self._journal if self._homes[name] is None], engine_id)
 
     def _send(self, names: list[str], engine_id: int) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Request:
-    """One request. Only engines with the same number of ranks give the same answer."""
+    """A request. Only engines with the same number of ranks give the same answer."""
 
     name: str
     prompt: tuple[int, ...]

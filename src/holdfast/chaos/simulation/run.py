@@ -1,6 +1,6 @@
-"""One run: the real `Instance` and pretend engines, joined by a link that fails, on virtual time.
+"""One run: the shipped instance and the shipped machines over pretend engines, on virtual time and a link that fails.
 
-Checks the laws while it runs. Never sleeps, reads no clock, starts no thread: a seed replays a run.
+Checks the laws while the run lasts. Never sleeps, reads no clock, starts no thread: a seed replays a run.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from collections import Counter
 from dataclasses import dataclass
 
 from holdfast.chaos.simulation.client import CALM, SimulatedClient
+from holdfast.chaos.simulation.conditions import Conditions, draw_conditions
 from holdfast.chaos.simulation.engine import SimulatedEngine
 from holdfast.chaos.simulation.front_end import SimulatedFrontEnd
-from holdfast.chaos.simulation.scenario import Scenario, draw_scenario
 from holdfast.chaos.simulation.world import BaseWorld, LawBroken
 from holdfast.core.protocol.effects import ReplaceEngine
 from holdfast.core.protocol.events import EventKind
@@ -22,8 +22,8 @@ ATTACH_TIMEOUT_S = 2.0
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What a run came to. `ended` is the last line of an instance that gave up."""
+class RunSummary:
+    """Summary of a run. `ended`: the last line of an instance that gave up."""
 
     seed: int
     ended: str | None
@@ -38,31 +38,32 @@ class Outcome:
 
 
 class Simulation(BaseWorld):
-    """One run. `run` returns its outcome or raises `LawBroken`."""
+    """One simulated run. `run` returns a summary or raises `LawBroken`."""
 
-    def __init__(self, scenario: Scenario) -> None:
-        super().__init__(scenario)
+    def __init__(self, conditions: Conditions) -> None:
+        super().__init__(conditions)
         self.client = SimulatedClient(self)
         self.front_end = SimulatedFrontEnd(self)
-        self.engines = [SimulatedEngine(self, i, options) for i, options in enumerate(scenario.engines)]
+        self.engines = [SimulatedEngine(self, i, options) for i, options in enumerate(conditions.engines)]
         for engine in self.engines:
             engine.draw_requests()
-        for spec in scenario.faults:
+        for spec in conditions.faults:
             self.engines[spec.engine_id].arm(spec)
         for engine in self.engines:
             engine.start()
         self._tick()
 
-    def run(self) -> Outcome:
+    def run(self) -> RunSummary:
+        """Run until the instance has been calm for a while, or has ended."""
         calm_since = None
         while calm_since is None or self.time.now - calm_since < 2.0:
             self._advance()
             calm_since = (calm_since or self.time.now) if self._is_over() else None
-            self.law(self.time.now < 60 + 4 * self.scenario.recovery_bound_s, "a run ends")
+            self.law(self.time.now < 60 + 4 * self.conditions.recovery_bound_s, "a run ends")
         self._check_streams()
         kinds = Counter(event.kind for event in self.client.events)
-        return Outcome(
-            seed=self.scenario.seed,
+        return RunSummary(
+            seed=self.conditions.seed,
             ended=self.client.ended,
             recoveries=kinds[EventKind.ENGINE_RECOVERED],
             failed_recoveries=kinds[EventKind.RECOVERY_FAILED],
@@ -86,10 +87,10 @@ class Simulation(BaseWorld):
     # ---- what the launcher of the engine cores does
 
     def replace(self, order: ReplaceEngine) -> None:
-        """Another engine core in the place of one that is gone, or has to go; it may die while it starts."""
+        """Start a replacement of an engine core; the replacement may die while starting."""
         self.engines[order.engine_id].stop()
         starts_in_s = order.after_s + self.dice.uniform(0.5, 2.0)
-        fails = self.dice.random() < self.scenario.lost
+        fails = self.dice.random() < self.conditions.lost
         self.time.after(starts_in_s, lambda: self._start_another(order.engine_id, fails))
 
     def _start_another(self, engine_id: int, fails: bool) -> None:
@@ -104,7 +105,7 @@ class Simulation(BaseWorld):
         self.time.after(ATTACH_TIMEOUT_S, lambda: self._give_up_unless_attached(newcomer))
 
     def _give_up_unless_attached(self, newcomer: SimulatedEngine) -> None:
-        """Its first word may be lost."""
+        """Stop a replacement that has not attached in time: its first message may be lost."""
         known = self.client.instance.view().engine(newcomer.engine_id)
         waited_for = known is not None and known.state is EngineState.RESTARTING
         if waited_for and not newcomer.is_gone and self.client.ended is None:
@@ -128,6 +129,6 @@ class Simulation(BaseWorld):
         self.law(finished, "an accepted request finishes, or the instance says why not")
 
 
-def simulate(seed: int) -> Outcome:
-    """Run the scenario of a seed. Raises `LawBroken`."""
-    return Simulation(draw_scenario(seed)).run()
+def simulate(seed: int) -> RunSummary:
+    """Run the conditions of a seed. Raises `LawBroken`."""
+    return Simulation(draw_conditions(seed)).run()

@@ -1,4 +1,4 @@
-"""A clock that moves only when asked to, and the calls that wait for it."""
+"""A virtual clock, and the calls that wait for their time."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 
 class VirtualTime:
-    """Calls in the order of their time; those of one time in the order they were asked for."""
+    """Clock that moves from call to call. Calls of the same time run in the order of their scheduling."""
 
     def __init__(self) -> None:
         self.now = 0.0

@@ -10,8 +10,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
+from holdfast.chaos.simulation.conditions import Conditions
 from holdfast.chaos.simulation.requests import Request
-from holdfast.chaos.simulation.scenario import Scenario
 from holdfast.chaos.simulation.virtual_time import VirtualTime
 from holdfast.core.protocol import messages as m
 from holdfast.core.protocol.effects import ReplaceEngine
@@ -70,9 +70,9 @@ class FrontEnd(Protocol):
 
 
 class World(Protocol):
-    """What every part of a simulation may use."""
+    """Everything that a part of a simulation may use."""
 
-    scenario: Scenario
+    conditions: Conditions
     time: VirtualTime
     dice: random.Random
 
@@ -103,12 +103,12 @@ class World(Protocol):
 
 
 class BaseWorld:
-    """Time, dice, trace and the link of one run."""
+    """Base of a run: time, dice, trace and the link."""
 
-    def __init__(self, scenario: Scenario) -> None:
-        self.scenario = scenario
+    def __init__(self, conditions: Conditions) -> None:
+        self.conditions = conditions
         self.time = VirtualTime()
-        self.dice = random.Random(scenario.seed + 1)
+        self.dice = random.Random(conditions.seed + 1)
         self.lost_messages = 0
         self._trace: deque[str] = deque(maxlen=40)
 
@@ -116,15 +116,15 @@ class BaseWorld:
         """Raise `LawBroken`, with the last lines of the trace, unless the law holds."""
         if not holds:
             trace = "\n  ".join(self._trace)
-            raise LawBroken(f"{law}: broken by seed {self.scenario.seed} at {self.time.now:.3f} s\n  {trace}")
+            raise LawBroken(f"{law}: broken by seed {self.conditions.seed} at {self.time.now:.3f} s\n  {trace}")
 
     def note(self, what: object) -> None:
         """Add a line to the trace."""
         self._trace.append(f"{self.time.now:8.3f} {what}")
 
     def carry(self, message: m.FromEngine | m.ToEngine, deliver: Callable[[bytes], None]) -> None:
-        """Carry a message over the link between client and engine core, in the weather of the scenario."""
-        weather, dice, data = self.scenario.weather, self.dice, m.encode(message)
+        """Carry a message over the link between client and engine core, in the weather of the conditions."""
+        weather, dice, data = self.conditions.weather, self.dice, m.encode(message)
         copies = 1 + (dice.random() < weather.duplication)
         if dice.random() < weather.loss or type(message) in weather.loses:
             self.lost_messages += 1

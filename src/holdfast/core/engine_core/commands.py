@@ -10,7 +10,7 @@ Command = m.RecoverEngine | m.EndEngine
 
 
 class CommandQueue:
-    """Commands in the order of their arrival, and the time at which the client was heard last."""
+    """Commands in order of arrival, and the time of the client's last message."""
 
     def __init__(self) -> None:
         self._waiting: deque[Command] = deque()
@@ -25,7 +25,7 @@ class CommandQueue:
         self._waiting.append(command)
 
     def next(self, epoch: int) -> Command | None:
-        """Take the next command that is not void in `epoch`; None when there is no such command."""
+        """Take the next command that is not void in `epoch`; return None without such a command."""
         while self._waiting:
             command = self._waiting.popleft()
             if isinstance(command, m.EndEngine) or command.epoch > epoch:
@@ -33,7 +33,7 @@ class CommandQueue:
         return None
 
     def end_when_silent(self, bound_s: float, now: float) -> m.EndEngine | None:
-        """Return a command to end when the client has been silent for `bound_s`; a lost client sends nothing."""
+        """Return a command to end when the client has been silent for `bound_s`; None otherwise."""
         if now - self._heard_at < bound_s:
             return None
         return m.EndEngine(command_id="", reason=f"nothing was heard for {bound_s:g} s")

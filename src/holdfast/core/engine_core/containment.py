@@ -25,7 +25,7 @@ class Containment:
         self._searching_until = 0.0
 
     def rank_faulted(self, rank: int, fault: Fault, epoch: int) -> bool:
-        """Note a rank's fault. Return True when the fault is of this epoch and deeper than those known before."""
+        """Note the fault of a rank. Return True when the fault is of this epoch and deeper than any known fault."""
         if epoch != self.epoch:
             return False
         self._faulted.add(rank)
@@ -35,9 +35,9 @@ class Containment:
         return is_news
 
     def break_ranks(self, ranks: set[int], acknowledge_by: float) -> set[int]:
-        """Return the ranks to tell to break their collectives: empty when collectives were broken before.
+        """Return the ranks to tell to break their collectives; empty when collectives are broken already.
 
-        The ranks returned have to acknowledge by `acknowledge_by`, on the monotonic clock.
+        The returned ranks have to acknowledge by `acknowledge_by`, on the monotonic clock.
         """
         if self.broken:
             return set()

@@ -1,4 +1,4 @@
-"""What all parts of an engine core's machine share: settings, facts about the host, and the effects of one fact."""
+"""Shared state of the parts of an engine core's machine: settings, facts about the host, effects of one fact."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from holdfast.core.protocol import messages as m
 
 @dataclass
 class Context:
-    """Shared state of one machine. `config` may be replaced at any time: bounds are read when they are needed."""
+    """Shared state of one machine. `config` may be replaced at any time: every bound is read on use."""
 
     engine_id: int
     config: HoldfastConfig

@@ -77,7 +77,7 @@ class SendToRank:
 
 @dataclass(frozen=True)
 class ArmRank:
-    """Send the command to its rank; answer with `ArmingUndelivered` when the rank does not accept the command."""
+    """Send the command to its rank; answer with `ArmingUndelivered` when the rank is not reached."""
 
     command: m.ArmWorkerFault
 
@@ -94,7 +94,7 @@ class BreakOwnCollectives:
 
 @dataclass(frozen=True)
 class InterruptBusyLoop:
-    """End the busy loop at its next step boundary. Void once a recovery has begun."""
+    """End the busy loop at the next step boundary. Void once a recovery has begun."""
 
 
 @dataclass(frozen=True)
@@ -104,19 +104,19 @@ class KillRank:
 
 @dataclass(frozen=True)
 class KeepEvidence:
-    """Write down a stall before its process is killed; answer with `EvidenceKept`."""
+    """Write down a stall before the process is killed; answer with `EvidenceKept`."""
 
     stall: Stall
 
 
 @dataclass(frozen=True)
 class RelearnDeadlines:
-    """Take step durations of before for no more than a hint."""
+    """Take known step durations for a hint only."""
 
 
 @dataclass(frozen=True)
 class IntroduceToCoordinator:
-    """Tell the host's new coordinator the state of this engine core."""
+    """Report the state of this engine core to the host's new coordinator."""
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ class BusyLoop(enum.Enum):
 
 @dataclass
 class Pause:
-    """One pause of the busy loop, from the error that ended the busy loop until a recovery succeeds."""
+    """One pause of the busy loop, from the error of a step until a recovery succeeds."""
 
     began_at: float
     raised: facts.StepRaised | None = None  # none: the engine core joins a lockstep group
@@ -57,7 +57,7 @@ class Pause:
 
 
 class EngineCoreMachine:
-    """The decisions of one engine core's sentinel. `wall_clock` dates faults."""
+    """Decisions of the sentinel of one engine core. `wall_clock` dates faults."""
 
     def __init__(
         self, engine_id: int, config: HoldfastConfig, wall_clock: Callable[[], float], joining_epoch: int | None = None

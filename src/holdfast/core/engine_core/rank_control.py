@@ -20,7 +20,7 @@ SEARCH_MARGIN_S = 0.2
 
 
 class RankControl:
-    """The half of the machine that speaks for the ranks, to the ranks and about the ranks."""
+    """Rules for the ranks of one engine core; the half of the machine beside the busy loop."""
 
     def __init__(self, context: Context, epoch: int) -> None:
         self.registry = RankRegistry()
@@ -44,15 +44,15 @@ class RankControl:
     # ---- containment
 
     def has_peers(self) -> bool:
-        """Return True when a peer may wait for a rank of this engine core in a collective."""
+        """Return True when a peer may wait in a collective for a rank of this engine core."""
         return len(self.registry.ranks()) > 1 or self._context.in_lockstep
 
     def leaves_peers_waiting(self, fault: Fault) -> bool:
-        """Return True when peers would wait for this engine core, or for its lost rank, until a timeout of the host."""
+        """Return True when peers would wait for this engine core, or its lost rank, until a host timeout."""
         return (fault.fault_class is FaultClass.WORKER_LOST and self.has_peers()) or self._context.in_lockstep
 
     def break_collectives(self, now: float) -> None:
-        """Let no peer wait in a collective of this epoch; ranks take no further step and have to acknowledge."""
+        """Let no peer wait in a collective of this epoch; ranks stop and have to acknowledge."""
         acknowledge_by = now + self._context.config.acknowledge_timeout_s
         ranks = self.containment.break_ranks(self.registry.ranks(), acknowledge_by)
         self._context.do_on_host(fx.BreakOwnCollectives())
@@ -60,7 +60,7 @@ class RankControl:
             self._context.do(fx.SendToRank(rank, m.BreakCollectives(epoch=self.containment.epoch)))
 
     def pause(self, command: m.PauseEngine, now: float) -> None:
-        """Pause at the next step boundary. A soft pause lets ranks finish their step; another epoch is ignored."""
+        """Pause at the next step boundary; a soft pause lets ranks finish their step. Ignore another epoch."""
         if command.epoch != self.containment.epoch:
             return
         if not command.soft and self.has_peers():
@@ -73,13 +73,13 @@ class RankControl:
     # ---- what ranks report
 
     def attached(self, report: m.WorkerAttached) -> None:
-        """Note a new process of a rank, and arm in it the faults that the request brings along."""
+        """Note a new process of a rank, and arm in the process the faults of requests."""
         self.registry.note(report)
         for command in self._armed.of_rank(report.rank):
             self._context.do(fx.SendToRank(report.rank, command))
 
     def rank_faulted(self, report: m.RankFaulted, now: float) -> None:
-        """Take a rank's own account, or what was found out about a rank that reports nothing."""
+        """Take a rank's own account, or the finding about a rank that reports nothing."""
         if not self.containment.rank_faulted(report.rank, report.fault, report.epoch):
             return
         engine_id = self._context.engine_id
@@ -113,7 +113,7 @@ class RankControl:
         self._interrupt()  # also without peers: nothing else would end the busy loop
 
     def _kill(self, fault: Fault, rank: int, now: float) -> None:
-        """Report a hung rank and kill its process: the death tells everything that waits for the rank."""
+        """Report a hung rank and kill the process: its death ends every wait for the rank."""
         epoch = self.containment.epoch
         self.rank_faulted(m.RankFaulted(rank=rank, epoch=epoch, fault=fault), now)
         self._killed.add((epoch, rank))
@@ -191,7 +191,7 @@ class RankControl:
         return hung(self._context.engine_id, stall.rank, why, at, phase=phase, step=step)
 
     def evidence_kept(self, stall: Stall, now: float) -> None:
-        """Kill a hung rank; after the last one the search is over."""
+        """Kill a hung rank; end the search after the last one."""
         fault = self._evidence_due.pop(stall.pid, None)
         if fault is not None:
             self._kill(fault, stall.rank, now)
@@ -201,7 +201,7 @@ class RankControl:
     # ---- injected faults
 
     def arm(self, command_id: str, spec: InjectionSpec) -> None:
-        """Arm a fault in the engine core, or pass the command on to its rank, which answers by itself."""
+        """Arm a fault in the engine core, or pass the command on to its rank, which answers."""
         context = self._context
         if context.host is None:
             context.answer(command_id, "the engine core is still starting")
@@ -216,6 +216,6 @@ class RankControl:
             context.do(fx.ArmRank(command))
 
     def arming_undelivered(self, command: m.ArmWorkerFault) -> None:
-        """Refuse the command of an operator, because its rank cannot be reached."""
+        """Refuse the command of an operator, because the rank is not reached."""
         self._armed.forget(command)
         self._context.answer(command.command_id, f"rank {command.spec.rank} takes no commands")

@@ -11,13 +11,13 @@ MAX_ARMED = 16
 
 
 class RankRegistry:
-    """Registry of the ranks of one engine core, by the latest report of each rank's process."""
+    """Registry of the ranks of one engine core, by the latest report of each rank."""
 
     def __init__(self) -> None:
         self._reports: dict[int, m.WorkerAttached] = {}
 
     def note(self, report: m.WorkerAttached) -> None:
-        """Take the report of a process for the latest of its rank."""
+        """Take a report as the latest of its rank."""
         self._reports[report.rank] = report
 
     def ranks(self) -> set[int]:
@@ -41,12 +41,12 @@ class RankRegistry:
         return [rank for rank in range(ranks) if rank not in self._reports]
 
     def unreported(self, pids: Mapping[int, int]) -> list[int]:
-        """Return the ranks whose process with the given id has not reported; a report of an old process counts not."""
+        """Return the ranks whose process with the given id has not reported; old processes do not count."""
         return [r for r, pid in pids.items() if (known := self._reports.get(r)) is None or known.pid != pid]
 
 
 class RequestFaults:
-    """Faults to arm again in the replacement of a rank: those that are tied to a request, the latest `MAX_ARMED`."""
+    """Faults to arm again in the replacement of a rank: faults of requests, the latest `MAX_ARMED`."""
 
     def __init__(self) -> None:
         self._kept: deque[m.ArmWorkerFault] = deque(maxlen=MAX_ARMED)
@@ -57,7 +57,7 @@ class RequestFaults:
             self._kept.append(command)
 
     def forget(self, command: m.ArmWorkerFault) -> None:
-        """Forget a fault that its rank did not accept."""
+        """Forget a fault, because its rank was not reached."""
         if command in self._kept:
             self._kept.remove(command)
 

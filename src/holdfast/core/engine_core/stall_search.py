@@ -14,7 +14,7 @@ PROBE_S = 0.4  # until a rank whose collectives were broken has left its step, i
 
 
 class StallSearch:
-    """One search at a time. `declared` are the process ids of ranks that were declared hung, each id once."""
+    """Search for a hung rank, one at a time. `declared`: process ids of ranks that were declared hung."""
 
     def __init__(self) -> None:
         self._suspects: dict[int, Stall] = {}
@@ -23,7 +23,7 @@ class StallSearch:
 
     @property
     def is_under_way(self) -> bool:
-        """Whether ranks are suspected and had not yet time to leave their step."""
+        """Whether ranks are suspected that may still leave their step."""
         return bool(self._suspects)
 
     @property

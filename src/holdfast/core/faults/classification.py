@@ -1,7 +1,7 @@
-"""Which class a fault is of, and why: rows tried in their order, an operator's own before those that are built in.
+"""Fault classification: rows tried in order, an operator's own rows before built-in rows.
 
-Owns what a row is and how it is matched. The built-in rows stand in `fault_table`. Matching is bounded: texts to
-2,000 characters, patterns to what `patterns` lets through.
+Owns the format of a row and the matching; built-in rows are in `fault_table`. Matching is bounded: texts to 2,000
+characters, patterns to those that `patterns` accepts.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ class OwnRow(
     omit_defaults=True,
     rename={"fault_class": "class"},
 ):
-    """One row of an operator's: what matches it is of `fault_class`.
+    """One row of an operator: a match is of class `fault_class`.
 
-    `error_type` (the whole name of the exception's type) and `message` (anywhere in it) are regular expressions that
-    ignore case; given both, both have to match. Or `exit_code` or `signal` says how a process ended.
+    `error_type` (the whole name of the exception's type) and `message` (anywhere in the text) are regular expressions
+    that ignore case; a row with both needs both to match. `exit_code` or `signal` match the end of a process instead.
     """
 
     fault_class: FaultClass
@@ -54,7 +54,7 @@ class OwnRow(
 
 
 class Classification(msgspec.Struct, frozen=True):
-    """The class of a fault, why it is of that class, and whether an operator's own row says so."""
+    """Class of a fault with the reason; `is_own` when an operator's own row matched."""
 
     fault_class: FaultClass
     reason: str
@@ -62,7 +62,7 @@ class Classification(msgspec.Struct, frozen=True):
 
 
 class Classifier:
-    """The table as one instance uses it. Raises `BadConfiguration` for a row that could not be used."""
+    """Classifier with the rows of one instance. Raises `BadConfiguration` for a row that cannot be used."""
 
     def __init__(self, own: Sequence[OwnRow] = ()) -> None:
         self.own = tuple(_as_row(row, number) for number, row in enumerate(own, 1))
@@ -70,7 +70,7 @@ class Classifier:
         self._exits = {(row.exit_code, row.signal): row for row in (*EXIT_ROWS, *reversed(self.own)) if row.is_exit}
 
     def of_error(self, error_type: str, message: str) -> Classification:
-        """Class of an exception known only by its type's name and its message."""
+        """Return the class of an exception from the name of its type and its message."""
         text = message[:MAX_CAUSE_CHARS]
         for row, by_type, by_message in (*self._errors, *_built_in_errors()):
             typed = by_type is None or by_type.fullmatch(error_type)
@@ -79,7 +79,7 @@ class Classifier:
         return Classification(UNKNOWN_ERROR.fault_class, UNKNOWN_ERROR.reason)
 
     def of_exit(self, exit_code: int | None) -> Classification:
-        """Class of the end of a process; negative is the number of the signal that ended it."""
+        """Return the class of the end of a process; a negative exit code is the number of a signal."""
         signal = None if exit_code is None or exit_code >= 0 else _SIGNAL_NAMES.get(-exit_code, "")
         row = self._exits.get((exit_code if signal is None else None, signal))
         if row is None:
@@ -87,7 +87,7 @@ class Classifier:
         return Classification(row.fault_class, row.reason, row.is_own)
 
     def rows(self) -> tuple[Row, ...]:
-        """Every row in the order in which they are tried; last the one for what no row names."""
+        """Return every row in matching order; the last rows match what no other row names."""
         return (*self.own, *ERROR_ROWS, UNKNOWN_ERROR, *EXIT_ROWS, OTHER_EXIT, OTHER_SIGNAL)
 
 
@@ -110,12 +110,12 @@ def _compile(pattern: str | None) -> re.Pattern[str] | None:
 
 @functools.cache
 def default_classifier() -> Classifier:
-    """The built-in table alone."""
+    """Return the classifier of the built-in rows alone."""
     return Classifier()
 
 
 def fault_of(error: BaseException, classifier: Classifier, **about: Any) -> Fault:
-    """An exception as a fault; `about` says where it was met. Of the error only what can be sent is taken."""
+    """Return an exception as a fault. `about`: further fields of the fault, such as engine and rank."""
     error_type, message = describe_error(error)
     classification = classifier.of_error(error_type, message)
     return Fault(
@@ -129,7 +129,7 @@ def fault_of(error: BaseException, classifier: Classifier, **about: Any) -> Faul
 
 
 def parse_rows(raw: object) -> tuple[OwnRow, ...]:
-    """An operator's rows from what JSON holds. Raises `BadConfiguration` that names the row and what is wrong."""
+    """Return an operator's rows from decoded JSON. Raises `BadConfiguration` with the row and the reason."""
     if not isinstance(raw, (list, tuple)):
         raise BadConfiguration(f"{SETTING} must be a list of rows", hint=_EXAMPLE)
     if len(raw) > MAX_ROWS:

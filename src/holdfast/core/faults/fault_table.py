@@ -1,4 +1,4 @@
-"""The built-in table of faults: what is seen -> class, each row with its reason in words. Data, tried in this order.
+"""Built-in table of faults: observation -> class, each row with its reason in words. Data, tried in this order.
 
 Sources: CUDA's runtime API reference (error handling), NCCL's types, NVIDIA's XID errors, signal(7).
 """
@@ -12,7 +12,7 @@ from holdfast.core.faults.faults import FaultClass
 
 @dataclass(frozen=True)
 class Row:
-    """What it matches: an exception by its type (whole name) or message (anywhere), or the end of a process."""
+    """Row of the table. Matches an exception by type (whole name) or message (anywhere), or the end of a process."""
 
     fault_class: FaultClass
     reason: str
@@ -39,7 +39,7 @@ OF_THE_PROCESS = (_LOST, _DEVICE)  # what the end of a process may be
 
 
 def _device(text: str, number: int, name: str, driver: str, reason: str, of: FaultClass = _DEVICE) -> Row:
-    """An error of CUDA: by what it says, by its names in the runtime and in the driver, and by its number."""
+    """Return the row of a CUDA error: by text, by its names in runtime and driver, and by number."""
     numbered = rf"\bCUDA (?:runtime |driver )?(?:error|failure)(?: code)?[ :=(]{{1,3}}{number}\b"
     said = "|".join(filter(None, (text, rf"\b{name}\b", rf"\b{driver}\b", numbered)))
     return Row(of, reason, message=said)

@@ -1,7 +1,7 @@
-"""What a fault is: its class, its cause in words, and where a step it can happen.
+"""Faults: class, cause in words, and the phases of a step in which faults happen.
 
-Owns the closed lists of phases and fault classes; what is of which class stands in `classification`. Must never
-hold prompt text or tokens.
+Owns the closed lists of phases and fault classes; `classification` assigns classes. Must never hold prompt text or
+tokens.
 """
 
 from __future__ import annotations
@@ -58,10 +58,10 @@ class FaultClass(enum.StrEnum):
 
 
 class Fault(msgspec.Struct, frozen=True, kw_only=True):
-    """One fault, as it travels and as people read it. `at` is wall-clock seconds when it was noticed, 0 if unknown.
+    """One fault, as sent between processes and shown to people. `at`: wall-clock seconds of detection, 0 if unknown.
 
-    `class_reason` says why it is of its class; `request_ids` are those in whose part of the step it showed, where
-    that is known, at most `MAX_REQUEST_IDS`.
+    `class_reason` explains the class. `request_ids`: requests in whose part of the step the fault showed, where known,
+    at most `MAX_REQUEST_IDS`.
     """
 
     fault_class: FaultClass
@@ -82,12 +82,12 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def unresponsive(engine_id: int, what: str) -> Fault:
-    """The fault of something that did not answer within its bound."""
+    """Return the fault of a process that did not answer within its bound."""
     return Fault(fault_class=FaultClass.UNRESPONSIVE, error_type="PeerSilent", message=what, engine_id=engine_id)
 
 
 def hung(engine_id: int, rank: int, why: str, at: float, *, phase: str | None = None, step: int | None = None) -> Fault:
-    """The fault of a rank that is taken for hung, and why it is."""
+    """Return the fault of a rank that is declared hung, with the reason."""
     return Fault(
         fault_class=FaultClass.UNRESPONSIVE,
         error_type=_UNANSWERED_TYPE,
@@ -101,7 +101,7 @@ def hung(engine_id: int, rank: int, why: str, at: float, *, phase: str | None = 
 
 
 def is_of_the_process(fault: Fault) -> bool:
-    """Whether nothing in the rank's process can be trusted to work again, and only a new one helps."""
+    """Return True when only a new process helps, because the rank's process cannot be trusted to work again."""
     return fault.fault_class in _OF_THE_PROCESS
 
 
@@ -109,7 +109,7 @@ _OF_THE_PROCESS = frozenset({FaultClass.DEVICE, FaultClass.WORKER_LOST, FaultCla
 
 
 def deeper(known: Fault | None, other: Fault) -> Fault:
-    """The one of two faults of one incident that decides: `other` only if it is of a deeper class."""
+    """Return the fault that decides, of two faults of one incident: `other` only when its class is deeper."""
     if known is None:
         return other
     return other if _DEPTH.index(other.fault_class) > _DEPTH.index(known.fault_class) else known
@@ -129,12 +129,12 @@ _UNANSWERED_TYPE = "PeerSilent"  # a bounded wait of ours
 
 
 def bounded_ids(request_ids: Iterable[str]) -> tuple[str, ...]:
-    """So many ids of requests as a fault carries."""
+    """Return as many request ids as a fault carries, each bounded in length."""
     return tuple(i[:MAX_REQUEST_ID_CHARS] for i in itertools.islice(request_ids, MAX_REQUEST_IDS))
 
 
 def describe_error(error: BaseException) -> tuple[str, str]:
-    """Name and bounded one-line message of an exception. Never raises, and what it returns can be sent."""
+    """Return name and one-line message of an exception, both bounded and safe to send. Never raises."""
     try:
         text = " ".join(str(error).split()) or "no message"
     except Exception as broken:

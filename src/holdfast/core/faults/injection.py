@@ -14,7 +14,7 @@ MAX_TIMES = 1000
 
 
 class FaultKind(enum.StrEnum):
-    """What happens at a phase."""
+    """Effect of an injected fault at its phase."""
 
     RAISE = "raise"  # an exception
     CRASH = "crash"  # an exception that nothing contains: an engine core says that it is dead, and ends
@@ -29,7 +29,7 @@ class FaultKind(enum.StrEnum):
 
     @property
     def is_silent(self) -> bool:
-        """Whether only the progress that is not made tells of it."""
+        """Whether only missing progress shows the fault."""
         return self in _SILENT
 
 
@@ -69,12 +69,12 @@ class InjectionSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     @property
     def kills_engine_core(self) -> bool:
-        """Whether the process of an engine core is gone after it, not that of a worker."""
+        """Whether the process of an engine core ends, rather than that of a worker."""
         return self.kind in (FaultKind.KILL, FaultKind.CRASH) and not self.phase.in_worker
 
 
 class ArmedFault:
-    """An armed fault, which counts the passages of its phase."""
+    """Armed fault, which counts the passages of its phase."""
 
     def __init__(self, spec: InjectionSpec) -> None:
         self.spec = spec
@@ -110,4 +110,4 @@ class InjectedFault(RuntimeError):
 
 
 class UncontainedFault(InjectedFault):
-    """What no containment may hold: as if the containment itself had failed."""
+    """Injected fault that containment lets through, as if containment itself had failed."""

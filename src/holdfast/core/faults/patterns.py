@@ -1,7 +1,7 @@
-"""Regular expressions of an operator's, refused where matching one could take for ever.
+"""Regular expressions of an operator, refused when matching could take exponential time.
 
-They are matched against texts of up to 2,000 characters while a rank has just failed and its peers wait for word of
-it: what backtracks into every way to split a text is not for this. Nothing here knows what is matched.
+Patterns are matched against texts of up to 2,000 characters, right after a rank has failed and while peers wait. Knows
+nothing of faults.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _REPEATS = (_constants.MAX_REPEAT, _constants.MIN_REPEAT)
 
 
 def compile_pattern(pattern: str) -> re.Pattern[str]:
-    """A pattern that ignores case. Raises `ValueError` that says what is wrong with it."""
+    """Compile a pattern that ignores case. Raises `ValueError` with the reason when the pattern is refused."""
     if len(pattern) > MAX_PATTERN_CHARS:
         raise ValueError(f"{len(pattern)} characters are more than {MAX_PATTERN_CHARS}")
     try:
@@ -33,7 +33,7 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
 
 
 def _refuse_endless(parsed: Any) -> None:
-    """Bounded work for every text: no repeat in a repeat, no choice in one, and few that may take everything."""
+    """Raise `ValueError` unless matching is bounded: no nested repeats or choices, few open repeats."""
     open_repeats = 0
     for inside, operation, argument in _operations(parsed, inside=False):
         if operation is _constants.GROUPREF:
@@ -47,7 +47,7 @@ def _refuse_endless(parsed: Any) -> None:
 
 
 def _operations(parsed: Any, inside: bool) -> Iterator[tuple[bool, Any, Any]]:
-    """Every operation of a pattern, and whether it stands inside of something that is repeated."""
+    """Yield every operation of a pattern, and whether the operation is inside a repeat."""
     for operation, argument in parsed:
         yield inside, operation, argument
         repeats = operation in _REPEATS and argument[1] > 1
@@ -56,7 +56,7 @@ def _operations(parsed: Any, inside: bool) -> Iterator[tuple[bool, Any, Any]]:
 
 
 def _below(operation: Any, argument: Any) -> list[Any]:
-    """The patterns that an operation is made of."""
+    """Return the patterns inside an operation."""
     if operation is _constants.BRANCH:
         return list(argument[1])
     if operation is _constants.GROUPREF_EXISTS:

@@ -1,10 +1,10 @@
-"""Finds among suspected requests those whose presence makes a batch fail, with as few more faults as can be.
+"""Search among suspected requests for the request that makes a batch fail, with as few further faults as possible.
 
-Says which requests run next; is told whether that batch failed or passed. Knows ids only. A trial that passes costs no
-fault, so the half that is suspected less runs first, and the last few run one by one: of those at most one fails.
-Whoever fails alone, twice, is guilty only where others passed before and after each time: what fails for a while,
-whoever runs, is not the requests. Whoever passes alone and fails beside those that passed together is no culprit but
-half of one, and is kept apart from them.
+Chooses the requests to run next, and is told whether that batch failed or passed. Knows request ids only. A trial that
+passes costs no fault: therefore the less suspected half runs first, and the last few suspects run one by one, of which
+at most one fails. A request is found to be poison when it has failed alone twice, and other requests passed before and
+after each time: a fault that strikes for a while, whatever runs, is not the fault of a request. A request that passes
+alone and fails beside requests that passed together is one half of a pair, and is kept apart from those requests.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MAX_CONTROLS = 4
 
 
 class Kind(enum.Enum):
-    """What a trial is to show."""
+    """Purpose of a trial."""
 
     HALF = enum.auto()  # whether a culprit is in this half of the suspects
     CONTROL = enum.auto()  # whether the other half passes, where nothing has passed yet
@@ -38,7 +38,7 @@ COMPARED = frozenset({Kind.CONTROL, Kind.VOUCH})  # of whose probe nothing is su
 
 @dataclass(frozen=True)
 class Trial:
-    """`run` are to run and nobody else; of those the `probe` is what is being learned about."""
+    """A batch to run. Only requests in `run` are scheduled; the trial tells about the requests in `probe`."""
 
     kind: Kind
     probe: tuple[str, ...]
@@ -46,8 +46,8 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Guilty:
-    """It failed alone and once more, and each time others passed before it and after it."""
+class PoisonFound:
+    """A request that failed alone twice, while other requests passed before and after each time."""
 
     request_id: str
     failed_batches: int
@@ -55,7 +55,7 @@ class Guilty:
 
 @dataclass(frozen=True)
 class KeepApart:
-    """It passes alone, and fails beside `others`."""
+    """A request that passes alone, and fails beside `others`."""
 
     request_id: str
     others: frozenset[str]
@@ -63,23 +63,23 @@ class KeepApart:
 
 @dataclass(frozen=True)
 class Over:
-    """Nothing is left to find out; `unclear` says why nobody could be judged, if so."""
+    """The end of a search. `unclear`: reason why no request could be judged, if so."""
 
     unclear: str = ""
 
 
 @dataclass(frozen=True)
 class NeedsControl:
-    """Nobody is there who could be compared with: a request that is nobody's has to be."""
+    """The search needs a control request, because no request is left to compare the suspect with."""
 
 
-Step = Trial | Guilty | KeepApart | NeedsControl | Over
+Step = Trial | PoisonFound | KeepApart | NeedsControl | Over
 
 
 class Bisection:
-    """One search. `suspects` stand in the order of suspicion, the least suspected first.
+    """One search. `suspects` are in the order of suspicion, the least suspected first.
 
-    `others` were in the failed batch too, and are not among the suspects.
+    `others` were in the failed batch as well, and are not suspected.
     """
 
     def __init__(self, suspects: Sequence[str], others: Iterable[str] = ()) -> None:
@@ -102,33 +102,33 @@ class Bisection:
 
     @property
     def open(self) -> int:
-        """How many are not yet judged."""
+        """Number of requests that are not judged yet."""
         return len(self.suspects) + len(self._unjudged)
 
     # ---- what comes next
 
     def next(self, bystanders: Iterable[str] = ()) -> Step:
-        """The next trial, or what was found. `bystanders` were in no failed batch and may serve as a control."""
+        """Return the next trial or finding. `bystanders` were in no failed batch, and may serve as a control."""
         self.trial = None
         if self._apart is not None:
             found, self._apart = self._apart, None
             return found
         if self._confirmed is not None and self._is_well:
-            return self._convict(self._confirmed)
+            return self._find_poison(self._confirmed)
         step = self._next_trial(bystanders)
         self.trial = step if isinstance(step, Trial) else None
         return step
 
-    def _convict(self, request_id: str) -> Guilty:
-        """Whoever is suspected besides only was in the same batches: all that is known is that others pass."""
+    def _find_poison(self, request_id: str) -> PoisonFound:
+        """Judge one request; the remaining suspects were only in the same batches."""
         self._unjudged = [u for u in (*self._unjudged, *self.suspects) if u != request_id]
         self.suspects, self._confirmed = [], None
-        return Guilty(request_id, self._failures[request_id])
+        return PoisonFound(request_id, self._failures[request_id])
 
     def _next_trial(self, bystanders: Iterable[str]) -> Step:
         if self._failed_alone and self._is_well:
             return self._alone(self._failed_alone[-1])  # once more, now that others are known to pass
-        if self._accused and (vouching := self._vouching()):
+        if self._failed_suspects and (vouching := self._vouching()):
             return vouching
         if not self.suspects:
             return self._next_unsuspected(bystanders)
@@ -139,18 +139,18 @@ class Bisection:
         return self._next_single(bystanders)
 
     @property
-    def _accused(self) -> list[str]:
-        """Who has failed alone."""
+    def _failed_suspects(self) -> list[str]:
+        """Requests that have failed alone."""
         return [*self._failed_alone, *([self._confirmed] if self._confirmed is not None else [])]
 
     def _vouching(self) -> Trial | None:
-        """Those that have passed, together or at least one by itself, if there are any."""
-        accused = set(self._accused)
-        others = sorted(self.passed - accused) or sorted(self._passed_alone - accused)[:1]
+        """Return a trial of requests that have passed, together or at least one alone; None without such requests."""
+        failed = set(self._failed_suspects)
+        others = sorted(self.passed - failed) or sorted(self._passed_alone - failed)[:1]
         return Trial(Kind.VOUCH, tuple(others), frozenset(others)) if others else None
 
     def _before_single(self) -> Trial | None:
-        """What has to pass before somebody is tried alone, where that is to be had."""
+        """Return the trial that has to pass before a suspect runs alone; None when none is needed or possible."""
         if self._is_well:
             return None
         if (vouching := self._vouching()) or not self._unjudged or self._nothing_passes or self._tried_unjudged:
@@ -161,7 +161,7 @@ class Bisection:
     def _next_unsuspected(self, bystanders: Iterable[str]) -> Step:
         if self._unjudged:
             return self._try(Kind.RELEASE, self._unjudged)
-        return self._look_elsewhere(bystanders) if self._accused else Over()
+        return self._look_elsewhere(bystanders) if self._failed_suspects else Over()
 
     def _next_single(self, bystanders: Iterable[str]) -> Step:
         tried = {*self._passed_alone, *self._failed_alone}
@@ -179,13 +179,13 @@ class Bisection:
         return Trial(Kind.ALONE, (request_id,), frozenset((request_id,)))
 
     def _look_elsewhere(self, bystanders: Iterable[str]) -> Step:
-        """All that were tried have failed: only one that passes can show that it is them."""
-        accused = self._accused
-        self.suspects = [u for u in dict.fromkeys((*self._unjudged, *bystanders)) if u not in accused]
+        """Suspect further requests, because every tried one failed: only a pass shows that requests are the cause."""
+        failed = self._failed_suspects
+        self.suspects = [u for u in dict.fromkeys((*self._unjudged, *bystanders)) if u not in failed]
         self._unjudged = []
         if self.suspects:
             return self._next_trial(())
-        if len(accused) > 1 or self._controls >= MAX_CONTROLS:
+        if len(failed) > 1 or self._controls >= MAX_CONTROLS:
             return Over("nothing passes that could be compared with")
         self._controls += 1
         return NeedsControl()
@@ -196,11 +196,11 @@ class Bisection:
     # ---- what came of it
 
     def passes(self) -> None:
-        """The trial ended without a fault."""
+        """Take the trial as passed."""
         assert self.trial is not None
         kind, probe = self.trial.kind, self.trial.probe
         self._owed = ()
-        self._is_well |= not {*probe} <= {*self._accused}
+        self._is_well |= not {*probe} <= {*self._failed_suspects}
         self._somebody_passed = True
         if kind is Kind.VOUCH:
             return
@@ -218,7 +218,10 @@ class Bisection:
             self._unjudged += [request_id] if request_id not in self.suspects else []
 
     def fails(self, batch: Collection[str]) -> bool | None:
-        """The trial's batch failed: whether that leaves fewer suspects; none where nobody on trial was in it."""
+        """Take the trial's batch as failed.
+
+        Return whether fewer suspects are left; None when no request on trial was in the batch.
+        """
         assert self.trial is not None
         was_well, self._is_well = self._is_well, False
         self._failures.update(batch)
@@ -260,24 +263,24 @@ class Bisection:
         return not self._nothing_passes
 
     def doubt(self) -> None:
-        """A batch failed that nobody on trial was in: whatever did that may have met those that failed alone too."""
-        self.suspects += [a for a in self._accused if a not in self.suspects]
+        """Take back lone failures: a batch failed without a request on trial, and the cause may have met them too."""
+        self.suspects += [a for a in self._failed_suspects if a not in self.suspects]
         self._failed_alone, self._confirmed, self._is_well = [], None, False
         self._lone_failures.clear()
 
     def leaves(self) -> None:
-        """Who was on trial has left after steps without a fault: nothing more is asked of it."""
+        """Take the departure of the requests on trial, after steps without a fault."""
         self._is_well = self._somebody_passed = True
 
     # ---- meanwhile
 
     def clear(self, request_ids: Collection[str]) -> None:
-        """These ran beside the others of the trial without a fault, whatever became of it then."""
+        """Clear requests that ran beside the trial's other requests without a fault."""
         if self.trial is not None and self.trial.kind is not Kind.ALONE:
             self._pass(request_ids)
 
     def ran(self, request_ids: Collection[str]) -> None:
-        """These were well in the very step that failed for others."""
+        """Clear requests that were well in the same step that failed for other requests."""
         if request_ids:
             self._pass(request_ids)
             self._is_well = self._somebody_passed = True

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
-from holdfast.core.poison.bisection import COMPARED, Bisection, Guilty, KeepApart, NeedsControl, Over, Trial
+from holdfast.core.poison.bisection import COMPARED, Bisection, KeepApart, NeedsControl, Over, PoisonFound, Trial
 from holdfast.core.poison.numerics import in_fault
 
 # The first is nobody's, the second begins the search: they are tried again like any other.
@@ -26,7 +26,7 @@ MAX_STRAYS = 2
 
 @dataclass(frozen=True)
 class RequestProgress:
-    """Where an open request stands, in tokens: good KV, the same with what is in flight, and output it has got."""
+    """Progress of an open request, in tokens: good KV, good KV and tokens in flight, and output."""
 
     good: int
     reached: int
@@ -42,16 +42,16 @@ ProgressOfRequests = Mapping[str, RequestProgress]
 
 @dataclass(frozen=True)
 class Restriction:
-    """What is to be done about the open requests of an engine core.
+    """Rule for scheduling the open requests of an engine core.
 
-    Only `run` may be scheduled, or everybody but `held` where it is none; `end` are ended with an error. `watch` says
-    that every further step is of interest, `search_progressed` that this fault has left fewer suspects or judged one,
-    `wants_control` that a request of our own has to come, with which the suspect can be compared.
+    Only requests in `run` may be scheduled; when `run` is None, all but `excluded`. Requests in `end` are ended with an
+    error. `watch`: the detector takes the progress before every step. `search_progressed`: the fault has left fewer
+    suspects. `wants_control`: a control request has to be added, which can be compared with the suspect.
     """
 
     reason: str = ""
     run: frozenset[str] | None = None
-    held: frozenset[str] = frozenset()
+    excluded: frozenset[str] = frozenset()
     end: tuple[str, ...] = ()
     suspects: int = 0
     search_progressed: bool = False
@@ -59,11 +59,11 @@ class Restriction:
 
     @property
     def watch(self) -> bool:
-        return self.run is not None or bool(self.held)
+        return self.run is not None or bool(self.excluded)
 
 
 class PoisonDetector:
-    """What one engine core knows of its requests. Its busy loop's."""
+    """Detector of poison requests of one engine core. Used by the busy loop's thread."""
 
     def __init__(self) -> None:
         self._faults = 0  # failed batches in a row
@@ -78,7 +78,10 @@ class PoisonDetector:
     # ---- faults
 
     def fault(self, progress: ProgressOfRequests, named: Collection[str] = ()) -> Restriction:
-        """A step failed. Where nobody was in it, nothing is learned; `named` are those that it failed for, if known."""
+        """Take a failed step; return the rule for the next steps.
+
+        `named`: requests for which the step failed, if known. A step without requests in flight teaches nothing.
+        """
         everybody = frozenset(i for i, s in progress.items() if s.in_flight)
         batch = in_fault(everybody, named)
         self._forget_left(progress)
@@ -91,12 +94,19 @@ class PoisonDetector:
         return replace(self._next(_rewound(progress)), search_progressed=search_progressed)
 
     def renewed(self, *, by_ladder: bool) -> None:
-        """Ranks got new processes; `by_ladder`: not for this fault, but because retries did not last."""
+        """Take the replacement of rank processes.
+
+        `by_ladder`: not for this fault, but because retries did not last; then findings about old processes are
+        dropped.
+        """
         if by_ladder:  # what was found out was found out about processes that were not to be trusted
             self._drop()
 
     def _begin(self, batch: frozenset[str], progress: ProgressOfRequests, fine: frozenset[str] = frozenset()) -> bool:
-        """`fine` are known to have been well in the step that failed."""
+        """Begin a search when requests of the last failed batch failed again before any progress.
+
+        `fine` were well in the step that failed.
+        """
         again = [i for i in batch if i in self._marks and progress[i].good <= self._marks[i]]
         if not again:
             self._faults, self._marks = 1, {i: progress[i].reached for i in batch}
@@ -153,7 +163,7 @@ class PoisonDetector:
         return self._give_up(progress) if self._idle_turns >= IDLE_TURNS else None
 
     def _drain(self, trial: Trial, progress: ProgressOfRequests) -> Restriction | None:
-        """The steps of those that are not on trial come to their end first."""
+        """Start the trial once steps of requests that are not on trial have ended."""
         if not _others_in_flight(trial, progress):
             return replace(self._start(trial, progress), reason="")  # that has been said
         self._count_turn(progress.values())
@@ -166,7 +176,7 @@ class PoisonDetector:
         return self._give_up(progress) if self._idle_turns >= IDLE_TURNS else None
 
     def _all_past(self, trial: Trial, progress: ProgressOfRequests) -> bool:
-        """Everybody on trial has got past where it stood, in several steps, or has left."""
+        """Return True when every request on trial has made progress in several steps, or has left."""
         there = [i for i in trial.run if i in progress]
         past = all(progress[i].good > self._bars.get(i, 0) for i in there)
         return not there or (past and self._busy_turns >= PASSING_TURNS)
@@ -183,7 +193,7 @@ class PoisonDetector:
         return self._restriction(progress, "those on trial do not run: the search is given up, everybody runs again")
 
     def _release_apart(self, progress: ProgressOfRequests) -> Restriction | None:
-        """Somebody who waited may run, once those it cannot run beside have left."""
+        """Release requests that were kept apart, once the requests they fail beside have left."""
         free = [i for i, others in self._apart.items() if not others & progress.keys()]
         for request_id in free:
             del self._apart[request_id]
@@ -192,7 +202,7 @@ class PoisonDetector:
     # ---- what follows
 
     def _next(self, progress: ProgressOfRequests) -> Restriction:
-        """Follow the search to its next trial, and what was found on the way."""
+        """Follow the search to its next trial, through the findings on the way."""
         ended: list[str] = []
         found: list[str] = []
         while self._search is not None:
@@ -200,18 +210,18 @@ class PoisonDetector:
             if isinstance(step, Trial | NeedsControl):
                 restriction = self._start(step, progress) if isinstance(step, Trial) else self._ask(progress)
                 return replace(restriction, reason="; ".join((*found, restriction.reason)), end=tuple(ended))
-            ended += [step.request_id] if isinstance(step, Guilty) else []
+            ended += [step.request_id] if isinstance(step, PoisonFound) else []
             found.append(self._take(step))
         return replace(self._restriction(progress, "; ".join(found)), end=tuple(ended))
 
     def _outside(self, progress: ProgressOfRequests) -> list[str]:
-        """Who may be compared with the suspects: it waited, or came after the search had begun."""
+        """Return requests to compare suspects with: requests that waited, or came after the search began."""
         return [i for i in progress if i not in self._marks and i not in self._apart]
 
-    def _take(self, found: Guilty | KeepApart | Over) -> str:
-        """What the search has found, in words."""
+    def _take(self, found: PoisonFound | KeepApart | Over) -> str:
+        """Take a finding of the search; return the finding in words."""
         match found:
-            case Guilty():
+            case PoisonFound():
                 return f"it was in {found.failed_batches} failed batches, the last alone, and others passed in between"
             case KeepApart():
                 self._apart[found.request_id] = found.others
@@ -238,11 +248,11 @@ class PoisonDetector:
         return replace(self._restriction(progress, reason), run=run)
 
     def _restriction(self, progress: ProgressOfRequests, reason: str) -> Restriction:
-        held = frozenset(i for i, others in self._apart.items() if others & progress.keys())
+        excluded = frozenset(i for i, others in self._apart.items() if others & progress.keys())
         trial = self._search.trial if self._search is not None else None
         suspects = self._search.open if self._search is not None else 0
         run = None if trial is None else (frozenset() if self._draining else trial.run)
-        return Restriction(reason, run=run, held=held, suspects=suspects)
+        return Restriction(reason, run=run, excluded=excluded, suspects=suspects)
 
     def _drop(self) -> None:
         self._search, self._faults, self._strays = None, 0, 0
@@ -256,7 +266,7 @@ class PoisonDetector:
 
 
 def _rewound(progress: ProgressOfRequests) -> ProgressOfRequests:
-    """Nothing is in flight any more, and everybody has to get past what was."""
+    """Return the progress with nothing in flight: every request has to get past tokens that were in flight."""
     return {i: replace(s, good=s.reached) for i, s in progress.items()}
 
 
@@ -265,5 +275,5 @@ def _others_in_flight(trial: Trial, progress: ProgressOfRequests) -> bool:
 
 
 def poison_request_error(incident: str) -> str:
-    """What its client is told of a request that was found guilty."""
+    """Return the error text for the client of a poison request."""
     return f"this request makes the server fail and was ended (incident {incident})"

@@ -1,6 +1,6 @@
-"""The front end's journal: every open request as it was added, and the tokens that were delivered for it since.
+"""The front end's request journal: every open request as added, and the tokens delivered since then.
 
-What another engine core needs to go on with it. Nothing here knows what a request is; one thread owns it.
+With these, another engine core can resume a request. Requests are opaque here; one thread owns the journal.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ R = TypeVar("R")
 
 @dataclass
 class OpenRequest(Generic[R]):
-    """One request. `unmovable` says why no other engine core could go on with it; empty where one could."""
+    """An open request. `unmovable`: reason why no other engine core can resume the request; empty when one can."""
 
     request: R
     unmovable: str = ""
@@ -23,30 +23,31 @@ class OpenRequest(Generic[R]):
 
 
 class RequestJournal(Generic[R]):
-    """Holds a request from when it is added until it has finished: as much as is open, never more."""
+    """Journal of requests, each from its arrival until its end."""
 
     def __init__(self) -> None:
         self._open: dict[str, OpenRequest[R]] = {}
 
     def open(self, request_id: str, request: R, unmovable: str = "") -> None:
-        """A request was added. One that is open already stays as it began."""
+        """Open a request. A request that is open already stays unchanged."""
         self._open.setdefault(request_id, OpenRequest(request, unmovable))
 
     def deliver(self, request_id: str, tokens: Sequence[int]) -> None:
-        """Tokens of a request are on their way to its client. Of one that is not open: nobody waits for them."""
+        """Note tokens that are sent to the client; ignored for a request that is not open."""
         entry = self._open.get(request_id)
         if entry is not None:
             entry.delivered.extend(tokens)
 
     def close(self, request_id: str) -> None:
-        """It has finished, or nobody wants it any more. Idempotent."""
+        """Close a request that has finished or was aborted. Idempotent."""
         self._open.pop(request_id, None)
 
     def get(self, request_id: str) -> OpenRequest[R] | None:
+        """Return an open request, or None."""
         return self._open.get(request_id)
 
     def __iter__(self) -> Iterator[str]:
-        """The ids of all open requests, oldest first; a copy, so that they may be closed meanwhile."""
+        """Iterate over a copy of the ids of all open requests, oldest first; requests may be closed meanwhile."""
         return iter(tuple(self._open))
 
     def __contains__(self, request_id: str) -> bool:
@@ -57,5 +58,5 @@ class RequestJournal(Generic[R]):
 
     @property
     def delivered_bytes(self) -> int:
-        """What the delivered tokens of all open requests take. The requests themselves are the host's."""
+        """Memory of the delivered tokens of all open requests, in bytes."""
         return sum(entry.delivered.itemsize * len(entry.delivered) for entry in self._open.values())

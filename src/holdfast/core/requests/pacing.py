@@ -1,7 +1,7 @@
-"""How much of a step goes to requests that are computed again after a loss, while others decode beside them. Pure.
+"""Pacing of requests that are computed again after a loss, beside requests that decode. Pure.
 
-A step takes as long as the tokens that it computes, and everybody in it waits for its end. Without a bound those who
-never lost anything would get a token only once in each full step of somebody else's history.
+A step takes as long as its tokens, and every request in the step waits for the end. Without a bound, requests that
+lost nothing would get one token per full step of another request's history.
 """
 
 from __future__ import annotations
@@ -10,18 +10,18 @@ from collections.abc import Mapping
 
 
 class Pacing:
-    """The requests of one engine core whose histories are computed again. One thread owns it."""
+    """Requests of one engine core whose histories are computed again. One thread owns the object."""
 
     def __init__(self, tokens_per_step: int) -> None:
         self._tokens_per_step = tokens_per_step
         self._until: dict[str, int] = {}
 
     def begin(self, request_id: str, tokens: int) -> None:
-        """A request is computed again, up to so many tokens."""
+        """Pace a request until so many tokens are computed."""
         self._until[request_id] = tokens
 
     def note(self, computed: Mapping[str, int]) -> None:
-        """How many tokens are computed by now of each request that is still there; who has caught up is forgotten."""
+        """Take the number of computed tokens of every open request; forget requests that have caught up."""
         self._until = {i: until for i, until in self._until.items() if computed.get(i, until) < until}
 
     def __contains__(self, request_id: object) -> bool:
@@ -32,5 +32,5 @@ class Pacing:
         return not self._until
 
     def step_tokens(self, whole_step: int, beside: int) -> int:
-        """How many tokens a step may have, of which `beside` are for requests that lost nothing."""
+        """Return how many tokens a step may have, when `beside` tokens are for requests that lost nothing."""
         return min(whole_step, beside + self._tokens_per_step)

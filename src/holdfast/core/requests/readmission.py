@@ -1,8 +1,8 @@
-"""In which order requests that lost their engine core go to another one, and which of them is guilty of such losses.
+"""Readmission of requests that lost their engine core, and detection of the request that kills engine cores.
 
-A request that was with two engine cores when they died, and got no further in between, is a suspect: suspects go one
-at a time, the next one when the one before has got some tokens further. An engine core that dies costs tens of seconds
-and cannot give a request back, so nobody is tried by halves here. Pure; one thread owns it.
+A request that was with two engine cores at their deaths, without progress in between, is a suspect. Suspects are sent
+one at a time, the next one when the one before has got some tokens further. The death of an engine core costs tens of
+seconds and its requests are not rewound, so suspects are not tried by halves. Pure; one thread owns the object.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ TRIAL_LOSSES = 2
 
 @dataclass
 class _Lost:
-    """`at` is how many of its tokens were delivered when it was lost last; `tried` how often it was on trial then."""
+    """A request that lost its engine core. `at`: delivered tokens at the last loss; `tried`: losses on trial."""
 
     at: int
     losses: int = 1
@@ -26,7 +26,7 @@ class _Lost:
 
 
 class Readmission:
-    """The requests of one front end that were with an engine core when it died."""
+    """Requests of one front end that were with an engine core at its death."""
 
     def __init__(self) -> None:
         self._lost: dict[str, _Lost] = {}
@@ -34,7 +34,7 @@ class Readmission:
         self._others_pass = False
 
     def lost(self, delivered: Mapping[str, int]) -> str | None:
-        """An engine core died that had these requests, with so many tokens delivered; the guilty one if known."""
+        """Take the requests of a dead engine core, with delivered tokens. Return the poison request if known."""
         tried, self._on_trial = self._on_trial if self._on_trial in delivered else None, None
         for request_id, tokens in delivered.items():
             known = self._lost.get(request_id)
@@ -51,7 +51,7 @@ class Readmission:
         return tried if entry.tried >= TRIAL_LOSSES and (alone or self._others_pass) else None
 
     def may_go(self, request_id: str) -> bool:
-        """Whether a request may be sent to an engine core now; a suspect is on trial from then on."""
+        """Return True when a request may be sent to an engine core now; a suspect is on trial from then on."""
         if not self._is_suspect(request_id):
             return True
         if self._on_trial is None and request_id == self._next():
@@ -59,7 +59,7 @@ class Readmission:
         return self._on_trial == request_id
 
     def _next(self) -> str:
-        """Whoever was tried least, the one that was lost first among them."""
+        """Return the suspect with the fewest trials, of those the one lost first."""
         return min(filter(self._is_suspect, self._lost), key=lambda i: self._lost[i].tried)
 
     def _is_suspect(self, request_id: str) -> bool:
@@ -68,18 +68,18 @@ class Readmission:
 
     @property
     def is_trying(self) -> bool:
-        """Whether anybody is on trial: only then it matters what is delivered."""
+        """Whether a suspect is on trial: only then delivered tokens matter."""
         return self._on_trial is not None
 
     def delivered(self, request_id: str, tokens: int) -> bool:
-        """So many of its tokens are delivered by now; true when that ends its trial, and the next one may go."""
+        """Take the delivered tokens of a request. Return True at the end of a trial, when the next suspect may go."""
         if request_id != self._on_trial or tokens < self._lost[request_id].at + CLEARED_TOKENS:
             return False
         self._others_pass = True
         return self.closed(request_id)
 
     def closed(self, request_id: str) -> bool:
-        """It has finished, or nobody wants it any more; true when it was on trial, and the next one may go."""
+        """Forget a request. Return True when the request was on trial, and the next suspect may go."""
         self._lost.pop(request_id, None)
         if not any(map(self._is_suspect, self._lost)):
             self._others_pass = False

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class HeldRequest:
-    """One request and what it holds.
+    """A request and its KV blocks.
 
-    `computed` counts the tokens whose KV is written or about to be, `in_flight` those of steps
-    whose output was never processed, `total` all its tokens (prompt and output). `blocks` are its
-    block ids in order. `keepable` is false for a request that must start from its first token.
+    `computed` counts the tokens whose KV is written or about to be written, `in_flight` the tokens of steps whose
+    output was never processed, `total` all tokens (prompt and output). `blocks` are block ids in order. `keepable` is
+    False for a request that must start from its first token.
     """
 
     request_id: str
@@ -32,19 +32,19 @@ class HeldRequest:
 
 @dataclass(frozen=True)
 class RewindPlan:
-    """`good_tokens` per request (0: release all its blocks); `suspect_blocks` leave the prefix cache."""
+    """Plan of a rewind: good tokens per request (0: release all blocks), and blocks to evict from the prefix cache."""
 
     good_tokens: Mapping[str, int]
     suspect_blocks: frozenset[int]
     block_size: int
 
     def kept_blocks(self, request_id: str) -> int:
-        """How many of a request's blocks stay with it."""
+        """Return how many blocks a request keeps."""
         return -(-self.good_tokens[request_id] // self.block_size)
 
 
 def plan_rewind(requests: Iterable[HeldRequest], block_size: int) -> RewindPlan:
-    """Plan for all requests of one engine core whose KV cache is one group of full attention."""
+    """Return the plan for all requests of one engine core whose KV cache is one group of full attention."""
     held = list(requests)
     written = {r.request_id: _own_written_tokens(r) for r in held}
     trusted = _trusted_tokens(held, written, block_size)
@@ -55,7 +55,7 @@ def plan_rewind(requests: Iterable[HeldRequest], block_size: int) -> RewindPlan:
 
 
 def plan_restart(requests: Iterable[HeldRequest], block_size: int) -> RewindPlan:
-    """Plan for an engine core of which a rank's memory is gone: no KV is good, every block is suspect."""
+    """Return the plan after a rank lost its memory: no KV is good, and every block is suspect."""
     held = list(requests)
     blocks = frozenset(block for r in held for block in r.blocks)
     return RewindPlan({r.request_id: 0 for r in held}, blocks, block_size)
@@ -67,7 +67,7 @@ def _own_written_tokens(r: HeldRequest) -> int:
 
 
 def _trusted_tokens(held: Sequence[HeldRequest], written: Mapping[str, int], block_size: int) -> dict[int, int]:
-    """Of every suspect block how many of its first tokens even its least written holder vouches for."""
+    """Return, by suspect block, how many of its first tokens every holder has written."""
     trusted: dict[int, int] = {}
     for r in held:
         first = written[r.request_id] // block_size
@@ -80,9 +80,9 @@ def _trusted_tokens(held: Sequence[HeldRequest], written: Mapping[str, int], blo
 def _cut_at_suspects(
     held: Sequence[HeldRequest], written: Mapping[str, int], trusted: dict[int, int], block_size: int
 ) -> dict[str, int]:
-    """Who counts tokens in a block for which somebody else vouches less, and where that block begins.
+    """Return the requests that count tokens in a block that another holder has not written, with the block's start.
 
-    Everything such a request holds behind that block was computed from it: it is not trusted either.
+    Everything that such a request holds behind that block was computed from the block, and is not trusted either.
     """
     cut: dict[str, int] = {}
     for r in held:
@@ -96,7 +96,7 @@ def _cut_at_suspects(
 
 
 def _one_writer_per_block(held: Sequence[HeldRequest], good: Mapping[str, int], block_size: int) -> dict[str, int]:
-    """A partly filled block goes on being written by its holder: with two of them, neither keeps it."""
+    """Drop a partly filled block that two requests would write: neither request keeps the block."""
     writes = {r.request_id: r.blocks[n // block_size] for r in held if (n := good[r.request_id]) % block_size}
     writers = Counter(writes.values())
     contested = {request_id for request_id, block in writes.items() if writers[block] > 1}
@@ -106,10 +106,10 @@ def _one_writer_per_block(held: Sequence[HeldRequest], good: Mapping[str, int], 
 def release_until_rest_fits(
     plan: RewindPlan, requests: Sequence[HeldRequest], free_blocks: int, step_tokens: int
 ) -> RewindPlan:
-    """Release whole requests, last first, until what the others need for a step is free.
+    """Release whole requests, last first, until the blocks needed by the rest for a step are free.
 
-    Requests that hold blocks while they wait are not preempted by the host for one another: without
-    this, a head of the queue that needs a block nobody has could wait for ever.
+    Requests that hold blocks while they wait are not preempted by the host for one another: without this, a head of
+    the queue could wait for ever for a block that no request frees.
 
     Args:
         free_blocks: blocks free once the plan is carried out.
@@ -129,7 +129,7 @@ def release_until_rest_fits(
 
 
 def given_up_blocks(plan: RewindPlan, requests: Sequence[HeldRequest]) -> int:
-    """How many blocks become free when the plan is carried out: those that nobody keeps."""
+    """Return how many blocks become free when the plan is carried out: blocks that no request keeps."""
     kept = {b for r in requests for b in r.blocks[: plan.kept_blocks(r.request_id)]}
     return len({b for r in requests for b in r.blocks} - kept)
 

@@ -1,6 +1,6 @@
-"""How long a call of a step may take: learned from calls of its size, long for what is not learned yet. Pure.
+"""Deadlines of calls: learned from calls of the same size, long for sizes that are not learned yet. Pure.
 
-Never in doubt: a first batch of its shape (compilation, graph capture) gets a long time, and so does a prefill.
+A first batch of a shape (compilation, graph capture) gets a long deadline, and so does a prefill.
 """
 
 from __future__ import annotations
@@ -15,8 +15,11 @@ from holdfast.core.stalls.steps import Ended, Running
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """The bounds of judgement. A deadline is `factor` times the slowest of the last calls of its bucket, and no
-    shorter than the floor for its kind; a bucket is learned after so many calls."""
+    """Bounds of the stall detector.
+
+    A deadline is `factor` times the slowest of the last calls of its bucket, and no shorter than the floor of its
+    kind. A bucket is learned after `learned_calls` calls.
+    """
 
     decode_floor_s: float = 1.0
     prefill_floor_s: float = 10.0
@@ -35,14 +38,14 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Deadline(msgspec.Struct, frozen=True):
-    """Seconds that a call may take, and where they come from, in words."""
+    """Seconds that a call may take, and the source of the bound in words."""
 
     seconds: float
     source: str
 
 
 class Remembered:
-    """What calls took before recoveries, of all processes together: the slowest of each bucket."""
+    """The slowest call of each bucket before recoveries, of all processes together."""
 
     def __init__(self) -> None:
         self._slowest: dict[tuple[Phase, int], float] = {}
@@ -51,27 +54,28 @@ class Remembered:
         self._slowest[phase, bucket] = max(slowest_s, self._slowest.get((phase, bucket), 0.0))
 
     def slowest_s(self, call: Running) -> float | None:
-        """Of calls of the same kind and at least its size, which take no less; none where there were none."""
+        """Return the longest duration of calls of the same kind and at least the same size, or None."""
         like = self._like(call)
         return max((slowest for bucket, slowest in like.items() if bucket >= call.shape.bucket), default=None)
 
     def guessed_s(self, call: Running) -> float | None:
-        """What one that is larger than all of its kind may take, as when many requests are computed again at once.
+        """Return an estimate for a call larger than all known calls of its kind, or None.
 
-        Work grows with the square of its tokens at most.
+        Work grows at most with the square of the tokens. Needed after a loss, when many requests are computed again at
+        once.
         """
         like = self._like(call)
         largest = max(like, default=None)
         return None if largest is None else like[largest] * 2.0 ** (call.shape.bucket - largest)
 
     def _like(self, call: Running) -> dict[int, float]:
-        """By bucket."""
+        """Return the slowest calls of the same kind, by bucket."""
         kind = call.shape.bucket % 2
         return {b: s for (phase, b), s in self._slowest.items() if phase is call.phase and b % 2 == kind}
 
 
 class Deadlines:
-    """What one process's calls took, by phase and bucket."""
+    """Durations of the calls of one process, by phase and bucket."""
 
     def __init__(self, limits: Limits, remembered: Remembered | None = None) -> None:
         self._limits = limits
@@ -81,20 +85,21 @@ class Deadlines:
         )
 
     def learn(self, ended: Ended) -> None:
-        """The first of a shape is compiled, captured or measured, and one that raised has waited for a peer that hung.
+        """Learn the duration of a call, unless the call was the first of its shape or raised.
 
-        They say nothing about the next.
+        A first call is compiled, captured or measured; a call that raised may have waited for a peer that hung.
         """
         if ended.is_typical:
             self._lasted[ended.phase, ended.shape.bucket].append(ended.lasted_s)
 
     def forget(self) -> None:
-        """After a recovery peers may be new, and slow at first while this one waits for them."""
+        """Start to learn anew after a recovery: peers may be new, and slow at first."""
         for (phase, bucket), lasted in self._lasted.items():
             self._remembered.keep(phase, bucket, quantile(lasted, self._limits.quantile))
         self._lasted.clear()
 
     def of(self, call: Running) -> Deadline:
+        """Return the deadline of a call that runs."""
         limits = self._limits
         lasted = self._lasted.get((call.phase, call.shape.bucket), ())
         if call.is_first or len(lasted) < limits.learned_calls:
@@ -110,7 +115,7 @@ class Deadlines:
         )
 
     def _unlearned(self, call: Running, lasted: tuple[float, ...]) -> Deadline:
-        """Few are known since the last recovery: those and what is remembered are a hint, if there is any."""
+        """Return a deadline from few durations, or from durations before the last recovery, if any."""
         limits, few = self._limits, f"{len(lasted)} steps of its shape known, fewer than needed"
         least_s = limits.recompiling_s if limits.may_compile else limits.relearning_s
         known = [*lasted, *filter(None, [self._remembered.slowest_s(call)])]
@@ -131,5 +136,5 @@ class Deadlines:
 
 
 def quantile(values: deque[float] | tuple[float, ...], q: float) -> float:
-    """The smallest value that a share `q` of all does not exceed; of few values the largest."""
+    """Return the smallest value that a share `q` of all values does not exceed; of few values the largest."""
     return sorted(values)[max(0, math.ceil(q * len(values)) - 1)]

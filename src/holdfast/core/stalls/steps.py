@@ -1,4 +1,4 @@
-"""What is seen of the calls that make a step: how much work each is, when it began, how long it took. Pure data."""
+"""Calls that make a step, as seen from outside: amount of work, start and duration. Pure data."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from holdfast.core.faults.faults import Phase
 
 
 class BatchShape(msgspec.Struct, frozen=True):
-    """How much work a step is."""
+    """Amount of work of a step."""
 
     tokens: int
     requests: int
 
     @property
     def is_prefill(self) -> bool:
-        """Whether a request in it computes more than its next token."""
+        """Whether a request of the step computes more than its next token."""
         return self.tokens > self.requests
 
     @property
     def bucket(self) -> int:
-        """Shapes of about the same work: the next power of two of its tokens, prefill and decode apart."""
+        """Bucket of shapes with about the same work: the next power of two of tokens, prefill and decode apart."""
         return 2 * self.tokens.bit_length() + self.is_prefill
 
 
 class Running(msgspec.Struct, frozen=True):
-    """A call that was begun and has not ended. `began_at` is on the monotonic clock."""
+    """A call that has begun and has not ended. `began_at` is on the monotonic clock."""
 
     lane: int
     call: int
@@ -37,7 +37,7 @@ class Running(msgspec.Struct, frozen=True):
 
 
 class Ended(msgspec.Struct, frozen=True):
-    """A call that ended. `is_typical`: it was not the first of its shape, and did not raise."""
+    """A call that has ended. `is_typical`: the call was not the first of its shape, and did not raise."""
 
     phase: Phase
     shape: BatchShape

@@ -26,12 +26,12 @@ class FakeRequests:
         }
 
     def restrict(
-        self, run: Collection[str] | None, held: Collection[str], before_step: Callable[[], None] | None
+        self, run: Collection[str] | None, excluded: Collection[str], before_step: Callable[[], None] | None
     ) -> None:
         if before_step is None:
-            run, held = None, ()
+            run, excluded = None, ()
         self._scheduler.before_step = before_step
-        self._scheduler.may_run = lambda request_id: request_id not in held and (run is None or request_id in run)
+        self._scheduler.may_run = lambda request_id: request_id not in excluded and (run is None or request_id in run)
 
     def recompute(self, request_id: str) -> None:
         self._scheduler.recompute(request_id)

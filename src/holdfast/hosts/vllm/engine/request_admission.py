@@ -34,7 +34,7 @@ class VllmRequestHost:
         self._scheduler = engine.scheduler
         self._rules = rules
         self._run: Collection[str] | None = None
-        self._held: Collection[str] = ()
+        self._excluded: Collection[str] = ()
         self._before_step: Callable[[], None] | None = None
         self._controls = itertools.count(1)
         self._restore_method: Callable[[], None] | None = None  # present while requests are restricted
@@ -43,9 +43,9 @@ class VllmRequestHost:
         return {r.request_id: _progress_of(r) for r in self._scheduler.requests.values() if not r.is_finished()}
 
     def restrict(
-        self, run: Collection[str] | None, held: Collection[str], before_step: Callable[[], None] | None
+        self, run: Collection[str] | None, excluded: Collection[str], before_step: Callable[[], None] | None
     ) -> None:
-        self._run, self._held, self._before_step = run, held, before_step
+        self._run, self._excluded, self._before_step = run, excluded, before_step
         if before_step is None:
             self._end_restriction()
         elif self._restore_method is None:
@@ -87,7 +87,7 @@ class VllmRequestHost:
 
     def _may_run(self, request: Any) -> bool:
         request_id = request.request_id
-        return request_id not in self._held and (self._run is None or request_id in self._run)
+        return request_id not in self._excluded and (self._run is None or request_id in self._run)
 
     def _schedule(self, schedule: Callable[[], Any]) -> Any:
         """Schedule a step with the restricted requests hidden from the running queue."""

@@ -66,7 +66,7 @@ class EngineWatch:
             if self._has_exited(engine_id, pid):
                 continue
             watch = self._watches.setdefault(engine_id, ProgressWatch(self._config.runtime_dir, LIMITS))
-            stalls = watch.look(now, {engine_id: pid}) if pid not in self._stalled else []
+            stalls = watch.observe(now, {engine_id: pid}) if pid not in self._stalled else []
             for stall in stalls:
                 self._stalled.add(pid)
                 self._write_evidence(stall, engine_id)

@@ -1,4 +1,4 @@
-"""What a seed stands for: engines, requests, faults, and how the link between them treats messages."""
+"""Conditions of a simulated run: engines, requests, faults, and the weather on the link between processes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from holdfast.hosts.fake import EngineOptions
 
 @dataclass(frozen=True)
 class Weather:
-    """How a link treats a message. The odds are per message; a delay is drawn for each, so they overtake."""
+    """Treatment of messages by a link. Odds are per message; every message has its own delay, so messages overtake."""
 
     loss: float = 0.0
     loses: frozenset[type] = frozenset()  # messages that never arrive
@@ -23,7 +23,7 @@ class Weather:
 
 
 @dataclass(frozen=True)
-class Scenario:
+class Conditions:
     """Everything that decides a run, drawn from one seed."""
 
     seed: int
@@ -59,13 +59,13 @@ class Scenario:
         )
         object.__setattr__(self, "config", config)
 
-    def is_guilty(self, request_id: str) -> bool:
-        """Whether a fault is tied to this request alone."""
+    def is_poison(self, request_id: str) -> bool:
+        """Return True when a fault is tied to this request alone."""
         return any(f.request and f.request in request_id and f.together == 1 for f in self.faults)
 
     @property
     def recovery_bound_s(self) -> float:
-        """From a first fault until healthy or ended, whatever is lost and whatever fails on the way."""
+        """Seconds from a first fault until healthy or ended, whatever is lost and whatever fails on the way."""
         c = self.config
         one_recovery_s = c.containment_timeout_s + c.drain_timeout_s + c.rebuild_timeout_s + c.worker_start_timeout_s
         # After every worker restart the retries are counted anew.
@@ -75,8 +75,8 @@ class Scenario:
         return c.engine_recovery_timeout_s + c.containment_timeout_s + tries * one_recovery_s + pauses_s
 
 
-def draw_scenario(seed: int) -> Scenario:
-    """The scenario of a seed: a third on a clean link, a third delayed and repeated, a third also lossy."""
+def draw_conditions(seed: int) -> Conditions:
+    """Draw the conditions of a seed: a third on a clean link, a third delayed and repeated, a third also lossy."""
     dice = random.Random(seed)
     weather = (
         Weather(),
@@ -93,7 +93,7 @@ def draw_scenario(seed: int) -> Scenario:
         for _ in range(dice.randint(1, 3))
     )
     rough = dice.random() < 0.25
-    return Scenario(
+    return Conditions(
         seed=seed,
         weather=weather,
         policy=dice.choice(["auto", "auto", "external"]),
