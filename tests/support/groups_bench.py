@@ -21,8 +21,8 @@ def paused_after_a_fault(config=EXTERNAL):
     """Both engines of the pair stand, the operator is to decide."""
     bench = a_pair(config)
     bench.faulted(0)
-    bench.held(0, broken=True)
-    bench.stands(1)
+    bench.paused_by_fault(0, broken=True)
+    bench.paused(1)
     return bench
 
 
@@ -37,8 +37,8 @@ def recovering(config=AUTO):
 def paused_by_operator(config=AUTO, soft=False):
     bench = a_pair(config)
     bench.pause("pause", 0, soft=soft)
-    bench.stands(0, broken=not soft)
-    bench.stands(1, broken=not soft)
+    bench.paused(0, broken=not soft)
+    bench.paused(1, broken=not soft)
     return bench
 
 

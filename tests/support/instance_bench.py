@@ -67,14 +67,14 @@ class Bench:
         epoch = self.view(engine).epoch if epoch is None else epoch
         return self.observe(m.EngineFaulted(engine_id=engine, epoch=epoch, fault=fault or a_fault(engine)))
 
-    def held(self, engine=0, epoch=None, fault=None, broken=False):
-        return self._stands(engine, epoch, fault or a_fault(engine), broken)
+    def paused_by_fault(self, engine=0, epoch=None, fault=None, broken=False):
+        return self._paused(engine, epoch, fault or a_fault(engine), broken)
 
-    def stands(self, engine=0, epoch=None, broken=True):
+    def paused(self, engine=0, epoch=None, broken=True):
         """It stands held, and nothing is wrong with it: it was told to."""
-        return self._stands(engine, epoch, None, broken)
+        return self._paused(engine, epoch, None, broken)
 
-    def _stands(self, engine, epoch, fault, broken):
+    def _paused(self, engine, epoch, fault, broken):
         epoch = self.view(engine).epoch if epoch is None else epoch
         held = m.EnginePaused(engine_id=engine, epoch=epoch, fault=fault, unfinished_requests=2, broken=broken)
         return self.observe(held)
@@ -146,7 +146,7 @@ def kinds(effects):
     return [e.event.kind.value if isinstance(e, Publish) else type(e).__name__ for e in effects]
 
 
-def is_affirming(effect):
+def is_keepalive(effect):
     """Whether an effect only tells a paused engine that somebody still lives."""
     match effect:
         case Send(_, m.PauseEngine(command_id="", soft=True)):

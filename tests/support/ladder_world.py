@@ -96,7 +96,7 @@ class World:
                 case "lost":
                     self._lose(engine)
                 case _:
-                    self.bench.stands(engine)
+                    self.bench.paused(engine)
 
     def _lose(self, engine):
         if self.bench.defeat is None and self.bench.view(engine).state not in GONE:

@@ -25,7 +25,7 @@ from holdfast.core.policy.budget import (
 from holdfast.core.protocol import messages as m
 from holdfast.core.protocol.effects import ReplaceEngine, Send, Settle
 from support.groups_bench import a_pair, two_pairs
-from support.instance_bench import EXTERNAL, Bench, a_fault, is_affirming
+from support.instance_bench import EXTERNAL, Bench, a_fault, is_keepalive
 
 THREE = Intensity("retries", 3, 60.0, "--max-retries")
 TIMES = st.lists(st.floats(0.0, 1000.0), max_size=10).map(lambda times: tuple(sorted(times)))
@@ -123,7 +123,7 @@ def test_of_the_requests_that_faults_named_the_latest_are_kept():
 def recover_from_a_fault(bench, fault_class=FaultClass.TRANSIENT):
     """A whole incident of engine 0; the figures of its decision."""
     bench.faulted(0, fault=a_fault(fault_class=fault_class))
-    bench.held(0, fault=a_fault(fault_class=fault_class))
+    bench.paused_by_fault(0, fault=a_fault(fault_class=fault_class))
     decision = [e.decision for e in bench.events if e.decision][-1]
     bench.recovered(0)
     return decision.action, decision.tries
@@ -158,7 +158,7 @@ def test_engine_core_restarts_outlast_the_incident_that_each_of_them_closes():
 def test_of_a_pause_that_was_resumed_nothing_is_left(soft):
     bench = Bench()
     bench.pause("pause", soft=soft)
-    bench.stands(broken=not soft)
+    bench.paused(broken=not soft)
     bench.resume("resume")
     bench.recovered()
     assert not bench.view().paused_by_operator
@@ -169,31 +169,31 @@ def test_failed_restarts_of_a_closed_incident_cause_no_backoff_in_the_next():
     bench = Bench()
     lost = a_fault(fault_class=FaultClass.WORKER_LOST)
     bench.faulted(fault=lost)
-    bench.held(fault=lost)
+    bench.paused_by_fault(fault=lost)
     bench.aborted(fault=lost)
     bench.aborted(fault=lost)
     bench.tick(1.0)
     bench.recovered(replaced=(0,))
     bench.faulted(fault=lost)
-    bench.held(fault=lost)
+    bench.paused_by_fault(fault=lost)
     assert bench.view().state == "recovering"
 
 
 def test_in_lockstep_retries_do_not_outlast_the_replacement_of_an_engine_core():
     bench = a_pair(HoldfastConfig(max_retries=2))
     for _ in range(2):
-        bench.held(0)
-        bench.stands(1)
+        bench.paused_by_fault(0)
+        bench.paused(1)
         bench.recovered(0)
         bench.recovered(1)
     bench.lost(1)
     bench.attached(1, pid=9)
-    bench.stands(0)
-    bench.stands(1)
+    bench.paused(0)
+    bench.paused(1)
     bench.recovered(0)
     bench.recovered(1)
-    bench.held(0)
-    bench.stands(1)
+    bench.paused_by_fault(0)
+    bench.paused(1)
     decision = [e.decision for e in bench.events if e.decision][-1]
     assert (decision.action, decision.tries) == ("retry", 1)
 
@@ -204,8 +204,8 @@ def test_in_lockstep_retries_do_not_outlast_the_replacement_of_an_engine_core():
 def test_of_several_errors_of_one_command_the_first_is_told():
     bench = two_pairs(EXTERNAL)
     for engine in (0, 2):
-        bench.held(engine)
-        bench.stands(engine + 1)
+        bench.paused_by_fault(engine)
+        bench.paused(engine + 1)
     bench.retry("all", None)
     for engine, message in ((0, "first"), (1, "first too"), (2, "last"), (3, "last too")):
         bench.aborted(engine, fault=a_fault(engine, message))
@@ -215,10 +215,10 @@ def test_of_several_errors_of_one_command_the_first_is_told():
 def test_each_keepalive_starts_the_wait_for_the_next():
     bench = Bench(EXTERNAL)
     bench.tick(100.0)
-    bench.held()
+    bench.paused_by_fault()
     times = []
     for _ in range(25):
-        if any(map(is_affirming, bench.tick(KEEPALIVE_S / 10))):
+        if any(map(is_keepalive, bench.tick(KEEPALIVE_S / 10))):
             times.append(bench.now - 1100.0)
     assert times == pytest.approx([KEEPALIVE_S, 2 * KEEPALIVE_S])
 

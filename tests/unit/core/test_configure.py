@@ -39,7 +39,7 @@ def test_a_budget_that_is_changed_counts_for_the_next_fault():
     bench = Bench(AUTO)
     bench.configure(max_retries=0, max_worker_restarts=0)
     bench.faulted()
-    bench.held()
+    bench.paused_by_fault()
     assert "--max-retries 0" in bench.defeat
 
 
@@ -67,7 +67,7 @@ def test_nothing_is_sent_to_a_new_engine_core_while_the_settings_are_those_of_th
 def test_a_group_that_waits_for_a_command_goes_on_once_the_policy_is_auto():
     bench = Bench(EXTERNAL)
     bench.faulted()
-    bench.held()
+    bench.paused_by_fault()
     assert bench.states(0) == ["paused"]
     effects = bench.configure("c", fault_policy="auto")
     assert kinds(effects) == [
@@ -86,14 +86,14 @@ def test_a_fault_after_the_change_to_external_waits():
     bench = Bench(AUTO)
     bench.configure(fault_policy="external", engine_recovery_timeout=7)
     bench.faulted()
-    bench.held()
+    bench.paused_by_fault()
     assert "waiting up to 7 s" in bench.view().reason
 
 
 def test_a_wait_for_a_command_begins_anew_with_a_change():
     bench = Bench(EXTERNAL)
     bench.faulted()
-    bench.held()
+    bench.paused_by_fault()
     bench.tick(100.0)
     bench.configure(engine_recovery_timeout=30)
     bench.tick(29.0)
@@ -105,7 +105,7 @@ def test_a_wait_for_a_command_begins_anew_with_a_change():
 def test_a_group_that_the_operator_paused_stays_paused():
     bench = Bench(AUTO)
     bench.pause("p", 0)
-    bench.stands()
+    bench.paused()
     before = len(bench.events)
     bench.configure(max_retries=9)
     assert bench.states(0) == ["paused"]
@@ -128,7 +128,7 @@ def test_a_worker_restart_budget_is_given_back_by_a_change():
     bench = Bench(HoldfastConfig(max_worker_restarts=0, max_engine_restarts=0, fault_policy="external"))
     bench.configure(max_worker_restarts=5, fault_policy="auto")
     bench.faulted(fault=a_loss())
-    bench.held(fault=a_loss())
+    bench.paused_by_fault(fault=a_loss())
     assert bench.defeat is None
     assert bench.states(0) == ["recovering"]
 

@@ -46,7 +46,7 @@ def test_nothing_of_the_dead_process_is_heard_any_more():
     bench = Bench(CONFIG)
     lost(bench)
     assert bench.attached(0, pid=7) == []  # it said that before it died
-    assert bench.faulted() == bench.held() == bench.recovered() == []
+    assert bench.faulted() == bench.paused_by_fault() == bench.recovered() == []
     assert bench.view().state is EngineState.RESTARTING
 
 
@@ -59,13 +59,13 @@ def test_a_replacement_waits_for_those_who_serve_and_for_the_dead_ones_workers()
 def test_an_engine_core_may_be_lost_in_the_middle_of_a_recovery():
     bench = Bench(CONFIG)
     bench.faulted()
-    bench.held()
+    bench.paused_by_fault()
     assert bench.view().state is EngineState.RECOVERING
     lost(bench)
     assert bench.view().state is EngineState.RESTARTING
     bench.attached(0, pid=8)
     bench.faulted()
-    bench.held()
+    bench.paused_by_fault()
     bench.recovered()
     assert bench.view().state is EngineState.HEALTHY
 
@@ -173,7 +173,7 @@ def test_where_engine_cores_fail_again_and_again_the_next_one_waits_longer_and_l
     bench = Bench(HoldfastConfig(max_retries=0, max_worker_restarts=0, max_engine_restarts=3))
     for number in range(3):
         bench.faulted()
-        bench.held()
+        bench.paused_by_fault()
         bench.attached(0, pid=10 + number)
     assert [e.after_s for e in bench.all(ReplaceEngine)] == [0.0, 1.0, 2.0]
 
@@ -181,12 +181,12 @@ def test_where_engine_cores_fail_again_and_again_the_next_one_waits_longer_and_l
 def test_where_retries_do_not_last_another_engine_core_goes_on():
     bench = Bench(HoldfastConfig(max_retries=0, max_worker_restarts=0, max_engine_restarts=1))
     bench.faulted()
-    effects = bench.held()
+    effects = bench.paused_by_fault()
     assert [e.kill for e in effects if isinstance(e, ReplaceEngine)] == [True]
     bench.attached(0, pid=8)
     assert bench.view().state is EngineState.HEALTHY
     bench.faulted()
-    assert kinds(bench.held())[-1] == "End"
+    assert kinds(bench.paused_by_fault())[-1] == "End"
 
 
 # ---- paused by operator
@@ -195,7 +195,7 @@ def test_where_retries_do_not_last_another_engine_core_goes_on():
 def paused_and_lost():
     bench = Bench(CONFIG, engines=(0, 1))
     bench.pause("p", 0)
-    bench.stands(0)
+    bench.paused(0)
     lost(bench, 0)
     return bench
 
@@ -205,7 +205,7 @@ def test_what_takes_the_place_of_an_engine_core_that_was_paused_by_operator_is_p
     effects = bench.attached(0, pid=8)
     assert [(e.engine_id, e.message.soft, e.message.epoch) for e in effects if isinstance(e, Send)] == [(0, True, 0)]
     assert {e.event.state for e in effects if isinstance(e, Publish)} == {EngineState.PAUSING}  # never shown as healthy
-    bench.stands(0, broken=False)
+    bench.paused(0, broken=False)
     assert (bench.view(0).state, bench.view(0).pid, bench.view(0).paused_by_operator) == (EngineState.PAUSED, 8, True)
     assert bench.all(BeginRecovery) == []
 
@@ -213,7 +213,7 @@ def test_what_takes_the_place_of_an_engine_core_that_was_paused_by_operator_is_p
 def test_it_goes_on_when_it_is_told_to_and_has_used_up_no_retry():
     bench = paused_and_lost()
     bench.attached(0, pid=8)
-    bench.stands(0, broken=False)
+    bench.paused(0, broken=False)
     bench.resume("r", 0)
     bench.recovered(0)
     assert bench.states(0, 1) == ["healthy", "healthy"]
@@ -227,7 +227,7 @@ def test_a_paused_engine_core_may_be_lost_again_and_again():
     lost(bench, 0)  # before it stood
     lost(bench, 0)  # what was to take its place did not start
     bench.attached(0, pid=9)
-    bench.stands(0, broken=False)
+    bench.paused(0, broken=False)
     assert bench.states(0, 1) == ["paused", "healthy"]
 
 
@@ -252,7 +252,7 @@ def test_the_peers_of_a_lost_engine_core_stand_until_another_joins_them():
     [order] = [e for e in lost(bench, 1) if isinstance(e, ReplaceEngine)]
     assert order.joins_epoch == 0
     assert bench.states(0, 1) == ["pausing", "restarting"]
-    bench.stands(0)
+    bench.paused(0)
     assert bench.states(0, 1) == ["paused", "restarting"]
     bench.attached(1, pid=8)
     assert bench.states(0, 1) == ["paused", "pausing"]
@@ -261,13 +261,13 @@ def test_the_peers_of_a_lost_engine_core_stand_until_another_joins_them():
 
 def joined(bench, engine=1):
     bench.attached(engine, pid=8)
-    return bench.stands(engine, broken=False)
+    return bench.paused(engine, broken=False)
 
 
 def test_with_the_one_that_joins_the_group_rebuilds_its_collectives_and_goes_on():
     bench = lockstep_pair()
     lost(bench, 1)
-    bench.stands(0)
+    bench.paused(0)
     [order] = [e for e in joined(bench) if isinstance(e, BeginRecovery)]
     assert (order.engine_ids, order.epoch, order.rebuild) == ((0, 1), 1, True)
     bench.recovered(1)
@@ -279,7 +279,7 @@ def test_a_peer_may_come_to_stand_after_the_one_that_joins():
     bench = lockstep_pair()
     lost(bench, 1)
     joined(bench)
-    assert [e.rebuild for e in bench.stands(0) if isinstance(e, BeginRecovery)] == [True]
+    assert [e.rebuild for e in bench.paused(0) if isinstance(e, BeginRecovery)] == [True]
 
 
 def test_both_engine_cores_of_a_group_may_be_lost():
@@ -297,8 +297,8 @@ def test_both_engine_cores_of_a_group_may_be_lost():
 def recovering_pair():
     bench = lockstep_pair()
     bench.faulted(0)
-    bench.held(0)
-    bench.stands(1)
+    bench.paused_by_fault(0)
+    bench.paused(1)
     assert bench.states(0, 1) == ["recovering", "recovering"]
     return bench
 
@@ -319,7 +319,7 @@ def test_a_peer_that_had_recovered_already_stands_again():
     bench.recovered(0)
     lost(bench, 1)
     assert bench.states(0, 1) == ["pausing", "restarting"]
-    bench.stands(0)
+    bench.paused(0)
     joined(bench)
     bench.recovered(0)
     bench.recovered(1)
@@ -329,7 +329,7 @@ def test_a_peer_that_had_recovered_already_stands_again():
 def test_a_restart_in_lockstep_ends_once_the_whole_group_serves():
     bench = lockstep_pair()
     restarting(bench, 1)
-    bench.stands(0)
+    bench.paused(0)
     joined(bench)
     bench.recovered(0)
     assert bench.all(Settle) == []
@@ -340,8 +340,8 @@ def test_a_restart_in_lockstep_ends_once_the_whole_group_serves():
 def test_a_group_that_was_paused_by_operator_waits_for_the_operator_with_its_new_member():
     bench = lockstep_pair()
     bench.pause()
-    bench.stands(0)
-    bench.stands(1)
+    bench.paused(0)
+    bench.paused(1)
     lost(bench, 1)
     joined(bench)
     assert bench.states(0, 1) == ["paused", "paused"]
@@ -364,7 +364,7 @@ def test_faults_of_a_neighbour_are_handled_while_an_engine_core_is_replaced():
     bench = Bench(CONFIG, engines=(0, 1))
     lost(bench, 1)
     bench.faulted(0)
-    bench.held(0)
+    bench.paused_by_fault(0)
     bench.recovered(0)
     assert bench.states(0, 1) == ["healthy", "restarting"]
     assert bench.tick(1000.0) == []  # the owner's start has a bound of its own

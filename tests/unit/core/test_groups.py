@@ -26,10 +26,10 @@ def test_a_fault_pauses_the_peer_at_once_and_hard(culprit, peer):
 def test_engines_of_other_groups_run_on():
     bench = two_pairs()
     before = [bench.view(e) for e in (2, 3)]
-    for happens in (bench.faulted, bench.held):
+    for happens in (bench.faulted, bench.paused_by_fault):
         happens(0)
         assert [bench.view(e) for e in (2, 3)] == before
-    bench.stands(1)
+    bench.paused(1)
     bench.aborted(0)
     bench.aborted(1)
     assert [bench.view(e) for e in (2, 3)] == before
@@ -52,14 +52,14 @@ def test_a_peer_that_was_told_to_pause_has_no_fault():
 
 def test_an_engine_that_stands_still_without_a_word_before_pauses_its_peer_too():
     bench = a_pair()
-    assert pauses(bench.held(1)) == [(0, False)]
+    assert pauses(bench.paused_by_fault(1)) == [(0, False)]
 
 
 def test_an_engine_that_attaches_while_its_peer_stands_is_paused_at_once():
     bench = a_pair(attached=False)
     bench.attached(0)
     bench.faulted(0)
-    bench.held(0)
+    bench.paused_by_fault(0)
     assert bench.states(0, 1) == ["paused", "starting"]
     assert pauses(bench.attached(1)) == [(1, False)]
 
@@ -75,8 +75,8 @@ def test_a_bigger_group_pauses_whole():
 def test_nothing_is_decided_before_everybody_stands_still():
     bench = a_pair()
     bench.faulted(0)
-    assert kinds(bench.held(0)) == ["engine-paused"]
-    assert kinds(bench.stands(1)) == [
+    assert kinds(bench.paused_by_fault(0)) == ["engine-paused"]
+    assert kinds(bench.paused(1)) == [
         "engine-paused",
         "decision-made",
         "BeginRecovery",
@@ -88,8 +88,8 @@ def test_nothing_is_decided_before_everybody_stands_still():
 def test_it_does_not_matter_who_stands_first():
     bench = a_pair()
     bench.faulted(0)
-    assert kinds(bench.stands(1)) == ["engine-paused"]
-    assert kinds(bench.held(0))[1:3] == ["decision-made", "BeginRecovery"]
+    assert kinds(bench.paused(1)) == ["engine-paused"]
+    assert kinds(bench.paused_by_fault(0))[1:3] == ["decision-made", "BeginRecovery"]
 
 
 def test_the_whole_group_recovers_under_one_epoch_and_rebuilds_what_was_broken():
@@ -101,8 +101,8 @@ def test_the_whole_group_recovers_under_one_epoch_and_rebuilds_what_was_broken()
 def test_the_decision_is_told_of_the_engine_that_is_to_blame():
     bench = a_pair()
     bench.faulted(1)
-    bench.held(1)
-    bench.stands(0)
+    bench.paused_by_fault(1)
+    bench.paused(0)
     decided = next(e for e in bench.events if e.kind is EventKind.DECISION_MADE)
     assert decided.engine_id == 1
     assert "collectives are rebuilt" in decided.reason
@@ -120,8 +120,8 @@ def test_the_interruption_of_each_engine_counts_from_the_first_fault_of_the_grou
     bench = a_pair()
     bench.faulted(0)
     bench.now += 2.0
-    bench.held(0)
-    bench.stands(1)
+    bench.paused_by_fault(0)
+    bench.paused(1)
     bench.now += 1.0
     bench.recovered(1)
     bench.now += 1.0
@@ -133,14 +133,14 @@ def test_a_recovery_of_the_group_is_one_retry_and_not_one_for_each_engine():
     bench = a_pair(NO_RESTARTS)
     for _ in range(AUTO.max_retries):
         bench.faulted(0)
-        bench.held(0)
-        bench.stands(1)
+        bench.paused_by_fault(0)
+        bench.paused(1)
         bench.recovered(0)
         bench.recovered(1)
     assert bench.states(0, 1) == ["healthy", "healthy"]
     bench.faulted(0)
-    bench.held(0)
-    assert kinds(bench.stands(1))[-1] == "End"
+    bench.paused_by_fault(0)
+    assert kinds(bench.paused(1))[-1] == "End"
 
 
 def test_a_group_that_came_softly_to_a_stand_has_nothing_to_rebuild():
@@ -152,7 +152,7 @@ def test_a_group_that_came_softly_to_a_stand_has_nothing_to_rebuild():
 def test_a_single_rank_has_nothing_to_rebuild_even_after_a_hard_pause():
     bench = a_pair()
     bench.pause("pause", 2)
-    bench.stands(2, broken=False)
+    bench.paused(2, broken=False)
     bench.resume("resume", 2)
     assert orders(bench) == [BeginRecovery((2,), "resume", 1, rebuild=False)]
 
@@ -193,7 +193,7 @@ def test_who_recovers_after_its_peer_failed_is_paused_again():
 def test_who_recovers_after_a_peer_failed_does_not_run_on_until_the_last_peer_is_done():
     bench = Bench(EXTERNAL, groups=[(0, 1, 2)])
     for engine in (0, 1, 2):
-        bench.stands(engine) if engine else bench.held(0)
+        bench.paused(engine) if engine else bench.paused_by_fault(0)
     bench.retry("cmd", 0)
     bench.aborted(1)
     assert pauses(bench.recovered(0)) == [(0, False)]
@@ -205,7 +205,7 @@ def test_both_are_tried_again_under_the_next_epoch_once_both_stand_again():
     bench = recovering()
     bench.recovered(0)
     bench.aborted(1)
-    assert kinds(bench.stands(0))[:3] == ["engine-paused", "decision-made", "BeginRecovery"]
+    assert kinds(bench.paused(0))[:3] == ["engine-paused", "decision-made", "BeginRecovery"]
     assert [(o.engine_ids, o.epoch) for o in orders(bench)] == [((0, 1), 1), ((0, 1), 2)]
     bench.recovered(0)
     bench.recovered(1)

@@ -18,15 +18,15 @@ def test_a_resume_lets_the_whole_group_go_on_and_is_no_retry():
         bench.recovered(0)
         bench.recovered(1)
         bench.pause(f"pause-{number}", 0)
-        bench.stands(0)
-        bench.stands(1)
+        bench.paused(0)
+        bench.paused(1)
     assert [o.engine_ids for o in orders(bench)] == [(0, 1)] * (AUTO.max_retries + 2)
     assert bench.defeat is None
 
 
 def test_a_resume_without_a_name_resumes_what_was_paused_by_operator_and_nothing_else():
     bench = paused_by_operator(EXTERNAL)
-    bench.held(2)
+    bench.paused_by_fault(2)
     bench.resume("r")
     assert bench.states(0, 1, 2) == ["recovering", "recovering", "paused"]
 
@@ -40,7 +40,7 @@ def test_a_resume_of_what_runs_is_a_conflict():
 def test_a_resume_of_what_still_comes_to_a_stand_is_a_conflict():
     bench = a_pair()
     bench.pause("p", 0)
-    bench.stands(0)
+    bench.paused(0)
     with pytest.raises(CommandConflict, match="engine 1 is pausing"):
         bench.resume("r", 0)
 
@@ -67,7 +67,7 @@ def test_a_retry_of_one_engine_is_a_retry_of_its_group():
 def test_a_retry_before_the_peer_stands_is_a_conflict_that_names_the_peer():
     bench = a_pair(EXTERNAL)
     bench.faulted(0)
-    bench.held(0)
+    bench.paused_by_fault(0)
     with pytest.raises(CommandConflict, match="engine 1 is pausing, there is nothing to retry") as caught:
         bench.retry("cmd", 0)
     assert caught.value.state == "pausing"
@@ -94,8 +94,8 @@ def test_a_pause_by_operator_whose_resume_fails_goes_the_way_of_every_fault():
 def both_pairs_paused(config=EXTERNAL):
     bench = two_pairs(config)
     for engine in (0, 2):
-        bench.held(engine)
-        bench.stands(engine + 1)
+        bench.paused_by_fault(engine)
+        bench.paused(engine + 1)
     return bench
 
 
@@ -125,20 +125,20 @@ def test_a_retry_that_fails_on_one_of_several_groups_says_so_when_the_last_is_do
 def test_a_pause_over_several_groups_settles_once_although_one_was_resumed_meanwhile():
     bench = two_pairs()
     bench.pause("p")
-    bench.stands(0)
-    bench.stands(1)
+    bench.paused(0)
+    bench.paused(1)
     bench.resume("r", 0)
     bench.recovered(0)
     bench.recovered(1)
-    bench.stands(2)
-    bench.stands(3)
+    bench.paused(2)
+    bench.paused(3)
     assert bench.all(Settle) == [Settle("r"), Settle("p")]
 
 
 def test_of_several_groups_none_is_touched_when_one_cannot_follow():
     bench = two_pairs(EXTERNAL)
-    bench.held(0)
-    bench.stands(1)
+    bench.paused_by_fault(0)
+    bench.paused(1)
     before = bench.instance.view()
     with pytest.raises(CommandConflict, match="engine 2 is healthy"):
         bench.submit(Retry(command_id="some", engine_ids=(0, 2)))
@@ -148,12 +148,12 @@ def test_of_several_groups_none_is_touched_when_one_cannot_follow():
 def test_each_group_has_an_epoch_and_retries_of_its_own():
     bench = two_pairs()
     for _ in range(2):
-        bench.held(0)
-        bench.stands(1)
+        bench.paused_by_fault(0)
+        bench.paused(1)
         bench.recovered(0)
         bench.recovered(1)
-    bench.held(3)
-    decided = bench.stands(2)
+    bench.paused_by_fault(3)
+    decided = bench.paused(2)
     assert [bench.view(e).epoch for e in range(4)] == [2, 2, 1, 1]
     assert "retry 1 of 3" in next(e.event.reason for e in decided if isinstance(e, Publish) and e.event.reason)
 

@@ -6,7 +6,7 @@ from holdfast.core.faults.faults import FaultClass, unresponsive
 from holdfast.core.protocol.effects import CloseRendezvous, End, Settle
 from holdfast.core.protocol.events import EventKind
 from support.groups_bench import LEFT_ALONE, a_pair, orders, paused_by_operator, pauses, recovering, told
-from support.instance_bench import AUTO, DEEP, EXTERNAL, NO_RESTARTS, a_fault, is_affirming, kinds
+from support.instance_bench import AUTO, DEEP, EXTERNAL, NO_RESTARTS, a_fault, is_keepalive, kinds
 
 SILENT = a_fault(1, "rank 0 did not acknowledge", FaultClass.UNRESPONSIVE)
 
@@ -18,8 +18,8 @@ def test_faults_of_two_ranks_at_once_are_one_incident_with_two_causes():
     bench = a_pair()
     bench.faulted(0)
     assert kinds(bench.faulted(1)) == ["fault-reported"]
-    bench.held(0)
-    bench.held(1)
+    bench.paused_by_fault(0)
+    bench.paused_by_fault(1)
     assert len(orders(bench)) == 1
     assert [bench.view(e).faults for e in (0, 1)] == [1, 1]
 
@@ -28,8 +28,8 @@ def test_of_two_faults_the_deeper_one_decides():
     bench = a_pair(NO_RESTARTS)
     bench.faulted(0)
     bench.faulted(1, fault=a_fault(1, "illegal memory access", FaultClass.DEVICE))
-    bench.held(0)
-    assert kinds(bench.stands(1))[-1] == "End"
+    bench.paused_by_fault(0)
+    assert kinds(bench.paused(1))[-1] == "End"
     assert "the device error is sticky" in bench.defeat
 
 
@@ -37,8 +37,8 @@ def test_a_peer_that_was_left_alone_in_a_collective_is_no_second_cause():
     bench = a_pair()
     bench.faulted(0)
     assert bench.faulted(1, fault=LEFT_ALONE) == []
-    bench.held(0)
-    bench.held(1, fault=LEFT_ALONE)
+    bench.paused_by_fault(0)
+    bench.paused_by_fault(1, fault=LEFT_ALONE)
     assert (bench.view(1).faults, bench.events[-1].kind) == (0, EventKind.RECOVERY_STARTED)
 
 
@@ -46,8 +46,8 @@ def test_a_broken_collective_that_is_noticed_first_does_not_hide_whose_fault_it_
     bench = a_pair(EXTERNAL)
     bench.faulted(1, fault=LEFT_ALONE)
     bench.faulted(0)
-    bench.held(1, fault=LEFT_ALONE)
-    bench.held(0)
+    bench.paused_by_fault(1, fault=LEFT_ALONE)
+    bench.paused_by_fault(0)
     decided = bench.events[-1]
     assert (decided.kind, decided.engine_id) == (EventKind.DECISION_MADE, 0)
 
@@ -63,7 +63,7 @@ def test_a_fault_of_an_engine_that_is_pausing_is_taken_into_the_incident():
 def test_a_fault_of_an_engine_that_is_pausing_does_not_prolong_its_time_to_stand_still():
     bench = a_pair()
     bench.faulted(0)
-    bench.held(0)
+    bench.paused_by_fault(0)
     bench.tick(AUTO.containment_timeout_s - 1.0)
     bench.faulted(1)
     assert kinds(bench.tick(1.0))[-1] == "End"
@@ -107,7 +107,7 @@ def test_a_fault_of_who_recovered_first_while_its_peer_still_rebuilds_closes_the
     bench.recovered(0)
     assert kinds(bench.faulted(0)) == ["fault-reported", "CloseRendezvous"]
     assert bench.states(0, 1) == ["faulted", "recovering"]
-    bench.held(0)
+    bench.paused_by_fault(0)
     bench.aborted(1)
     assert [o.epoch for o in orders(bench)] == [1, 2]
 
@@ -125,15 +125,15 @@ def test_a_fault_that_overtakes_the_report_of_its_engine_is_kept_until_the_peer_
 def test_an_engine_that_resumed_and_stands_again_while_its_peer_resumes_is_recovered_with_it():
     bench = recovering()
     bench.recovered(0)
-    assert kinds(bench.held(0)) == ["fault-reported", "engine-paused"]
+    assert kinds(bench.paused_by_fault(0)) == ["fault-reported", "engine-paused"]
     assert pauses(bench.recovered(1)) == [(1, False)]
-    assert kinds(bench.stands(1))[:3] == ["engine-paused", "decision-made", "BeginRecovery"]
+    assert kinds(bench.paused(1))[:3] == ["engine-paused", "decision-made", "BeginRecovery"]
     assert [o.epoch for o in orders(bench)] == [1, 2]
 
 
 def test_an_engine_that_stands_again_without_a_word_on_how_its_recovery_ended_has_failed_it():
     bench = recovering(EXTERNAL)
-    bench.stands(0)
+    bench.paused(0)
     assert bench.states(0, 1) == ["paused", "recovering"]
     bench.recovered(1)
     assert [(s.command_id, s.error is None) for s in bench.all(Settle)] == [("cmd", False)]
@@ -146,8 +146,8 @@ def test_a_rank_that_does_not_acknowledge_gets_a_new_process_once_everybody_stan
     bench = a_pair()
     bench.faulted(0)
     assert kinds(bench.faulted(1, fault=SILENT)) == ["fault-reported"]
-    bench.held(0)
-    bench.held(1, fault=SILENT)
+    bench.paused_by_fault(0)
+    bench.paused_by_fault(1, fault=SILENT)
     assert [o.replace for o in orders(bench)] == [{1: (0,)}]
 
 
@@ -163,8 +163,8 @@ def test_an_engine_core_that_does_not_answer_ends_the_instance_before_anybody_st
 def test_an_engine_that_was_told_to_pause_and_does_not_stand_ends_the_instance():
     bench = a_pair()
     bench.faulted(0)
-    bench.held(0)
-    assert [e for e in bench.tick(AUTO.containment_timeout_s - 0.1) if not is_affirming(e)] == []
+    bench.paused_by_fault(0)
+    assert [e for e in bench.tick(AUTO.containment_timeout_s - 0.1) if not is_keepalive(e)] == []
     assert kinds(bench.tick(0.1))[-1] == "End"
     assert bench.defeat.startswith("engine 1 was told to pause and did not pause within 30 s; ")
 
@@ -194,7 +194,7 @@ def test_the_loss_of_one_engine_core_of_a_group_ends_the_instance_whatever_its_p
 def test_a_report_of_another_epoch_changes_nothing_on_either_side(engine, epoch):
     bench = recovering()
     before = bench.instance.view()
-    for report in (bench.faulted, bench.held, bench.stands, bench.recovered, bench.aborted):
+    for report in (bench.faulted, bench.paused_by_fault, bench.paused, bench.recovered, bench.aborted):
         assert report(engine, epoch=epoch) == []
     assert bench.instance.view() == before
 
@@ -218,9 +218,9 @@ def test_broken_collectives_of_an_old_epoch_are_not_rebuilt_in_the_new_one():
     bench.resume("resume", 0)
     bench.recovered(0)
     bench.recovered(1)
-    bench.stands(0, epoch=0, broken=True)
+    bench.paused(0, epoch=0, broken=True)
     bench.pause("again", 0, soft=True)
     for engine in (0, 1):
-        bench.stands(engine, broken=False)
+        bench.paused(engine, broken=False)
     bench.resume("resume again", 0)
     assert [o.rebuild for o in orders(bench)] == [False, False]

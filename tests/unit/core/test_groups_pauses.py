@@ -8,7 +8,7 @@ from holdfast.core.instance.deadlines import KEEPALIVE_S, SOFT_PAUSE_S
 from holdfast.core.protocol.effects import End, Publish, Settle
 from holdfast.core.protocol.events import EventKind
 from support.groups_bench import LEFT_ALONE, a_pair, orders, paused_by_operator, pauses
-from support.instance_bench import AUTO, DEEP, EXTERNAL, Bench, a_fault, is_affirming, kinds
+from support.instance_bench import AUTO, DEEP, EXTERNAL, Bench, a_fault, is_keepalive, kinds
 
 CANNOT = ("custom all-reduce",)
 
@@ -33,9 +33,9 @@ def test_a_pause_ends_when_every_engine_of_every_group_stands():
     bench = a_pair()
     bench.pause("p")
     for engine in (0, 2, 3):
-        bench.stands(engine)
+        bench.paused(engine)
     assert bench.all(Settle) == []
-    bench.stands(1)
+    bench.paused(1)
     assert bench.all(Settle) == [Settle("p")]
     assert all(bench.view(e).paused_by_operator for e in range(4))
 
@@ -44,7 +44,7 @@ def test_an_idle_instance_pauses_and_resumes_like_a_busy_one():
     bench = a_pair()
     bench.pause("p", soft=True)
     for engine in range(4):
-        bench.stands(engine, broken=False)
+        bench.paused(engine, broken=False)
     bench.resume("r")
     for engine in range(4):
         bench.recovered(engine)
@@ -87,7 +87,7 @@ def test_the_id_of_a_pause_under_way_is_refused_whatever_it_is_for():
 def test_nothing_is_decided_over_a_pause_by_operator_however_long_it_lasts(config):
     bench = paused_by_operator(config)
     for _ in range(20):
-        assert [e for e in bench.tick(config.engine_recovery_timeout_s) if not is_affirming(e)] == []
+        assert [e for e in bench.tick(config.engine_recovery_timeout_s) if not is_keepalive(e)] == []
     assert bench.states(0, 1) == ["paused", "paused"]
     assert bench.view(0).reason == "paused by operator; waiting for resume"
 
@@ -98,7 +98,7 @@ def test_after_a_long_pause_by_operator_the_recovery_timeout_begins_anew():
     bench.resume("resume", 0)
     bench.aborted(0)
     bench.aborted(1)
-    assert [e for e in bench.tick(EXTERNAL.engine_recovery_timeout_s - 0.1) if not is_affirming(e)] == []
+    assert [e for e in bench.tick(EXTERNAL.engine_recovery_timeout_s - 0.1) if not is_keepalive(e)] == []
     assert kinds(bench.tick(0.1))[-1] == "End"
 
 
@@ -108,7 +108,7 @@ def test_broken_collectives_that_are_reported_during_a_pause_by_operator_are_no_
     assert bench.faulted(0, fault=a_fault(0, "broken", FaultClass.COMMUNICATOR)) == []
     assert bench.states(0, 1) == ["pausing", "pausing"]
     for engine in (0, 1):
-        bench.held(engine, fault=LEFT_ALONE, broken=True)
+        bench.paused_by_fault(engine, fault=LEFT_ALONE, broken=True)
     assert [(bench.view(e).fault, bench.view(e).faults) for e in (0, 1)] == [(None, 0)] * 2
     assert EventKind.FAULT_REPORTED not in {e.kind for e in bench.events}
     assert bench.faulted(1, fault=LEFT_ALONE) == []
@@ -118,7 +118,7 @@ def test_broken_collectives_that_are_reported_during_a_pause_by_operator_are_no_
 def test_a_pause_by_operator_whose_engine_does_not_stand_is_not_said_to_have_a_fault():
     bench = a_pair()
     bench.pause("p", 0)
-    bench.stands(0)
+    bench.paused(0)
     bench.faulted(1, fault=LEFT_ALONE)
     bench.tick(AUTO.containment_timeout_s)
     assert bench.defeat.startswith("engine 1 was told to pause and did not pause within 30 s; ")
@@ -129,8 +129,8 @@ def test_a_fault_during_a_pause_by_operator_is_reported_and_waits_for_the_operat
     bench = a_pair()
     bench.pause("p", 0)
     bench.faulted(1)
-    bench.stands(0)
-    bench.held(1)
+    bench.paused(0)
+    bench.paused_by_fault(1)
     assert bench.all(Settle) == [Settle("p")]
     assert orders(bench) == []
     assert bench.view(1).fault == a_fault(1)
@@ -156,11 +156,11 @@ def test_an_engine_core_that_does_not_answer_ends_even_a_pause_by_operator():
 def test_a_soft_pause_waits_for_a_step_boundary_and_then_becomes_a_hard_one():
     bench = a_pair()
     assert pauses(bench.pause("p", 0, soft=True)) == [(0, True), (1, True)]
-    bench.stands(0, broken=False)
+    bench.paused(0, broken=False)
     assert pauses(bench.tick(SOFT_PAUSE_S - 0.1)) == []
     assert pauses(bench.tick(0.1)) == [(0, False), (1, False)]
     assert bench.tick(1.0) == []
-    bench.stands(1)
+    bench.paused(1)
     bench.resume("resume", 0)
     assert [o.rebuild for o in orders(bench)] == [True]
 
@@ -197,8 +197,8 @@ def an_unrebuildable_pair(config=AUTO):
 def test_a_group_whose_broken_collectives_cannot_be_rebuilt_ends_and_says_what_cannot(config):
     bench = an_unrebuildable_pair(config)
     bench.faulted(0)
-    bench.held(0, broken=True)
-    assert isinstance(bench.stands(1)[-1], End)
+    bench.paused_by_fault(0, broken=True)
+    assert isinstance(bench.paused(1)[-1], End)
     assert "cannot be rebuilt in place (custom all-reduce)" in bench.defeat
     assert "boom" in bench.defeat
 
@@ -222,7 +222,7 @@ def test_an_engine_of_several_ranks_that_could_not_be_rebuilt_is_paused_softly_o
         bench.pause("p", 0)
     bench.pause("p", 0, soft=True)
     assert pauses(bench.tick(SOFT_PAUSE_S)) == []  # it must not harden
-    bench.stands(0, broken=False)
+    bench.paused(0, broken=False)
     bench.resume("r", 0)
     assert [o.rebuild for o in orders(bench)] == [False]
 
@@ -231,7 +231,7 @@ def test_an_engine_of_one_rank_has_nobody_whom_a_pause_could_break():
     bench = Bench(groups=[(0,)], attached=False)
     bench.attached(0, unrebuildable=CANNOT)
     bench.pause("p", 0)
-    bench.stands(0, broken=False)
+    bench.paused(0, broken=False)
     assert bench.all(Settle) == [Settle("p")]
 
 
@@ -241,30 +241,30 @@ def test_an_engine_of_one_rank_has_nobody_whom_a_pause_could_break():
 def test_engines_that_stand_are_told_so_again_and_again_and_nobody_else_is():
     bench = paused_by_operator()
     for _ in range(3):
-        affirmed = bench.tick(KEEPALIVE_S)
-        assert [e.engine_id for e in affirmed if is_affirming(e)] == [0, 1]
+        keepalives = bench.tick(KEEPALIVE_S)
+        assert [e.engine_id for e in keepalives if is_keepalive(e)] == [0, 1]
     assert bench.tick(KEEPALIVE_S / 2) == []
 
 
-def test_an_affirmation_is_void_in_another_epoch():
+def test_a_keepalive_is_void_in_another_epoch():
     bench = paused_by_operator()
     bench.resume("r", 0)
     bench.recovered(0)
     bench.recovered(1)
     bench.pause("p", 0)
-    bench.stands(0)
-    bench.stands(1)
+    bench.paused(0)
+    bench.paused(1)
     assert [e.message.epoch for e in bench.tick(KEEPALIVE_S)] == [1, 1]
 
 
-def test_who_stands_is_affirmed_while_the_peer_is_still_on_its_way():
+def test_who_is_paused_gets_keepalives_while_the_peer_is_still_on_its_way():
     bench = a_pair()
     bench.faulted(0)
-    bench.held(0)
-    assert [e.engine_id for e in bench.tick(KEEPALIVE_S) if is_affirming(e)] == [0]
+    bench.paused_by_fault(0)
+    assert [e.engine_id for e in bench.tick(KEEPALIVE_S) if is_keepalive(e)] == [0]
 
 
-def test_affirming_is_no_event():
+def test_a_keepalive_is_no_event():
     bench = paused_by_operator()
     before = bench.instance.view()
     bench.tick(KEEPALIVE_S)

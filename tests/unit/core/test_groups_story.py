@@ -18,13 +18,13 @@ FAULTS = st.sampled_from([FaultClass.TRANSIENT] * 16 + [FaultClass.COMMUNICATOR]
 OFFSETS = st.sampled_from([0] * 10 + [-1, 1])
 HAPPENINGS = st.one_of(
     st.tuples(st.just("faulted"), ENGINES, OFFSETS, FAULTS),
-    st.tuples(st.just("held"), ENGINES, OFFSETS, FAULTS),
-    st.tuples(st.just("stands"), ENGINES, OFFSETS, st.booleans()),
-    st.tuples(st.just("stands"), ENGINES, st.just(0), st.booleans()),
+    st.tuples(st.just("paused_by_fault"), ENGINES, OFFSETS, FAULTS),
+    st.tuples(st.just("paused"), ENGINES, OFFSETS, st.booleans()),
+    st.tuples(st.just("paused"), ENGINES, st.just(0), st.booleans()),
     st.tuples(st.sampled_from(["recovered", "recovered", "aborted"]), ENGINES, OFFSETS, st.none()),
     st.tuples(st.sampled_from(["retry", "pause", "soft pause", "resume"]), st.none() | ENGINES, st.none(), st.none()),
     st.tuples(
-        st.sampled_from(["stands", "stands", "stands", "recovered", "aborted"]).map("group {}".format),
+        st.sampled_from(["paused", "paused", "paused", "recovered", "aborted"]).map("group {}".format),
         ENGINES,
         st.none(),
         st.none(),
@@ -33,7 +33,7 @@ HAPPENINGS = st.one_of(
     st.tuples(st.just("arm"), ENGINES, st.none(), st.none()),
 )
 GROUPS = [(0, 1), (2, 3, 4), (5,)]
-REPORTS = ("faulted", "held", "stands", "recovered", "aborted")
+REPORTS = ("faulted", "paused_by_fault", "paused", "recovered", "aborted")
 STANDING = {EngineState.FAULTED, EngineState.PAUSING, EngineState.PAUSED}
 
 
@@ -62,14 +62,14 @@ class Story:
     def _happens(self, command_id, what, engine, offset, about):
         bench = self.bench
         match what:
-            case "faulted" | "held":
+            case "faulted" | "paused_by_fault":
                 epoch = max(0, bench.view(engine).epoch + offset)
                 getattr(bench, what)(engine, epoch=epoch, fault=a_fault(engine, fault_class=about))
-            case "stands":
-                bench.stands(engine, epoch=max(0, bench.view(engine).epoch + offset), broken=about)
+            case "paused":
+                bench.paused(engine, epoch=max(0, bench.view(engine).epoch + offset), broken=about)
             case "recovered" | "aborted":
                 getattr(bench, what)(engine, epoch=max(0, bench.view(engine).epoch + offset))
-            case "group stands" | "group recovered" | "group aborted":
+            case "group paused" | "group recovered" | "group aborted":
                 for each in (engine, *bench.view(engine).lockstep_with):
                     getattr(bench, what.removeprefix("group "))(each)
             case "tick":

@@ -79,7 +79,7 @@ def test_one_that_is_still_there_is_killed_with_its_workers():
     bench = Bench(HoldfastConfig(max_retries=0, max_worker_restarts=0, max_engine_restarts=0), engines=(0, 1))
     fault = a_fault(1, fault_class=FaultClass.TRANSIENT)
     bench.faulted(1, fault=fault)
-    bench.stands(1)
+    bench.paused(1)
     assert bench.all(LeaveOut) == [LeaveOut(1, (8, 7), kill=True)]
     assert bench.states(0, 1) == ["healthy", "left-out"]
 
@@ -88,7 +88,7 @@ def test_of_its_workers_those_of_now_are_meant():
     """Its rank has got a new process since."""
     bench = Bench(HoldfastConfig(max_engine_restarts=0), engines=(0, 1))
     bench.faulted(1, fault=a_fault(1, fault_class=FaultClass.WORKER_LOST))
-    bench.stands(1)
+    bench.paused(1)
     bench.recovered(1, replaced=(0,), worker_pids=(80,))
     bench.lost(1)
     assert bench.all(LeaveOut) == [LeaveOut(1, (80,))]
@@ -121,7 +121,7 @@ def test_in_lockstep_nobody_is_left_out():
 
 def test_nothing_more_is_heard_of_it():
     bench = without_one()
-    assert bench.faulted(1) == bench.held(1) == bench.attached(1) == bench.lost(1) == []
+    assert bench.faulted(1) == bench.paused_by_fault(1) == bench.attached(1) == bench.lost(1) == []
     assert bench.states(0, 1) == ["healthy", "left-out"]
 
 

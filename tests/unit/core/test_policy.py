@@ -8,7 +8,7 @@ from holdfast.core.faults.faults import FaultClass, is_of_the_process
 from holdfast.core.policy.actions import Action
 from holdfast.core.policy.budget import Budget, Intensity
 from holdfast.core.policy.ladder import decide_repair
-from support.incidents_at_hand import (
+from support.situations import (
     AUTO,
     EXTERNAL,
     NO_RESTARTS,

@@ -8,7 +8,7 @@ from holdfast.core.faults.faults import FaultClass
 from holdfast.core.policy.actions import Action
 from holdfast.core.policy.engines import decide_engine_restart
 from holdfast.core.policy.ladder import decide_repair, decide_wait
-from support.incidents_at_hand import AUTO, EXTERNAL, incident, nothing_wrong, sick
+from support.situations import AUTO, EXTERNAL, incident, nothing_wrong, sick
 
 # ---- external
 

@@ -12,7 +12,7 @@ from holdfast.core.policy.budget import Budget
 from holdfast.core.policy.capacity import Capacity, ranks_allowed_out
 from holdfast.core.policy.engines import decide_engine_restart
 from holdfast.core.policy.ladder import decide_repair
-from support.incidents_at_hand import AUTO, EXTERNAL, NO_RESTARTS, OF_THE_PROCESS, incident, nothing_wrong, opened, sick
+from support.situations import AUTO, EXTERNAL, NO_RESTARTS, OF_THE_PROCESS, incident, nothing_wrong, opened, sick
 
 # ---- worker restarts
 

@@ -14,7 +14,7 @@ from support.instance_bench import AUTO, EXTERNAL, Bench, a_fault, a_loss, kinds
 def lose(bench, engine=0, rank=0):
     """A rank's process ends, and its lockstep group comes to a stand."""
     bench.faulted(engine, fault=a_loss(engine, rank))
-    bench.held(engine, fault=a_loss(engine, rank))
+    bench.paused_by_fault(engine, fault=a_loss(engine, rank))
 
 
 def restarted(bench):
@@ -27,7 +27,7 @@ def restarted(bench):
 def test_a_lost_rank_is_replaced_and_its_engine_only():
     bench = a_pair()
     lose(bench, 1, rank=0)
-    bench.stands(0)
+    bench.paused(0)
     assert [(o.engine_ids, o.replace) for o in orders(bench)] == [((0, 1), {1: (0,)})]
 
 
@@ -36,7 +36,7 @@ def test_ranks_that_are_lost_together_are_replaced_together():
     bench.faulted(0, fault=a_loss(0, 1))
     bench.faulted(0, fault=a_loss(0, 0))
     lose(bench, 1, rank=0)
-    bench.held(0, fault=a_loss(0, 1))
+    bench.paused_by_fault(0, fault=a_loss(0, 1))
     assert restarted(bench) == [{0: (0, 1), 1: (0,)}]
 
 
@@ -53,23 +53,23 @@ def test_a_rank_that_was_replaced_is_not_sick_any_more():
     lose(bench)
     bench.recovered(replaced=(0,))
     assert bench.view().worker_restarts == 1
-    bench.held()
+    bench.paused_by_fault()
     assert restarted(bench) == [{0: (0,)}, {}]
 
 
 def test_a_loss_that_overtakes_the_report_of_the_recovery_is_replaced_in_the_next_one():
     bench = Bench()
-    bench.held()
+    bench.paused_by_fault()
     bench.faulted(fault=a_loss())
     bench.recovered()
-    bench.held(fault=a_loss())
+    bench.paused_by_fault(fault=a_loss())
     assert restarted(bench) == [{}, {0: (0,)}]
 
 
 def test_a_device_error_of_no_known_rank_replaces_every_rank_of_its_engine():
     bench = Bench(attached=False)
     bench.attached(ranks=2)
-    bench.held(fault=a_fault(message="illegal memory access", fault_class=FaultClass.DEVICE, rank=None))
+    bench.paused_by_fault(fault=a_fault(message="illegal memory access", fault_class=FaultClass.DEVICE, rank=None))
     assert restarted(bench) == [{0: (0, 1)}]
 
 
@@ -87,7 +87,7 @@ def test_external_an_instruction_to_retry_replaces_who_is_lost():
 def test_a_restart_that_fails_on_both_sides_of_a_group_has_failed_once():
     bench = a_pair()
     lose(bench, 0)
-    bench.stands(1)
+    bench.paused(1)
     for _ in range(2):
         bench.aborted(0)
         bench.aborted(1)
@@ -135,8 +135,8 @@ def test_a_restart_that_is_asked_for_ends_when_everybody_is_healthy(config, rank
     bench = a_pair(config)
     bench.restart_workers("restart", 1, ranks)
     assert bench.states(0, 1) == ["pausing", "pausing"]
-    bench.stands(0)
-    bench.stands(1)
+    bench.paused(0)
+    bench.paused(1)
     assert restarted(bench) == [{1: replaced}]
     bench.recovered(0)
     assert bench.all(Settle) == []
@@ -150,8 +150,8 @@ def test_broken_collectives_of_a_restart_that_is_asked_for_are_no_fault():
     bench = a_pair()
     bench.restart_workers("restart", 1)
     assert bench.faulted(0, fault=LEFT_ALONE) == []
-    bench.held(0, fault=LEFT_ALONE, broken=True)
-    bench.held(1, fault=LEFT_ALONE, broken=True)
+    bench.paused_by_fault(0, fault=LEFT_ALONE, broken=True)
+    bench.paused_by_fault(1, fault=LEFT_ALONE, broken=True)
     assert EventKind.FAULT_REPORTED not in {e.kind for e in bench.events}
     assert restarted(bench) == [{1: (0,)}]
 
@@ -159,7 +159,7 @@ def test_broken_collectives_of_a_restart_that_is_asked_for_are_no_fault():
 def test_a_restart_that_is_asked_for_and_fails_says_so_and_is_tried_again():
     bench = Bench()
     bench.restart_workers("restart")
-    bench.stands()
+    bench.paused()
     bench.aborted()
     assert bench.all(Settle) == [Settle("restart", error=a_fault(message="again").summary())]
     assert restarted(bench) == [{0: (0,)}] * 2

@@ -68,6 +68,6 @@ def make_pause_hard(state: InstanceState, group: LockstepGroup, now: float) -> l
 
 def send_keepalives(group: LockstepGroup, now: float) -> list[Effect]:
     """Tell the paused engine cores of a group that the owner lives, which renews their patience."""
-    group.affirmed_at = now
+    group.keepalive_at = now
     order = m.PauseEngine(command_id="", epoch=group.epoch, soft=True)
     return [Send(e.engine_id, order) for e in group.in_state(EngineState.PAUSED)]

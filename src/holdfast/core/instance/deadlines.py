@@ -36,7 +36,7 @@ def is_hard_pause_due(group: LockstepGroup, now: float) -> bool:
 def is_keepalive_due(group: LockstepGroup, now: float, config: HoldfastConfig) -> bool:
     """Return whether the next keepalive is due, well before paused engine cores lose patience and end."""
     patience_s = config.engine_recovery_timeout_s + config.containment_timeout_s
-    return now - group.affirmed_at >= min(KEEPALIVE_S, patience_s / 3)
+    return now - group.keepalive_at >= min(KEEPALIVE_S, patience_s / 3)
 
 
 def is_decision_due(group: LockstepGroup, now: float) -> bool:

@@ -24,7 +24,7 @@ def decide_once_paused(state: InstanceState, group: LockstepGroup, now: float) -
     """Decide how to repair a group as soon as every engine core is paused."""
     if not group.is_paused:
         return []
-    group.affirmed_at = now
+    group.keepalive_at = now
     decided = decide_and_repair(state, group, now)
     return decided + state.commands.end_pauses_of(group.group_id)  # a pause fails if the decision ends the instance
 

@@ -111,7 +111,7 @@ class LockstepGroup:
     incident: Incident | None = None
     budgets: GroupBudgets = field(default_factory=GroupBudgets)
     last_command_id: str | None = None  # of the last recovery
-    affirmed_at: float = 0.0  # when the engine cores were last told that the owner lives
+    keepalive_at: float = 0.0  # when the engine cores were last told that the owner lives
 
     # ---- the engine cores
 

@@ -17,7 +17,7 @@ from support.instance_bench import AUTO, EXTERNAL, SPEC, Bench, kinds
 
 def test_two_commands_at_once_are_a_conflict_that_says_the_state():
     bench = Bench(EXTERNAL)
-    bench.held()
+    bench.paused_by_fault()
     bench.retry("first")
     before = bench.instance.view()
     with pytest.raises(CommandConflict, match="first is already under way") as caught:
@@ -47,7 +47,7 @@ def test_an_instruction_for_an_engine_that_does_not_exist_names_those_that_do():
 def test_an_id_that_is_under_way_is_refused_whatever_it_is_for():
     bench = Bench(EXTERNAL)
     bench.arm("same")
-    bench.held()
+    bench.paused_by_fault()
     for order in (bench.arm, bench.retry):
         with pytest.raises(CommandConflict, match="the id same is already under way"):
             order("same")
@@ -93,7 +93,7 @@ def test_a_fault_after_which_the_engine_never_stands_held_ends_in_a_deadline():
 
 def test_a_recovery_that_never_ends_ends_in_a_deadline_and_its_command_with_it():
     bench = Bench()
-    bench.held()
+    bench.paused_by_fault()
     assert bench.tick(AUTO.containment_timeout_s + AUTO.drain_timeout_s - 0.1) == []
     ended = bench.tick(0.1)
     assert kinds(ended) == ["decision-made", "Settle", "instance-defeated", "Send", "End"]
@@ -122,7 +122,7 @@ def test_an_engine_core_that_is_lost_ends_an_instance_without_restarts_whatever_
     if state in ("faulted", "recovering"):
         bench.faulted()
     if state == "recovering":
-        bench.held()
+        bench.paused_by_fault()
     assert bench.view().state == state
     assert kinds(bench.lost())[-3:] == ["instance-defeated", "Send", "End"]
     assert (bench.view().state, bench.instance.view().ready) == (EngineState.DEAD, False)
@@ -131,7 +131,7 @@ def test_an_engine_core_that_is_lost_ends_an_instance_without_restarts_whatever_
 
 def test_the_end_settles_the_commands_of_every_engine():
     bench = Bench(EXTERNAL, engines=(0, 1))
-    bench.held(0)
+    bench.paused_by_fault(0)
     bench.retry("zero", 0)
     bench.arm("armed", InjectionSpec(phase=Phase.FORWARD, engine_id=1))
     bench.lost(1)
