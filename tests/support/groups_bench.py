@@ -1,4 +1,4 @@
-"""Lockstep groups in the situations that stories begin with, and what is read from their effects."""
+"""Lockstep groups in the situations that stories begin with, and readers of the effects."""
 
 from holdfast.core.faults.faults import FaultClass
 from holdfast.core.protocol import messages as m
@@ -9,7 +9,7 @@ LEFT_ALONE = a_fault(1, "connection closed by peer", FaultClass.COMMUNICATOR)
 
 
 def a_pair(config=AUTO, attached=True):
-    """Engines 0 and 1 in lockstep, and two that wait for nobody."""
+    """Return engines 0 and 1 in lockstep, and engines 2 and 3 without peers."""
     return Bench(config, groups=[(0, 1), (2,), (3,)], attached=attached)
 
 
@@ -18,7 +18,7 @@ def two_pairs(config=AUTO):
 
 
 def paused_after_a_fault(config=EXTERNAL):
-    """Both engines of the pair stand, the operator is to decide."""
+    """Return a pair in which both engines are paused after a fault and wait for a command."""
     bench = a_pair(config)
     bench.faulted(0)
     bench.paused_by_fault(0, broken=True)
@@ -43,7 +43,7 @@ def paused_by_operator(config=AUTO, soft=False):
 
 
 def told(effects):
-    """Which engines are told what, in the order they are told."""
+    """Return the messages sent: engine id and type, in order."""
     return [(e.engine_id, type(e.message).__name__) for e in effects if isinstance(e, Send)]
 
 

@@ -1,4 +1,4 @@
-"""An instance and what its engine cores would say: whoever has one tells it stories and reads the effects."""
+"""Bench for an instance: a test plays the engine cores, and reads the effects."""
 
 import itertools
 
@@ -17,7 +17,7 @@ SPEC = InjectionSpec(phase=Phase.FORWARD)
 
 
 class Bench:
-    """An instance, what its engines would say, and everything it did."""
+    """Instance with the reports of its engine cores, and every effect so far."""
 
     def __init__(self, config=AUTO, engines=(0,), attached=True, groups=None):
         ids = itertools.count(1)
@@ -71,7 +71,7 @@ class Bench:
         return self._paused(engine, epoch, fault or a_fault(engine), broken)
 
     def paused(self, engine=0, epoch=None, broken=True):
-        """It stands held, and nothing is wrong with it: it was told to."""
+        """Report an engine core as paused without a fault, as ordered."""
         return self._paused(engine, epoch, None, broken)
 
     def _paused(self, engine, epoch, fault, broken):
@@ -147,7 +147,7 @@ def kinds(effects):
 
 
 def is_keepalive(effect):
-    """Whether an effect only tells a paused engine that somebody still lives."""
+    """Return whether an effect only tells a paused engine core that the owner lives."""
     match effect:
         case Send(_, m.PauseEngine(command_id="", soft=True)):
             return True

@@ -1,4 +1,4 @@
-"""A world around an instance that does what it is told, or not: engine cores that answer as a script says."""
+"""World around an instance: engine cores that answer orders as a script says."""
 
 import heapq
 import itertools
@@ -18,10 +18,10 @@ TICK_S = 0.25
 
 
 class World:
-    """Runs an instance on virtual time and counts what each rung was used for.
+    """World that runs an instance on virtual time and counts the tries of each rung.
 
-    `answers` says how engine cores end what they are told to do: "well", "silent", "lost", or the class of the fault
-    in which they fail. `faults` are met one after another, each once everything is healthy.
+    `answers` says how engine cores end an order: "well", "silent", "lost", or with a fault of a class. The next of
+    `faults` occurs as soon as everything is healthy.
     """
 
     def __init__(self, config, answers, faults):
@@ -38,7 +38,7 @@ class World:
     # ---- running
 
     def run(self, longest_s, most_decisions):
-        """Until the instance has ended, or is healthy with no fault to come; whether it came to that in time."""
+        """Run until the instance has ended, or is healthy and no fault is left. Return whether that was in time."""
         until = self.bench.now + longest_s
         while self.bench.now < until and self.decisions <= most_decisions:
             self._look_at_effects()
@@ -78,7 +78,7 @@ class World:
         self._later(ANSWER_S, lambda: self._stand(engine))
         return True
 
-    # ---- what engine cores do
+    # ---- engine cores
 
     def _answer(self):
         return next(self.answers, "well")
@@ -123,7 +123,7 @@ class World:
             else:
                 self.bench.lost(engine)
 
-    # ---- what the instance wants
+    # ---- effects
 
     def _look_at_effects(self):
         while self._seen < len(self.bench.effects):
@@ -156,7 +156,7 @@ class World:
             self._count("retry", order.engine_ids, self.config.max_retries, "retry_window_s")
 
     def _count(self, rung, whose, limit, window):
-        """No rung is taken more often within its window than its budget says."""
+        """Count a try, and check that no rung is taken beyond the budget."""
         known = self.rungs[rung].get(whose, ())
         intensity = Intensity(rung, limit, getattr(self.config, window), "")
         taken = Budget(known).spend(intensity, self.bench.now).tried_at

@@ -22,7 +22,7 @@ LENGTHS = {"a": 9, "b": 12, "c": 15}
 
 
 class Rank:
-    """A worker as its sentinel sees it. In the epochs of its silence it does as it is told and says nothing."""
+    """Worker as the sentinel sees it. In epochs of silence, the worker follows orders and reports nothing."""
 
     def __init__(self, worker):
         self.worker = worker
@@ -47,7 +47,7 @@ class Rank:
 
 
 class EngineThread:
-    """An engine core, its ranks and their sentinels; its busy loop on a thread of its own."""
+    """Engine core with ranks and sentinels; the busy loop runs on a separate thread."""
 
     def __init__(self, bench, engine_id, options):
         config, network = bench.config, bench.network
@@ -105,7 +105,7 @@ class EngineThread:
 
 
 class Lockstep:
-    """Engine cores that share collectives, and the front end that owns them."""
+    """Engine cores that share collectives, and the front end that owns the engine cores."""
 
     def __init__(self, engines=1, ranks=2, unsafe_skip_fence=False, **settings):
         self.config = HoldfastConfig(
@@ -124,7 +124,7 @@ class Lockstep:
             engine.attach()
         self.client.await_attached(WAIT_S)
 
-    # ---- what a test asks
+    # ---- orders of a test
 
     def arm(self, phase, engine=0, rank=0, after_steps=0, times=1, **about):
         spec = InjectionSpec(phase=phase, engine_id=engine, rank=rank, after_steps=after_steps, times=times, **about)
@@ -132,7 +132,7 @@ class Lockstep:
         self.client.submit(command).result(WAIT_S)
 
     def pause_before_step(self, step, soft=False):
-        """Have the whole group paused by operator before a step of the first engine core; how that ended."""
+        """Pause the whole group by command before a step of the first engine core; return a list for the future."""
         core, paused = self.engines[0].core, []
 
         def pause():
@@ -148,7 +148,7 @@ class Lockstep:
             time.sleep(0.0005)
 
     def restart_workers_before_step(self, step):
-        """Have every worker of the first engine core restarted before a step of it; how that ended."""
+        """Restart every worker of the first engine core before a step; return a list for the future."""
         core, restarting = self.engines[0].core, []
 
         def restart():
@@ -159,7 +159,7 @@ class Lockstep:
         return restarting
 
     def lose_before_step(self, step, rank):
-        """Have the process of a rank of the first engine core end before a step of it."""
+        """End the process of a rank of the first engine core before a step."""
         engine = self.engines[0]
 
         def lose():
@@ -169,7 +169,7 @@ class Lockstep:
         engine.before_step[step] = lose
 
     def run(self):
-        """Every engine core to the end of its requests, or to its own."""
+        """Run every engine core until the requests or the engine core have ended."""
         self.start()
         self.join()
 
@@ -178,14 +178,14 @@ class Lockstep:
             engine.start()
 
     def join(self):
-        """Until every engine core has ended, and the client has heard what the last one did."""
+        """Wait until every engine core has ended and the client has taken the last report."""
         for engine in self.engines:
             engine.join()
         with self.client._changed:
             self.client._changed.wait_for(lambda: all(e.state in SETTLED for e in self.client.view().engines), WAIT_S)
 
     def wait_until(self, holds):
-        """Until the client has published what makes it true."""
+        """Wait until the events that the client has published make a condition true."""
         with self.client._changed:
             assert self.client._changed.wait_for(holds, WAIT_S)
 
@@ -200,7 +200,7 @@ class Lockstep:
         return len(self.happened(EventKind.ENGINE_RECOVERED))
 
     def say(self, engine, message):
-        """A worker's message that its sentinel would not say now."""
+        """Send a message of a worker that the sentinel would not send now."""
         sentinel = self.engines[engine].workers[message.rank]
         assert isinstance(message, m.CollectivesBroken)
         sentinel._thread.post(lambda: sentinel._send(message))

@@ -1,4 +1,4 @@
-"""Incidents as a decision finds them, and the settings that it is made under."""
+"""Situations in which decisions are made, and settings."""
 
 from dataclasses import replace
 
@@ -37,7 +37,7 @@ def nothing_wrong(**about):
 
 
 def situation(*, retried_at=(), unknown_retried_at=(), restarted_at=(), engine_restarted_at=(), **about):
-    """A situation whose incident is described by name, as far as a field is none of the situation itself."""
+    """Return a situation. Names that are no field of `Situation` describe the incident or the budgets."""
     budgets = GroupBudgets(
         retries=Budget(retried_at),
         unknown_retries=Budget(unknown_retried_at),
@@ -51,5 +51,5 @@ def situation(*, retried_at=(), unknown_retried_at=(), restarted_at=(), engine_r
 
 
 def opened(found, at):
-    """The same situation, in an incident that was opened then."""
+    """Return the same situation with another opening time of the incident."""
     return replace(found, incident=replace(found.incident, opened_at=at))
