@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 class ClientFailure(Exception):
-    """A call that did not work: one line for people, the exit code, and whether trying again may help."""
+    """A failed call: a line for people, the exit code, and whether a retry may help."""
 
     def __init__(self, message: str, exit_code: int, *, passing: bool = False) -> None:
         super().__init__(message)
@@ -32,7 +32,7 @@ class ClientFailure(Exception):
 
 
 class ControlClient:
-    """Calls one server's control endpoints. Raises `ClientFailure` and nothing else."""
+    """Client of a server's control endpoints. Raises `ClientFailure` and nothing else."""
 
     def __init__(self, url: str, api_key: str = "") -> None:
         self._url = url.rstrip("/")
@@ -40,11 +40,11 @@ class ControlClient:
         self._token = api_key.strip()
 
     def get(self, path: str, kind: type[T], **params: int) -> T:
-        """What the endpoint answers, decoded as `kind`."""
+        """Return the answer of an endpoint, decoded as `kind`."""
         return self._call("GET", path, kind, DEFAULT_TIMEOUT_S, params=params)
 
     def post(self, path: str, body: msgspec.Struct, kind: type[T], timeout_s: float = DEFAULT_TIMEOUT_S) -> T:
-        """What the endpoint answers to `body`, decoded as `kind`; waits for it up to `timeout_s`."""
+        """Send `body` to an endpoint and return the answer, decoded as `kind`; wait up to `timeout_s`."""
         return self._call("POST", path, kind, timeout_s, content=msgspec.json.encode(body))
 
     def _call(self, method: str, path: str, kind: type[T], timeout_s: float, **request: Any) -> T:
@@ -68,7 +68,7 @@ class ControlClient:
 
 @contextmanager
 def reporting() -> Iterator[None]:
-    """Turn a `ClientFailure` into one line on stderr and its exit code."""
+    """Turn a `ClientFailure` into a line on stderr and an exit code."""
     try:
         yield
     except ClientFailure as failure:
@@ -77,7 +77,7 @@ def reporting() -> Iterator[None]:
 
 
 def printable(text: str) -> str:
-    """Text from a server, without what would steer a terminal."""
+    """Return text from a server without characters that control a terminal."""
     return "".join(c if c.isprintable() else " " for c in text)
 
 

@@ -15,7 +15,7 @@ EXIT_CANNOT_START = 3
 
 
 def serve(arguments: Sequence[str]) -> int:
-    """Serve, protected. The exit code of a server that did not start, or was defeated, is not 0."""
+    """Serve a model, protected. The exit code of a server that did not start, or was defeated, is not 0."""
     if list(arguments) in ([], ["--help"], ["-h"]):
         flag_parser().print_help()
         return 0
@@ -35,15 +35,15 @@ def serve(arguments: Sequence[str]) -> int:
 
 
 def split_flags(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """Holdfast's settings that were given as flags, and everything else."""
+    """Split the arguments into Holdfast's settings and the host's arguments."""
     parsed, rest = flag_parser().parse_known_args(list(arguments))
     return vars(parsed), rest
 
 
 def settle_upstream_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
-    """Flags without those that only the original design has use for.
+    """Return the flags without those of the original design that have no setting here.
 
-    Raises `BadConfiguration` for one that asks for what is not done here.
+    Raises `BadConfiguration` for a flag that asks for unsupported behaviour.
     """
     settings = dict(flags)
     if settings.pop("internal_fault_report_port", None) is not None:
@@ -57,7 +57,7 @@ def settle_upstream_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def refuse_misspelt(rest: Sequence[str], host_flags: frozenset[str]) -> None:
-    """Raises `BadConfiguration` for a flag that is nobody's and close to one of ours."""
+    """Raise `BadConfiguration` for an unknown flag that resembles a flag of Holdfast."""
     ours = [o for a in flag_parser()._actions for o in a.option_strings]
     for argument in rest:
         name = argument.split("=", 1)[0].split(".", 1)[0].replace("_", "-")
