@@ -9,6 +9,7 @@ import pytest
 from holdfast.bench.topologies import Topology
 from holdfast.chaos.model import make_dense_model
 from integration.helpers.servers import Kind, Servers, told_last
+from support.warm_start import WarmServer
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -20,6 +21,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return first_seen.setdefault(served[0], len(first_seen)) if served else -1
 
     items.sort(key=place)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Have servers spawn or fork the replacements of lost processes, as the test's marks say."""
+    Servers.spawns_replacements = item.get_closest_marker("spawned") is not None
+    for server in WarmServer.living:
+        server.spawn_replacements(Servers.spawns_replacements)
 
 
 _summary: list[str] = []  # of the session's servers

@@ -2,7 +2,8 @@
 
 The processes of the start itself are forked with the host's modules loaded; an ordinary start loads the modules in new
 interpreters. Nothing else differs: each process unpickles its arguments, installs its hooks and is a child of the
-process that started it. Processes that a server starts after it is ready are spawned, as in production.
+process that started it. What a server starts later, in the place of a lost process, is forked too, unless a test says
+that replacements are `spawned`, as in production.
 """
 
 from __future__ import annotations
@@ -23,15 +24,16 @@ import sys
 import tempfile
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing import spawn
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from holdfast.chaos.server import CPU_ENVIRONMENT, Server, ServerSpec
 
 TESTS = Path(__file__).parents[1]
-READY_FLAG = "HOLDFAST_TEST_START_IS_OVER"  # a path that exists as soon as the server is ready
+SPAWN_FLAG = "HOLDFAST_TEST_SPAWN"  # a path: where it exists, processes are spawned
 MESSAGE_BYTES = 2**20
 MODULES = (
     "vllm.entrypoints.openai.api_server",
@@ -45,6 +47,7 @@ MODULES = (
     "holdfast.cli.main",
     "holdfast.hosts.vllm.hooks",
 )
+SET_AT_START = ("TRITON_INTERPRET", "VLLM_USE_V2_MODEL_RUNNER")  # by the test bench, as an interpreter starts
 _PR_SET_CHILD_SUBREAPER = 36
 _TARGET = re.compile(r"spawn_main\(tracker_fd=(\d+), pipe_handle=(\d+)\)")
 _ENGINE_CORE = "EngineCore"  # begins the names of processes that start others
@@ -91,8 +94,9 @@ def _fork_on_request(requests: socket.socket) -> Task:
 
 
 def _task_of(request: dict[str, Any], descriptors: Sequence[int]) -> Task:
+    kept = {name: os.environ[name] for name in SET_AT_START if name in os.environ}
     os.environ.clear()
-    os.environ.update(request["environment"])
+    os.environ.update(request["environment"] | kept)
     tempfile.tempdir = None
     os.chdir(request["folder"])
     _place(descriptors, request["places"])
@@ -134,7 +138,7 @@ def _follow_engine_cores() -> None:
 
 
 def _fork_what_starts_next() -> None:
-    """Fork a copy of this process that forks, in place of spawning, until the start is over."""
+    """Fork a copy of this process, which forks the processes that this one would spawn."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     if os.fork() == 0:
         ours.close()
@@ -146,7 +150,7 @@ def _fork_what_starts_next() -> None:
 
     def start(path: bytes, args: Sequence[str], passfds: Sequence[int]) -> int:
         target = _TARGET.search(" ".join(map(os.fsdecode, args)))
-        if target is None or os.path.exists(os.environ[READY_FLAG]):
+        if target is None or os.path.exists(os.environ[SPAWN_FLAG]):
             return spawn_for_real(path, args, passfds)
         request = {"tracker": int(target[1]), "pipe": int(target[2])}
         return _request(ours, request, os.environ, os.getcwd(), sorted(set(passfds)))
@@ -254,13 +258,20 @@ class _Forked:
 class WarmServer(Server):
     """A server that is forked from a warm parent."""
 
+    living: ClassVar[weakref.WeakSet[WarmServer]] = weakref.WeakSet()
+
     def __init__(self, spec: ServerSpec, parent: WarmParent) -> None:
         super().__init__(spec)
         self._parent = parent
 
+    def spawn_replacements(self, wanted: bool) -> None:
+        """Have the server spawn the processes that it starts from now on, or fork them."""
+        flag = self.spec.log.with_suffix(".spawn")
+        flag.touch() if wanted else flag.unlink(missing_ok=True)
+
     def _spawn(self) -> None:
-        flag = self.spec.log.with_suffix(".ready")
-        environment = {**CPU_ENVIRONMENT, **os.environ, **self.spec.environment, READY_FLAG: str(flag)}
+        flag = self.spec.log.with_suffix(".spawn")
+        environment = {**CPU_ENVIRONMENT, **os.environ, **self.spec.environment, SPAWN_FLAG: str(flag)}
         arguments = self.spec.command(self.port)[3:]
         self.spec.log.parent.mkdir(parents=True, exist_ok=True)
         with self.spec.log.open("ab") as log:
@@ -268,5 +279,5 @@ class WarmServer(Server):
 
     def start(self, tick: Callable[[float], None] | None = None) -> Server:
         super().start(tick)
-        self.spec.log.with_suffix(".ready").touch()
+        WarmServer.living.add(self)
         return self

@@ -70,9 +70,12 @@ def in_matrix_but(wanted: object, values: Iterable[object]) -> list[object]:
 PARALLEL = {one for topology in TOPOLOGIES for one in topology.arguments if one.startswith("--")}
 
 
+COLD_SHARED = {"pp2-v1-sync", "moe-ep-v2-async"}  # of topologies of which `make test` has no other protected server
+
+
 @dataclass(frozen=True)
 class Start:
-    """One start of a server: its kind and parallel arguments, how, and how long it took."""
+    """One start of a server: its parallel arguments, how, and how long it took."""
 
     shape: tuple[str, ...]
     warm: bool
@@ -88,11 +91,12 @@ class Servers:
     Tests share servers: one for each kind of one rank, and the last one of many ranks. A shared server is healthy when
     a test gets it: one that a test has damaged is replaced for the next.
 
-    The first start of each topology and kind is an ordinary one. Later ones are forked from a process that has imported
-    the host (`support.warm_start`), unless a test is about the start itself: `cold`.
+    The first server of a topology that a test has alone is started as in production, and so are those in `COLD_SHARED`:
+    each topology once. The others are forked from a process that has imported the host (`support.warm_start`).
     """
 
     latest: ClassVar[Server | None] = None  # whose log is told when a test fails
+    spawns_replacements: ClassVar[bool] = False  # of the test that runs: its mark `spawned`
 
     def __init__(self, model: Path, folder: Path) -> None:
         self._model, self._folder = model, folder
@@ -115,7 +119,7 @@ class Servers:
             holdfast=holdfast,
         )
 
-    def start(self, *arguments: str, kind: Kind = V1_SYNC, cold: bool = False, **environment: str) -> Server:
+    def start(self, *arguments: str, kind: Kind = V1_SYNC, cold: bool | None = None, **environment: str) -> Server:
         """A server of the caller's own; use it as a context manager."""
         return self._start(self.spec(*arguments, kind=kind, **environment), kind, cold)
 
@@ -124,7 +128,7 @@ class Servers:
         topology: Topology,
         kind: Kind = V1_SYNC,
         arguments: Sequence[str] = (),
-        cold: bool = False,
+        cold: bool | None = None,
         **environment: str,
     ) -> Server:
         """A server of a topology, with fault injection; use it as a context manager."""
@@ -132,20 +136,23 @@ class Servers:
         spec = self.spec(*arguments, kind=kind, **environment)
         return self._start(replace(spec, model=self._model_for(topology)), kind, cold)
 
-    def _start(self, spec: ServerSpec, kind: Kind, cold: bool) -> Server:
-        shape = (kind.name, *(one for one in spec.arguments if one in PARALLEL))
+    def _start(self, spec: ServerSpec, kind: Kind, cold: bool | None) -> Server:
+        shape = tuple(one for one in spec.arguments if one in PARALLEL)
         parent = self._warm_parent(spec, kind)
-        first = all(start.shape != shape for start in self.starts)
-        server = Server(spec) if cold or first or parent is None else WarmServer(spec, parent)
+        if cold is None:
+            cold = all(start.warm or start.shape != shape for start in self.starts)
+        server = Server(spec) if cold or parent is None else WarmServer(spec, parent)
         Servers.latest = server
         server.start()
+        if isinstance(server, WarmServer):
+            server.spawn_replacements(self.spawns_replacements)
         self.starts.append(Start(shape, isinstance(server, WarmServer), server.start_s))
         self.tally.listen_to(server)
         return server
 
     def _warm_parent(self, spec: ServerSpec, kind: Kind) -> WarmParent | None:
         """The process that forks servers of a kind; None where the host would not be imported as that process did."""
-        if kind.runner == "v2" or any(spec.environment.get(k) != v for k, v in kind.environment.items()):
+        if any(spec.environment.get(name) != value for name, value in kind.environment.items()):
             return None
         if kind.name not in self._parents:
             self._parents[kind.name] = WarmParent(kind.environment)
@@ -158,7 +165,7 @@ class Servers:
         """The session's server of a kind, with fault injection."""
         if kind.name not in self._kept or not is_usable(self._kept[kind.name]):
             self._end(self._kept.pop(kind.name, None))
-            self._kept[kind.name] = self.start("--enable-fault-injection", *NO_LIMITS, kind=kind)
+            self._kept[kind.name] = self.start("--enable-fault-injection", *NO_LIMITS, kind=kind, cold=False)
         Servers.latest = self._kept[kind.name]
         return self._kept[kind.name]
 
@@ -170,7 +177,7 @@ class Servers:
         if self._of_many is None or self._of_many[0] != name or not is_usable(self._of_many[1]):
             ended, self._of_many = self._of_many, None
             self._end(ended[1] if ended else None)
-            self._of_many = name, self.of(topology, kind, NO_LIMITS)
+            self._of_many = name, self.of(topology, kind, NO_LIMITS, cold=name in COLD_SHARED)
         Servers.latest = self._of_many[1]
         return self._of_many[1]
 
