@@ -28,6 +28,7 @@ endif
 
 FAULT ?= exception
 PART ?= matrix
+WORKERS ?= 2
 BENCH_TOPOLOGIES ?= one tp2 pp2 dp2 moe moe-ep
 FAST_TESTS := $(wildcard tests/unit tests/contract tests/simulation)
 SERVER_TESTS := $(wildcard tests/integration tests/e2e)
@@ -49,8 +50,8 @@ else
 	@$(MAKE) --no-print-directory check-tests test-servers
 endif
 
-test-servers: setup ## the part of the suite that starts real servers, one after the other
-	$(BIN)/python -m pytest $(SERVER_TESTS) $(PYTEST_ARGS)
+test-servers: setup ## the part of the suite that starts real servers; WORKERS=1 runs one test at a time
+	$(BIN)/python -m pytest $(if $(filter-out 1,$(WORKERS)),-n $(WORKERS) --dist loadgroup) $(SERVER_TESTS) $(PYTEST_ARGS)
 
 nightly: setup ## what `make test` leaves out, in parts that resume: PART=matrix, simulation, fuzz, mutation, tools or soak
 	@$(BIN)/python scripts/nightly $(PART) $(NIGHTLY_ARGS)

@@ -1,9 +1,12 @@
 """Settings of the whole suite."""
 
 import os
+from collections.abc import Generator
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from support.taking_turns import folder, turn
 
 # A machine that is busy with servers is slow by turns: how long an example takes proves nothing here.
 settings.register_profile("holdfast", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -22,3 +25,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if known is not None:
             many = settings(known, max_examples=EXAMPLES_TIMES * known.max_examples)
             function._hypothesis_internal_use_settings = many
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Run a test with a real server beside another one, or alone where it measures how long something takes."""
+    locks = folder() if item.get_closest_marker("server") is not None else None
+    with turn(locks, alone=item.get_closest_marker("timed") is not None):
+        return (yield)

@@ -18,6 +18,7 @@ def holdfast(*arguments: str, timeout_s: float) -> subprocess.CompletedProcess[s
     return subprocess.run([str(HOLDFAST), *arguments], capture_output=True, text=True, timeout=timeout_s, check=False)
 
 
+@pytest.mark.timed
 def test_the_demo_ends_well_within_three_minutes_and_says_what_the_readme_shows() -> None:
     shown = holdfast("demo", timeout_s=180)
     assert shown.returncode == 0, shown.stdout + shown.stderr

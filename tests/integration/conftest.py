@@ -2,25 +2,42 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from holdfast.bench.topologies import Topology
 from holdfast.chaos.model import make_dense_model
-from integration.helpers.servers import Kind, Servers, told_last
+from integration.helpers.servers import Figures, Kind, Servers, served_name, summary, told_last
 from support.warm_start import WarmServer
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests on one shared server of many ranks run one after the other, whatever module they are in."""
+    """Tests on one shared server of many ranks run one after the other, whatever module they are in.
+
+    In a run with two workers, each gets all tests of a group: of such a server, or of a module and kind.
+    """
     first_seen: dict[object, int] = {}
 
     def place(item: pytest.Item) -> int:
-        served = [p for p in item.callspec.params.values() if _is_served(p)] if hasattr(item, "callspec") else []
+        served = [p for p in _parameters(item) if _is_served(p)]
         return first_seen.setdefault(served[0], len(first_seen)) if served else -1
 
     items.sort(key=place)
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(_group(item)))
+
+
+def _parameters(item: pytest.Item) -> list[object]:
+    return list(item.callspec.params.values()) if hasattr(item, "callspec") else []
+
+
+def _group(item: pytest.Item) -> str:
+    served = [served_name(p) for p in _parameters(item) if _is_served(p)]  # type: ignore[arg-type]
+    kinds = [p.name for p in _parameters(item) if isinstance(p, Kind)]
+    return served[0] if served else "-".join([item.path.stem, *kinds[:1]])
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -31,14 +48,25 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         server.spawn_replacements(Servers.spawns_replacements)
 
 
-_summary: list[str] = []  # of the session's servers
+_figures: list[Figures] = []  # of each worker's servers
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Hand the figures of a worker to the process that started it."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["servers"] = list(_figures)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    _figures.extend(getattr(node, "workeroutput", {}).get("servers", []))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say how many faults the session injected, and what its starts cost: runs are compared by these figures."""
-    if _summary:
+    if _figures:
         terminalreporter.section("servers")
-        terminalreporter.write_line("\n".join(_summary))
+        terminalreporter.write_line("\n".join(summary(_figures)))
 
 
 def _is_served(parameter: object) -> bool:
@@ -55,7 +83,9 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
-    made = Servers(make_dense_model(tmp_path_factory.mktemp("model")), tmp_path_factory.mktemp("logs"))
+    base = tmp_path_factory.getbasetemp()
+    common = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
+    made = Servers(make_dense_model(tmp_path_factory.mktemp("model")), tmp_path_factory.mktemp("logs"), common)
     yield made
     made.close()
-    _summary[:] = made.summary()
+    _figures.append(made.figures())

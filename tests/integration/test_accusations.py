@@ -32,7 +32,7 @@ from holdfast.core.faults.faults import Phase
 from holdfast.core.faults.injection import FaultKind, InjectionSpec
 from integration.helpers.servers import NO_LIMITS, V1_ASYNC, V1_SYNC, Kind, Servers, run
 
-pytestmark = [pytest.mark.host, pytest.mark.server, pytest.mark.slow]
+pytestmark = [pytest.mark.host, pytest.mark.server, pytest.mark.slow, pytest.mark.timed]
 
 MIXED_LOAD_S = 60 * float(os.environ.get("HOLDFAST_MIXED_LOAD_MINUTES", "3"))
 SATURATION_S = float(os.environ.get("HOLDFAST_SATURATION_S", "120"))

@@ -24,7 +24,7 @@ from integration.helpers.processes import BACK_WITHIN_S, api_servers, on_many_co
 from integration.helpers.servers import V1_SYNC, Servers, in_matrix, left_behind, run, served_name
 from integration.helpers.streams import counted
 
-pytestmark = [pytest.mark.host, pytest.mark.server]
+pytestmark = [pytest.mark.host, pytest.mark.server, pytest.mark.timed]
 
 TOKENS = 100
 # An engine core is far ahead of a client on a busy machine: enough that the kill comes in the middle.

@@ -18,7 +18,7 @@ from holdfast.core.faults.injection import InjectionSpec
 from integration.helpers.servers import Servers, run, state
 from integration.helpers.streams import running_requests
 
-pytestmark = [pytest.mark.host, pytest.mark.server]
+pytestmark = [pytest.mark.host, pytest.mark.server, pytest.mark.timed]
 
 FAULT = InjectionSpec(phase=Phase.FORWARD, after_steps=25)
 

@@ -29,7 +29,7 @@ from holdfast.core.stalls.step_deadlines import Limits
 from integration.helpers.processes import workers_of
 from integration.helpers.servers import NO_LIMITS, V1_ASYNC, V1_SYNC, Servers, in_matrix_but, left_behind, run
 
-pytestmark = [pytest.mark.host, pytest.mark.server, pytest.mark.slow]
+pytestmark = [pytest.mark.host, pytest.mark.server, pytest.mark.slow, pytest.mark.timed]
 
 TOKENS = 250
 RECOVERY_S = 60.0

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -73,11 +74,13 @@ PARALLEL = {one for topology in TOPOLOGIES for one in topology.arguments if one.
 COLD_SHARED = {"pp2-v1-sync", "moe-ep-v2-async"}  # of topologies of which `make test` has no other protected server
 
 
+Figures = dict[str, float]
+
+
 @dataclass(frozen=True)
 class Start:
-    """One start of a server: its parallel arguments, how, and how long it took."""
+    """One start of a server: how, and how long it took."""
 
-    shape: tuple[str, ...]
     warm: bool
     took_s: float
 
@@ -98,8 +101,9 @@ class Servers:
     latest: ClassVar[Server | None] = None  # whose log is told when a test fails
     spawns_replacements: ClassVar[bool] = False  # of the test that runs: its mark `spawned`
 
-    def __init__(self, model: Path, folder: Path) -> None:
-        self._model, self._folder = model, folder
+    def __init__(self, model: Path, folder: Path, common: Path | None = None) -> None:
+        """Make the servers of a worker; `common` is a folder that all workers of the run have in common."""
+        self._model, self._folder, self._common = model, folder, common or folder
         self.tally = EventTally()
         self.starts: list[Start] = []
         self._parents: dict[str, WarmParent] = {}
@@ -140,15 +144,23 @@ class Servers:
         shape = tuple(one for one in spec.arguments if one in PARALLEL)
         parent = self._warm_parent(spec, kind)
         if cold is None:
-            cold = all(start.warm or start.shape != shape for start in self.starts)
+            cold = self._is_first_of(shape)
         server = Server(spec) if cold or parent is None else WarmServer(spec, parent)
         Servers.latest = server
         server.start()
         if isinstance(server, WarmServer):
             server.spawn_replacements(self.spawns_replacements)
-        self.starts.append(Start(shape, isinstance(server, WarmServer), server.start_s))
+        self.starts.append(Start(isinstance(server, WarmServer), server.start_s))
         self.tally.listen_to(server)
         return server
+
+    def _is_first_of(self, shape: tuple[str, ...]) -> bool:
+        """Whether no worker has started a server with these parallel arguments as in production yet."""
+        try:
+            (self._common / f"started{''.join(shape)}").touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        return True
 
     def _warm_parent(self, spec: ServerSpec, kind: Kind) -> WarmParent | None:
         """The process that forks servers of a kind; None where the host would not be imported as that process did."""
@@ -202,15 +214,22 @@ class Servers:
             parent.close()
         self.tally.close()
 
-    def summary(self) -> list[str]:
-        """What the session's servers were started and hurt for, in lines."""
-        counts = ", ".join(f"{self.tally.by_kind[kind]} {kind}" for kind in (FAULT, LOST))
-        lines = [f"faults in real servers: {counts}"]
-        for warm, name in ((False, "new interpreters"), (True, "forked")):
-            took = [start.took_s for start in self.starts if start.warm is warm]
-            if took:
-                lines.append(f"starts, {name}: {len(took)} in {sum(took):.0f} s, {sum(took) / len(took):.1f} s each")
-        return lines
+    def figures(self) -> Figures:
+        """What the servers of this worker were started and hurt for."""
+        figures: Figures = {kind: self.tally.by_kind[kind] for kind in (FAULT, LOST)}
+        for start in self.starts:
+            name = "forked" if start.warm else "new interpreters"
+            figures[f"{name}, starts"] = figures.get(f"{name}, starts", 0) + 1
+            figures[f"{name}, seconds"] = figures.get(f"{name}, seconds", 0) + start.took_s
+        return figures
+
+
+def summary(of_workers: Iterable[Figures]) -> list[str]:
+    """The figures of all workers together, in lines."""
+    total: Counter[str] = Counter()
+    for figures in of_workers:
+        total.update(figures)  # type: ignore[arg-type]
+    return [f"{name}: {value:.0f}" for name, value in total.items()]
 
 
 def is_usable(server: Server) -> bool:
