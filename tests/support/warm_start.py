@@ -16,6 +16,7 @@ import json
 import multiprocessing.process
 import multiprocessing.util
 import os
+import pkgutil
 import re
 import signal
 import socket
@@ -58,12 +59,12 @@ Task = Callable[[], None]
 # ---- the process that forks
 
 
-def main(descriptor: int) -> None:
+def main(descriptor: int, modules: Sequence[str] = MODULES) -> None:
     """Import the host and fork on request; in a forked process, run the requested task."""
     # Names are set in the memory of the environment, and it is found only before that changes.
     setproctitle = importlib.import_module("setproctitle").setproctitle
     setproctitle(" ".join([sys.executable, *sys.argv]))
-    for module in MODULES:
+    for module in modules:
         importlib.import_module(module)
     gc.collect()
     gc.freeze()
@@ -104,9 +105,7 @@ def _task_of(request: dict[str, Any], descriptors: Sequence[int]) -> Task:
         os.setsid()
         sys.argv = ["-c", *request["arguments"]]
         _fork_what_starts_next()
-        from holdfast.cli.main import main as command
-
-        return command
+        return pkgutil.resolve_name(request["command"])  # type: ignore[no-any-return]
     _follow_engine_cores()
     sys.argv = ["-c", "--multiprocessing-fork"]
     return lambda: spawn.spawn_main(tracker_fd=request["tracker"], pipe_handle=request["pipe"])
@@ -192,11 +191,17 @@ def _prctl(option: int, value: int) -> None:
 class WarmParent:
     """Process that has imported the host in one environment and forks servers."""
 
-    def __init__(self, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        environment: Mapping[str, str],
+        modules: Sequence[str] = MODULES,
+        command: str = "holdfast.cli.main:main",
+    ) -> None:
+        self._command = command
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         code = (
             f"import sys; sys.path.insert(0, {str(TESTS)!r}); from support.warm_start import main; del sys.path[0]; "
-            f"main({theirs.fileno()})"
+            f"main({theirs.fileno()}, {list(modules)!r})"
         )
         self._process = subprocess.Popen(
             [sys.executable, "-c", code],
@@ -213,6 +218,7 @@ class WarmParent:
     def _fork(self, arguments: Sequence[str], environment: Mapping[str, str], streams: tuple[int, int]) -> int:
         about = {
             "arguments": list(arguments),
+            "command": self._command,
             "environment": dict(environment),
             "folder": os.getcwd(),
             "places": [0, 1, 2],
@@ -228,7 +234,7 @@ class WarmParent:
         self._process.wait(30)
 
 
-class _Forked:
+class Forked:
     """The part of `subprocess.Popen` that a server needs, of a child that was forked elsewhere."""
 
     def __init__(self, pid: int) -> None:
@@ -275,7 +281,7 @@ class WarmServer(Server):
         arguments = self.spec.command(self.port)[3:]
         self.spec.log.parent.mkdir(parents=True, exist_ok=True)
         with self.spec.log.open("ab") as log:
-            self._process = _Forked(self._parent.fork(arguments, environment, log.fileno()))  # type: ignore[assignment]
+            self._process = Forked(self._parent.fork(arguments, environment, log.fileno()))  # type: ignore[assignment]
 
     def start(self, tick: Callable[[float], None] | None = None) -> Server:
         super().start(tick)
