@@ -81,7 +81,7 @@ def attach_front_end_hooks(open_sinks: OpenSinks) -> None:
 
 
 def _one_for_each_input(addresses: Any) -> int:
-    """Return the number of API servers that the launcher starts: an input socket is for each."""
+    """Return the number of API servers that the launcher starts: the number of input sockets."""
     return len(addresses.inputs)
 
 
