@@ -1,4 +1,4 @@
-"""What the CPU platform lacks: collectives with unequal shares, local experts, stage buffers, seeded chunks."""
+"""CPU enablement: collectives with unequal shares, local experts, stage buffers, seeded prompts in chunks."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _rank(rank: int, store: Path, work: Callable[[Any], Any], answers: Any) -> N
 
 @pytest.fixture
 def on_two_ranks(tmp_path: Path) -> Iterator[Ranks]:
-    """Runs a function in two processes that share a gloo group; its answers in the order of ranks."""
+    """Run a function in two processes with a common gloo group; return the answers in the order of ranks."""
     context = multiprocessing.get_context("fork")
     processes: list[Any] = []
 
@@ -59,7 +59,7 @@ def on_two_ranks(tmp_path: Path) -> Iterator[Ranks]:
 
 
 def tokens_of(rank: int, count: int, width: int = 2) -> Tensor:
-    """Distinct numbers per rank: 100s for rank 0, 200s for rank 1."""
+    """Make distinct numbers per rank: 100s for rank 0, 200s for rank 1."""
     return torch.arange(count * width, dtype=torch.float32).reshape(count, width) + 100 * (rank + 1)
 
 
@@ -73,7 +73,7 @@ def test_each_rank_gets_every_rank_s_share(on_two_ranks: Ranks) -> None:
 
 
 def test_a_list_is_gathered_tensor_by_tensor(on_two_ranks: Ranks) -> None:
-    """Each keeps its type: hidden states beside ids of experts."""
+    """Hidden states and ids of experts keep their types."""
 
     def gather(group: Any) -> list[Any]:
         count = SIZES[group.rank_in_group]
@@ -180,7 +180,7 @@ def _runner(discarded: list[bool]) -> Any:
     )
 
 
-def test_a_token_that_is_thrown_away_is_drawn_without_the_request_s_generator() -> None:
+def test_a_discarded_token_is_drawn_without_the_generator_of_the_request() -> None:
     runner = _runner([False, True])
     assert sparing_generators(lambda runner: dict(runner.input_batch.generators), runner) == {0: "first"}
     assert runner.input_batch.generators == {0: "first", 1: "second"}
@@ -202,18 +202,18 @@ def test_the_generators_are_back_after_a_failed_step() -> None:
 
 @pytest.fixture
 def hooked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of what would have been attached."""
+    """Record the names of touchpoints instead of attaching hooks."""
     names: list[str] = []
     monkeypatch.setattr(enablement, "attach", lambda touchpoint, around: names.append(touchpoint.name))
     return names
 
 
-def test_a_worker_on_the_cpu_is_waited_for(hooked: list[str]) -> None:
+def test_on_the_cpu_the_enablement_waits_for_a_worker(hooked: list[str]) -> None:
     enablement.attach_cpu_enablement()
     assert hooked == ["WorkerWrapperBase.init_device"]
 
 
-def test_another_platform_is_left_alone(hooked: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_further_platforms_stay_unchanged(hooked: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     from vllm.platforms import current_platform
 
     monkeypatch.setattr(type(current_platform), "is_cpu", lambda self: False)
@@ -221,7 +221,7 @@ def test_another_platform_is_left_alone(hooked: list[str], monkeypatch: pytest.M
     assert hooked == []
 
 
-def test_the_switch_leaves_the_host_as_it_is(hooked: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_switch_leaves_the_host_unchanged(hooked: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(enablement.SWITCH, "0")
     enablement.attach_cpu_enablement()
     assert hooked == []

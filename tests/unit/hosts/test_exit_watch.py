@@ -1,4 +1,4 @@
-"""The death of a worker process is noticed, and said in words."""
+"""The death of a worker process is noticed and described."""
 
 import multiprocessing
 import os
@@ -23,11 +23,11 @@ WAIT_S = 10.0
         (-99, "killed by signal 99"),
     ],
 )
-def test_how_a_process_ended_is_said_in_words(code, words):
+def test_the_end_of_a_process_is_described(code, words):
     assert describe_exit(code) == words
 
 
-def test_the_death_of_a_process_is_told_once_with_its_rank_and_how_it_went():
+def test_the_death_of_a_process_is_reported_once_with_rank_and_cause():
     told = queue.Queue()
     process = multiprocessing.get_context("spawn").Process(target=signal.pause, daemon=True)
     process.start()

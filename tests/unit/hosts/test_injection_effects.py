@@ -1,4 +1,4 @@
-"""What an injected fault does to a real process, as the watch of the ranks sees it."""
+"""Effects of an injected fault on a real process, as seen by the watch of the ranks."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def in_state(process: subprocess.Popen[bytes], states: str, within_s: float = 5.
     ("kind", "states"),
     [(FaultKind.STOP, "T"), (FaultKind.HANG, "S"), (FaultKind.DEADLOCK, "S"), (FaultKind.SPIN, "R")],
 )
-def test_a_process_that_goes_silent_lives_on_in_the_state_of_its_kind(kind: FaultKind, states: str) -> None:
+def test_a_silent_process_stays_alive_in_the_state_of_the_fault(kind: FaultKind, states: str) -> None:
     with victim(kind) as process:
         try:
             assert in_state(process, states)
@@ -51,12 +51,12 @@ def test_a_process_that_goes_silent_lives_on_in_the_state_of_its_kind(kind: Faul
             process.kill()
 
 
-def test_a_killed_process_is_gone() -> None:
+def test_a_killed_process_ends() -> None:
     with victim(FaultKind.KILL) as process:
         assert process.wait(5) == -signal.SIGKILL
 
 
-def test_what_raises_says_where() -> None:
+def test_an_injected_exception_has_its_phase() -> None:
     with pytest.raises(InjectedFault) as raised:
         trigger(InjectionSpec(phase=Phase.FORWARD, message="here"))
     assert raised.value.phase is Phase.FORWARD
@@ -72,14 +72,14 @@ def test_only_an_engine_core_can_crash() -> None:
         InjectionSpec(phase=Phase.FORWARD, kind=FaultKind.CRASH)
 
 
-def test_what_is_slow_goes_on_after_its_time() -> None:
+def test_a_slow_step_continues_after_its_time() -> None:
     began = time.monotonic()
     trigger(InjectionSpec(phase=Phase.FORWARD, kind=FaultKind.SLOW, seconds=0.05))
     assert time.monotonic() - began >= 0.05
 
 
 @pytest.mark.host
-def test_a_device_without_memory_raises_what_torch_raises_and_is_of_its_class() -> None:
+def test_an_out_of_memory_fault_raises_torchs_error_and_is_transient() -> None:
     with pytest.raises(RuntimeError) as raised:
         trigger(InjectionSpec(phase=Phase.FORWARD, kind=FaultKind.OOM))
     fault = fault_of(raised.value, default_classifier(), engine_id=0)

@@ -1,4 +1,4 @@
-"""Logits that are no numbers are found, told with the requests they are of, and looked at without waiting for them."""
+"""Non-finite logits are detected without waiting for the device, and reported with their requests."""
 
 from types import SimpleNamespace
 
@@ -15,7 +15,7 @@ NAN, INF = float("nan"), float("inf")
 
 
 class Runner:
-    """A model and the two calls of a step, as the host's runners have them."""
+    """A model and the two calls of a step, as in the host's runners."""
 
     def __init__(self, rows=3, asynchronous=False):
         self.logits, self.asynchronous = torch.zeros(rows, 4), asynchronous
@@ -56,15 +56,15 @@ def checked(runner):
     ],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_row_is_flagged_that_has_what_is_no_number_or_nothing_that_is_one(row, flagged, dtype):
+def test_a_row_is_flagged_with_nan_or_inf_or_with_nothing_but_minus_inf(row, flagged, dtype):
     assert flag_rows(torch.tensor([[0.0, 0.0], row], dtype=dtype)).tolist() == [False, flagged]
 
 
-def test_numbers_pass():
+def test_finite_logits_pass():
     assert checked(Runner())().req_ids == ["a", "b", "c"]
 
 
-def test_the_requests_are_named_in_whose_rows_it_is():
+def test_the_requests_of_flagged_rows_are_named():
     runner = Runner()
     runner.logits[1, 2] = NAN
     with pytest.raises(NonFiniteLogits) as raised:
@@ -74,7 +74,7 @@ def test_the_requests_are_named_in_whose_rows_it_is():
     assert str(raised.value) == "NaN or infinite logits of 1 of 3 requests"
 
 
-def test_where_rows_are_not_requests_all_of_the_step_are_named():
+def test_all_requests_are_named_where_rows_are_not_requests():
     runner = Runner(rows=5)
     runner.logits[4, 0] = INF
     with pytest.raises(NonFiniteLogits) as raised:
@@ -82,7 +82,7 @@ def test_where_rows_are_not_requests_all_of_the_step_are_named():
     assert raised.value.request_ids == ("a", "b", "c")
 
 
-def test_rows_of_a_part_of_the_vocabulary_are_in_another_order_and_name_all():
+def test_all_requests_are_named_for_a_part_of_the_vocabulary():
     runner = Runner()
     runner.logits[1, 2] = NAN
     runner.model = SimpleNamespace(compute_logits_local=runner.model.compute_logits)
@@ -93,19 +93,19 @@ def test_rows_of_a_part_of_the_vocabulary_are_in_another_order_and_name_all():
     assert raised.value.request_ids == ("a", "b", "c")
 
 
-def test_an_asynchronous_output_is_looked_at_where_it_is_computed_and_not_before():
+def test_an_asynchronous_output_is_checked_where_it_is_computed_and_not_before():
     runner = Runner(asynchronous=True)
     step = checked(runner)
     runner.logits[0, 0] = NAN
-    spoilt = step()
+    flawed = step()
     runner.logits = torch.zeros(3, 4)
     good = step()
     assert good.get_output().req_ids == ["a", "b", "c"]
     with pytest.raises(NonFiniteLogits):
-        spoilt.get_output()
+        flawed.get_output()
 
 
-def test_logits_of_prompts_are_not_looked_at():
+def test_logits_of_prompts_are_not_checked():
     runner = Runner()
     check = NonFiniteLogitsDetector(runner)
     check.checked("execute_model", runner.execute_model)("order")
@@ -113,13 +113,13 @@ def test_logits_of_prompts_are_not_looked_at():
     assert check.checked("sample_tokens", runner.sample_tokens)(None)
 
 
-def test_a_rank_without_logits_has_nothing_to_look_at():
+def test_a_rank_without_logits_has_nothing_to_check():
     runner = Runner()
     runner.logits = None
     assert checked(runner)()
 
 
-def test_a_step_that_computes_no_logits_is_not_judged_by_those_of_the_one_before():
+def test_a_step_without_logits_is_not_judged_by_the_step_before():
     runner = Runner()
     check = NonFiniteLogitsDetector(runner)
     runner.logits[0, 0] = NAN
@@ -128,7 +128,7 @@ def test_a_step_that_computes_no_logits_is_not_judged_by_those_of_the_one_before
     assert check.checked("sample_tokens", lambda grammar: SimpleNamespace(req_ids=[]))(None)
 
 
-def test_other_steps_and_a_model_without_logits_stay_as_they_are():
+def test_further_methods_and_a_model_without_logits_stay_unchanged():
     def step():
         pass
 
@@ -136,7 +136,7 @@ def test_other_steps_and_a_model_without_logits_stay_as_they_are():
     assert check.checked("execute_dummy_batch", step) is step
 
 
-# ---- spoiling them
+# ---- injecting NaN
 
 
 def nan(**about):
@@ -144,10 +144,10 @@ def nan(**about):
 
 
 @pytest.mark.parametrize(
-    ("request_index", "spoilt"),
+    ("request_index", "flawed"),
     [(1, [True, False, False]), (3, [False, False, True]), (9, [False, False, True]), (0, [True, True, True])],
 )
-def test_the_logits_of_a_request_or_of_all_are_spoilt_in_one_step(request_index, spoilt):
+def test_nan_is_injected_for_one_request_or_all_in_one_step(request_index, flawed):
     runner, faults = Runner(), ArmedFaults()
     arm_logits(faults, runner)
     faults.arm(nan(after_steps=1, request_index=request_index))
@@ -155,16 +155,16 @@ def test_the_logits_of_a_request_or_of_all_are_spoilt_in_one_step(request_index,
     for _ in range(3):
         runner.logits = torch.zeros(3, 4)
         computed.append(runner.model.compute_logits("hidden").isnan().any(dim=-1).tolist())
-    assert computed == [[False] * 3, spoilt, [False] * 3]
+    assert computed == [[False] * 3, flawed, [False] * 3]
 
 
-def test_spoilt_logits_raise_nowhere_else():
+def test_an_armed_nan_raises_nowhere():
     faults = ArmedFaults()
     faults.arm(nan())
     faults.reach(Phase.FORWARD)
     assert faults.due_for_logits()
 
 
-def test_only_the_forward_pass_has_logits_to_spoil():
+def test_nan_can_be_armed_for_the_forward_pass_only():
     with pytest.raises(ValueError, match="nan is of the phase forward"):
         InjectionSpec(phase=Phase.STEP_END, kind=FaultKind.NAN)

@@ -1,4 +1,4 @@
-"""What a step may hold while requests of another engine core are computed again beside those that decode here."""
+"""The bound of a step while moved requests are computed again beside requests that decode."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def request(name: str, tokens: int, computed: int = 0) -> Any:
 
 
 class Scheduler:
-    """Prefills who waits as the host does: in order, as much as fits. Says what a step was given to each."""
+    """Prefills waiting requests as the host does: in order, as much as fits. Returns tokens per request."""
 
     max_num_scheduled_tokens = WHOLE_STEP
 
@@ -63,7 +63,7 @@ class Bench:
         self.paced = PacedPrefill(engine, StepRules(scheduler), tokens)
 
     def move(self, name: str, tokens: int) -> None:
-        """From another engine core."""
+        """Add a request from another engine core."""
         self.paced.expect(name)
         self.add(name, tokens)
 
@@ -77,7 +77,9 @@ class Bench:
         return "schedule" not in vars(self.scheduler) and self.scheduler.max_num_scheduled_tokens == WHOLE_STEP
 
 
-def test_who_decodes_is_in_every_step_and_histories_share_the_bounded_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decoding_requests_are_in_every_step_and_histories_share_the_rest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     bench = Bench(Scheduler(decoding=3), monkeypatch)
     bench.move("a", 700)
     bench.move("b", 400)
@@ -86,13 +88,13 @@ def test_who_decodes_is_in_every_step_and_histories_share_the_bounded_rest(monke
     assert [sum(step.get(name, 0) for name in "ab") for step in steps] == [512, 512, 77]  # 76, and a token of `a`
 
 
-def test_a_draft_of_each_who_decodes_has_room_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_draft_of_each_decoding_request_has_room_too(monkeypatch: pytest.MonkeyPatch) -> None:
     bench = Bench(Scheduler(decoding=3, spec_tokens=4), monkeypatch)
     bench.move("a", 2000)
     assert bench.scheduler.schedule() == {"own 0": 5, "own 1": 5, "own 2": 5, "a": 512}
 
 
-def test_the_scheduler_is_the_hosts_own_once_they_have_caught_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_scheduler_is_the_hosts_own_once_histories_are_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     bench = Bench(Scheduler(decoding=1), monkeypatch)
     assert bench.is_the_hosts_own
     bench.move("a", 600)
@@ -102,26 +104,26 @@ def test_the_scheduler_is_the_hosts_own_once_they_have_caught_up(monkeypatch: py
     assert bench.is_the_hosts_own
 
 
-def test_where_nobody_decodes_beside_them_they_get_the_whole_step(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_decoding_requests_histories_get_the_whole_step(monkeypatch: pytest.MonkeyPatch) -> None:
     bench = Bench(Scheduler(), monkeypatch)
     bench.move("a", 2000)
     assert bench.scheduler.schedule() == {"a": 2000}
 
 
-def test_in_lockstep_peers_may_decode_where_nobody_does_here(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_in_lockstep_the_bound_holds_for_decoding_peers(monkeypatch: pytest.MonkeyPatch) -> None:
     bench = Bench(Scheduler(), monkeypatch, in_lockstep=True)
     bench.move("a", 2000)
     assert bench.scheduler.schedule() == {"a": 512}
 
 
-def test_a_new_request_is_nobodys_history(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_request_is_not_paced(monkeypatch: pytest.MonkeyPatch) -> None:
     bench = Bench(Scheduler(decoding=1), monkeypatch)
     bench.add("new", 2000)
     assert bench.scheduler.schedule() == {"own 0": 1, "new": 2000}
 
 
-def test_one_that_waits_before_them_gets_the_whole_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A host that does not cut a prompt, of a picture for instance, would never begin it within the bound."""
+def test_a_request_that_waits_before_a_history_gets_the_whole_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host would never begin an uncut prompt, of a picture for instance, within the bound."""
     bench = Bench(Scheduler(decoding=1), monkeypatch)
     bench.add("uncut", 1500)
     bench.move("a", 300)

@@ -58,7 +58,7 @@ def replacing(pool: Pool, *ranks: int) -> ReplacementProcesses:
     return made
 
 
-def test_a_rank_gets_the_standby_there_is_and_the_next_one_starts_anew() -> None:
+def test_the_first_rank_gets_the_standby_and_the_second_a_new_process() -> None:
     processes = replacing(Pool(Process(7, standby=True)), 0, 1)
     assert processes.await_ready(DEADLINE) == ["handle of 7", "handle of 101"]
     assert (processes.pids, processes.standbys_used) == ({0: 7, 1: 101}, 1)

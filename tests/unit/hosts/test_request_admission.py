@@ -1,4 +1,4 @@
-"""Who may not run is not scheduled, and the scheduler is the host's own again when nobody is excluded."""
+"""Restricted requests are not scheduled, and the scheduler is the host's own again without a restriction."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def request(name: str, computed: int = 8, in_flight: int = 1, output: int = 3) -
 
 
 class Scheduler:
-    """As much of the host's as is asked for: schedules who runs, and then who waits and is ready."""
+    """The used part of the host's scheduler: schedules running requests, then waiting requests that are ready."""
 
     def __init__(self, running: str, waiting: str) -> None:
         self.running = [request(name) for name in running]
@@ -73,7 +73,7 @@ class Bench:
 def nothing() -> None: ...
 
 
-def test_only_those_on_trial_are_scheduled_and_nobody_else_leaves_its_place() -> None:
+def test_only_the_given_requests_are_scheduled_and_all_others_stay_in_their_queues() -> None:
     bench = Bench()
     bench.requests.restrict(frozenset("bx"), frozenset(), nothing)
     assert bench.scheduler.schedule() == "bx"
@@ -81,13 +81,13 @@ def test_only_those_on_trial_are_scheduled_and_nobody_else_leaves_its_place() ->
     assert [r.request_id for r in bench.scheduler.waiting] == ["y"]
 
 
-def test_everybody_but_those_held_is_scheduled() -> None:
+def test_all_but_the_held_requests_are_scheduled() -> None:
     bench = Bench()
     bench.requests.restrict(None, frozenset("ay"), nothing)
     assert bench.scheduler.schedule() == "bcx"
 
 
-def test_without_a_rule_the_methods_are_the_hosts_own() -> None:
+def test_without_a_restriction_the_methods_are_the_hosts_own() -> None:
     bench = Bench()
     assert bench.is_the_hosts_own
     bench.requests.restrict(frozenset(), frozenset(), nothing)
@@ -97,7 +97,7 @@ def test_without_a_rule_the_methods_are_the_hosts_own() -> None:
     assert bench.scheduler.schedule() == "abcxy"
 
 
-def test_what_others_had_put_in_their_places_is_put_back() -> None:
+def test_a_replaced_method_of_the_scheduler_is_restored() -> None:
     bench = Bench()
     others = bench.scheduler.schedule = lambda *_: "others"  # type: ignore[method-assign]
     bench.requests.restrict(frozenset(), frozenset(), nothing)
@@ -105,7 +105,7 @@ def test_what_others_had_put_in_their_places_is_put_back() -> None:
     assert bench.scheduler.schedule is others
 
 
-def test_the_rule_may_change_before_every_step() -> None:
+def test_the_restriction_may_change_before_every_step() -> None:
     bench = Bench()
     bench.requests.restrict(
         frozenset("a"), frozenset(), lambda: bench.requests.restrict(frozenset("b"), frozenset(), nothing)
@@ -113,7 +113,7 @@ def test_the_rule_may_change_before_every_step() -> None:
     assert bench.scheduler.schedule() == "b"
 
 
-def test_who_was_out_of_sight_is_back_when_scheduling_fails() -> None:
+def test_hidden_requests_are_back_when_scheduling_fails() -> None:
     bench = Bench()
     bench.requests.restrict(frozenset("b"), frozenset(), nothing)
     bench.scheduler.raises = True
@@ -122,21 +122,21 @@ def test_who_was_out_of_sight_is_back_when_scheduling_fails() -> None:
     assert {r.request_id for r in bench.scheduler.running} == set("abc")
 
 
-def test_one_that_ends_takes_its_reason_along() -> None:
+def test_an_ended_request_carries_the_reason() -> None:
     bench = Bench()
     bench.requests.end("b", "why")
-    bench.requests.end("nobody", "why")
+    bench.requests.end("unknown", "why")
     [(client, outputs)] = bench.sent
     [output] = outputs.outputs
     assert (client, output.request_id, str(output.finish_reason), output.stop_reason) == (1, "b", "error", "why")
 
 
-def test_where_everybody_stands_is_told_in_tokens() -> None:
+def test_the_progress_of_requests_is_in_tokens() -> None:
     standing = Bench("a", "").requests.request_progress()["a"]
     assert (standing.good, standing.reached, standing.output, standing.in_flight) == (7, 8, 3, True)
 
 
-def test_a_request_of_our_own_waits_like_any_other_and_asks_for_few_tokens() -> None:
+def test_a_control_request_waits_like_any_request_and_asks_for_few_tokens() -> None:
     bench = Bench(waiting="")
     bench.requests.add_control()
     bench.requests.add_control()
@@ -145,7 +145,7 @@ def test_a_request_of_our_own_waits_like_any_other_and_asks_for_few_tokens() -> 
     assert (first.prompt_token_ids, first.sampling_params.max_tokens) == ([1], 16)
 
 
-def test_a_model_that_generates_nothing_gets_none() -> None:
+def test_a_pooling_model_gets_no_control_request() -> None:
     bench = Bench(waiting="")
     bench.scheduler.running[0].sampling_params = None
     bench.requests.add_control()

@@ -1,4 +1,4 @@
-"""A pool of standbys: filled one by one, emptied by the ranks that need them, and never in a hurry after a death."""
+"""A pool of standbys: filled slot by slot, emptied by lost ranks, refilled after a growing delay."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WITHIN_S = 10.0
 
 
 class Process:
-    """A process that a test ends; its sentinel is a pipe, as the system's is a descriptor that becomes readable."""
+    """A process that a test ends. The sentinel is a pipe, which becomes readable like the system's descriptor."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
@@ -39,7 +39,7 @@ class Process:
 
 
 class Standby:
-    """What `start` makes: a newcomer as far as the pool knows one."""
+    """A standby as far as the pool uses the process."""
 
     def __init__(self, pid: int, rank: int | None) -> None:
         self.process, self.rank, self.killed = Process(pid), rank, False
@@ -54,7 +54,7 @@ class Standby:
 
 
 class World:
-    """Starts standbys, and remembers what it was told and at which pace each was told to go."""
+    """Starts standbys; records the reported states of the pool and the changes of priority."""
 
     def __init__(self, *, preloaded: bool = True, refusals: int = 0) -> None:
         self.made: list[Standby] = []
@@ -99,7 +99,7 @@ def pool_of(world: World) -> Iterator[Callable[[int], StandbyPool]]:
 def until(holds: Callable[[], bool]) -> None:
     deadline = time.monotonic() + WITHIN_S
     while not holds():
-        assert time.monotonic() < deadline, "it did not come to that"
+        assert time.monotonic() < deadline, "the condition did not become true in time"
         time.sleep(0.002)
 
 
@@ -107,7 +107,7 @@ def ready(world: World, count: int) -> bool:
     return bool(world.told) and world.told[-1].ready == count
 
 
-def filled(world: World, count: int) -> None:
+def fill(world: World, count: int) -> None:
     until(lambda: len(world.made) == count)
     for one in world.made:
         one.say_ready()
@@ -117,9 +117,9 @@ def filled(world: World, count: int) -> None:
 Pools = Callable[[int], StandbyPool]
 
 
-def test_it_fills_gently_and_tells_what_it_holds(world: World, pool_of: Pools) -> None:
+def test_the_pool_fills_at_low_priority_and_reports_its_state(world: World, pool_of: Pools) -> None:
     pool_of(2)
-    filled(world, 2)
+    fill(world, 2)
     assert world.told[-1] == StandbyView(wanted=2, ready=2, memory_bytes=200)
     assert world.paces == [(1000, "slow_down"), (1001, "slow_down")]
     assert [one.rank for one in world.made] == [0, 1]
@@ -130,9 +130,9 @@ def test_a_pool_of_none_starts_nothing(world: World, pool_of: Pools) -> None:
     assert (world.made, world.told) == ([], [])
 
 
-def test_one_that_is_taken_is_told_to_hurry_and_another_takes_its_place(world: World, pool_of: Pools) -> None:
+def test_a_taken_standby_is_hurried_and_another_fills_the_slot(world: World, pool_of: Pools) -> None:
     pool = pool_of(1)
-    filled(world, 1)
+    fill(world, 1)
     assert pool.take(0) is world.made[0]
     assert (1000, "hurry") in world.paces
     until(lambda: len(world.made) == 2)
@@ -140,21 +140,21 @@ def test_one_that_is_taken_is_told_to_hurry_and_another_takes_its_place(world: W
     until(lambda: ready(world, 0))
 
 
-def test_one_that_has_read_another_ranks_weights_does_not_fit(world: World, pool_of: Pools) -> None:
+def test_a_standby_with_the_weights_of_another_rank_does_not_fit(world: World, pool_of: Pools) -> None:
     pool = pool_of(1)
-    filled(world, 1)
+    fill(world, 1)
     assert pool.take(1) is None
     assert pool.take(0) is not None
 
 
-def test_one_without_weights_fits_every_rank(world: World, pool_of: Pools) -> None:
+def test_a_standby_without_weights_fits_every_rank(world: World, pool_of: Pools) -> None:
     world.preloaded = False
     pool = pool_of(1)
-    filled(world, 1)
+    fill(world, 1)
     assert pool.take(7) is world.made[0]
 
 
-def test_the_readiest_is_taken_and_one_that_is_not_ready_is_better_than_none(world: World, pool_of: Pools) -> None:
+def test_a_ready_standby_is_taken_first_and_then_one_that_is_not_ready(world: World, pool_of: Pools) -> None:
     world.preloaded = False
     pool = pool_of(2)
     until(lambda: len(world.made) == 2)
@@ -164,9 +164,9 @@ def test_the_readiest_is_taken_and_one_that_is_not_ready_is_better_than_none(wor
     assert pool.take(0) is world.made[0]
 
 
-def test_one_that_dies_is_replaced_and_never_taken(world: World, pool_of: Pools) -> None:
+def test_a_dead_standby_is_replaced_and_never_taken(world: World, pool_of: Pools) -> None:
     pool = pool_of(1)
-    filled(world, 1)
+    fill(world, 1)
     world.made[0].process.die(-9)
     assert pool.take(0) is not world.made[0]
     until(lambda: len(world.made) == 2 and world.made[0].killed)
@@ -174,16 +174,14 @@ def test_one_that_dies_is_replaced_and_never_taken(world: World, pool_of: Pools)
     until(lambda: ready(world, 1))
 
 
-def test_one_that_cannot_be_started_is_tried_again(world: World, pool_of: Pools) -> None:
+def test_a_start_that_fails_is_repeated(world: World, pool_of: Pools) -> None:
     world.refusals = 3
     pool_of(1)
-    filled(world, 1)
+    fill(world, 1)
     assert (world.refusals, len(world.made)) == (0, 1)
 
 
-def test_pauses_between_deaths_grow_and_one_that_is_ready_ends_them(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_delays_after_deaths_grow_until_a_standby_is_ready(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "LONGEST_PAUSE_S", 60.0)
     pool, now_s = StandbyPool(1, world.start, world.told.append), time.monotonic()
     pauses = []
@@ -201,16 +199,14 @@ def test_pauses_between_deaths_grow_and_one_that_is_ready_ends_them(
 
 def test_closing_ends_every_standby_and_the_thread(world: World, pool_of: Pools) -> None:
     pool = pool_of(2)
-    filled(world, 2)
+    fill(world, 2)
     pool.close()
     assert all(one.killed for one in world.made)
     assert not any(thread.name == "StandbyPool" for thread in threading.enumerate())
     assert pool.take(0) is None
 
 
-def test_after_one_that_came_to_nothing_where_it_was_needed_the_next_one_has_time(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_reported_failure_delays_the_next_start(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "LONGEST_PAUSE_S", 60.0)
     pool, now_s = StandbyPool(1, world.start, world.told.append), time.monotonic()
     pool.report_failure("it did not start")

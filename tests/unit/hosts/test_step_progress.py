@@ -1,4 +1,4 @@
-"""A worker's own progress: written where somebody watches, and nowhere else."""
+"""The progress record of a worker: written with stall detection only."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,12 +15,12 @@ from holdfast.progress.record import RECORD_BYTES
 PLANNED = SimpleNamespace(total_num_scheduled_tokens=9, num_scheduled_tokens={"a": 8, "b": 1})
 
 
-def test_where_nobody_watches_nothing_is_recorded(tmp_path: Path) -> None:
+def test_without_stall_detection_nothing_is_recorded(tmp_path: Path) -> None:
     assert worker_progress(HoldfastConfig(runtime_dir=str(tmp_path), stall_detection=False)) is None
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_step_is_running_while_it_is_and_says_how_large_its_batch_is() -> None:
+def test_a_running_step_is_recorded_with_the_size_of_its_batch() -> None:
     memory = bytearray(RECORD_BYTES)
     progress, reader = WorkerProgress(memory), ProgressReader(memory)
     step = progress.recorded(Phase.FORWARD, lambda planned: reader.look().running)
@@ -29,8 +29,8 @@ def test_a_step_is_running_while_it_is_and_says_how_large_its_batch_is() -> None
     assert reader.look().running == ()
 
 
-def test_how_long_one_took_that_raised_is_not_typical() -> None:
-    """A step that waited for a peer which hung, until its collective was broken."""
+def test_the_duration_of_a_step_that_raised_is_not_typical() -> None:
+    """The step waited for a hung peer until the collective was broken."""
     memory = bytearray(RECORD_BYTES)
     progress, reader = WorkerProgress(memory), ProgressReader(memory)
     step = progress.recorded(Phase.FORWARD, lambda planned, fails: 1 / (not fails))
@@ -43,7 +43,7 @@ def test_how_long_one_took_that_raised_is_not_typical() -> None:
     assert [ended.is_typical for ended in seen.ended] == [False, True, False]
 
 
-def test_what_follows_in_a_step_and_its_output_belong_to_it() -> None:
+def test_sampling_and_output_belong_to_the_step() -> None:
     memory = bytearray(RECORD_BYTES)
     progress, reader = WorkerProgress(memory), ProgressReader(memory)
     progress.recorded(Phase.FORWARD, lambda planned: None)(PLANNED)

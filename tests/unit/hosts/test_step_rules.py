@@ -1,4 +1,4 @@
-"""Rules around the scheduling of a step: several at once, in any order, and afterwards no trace of them."""
+"""Rules around the scheduling of a step: several at once, in any order, and no trace afterwards."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def marking(mark: str) -> Rule:
     return rule
 
 
-def test_a_rule_stands_around_what_the_host_schedules_and_around_those_that_held_before() -> None:
+def test_a_rule_wraps_the_hosts_scheduling_and_the_rules_before() -> None:
     scheduler = Scheduler()
     rules = StepRules(scheduler)
     rules.add(marking("a"))
@@ -35,7 +35,7 @@ def test_a_rule_stands_around_what_the_host_schedules_and_around_those_that_held
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
-def test_whoever_leaves_first_the_method_is_the_hosts_own_after_the_last(order: tuple[int, ...]) -> None:
+def test_after_the_last_rule_the_method_is_the_hosts_own_in_any_order(order: tuple[int, ...]) -> None:
     scheduler = Scheduler()
     rules, there = StepRules(scheduler), [marking(str(i)) for i in range(3)]
     for rule in there:
@@ -47,7 +47,7 @@ def test_whoever_leaves_first_the_method_is_the_hosts_own_after_the_last(order: 
     assert vars(scheduler) == {}
 
 
-def test_one_that_is_put_twice_holds_once_and_one_that_was_never_put_leaves_nothing() -> None:
+def test_adding_twice_and_removing_an_absent_rule_change_nothing() -> None:
     scheduler, rule = Scheduler(), marking("a")
     rules = StepRules(scheduler)
     rules.remove(rule)
@@ -58,7 +58,7 @@ def test_one_that_is_put_twice_holds_once_and_one_that_was_never_put_leaves_noth
     assert vars(scheduler) == {}
 
 
-def test_a_rule_may_end_itself_within_a_step() -> None:
+def test_a_rule_may_remove_itself_within_a_step() -> None:
     scheduler = Scheduler()
     rules = StepRules(scheduler)
 
@@ -71,7 +71,7 @@ def test_a_rule_may_end_itself_within_a_step() -> None:
     assert vars(scheduler) == {}
 
 
-def test_what_others_had_put_there_is_put_back() -> None:
+def test_a_replaced_method_of_the_scheduler_is_restored() -> None:
     scheduler = Scheduler()
     others = scheduler.schedule = lambda *_: "others"  # type: ignore[method-assign]
     rules, rule = StepRules(scheduler), marking("a")

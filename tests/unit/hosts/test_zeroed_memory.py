@@ -1,4 +1,4 @@
-"""Large tensors of zeros take their memory from the system when they are written, and are otherwise what they were."""
+"""Large tensors of zeros take memory when they are written, and otherwise equal those of torch."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_a_large_tensor_of_zeros_takes_no_memory_until_it_is_written() -> None:
 
 
 @pytest.mark.parametrize("n_elements", [3, LARGE_BYTES])
-def test_what_comes_is_what_would_have_come_without(n_elements: int) -> None:
+def test_the_tensors_equal_those_of_torch(n_elements: int) -> None:
     with FreshZeros():
         made = [torch.zeros(2, n_elements), torch.zeros((n_elements,), dtype=torch.int16), torch.zeros([1, n_elements])]
     plain = [torch.zeros(2, n_elements), torch.zeros((n_elements,), dtype=torch.int16), torch.zeros([1, n_elements])]
@@ -46,6 +46,6 @@ def test_memory_of_another_device_is_left_to_torch() -> None:
     assert zeros.device.type == "meta"
 
 
-def test_memory_that_the_system_does_not_give_is_torchs_to_refuse() -> None:
+def test_an_impossible_size_fails_as_in_torch() -> None:
     with FreshZeros(), pytest.raises(RuntimeError):
         torch.zeros(1 << 62, dtype=torch.int8)

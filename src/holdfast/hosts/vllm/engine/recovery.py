@@ -182,7 +182,9 @@ class Recovery:
         if rendezvous is not None:
             self._communicators.rebuild(rendezvous, timeout_s)
         if self._communicators.any_placeholder:
-            raise RecoveryFailed("this engine core has met none of its peers: it would run on alone")
+            raise RecoveryFailed(
+                "the data-parallel group of this engine core is a placeholder: it would run without its peers"
+            )
 
     def _positions(self) -> tuple[RequestPosition, ...]:
         """Return the requests for the workers to keep; none for runner V2, which is sent every request in full."""

@@ -54,9 +54,8 @@ def inject_around(faults: ArmedFaults, name: str, step: Step) -> Step:
         planned = args[0] if args else None
         if getattr(planned, "total_num_scheduled_tokens", 1) == 0:
             return step(*args, **kwargs)
-        faults.batch = getattr(
-            planned, "num_scheduled_tokens", faults.batch
-        )  # sampling has no argument, and the same requests
+        # Sampling belongs to the requests of the call before, and has no such argument.
+        faults.batch = getattr(planned, "num_scheduled_tokens", faults.batch)
         faults.reach(before)
         result = step(*args, **kwargs)
         faults.reach(after)

@@ -1,4 +1,4 @@
-"""Restore a model runner to the histories of the requests that resume. Main thread.
+"""Restore a model runner to the positions of the requests that resume. Main thread.
 
 Runner V1 keeps the tokens and the generator of each request in the worker: a known request is cut back to the tokens
 that were delivered, and every request that does not resume is removed. Runner V2 is sent every resumed request in full
@@ -66,14 +66,14 @@ def _restore_v2(runner: Any) -> tuple[str, ...]:
 def _restore_v1(runner: Any, requests: Sequence[RequestPosition]) -> tuple[str, ...]:
     runner.kv_connector_output = None
     _empty_batch(runner.input_batch)
-    histories = {r.request_id: r for r in requests}
-    for request_id in [r for r in runner.requests if r not in histories]:
+    positions = {r.request_id: r for r in requests}
+    for request_id in [r for r in runner.requests if r not in positions]:
         del runner.requests[request_id]
         runner.num_prompt_logprobs.pop(request_id, None)
-    for request_id, history in histories.items():
+    for request_id, position in positions.items():
         if request_id in runner.requests:
-            _rewind_state(runner, runner.requests[request_id], history)
-    return tuple(r for r, history in histories.items() if not _reaches(runner.requests.get(r), history))
+            _rewind_state(runner, runner.requests[request_id], position)
+    return tuple(r for r, position in positions.items() if not _reaches(runner.requests.get(r), position))
 
 
 def _empty_batch(batch: Any) -> None:
@@ -88,16 +88,16 @@ def _empty_batch(batch: Any) -> None:
     batch.async_copy_ready_event = None
 
 
-def _rewind_state(runner: Any, state: Any, history: RequestPosition) -> None:
+def _rewind_state(runner: Any, state: Any, position: RequestPosition) -> None:
     """Cut off tokens that were not delivered, and append tokens that were delivered before the rank received them."""
-    state.output_token_ids[history.output_tokens - len(history.tail) :] = history.tail
+    state.output_token_ids[position.output_tokens - len(position.tail) :] = position.tail
     state.prev_num_draft_len = 0
     if state.generator is not None:
-        set_generator(state.generator, state.sampling_params.seed, history.output_tokens, runner)
+        set_generator(state.generator, state.sampling_params.seed, position.output_tokens, runner)
 
 
-def _reaches(state: Any | None, history: RequestPosition) -> bool:
-    return state is not None and len(state.output_token_ids) == history.output_tokens
+def _reaches(state: Any | None, position: RequestPosition) -> bool:
+    return state is not None and len(state.output_token_ids) == position.output_tokens
 
 
 # ---- the random generator of a seeded request, runner V1

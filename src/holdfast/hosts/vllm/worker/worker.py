@@ -171,7 +171,9 @@ class VllmWorkerHost:
             self._rebuild(command)
             rebuilt_at = time.monotonic()
             if self._communicators.any_placeholder:
-                raise RecoveryFailed("this rank has met none of its peers: its collectives would send nothing")
+                raise RecoveryFailed(
+                    "the process groups of this rank are placeholders: its collectives would send nothing"
+                )
             if (
                 self.is_replacement and command.histories
             ):  # runner V2 is sent every request in full when it is scheduled

@@ -1,4 +1,4 @@
-"""Files of queues that nobody comes to any more do not stay."""
+"""A retired queue of the host leaves neither files nor threads nor shared memory."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def queue(subscribe: str | None, notify: str | None) -> SimpleNamespace:
 
 
 def test_the_sockets_of_a_queue_are_removed(tmp_path: Path) -> None:
-    """Both of them; and none that is not there, or is no file."""
+    """Remove both sockets; ignore missing sockets and addresses that are no files."""
     files = [tmp_path / name for name in ("calls", "news", "another")]
     for file in files:
         file.touch()
@@ -30,13 +30,13 @@ def test_the_sockets_of_a_queue_are_removed(tmp_path: Path) -> None:
     unlink_sockets(queue("tcp://127.0.0.1:1", None))
 
 
-def held() -> tuple[int, int, int]:
-    """Open files, threads and mappings of shared memory of this process."""
+def resources() -> tuple[int, int, int]:
+    """Count open files, threads and mappings of shared memory of the process."""
     mappings = Path("/proc/self/maps").read_text().count("/dev/shm/")
     return len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task")), mappings
 
 
-def test_a_retired_queue_holds_nothing_though_somebody_still_refers_to_it() -> None:
+def test_a_retired_queue_holds_no_resources_while_it_is_still_referenced() -> None:
     def writer_and_reader() -> list[MessageQueue]:
         writer = MessageQueue(1, 1)
         return [writer, MessageQueue.create_from_handle(writer.export_handle(), 0)]
@@ -44,9 +44,9 @@ def test_a_retired_queue_holds_nothing_though_somebody_still_refers_to_it() -> N
     first = writer_and_reader()
     for queue in first:
         retire(queue)
-    before = held()
+    before = resources()
     second = writer_and_reader()
-    assert held() > before
+    assert resources() > before
     for queue in second:
         retire(queue)
-    assert held() == before
+    assert resources() == before
