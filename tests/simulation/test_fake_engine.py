@@ -212,7 +212,7 @@ def test_a_rank_that_dies_and_comes_back_with_an_empty_memory_changes_no_token(o
 
 
 @pytest.mark.parametrize("options", ALL)
-def test_a_healthy_rank_that_is_replaced_because_somebody_asks_changes_no_token(options):
+def test_a_healthy_rank_that_is_replaced_on_command_changes_no_token(options):
     driver = Driver(options)
     for _ in range(4):
         driver.turn()
@@ -223,7 +223,7 @@ def test_a_healthy_rank_that_is_replaced_because_somebody_asks_changes_no_token(
     assert driver.run() == driver.expected
 
 
-def test_what_was_cached_before_a_rank_lost_its_memory_is_hit_by_nobody_later():
+def test_what_was_cached_before_a_rank_lost_its_memory_is_never_hit_later():
     driver = Driver(SYNC)
     driver.run()
     driver.engine.kill_rank(0)

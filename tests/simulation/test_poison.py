@@ -68,7 +68,7 @@ def test_of_two_at_once_each_ends_alone(seed):
 
 
 @pytest.mark.parametrize("seed", seeds(20))
-def test_of_a_pair_nobody_ends(seed):
+def test_of_a_pair_no_request_ends(seed):
     run = Run(seed, poison("0.2", together=2), requests=24)  # 0.2, 0.20 to 0.23: any two of them
     assert (run.outcome.ended, run.ended, run.outcome.finished_requests) == (None, [], 24)
 
@@ -81,7 +81,7 @@ def test_the_only_one_there_is_ends_too(seed, kind):
 
 
 @pytest.mark.parametrize("seed", seeds(20))
-def test_one_whose_error_nobody_knows_ends_though_every_second_one_costs_a_process(seed):
+def test_one_with_an_unknown_error_ends_though_every_second_one_costs_a_process(seed):
     run = Run(seed, poison("0.9", message="CUDA error: unknown error"), requests=12)
     assert (run.outcome.ended, run.ended, run.outcome.finished_requests) == (None, ["0.9"], 11)
     assert run.faults <= MOST_FAULTS
@@ -112,7 +112,7 @@ def test_a_rank_that_computes_what_is_no_number_for_different_requests_gets_a_ne
 
 
 @pytest.mark.parametrize("seed", [529, 2308, 2868, 2976])
-def test_faults_of_several_causes_close_together_end_nobody(seed):
+def test_faults_of_several_causes_close_together_end_no_request(seed):
     """In these seeds one burst begins a search and another one hits whoever runs alone, in new processes too.
 
     That nobody innocent is ended is a law, which `simulate` raises for.
@@ -123,7 +123,7 @@ def test_faults_of_several_causes_close_together_end_nobody(seed):
 
 
 @pytest.mark.parametrize("seed", seeds(100))
-def test_two_bursts_end_nobody_wherever_they_hit(seed):
+def test_two_bursts_end_no_request_wherever_they_hit(seed):
     dice = random.Random(seed)
     bursts = [
         InjectionSpec(phase=phase, after_steps=dice.randint(2, 30), times=dice.randint(1, 6))
@@ -150,7 +150,7 @@ def test_the_retries_are_not_used_up_by_a_search_that_gets_on():
     assert all("not counted" in reason for reason in decided[2:])
 
 
-def test_whoever_is_ended_is_named_with_the_incident():
+def test_an_ended_request_is_named_with_the_incident():
     run = Run(1, poison("0.30"))
     [event] = run.of(EventKind.REQUEST_ENDED)
     assert (event.request_id, event.engine_id) == ("0.30", 0)

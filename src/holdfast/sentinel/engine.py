@@ -70,7 +70,7 @@ class EngineCoreSentinel:
         self._machine = EngineCoreMachine(engine_id, config, time.time, joins_epoch)
         self._changed = threading.Condition()  # held for a fact and all its effects
         self._tasks: SimpleQueue[fx.Task] = SimpleQueue()
-        self._joins = joins_epoch is not None  # it has met none of its peers yet
+        self._joins = joins_epoch is not None  # pauses until its lockstep group lets it in
         self._host: EngineHost | None = None  # none while the engine core starts
         self._watch: ProgressWatch | None = None
         self._incidents = IncidentFiles(config.incident_dir, config.runtime_dir, engine_id)
@@ -135,7 +135,9 @@ class EngineCoreSentinel:
         """Run the busy loop through its faults. Returns or raises only when the engine core ends."""
         host = self._attached_host()
         if self._joins:
-            self._pause(facts.JoinAwaited(), AwaitsJoin("it has met none of its peers yet"), is_running)
+            self._pause(
+                facts.JoinAwaited(), AwaitsJoin("this engine core has not joined its lockstep group yet"), is_running
+            )
         while (error := _error_of(busy_loop)) is not None:
             raised = facts.StepRaised(error, host.is_interrupt(error), host.is_workers_reply(error))
             self._pause(raised, error, is_running)
@@ -306,11 +308,11 @@ class EngineCoreSentinel:
 
     def _send(self, message: m.FromEngine) -> None:
         if not self._client.send(m.encode(message)):
-            logger.error("EngineCoreSentinel-%d: client does not take a message", self._engine_id)
+            logger.error("EngineCoreSentinel-%d: the client did not accept a message", self._engine_id)
 
     def _send_to_rank(self, rank: int, message: m.ToWorker) -> None:
         if not self._workers.send(worker_identity(rank), m.encode(message)):
-            logger.error("EngineCoreSentinel-%d: rank %d takes no commands", self._engine_id, rank)
+            logger.error("EngineCoreSentinel-%d: rank %d did not accept a command", self._engine_id, rank)
 
     def _arm_rank(self, command: m.ArmWorkerFault) -> None:
         if not self._workers.send(worker_identity(command.spec.rank), m.encode(command)):

@@ -41,7 +41,7 @@ class IncidentFiles:
         try:
             return self._keep(stall, pids)
         except OSError as error:
-            logger.warning("the evidence of a stall could not be kept: %s", error)
+            logger.warning("cannot write the evidence of a stall: %s", error)
             return None
 
     def _keep(self, stall: Stall, pids: Mapping[int, int]) -> Path:

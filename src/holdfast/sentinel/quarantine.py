@@ -63,7 +63,7 @@ class Quarantine:
             self._detector.renewed(by_ladder=not self._replaces_for_fault)
             if not self._replaces_for_fault:
                 self._restriction = Restriction(
-                    "processes that were not to be trusted are replaced", end=self._restriction.end
+                    "faulty rank processes are replaced; earlier suspicions are dropped", end=self._restriction.end
                 )
         self._follow(self._requests)
 

@@ -78,5 +78,5 @@ class ProgressWatch:
         try:
             return ProgressReader.of(self._folder, pid)
         except OSError as error:
-            logger.error("the progress of process %d cannot be read, only whether it is stopped: %s", pid, error)
+            logger.error("cannot read the progress of process %d; only a stopped process is detected: %s", pid, error)
             return None

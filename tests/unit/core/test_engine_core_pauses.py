@@ -106,7 +106,7 @@ def test_a_client_that_is_silent_too_long_ends_the_engine_core():
     bench.wait(9.9)
     assert bench.machine.busy_loop is BusyLoop.PAUSED
     bench.wait(0.1)
-    assert bench.tasks[-1] == fx.EndBusyLoop("nothing was heard for 10 s")
+    assert bench.tasks[-1] == fx.EndBusyLoop("the client has been silent for 10 s")
 
 
 def test_a_client_that_says_anything_is_waited_for_longer():
@@ -124,7 +124,7 @@ def test_settings_may_be_replaced_while_the_busy_loop_is_paused():
     settings = RuntimeSettings(engine_recovery_timeout_s=1.0, containment_timeout_s=1.0)
     bench.tell(m.ChangeSettings(settings=settings))
     bench.wait(REANNOUNCE_S)
-    assert bench.tasks[-1] == fx.EndBusyLoop("nothing was heard for 2 s")
+    assert bench.tasks[-1] == fx.EndBusyLoop("the client has been silent for 2 s")
 
 
 # ---- commands

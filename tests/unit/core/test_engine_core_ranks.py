@@ -98,7 +98,7 @@ def test_a_rank_that_does_not_acknowledge_in_time_is_declared_hung_and_killed_on
     assert bench.killed == [0]
     fault = bench.faults[-1]
     assert (fault.fault_class, fault.rank) == (FaultClass.UNRESPONSIVE, 0)
-    assert fault.message == "rank 0 did not acknowledge within 5 s that it stopped; it is taken for hung"
+    assert fault.message == "rank 0 did not acknowledge within 5 s that it stopped; declared hung"
 
 
 def test_the_pause_is_announced_at_the_bound_when_a_rank_stays_silent():
@@ -152,7 +152,7 @@ def test_a_rank_that_does_not_leave_a_broken_collective_is_killed():
     bench.tell(m.RankStuck(rank=1, pid=101, collective="all_reduce"))
     assert (bench.killed, bench.faults[0].message) == (
         [1],
-        "rank 1 did not leave all_reduce, which was broken; it never will",
+        "rank 1 did not leave all_reduce after collectives were broken; declared hung",
     )
 
 
@@ -333,7 +333,7 @@ def test_a_fault_that_its_rank_does_not_accept_is_refused_and_not_armed_again():
     bench = EngineCoreBench()
     [effect] = arm(bench, request="poison")
     bench.tell(facts.ArmingUndelivered(effect.command))
-    assert refusals(bench) == ["rank 0 takes no commands"]
+    assert refusals(bench) == ["rank 0 did not accept the command"]
     assert bench.attach(0, 200) == []
 
 

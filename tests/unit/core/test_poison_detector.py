@@ -75,12 +75,12 @@ def requests(count: int, length: int = 60) -> dict[str, int]:
     return {f"r{index}": length for index in range(count)}
 
 
-def any_of(*guilty: str) -> Poisons:
-    return lambda batch: bool(batch & set(guilty))
+def any_of(*poison: str) -> Poisons:
+    return lambda batch: bool(batch & set(poison))
 
 
-def together(*guilty: str) -> Poisons:
-    return lambda batch: batch >= set(guilty)
+def together(*poison: str) -> Poisons:
+    return lambda batch: batch >= set(poison)
 
 
 def bound(count: int) -> int:
@@ -91,19 +91,19 @@ def bound(count: int) -> int:
     return max(5, 2 + math.ceil(math.log2(count / 4)) + 2)
 
 
-@pytest.mark.parametrize("guilty", range(32))
+@pytest.mark.parametrize("poison", range(32))
 @pytest.mark.parametrize("depth", [1, 2])
-def test_one_of_32_is_found_with_at_most_seven_faults_whoever_it_is(guilty, depth):
-    bench = Bench(requests(32), any_of(f"r{guilty}"), steps_in_flight=depth).run()
-    assert bench.ended == [f"r{guilty}"]
+def test_one_of_32_is_found_with_at_most_seven_faults_wherever_it_is(poison, depth):
+    bench = Bench(requests(32), any_of(f"r{poison}"), steps_in_flight=depth).run()
+    assert bench.ended == [f"r{poison}"]
     assert len(bench.faults) <= 7
 
 
 @pytest.mark.parametrize("count", range(2, 65))
 def test_a_search_costs_one_fault_for_each_halving(count):
-    for guilty in range(count):
-        bench = Bench(requests(count), any_of(f"r{guilty}")).run()
-        assert bench.ended == [f"r{guilty}"]
+    for poison in range(count):
+        bench = Bench(requests(count), any_of(f"r{poison}")).run()
+        assert bench.ended == [f"r{poison}"]
         assert len(bench.faults) <= bound(count)
 
 
@@ -130,7 +130,7 @@ def test_faults_between_which_everybody_gets_further_begin_no_search():
     assert not any(v.watch for v in bench.told)
 
 
-def test_two_faults_in_a_row_by_accident_end_nobody_and_hold_nobody_for_long():
+def test_two_faults_in_a_row_by_accident_end_no_request_and_delay_none_for_long():
     faults = iter([True, True])
     bench = Bench(requests(8), lambda _: next(faults, False)).run()
     assert bench.ended == []
@@ -139,7 +139,7 @@ def test_two_faults_in_a_row_by_accident_end_nobody_and_hold_nobody_for_long():
 
 
 @pytest.mark.parametrize("count", [2, 3, 4, 32])
-def test_where_nothing_passes_nobody_is_guilty(count):
+def test_where_nothing_passes_no_request_is_poison(count):
     bench = Bench(requests(count), lambda _: True)
     for _ in range(100):
         bench.turn()
@@ -161,27 +161,27 @@ def test_what_was_found_out_about_processes_that_were_not_to_be_trusted_is_forgo
 
 @settings(max_examples=200, deadline=None)
 @given(count=st.integers(3, 40), depth=st.integers(1, 2), data=st.data())
-def test_of_any_guilty_ones_each_is_ended_and_nobody_else(count, depth, data):
+def test_of_any_poison_requests_each_is_ended_and_no_other(count, depth, data):
     names = [f"r{i}" for i in range(count)]
-    guilty = data.draw(st.lists(st.sampled_from(names), min_size=1, max_size=min(3, count - 1), unique=True))
-    bench = Bench(requests(count), any_of(*guilty), steps_in_flight=depth).run()
-    assert sorted(bench.ended) == sorted(guilty)
-    assert len(bench.faults) <= len(guilty) * (bound(count) + 4)
+    poison = data.draw(st.lists(st.sampled_from(names), min_size=1, max_size=min(3, count - 1), unique=True))
+    bench = Bench(requests(count), any_of(*poison), steps_in_flight=depth).run()
+    assert sorted(bench.ended) == sorted(poison)
+    assert len(bench.faults) <= len(poison) * (bound(count) + 4)
 
 
 @settings(max_examples=200, deadline=None)
 @given(count=st.integers(2, 40), size=st.integers(2, 3), data=st.data())
-def test_of_those_that_fail_only_together_nobody_is_ended(count, size, data):
+def test_of_those_that_fail_only_together_no_request_is_ended(count, size, data):
     names = [f"r{i}" for i in range(count)]
-    guilty = data.draw(st.permutations(names))[: min(size, count)]
-    bench = Bench(requests(count), together(*guilty)).run()
+    poison = data.draw(st.permutations(names))[: min(size, count)]
+    bench = Bench(requests(count), together(*poison)).run()
     assert bench.ended == []
     assert len(bench.faults) <= 2 * bound(count)
 
 
 @settings(max_examples=200, deadline=None)
 @given(count=st.integers(3, 40), data=st.data())
-def test_a_guilty_one_beside_a_pair_is_ended_alone(count, data):
+def test_a_poison_request_beside_a_pair_is_ended_alone(count, data):
     culprit, *pair = data.draw(st.permutations([f"r{i}" for i in range(count)]))[:3]
     both = any_of(culprit), together(*pair)
     bench = Bench(requests(count), lambda batch: any(poisons(batch) for poisons in both)).run()
@@ -208,7 +208,7 @@ def test_one_that_is_alone_is_compared_with_a_request_of_our_own_and_ended(renew
     assert (bench.ended, len(bench.faults)) == (["r0"], 5)
 
 
-def test_where_a_request_of_our_own_fails_too_nobody_is_ended():
+def test_where_a_request_of_our_own_fails_too_no_request_is_ended():
     bench = Bench(requests(1), lambda _: True)
     for _ in range(200):
         bench.turn()
@@ -229,7 +229,7 @@ def test_one_that_gets_further_between_its_faults_is_not():
     assert Bench(requests(1, 30), lambda _: next(turns) % 5 == 4, renews=True).run().ended == []
 
 
-def test_whoever_waits_serves_as_a_control():
+def test_a_waiting_request_serves_as_a_control():
     bench = Bench(requests(1), any_of("r0"))
     for _ in range(2):
         bench.turn()
@@ -248,7 +248,7 @@ def test_whoever_waits_serves_as_a_control():
     gaps=st.tuples(st.integers(0, 30), st.integers(1, 30)),
     lengths=st.tuples(st.integers(1, 12), st.integers(1, 12)),
 )
-def test_whatever_fails_for_a_while_and_then_for_another_while_ends_nobody(count, depth, gaps, lengths):
+def test_whatever_fails_for_a_while_and_then_for_another_while_ends_no_request(count, depth, gaps, lengths):
     """It takes three: one that begins the search, and two that begin just when the same request runs alone."""
     fails = (b for gap, length in zip(gaps, lengths, strict=True) for b in [False] * gap + [True] * length)
     bench = Bench(requests(count), lambda _: next(fails, False), steps_in_flight=depth).run()
@@ -308,7 +308,7 @@ def test_a_search_whose_requests_do_not_run_is_given_up():
     assert "given up" in found[0].reason
 
 
-def test_a_fault_in_nobodys_step_says_nothing_about_anybody():
+def test_a_fault_in_a_step_without_requests_teaches_nothing():
     bench = Bench(requests(4), any_of("r1"))
     for _ in range(2):
         bench.turn()

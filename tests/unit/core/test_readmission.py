@@ -1,4 +1,4 @@
-"""Requests whose engine core died go on one by one once they are suspected, and a guilty one ends."""
+"""Requests whose engine core died go on one by one once they are suspected, and a poison one ends."""
 
 import pytest
 from hypothesis import given
@@ -8,12 +8,12 @@ from holdfast.core.requests.readmission import CLEARED_TOKENS, Readmission
 
 
 class Bench:
-    """A front end and engine cores that die of guilty requests as soon as they get them."""
+    """A front end and engine cores that die of poison requests as soon as they get them."""
 
-    def __init__(self, count, *guilty, sick=False):
+    def __init__(self, count, *poison, sick=False):
         self.readmission = Readmission()
         self.tokens = {f"r{i}": 0 for i in range(count)}
-        self.guilty, self.sick = set(guilty), sick
+        self.poison, self.sick = set(poison), sick
         self.there: list[str] = []
         self.ended: list[str] = []
         self.deaths = 0
@@ -29,7 +29,7 @@ class Bench:
         for request_id in self.tokens:
             if request_id not in self.there and self.readmission.may_go(request_id):
                 self.there.append(request_id)
-        if self.guilty & set(self.there) or (self.sick and self.there):
+        if self.poison & set(self.there) or (self.sick and self.there):
             self.die()
             return
         for request_id in list(self.there):
@@ -44,7 +44,7 @@ class Bench:
         self.there = []
         if culprit is not None:
             self.ended.append(culprit)
-            self.guilty.discard(culprit)
+            self.poison.discard(culprit)
             self.close(culprit)
 
     def close(self, request_id):
@@ -61,19 +61,19 @@ def test_one_that_kills_every_engine_core_is_ended_after_four(count):
 
 
 @given(count=st.integers(3, 20), data=st.data())
-def test_of_several_each_is_ended_and_nobody_else(count, data):
-    guilty = data.draw(st.sets(st.sampled_from([f"r{i}" for i in range(count)]), min_size=1, max_size=count - 1))
-    bench = Bench(count, *guilty).run(2000)
-    assert (set(bench.ended), bench.tokens) == (guilty, {})
-    assert bench.deaths <= 2 + 2 * len(guilty)
+def test_of_several_each_is_ended_and_no_other(count, data):
+    poison = data.draw(st.sets(st.sampled_from([f"r{i}" for i in range(count)]), min_size=1, max_size=count - 1))
+    bench = Bench(count, *poison).run(2000)
+    assert (set(bench.ended), bench.tokens) == (poison, {})
+    assert bench.deaths <= 2 + 2 * len(poison)
 
 
-def test_where_every_engine_core_dies_at_once_nobody_is_guilty_before_each_was_tried():
+def test_where_every_engine_core_dies_at_once_no_request_is_poison_before_each_was_tried():
     bench = Bench(12, sick=True).run(12)
     assert bench.ended == []
 
 
-def test_whoever_gets_further_between_two_losses_is_no_suspect():
+def test_a_request_with_progress_between_two_losses_is_no_suspect():
     readmission = Readmission()
     for tokens in range(20):
         assert readmission.lost({"a": tokens, "b": tokens}) is None

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from holdfast.core.requests.rewind import (
-    HeldRequest,
+    RequestBlocks,
     RewindPlan,
     given_up_blocks,
     plan_restart,
@@ -25,7 +25,7 @@ def blocks_for(tokens):
 def a_request(draw, name, blocks):
     """A request whose blocks cover what is computed, anything of which may be in flight."""
     computed = draw(st.integers(0, len(blocks) * BLOCK))
-    return HeldRequest(
+    return RequestBlocks(
         request_id=name,
         total=draw(st.integers(max(1, computed), computed + 6)),
         computed=computed,
@@ -133,7 +133,7 @@ def test_a_partly_kept_block_has_one_writer(requests):
 def test_planning_again_what_was_planned_changes_nothing(requests):
     plan = plan_rewind(requests, BLOCK)
     again = [
-        HeldRequest(r.request_id, r.total, good, 0, r.blocks[: blocks_for(good)], r.keepable)
+        RequestBlocks(r.request_id, r.total, good, 0, r.blocks[: blocks_for(good)], r.keepable)
         for r in requests
         for good in [plan.good_tokens[r.request_id]]
     ]
@@ -152,7 +152,7 @@ def test_blocks_become_free_exactly_when_nobody_keeps_them(requests):
 
 
 def request(name, computed, in_flight, blocks, total=None, keepable=True):
-    return HeldRequest(name, total or computed + 1, computed, in_flight, blocks, keepable)
+    return RequestBlocks(name, total or computed + 1, computed, in_flight, blocks, keepable)
 
 
 def test_a_decode_in_flight_costs_one_token():
@@ -239,6 +239,6 @@ def test_a_shared_block_is_not_free_before_its_last_keeper_is_released():
 
 
 def test_where_a_rank_lost_its_memory_no_kv_is_good_and_every_held_block_is_suspect():
-    held = [HeldRequest("a", 10, 9, 0, (0, 1, 2)), HeldRequest("b", 4, 0, 0, ())]
+    held = [RequestBlocks("a", 10, 9, 0, (0, 1, 2)), RequestBlocks("b", 4, 0, 0, ())]
     plan = plan_restart(held, 4)
     assert (plan.good_tokens, plan.suspect_blocks) == ({"a": 0, "b": 0}, frozenset({0, 1, 2}))

@@ -63,7 +63,7 @@ def test_a_rank_that_is_in_no_step_has_all_the_time_there_is() -> None:
     assert bench.watch(600, {0: {}, 1: {}})[0] == []
 
 
-def test_of_a_stopped_rank_and_one_that_waits_for_it_the_stopped_one_is_to_blame() -> None:
+def test_of_a_stopped_rank_and_one_that_waits_for_it_the_stopped_one_is_the_stall() -> None:
     bench = Bench()
     stalls, after_s = bench.watch(5, {0: in_step(bench), 1: in_step(bench, state="T")})
     assert [(s.rank, s.is_certain) for s in stalls] == [(1, True)]
@@ -82,12 +82,12 @@ def test_a_process_that_goes_on_before_its_time_was_never_stopped() -> None:
         assert bench.see({0: {"state": "S"}}) == []
 
 
-def test_a_rank_held_by_a_debugger_is_not_accused() -> None:
+def test_a_rank_in_a_debugger_has_not_stalled() -> None:
     bench = Bench()
     assert bench.watch(60, {0: in_step(bench), 1: in_step(bench, state="t")})[0] == []
 
 
-def test_who_is_gone_is_not_accused() -> None:
+def test_a_dead_process_has_not_stalled() -> None:
     bench = Bench(ranks=1)
     assert bench.watch(60, {0: in_step(bench, state="X")})[0] == []
 
@@ -172,12 +172,12 @@ def test_a_larger_step_than_any_before_has_longer_by_the_square_of_its_size() ->
     assert hinted_s(BatchShape(2048, 1), BatchShape(512, 1)) == LIMITS.relearning_s
 
 
-def test_what_is_only_guessed_never_has_longer_than_what_nobody_knows() -> None:
+def test_what_is_only_guessed_never_has_longer_than_what_is_unknown() -> None:
     assert hinted_s(BatchShape(65536, 1), BatchShape(16, 1), lasted_s=1.0) == LIMITS.unlearned_s
 
 
 @given(st.floats(0.2, 3600))
-def test_a_machine_that_slept_accuses_nobody_on_waking(slept_s: float) -> None:
+def test_a_machine_that_slept_reports_no_stall_on_waking(slept_s: float) -> None:
     bench = Bench()
     seen = {0: in_step(bench), 1: in_step(bench)}
     bench.watch(0.5, seen)
@@ -207,7 +207,7 @@ def test_a_call_that_merely_took_long_teaches_that() -> None:
 
 
 @given(st.lists(st.floats(0.25, 5), min_size=1, max_size=40))
-def test_a_watch_that_always_comes_late_never_accuses(gaps_s: list[float]) -> None:
+def test_a_watch_that_always_comes_late_never_reports_a_stall(gaps_s: list[float]) -> None:
     bench = Bench()
     seen = {0: in_step(bench), 1: in_step(bench, state="S")}
     assert all(bench.see(seen, after_s=TICK_S + gap_s) == [] for gap_s in gaps_s if len(gaps_s) * TICK_S < 1)
@@ -236,14 +236,14 @@ def test_who_computes_where_nothing_is_compiled_and_who_does_not_has_no_longer(l
     assert bench.watch(limits.decode_floor_s + 2 * TICK_S, {0: in_step(bench, **seen)})[0] != []
 
 
-def test_a_peer_in_a_prefill_is_waited_for_and_is_accused_elsewhere() -> None:
+def test_a_peer_in_a_prefill_is_waited_for_and_is_declared_hung_by_its_own_engine_core() -> None:
     bench = Bench(DECODE, PREFILL)
     seen = {0: in_step(bench), 1: in_step(bench, PREFILL, is_peer=True)}
     assert bench.watch(LIMITS.prefill_floor_s - 2 * TICK_S, seen)[0] == []
     assert {s.rank for s in bench.watch(1, seen)[0]} == {0}
 
 
-def test_who_waits_for_a_stopped_peer_is_not_accused_nor_is_the_peer() -> None:
+def test_neither_a_rank_that_waits_for_a_stopped_peer_nor_the_peer_has_stalled() -> None:
     bench = Bench()
     assert bench.watch(60, {0: in_step(bench), 1: in_step(bench, state="T", is_peer=True)})[0] == []
 
@@ -265,13 +265,13 @@ def test_what_was_computed_in_a_call_before_is_no_excuse_for_this_one() -> None:
     assert bench.watch(LIMITS.decode_floor_s + 2 * TICK_S, {0: hangs})[0] != []
 
 
-def test_a_rank_that_gets_no_processor_is_not_accused_nor_is_one_that_waits_for_it() -> None:
+def test_a_rank_that_gets_no_processor_has_not_stalled_nor_has_one_that_waits_for_it() -> None:
     bench = Bench()
     seen = {0: in_step(bench), 1: in_step(bench, state="R", starved_s=TICK_S)}
     assert bench.watch(60, seen)[0] == []
 
 
-def test_a_rank_that_spins_and_gets_its_processor_is_accused() -> None:
+def test_a_rank_that_spins_and_gets_its_processor_has_stalled() -> None:
     bench = Bench(ranks=1)
     assert bench.watch(3, {0: in_step(bench, state="R", starved_s=0.001)})[0]
 

@@ -10,7 +10,7 @@ from holdfast.core.poison.detector import RequestProgress
 from holdfast.core.protocol import messages as m
 from holdfast.sentinel.quarantine import Quarantine
 
-NOBODY_SUSPECTED = (None, frozenset(), None)
+NO_RESTRICTION = (None, frozenset(), None)
 
 
 def fault(fault_class: FaultClass = FaultClass.TRANSIENT) -> Fault:
@@ -23,7 +23,7 @@ class Requests:
     def __init__(self, *names: str) -> None:
         self.at = dict.fromkeys(names, 0)
         self.in_flight = set(names)
-        self.rule: tuple[object, ...] = NOBODY_SUSPECTED
+        self.rule: tuple[object, ...] = NO_RESTRICTION
         self.ended: dict[str, str] = {}
         self.controls = 0
         self.recomputed: list[str] = []
@@ -78,13 +78,13 @@ class Bench:
         return [t for t in self.told if isinstance(t, m.RequestEnded)]
 
 
-def test_a_single_fault_touches_nobody():
+def test_a_single_fault_restricts_no_request():
     bench = Bench("a", "b")
     assert not bench.fails({"a", "b"})
-    assert (bench.requests.rule, bench.told) == (NOBODY_SUSPECTED, [])
+    assert (bench.requests.rule, bench.told) == (NO_RESTRICTION, [])
 
 
-def test_a_guilty_one_is_ended_with_an_error_that_names_the_incident_as_the_event_does():
+def test_a_poison_request_is_ended_with_an_error_that_names_the_incident_as_the_event_does():
     bench = Bench("a", "b")
     bench.fails({"a", "b"})
     bench.fails({"a", "b"})
@@ -101,7 +101,7 @@ def test_a_guilty_one_is_ended_with_an_error_that_names_the_incident_as_the_even
     assert ended.incident.endswith("-engine0-epoch5")
     assert ended.incident in bench.requests.ended["b"]
     bench.steps()
-    assert bench.requests.rule == NOBODY_SUSPECTED
+    assert bench.requests.rule == NO_RESTRICTION
     assert bench.told[-1].suspects == 0
     assert all(m.decode_from_engine(m.encode(told)) == told for told in bench.told)
 
@@ -138,11 +138,11 @@ def test_what_is_told_is_told_once_and_holds_on_through_recoveries_of_others():
     assert (bench.told, bench.requests.rule[:2]) == (told, rule)
 
 
-def test_a_broken_collective_accuses_nobody_and_clears_nobody():
+def test_a_broken_collective_suspects_no_request_and_clears_none():
     bench = Bench("a", "b")
     for _ in range(3):
         bench.fails({"a", "b"}, fault(FaultClass.COMMUNICATOR))
-    assert bench.requests.rule == NOBODY_SUSPECTED
+    assert bench.requests.rule == NO_RESTRICTION
     bench.fails({"a", "b"})
     bench.fails({"a", "b"})
     rule = bench.requests.rule[:2]

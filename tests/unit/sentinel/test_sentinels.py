@@ -302,7 +302,7 @@ def test_an_instruction_that_makes_no_sense_is_refused_with_the_state(bench: Ben
     assert refused.value.state == "healthy"
 
 
-def test_an_orderly_shutdown_ends_a_hold(make_bench: Callable[..., Bench]) -> None:
+def test_an_orderly_shutdown_ends_a_pause(make_bench: Callable[..., Bench]) -> None:
     bench = make_bench(fault_policy="external")
     bench.attach()
     with pytest.raises(SystemExit):
@@ -350,7 +350,7 @@ def test_a_rank_whose_process_is_gone_is_reported_interrupts_the_busy_loop_and_i
     assert fault is not None
     assert (fault.fault_class, fault.rank) == (FaultClass.WORKER_LOST, 0)
     assert fault.message == "the process of rank 0 is gone: killed by SIGKILL"
-    bench.run(ValueError("told to stand still"))
+    bench.run(ValueError("told to pause"))
     assert bench.host.replaced == [(0,)]
 
 
@@ -371,7 +371,7 @@ def test_a_rank_that_does_not_leave_a_broken_collective_is_killed(told_to_break:
     told_to_break.settled(EventKind.FAULT_REPORTED)
     [fault] = [e.fault for e in told_to_break.client.history() if e.fault is not None]
     assert (fault.fault_class, fault.rank) == (FaultClass.UNRESPONSIVE, 0)
-    assert fault.message == "rank 0 did not leave all_reduce, which was broken; it never will"
+    assert fault.message == "rank 0 did not leave all_reduce after collectives were broken; declared hung"
     assert told_to_break.host.killed == [0]
 
 
@@ -403,7 +403,7 @@ def test_a_rank_that_leaves_its_broken_collective_after_the_first_look_is_let_al
     assert told_to_break.host.killed == []
 
 
-def test_a_word_of_a_process_that_is_no_rank_any_more_kills_nobody(bench: Bench) -> None:
+def test_a_report_of_an_old_process_kills_nothing(bench: Bench) -> None:
     bench.engine._feed(m.RankStuck(rank=0, pid=1, collective="all_reduce"))
     assert bench.host.killed == []
 
@@ -444,7 +444,7 @@ def test_deadlines_of_steps_are_learned_anew_with_a_recovery(
     assert relearned.wait(WAIT_S)
 
 
-def test_without_stall_detection_nobody_looks(make_bench: Callable[..., Bench], tmp_path: Path) -> None:
+def test_without_stall_detection_no_process_is_watched(make_bench: Callable[..., Bench], tmp_path: Path) -> None:
     bench = make_bench(runtime_dir=str(tmp_path), stall_detection=False)
     bench.attach()
     assert bench.engine._watch is None

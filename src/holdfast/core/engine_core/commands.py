@@ -36,4 +36,4 @@ class CommandQueue:
         """Return a command to end when the client has been silent for `bound_s`; None otherwise."""
         if now - self._heard_at < bound_s:
             return None
-        return m.EndEngine(command_id="", reason=f"nothing was heard for {bound_s:g} s")
+        return m.EndEngine(command_id="", reason=f"the client has been silent for {bound_s:g} s")

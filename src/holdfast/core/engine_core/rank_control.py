@@ -91,7 +91,7 @@ class RankControl:
     def rank_stuck(self, report: m.RankStuck, now: float) -> None:
         """Kill a rank that does not leave a broken collective; ignore the report of an old process."""
         if self.registry.pids().get(report.rank) == report.pid:
-            why = f"did not leave {report.collective}, which was broken; it never will"
+            why = f"did not leave {report.collective} after collectives were broken; declared hung"
             self._kill(self._hung(report.rank, why), report.rank, now)
 
     # ---- ranks that report nothing
@@ -100,7 +100,7 @@ class RankControl:
         """Declare ranks hung that did not acknowledge in time."""
         for rank in sorted(self.containment.overdue(now)):
             bound_s = self._context.config.acknowledge_timeout_s
-            why = f"did not acknowledge within {bound_s:g} s that it stopped; it is taken for hung"
+            why = f"did not acknowledge within {bound_s:g} s that it stopped; declared hung"
             self._kill(self._hung(rank, why), rank, now)
 
     def rank_lost(self, lost: facts.RankLost, now: float) -> None:
@@ -218,4 +218,4 @@ class RankControl:
     def arming_undelivered(self, command: m.ArmWorkerFault) -> None:
         """Refuse the command of an operator, because the rank is not reached."""
         self._armed.forget(command)
-        self._context.answer(command.command_id, f"rank {command.spec.rank} takes no commands")
+        self._context.answer(command.command_id, f"rank {command.spec.rank} did not accept the command")

@@ -186,7 +186,7 @@ class Bisection:
         if self.suspects:
             return self._next_trial(())
         if len(failed) > 1 or self._controls >= MAX_CONTROLS:
-            return Over("nothing passes that could be compared with")
+            return Over("no request passes that could be compared with the suspects")
         self._controls += 1
         return NeedsControl()
 

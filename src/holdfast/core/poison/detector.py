@@ -86,7 +86,7 @@ class PoisonDetector:
         batch = in_fault(everybody, named)
         self._forget_left(progress)
         if not batch:
-            return self._restriction(progress, "the fault was in no request's step" if self._search else "")
+            return self._restriction(progress, "the failed step had no requests" if self._search else "")
         fine = everybody - batch
         search_progressed = (
             self._search_on(batch, progress, fine) if self._search else self._begin(batch, progress, fine)
@@ -190,14 +190,20 @@ class PoisonDetector:
 
     def _give_up(self, progress: ProgressOfRequests) -> Restriction:
         self._drop()
-        return self._restriction(progress, "those on trial do not run: the search is given up, everybody runs again")
+        return self._restriction(progress, "requests on trial make no progress; search given up, all requests run")
 
     def _release_apart(self, progress: ProgressOfRequests) -> Restriction | None:
         """Release requests that were kept apart, once the requests they fail beside have left."""
         free = [i for i, others in self._apart.items() if not others & progress.keys()]
         for request_id in free:
             del self._apart[request_id]
-        return self._restriction(progress, "those it failed beside have left: it runs") if free else None
+        return (
+            self._restriction(
+                progress, "a request that was kept apart runs again; the requests it fails beside have left"
+            )
+            if free
+            else None
+        )
 
     # ---- what follows
 
@@ -222,17 +228,18 @@ class PoisonDetector:
         """Take a finding of the search; return the finding in words."""
         match found:
             case PoisonFound():
-                return f"it was in {found.failed_batches} failed batches, the last alone, and others passed in between"
+                batches = f"the request was in {found.failed_batches} failed batches, the last alone"
+                return f"{batches}; other requests passed in between"
             case KeepApart():
                 self._apart[found.request_id] = found.others
-                return "one passes alone and fails beside others: it waits until those have left"
+                return "a request passes alone and fails beside others; it waits until those have left"
             case Over():
                 self._drop()
-                return found.unclear or "nobody is suspected any more"
+                return found.unclear or "no request is suspected any more"
 
     def _ask(self, progress: ProgressOfRequests) -> Restriction:
         self._draining, self._idle_turns = False, 0
-        reason = f"after {self._faults} failed batches in a row one request is left, and compared with one of our own"
+        reason = f"after {self._faults} failed batches in a row one suspect is left; comparing with a control request"
         return replace(self._restriction(progress, reason), run=frozenset(), wants_control=True)
 
     def _start(self, trial: Trial, progress: ProgressOfRequests) -> Restriction:
@@ -244,7 +251,7 @@ class PoisonDetector:
         suspects = self._search.open if self._search is not None else 0
         on_trial = "others" if trial.kind in COMPARED else f"{len(trial.probe)} of {suspects} suspects"
         running = len(trial.run)
-        reason = f"after {self._faults} failed batches in a row {on_trial} run on trial, {running} requests in all"
+        reason = f"after {self._faults} failed batches in a row {on_trial} run on trial ({running} requests in all)"
         return replace(self._restriction(progress, reason), run=run)
 
     def _restriction(self, progress: ProgressOfRequests, reason: str) -> Restriction:

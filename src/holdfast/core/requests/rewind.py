@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class HeldRequest:
+class RequestBlocks:
     """A request and its KV blocks.
 
     `computed` counts the tokens whose KV is written or about to be written, `in_flight` the tokens of steps whose
@@ -43,33 +43,33 @@ class RewindPlan:
         return -(-self.good_tokens[request_id] // self.block_size)
 
 
-def plan_rewind(requests: Iterable[HeldRequest], block_size: int) -> RewindPlan:
+def plan_rewind(requests: Iterable[RequestBlocks], block_size: int) -> RewindPlan:
     """Return the plan for all requests of one engine core whose KV cache is one group of full attention."""
-    held = list(requests)
-    written = {r.request_id: _own_written_tokens(r) for r in held}
-    trusted = _trusted_tokens(held, written, block_size)
-    while cut := _cut_at_suspects(held, written, trusted, block_size):  # ends: written tokens only shrink
+    holders = list(requests)
+    written = {r.request_id: _own_written_tokens(r) for r in holders}
+    trusted = _trusted_tokens(holders, written, block_size)
+    while cut := _cut_at_suspects(holders, written, trusted, block_size):  # ends: written tokens only shrink
         written |= cut
-    good = {r.request_id: written[r.request_id] if r.keepable else 0 for r in held}
-    return RewindPlan(_one_writer_per_block(held, good, block_size), frozenset(trusted), block_size)
+    good = {r.request_id: written[r.request_id] if r.keepable else 0 for r in holders}
+    return RewindPlan(_one_writer_per_block(holders, good, block_size), frozenset(trusted), block_size)
 
 
-def plan_restart(requests: Iterable[HeldRequest], block_size: int) -> RewindPlan:
+def plan_restart(requests: Iterable[RequestBlocks], block_size: int) -> RewindPlan:
     """Return the plan after a rank lost its memory: no KV is good, and every block is suspect."""
-    held = list(requests)
-    blocks = frozenset(block for r in held for block in r.blocks)
-    return RewindPlan({r.request_id: 0 for r in held}, blocks, block_size)
+    holders = list(requests)
+    blocks = frozenset(block for r in holders for block in r.blocks)
+    return RewindPlan({r.request_id: 0 for r in holders}, blocks, block_size)
 
 
-def _own_written_tokens(r: HeldRequest) -> int:
+def _own_written_tokens(r: RequestBlocks) -> int:
     # At least one token is computed anew: the last one, whose logits the next token needs.
     return max(0, min(r.computed - r.in_flight, r.total - 1))
 
 
-def _trusted_tokens(held: Sequence[HeldRequest], written: Mapping[str, int], block_size: int) -> dict[int, int]:
+def _trusted_tokens(holders: Sequence[RequestBlocks], written: Mapping[str, int], block_size: int) -> dict[int, int]:
     """Return, by suspect block, how many of its first tokens every holder has written."""
     trusted: dict[int, int] = {}
-    for r in held:
+    for r in holders:
         first = written[r.request_id] // block_size
         for index, block in enumerate(r.blocks[first:], first):
             vouched = max(0, written[r.request_id] - index * block_size)
@@ -78,14 +78,14 @@ def _trusted_tokens(held: Sequence[HeldRequest], written: Mapping[str, int], blo
 
 
 def _cut_at_suspects(
-    held: Sequence[HeldRequest], written: Mapping[str, int], trusted: dict[int, int], block_size: int
+    holders: Sequence[RequestBlocks], written: Mapping[str, int], trusted: dict[int, int], block_size: int
 ) -> dict[str, int]:
     """Return the requests that count tokens in a block that another holder has not written, with the block's start.
 
     Everything that such a request holds behind that block was computed from the block, and is not trusted either.
     """
     cut: dict[str, int] = {}
-    for r in held:
+    for r in holders:
         counted = written[r.request_id]
         for index, block in enumerate(r.blocks[: -(-counted // block_size)]):
             if trusted.get(block, block_size) < min(block_size, counted - index * block_size):
@@ -95,16 +95,16 @@ def _cut_at_suspects(
     return cut
 
 
-def _one_writer_per_block(held: Sequence[HeldRequest], good: Mapping[str, int], block_size: int) -> dict[str, int]:
+def _one_writer_per_block(holders: Sequence[RequestBlocks], good: Mapping[str, int], block_size: int) -> dict[str, int]:
     """Drop a partly filled block that two requests would write: neither request keeps the block."""
-    writes = {r.request_id: r.blocks[n // block_size] for r in held if (n := good[r.request_id]) % block_size}
+    writes = {r.request_id: r.blocks[n // block_size] for r in holders if (n := good[r.request_id]) % block_size}
     writers = Counter(writes.values())
     contested = {request_id for request_id, block in writes.items() if writers[block] > 1}
     return {i: n // block_size * block_size if i in contested else n for i, n in good.items()}
 
 
 def release_until_rest_fits(
-    plan: RewindPlan, requests: Sequence[HeldRequest], free_blocks: int, step_tokens: int
+    plan: RewindPlan, requests: Sequence[RequestBlocks], free_blocks: int, step_tokens: int
 ) -> RewindPlan:
     """Release whole requests, last first, until the blocks needed by the rest for a step are free.
 
@@ -128,13 +128,15 @@ def release_until_rest_fits(
     return RewindPlan(good, plan.suspect_blocks, plan.block_size)
 
 
-def given_up_blocks(plan: RewindPlan, requests: Sequence[HeldRequest]) -> int:
+def given_up_blocks(plan: RewindPlan, requests: Sequence[RequestBlocks]) -> int:
     """Return how many blocks become free when the plan is carried out: blocks that no request keeps."""
     kept = {b for r in requests for b in r.blocks[: plan.kept_blocks(r.request_id)]}
     return len({b for r in requests for b in r.blocks} - kept)
 
 
-def _needed_blocks(good: Mapping[str, int], requests: Sequence[HeldRequest], block_size: int, step_tokens: int) -> int:
+def _needed_blocks(
+    good: Mapping[str, int], requests: Sequence[RequestBlocks], block_size: int, step_tokens: int
+) -> int:
     needed = 0
     for r in requests:
         kept = good[r.request_id]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from holdfast.core.protocol.messages import RecoveryReport
 from holdfast.core.requests.rewind import (
-    HeldRequest,
+    RequestBlocks,
     given_up_blocks,
     plan_restart,
     plan_rewind,
@@ -54,8 +54,8 @@ class FakeRequest:
             return 0
         return self.total + self.expected - self.computed
 
-    def held(self) -> HeldRequest:
-        return HeldRequest(self.request_id, self.total, self.computed, self.in_flight, tuple(self.blocks))
+    def held(self) -> RequestBlocks:
+        return RequestBlocks(self.request_id, self.total, self.computed, self.in_flight, tuple(self.blocks))
 
 
 class FakeScheduler:
@@ -72,7 +72,7 @@ class FakeScheduler:
         )  # rewound requests that wait with their good blocks; scheduled first
         self._waiting: deque[FakeRequest] = deque()
         # Requests that ended with a step in flight: their blocks may be suspect too.
-        self._left: list[tuple[int, HeldRequest]] = []
+        self._left: list[tuple[int, RequestBlocks]] = []
         self._scheduled_steps = 0
         self._processed_steps = 0
         self.may_run: Callable[[str], bool] = lambda _: True
@@ -231,10 +231,10 @@ class FakeScheduler:
             self._holding.remove(request)
             self._put_back(request, 0)
 
-    def _gone_in_flight(self) -> Iterable[HeldRequest]:
+    def _gone_in_flight(self) -> Iterable[RequestBlocks]:
         """Yield departed requests under new names: a departed request may have been added again."""
         for index, (_, held) in enumerate(self._left):
-            yield HeldRequest(f"left {index}", held.total, held.computed, held.in_flight, held.blocks, False)
+            yield RequestBlocks(f"left {index}", held.total, held.computed, held.in_flight, held.blocks, False)
 
     def _put_back(self, request: FakeRequest, good: int) -> None:
         request.in_flight = request.expected = 0

@@ -18,7 +18,7 @@ from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
 from vllm.v1.request import RequestStatus
 
 from holdfast.core.requests.rewind import (
-    HeldRequest,
+    RequestBlocks,
     RewindPlan,
     given_up_blocks,
     plan_restart,
@@ -50,11 +50,11 @@ class FreedInFlight:
     def __init__(self, scheduler: Any, steps_in_flight: int) -> None:
         self._scheduler = scheduler
         self._depth = steps_in_flight
-        self._freed: deque[tuple[int, HeldRequest]] = deque()
+        self._freed: deque[tuple[int, RequestBlocks]] = deque()
         self._free: Callable[[Any], None] = scheduler._free_request_blocks
         scheduler._free_request_blocks = self._record_and_free
 
-    def requests(self) -> list[HeldRequest]:
+    def requests(self) -> list[RequestBlocks]:
         """Return the requests freed during the steps that may still be in flight."""
         self._drop_older_steps()
         return [held for _, held in self._freed]
@@ -78,7 +78,7 @@ class FreedInFlight:
 
 
 def rewind(
-    scheduler: Any, freed: Sequence[HeldRequest], *, keep_suspect_blocks: bool, memory_lost: bool = False
+    scheduler: Any, freed: Sequence[RequestBlocks], *, keep_suspect_blocks: bool, memory_lost: bool = False
 ) -> RewindResult:
     """Put every running request back to waiting with nothing in flight.
 
@@ -121,7 +121,7 @@ def only_full_attention(scheduler: Any) -> Any | None:
 
 
 def _rewind_in_place(
-    scheduler: Any, manager: Any, freed: Sequence[HeldRequest], keep_suspect_blocks: bool
+    scheduler: Any, manager: Any, freed: Sequence[RequestBlocks], keep_suspect_blocks: bool
 ) -> RewindResult:
     requests = _requests_to_rewind(scheduler, manager)
     held = [_held_now(request, manager) for request in requests]
@@ -177,13 +177,13 @@ def _queues(scheduler: Any) -> tuple[Any, Any]:
     return scheduler.kv_holding_waiting, scheduler.waiting
 
 
-def _held_now(request: Any, manager: Any) -> HeldRequest:
+def _held_now(request: Any, manager: Any) -> RequestBlocks:
     blocks = [b.block_id for b in manager.req_to_blocks.get(request.request_id, ())]
     return _held(request, blocks, request.request_id, keepable=_keepable(request))
 
 
-def _held(request: Any, blocks: list[int], request_id: str, *, keepable: bool = True) -> HeldRequest:
-    return HeldRequest(
+def _held(request: Any, blocks: list[int], request_id: str, *, keepable: bool = True) -> RequestBlocks:
+    return RequestBlocks(
         request_id=request_id,
         total=request.num_tokens,
         computed=request.num_computed_tokens,
@@ -202,7 +202,7 @@ def _keepable(request: Any) -> bool:
     return not (gathers or request.has_encoder_inputs or request.resumable)
 
 
-def _fitting_plan(scheduler: Any, plan: RewindPlan, held: Sequence[HeldRequest]) -> RewindPlan:
+def _fitting_plan(scheduler: Any, plan: RewindPlan, held: Sequence[RequestBlocks]) -> RewindPlan:
     free = scheduler.kv_cache_manager.block_pool.get_num_free_blocks() + given_up_blocks(plan, held)
     return release_until_rest_fits(plan, held, free, scheduler.max_num_scheduled_tokens)
 
