@@ -24,7 +24,7 @@ from integration.helpers.processes import BACK_WITHIN_S, api_servers, on_many_co
 from integration.helpers.servers import V1_SYNC, Servers, in_matrix, left_behind, run, served_name
 from integration.helpers.streams import counted
 
-pytestmark = [pytest.mark.host, pytest.mark.server, pytest.mark.timed]
+pytestmark = [pytest.mark.host, pytest.mark.server]
 
 TOKENS = 100
 # An engine core is far ahead of a client on a busy machine: enough that the kill comes in the middle.
@@ -109,6 +109,7 @@ async def assert_every_server_is_exact(server: Server, reference: list[History])
     assert len({a.text for a in answers}) == 1
 
 
+@pytest.mark.timed
 @pytest.mark.spawned
 def test_only_the_streams_of_a_killed_api_server_end(instance: Server) -> None:
     async def scenario() -> None:
@@ -138,6 +139,7 @@ def test_only_the_streams_of_a_killed_api_server_end(instance: Server) -> None:
     run(scenario())
 
 
+@pytest.mark.timed
 @pytest.mark.spawned
 def test_an_engine_core_lost_meanwhile_costs_the_living_server_nothing(instance: Server) -> None:
     async def scenario() -> None:

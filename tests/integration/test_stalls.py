@@ -29,7 +29,7 @@ from holdfast.core.stalls.step_deadlines import Limits
 from integration.helpers.processes import workers_of
 from integration.helpers.servers import NO_LIMITS, V1_ASYNC, V1_SYNC, Servers, in_matrix_but, left_behind, run
 
-pytestmark = [pytest.mark.host, pytest.mark.server, pytest.mark.slow, pytest.mark.timed]
+pytestmark = [pytest.mark.host, pytest.mark.server, pytest.mark.slow]
 
 TOKENS = 250
 RECOVERY_S = 60.0
@@ -105,6 +105,7 @@ def bench(request: pytest.FixtureRequest, servers: Servers) -> Iterator[Bench]:
     assert left_behind(server) == []
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("kind", SILENT)
 def test_a_rank_that_goes_silent_in_a_decode_is_named_and_replaced(bench: Bench, kind: FaultKind) -> None:
     engine, rank = bench.victim
@@ -123,6 +124,7 @@ def test_a_rank_that_goes_silent_in_a_decode_is_named_and_replaced(bench: Bench,
     assert gap_s <= INTERRUPTION_S
 
 
+@pytest.mark.timed
 def test_a_step_that_takes_long_and_ends_before_its_deadline_is_no_stall(bench: Bench) -> None:
     engine, rank = bench.victim
     expected = bench.expected()
@@ -149,6 +151,7 @@ def test_a_step_that_takes_long_and_ends_before_its_deadline_is_no_stall(bench: 
     assert verdict.exact, verdict.reasons
 
 
+@pytest.mark.timed
 def test_the_longest_prefill_beside_processes_that_take_every_processor_is_no_stall(bench: Bench) -> None:
     expected = bench.expected()
     hogs = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2 * (os.cpu_count() or 1))]
