@@ -57,7 +57,7 @@ class FreedInFlight:
     def requests(self) -> list[RequestBlocks]:
         """Return the requests freed during the steps that may still be in flight."""
         self._drop_older_steps()
-        return [held for _, held in self._freed]
+        return [blocks for _, blocks in self._freed]
 
     def clear(self) -> None:
         """Drop all requests: no step is in flight any more."""
@@ -67,8 +67,8 @@ class FreedInFlight:
         if request.num_in_flight_tokens:
             self._drop_older_steps()
             groups = self._scheduler.kv_cache_manager.get_block_ids(request.request_id)
-            held = _held(request, groups[0], request_id=f"freed {request.request_id}")
-            self._freed.append((self._scheduler.current_step, held))
+            blocks = _request_blocks(request, groups[0], request_id=f"freed {request.request_id}")
+            self._freed.append((self._scheduler.current_step, blocks))
         self._free(request)
 
     def _drop_older_steps(self) -> None:
@@ -124,8 +124,8 @@ def _rewind_in_place(
     scheduler: Any, manager: Any, freed: Sequence[RequestBlocks], keep_suspect_blocks: bool
 ) -> RewindResult:
     requests = _requests_to_rewind(scheduler, manager)
-    held = [_held_now(request, manager) for request in requests]
-    plan = _fitting_plan(scheduler, plan_rewind([*held, *freed], manager.block_size), held)
+    present = [_blocks_now(request, manager) for request in requests]
+    plan = _fitting_plan(scheduler, plan_rewind([*present, *freed], manager.block_size), present)
     evicted = _cached(scheduler, plan.suspect_blocks)
     if not keep_suspect_blocks:
         scheduler.kv_cache_manager.evict_blocks(evicted)
@@ -134,16 +134,16 @@ def _rewind_in_place(
         _put_back(scheduler, manager, request, plan)
     return RewindResult(
         requests=len(requests),
-        kept_blocks=sum(plan.kept_blocks(h.request_id) for h in held),
+        kept_blocks=sum(plan.kept_blocks(h.request_id) for h in present),
         evicted_blocks=len(evicted),
-        tokens_to_recompute=sum(h.total - plan.good_tokens[h.request_id] for h in held),
+        tokens_to_recompute=sum(h.total - plan.good_tokens[h.request_id] for h in present),
     )
 
 
 def _rewind_to_start(scheduler: Any, manager: Any) -> RewindResult:
     requests = _requests_to_rewind(scheduler, manager)
-    held = [_held_now(request, manager) for request in requests]
-    plan = plan_restart(held, manager.block_size)
+    present = [_blocks_now(request, manager) for request in requests]
+    plan = plan_restart(present, manager.block_size)
     evicted = _cached(scheduler, range(len(scheduler.kv_cache_manager.block_pool.blocks)))
     scheduler.kv_cache_manager.evict_blocks(evicted)
     _remove_from_queues(scheduler, requests)
@@ -153,7 +153,7 @@ def _rewind_to_start(scheduler: Any, manager: Any) -> RewindResult:
         requests=len(requests),
         kept_blocks=0,
         evicted_blocks=len(evicted),
-        tokens_to_recompute=sum(h.total for h in held),
+        tokens_to_recompute=sum(h.total for h in present),
     )
 
 
@@ -177,12 +177,12 @@ def _queues(scheduler: Any) -> tuple[Any, Any]:
     return scheduler.kv_holding_waiting, scheduler.waiting
 
 
-def _held_now(request: Any, manager: Any) -> RequestBlocks:
+def _blocks_now(request: Any, manager: Any) -> RequestBlocks:
     blocks = [b.block_id for b in manager.req_to_blocks.get(request.request_id, ())]
-    return _held(request, blocks, request.request_id, keepable=_keepable(request))
+    return _request_blocks(request, blocks, request.request_id, keepable=_keepable(request))
 
 
-def _held(request: Any, blocks: list[int], request_id: str, *, keepable: bool = True) -> RequestBlocks:
+def _request_blocks(request: Any, blocks: list[int], request_id: str, *, keepable: bool = True) -> RequestBlocks:
     return RequestBlocks(
         request_id=request_id,
         total=request.num_tokens,
@@ -202,9 +202,9 @@ def _keepable(request: Any) -> bool:
     return not (gathers or request.has_encoder_inputs or request.resumable)
 
 
-def _fitting_plan(scheduler: Any, plan: RewindPlan, held: Sequence[RequestBlocks]) -> RewindPlan:
-    free = scheduler.kv_cache_manager.block_pool.get_num_free_blocks() + given_up_blocks(plan, held)
-    return release_until_rest_fits(plan, held, free, scheduler.max_num_scheduled_tokens)
+def _fitting_plan(scheduler: Any, plan: RewindPlan, present: Sequence[RequestBlocks]) -> RewindPlan:
+    free = scheduler.kv_cache_manager.block_pool.get_num_free_blocks() + given_up_blocks(plan, present)
+    return release_until_rest_fits(plan, present, free, scheduler.max_num_scheduled_tokens)
 
 
 def _cached(scheduler: Any, suspect: Iterable[int]) -> set[int]:
@@ -268,8 +268,8 @@ def recompute(scheduler: Any, request_id: str) -> None:
     request, manager = scheduler.requests.get(request_id), only_full_attention(scheduler)
     if request is None or manager is None or request not in scheduler.kv_holding_waiting:
         return
-    held = [block.block_id for block in manager.req_to_blocks.get(request_id, ())]
-    scheduler.kv_cache_manager.evict_blocks(_cached(scheduler, held))
+    block_ids = [block.block_id for block in manager.req_to_blocks.get(request_id, ())]
+    scheduler.kv_cache_manager.evict_blocks(_cached(scheduler, block_ids))
     _remove_from_waiting(scheduler, [request])
     _release(scheduler, request)
     scheduler.waiting.prepend_request(request)

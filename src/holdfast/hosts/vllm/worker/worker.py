@@ -156,7 +156,7 @@ class VllmWorkerHost:
         return self._fence.stop(epoch)
 
     def collective_under_way(self, epoch: int) -> str | None:
-        if self._fence.has_left(epoch):  # a rank that meets its peers in a restore waits rightly
+        if self._fence.has_left(epoch):  # in a restore a rank waits for its peers, which is no stall
             return None
         return collective_under_way(threading.main_thread().ident or 0)
 
