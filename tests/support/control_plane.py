@@ -100,7 +100,8 @@ class MemoryControl:
         self._observe(m.RequestsSuspected(suspects=suspects, **about))
 
     def standbys(self, wanted: int = 1, ready: int = 1, memory_bytes: int = 2**30, engine_id: int = 0) -> None:
-        self._observe(m.StandbysChanged(engine_id=engine_id, wanted=wanted, ready=ready, memory_bytes=memory_bytes))
+        changed = m.Standbys(wanted=wanted, ready=ready, memory_bytes=memory_bytes)
+        self._observe(m.StandbysChanged(engine_id=engine_id, standbys=changed))
 
     def defeat(self, engine_id: int = 0) -> MemoryControl:
         """An engine core stops answering, and nobody knows which of its processes hangs."""

@@ -12,59 +12,13 @@ from msgspec import UNSET, UnsetType
 
 from holdfast.core.config import RuntimeSettings
 from holdfast.core.errors import CommandConflict, HoldfastError
-from holdfast.core.protocol.events import EngineView, Event, InstanceView, StandbyView
+from holdfast.core.protocol.events import EngineStatus, Event, InstanceView, ProcessStatus
 from holdfast.core.states import EngineState
 
 TOPIC = b"vllm_fault"
 ACCEPTED_MESSAGE = "Request accepted; poll /fault_tolerance/status for updates."
 EXECUTED_MESSAGE = "Instruction executed successfully."
 FAILED_MESSAGE = "Failed to handle fault."
-
-
-class Standbys(msgspec.Struct, frozen=True, kw_only=True):
-    """Processes that stand ready to take a rank's place; `memory_bytes` is what all of them hold."""
-
-    wanted: int
-    ready: int
-    memory_bytes: int
-
-
-class EngineStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """One engine: the host's fields first, then ours."""
-
-    id: int
-    status: str
-    fault_info: str | UnsetType = UNSET
-    last_ft_request_id: str | UnsetType = UNSET
-    ft_error: str | UnsetType = UNSET
-    state: EngineState
-    epoch: int
-    ranks: int
-    lockstep_with: tuple[int, ...] = ()
-    paused_by_operator: bool = False
-    unrebuildable: tuple[str, ...] = ()
-    pid: int | None
-    hooks: tuple[str, ...]
-    worker_hooks: tuple[str, ...]
-    reason: str | None
-    recoveries: int
-    worker_restarts: int = 0
-    faults: int
-    restarts: int = 0
-    suspects: int = 0
-    ended_requests: int = 0
-    standbys: Standbys | UnsetType = UNSET
-
-
-class ProcessStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """A process beside the engine cores: the coordinator, or one of several API servers.
-
-    `pid` is null while it is gone.
-    """
-
-    name: str
-    pid: int | None
-    restarts: int
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
@@ -154,49 +108,12 @@ def instance_state(view: InstanceView) -> EngineState:
 def _status_fields(view: InstanceView) -> dict[str, Any]:
     return {
         "total_engines": len(view.engines),
-        "engines": tuple(_engine_status(e) for e in view.engines),
+        "engines": view.engines,
         "policy": view.settings.fault_policy,
         "ready": view.ready,
         "sequence": view.sequence,
         "notify_address": view.notify_address,
         "settings": view.settings,
-        "defeat": _optional(view.defeat),
-        "processes": tuple(ProcessStatus(name=p.name, pid=p.pid, restarts=p.restarts) for p in view.processes),
+        "defeat": UNSET if view.defeat is None else view.defeat,
+        "processes": view.processes,
     }
-
-
-def _engine_status(engine: EngineView) -> EngineStatus:
-    return EngineStatus(
-        id=engine.engine_id,
-        status=engine.state.on_the_wire,
-        fault_info=_optional(engine.fault.summary() if engine.fault else None),
-        last_ft_request_id=_optional(engine.last_command_id),
-        ft_error=_optional(engine.last_error),
-        state=engine.state,
-        epoch=engine.epoch,
-        ranks=engine.ranks,
-        lockstep_with=engine.lockstep_with,
-        paused_by_operator=engine.paused_by_operator,
-        unrebuildable=engine.unrebuildable,
-        pid=engine.pid,
-        hooks=engine.hooks,
-        worker_hooks=engine.worker_hooks,
-        reason=engine.reason,
-        recoveries=engine.recoveries,
-        worker_restarts=engine.worker_restarts,
-        faults=engine.faults,
-        restarts=engine.restarts,
-        suspects=engine.suspects,
-        ended_requests=engine.ended_requests,
-        standbys=_standbys(engine.standbys),
-    )
-
-
-def _standbys(view: StandbyView | None) -> Standbys | UnsetType:
-    if view is None:
-        return UNSET
-    return Standbys(wanted=view.wanted, ready=view.ready, memory_bytes=view.memory_bytes)
-
-
-def _optional(text: str | None) -> str | UnsetType:
-    return UNSET if text is None else text

@@ -10,9 +10,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from holdfast.api.formats import EngineStatus, Status
+from holdfast.api.formats import Status
 from holdfast.cli.client import ControlClient, printable, reporting
 from holdfast.cli.options import DEFAULT_URL, ApiKey, AsJson, Url
+from holdfast.core.protocol.events import EngineStatus
 from holdfast.core.states import EngineState
 
 _COLOURS = {"healthy": "green", "unhealthy": "yellow", "dead": "red"}
@@ -53,10 +54,10 @@ def _table(found: Status) -> Table:
 
 
 def _row(engine: EngineStatus) -> list[Text]:
-    about = engine.fault_info or engine.reason or engine.ft_error or ""
+    about = engine.fault_info or engine.reason or engine.last_error or ""
     counts = (engine.epoch, engine.ranks, engine.pid or "–", engine.faults, engine.recoveries, engine.worker_restarts)
     return [
-        Text(str(engine.id)),
+        Text(str(engine.engine_id)),
         Text(", ".join(map(str, engine.lockstep_with)) or "–"),
         Text(printable(engine.status), style=_COLOURS.get(engine.status, "")),
         Text(_state(engine)),
@@ -74,7 +75,7 @@ def _limits(found: Status) -> Iterator[str]:
     """What a rebuild cannot bring back, said once for all engines that it holds for."""
     whats = dict.fromkeys(what for engine in found.engines for what in engine.unrebuildable)
     for what in whats:
-        engines = ", ".join(str(engine.id) for engine in found.engines if what in engine.unrebuildable)
+        engines = ", ".join(str(engine.engine_id) for engine in found.engines if what in engine.unrebuildable)
         yield f"collectives of engine {engines} cannot be rebuilt: {printable(what)}"
 
 
@@ -83,14 +84,14 @@ def _standbys(found: Status) -> Iterator[str]:
         if engine.standbys:
             s = engine.standbys
             memory = f"{s.memory_bytes / 2**20:.0f} MiB"
-            yield f"standby workers of engine {engine.id}: {s.ready} of {s.wanted} ready, {memory}"
+            yield f"standby workers of engine {engine.engine_id}: {s.ready} of {s.wanted} ready, {memory}"
 
 
 def _suspicions(found: Status) -> Iterator[str]:
     for engine in found.engines:
         if engine.suspects or engine.ended_requests:
             counts = f"{engine.suspects} suspected, {engine.ended_requests} ended as guilty"
-            yield f"requests of engine {engine.id}: {counts}"
+            yield f"requests of engine {engine.engine_id}: {counts}"
 
 
 def _processes(found: Status) -> Iterator[str]:

@@ -107,9 +107,9 @@ class EngineCoreSentinel:
                 missing = known.unreported(pids)
                 raise HookNotAttached(f"the new process(es) of rank(s) {missing} did not report their hooks")
 
-    def report_standbys(self, wanted: int, ready: int, memory_bytes: int) -> None:
-        """Report how many standbys are ready to replace a rank. Any thread."""
-        self._post(m.StandbysChanged(engine_id=self._engine_id, wanted=wanted, ready=ready, memory_bytes=memory_bytes))
+    def report_standbys(self, standbys: m.Standbys) -> None:
+        """Report the standby workers to the client. Any thread."""
+        self._post(m.StandbysChanged(engine_id=self._engine_id, standbys=standbys))
 
     def announce(self, host: EngineHost, hooks: tuple[str, ...], workers: tuple[m.WorkerAttached, ...]) -> None:
         """Report to the client that this engine core is protected from now on."""

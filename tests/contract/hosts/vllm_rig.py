@@ -357,7 +357,7 @@ class PretendSentinel:
     def rank_lost(self, rank: int, how: str, exit_code: int | None = None) -> None:
         self.lost.append(rank)
 
-    def report_standbys(self, *_: int) -> None:
+    def report_standbys(self, *_: object) -> None:
         """Ignore the pool: there is none."""
 
     def await_processes(self, *_: Any) -> None:

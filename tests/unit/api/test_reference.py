@@ -13,7 +13,7 @@ import typer
 from holdfast.api import formats, openapi, routes
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.faults.faults import Phase
-from holdfast.core.protocol.events import EventKind
+from holdfast.core.protocol.events import EngineStatus, EventKind
 from holdfast.core.states import EngineState
 from support.control_plane import MemoryControl
 from support.http_app import build_app
@@ -34,10 +34,12 @@ def test_every_name_on_the_wire_is_documented(names: type[EventKind] | type[Engi
     assert [n for n in names if f"`{n}`" not in HTTP] == []
 
 
-@pytest.mark.parametrize("kind", [formats.EngineStatus, formats.Status])
+@pytest.mark.parametrize("kind", [EngineStatus, formats.Status])
 def test_every_field_of_the_status_is_documented(kind: type[msgspec.Struct]) -> None:
     assert [
-        f.encode_name for f in msgspec.structs.fields(kind) if f'"{f.name}"' not in HTTP and f"`{f.name}`" not in HTTP
+        name
+        for name in (f.encode_name for f in msgspec.structs.fields(kind))
+        if f'"{name}"' not in HTTP and f"`{name}`" not in HTTP
     ] == []
 
 

@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import UNSET
 
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.faults.faults import FaultClass, Phase
@@ -139,7 +140,7 @@ def test_budgets_outlast_closed_incidents_for_as_long_as_their_windows(pauses, f
         action, tries = recover_from_a_fault(bench, FaultClass(fault_class))
         assert (action == "retry") == (fault_class == "transient")
         assert tries == len(tried_at)
-        assert (bench.view().state, bench.view().fault, bench.view().reason) == ("healthy", None, None)
+        assert (bench.view().state, bench.view().fault_info, bench.view().reason) == ("healthy", UNSET, None)
         bench.now += pause_s
 
 

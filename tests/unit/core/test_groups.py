@@ -1,6 +1,7 @@
 """Lockstep groups: engines that share collectives pause together, recover under one epoch, go on together."""
 
 import pytest
+from msgspec import UNSET
 
 from holdfast.core.protocol.effects import BeginRecovery, CloseRendezvous, End, Settle
 from holdfast.core.protocol.events import EventKind
@@ -46,8 +47,8 @@ def test_the_event_says_why_a_peer_is_paused():
 
 def test_a_peer_that_was_told_to_pause_has_no_fault():
     bench = paused_after_a_fault()
-    assert (bench.view(1).fault, bench.view(1).faults) == (None, 0)
-    assert (bench.view(0).fault, bench.view(0).faults) == (a_fault(0), 1)
+    assert (bench.view(1).fault_info, bench.view(1).faults) == (UNSET, 0)
+    assert (bench.view(0).fault_info, bench.view(0).faults) == (a_fault(0).summary(), 1)
 
 
 def test_an_engine_that_stands_still_without_a_word_before_pauses_its_peer_too():
@@ -113,7 +114,7 @@ def test_the_command_ends_once_both_have_recovered():
     assert kinds(bench.recovered(1)) == ["engine-recovered"]
     assert kinds(bench.recovered(0)) == ["engine-recovered", "Settle"]
     assert bench.states(0, 1) == ["healthy", "healthy"]
-    assert [bench.view(e).fault for e in (0, 1)] == [None, None]
+    assert [bench.view(e).fault_info for e in (0, 1)] == [UNSET, UNSET]
 
 
 def test_the_interruption_of_each_engine_counts_from_the_first_fault_of_the_group():

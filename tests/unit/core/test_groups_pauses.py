@@ -1,6 +1,7 @@
 """Lockstep groups that are paused by operator, softly or hard, and what must not be paused."""
 
 import pytest
+from msgspec import UNSET
 
 from holdfast.core.errors import CommandConflict, UnknownEngine
 from holdfast.core.faults.faults import FaultClass, unresponsive
@@ -109,7 +110,7 @@ def test_broken_collectives_that_are_reported_during_a_pause_by_operator_are_no_
     assert bench.states(0, 1) == ["pausing", "pausing"]
     for engine in (0, 1):
         bench.paused_by_fault(engine, fault=LEFT_ALONE, broken=True)
-    assert [(bench.view(e).fault, bench.view(e).faults) for e in (0, 1)] == [(None, 0)] * 2
+    assert [(bench.view(e).fault_info, bench.view(e).faults) for e in (0, 1)] == [(UNSET, 0)] * 2
     assert EventKind.FAULT_REPORTED not in {e.kind for e in bench.events}
     assert bench.faulted(1, fault=LEFT_ALONE) == []
     assert bench.all(Settle) == [Settle("p")]
@@ -133,7 +134,7 @@ def test_a_fault_during_a_pause_by_operator_is_reported_and_waits_for_the_operat
     bench.paused_by_fault(1)
     assert bench.all(Settle) == [Settle("p")]
     assert orders(bench) == []
-    assert bench.view(1).fault == a_fault(1)
+    assert bench.view(1).fault_info == a_fault(1).summary()
 
 
 def test_a_worker_that_is_lost_while_paused_by_operator_is_replaced_at_the_resume():

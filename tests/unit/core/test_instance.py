@@ -1,6 +1,7 @@
 """One fault and its life: which reports have which effects."""
 
 import pytest
+from msgspec import UNSET
 
 from holdfast.core.errors import CommandConflict
 from holdfast.core.faults.faults import FaultClass, unresponsive
@@ -38,7 +39,7 @@ def test_auto_a_fault_is_published_the_engine_held_retried_and_healthy_again():
     assert recovered[0].event.report.requests == 2
     view = bench.view()
     assert (view.state, view.epoch, view.recoveries, view.faults) == (EngineState.HEALTHY, 1, 1, 1)
-    assert (view.fault, view.reason, view.last_error, view.last_command_id) == (None, None, None, "own-1")
+    assert (view.fault_info, view.reason, view.last_error, view.last_command_id) == (UNSET, None, UNSET, "own-1")
 
 
 def test_the_reason_of_a_decision_is_published_and_shown():
@@ -149,7 +150,7 @@ def test_a_fault_that_overtakes_the_report_of_a_recovery_is_not_forgotten():
     bench.paused_by_fault()
     assert bench.faulted(fault=a_fault(message="next")) == []
     assert kinds(bench.recovered()) == ["engine-recovered", "Settle", "fault-reported"]
-    assert (bench.view().state, bench.view().fault.message) == (EngineState.FAULTED, "next")
+    assert (bench.view().state, bench.view().fault_info) == (EngineState.FAULTED, a_fault(message="next").summary())
     assert kinds(bench.tick(AUTO.containment_timeout_s))[-1] == "End"
 
 

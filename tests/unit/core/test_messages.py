@@ -50,6 +50,7 @@ FIELDS = {
     InjectionSpec: specs,
     m.RecoveryReport: reports,
     RuntimeSettings: configured,
+    m.Standbys: st.builds(m.Standbys, wanted=numbers, ready=numbers, memory_bytes=numbers),
 }
 
 
@@ -134,6 +135,7 @@ def _plain(message_type):
         InjectionSpec: {"phase": "forward"},
         m.RecoveryReport: {},
         RuntimeSettings: {},
+        m.Standbys: {"wanted": 1, "ready": 0, "memory_bytes": 0},
     }
     needed = [f for f in msgspec.structs.fields(message_type) if f.required]
     tag = message_type.__struct_config__.tag

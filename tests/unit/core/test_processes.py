@@ -6,7 +6,7 @@ from holdfast.core.config import HoldfastConfig
 from holdfast.core.instance.processes import COORDINATOR, TELL_AGAIN_AFTER_S, api_server, index_of_api_server
 from holdfast.core.protocol import messages as m
 from holdfast.core.protocol.effects import End, ReplaceProcess, Send
-from holdfast.core.protocol.events import EventKind, ProcessView
+from holdfast.core.protocol.events import EventKind, ProcessStatus
 from holdfast.core.states import EngineState
 from support.instance_bench import Bench, kinds
 
@@ -53,11 +53,14 @@ def test_the_status_says_of_each_process_whether_it_is_there_and_how_often_it_wa
     bench = make_bench()
     bench.did(bench.instance.process_attached(COORDINATOR, 11))
     bench.did(bench.instance.process_attached(SECOND, 12))
-    assert bench.instance.view().processes == (ProcessView(name=COORDINATOR, pid=11), ProcessView(name=SECOND, pid=12))
+    assert bench.instance.view().processes == (
+        ProcessStatus(name=COORDINATOR, pid=11),
+        ProcessStatus(name=SECOND, pid=12),
+    )
     lost(bench, SECOND)
-    assert bench.instance.view().processes[1] == ProcessView(name=SECOND)
+    assert bench.instance.view().processes[1] == ProcessStatus(name=SECOND)
     bench.did(bench.instance.process_returned(SECOND, bench.now, 13))
-    assert bench.instance.view().processes[1] == ProcessView(name=SECOND, pid=13, restarts=1)
+    assert bench.instance.view().processes[1] == ProcessStatus(name=SECOND, pid=13, restarts=1)
 
 
 def test_what_is_missing_since_before_a_start_that_failed_is_missing_that_long():

@@ -6,7 +6,7 @@ from holdfast.core.errors import BadCommand, CommandConflict, UnknownEngine
 from holdfast.core.faults.faults import FaultClass
 from holdfast.core.protocol import messages as m
 from holdfast.core.protocol.effects import Settle
-from holdfast.core.protocol.events import EventKind, StandbyView
+from holdfast.core.protocol.events import EventKind
 from support.groups_bench import LEFT_ALONE, a_pair, orders
 from support.instance_bench import AUTO, EXTERNAL, Bench, a_fault, a_loss, kinds
 
@@ -192,7 +192,8 @@ def test_a_restart_of_who_could_not_go_on_is_a_conflict_that_says_why():
 
 def test_standbys_stand_in_the_view_and_their_changes_among_the_events():
     bench = Bench()
-    said = bench.observe(m.StandbysChanged(engine_id=0, wanted=2, ready=1, memory_bytes=2**20))
+    standbys = m.Standbys(wanted=2, ready=1, memory_bytes=2**20)
+    said = bench.observe(m.StandbysChanged(engine_id=0, standbys=standbys))
     assert kinds(said) == ["standbys-changed"]
     assert said[0].event.reason == "1 of 2 ready, 1 MiB"
-    assert bench.view().standbys == StandbyView(wanted=2, ready=1, memory_bytes=2**20)
+    assert bench.view().standbys == standbys

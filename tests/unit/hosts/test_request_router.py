@@ -13,7 +13,7 @@ pytest.importorskip("vllm")
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
 
 from holdfast.core.config import RuntimeSettings
-from holdfast.core.protocol.events import EngineView, InstanceView
+from holdfast.core.protocol.events import EngineStatus, InstanceView
 from holdfast.core.protocol.link_messages import PoisonRequestEnded
 from holdfast.core.states import EngineState
 from holdfast.hosts.vllm.serving.error_reasons import error_reason
@@ -48,7 +48,7 @@ class Client:
 
 
 def view(*engines: tuple[EngineState, int]) -> InstanceView:
-    views = (EngineView(engine_id=i, state=s, epoch=0, restarts=r) for i, (s, r) in enumerate(engines))
+    views = (EngineStatus(engine_id=i, status="", state=s, epoch=0, restarts=r) for i, (s, r) in enumerate(engines))
     return InstanceView(engines=tuple(views), settings=RuntimeSettings())
 
 

@@ -13,7 +13,7 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from holdfast.core.protocol.events import StandbyView
+from holdfast.core.protocol.messages import Standbys
 from holdfast.hosts.vllm.engine.worker_pool import standby_pool as module
 from holdfast.hosts.vllm.engine.worker_pool.standby_pool import StandbyPool
 from holdfast.hosts.vllm.process import priority
@@ -58,7 +58,7 @@ class World:
 
     def __init__(self, *, preloaded: bool = True, refusals: int = 0) -> None:
         self.made: list[Standby] = []
-        self.told: list[StandbyView] = []
+        self.told: list[Standbys] = []
         self.paces: list[tuple[int, str]] = []
         self.preloaded, self.refusals = preloaded, refusals
 
@@ -120,7 +120,7 @@ Pools = Callable[[int], StandbyPool]
 def test_the_pool_fills_at_low_priority_and_reports_its_state(world: World, pool_of: Pools) -> None:
     pool_of(2)
     fill(world, 2)
-    assert world.told[-1] == StandbyView(wanted=2, ready=2, memory_bytes=200)
+    assert world.told[-1] == Standbys(wanted=2, ready=2, memory_bytes=200)
     assert world.paces == [(1000, "slow_down"), (1001, "slow_down")]
     assert [one.rank for one in world.made] == [0, 1]
 

@@ -19,7 +19,7 @@ from vllm.v1.engine import EngineCoreRequestType
 
 from holdfast.core.config import RuntimeSettings
 from holdfast.core.errors import PeerSilent
-from holdfast.core.protocol.events import EngineView, InstanceView
+from holdfast.core.protocol.events import EngineStatus, InstanceView
 from holdfast.core.states import EngineState
 from holdfast.hosts.vllm.engine.api_server_clients import answer_greetings, drop_requests
 from holdfast.hosts.vllm.protocol.calls import GREETING
@@ -34,8 +34,8 @@ class Link:
 
     def __init__(self, **second: Any) -> None:
         told = {"pid": os.getpid(), "restarts": 0, "state": EngineState.HEALTHY, **second}
-        first = EngineView(engine_id=0, state=EngineState.HEALTHY, epoch=0, pid=os.getpid(), restarts=2)
-        engines = (first, EngineView(engine_id=1, epoch=0, **told))
+        first = EngineStatus(engine_id=0, status="", state=EngineState.HEALTHY, epoch=0, pid=os.getpid(), restarts=2)
+        engines = (first, EngineStatus(engine_id=1, status="", epoch=0, **told))
         self._view = InstanceView(engines=engines, settings=RuntimeSettings())
 
     def view(self) -> InstanceView:

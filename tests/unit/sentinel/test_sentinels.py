@@ -346,7 +346,7 @@ def test_a_rank_whose_process_is_gone_is_reported_interrupts_the_busy_loop_and_i
     bench.engine.rank_lost(0, "killed by SIGKILL")
     bench.settled(EventKind.FAULT_REPORTED)
     assert bench.host.interrupted.wait(WAIT_S)
-    fault = bench.client.view().engines[0].fault
+    [fault] = [e.fault for e in bench.client.history() if e.kind is EventKind.FAULT_REPORTED]
     assert fault is not None
     assert (fault.fault_class, fault.rank) == (FaultClass.WORKER_LOST, 0)
     assert fault.message == "the process of rank 0 is gone: killed by SIGKILL"

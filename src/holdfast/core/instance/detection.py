@@ -17,7 +17,7 @@ from holdfast.core.poison.detector import FAULTS_BEFORE_SEARCH
 from holdfast.core.policy.incident import Incident
 from holdfast.core.protocol import messages as m
 from holdfast.core.protocol.effects import Effect, Settle
-from holdfast.core.protocol.events import EventKind, StandbyView
+from holdfast.core.protocol.events import EventKind
 from holdfast.core.protocol.link_messages import PoisonRequestEnded
 from holdfast.core.states import EngineState, Trigger
 
@@ -153,7 +153,7 @@ def standbys_changed(
     state: InstanceState, group: LockstepGroup, engine: Engine, fact: m.StandbysChanged
 ) -> list[Effect]:
     """Take the report how many standby processes are ready."""
-    engine.standbys = StandbyView(wanted=fact.wanted, ready=fact.ready, memory_bytes=fact.memory_bytes)
+    engine.standbys = fact.standbys
     return [publish(state, EventKind.STANDBYS_CHANGED, group, engine, reason=str(engine.standbys))]
 
 

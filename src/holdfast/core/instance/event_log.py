@@ -15,7 +15,7 @@ from holdfast.core.protocol.events import Event, EventKind, InstanceView
 def view_of(state: InstanceState) -> InstanceView:
     """Return the view of the instance that the status shows."""
     return InstanceView(
-        engines=tuple(group.view_of(engine) for group in state.roster.groups for engine in group.engines),
+        engines=tuple(group.status_of(engine) for group in state.roster.groups for engine in group.engines),
         settings=runtime_settings(state.config),
         sequence=state.sequence,
         notify_address=state.notify_address,

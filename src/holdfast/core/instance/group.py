@@ -10,11 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from msgspec import UNSET, UnsetType
+
 from holdfast.core.faults.faults import Fault, FaultClass, deeper, is_of_the_process
 from holdfast.core.faults.injection import InjectionSpec
 from holdfast.core.policy.budget import NOT_OPEN, Budget, GroupBudgets
 from holdfast.core.policy.incident import Incident, Recovery
-from holdfast.core.protocol.events import EngineView, StandbyView
+from holdfast.core.protocol.events import EngineStatus
+from holdfast.core.protocol.messages import Standbys
 from holdfast.core.states import EngineState, Trigger, next_state
 
 MAX_POISONS = 16
@@ -46,7 +49,7 @@ class Engine:
     # workers
     sick_ranks: set[int] = field(default_factory=set)  # they get a new process in the next recovery
     worker_restarts: int = 0
-    standbys: StandbyView | None = None
+    standbys: Standbys | None = None
     # replacements of the engine core
     restarts: int = 0
     restart_budget: Budget = field(default_factory=Budget)  # without the restarts that an operator ordered
@@ -233,30 +236,36 @@ class LockstepGroup:
 
     # ---- the status
 
-    def view_of(self, engine: Engine) -> EngineView:
-        return EngineView(
+    def status_of(self, engine: Engine) -> EngineStatus:
+        """Return the status of one engine of the group."""
+        return EngineStatus(
             engine_id=engine.engine_id,
+            status=engine.state.on_the_wire,
+            fault_info=UNSET if engine.fault is None else engine.fault.summary(),
+            last_command_id=_optional(self.last_command_id),
+            last_error=_optional(engine.last_error),
             state=engine.state,
             epoch=self.epoch,
-            pid=engine.pid,
             ranks=engine.ranks,
             lockstep_with=tuple(i for i in self.engine_ids if i != engine.engine_id),
+            paused_by_operator=self.is_paused_by_operator,
+            unrebuildable=engine.unrebuildable,
+            pid=engine.pid,
             hooks=engine.hooks,
             worker_hooks=engine.worker_hooks,
-            unrebuildable=engine.unrebuildable,
-            fault=engine.fault,
             reason=self.incident.reason if self.incident else engine.left_out_reason,
-            paused_by_operator=self.is_paused_by_operator,
-            last_command_id=self.last_command_id,
-            last_error=engine.last_error,
             recoveries=engine.recoveries,
             worker_restarts=engine.worker_restarts,
-            standbys=engine.standbys,
             faults=engine.faults,
             restarts=engine.restarts,
             suspects=engine.suspects,
             ended_requests=engine.ended_requests,
+            standbys=UNSET if engine.standbys is None else engine.standbys,
         )
+
+
+def _optional(text: str | None) -> str | UnsetType:
+    return UNSET if text is None else text
 
 
 def make_groups(groups: Iterable[Iterable[int]]) -> tuple[LockstepGroup, ...]:

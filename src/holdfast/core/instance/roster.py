@@ -12,7 +12,7 @@ from holdfast.core.errors import UnknownEngine
 from holdfast.core.instance.group import Engine, LockstepGroup, make_groups
 from holdfast.core.policy.budget import NOT_OPEN, Budget
 from holdfast.core.policy.capacity import Capacity
-from holdfast.core.protocol.events import ProcessView
+from holdfast.core.protocol.events import ProcessStatus
 from holdfast.core.states import Trigger
 
 
@@ -31,8 +31,8 @@ class Process:
         """Return since when the process is lost, `NOT_OPEN` while the process runs."""
         return NOT_OPEN if self.lost_at is None else self.lost_at
 
-    def view(self) -> ProcessView:
-        return ProcessView(name=self.name, pid=self.pid, restarts=self.restarts)
+    def view(self) -> ProcessStatus:
+        return ProcessStatus(name=self.name, pid=self.pid, restarts=self.restarts)
 
 
 class Roster:

@@ -8,10 +8,11 @@ from __future__ import annotations
 import enum
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from holdfast.core.config import RuntimeSettings, SettingChange
 from holdfast.core.faults.faults import Fault
-from holdfast.core.protocol.messages import RecoveryReport
+from holdfast.core.protocol.messages import RecoveryReport, Standbys
 from holdfast.core.states import EngineState
 
 
@@ -88,63 +89,56 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     changes: tuple[SettingChange, ...] = ()  # of settings, at run time
 
 
-class StandbyView(msgspec.Struct, frozen=True, kw_only=True):
-    """The processes that stand ready to take a rank's place; `memory_bytes` is what all of them hold."""
-
-    wanted: int
-    ready: int
-    memory_bytes: int
-
-    def __str__(self) -> str:
-        return f"{self.ready} of {self.wanted} ready, {self.memory_bytes / 2**20:.0f} MiB"
+_STATUS_NAMES = {"engine_id": "id", "last_command_id": "last_ft_request_id", "last_error": "ft_error"}  # the host's
 
 
-class EngineView(msgspec.Struct, frozen=True, kw_only=True):
-    """One engine as status shows it."""
+class EngineStatus(msgspec.Struct, frozen=True, kw_only=True, rename=_STATUS_NAMES):
+    """Status of one engine, as the instance makes it and HTTP shows it: the host's fields first, then ours."""
 
     engine_id: int
+    status: str  # of the original protocol
+    fault_info: str | UnsetType = UNSET
+    last_command_id: str | UnsetType = UNSET
+    last_error: str | UnsetType = UNSET
     state: EngineState
-    epoch: int
-    pid: int | None = None
+    epoch: int = 0
     ranks: int = 0
-    lockstep_with: tuple[int, ...] = ()  # the engines that pause when this one does
+    lockstep_with: tuple[int, ...] = ()  # the engines that pause when this engine does
+    paused_by_operator: bool = False
+    unrebuildable: tuple[str, ...] = ()  # what a rebuild of its collectives cannot bring back
+    pid: int | None = None
     hooks: tuple[str, ...] = ()
     worker_hooks: tuple[str, ...] = ()  # those that every rank reported
-    unrebuildable: tuple[str, ...] = ()  # what a rebuild of its collectives cannot bring back
-    fault: Fault | None = None
     reason: str | None = None
-    paused_by_operator: bool = False
-    last_command_id: str | None = None
-    last_error: str | None = None
     recoveries: int = 0
     worker_restarts: int = 0
-    standbys: StandbyView | None = None
     faults: int = 0
-    restarts: int = 0  # how often another process had to take its place
-    suspects: int = 0  # requests of which one may make batches fail
-    ended_requests: int = 0  # those that were found guilty of it
+    restarts: int = 0  # replacements of the engine core's process
+    suspects: int = 0  # requests of which one may be a poison request
+    ended_requests: int = 0  # poison requests
+    standbys: Standbys | UnsetType = UNSET
 
 
-class ProcessView(msgspec.Struct, frozen=True, kw_only=True):
-    """A process beside the engine cores: the coordinator, or one of several API servers.
+class ProcessStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """Status of a process beside the engine cores: the coordinator, or one of several API servers.
 
-    `pid` is none while it is gone.
+    `pid` is none from the loss of the process until its replacement has started.
     """
 
     name: str
     pid: int | None = None
-    restarts: int = 0  # how often another one took its place
+    restarts: int = 0  # replacements of the process
 
 
 class InstanceView(msgspec.Struct, frozen=True, kw_only=True):
     """The instance as status shows it; a new one is made at every change."""
 
-    engines: tuple[EngineView, ...]
+    engines: tuple[EngineStatus, ...]
     settings: RuntimeSettings  # in force
     sequence: int = 0
     notify_address: str = ""
     defeat: str | None = None
-    processes: tuple[ProcessView, ...] = ()
+    processes: tuple[ProcessStatus, ...] = ()
 
     @property
     def ready(self) -> bool:
@@ -152,5 +146,6 @@ class InstanceView(msgspec.Struct, frozen=True, kw_only=True):
         started = all(e.state is not EngineState.STARTING for e in self.engines)
         return self.defeat is None and started and any(e.state.makes_progress for e in self.engines)
 
-    def engine(self, engine_id: int) -> EngineView | None:
+    def engine(self, engine_id: int) -> EngineStatus | None:
+        """Return the status of an engine; None for an unknown engine."""
         return next((e for e in self.engines if e.engine_id == engine_id), None)

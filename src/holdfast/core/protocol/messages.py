@@ -187,13 +187,22 @@ class EngineAnswered(Message, frozen=True, tag="engine-answered"):
     refused: str | None = None
 
 
-class StandbysChanged(Message, frozen=True, tag="standbys-changed"):
-    """Processes that stand ready to take a rank's place; `memory_bytes` is what all of them hold."""
+class Standbys(msgspec.Struct, frozen=True, kw_only=True):
+    """Standby workers of one engine core: wanted, ready, and the memory that all of them use."""
 
-    engine_id: int
     wanted: int
     ready: int
     memory_bytes: int
+
+    def __str__(self) -> str:
+        return f"{self.ready} of {self.wanted} ready, {self.memory_bytes / 2**20:.0f} MiB"
+
+
+class StandbysChanged(Message, frozen=True, tag="standbys-changed"):
+    """The number of standby workers, or their memory, has changed."""
+
+    engine_id: int
+    standbys: Standbys
 
 
 FromEngine = (

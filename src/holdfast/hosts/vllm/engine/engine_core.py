@@ -10,7 +10,6 @@ from vllm.v1.engine import EngineCoreRequestType
 
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.faults.injection import InjectionSpec
-from holdfast.core.protocol.events import StandbyView
 from holdfast.core.protocol.messages import RecoveryReport
 from holdfast.core.protocol.rendezvous import Rendezvous
 from holdfast.hosts.vllm.communicators import EngineCommunicators, attach_communicator_hooks
@@ -98,7 +97,7 @@ class VllmEngineHost:
         self._config = config
         self._sentinel = sentinel
         engine.model_executor.on_rank_lost = sentinel.rank_lost
-        engine.model_executor.on_standbys = self._report_standbys
+        engine.model_executor.on_standbys = sentinel.report_standbys
         self._communicators = EngineCommunicators(engine)
         self._faults = ArmedFaults()
         if config.enable_fault_injection:
@@ -173,6 +172,3 @@ class VllmEngineHost:
         self, error: Exception, epoch: int, rendezvous: Rendezvous | None, replace: Sequence[int] = ()
     ) -> RecoveryReport:
         return self._recovery.recover(error, epoch, rendezvous, replace)
-
-    def _report_standbys(self, state: StandbyView) -> None:
-        self._sentinel.report_standbys(state.wanted, state.ready, state.memory_bytes)

@@ -12,7 +12,7 @@ from typing import Any, cast
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.errors import HookNotAttached
 from holdfast.core.protocol.effects import End, LeaveOut, ReplaceEngine
-from holdfast.core.protocol.events import EngineView
+from holdfast.core.protocol.events import EngineStatus
 from holdfast.hosts.vllm.contract.engine_touchpoints import (
     ADD_TO_SCHEDULER,
     BUSY_LOOP,
@@ -176,7 +176,7 @@ def _join_all(processes: Sequence[Any], timeout_s: float) -> list[Any]:
     return [process for process in processes if process.is_alive()]
 
 
-def check_hooks(engine: EngineView) -> None:
+def check_hooks(engine: EngineStatus) -> None:
     """Raise `HookNotAttached` unless an engine core and all workers are protected."""
     if absent := missing((ENGINE_INIT, BUSY_LOOP, MAKE_REQUEST, ADD_TO_SCHEDULER), engine.hooks):
         raise HookNotAttached(f"engine core {engine.engine_id} did not attach {', '.join(absent)}")

@@ -15,7 +15,7 @@ import msgspec
 import zmq
 
 from holdfast.core.errors import PeerSilent
-from holdfast.core.protocol.events import EngineView
+from holdfast.core.protocol.events import EngineStatus
 from holdfast.core.states import EngineState
 from holdfast.hosts.vllm.protocol.calls import GREETING
 from holdfast.sentinel import FrontEndLink
@@ -89,7 +89,7 @@ class Takeover:
                 ready[engine.engine_id] = payload
                 self.restarts[engine.engine_id] = engine.restarts
 
-    def _send_greeting(self, socket: Any, engine: EngineView) -> None:
+    def _send_greeting(self, socket: Any, engine: EngineStatus) -> None:
         from vllm.v1.engine import EngineCoreRequestType
         from vllm.v1.fault_tolerance.engine_core_sentinel import FT_UTILITY_METHOD
 
@@ -121,7 +121,7 @@ class Takeover:
         client.input_socket = listener
 
 
-def _is_left_out(engine: EngineView) -> bool:
+def _is_left_out(engine: EngineStatus) -> bool:
     return engine.state is EngineState.LEFT_OUT
 
 

@@ -18,7 +18,7 @@ from vllm.utils.network_utils import get_ip
 from vllm.v1.executor.multiproc_executor import MultiprocExecutor, WorkerProc
 
 from holdfast.core.errors import PeerSilent, RecoveryFailed
-from holdfast.core.protocol.events import StandbyView
+from holdfast.core.protocol.messages import Standbys
 from holdfast.hosts.vllm.engine.worker_pool.exit_watch import WorkerExitWatch
 from holdfast.hosts.vllm.engine.worker_pool.replacement_processes import ReplacementProcesses, ReplacementResult
 from holdfast.hosts.vllm.engine.worker_pool.spawning import (
@@ -48,7 +48,7 @@ class WorkerPoolExecutor(MultiprocExecutor):
     """
 
     on_rank_lost: Callable[[int, str, int | None], None] = staticmethod(lambda rank, how, exit_code: None)
-    on_standbys: Callable[[StandbyView], None] = staticmethod(lambda state: None)
+    on_standbys: Callable[[Standbys], None] = staticmethod(lambda state: None)
     kv_cache_configs: Sequence[Any] = ()
     kv_cache_layout: str | None = None
     seed: WorkerSeed
@@ -112,7 +112,7 @@ class WorkerPoolExecutor(MultiprocExecutor):
         rank = slot % self.world_size
         return start_standby(self.seed, rank, is_driver=self._is_driver_worker(rank), preload=preload)
 
-    def _report_standbys(self, state: StandbyView) -> None:
+    def _report_standbys(self, state: Standbys) -> None:
         self.on_standbys(state)
 
     # ---- replacing workers

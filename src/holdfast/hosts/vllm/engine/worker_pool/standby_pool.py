@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import psutil
 
-from holdfast.core.protocol.events import StandbyView
+from holdfast.core.protocol.messages import Standbys
 from holdfast.hosts.vllm.engine.worker_pool.spawning import ReplacementProcess
 from holdfast.hosts.vllm.process import priority
 from holdfast.hosts.vllm.process.exits import describe_exit
@@ -47,7 +47,7 @@ class StandbyPool:
         on_change: called with the state of the pool after each change.
     """
 
-    def __init__(self, size: int, start: Start, on_change: Callable[[StandbyView], None]) -> None:
+    def __init__(self, size: int, start: Start, on_change: Callable[[Standbys], None]) -> None:
         self._size = size
         self._start = start
         self._on_change = on_change
@@ -153,7 +153,7 @@ class StandbyPool:
         with self._lock:
             standbys = list(self._standbys)
         memory = sum(_resident_bytes(s.replacement.process.pid) for s in standbys)
-        self._on_change(StandbyView(wanted=self._size, ready=sum(s.ready for s in standbys), memory_bytes=memory))
+        self._on_change(Standbys(wanted=self._size, ready=sum(s.ready for s in standbys), memory_bytes=memory))
 
 
 def _resident_bytes(pid: int) -> int:
