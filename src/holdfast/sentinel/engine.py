@@ -45,7 +45,7 @@ class AwaitsJoin(Exception):
 
 
 class EngineCoreSentinel:
-    """Sentinel of one engine core.
+    """Sentinel of an engine core.
 
     Built before the workers start, so that workers find its address; started after that.
     """
@@ -83,7 +83,7 @@ class EngineCoreSentinel:
         self._thread.start()
 
     def close(self) -> None:
-        """End the sentinel's thread and close its sockets."""
+        """End the sentinel's thread and close the sockets."""
         self._thread.close()
 
     # ---- attaching
@@ -100,7 +100,7 @@ class EngineCoreSentinel:
             return known.reports(ranks)
 
     def await_processes(self, pids: Mapping[int, int], timeout_s: float) -> None:
-        """Wait for the reports of new processes, by rank. Raises `HookNotAttached` when one does not report in time."""
+        """Wait for the reports of new processes, by rank. Raises `HookNotAttached` for a report that is late."""
         known = self._machine.registry
         with self._changed:
             if not self._changed.wait_for(lambda: not known.unreported(pids), timeout_s):
@@ -112,7 +112,7 @@ class EngineCoreSentinel:
         self._post(m.StandbysChanged(engine_id=self._engine_id, standbys=standbys))
 
     def announce(self, host: EngineHost, hooks: tuple[str, ...], workers: tuple[m.WorkerAttached, ...]) -> None:
-        """Report to the client that this engine core is protected from now on."""
+        """Report to the client that the engine core is protected from now on."""
         if self._config.stall_detection and self._config.runtime_dir:
             limits = Limits(may_compile=host.compiles_in_steps)
             self._watch = ProgressWatch(self._config.runtime_dir, limits, with_peers=host.in_lockstep)
@@ -132,7 +132,7 @@ class EngineCoreSentinel:
     # ---- the busy loop's thread
 
     def run(self, busy_loop: Callable[[], None], is_running: Callable[[], bool]) -> None:
-        """Run the busy loop through its faults. Returns or raises only when the engine core ends."""
+        """Run the busy loop through faults. Returns or raises only when the engine core ends."""
         host = self._attached_host()
         if self._joins:
             self._pause(
@@ -238,7 +238,7 @@ class EngineCoreSentinel:
             self._feed(facts.StallsSeen(tuple(stalls), is_rebuildable=not host.unrebuildable()))
 
     def _keep_evidence(self, stall: fx.KeepEvidence) -> None:
-        """Write down a stall, which takes a while; then have its process killed."""
+        """Write down a stall, which takes a while; then have the process killed."""
         self._incidents.keep(stall.stall, self._machine.registry.pids())
         self._feed(facts.EvidenceKept(stall.stall))
 
@@ -255,7 +255,7 @@ class EngineCoreSentinel:
             self._changed.notify_all()
 
     def _perform(self, effect: fx.Effect) -> None:
-        """Perform an effect without waiting: whatever takes time goes to one of the two threads."""
+        """Perform an effect without waiting; effects that take time go to a thread."""
         match effect:
             case fx.Release():
                 self._tasks.put(effect.task)

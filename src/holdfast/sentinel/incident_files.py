@@ -28,7 +28,7 @@ MAX_THREADS = 256
 
 
 class IncidentFiles:
-    """Writer of the incidents of one engine core. `runtime_dir`: folder in which its processes answer for stacks."""
+    """Writer of the incidents of an engine core. `runtime_dir`: folder in which processes answer for stacks."""
 
     def __init__(self, incident_dir: str, runtime_dir: str, engine_id: int) -> None:
         self._folder = Path(incident_dir) if incident_dir else default_folder()
@@ -37,7 +37,7 @@ class IncidentFiles:
         self.devices: Devices | None = None  # who is asked for their health
 
     def keep(self, stall: Stall, pids: Mapping[int, int]) -> Path | None:
-        """Write the state of a stalled process and of its peers; return the folder, None when writing failed."""
+        """Write the state of a stalled process and of the peers; return the folder, None when writing failed."""
         try:
             return self._keep(stall, pids)
         except OSError as error:

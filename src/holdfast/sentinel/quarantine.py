@@ -20,7 +20,7 @@ logger = logging.getLogger("holdfast")
 
 
 class Quarantine:
-    """Quarantine of one engine core. `post` sends a message to the client; `epoch` returns the present epoch."""
+    """Quarantine of an engine core. `post` sends a message to the client; `epoch` returns the present epoch."""
 
     def __init__(self, engine_id: int, post: Callable[[m.FromEngine], None], epoch: Callable[[], int]) -> None:
         self._engine_id = engine_id

@@ -14,7 +14,7 @@ from holdfast.hosts.fake import EngineOptions
 
 @dataclass(frozen=True)
 class Weather:
-    """Treatment of messages by a link. Odds are per message; every message has its own delay, so messages overtake."""
+    """Treatment of messages by a link. Odds are per message; every message has a delay, so messages overtake."""
 
     loss: float = 0.0
     loses: frozenset[type] = frozenset()  # messages that never arrive
@@ -24,7 +24,7 @@ class Weather:
 
 @dataclass(frozen=True)
 class Conditions:
-    """Everything that decides a run, drawn from one seed."""
+    """Everything that decides a run, drawn from a seed."""
 
     seed: int
     weather: Weather = Weather()
@@ -60,12 +60,12 @@ class Conditions:
         object.__setattr__(self, "config", config)
 
     def is_poison(self, request_id: str) -> bool:
-        """Return True when a fault is tied to this request alone."""
+        """Return True when a fault is tied to the request alone."""
         return any(f.request and f.request in request_id and f.together == 1 for f in self.faults)
 
     @property
     def recovery_bound_s(self) -> float:
-        """Seconds from a first fault until healthy or ended, whatever is lost and whatever fails on the way."""
+        """Seconds from a first fault until healthy or ended, for any losses and failures on the way."""
         c = self.config
         one_recovery_s = c.containment_timeout_s + c.drain_timeout_s + c.rebuild_timeout_s + c.worker_start_timeout_s
         # After every worker restart the retries are counted anew.

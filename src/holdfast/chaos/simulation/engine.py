@@ -28,7 +28,7 @@ KILLED = "killed by SIGKILL"
 
 
 class SimulatedEngine:
-    """Shell of one machine: performs effects, and models the busy loop, the workers and their watch."""
+    """Shell of a machine: performs effects, and models the busy loop, the workers and the watch of workers."""
 
     def __init__(self, world: World, engine_id: int, options: EngineOptions, pid: int = 1) -> None:
         self._world = world
@@ -55,7 +55,7 @@ class SimulatedEngine:
         return self.options.ranks
 
     def draw_requests(self) -> None:
-        """Draw the requests of clients that come to this engine core, and the clients that leave early."""
+        """Draw the requests of clients that come to the engine core, and the clients that leave early."""
         dice, front_end = self._world.dice, self._world.front_end
         common, names = [dice.randrange(997) for _ in range(17)], []  # long enough to share blocks
         for index in range(self._world.conditions.requests_per_engine):
@@ -117,7 +117,7 @@ class SimulatedEngine:
         return self._host.requests.ended[request_id]
 
     def arm(self, spec: InjectionSpec) -> None:
-        """Arm a fault in a worker or in the engine core, by its phase."""
+        """Arm a fault in a worker or in the engine core, by phase."""
         (self._host.workers[spec.rank] if spec.phase.in_worker else self._host).arm(spec)
 
     def add(self, request: Request, history: list[int]) -> None:
@@ -255,7 +255,7 @@ class SimulatedEngine:
                 worker.arm(message.spec)
 
     def _look_for_stalls(self, *, first: bool = False) -> None:
-        """Observe ranks of which one hangs: until collectives break, every other rank waits for that one."""
+        """Observe ranks of which one hangs: until collectives break, the rest wait for that rank."""
         if self._gone or self._error is None:
             return
         hanging = {worker.rank for worker in self._host.workers if worker.hangs}

@@ -39,7 +39,7 @@ class SimulatedFrontEnd:
             self._send([request.name], engine_id)
 
     def abort(self, name: str) -> None:
-        """Forget a request because its client leaves; the request must not come back."""
+        """Forget a request because the client leaves; the request must not come back."""
         del self._expected[name]
         self._streams.pop(name, None)
         self._journal.close(name)

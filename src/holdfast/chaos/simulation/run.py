@@ -38,7 +38,7 @@ class RunSummary:
 
 
 class Simulation(BaseWorld):
-    """One simulated run. `run` returns a summary or raises `LawBroken`."""
+    """A simulated run. `run` returns a summary or raises `LawBroken`."""
 
     def __init__(self, conditions: Conditions) -> None:
         super().__init__(conditions)
@@ -105,7 +105,7 @@ class Simulation(BaseWorld):
         self.time.after(ATTACH_TIMEOUT_S, lambda: self._give_up_unless_attached(newcomer))
 
     def _give_up_unless_attached(self, newcomer: SimulatedEngine) -> None:
-        """Stop a replacement that has not attached in time: its first message may be lost."""
+        """Stop a replacement that has not attached in time: the first message may be lost."""
         known = self.client.instance.view().engine(newcomer.engine_id)
         waited_for = known is not None and known.state is EngineState.RESTARTING
         if waited_for and not newcomer.is_gone and self.client.ended is None:

@@ -25,7 +25,7 @@ class CommandQueue:
         self._waiting.append(command)
 
     def next(self, epoch: int) -> Command | None:
-        """Take the next command that is not void in `epoch`; return None without such a command."""
+        """Take the next command that is not void in `epoch`; return None when no command is left."""
         while self._waiting:
             command = self._waiting.popleft()
             if isinstance(command, m.EndEngine) or command.epoch > epoch:

@@ -9,7 +9,7 @@ from holdfast.core.faults.faults import Fault, deeper
 
 
 class Containment:
-    """State of the ranks of one engine core in the present epoch."""
+    """State of the ranks of an engine core in the present epoch."""
 
     def __init__(self, epoch: int = 0) -> None:
         self.begin(epoch)
@@ -25,7 +25,7 @@ class Containment:
         self._searching_until = 0.0
 
     def rank_faulted(self, rank: int, fault: Fault, epoch: int) -> bool:
-        """Note the fault of a rank. Return True when the fault is of this epoch and deeper than any known fault."""
+        """Note the fault of a rank. Return True for a fault of the present epoch deeper than all known."""
         if epoch != self.epoch:
             return False
         self._faulted.add(rank)
@@ -35,7 +35,7 @@ class Containment:
         return is_news
 
     def break_ranks(self, ranks: set[int], acknowledge_by: float) -> set[int]:
-        """Return the ranks to tell to break their collectives; empty when collectives are broken already.
+        """Return the ranks to tell to break collectives; empty when collectives are broken already.
 
         The returned ranks have to acknowledge by `acknowledge_by`, on the monotonic clock.
         """

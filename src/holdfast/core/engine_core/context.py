@@ -14,7 +14,7 @@ from holdfast.core.protocol import messages as m
 
 @dataclass
 class Context:
-    """Shared state of one machine. `config` may be replaced at any time: every bound is read on use."""
+    """Shared state of a machine. `config` may be replaced at any time: every bound is read on use."""
 
     engine_id: int
     config: HoldfastConfig
@@ -23,7 +23,7 @@ class Context:
     effects: list[fx.Effect] = field(default_factory=list)
 
     def configure(self, settings: RuntimeSettings) -> None:
-        """Replace the settings that can change at run time; every bound that begins from now on is the new one."""
+        """Replace the settings that can change at run time; every bound that begins from now on is new."""
         self.config = adopt_settings(self.config, settings)
         self.do_on_host(fx.ConfigureHost(self.config))
 
@@ -34,7 +34,7 @@ class Context:
 
     @property
     def in_lockstep(self) -> bool:
-        """Whether peer engine cores wait for this engine core in collectives."""
+        """Whether peer engine cores wait for the engine core in collectives."""
         return self.host is not None and self.host.in_lockstep
 
     def do(self, effect: fx.Effect) -> None:

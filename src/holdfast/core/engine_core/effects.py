@@ -77,7 +77,7 @@ class SendToRank:
 
 @dataclass(frozen=True)
 class ArmRank:
-    """Send the command to its rank; answer with `ArmingUndelivered` when the rank is not reached."""
+    """Send the command to the rank; answer with `ArmingUndelivered` when the rank is not reached."""
 
     command: m.ArmWorkerFault
 
@@ -116,7 +116,7 @@ class RelearnDeadlines:
 
 @dataclass(frozen=True)
 class IntroduceToCoordinator:
-    """Report the state of this engine core to the host's new coordinator."""
+    """Report the state of the engine core to the host's new coordinator."""
 
 
 @dataclass(frozen=True)

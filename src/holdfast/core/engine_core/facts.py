@@ -10,14 +10,14 @@ from holdfast.core.stalls.stalls import Stall
 
 @dataclass(frozen=True)
 class HostAttached:
-    """The engine core is complete. `in_lockstep`: peer engine cores wait for this one in collectives."""
+    """The engine core is complete. `in_lockstep`: peer engine cores wait in collectives for the engine core."""
 
     in_lockstep: bool
 
 
 @dataclass(frozen=True)
 class JoinAwaited:
-    """The busy loop pauses before its first step, until the engine core has joined its lockstep group."""
+    """The busy loop pauses before the first step, until the engine core has joined the lockstep group."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class RankLost:
 
 @dataclass(frozen=True)
 class StallsSeen:
-    """One observation of the ranks. `is_rebuildable`: the engine core's own collectives can be rebuilt."""
+    """An observation of the ranks. `is_rebuildable`: the engine core's own collectives can be rebuilt."""
 
     stalls: tuple[Stall, ...]
     is_rebuildable: bool

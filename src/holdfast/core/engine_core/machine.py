@@ -45,7 +45,7 @@ class BusyLoop(enum.Enum):
 
 @dataclass
 class Pause:
-    """One pause of the busy loop, from the error of a step until a recovery succeeds."""
+    """A pause of the busy loop, from the error of a step until a recovery succeeds."""
 
     began_at: float
     raised: facts.StepRaised | None = None  # none: the engine core joins a lockstep group
@@ -57,7 +57,7 @@ class Pause:
 
 
 class EngineCoreMachine:
-    """Decisions of the sentinel of one engine core. `wall_clock` dates faults."""
+    """Decisions of the sentinel of an engine core. `wall_clock` dates faults."""
 
     def __init__(
         self, engine_id: int, config: HoldfastConfig, wall_clock: Callable[[], float], joining_epoch: int | None = None
@@ -104,7 +104,7 @@ class EngineCoreMachine:
     # ---- facts
 
     def handle(self, fact: facts.Fact, now: float) -> list[fx.Effect]:
-        """Take one fact; return the effects to perform, in order."""
+        """Take a fact; return the effects to perform, in order."""
         self._context.effects = []
         if isinstance(fact, m.ToEngine):
             self._from_client(fact, now)

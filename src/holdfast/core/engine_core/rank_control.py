@@ -20,7 +20,7 @@ SEARCH_MARGIN_S = 0.2
 
 
 class RankControl:
-    """Rules for the ranks of one engine core; the half of the machine beside the busy loop."""
+    """Rules for the ranks of an engine core; the half of the machine beside the busy loop."""
 
     def __init__(self, context: Context, epoch: int) -> None:
         self.registry = RankRegistry()
@@ -44,15 +44,15 @@ class RankControl:
     # ---- containment
 
     def has_peers(self) -> bool:
-        """Return True when a peer may wait in a collective for a rank of this engine core."""
+        """Return True when a peer may wait in a collective for a rank of the engine core."""
         return len(self.registry.ranks()) > 1 or self._context.in_lockstep
 
     def leaves_peers_waiting(self, fault: Fault) -> bool:
-        """Return True when peers would wait for this engine core, or its lost rank, until a host timeout."""
+        """Return True when peers would wait for the engine core, or a lost rank, until a host timeout."""
         return (fault.fault_class is FaultClass.WORKER_LOST and self.has_peers()) or self._context.in_lockstep
 
     def break_collectives(self, now: float) -> None:
-        """Let no peer wait in a collective of this epoch; ranks stop and have to acknowledge."""
+        """Let no peer wait in a collective of the present epoch; ranks stop and have to acknowledge."""
         acknowledge_by = now + self._context.config.acknowledge_timeout_s
         ranks = self.containment.break_ranks(self.registry.ranks(), acknowledge_by)
         self._context.do_on_host(fx.BreakOwnCollectives())
@@ -113,7 +113,7 @@ class RankControl:
         self._interrupt()  # also without peers: nothing else would end the busy loop
 
     def _kill(self, fault: Fault, rank: int, now: float) -> None:
-        """Report a hung rank and kill the process: its death ends every wait for the rank."""
+        """Report a hung rank and kill the process: the death ends every wait for the rank."""
         epoch = self.containment.epoch
         self.rank_faulted(m.RankFaulted(rank=rank, epoch=epoch, fault=fault), now)
         self._killed.add((epoch, rank))
@@ -191,7 +191,7 @@ class RankControl:
         return hung(self._context.engine_id, stall.rank, why, at, phase=phase, step=step)
 
     def evidence_kept(self, stall: Stall, now: float) -> None:
-        """Kill a hung rank; end the search after the last one."""
+        """Kill a hung rank; end the search after the last rank."""
         fault = self._evidence_due.pop(stall.pid, None)
         if fault is not None:
             self._kill(fault, stall.rank, now)
@@ -201,7 +201,7 @@ class RankControl:
     # ---- injected faults
 
     def arm(self, command_id: str, spec: InjectionSpec) -> None:
-        """Arm a fault in the engine core, or pass the command on to its rank, which answers."""
+        """Arm a fault in the engine core, or pass the command on to the rank, which answers."""
         context = self._context
         if context.host is None:
             context.answer(command_id, "the engine core is still starting")

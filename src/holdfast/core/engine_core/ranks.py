@@ -11,13 +11,13 @@ MAX_ARMED = 16
 
 
 class RankRegistry:
-    """Registry of the ranks of one engine core, by the latest report of each rank."""
+    """Registry of the ranks of an engine core, by the latest report of each rank."""
 
     def __init__(self) -> None:
         self._reports: dict[int, m.WorkerAttached] = {}
 
     def note(self, report: m.WorkerAttached) -> None:
-        """Take a report as the latest of its rank."""
+        """Take a report as the latest of the rank."""
         self._reports[report.rank] = report
 
     def ranks(self) -> set[int]:
@@ -57,7 +57,7 @@ class RequestFaults:
             self._kept.append(command)
 
     def forget(self, command: m.ArmWorkerFault) -> None:
-        """Forget a fault, because its rank was not reached."""
+        """Forget a fault, because the rank was not reached."""
         if command in self._kept:
             self._kept.remove(command)
 

@@ -14,7 +14,7 @@ PROBE_S = 0.4  # until a rank whose collectives were broken has left its step, i
 
 
 class StallSearch:
-    """Search for a hung rank, one at a time. `declared`: process ids of ranks that were declared hung."""
+    """Search for a hung rank, a single search at a time. `declared`: process ids of ranks that were declared hung."""
 
     def __init__(self) -> None:
         self._suspects: dict[int, Stall] = {}

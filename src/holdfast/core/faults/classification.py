@@ -39,7 +39,7 @@ class OwnRow(
     omit_defaults=True,
     rename={"fault_class": "class"},
 ):
-    """One row of an operator: a match is of class `fault_class`.
+    """A row of an operator: a match is of class `fault_class`.
 
     `error_type` (the whole name of the exception's type) and `message` (anywhere in the text) are regular expressions
     that ignore case; a row with both needs both to match. `exit_code` or `signal` match the end of a process instead.
@@ -62,7 +62,7 @@ class Classification(msgspec.Struct, frozen=True):
 
 
 class Classifier:
-    """Classifier with the rows of one instance. Raises `BadConfiguration` for a row that cannot be used."""
+    """Classifier with the rows of an instance. Raises `BadConfiguration` for a row that cannot be used."""
 
     def __init__(self, own: Sequence[OwnRow] = ()) -> None:
         self.own = tuple(_as_row(row, number) for number, row in enumerate(own, 1))
@@ -70,7 +70,7 @@ class Classifier:
         self._exits = {(row.exit_code, row.signal): row for row in (*EXIT_ROWS, *reversed(self.own)) if row.is_exit}
 
     def of_error(self, error_type: str, message: str) -> Classification:
-        """Return the class of an exception from the name of its type and its message."""
+        """Return the class of an exception from the name of the type and the message."""
         text = message[:MAX_CAUSE_CHARS]
         for row, by_type, by_message in (*self._errors, *_built_in_errors()):
             typed = by_type is None or by_type.fullmatch(error_type)
@@ -87,7 +87,7 @@ class Classifier:
         return Classification(row.fault_class, row.reason, row.is_own)
 
     def rows(self) -> tuple[Row, ...]:
-        """Return every row in matching order; the last rows match what no other row names."""
+        """Return every row in matching order; the last rows match what no earlier row names."""
         return (*self.own, *ERROR_ROWS, UNKNOWN_ERROR, *EXIT_ROWS, OTHER_EXIT, OTHER_SIGNAL)
 
 

@@ -39,7 +39,7 @@ OF_THE_PROCESS = (_LOST, _DEVICE)  # what the end of a process may be
 
 
 def _device(text: str, number: int, name: str, driver: str, reason: str, of: FaultClass = _DEVICE) -> Row:
-    """Return the row of a CUDA error: by text, by its names in runtime and driver, and by number."""
+    """Return the row of a CUDA error: by text, by names in runtime and driver, and by number."""
     numbered = rf"\bCUDA (?:runtime |driver )?(?:error|failure)(?: code)?[ :=(]{{1,3}}{number}\b"
     said = "|".join(filter(None, (text, rf"\b{name}\b", rf"\b{driver}\b", numbered)))
     return Row(of, reason, message=said)

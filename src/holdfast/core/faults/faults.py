@@ -58,7 +58,7 @@ class FaultClass(enum.StrEnum):
 
 
 class Fault(msgspec.Struct, frozen=True, kw_only=True):
-    """One fault, as sent between processes and shown to people. `at`: wall-clock seconds of detection, 0 if unknown.
+    """A fault, as sent between processes and shown to people. `at`: wall-clock seconds of detection, 0 if unknown.
 
     `class_reason` explains the class. `request_ids`: requests in whose part of the step the fault showed, where known,
     at most `MAX_REQUEST_IDS`.
@@ -82,7 +82,7 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def unresponsive(engine_id: int, what: str) -> Fault:
-    """Return the fault of a process that did not answer within its bound."""
+    """Return the fault of a process that did not answer within the bound."""
     return Fault(fault_class=FaultClass.UNRESPONSIVE, error_type="PeerSilent", message=what, engine_id=engine_id)
 
 
@@ -109,7 +109,7 @@ _OF_THE_PROCESS = frozenset({FaultClass.DEVICE, FaultClass.WORKER_LOST, FaultCla
 
 
 def deeper(known: Fault | None, other: Fault) -> Fault:
-    """Return the fault that decides, of two faults of one incident: `other` only when its class is deeper."""
+    """Return the fault that decides, of two faults of the same incident: `other` only when its class is deeper."""
     if known is None:
         return other
     return other if _DEPTH.index(other.fault_class) > _DEPTH.index(known.fault_class) else known

@@ -14,7 +14,7 @@ MAX_TIMES = 1000
 
 
 class FaultKind(enum.StrEnum):
-    """Effect of an injected fault at its phase."""
+    """Effect of an injected fault at a phase."""
 
     RAISE = "raise"  # an exception
     CRASH = "crash"  # an exception that nothing contains: an engine core says that it is dead, and ends
@@ -74,7 +74,7 @@ class InjectionSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 
 class ArmedFault:
-    """Armed fault, which counts the passages of its phase."""
+    """Armed fault, which counts the passages of the phase."""
 
     def __init__(self, spec: InjectionSpec) -> None:
         self.spec = spec

@@ -47,7 +47,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class PoisonFound:
-    """A request that failed alone twice, while other requests passed before and after each time."""
+    """A request that failed alone twice, while further requests passed before and after each time."""
 
     request_id: str
     failed_batches: int
@@ -55,7 +55,7 @@ class PoisonFound:
 
 @dataclass(frozen=True)
 class KeepApart:
-    """A request that passes alone, and fails beside `others`."""
+    """A request that passes alone, and fails beside the requests in `others`."""
 
     request_id: str
     others: frozenset[str]
@@ -77,7 +77,7 @@ Step = Trial | PoisonFound | KeepApart | NeedsControl | Over
 
 
 class Bisection:
-    """One search. `suspects` are in the order of suspicion, the least suspected first.
+    """A search. `suspects` are in the order of suspicion, the least suspected first.
 
     `others` were in the failed batch as well, and are not suspected.
     """
@@ -120,7 +120,7 @@ class Bisection:
         return step
 
     def _find_poison(self, request_id: str) -> PoisonFound:
-        """Judge one request; the remaining suspects were only in the same batches."""
+        """Judge a request; the remaining suspects were only in the same batches."""
         self._unjudged = [u for u in (*self._unjudged, *self.suspects) if u != request_id]
         self.suspects, self._confirmed = [], None
         return PoisonFound(request_id, self._failures[request_id])
@@ -144,7 +144,7 @@ class Bisection:
         return [*self._failed_alone, *([self._confirmed] if self._confirmed is not None else [])]
 
     def _vouching(self) -> Trial | None:
-        """Return a trial of requests that have passed, together or at least one alone; None without such requests."""
+        """Return a trial of requests that passed together, or of a request that passed alone; None without any."""
         failed = set(self._failed_suspects)
         others = sorted(self.passed - failed) or sorted(self._passed_alone - failed)[:1]
         return Trial(Kind.VOUCH, tuple(others), frozenset(others)) if others else None
@@ -179,7 +179,7 @@ class Bisection:
         return Trial(Kind.ALONE, (request_id,), frozenset((request_id,)))
 
     def _look_elsewhere(self, bystanders: Iterable[str]) -> Step:
-        """Suspect further requests, because every tried one failed: only a pass shows that requests are the cause."""
+        """Suspect further requests: every tried request failed, and only a pass shows that requests are the cause."""
         failed = self._failed_suspects
         self.suspects = [u for u in dict.fromkeys((*self._unjudged, *bystanders)) if u not in failed]
         self._unjudged = []
@@ -275,12 +275,12 @@ class Bisection:
     # ---- meanwhile
 
     def clear(self, request_ids: Collection[str]) -> None:
-        """Clear requests that ran beside the trial's other requests without a fault."""
+        """Clear requests that ran beside the rest of the trial without a fault."""
         if self.trial is not None and self.trial.kind is not Kind.ALONE:
             self._pass(request_ids)
 
     def ran(self, request_ids: Collection[str]) -> None:
-        """Clear requests that were well in the same step that failed for other requests."""
+        """Clear requests that were well in the same step that failed for the rest."""
         if request_ids:
             self._pass(request_ids)
             self._is_well = self._somebody_passed = True

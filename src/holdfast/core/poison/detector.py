@@ -63,7 +63,7 @@ class Restriction:
 
 
 class PoisonDetector:
-    """Detector of poison requests of one engine core. Used by the busy loop's thread."""
+    """Detector of poison requests of an engine core. Used by the busy loop's thread."""
 
     def __init__(self) -> None:
         self._faults = 0  # failed batches in a row
@@ -193,7 +193,7 @@ class PoisonDetector:
         return self._restriction(progress, "requests on trial make no progress; search given up, all requests run")
 
     def _release_apart(self, progress: ProgressOfRequests) -> Restriction | None:
-        """Release requests that were kept apart, once the requests they fail beside have left."""
+        """Release requests that were kept apart, once the conflicting requests have left."""
         free = [i for i, others in self._apart.items() if not others & progress.keys()]
         for request_id in free:
             del self._apart[request_id]
@@ -208,7 +208,7 @@ class PoisonDetector:
     # ---- what follows
 
     def _next(self, progress: ProgressOfRequests) -> Restriction:
-        """Follow the search to its next trial, through the findings on the way."""
+        """Follow the search to the next trial, through the findings on the way."""
         ended: list[str] = []
         found: list[str] = []
         while self._search is not None:

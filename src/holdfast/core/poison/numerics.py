@@ -26,7 +26,7 @@ def in_fault(batch: frozenset[str], named: Collection[str]) -> frozenset[str]:
 
 
 def names_others(fault: Fault | None, before: Sequence[Named]) -> bool:
-    """Return True when an earlier fault and this fault each name a request that the other does not name."""
+    """Return True when the fault and an earlier fault each name a request that only one fault names."""
     now = set(named_by(fault))
     return bool(now) and any(now - set(names) and set(names) - now for _, names in before)
 
@@ -38,7 +38,7 @@ class Spoilt:
         self._from: dict[str, int] = {}
 
     def due(self, named: Collection[str], reached: Mapping[str, int], good: Mapping[str, int]) -> tuple[str, ...]:
-        """Return the named requests whose KV is to be computed again: those with progress since the last time."""
+        """Return the named requests whose KV is to be computed again: requests with progress since the last time."""
         self._from = {i: mark for i, mark in self._from.items() if i in good}
         due = tuple(i for i in named if i in good and good[i] > self._from.get(i, -1))
         self._from.update({i: reached[i] for i in due})

@@ -15,7 +15,7 @@ R = TypeVar("R")
 
 @dataclass
 class OpenRequest(Generic[R]):
-    """An open request. `unmovable`: reason why no other engine core can resume the request; empty when one can."""
+    """An open request. `unmovable`: reason why no engine core can take over the request; empty otherwise."""
 
     request: R
     unmovable: str = ""
@@ -23,7 +23,7 @@ class OpenRequest(Generic[R]):
 
 
 class RequestJournal(Generic[R]):
-    """Journal of requests, each from its arrival until its end."""
+    """Journal of requests, each from arrival until the end."""
 
     def __init__(self) -> None:
         self._open: dict[str, OpenRequest[R]] = {}

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 
 class Pacing:
-    """Requests of one engine core whose histories are computed again. One thread owns the object."""
+    """Requests of an engine core whose histories are computed again. Owned by a single thread."""
 
     def __init__(self, tokens_per_step: int) -> None:
         self._tokens_per_step = tokens_per_step

@@ -18,7 +18,7 @@ TRIAL_LOSSES = 2
 
 @dataclass
 class _Lost:
-    """A request that lost its engine core. `at`: delivered tokens at the last loss; `tried`: losses on trial."""
+    """A request after a loss of its engine core. `at`: tokens delivered at the last loss; `tried`: losses on trial."""
 
     at: int
     losses: int = 1
@@ -26,7 +26,7 @@ class _Lost:
 
 
 class Readmission:
-    """Requests of one front end that were with an engine core at its death."""
+    """Requests of a front end that were with an engine core that died."""
 
     def __init__(self) -> None:
         self._lost: dict[str, _Lost] = {}
@@ -59,7 +59,7 @@ class Readmission:
         return self._on_trial == request_id
 
     def _next(self) -> str:
-        """Return the suspect with the fewest trials, of those the one lost first."""
+        """Return the suspect with the fewest trials, the earliest loss first."""
         return min(filter(self._is_suspect, self._lost), key=lambda i: self._lost[i].tried)
 
     def _is_suspect(self, request_id: str) -> bool:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class RequestBlocks:
-    """A request and its KV blocks.
+    """A request with KV blocks.
 
     `computed` counts the tokens whose KV is written or about to be written, `in_flight` the tokens of steps whose
     output was never processed, `total` all tokens (prompt and output). `blocks` are block ids in order. `keepable` is
@@ -44,7 +44,7 @@ class RewindPlan:
 
 
 def plan_rewind(requests: Iterable[RequestBlocks], block_size: int) -> RewindPlan:
-    """Return the plan for all requests of one engine core whose KV cache is one group of full attention."""
+    """Return the plan for all requests of an engine core whose KV cache is a single group of full attention."""
     holders = list(requests)
     written = {r.request_id: _own_written_tokens(r) for r in holders}
     trusted = _trusted_tokens(holders, written, block_size)
@@ -55,7 +55,7 @@ def plan_rewind(requests: Iterable[RequestBlocks], block_size: int) -> RewindPla
 
 
 def plan_restart(requests: Iterable[RequestBlocks], block_size: int) -> RewindPlan:
-    """Return the plan after a rank lost its memory: no KV is good, and every block is suspect."""
+    """Return the plan after the loss of a rank's memory: no KV is good, and every block is suspect."""
     holders = list(requests)
     blocks = frozenset(block for r in holders for block in r.blocks)
     return RewindPlan({r.request_id: 0 for r in holders}, blocks, block_size)
@@ -67,7 +67,7 @@ def _own_written_tokens(r: RequestBlocks) -> int:
 
 
 def _trusted_tokens(holders: Sequence[RequestBlocks], written: Mapping[str, int], block_size: int) -> dict[int, int]:
-    """Return, by suspect block, how many of its first tokens every holder has written."""
+    """Return, by suspect block, how many first tokens every holder has written."""
     trusted: dict[int, int] = {}
     for r in holders:
         first = written[r.request_id] // block_size

@@ -17,7 +17,7 @@ from holdfast.core.stalls.steps import Ended, Running
 
 
 class Observation(msgspec.Struct, frozen=True):
-    """State of one process at one moment.
+    """State of a process at a moment.
 
     `starved_s`: seconds since the last observation in which the process was ready to run and did not run.
     `is_computing`: a thread or child had a processor for most of that time. `is_peer`: the process belongs to another
@@ -50,7 +50,7 @@ Call = tuple[int, int]  # a lane and a call of it
 
 @dataclass
 class _Known:
-    """What is known of one process."""
+    """Knowledge about a process."""
 
     pid: int
     deadlines: Deadlines
@@ -90,7 +90,7 @@ class StallDetector:
             self._known[rank] = _Known(pid, Deadlines(self._limits, self._remembered))
 
     def _leave(self, rank: int) -> None:
-        """Remember the durations of a process that is gone: its replacement does the same work."""
+        """Remember the durations of a process that is gone: the replacement does the same work."""
         if (gone := self._known.pop(rank, None)) is not None:
             gone.deadlines.forget()
 

@@ -59,7 +59,7 @@ class Remembered:
         return max((slowest for bucket, slowest in like.items() if bucket >= call.shape.bucket), default=None)
 
     def guessed_s(self, call: Running) -> float | None:
-        """Return an estimate for a call larger than all known calls of its kind, or None.
+        """Return an estimate for a call larger than all known calls of the same kind, or None.
 
         Work grows at most with the square of the tokens. Needed after a loss, when many requests are computed again at
         once.
@@ -75,7 +75,7 @@ class Remembered:
 
 
 class Deadlines:
-    """Durations of the calls of one process, by phase and bucket."""
+    """Durations of the calls of a process, by phase and bucket."""
 
     def __init__(self, limits: Limits, remembered: Remembered | None = None) -> None:
         self._limits = limits

@@ -15,7 +15,7 @@ class BatchShape(msgspec.Struct, frozen=True):
 
     @property
     def is_prefill(self) -> bool:
-        """Whether a request of the step computes more than its next token."""
+        """Whether a request of the step computes more than the next token."""
         return self.tokens > self.requests
 
     @property
