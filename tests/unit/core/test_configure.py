@@ -171,3 +171,9 @@ def test_the_view_of_every_event_has_the_settings_in_force():
     bench.faulted()
     views = [e.view for e in bench.effects if isinstance(e, Publish)]
     assert [v.settings.max_retries for v in views] == [3, 1, 1]
+
+
+def test_the_configuration_in_force_is_the_one_with_the_changes():
+    bench = Bench()
+    bench.configure(max_retries=7)
+    assert (bench.instance.config.max_retries, bench.instance.config.retry_window_s) == (7, AUTO.retry_window_s)

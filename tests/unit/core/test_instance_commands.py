@@ -7,6 +7,7 @@ from holdfast.core.errors import CommandConflict, UnknownEngine
 from holdfast.core.faults.faults import Phase
 from holdfast.core.faults.injection import InjectionSpec
 from holdfast.core.protocol import messages as m
+from holdfast.core.protocol.commands import RestartEngine
 from holdfast.core.protocol.effects import End, Send, Settle
 from holdfast.core.protocol.events import EventKind
 from holdfast.core.states import EngineState
@@ -136,3 +137,24 @@ def test_the_end_settles_the_commands_of_every_engine():
     bench.arm("armed", InjectionSpec(phase=Phase.FORWARD, engine_id=1))
     bench.lost(1)
     assert {s.command_id for s in bench.all(Settle)} == {"zero", "armed"}
+
+
+# ---- what an engine core cannot be restarted for
+
+
+def test_an_engine_core_is_not_restarted_while_a_command_is_under_way():
+    bench = Bench(EXTERNAL)
+    bench.paused_by_fault()
+    bench.retry("first")
+    with pytest.raises(CommandConflict, match="command first is already under way on engine core 0"):
+        bench.submit(RestartEngine(command_id="restart", engine_id=0))
+    assert bench.states(0) == ["recovering"]
+
+
+def test_an_engine_core_is_not_restarted_where_its_replacement_could_not_join_the_group():
+    bench = Bench(groups=[(0, 1)], attached=False)
+    for engine in (0, 1):
+        bench.attached(engine, unrebuildable=("custom all-reduce",))
+    with pytest.raises(CommandConflict, match="engine core 1 cannot be replaced: custom all-reduce"):
+        bench.submit(RestartEngine(command_id="restart", engine_id=1))
+    assert bench.states(0, 1) == ["healthy", "healthy"]

@@ -8,6 +8,7 @@ from holdfast.core.faults.faults import FaultClass, is_of_the_process
 from holdfast.core.policy.actions import Action
 from holdfast.core.policy.budget import Budget, Intensity
 from holdfast.core.policy.ladder import decide_repair
+from holdfast.core.policy.reasons import first_repair
 from support.situations import (
     AUTO,
     EXTERNAL,
@@ -192,3 +193,10 @@ def test_a_rank_that_computes_what_is_no_number_for_different_requests_gets_a_ne
 )
 def test_where_that_may_be_the_request_it_is_retried(about):
     assert decide_repair(2.0, spoilt("a", **about), AUTO).action is Action.RETRY
+
+
+@pytest.mark.parametrize("fault_class", FaultClass)
+def test_the_first_repair_of_a_class_in_words_is_the_one_that_is_decided(fault_class):
+    found = incident(fault_class=fault_class, needs_worker_restart=is_of_the_process(fault(fault_class)))
+    decided = decide_repair(0.0, found, AUTO).action
+    assert first_repair(fault_class).startswith("retry") == (decided is Action.RETRY)

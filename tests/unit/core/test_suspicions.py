@@ -34,7 +34,9 @@ def test_a_request_that_an_api_server_ended_is_told_like_one_that_an_engine_core
 def test_what_was_found_out_in_another_epoch_changes_nothing():
     bench = Bench()
     assert bench.observe(m.RequestsSuspected(engine_id=0, epoch=7, suspects=4, reason="late")) == []
-    assert bench.view().suspects == 0
+    ended = m.RequestEnded(engine_id=0, epoch=7, request_id="r", incident="i", reason="late")
+    assert bench.observe(ended) == []
+    assert (bench.view().suspects, bench.view().ended_requests) == (0, 0)
 
 
 def tried(bench, *, search_progressed=False):

@@ -92,7 +92,7 @@ class Instance:
                 return detection.request_ended(state, group, engine, fact)
             case m.StandbysChanged():
                 return detection.standbys_changed(state, group, engine, fact)
-            case m.EngineAnswered():
+            case _:  # m.EngineAnswered
                 return detection.arming_answered(state, group, engine, fact)
 
     def _hand_settings_to(self, fact: m.FromEngine) -> list[Effect]:
@@ -157,7 +157,7 @@ class Instance:
                 return operator.restart_engine(self._state, command, unrecoverable_reason, now)
             case c.Configure():
                 return operator.configure(self._state, command, now)
-            case c.InjectFault():
+            case _:  # c.InjectFault
                 return operator.inject_fault(self._state, command, now)
 
     # ---- time
