@@ -152,5 +152,19 @@ def test_a_block_of_seeds_names_the_seeds_that_it_runs():
     assert nightly.simulation_environment(second) == {"HOLDFAST_SEEDS": "500:1000"}
 
 
+def test_a_module_passes_when_each_of_its_mutants_is_noticed_or_explained_and_waits_while_some_have_no_verdict():
+    rows = {
+        "good": {"module": "good", "killed": 7, "explained": 1},
+        "bad": {"module": "bad", "killed": 7, "survived": 1},
+        "half": {"module": "half", "killed": 3, "not run": 4},
+    }
+    found = list(nightly.mutation_outcomes(["good", "bad", "half", "empty"], rows, 40.0))
+    assert [(one.item, one.outcome, one.detail) for one in found] == [
+        ("good", "passed", "explained 1, killed 7"),
+        ("bad", "failed", "killed 7, survived 1"),
+        ("empty", "passed", "no mutants"),
+    ]
+
+
 def test_every_part_of_the_documentation_is_known():
     assert list(nightly.PARTS) == ["matrix", "simulation", "fuzz", "mutation", "tools", "soak"]
