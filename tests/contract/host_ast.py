@@ -18,14 +18,14 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 class Definition(NamedTuple):
-    """A class or function and the module that defines it."""
+    """A class or function with the module that defines the class or function."""
 
     module: str
     node: ast.ClassDef | Function
 
 
 class HostSources:
-    """The sources of one release of the host: a folder that holds the package `vllm`."""
+    """The sources of a release of the host: a folder that holds the package `vllm`."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -58,7 +58,7 @@ class HostSources:
         return parameters_problem(touchpoint.parameters, parameter_names(found.node))
 
     def find(self, module: str, qualname: str) -> Definition | None:
-        """The definition behind a dotted name, wherever the host defines it."""
+        """Return the definition behind a dotted name, also where the module only imports the name."""
         first, *rest = qualname.split(".")
         found = self._in_module(module, first)
         for name in rest:
@@ -66,7 +66,7 @@ class HostSources:
         return found
 
     def lineage(self, found: Definition) -> Iterator[Definition]:
-        """A class and its bases within the host, depth first."""
+        """Yield a class and the bases of the class within the host, depth first."""
         yield found
         if isinstance(found.node, ast.ClassDef):
             for base in found.node.bases:
@@ -132,7 +132,7 @@ class HostSources:
 
 
 def statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
-    """The statements of a body, those under `if` and `try` too."""
+    """Yield the statements of a body, also those under `if` and `try`."""
     for statement in body:
         yield statement
         if isinstance(statement, ast.If | ast.Try):
@@ -148,18 +148,18 @@ def assigned_names(tree: ast.Module) -> set[str]:
 
 
 def base_name(base: ast.expr) -> str:
-    """The dotted name of a base class, without its type arguments."""
+    """Return the dotted name of a base class, without type arguments."""
     return ast.unparse(base.value if isinstance(base, ast.Subscript) else base)
 
 
 def parameter_names(function: Function) -> list[str]:
-    """Names of a function's parameters, in the order of `inspect.signature`, without `self` and `cls`."""
+    """Return the names of a function's parameters in the order of `inspect.signature`, without `self` and `cls`."""
     a = function.args
     ordered = [*a.posonlyargs, *a.args, *filter(None, [a.vararg]), *a.kwonlyargs, *filter(None, [a.kwarg])]
     return [argument.arg for argument in ordered if argument.arg not in ("self", "cls")]
 
 
 def local_names(function: Function) -> set[str]:
-    """The parameters of a function and every name that it assigns."""
+    """Return the parameters of a function and every name that the function assigns."""
     assigned = {n.id for n in ast.walk(function) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
     return assigned | set(parameter_names(function))

@@ -85,7 +85,7 @@ def touchpoint(module: str, name: str, kind: Kind, parameters: tuple[str, ...] |
 def test_finds_what_is_there(
     host: HostSources, module: str, name: str, kind: Kind, parameters: tuple[str, ...] | None
 ) -> None:
-    """Definitions are found where they stand, in base classes, through imports, and under `if` and `try`."""
+    """Definitions are found in a module, in base classes, through imports, and under `if` and `try`."""
     assert host.problem(touchpoint(module, name, kind, parameters)) is None
 
 
@@ -108,5 +108,5 @@ def test_finds_what_is_there(
 def test_says_what_is_missing(
     host: HostSources, module: str, name: str, kind: Kind, parameters: tuple[str, ...] | None, problem: str
 ) -> None:
-    """A touchpoint that does not hold is answered with one line that names what is missing."""
+    """The problem with a touchpoint is a single line that names the missing part."""
     assert problem in (host.problem(touchpoint(module, name, kind, parameters)) or "")

@@ -17,7 +17,7 @@ Imports = dict[str, set[str]]
 
 
 def import_graph(package: Path) -> Imports:
-    """Return, by module, the modules of `package` that its source imports anywhere, also inside functions."""
+    """Return, by module, the imported modules of `package`, including imports inside functions."""
     sources = {_module_name(file, package): file.read_text() for file in package.rglob("*.py")}
     return {module: set(_imported(source, sources)) - {module} for module, source in sources.items()}
 
@@ -40,7 +40,7 @@ def _imported(source: str, modules: Mapping[str, str]) -> Iterator[str]:
 
 
 def circle(imports: Imports) -> list[str]:
-    """Return one circle as the list of its modules, or an empty list where there is none."""
+    """Return the modules of a circle, or an empty list without a circle."""
     try:
         TopologicalSorter(imports).prepare()
     except CycleError as error:
@@ -49,7 +49,7 @@ def circle(imports: Imports) -> list[str]:
 
 
 def test_no_module_imports_itself_in_a_circle() -> None:
-    """Every module can be read after the modules it imports."""
+    """Every module can be read after the imported modules."""
     assert circle(import_graph(PACKAGE)) == []
 
 

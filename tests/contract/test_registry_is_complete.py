@@ -94,14 +94,14 @@ def test_every_module_of_the_host_that_is_named_in_a_string_is_registered() -> N
 
 
 def test_every_attribute_that_is_read_by_name_is_registered() -> None:
-    """An attribute that is read with a default fails in silence when the host renames it."""
+    """An attribute that is read with a default fails in silence after a rename in the host."""
     known = ATTRIBUTES | set(NOT_OF_THE_HOST)
     assert [found for found in attributes_by_name() if found.text not in known] == []
 
 
 @pytest.mark.parametrize("name", ["EXECUTOR_FAILED", "WORKER_FAILED", "ENGINE_CORE_DEAD"])
 def test_a_sentence_of_the_host_stands_in_one_place(name: str) -> None:
-    """What is compared as text is a constant of the registry, never a literal."""
+    """A text that is compared is a constant of the registry, never a literal."""
     value = getattr(name_touchpoints, name)
     sentence = value if isinstance(value, str) else value.decode()
     assert named(re.escape(sentence)) == []
@@ -109,4 +109,5 @@ def test_a_sentence_of_the_host_stands_in_one_place(name: str) -> None:
 
 
 def test_every_touchpoint_has_a_reason() -> None:
+    """A touchpoint without a reason cannot be judged when the host changes."""
     assert [t.label for t in TOUCHPOINTS if not t.why.strip()] == []

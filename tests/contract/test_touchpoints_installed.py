@@ -34,7 +34,7 @@ ALIVE = [t for t in TOUCHPOINTS if t.kind in ("wrap", "text", "name", "module")]
 
 @pytest.mark.parametrize("touchpoint", ALIVE, ids=lambda t: t.label)
 def test_stands_in_the_imported_host(touchpoint: Touchpoint) -> None:
-    """A hook imports, and takes the parameters its wrapper expects; `holdfast doctor` finds texts and names."""
+    """A hook imports and takes the parameters of the wrapper; `holdfast doctor` finds texts and names."""
     assert inspect_touchpoint(touchpoint) is None
 
 
@@ -54,6 +54,6 @@ def test_a_missing_name_is_told(touchpoint: Touchpoint, problem: str) -> None:
 
 
 def test_the_registry_names_each_touchpoint_once() -> None:
-    """One place of the host has one entry, so that there is one reason for it."""
+    """Each place of the host has a single entry with a single reason."""
     labels = [t.label for t in TOUCHPOINTS]
     assert len(labels) == len(set(labels))

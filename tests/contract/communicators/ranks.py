@@ -49,7 +49,7 @@ def outcome_of(do: Callable[..., Any], *args: Any) -> Outcome:
 
 
 class Rank:
-    """What a rank is told. `now` is done beside the main thread, the others on it."""
+    """The commands of a rank: `call` and `start` run on its main thread, `now` beside the main thread."""
 
     def __init__(self, main: Callable[..., Outcome], aside: Callable[..., Outcome]) -> None:
         self._pools = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
@@ -85,7 +85,7 @@ def all_reduce_on_and_on(member: Any, numbers: int) -> None:
 
 
 def waits_in(member: Any) -> str | None:
-    """The collective of this process's main thread."""
+    """Return the collective in which the main thread of this process waits."""
     from holdfast.hosts.vllm.communicators.gloo import collective_under_way
 
     return collective_under_way(threading.main_thread().ident or 0)
@@ -145,7 +145,7 @@ def _on(member: Any, do: Callable[..., Any], *args: Any) -> Outcome:
 
 
 class TorchMember:
-    """Torch's groups alone, over gloo: a default one, one of both ranks, one of this rank."""
+    """Torch's groups without the host, over gloo: a default group, a group of both ranks, a group of this rank."""
 
     def __init__(self, rank: int, port: int) -> None:
         import torch.distributed
@@ -171,7 +171,7 @@ class TorchMember:
 
 
 class HostMember:
-    """The host's own coordinators, as one of two tensor-parallel ranks over gloo has them."""
+    """The host's coordinators over gloo, for a tensor-parallel rank of two."""
 
     def __init__(self, rank: int, port: int) -> None:
         from vllm.config import VllmConfig, set_current_vllm_config
@@ -201,7 +201,7 @@ MEMBERS = {"torch": TorchMember, "host": HostMember}
 
 
 def serve(kind: str, rank: int, port: int, main: Connection, aside: Connection) -> None:
-    """The life of a rank's process; it ends with the test's end of the pipes."""
+    """Run the process of a rank until the test closes the pipes."""
     os.environ.update(OMP_NUM_THREADS="1", VLLM_CPU_OMP_THREADS_BIND="nobind")
     try:
         member = MEMBERS[kind](rank, port)
@@ -281,7 +281,7 @@ EPOCHS = itertools.count(1)
 
 
 class Stage:
-    """A world, and the epochs of one test in it."""
+    """A world with the epochs of a test."""
 
     def __init__(self, world):
         self.world = world

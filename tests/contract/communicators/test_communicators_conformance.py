@@ -21,7 +21,7 @@ SOON_S = 0.1
 
 
 def blocked(stage, rank):
-    """A collective of one rank that waits for its peer."""
+    """Start a collective on a rank that waits for its peer."""
     pending = rank.start(all_reduce, 1.0)
     time.sleep(0.05)
     assert not pending.done()
@@ -139,7 +139,7 @@ def test_a_break_during_a_rebuild_counts_against_it(stage):
 
 
 def test_a_break_in_the_middle_of_messages_leaves_nobody_waiting(gloo):
-    """Of breaks that let a write fail while gloo is about to read the end, one in four did: nobody was told of it."""
+    """A break during a write must end the collective on both ranks: a quarter of such breaks once did not."""
     for numbers in (64, 20_000) * 8:
         under_way = [rank.start(all_reduce_on_and_on, numbers) for rank in gloo.ranks]
         time.sleep(0.02)

@@ -12,7 +12,7 @@ HOSTS = ("fake", pytest.param("vllm", marks=pytest.mark.host))
 
 @pytest.fixture(scope="session", params=HOSTS)
 def host(request):
-    """The module that makes the rig of one host."""
+    """Return the module that makes the rig of a host."""
     if request.param == "vllm" and importlib.util.find_spec("vllm") is None:
         pytest.skip("vLLM is not installed here")
     return importlib.import_module(f"contract.hosts.{request.param}_rig")
@@ -20,7 +20,7 @@ def host(request):
 
 @pytest.fixture
 def rig(host):
-    """An engine core of two ranks."""
+    """Make an engine core of two ranks."""
     made = host.rig()
     yield made
     made.close()
@@ -28,5 +28,5 @@ def rig(host):
 
 @pytest.fixture
 def waiting_rank(host):
-    """One of two ranks, whose main thread is the test's own."""
+    """Make a rank of two whose main thread is the main thread of the test."""
     return host.waiting_rank()

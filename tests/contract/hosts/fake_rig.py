@@ -12,7 +12,7 @@ from holdfast.hosts.fake.ranks import RankThreads
 
 
 class FakeRig(Rig):
-    """A `FakeEngineCore` whose ranks run on threads of their own."""
+    """A `FakeEngineCore` with a thread for each rank."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ PROMPT = tuple(range(1, 41))  # two whole blocks, and a part of a third
 
 
 class Reported(NamedTuple):
-    """A fault that a worker reported, and the epoch in which it happened."""
+    """A fault as reported by a worker, with the epoch of the fault."""
 
     fault: Fault
     epoch: int
@@ -73,7 +74,7 @@ class Rig(ABC):
 
     @abstractmethod
     def step(self) -> None:
-        """Run one turn of the busy loop. Raises what ends the busy loop."""
+        """Run one turn of the busy loop. Raises the error that ends the busy loop."""
 
     @abstractmethod
     def close(self) -> None:
@@ -112,6 +113,13 @@ class Rig(ABC):
                 return error
         raise AssertionError("no step fails")
 
+    def await_report_of(self, rank: int) -> None:
+        """Wait until a rank has reported a fault: only the reply of the first rank ends a step."""
+        deadline = time.monotonic() + LONG_S
+        while all(reported.fault.rank != rank for reported in self.faults):
+            assert time.monotonic() < deadline, f"rank {rank} reports no fault"
+            time.sleep(0.002)
+
     def arm(self, phase: Phase, rank: int = 0, **spec: int) -> None:
         """Arm an exception at a phase of the engine core, or of one rank."""
         armed = InjectionSpec(phase=phase, rank=rank, **spec)
@@ -142,7 +150,7 @@ class Rig(ABC):
 
 @dataclass
 class WaitingRank:
-    """One of two ranks, whose main thread is the test's own; its peer comes to no collective."""
+    """A rank of two whose main thread is the main thread of the test; the peer takes part in no collective."""
 
     host: WorkerHost
     all_reduce: Callable[[], object]

@@ -31,7 +31,7 @@ def await_lost_worker(rig):
 
 
 def test_without_faults_every_request_gets_its_tokens(rig):
-    """Accepted requests are unfinished until their last token was sent."""
+    """An accepted request is unfinished until the last token was sent."""
     rig.add("a", 5)
     rig.add("b", 3, [7, 8, 9])
     assert rig.engine.unfinished_requests() == 2
@@ -49,6 +49,7 @@ def test_an_engine_core_alone_shares_no_collectives(rig):
 
 
 def test_on_a_cpu_without_a_compiler_no_step_compiles_and_no_device_tells_of_its_health(rig):
+    """Stall detection is off here: no device is observed."""
     assert rig.engine.compiles_in_steps is False
     assert rig.engine.devices is None
 
@@ -66,7 +67,7 @@ def test_without_a_coordinator_there_is_nobody_to_introduce_to(rig):
 
 @pytest.mark.parametrize("busy", [True, False], ids=["busy", "idle"])
 def test_an_interrupt_ends_the_busy_loop_at_the_next_step_boundary(rig, busy):
-    """The busy loop raises, from whichever thread the interrupt came, and the error is known for one."""
+    """The busy loop raises, whether busy or idle, and `is_interrupt` knows the error."""
     if busy:
         rig.add("a", 20)
         rig.step()
@@ -80,7 +81,7 @@ def test_an_interrupt_ends_the_busy_loop_at_the_next_step_boundary(rig, busy):
 
 
 def test_a_recovery_takes_back_the_interrupts_before_it(rig):
-    """Two interrupts end the busy loop once: after the recovery it goes on."""
+    """Two interrupts end the busy loop once: after the recovery steps run again."""
     rig.add("a", 20)
     rig.step()
     rig.engine.interrupt()
@@ -112,7 +113,7 @@ def test_after_a_fault_of_the_engine_core_no_token_is_lost_repeated_or_changed(r
 @pytest.mark.parametrize("phase", WORKER_PHASES)
 @pytest.mark.parametrize("rank", range(RANKS))
 def test_after_a_fault_of_a_rank_no_token_is_lost_repeated_or_changed(rig, phase, rank):
-    """What the busy loop raises is the text of a worker's error, and every rank takes steps again."""
+    """The busy loop raises the text of a worker's error; after the recovery every rank takes steps again."""
     rig.add("a", 8)
     rig.add("b", 6, [7, 8, 9])
     rig.arm(phase, rank=rank, after_steps=2)
@@ -125,7 +126,7 @@ def test_after_a_fault_of_a_rank_no_token_is_lost_repeated_or_changed(rig, phase
 
 
 def test_good_kv_is_kept_and_the_report_counts_it(rig):
-    """A request that decodes keeps the blocks that were written and computes only its last token again."""
+    """A decoding request keeps the blocks that were written and recomputes only the last token."""
     rig.add("a", 8)
     for _ in range(3):
         rig.step()
@@ -153,7 +154,7 @@ def test_suspect_kv_leaves_the_prefix_cache(rig):
 
 
 def test_blocks_that_left_with_a_request_in_flight_are_suspect(rig):
-    """The blocks of a request that ended while its step was under way are no prefix either."""
+    """The blocks of a request that ended with a step in flight are no prefix either."""
     rig.add("a", 8)
     rig.arm(Phase.FORWARD, rank=1)
     error = rig.failing_step()
@@ -206,7 +207,7 @@ def test_without_a_rendezvous_collectives_that_were_not_broken_serve_on(rig):
 
 
 def test_a_killed_rank_is_noticed_and_its_place_is_taken(rig):
-    """A recovery gives every rank whose process is gone a new one, named or not; no KV is good after it."""
+    """A recovery replaces every rank whose process is gone, named or not; no KV is good after a replacement."""
     rig.add("a", 8)
     for _ in range(3):
         rig.step()
@@ -249,7 +250,7 @@ def test_ranks_that_live_are_replaced_when_they_are_named(rig):
 
 
 def test_nothing_more_is_computed_for_a_client_that_is_gone(rig):
-    """The requests of one API server are dropped at the next step boundary, those of others go on."""
+    """The requests of a lost API server are dropped before the next step; other requests go on."""
     rig.add("a", 20, client_index=1)
     rig.add("b", 6, [7, 8, 9], client_index=2)
     rig.step()

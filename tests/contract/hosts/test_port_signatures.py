@@ -35,7 +35,7 @@ def parameters(function: Any) -> list[tuple[str, Any, Any]]:
 
 
 def problem(implementation: type, name: str, declared: Any) -> str | None:
-    """Return what an implementation of one member lacks, or None when the member conforms."""
+    """Return the problem with an implementation of a member, or None when the member conforms."""
     found = inspect.getattr_static(implementation, name, None)
     if isinstance(declared, property):  # an attribute of the instance will do
         assigned = f"self.{name} =" in inspect.getsource(implementation)
@@ -50,7 +50,7 @@ def problem(implementation: type, name: str, declared: Any) -> str | None:
     ("port", "module", "name"), IMPLEMENTATIONS, ids=lambda value: getattr(value, "__name__", value)
 )
 def test_an_implementation_has_what_its_port_declares(port: type, module: str, name: str) -> None:
-    """An implementation that lacks a method of its port, or takes other parameters, does not conform."""
+    """An implementation without a method of the port, or with different parameters, does not conform."""
     if module.startswith("holdfast.hosts.vllm"):
         pytest.importorskip("vllm")
     implementation = getattr(importlib.import_module(module), name)
@@ -61,7 +61,7 @@ def test_an_implementation_has_what_its_port_declares(port: type, module: str, n
     "method", ["def end(self, request_id): ...", "end = 3", ""], ids=["other", "no method", "none"]
 )
 def test_a_drift_is_found(method: str) -> None:
-    """A method with other parameters, an attribute in place of a method, and a lacking method are all told."""
+    """Different parameters, an attribute in place of a method and a missing method are all found."""
     namespace: dict[str, Any] = {}
     exec(method, namespace)
     drifted = type("Drifted", (), {"end": namespace["end"]} if method else {})

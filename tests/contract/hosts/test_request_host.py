@@ -22,7 +22,7 @@ def output(rig):
 
 
 def test_standings_tell_every_open_request_in_the_order_of_arrival(rig):
-    """A request that was accepted and not scheduled has computed nothing; one that finished is not told."""
+    """A request that waits for a first step has computed nothing; a finished request has no standing."""
     add_three(rig)
     rig.add("short", 1, [5, 6])
     progress = rig.requests.request_progress()
@@ -48,7 +48,7 @@ def test_standings_after_a_failed_step_tell_good_tokens_from_those_in_flight(rig
 
 @pytest.mark.parametrize("begun", [False, True], ids=["waiting", "running"])
 def test_only_requests_named_to_run_are_in_a_step(rig, begun):
-    """All others get no token and lose none of what was computed; without a rule they go on."""
+    """All other requests get no token and keep the computed tokens; without a rule all requests run."""
     add_three(rig)
     if begun:
         rig.step()
@@ -80,7 +80,7 @@ def test_requests_named_to_wait_are_in_no_step(rig, begun):
 
 
 def test_without_a_call_before_each_step_no_request_is_kept_out(rig):
-    """A rule ends with its call, whichever requests are named."""
+    """A rule without `before_step` is no rule, whichever requests are named."""
     add_three(rig)
     rig.requests.restrict(frozenset("b"), frozenset("c"), None)
     rig.step()
@@ -88,7 +88,7 @@ def test_without_a_call_before_each_step_no_request_is_kept_out(rig):
 
 
 def test_a_rule_may_change_before_every_step(rig):
-    """The call comes before each step is scheduled, and the step follows the rule it leaves."""
+    """`before_step` runs before each step is scheduled, and the step follows the new rule."""
     add_three(rig)
     turns = iter("abc")
     calls = []
@@ -120,7 +120,7 @@ def test_a_rule_outlasts_a_recovery(rig):
 
 @pytest.mark.parametrize("times", [1, 2], ids=["once", "twice"])
 def test_kv_that_is_not_trusted_is_computed_again(rig, times):
-    """After a recovery a request gives up its KV, also as a prefix for the next request. Idempotent."""
+    """After a recovery a request gives up the KV, also as a prefix for the next request. Idempotent."""
     rig.add("a", 8)
     rig.step()
     rig.engine.interrupt()
@@ -136,7 +136,7 @@ def test_kv_that_is_not_trusted_is_computed_again(rig, times):
 
 
 def test_kv_that_is_trusted_would_have_shown_that_it_is_spoilt(rig):
-    """The test before this one can fail."""
+    """Spoilt KV that stays trusted changes tokens: the test above can fail."""
     rig.add("a", 8)
     rig.step()
     rig.engine.interrupt()
@@ -156,7 +156,7 @@ def test_an_unknown_request_is_not_computed_again(rig):
 
 
 def test_a_control_request_is_like_any_other_and_ends_by_itself(rig):
-    """Two controls are two requests, with names of their own, and change no token of others."""
+    """Two controls are two requests with different names, and change no token of other requests."""
     rig.add("a", 4)
     rig.requests.add_control()
     rig.requests.add_control()

@@ -13,17 +13,17 @@ from holdfast.core.faults.faults import Phase
 
 @pytest.mark.parametrize("rank", range(RANKS))
 def test_an_armed_fault_goes_off_in_its_rank_and_is_reported_by_it_alone(rig, rank):
-    """The report names rank, phase and epoch; peers that only lost their collective come after it."""
+    """The report names rank, phase and epoch; a peer only reports the loss of a collective."""
     rig.add("a")
     rig.arm(Phase.FORWARD, rank=rank)
     rig.failing_step()
-    first = rig.faults[0]
-    assert (first.fault.rank, first.fault.phase, first.epoch) == (rank, Phase.FORWARD, 0)
-    assert "injected fault" in first.fault.message
+    rig.await_report_of(rank)
+    [armed] = [reported for reported in rig.faults if "injected fault" in reported.fault.message]
+    assert (armed.fault.rank, armed.fault.phase, armed.epoch) == (rank, Phase.FORWARD, 0)
 
 
 def test_a_fault_may_be_armed_to_come_later(rig):
-    """Passages before it change nothing."""
+    """Steps before the armed step change nothing."""
     rig.add("a", 8)
     rig.arm(Phase.SAMPLE_START, after_steps=3)
     for _ in range(3):
@@ -34,7 +34,7 @@ def test_a_fault_may_be_armed_to_come_later(rig):
 
 @pytest.mark.parametrize("rank", range(RANKS))
 def test_a_rank_whose_collectives_were_broken_takes_no_step(rig, rank):
-    """The step fails on it or on its peers, and no rank reports a fault of its own."""
+    """The step fails, and the broken rank reports no fault."""
     rig.add("a", 8)
     rig.step()
     sent = list(rig.answers["a"])
@@ -51,7 +51,7 @@ def test_breaking_twice_breaks_nothing_more(rig):
 
 
 def test_a_rank_that_was_let_in_again_takes_steps(rig):
-    """A recovery in a newer epoch ends what a break began."""
+    """A recovery in a newer epoch ends the fence of a break."""
     rig.add("a", 8)
     rig.step()
     for worker in rig.workers:
@@ -62,7 +62,7 @@ def test_a_rank_that_was_let_in_again_takes_steps(rig):
 
 
 def test_a_break_of_an_older_epoch_changes_nothing(rig):
-    """A rank in a later epoch answers None, and its collectives serve on."""
+    """A rank in a later epoch answers None, and the collectives stay whole."""
     rig.add("a", 8)
     rig.step()
     rig.engine.interrupt()
@@ -73,7 +73,7 @@ def test_a_break_of_an_older_epoch_changes_nothing(rig):
 
 
 def test_a_rank_that_is_stopped_again_stays_out_of_the_epoch_it_was_stopped_in(rig):
-    """A break names the epoch in which no further step is taken; the next recovery leads to a newer one."""
+    """A break in a recovered epoch fails the next step; a further recovery leads to a newer epoch."""
     rig.add("a", 8)
     rig.step()
     rig.engine.interrupt()
@@ -92,7 +92,7 @@ def test_a_rank_in_no_collective_says_so(rig):
 
 
 def test_a_collective_that_waits_for_a_peer_is_told_until_it_is_broken(waiting_rank):
-    """The same text for the same call, whenever it is looked at; a break from another thread releases it."""
+    """The text is the same for the same call; a break from another thread releases the main thread."""
     seen = []
 
     def watch():

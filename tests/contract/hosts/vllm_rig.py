@@ -66,11 +66,11 @@ MODEL = {
 
 
 class Closed(Exception):
-    """A queue was closed: its reader ends."""
+    """The last item of a closed queue."""
 
 
 class MemoryQueue:
-    """A message queue of the host, in memory, with one reader."""
+    """A message queue of the host in memory, with a single reader."""
 
     def __init__(self) -> None:
         self._items: queue.Queue[Any] = queue.Queue()
@@ -92,7 +92,7 @@ class MemoryQueue:
 
 
 class Broadcast:
-    """The queue over which an engine core calls its ranks: one copy of each call for every rank."""
+    """The queue over which an engine core calls the ranks: a copy of each call for every rank."""
 
     def __init__(self, ranks: int) -> None:
         self.readers = [MemoryQueue() for _ in range(ranks)]
@@ -150,7 +150,7 @@ class PretendBatch:
 
 
 class PretendRunner:
-    """A model runner V1 whose model is the fake host's arithmetic. The tokens of a request are its own."""
+    """A model runner V1 that computes the fake host's arithmetic and keeps the tokens of each request."""
 
     def __init__(self, rank: int, communicators: Any) -> None:
         self.memory = KVMemory(rank, BLOCKS, BLOCK_SIZE)
@@ -163,7 +163,7 @@ class PretendRunner:
         self.device = torch.device("cpu")
 
     def execute_model(self, work: Any) -> ModelRunnerOutput | None:
-        """Write the KV of a step and exchange it with the peers, as a forward pass does."""
+        """Write the KV of a step and gather the attention results of all ranks."""
         self._learn(work)
         if not work.total_num_scheduled_tokens:
             return ModelRunnerOutput(req_ids=[], req_id_to_index={})
@@ -217,7 +217,7 @@ class PretendRunner:
 
 
 class PretendWorker:
-    """What the host calls on a worker, beside its steps."""
+    """The methods that the host calls on a worker."""
 
     def __init__(self, rank: int, communicators: Any) -> None:
         self.rank = rank
@@ -255,7 +255,7 @@ class PretendWorker:
 
 
 class ThreadRank:
-    """One rank: a worker of the host on a thread, under the fence of Holdfast, beside a small process of its own."""
+    """A rank: a worker of the host on a thread, under the fence of Holdfast, beside a small process."""
 
     def __init__(self, rank: int, config: Any, calls: MemoryQueue, communicators: Any, reports: Reports) -> None:
         wrapper = WorkerWrapperBase(rank)
@@ -296,7 +296,7 @@ class ThreadExecutor(HoldfastExecutor):
         self._watch_ranks()
 
     def replace_workers(self, ranks: Sequence[int], start_timeout_s: float, timeout_s: float) -> ReplacementResult:
-        """Give ranks a new worker each: no request and no KV of the old one is known there."""
+        """Give each rank a new worker that knows no request and no KV."""
         for rank in ranks:
             self.ranks[rank].close()
             self.rpc_broadcast_mq.readers[rank] = MemoryQueue()
@@ -323,7 +323,7 @@ class ThreadExecutor(HoldfastExecutor):
 
 
 class InProcessCore(EngineCoreProc):
-    """The host's engine core without sockets, which runs one turn of its busy loop at a time."""
+    """The host's engine core without sockets; runs the busy loop turn by turn."""
 
     @contextmanager
     def _perform_handshakes(self, *_: Any) -> Iterator[EngineZmqAddresses]:
@@ -333,10 +333,10 @@ class InProcessCore(EngineCoreProc):
         args[-1].set()
 
     def process_output_sockets(self, *_: Any) -> None:
-        """Send nothing: the outputs stay in their queue."""
+        """Send nothing: outputs stay in the queue."""
 
     def turn(self) -> None:
-        """Run one turn of the host's busy loop. Raises what ends the busy loop."""
+        """Run one turn of the host's busy loop. Raises the error that ends the busy loop."""
         self.process_input_queue_block = False
         self._turns = iter((True, False))
         try:
@@ -349,7 +349,7 @@ class InProcessCore(EngineCoreProc):
 
 
 class PretendSentinel:
-    """As much of an `EngineCoreSentinel` as its host calls."""
+    """The part of `EngineCoreSentinel` that a `VllmEngineHost` calls."""
 
     def __init__(self) -> None:
         self.lost: list[int] = []
@@ -361,7 +361,7 @@ class PretendSentinel:
         """Ignore the pool: there is none."""
 
     def await_processes(self, *_: Any) -> None:
-        """Return at once: a rank that is a thread is there as soon as it is made."""
+        """Return at once: a rank on a thread is ready when made."""
 
 
 @functools.cache
@@ -387,7 +387,7 @@ def vllm_config() -> Any:
 
 @contextmanager
 def _as_a_library() -> Iterator[None]:
-    """Keep what the host does to its process away from the process of the tests."""
+    """Keep the side effects of the host on a process away from the tests."""
     with ExitStack() as stack:
         for name in ("enable_envs_cache", "freeze_gc_heap", "maybe_attach_gc_debug_callback"):
             stack.enter_context(mock.patch(f"vllm.v1.engine.core.{name}"))
