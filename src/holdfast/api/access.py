@@ -18,7 +18,7 @@ API_KEY_VARIABLE = "HOLDFAST_API_KEY"
 
 
 class Purpose(enum.Enum):
-    """What a call is for; decides who may make it."""
+    """Purpose of a call, which decides the callers that are admitted."""
 
     PROBE = "probe"  # readiness, for load balancers
     READ = "read"  # status and events
@@ -27,7 +27,7 @@ class Purpose(enum.Enum):
 
 @dataclass(frozen=True)
 class Caller:
-    """What a request says about who sent it.
+    """Sender of a request, as the request describes the sender.
 
     `host` is the peer's address, none for a unix socket. `forwarded` is true when a proxy says that it
     sent the request on. `origin` is the page a browser sent it from.
@@ -41,7 +41,7 @@ class Caller:
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a call is refused; `challenge` asks for a token in `WWW-Authenticate`."""
+    """Reason to refuse a call; `challenge` asks for a token in `WWW-Authenticate`."""
 
     status: int
     message: str
@@ -51,30 +51,30 @@ class Refusal:
 
 @dataclass(frozen=True, repr=False)
 class Access:
-    """The digests of the tokens that open the control endpoints; none: commands only from this machine."""
+    """Digests of the tokens that open the control endpoints; without digests, commands come from this machine only."""
 
     digests: tuple[bytes, ...] = ()
 
     @classmethod
     def from_tokens(cls, tokens: Iterable[str]) -> Access:
-        """Access by any of `tokens`; blank ones count as not set."""
+        """Return the access by any of `tokens`; a blank token counts as not set."""
         return cls(tuple(_digest(t.strip().encode()) for t in tokens if t.strip()))
 
     @classmethod
     def from_settings(cls, api_keys: Iterable[str], environ: Mapping[str, str]) -> Access:
-        """The token in HOLDFAST_API_KEY, else the server's own API keys."""
+        """Return the access by the token in HOLDFAST_API_KEY, else by the server's own API keys."""
         own = cls.from_tokens([environ.get(API_KEY_VARIABLE, "")])
         return own if own.digests else cls.from_tokens(api_keys)
 
     def knows(self, token: bytes) -> bool:
-        """Whether this is one of the tokens, in a time that does not depend on which bytes differ."""
+        """Return whether a token is known, in a time that does not depend on the bytes that differ."""
         digest = _digest(token)
         matches = [hmac.compare_digest(digest, known) for known in self.digests]
         return any(matches)
 
 
 def decide_access(purpose: Purpose, caller: Caller, access: Access) -> Refusal | None:
-    """Why `caller` may not do this, or none when it may."""
+    """Return the reason to refuse a call, None for an admitted call."""
     if purpose is Purpose.PROBE:
         return None
     if access.digests:
@@ -105,7 +105,7 @@ def _decide_by_place(caller: Caller) -> Refusal | None:
 
 
 def is_local_host(host: str | None) -> bool:
-    """Whether a peer's address is this machine's loopback; none is a unix socket, which is local."""
+    """Return whether an address is this machine's loopback; None stands for a unix socket, which is local."""
     if host is None:
         return True
     try:

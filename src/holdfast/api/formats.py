@@ -22,7 +22,7 @@ FAILED_MESSAGE = "Failed to handle fault."
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
-    """The instance: the host's fields first, then ours."""
+    """Status of the instance: the host's fields first, then ours."""
 
     schema_version: int = 1
     total_engines: int
@@ -37,7 +37,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Notification(Status, frozen=True, kw_only=True):
-    """What subscribers get: the status after an event, and the event."""
+    """Notification of an event: the event, and the status after the event."""
 
     event: Event
 
@@ -64,7 +64,7 @@ class Accepted(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What went wrong, what to do, and the state in which it did."""
+    """Error of a call: message, hint, and the state of the engine."""
 
     message: str
     hint: str = ""
@@ -77,28 +77,28 @@ class ProblemBody(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def describe_problem(error: HoldfastError) -> Problem:
-    """An error as a caller reads it."""
+    """Return the problem that describes an error to a caller."""
     state = error.state if isinstance(error, CommandConflict) else ""
     return Problem(message=error.message, hint=error.hint, state=str(state))
 
 
 def render_status(view: InstanceView) -> Status:
-    """The status object of a view."""
+    """Return the status of a view."""
     return Status(**_status_fields(view))
 
 
 def render_notification(event: Event, view: InstanceView) -> Notification:
-    """What is published about an event, with the instance after it."""
+    """Return the notification of an event, with the status after the event."""
     return Notification(**_status_fields(view), event=event)
 
 
 def render_readiness(view: InstanceView) -> Readiness:
-    """Whether the instance makes progress, and the state it is in."""
+    """Return whether the instance makes progress, and the state of the instance."""
     return Readiness(ready=view.ready, state=instance_state(view))
 
 
 def instance_state(view: InstanceView) -> EngineState:
-    """One state for all engines: dead when defeated, else that of the first engine that is not healthy."""
+    """Return one state for all engines: dead after a defeat, else the state of the first unhealthy engine."""
     if view.defeat is not None:
         return EngineState.DEAD
     unhealthy = (e.state for e in view.engines if not e.state.makes_progress)

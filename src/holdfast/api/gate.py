@@ -20,7 +20,7 @@ _CONTROL_PREFIX = "/fault_tolerance/"
 
 
 def install_gate(app: Starlette, control: ControlSource) -> None:
-    """Put the gate around `app`, outside of every other middleware.
+    """Put the gate around `app`, outside the rest of the middleware.
 
     The host has built its stack by the time its plugins get their state, and a built stack takes no more
     middleware: so the gate goes around the stack itself.
@@ -39,7 +39,7 @@ class ControlGate:
 
     @property
     def held_requests(self) -> int:
-        """How many requests arrived while nothing made progress and have had no answer yet."""
+        """Number of requests that arrived while no engine made progress, and have had no answer yet."""
         return self._held
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -87,7 +87,7 @@ class ControlGate:
 
 
 def _decide_hold(view: InstanceView, held: int, max_held: int) -> Response | None:
-    """Why a new request is not taken while nothing makes progress; none: it is held."""
+    """Return the refusal of a new request while no engine makes progress; None when the request may wait."""
     state = instance_state(view)
     if view.defeat is not None:
         return _unavailable(Problem(message=f"the instance has ended: {view.defeat}", state=state))
@@ -103,7 +103,7 @@ def _unavailable(problem: Problem) -> Response:
 
 
 def _split_path(scope: Scope) -> tuple[str, str]:
-    """A request's path as (root path, path in the app), as the router will see it."""
+    """Return the path of a request as the router sees the path: (root path, path in the app)."""
     path: str = scope["path"]
     root: str = scope.get("root_path") or ""
     if root and path.startswith(root + "/"):

@@ -13,12 +13,12 @@ _WORTH_SAYING_S = 0.001  # a recovery that had nothing to rebuild finds that out
 
 
 def log_event(event: Event, view: InstanceView) -> None:
-    """A sink that logs an event."""
+    """Log an event."""
     logger.log(_level(event), describe_event(event))
 
 
 def describe_event(event: Event) -> str:
-    """One line that says what happened."""
+    """Return the log line of an event."""
     if event.kind is EventKind.CONFIGURED:
         return f"settings changed: {event.reason} (command {event.command_id})"
     return _describe_process(event) if event.process is not None else _describe_engine(event)
@@ -60,7 +60,7 @@ def _describe_engine(event: Event) -> str:  # noqa: PLR0912 - one line for each 
 
 
 def _describe_decision(engine: str, event: Event) -> str:
-    """The audit line: the reason in words, then what a program would look for."""
+    """Return the audit line: the reason in words, then keys and values for programs."""
     record = f" [{event.decision} epoch={event.epoch}]" if event.decision is not None else ""
     return f"{engine}: {event.reason}{record}"
 

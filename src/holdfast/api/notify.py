@@ -27,7 +27,7 @@ _MAX_SUBSCRIPTION_BYTES = 1024
 
 
 class Publisher:
-    """Publishes each event as two frames: the topic, and one JSON object.
+    """Publisher of events, each as two frames: the topic, and a JSON object.
 
     `port` 0 takes any free one; `address` is what was bound. Raises `PortInUse` or `BadConfiguration`.
     """
@@ -47,13 +47,13 @@ class Publisher:
         self.address = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
 
     def publish(self, event: Event, view: InstanceView) -> None:
-        """The sink: send an event to whoever subscribes, without waiting. Any thread."""
+        """Send an event to all subscribers without waiting. Any thread."""
         body = msgspec.json.encode(render_notification(event, view))
         with self._lock, contextlib.suppress(zmq.ZMQError):
             self._socket.send_multipart([TOPIC, body], flags=zmq.DONTWAIT)
 
     def close(self) -> None:
-        """Close, giving what is queued a second to leave. Any thread; twice is harmless."""
+        """Close after at most a second for queued events. Any thread; idempotent."""
         with self._lock:
             self._socket.close(_LINGER_MS)
             self._context.term()
@@ -90,7 +90,7 @@ def _explain(error: zmq.ZMQError, host: str, port: int) -> PortInUse | BadConfig
 
 
 def _owner_of(port: int) -> str:
-    """Name and id of the process that listens on `port`, or nothing when it cannot be found out."""
+    """Return name and id of the process that listens on `port`; empty for an unknown process."""
     with contextlib.suppress(psutil.Error, OSError):
         for connection in psutil.net_connections("tcp"):
             listens = connection.status == psutil.CONN_LISTEN and connection.laddr.port == port

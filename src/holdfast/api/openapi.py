@@ -64,7 +64,7 @@ INJECT_BODY: Schema = _schema(InjectionSpec)
 
 
 def describe(body: Schema | None, *, takes_after: bool = False) -> Schema:
-    """What FastAPI cannot see in a handler: its body, its query and its answers."""
+    """Describe the body, the query and the answers of a handler, which FastAPI cannot see."""
     answers = dict(ANSWERS["GET" if body is None else "POST"])
     if takes_after:
         answers["400"] = "Not a sequence number"

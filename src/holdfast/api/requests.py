@@ -47,12 +47,12 @@ class CommandName(enum.StrEnum):
 
     @property
     def wait_s(self) -> float:
-        """How long a caller who names no time waits for the end: a process that loads a model takes long."""
+        """Seconds to wait for the end when the caller names no time; a process that loads a model takes long."""
         return 300.0 if self.is_for_one_engine else 30.0
 
 
 class PauseMode(enum.StrEnum):
-    """How to pause."""
+    """Mode of a pause."""
 
     HARD = "hard"  # at once: nobody waits in a collective any more
     SOFT = "soft"  # at the next step boundary
@@ -74,9 +74,9 @@ Changes = Annotated[
 
 
 class Params(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Which engines an instruction is for, one or several; none: all that it makes sense for.
+    """Engines and ranks of a command; without engines, all engines that the command applies to.
 
-    `rank` or `ranks` say which of the one engine's workers to restart; none: all of them.
+    `rank` or `ranks` name the workers of one engine to restart; without ranks, every worker.
     """
 
     engine_id: int | None = None
@@ -149,7 +149,7 @@ def _parse_accepted(fields: dict[str, Any], command_id: str) -> AppliedCommand:
 
 
 def parse_injection(body: bytes) -> InjectionSpec:
-    """The fault to inject in a request's body. Raises `BadCommand`."""
+    """Return the fault to inject that a body describes. Raises `BadCommand`."""
     fields = _parse_object(body)
     if isinstance(phase := fields.get("phase"), str):
         _known(phase, Phase, "phase")
@@ -157,7 +157,7 @@ def parse_injection(body: bytes) -> InjectionSpec:
 
 
 def parse_after(text: str | None) -> int:
-    """The sequence number of `?after=`, 0 when it is not given. Raises `BadCommand`."""
+    """Return the sequence number of `?after=`, 0 without `after`. Raises `BadCommand`."""
     if text is None:
         return 0
     if not (text.isascii() and text.isdigit() and len(text) <= 15):
@@ -166,7 +166,7 @@ def parse_after(text: str | None) -> int:
 
 
 def is_json(content_type: str | None) -> bool:
-    """Whether a Content-Type header names JSON."""
+    """Return whether a Content-Type header names JSON."""
     return (content_type or "").partition(";")[0].strip().lower() == "application/json"
 
 

@@ -104,12 +104,12 @@ def _guarded(route: _Route, get_control: Callable[[], ControlPlane], access: Acc
 
 
 async def _status(request: Request, control: ControlPlane) -> Response:
-    """The state of every engine."""
+    """Return the state of every engine."""
     return _json(formats.render_status(control.view()))
 
 
 async def _ready(request: Request, control: ControlPlane) -> Response:
-    """200 while the instance makes progress, else 503."""
+    """Return 200 while the instance makes progress, else 503."""
     readiness = formats.render_readiness(control.view())
     if readiness.ready:
         return _json(readiness)
@@ -117,7 +117,7 @@ async def _ready(request: Request, control: ControlPlane) -> Response:
 
 
 async def _events(request: Request, control: ControlPlane) -> Response:
-    """Events after a sequence number, oldest first."""
+    """Return the events after a sequence number, oldest first."""
     after = requests.parse_after(request.query_params.get("after"))
     events = control.history(after)
     # A number beyond the last event is from an earlier life of this server: `next` leads back.
@@ -126,7 +126,7 @@ async def _events(request: Request, control: ControlPlane) -> Response:
 
 
 async def _apply(request: Request, control: ControlPlane) -> Response:
-    """Carry out an instruction, in either request format."""
+    """Run a command, in either request format."""
     applied = requests.parse_apply(await _read_body(request), command_id := uuid.uuid4().hex)
     outcome = _watch(control.submit(applied.command))
     if applied.timeout_s is None:
@@ -183,7 +183,7 @@ async def _execute(outcome: asyncio.Future[None], timeout_s: float) -> Response:
 
 
 async def _wait_ended(outcome: asyncio.Future[None], timeout_s: float) -> None:
-    """Wait for a command's end; it goes on when the wait is over. Raises its error, or `RecoveryFailed`."""
+    """Wait for the end of a command, which continues after the wait. Raises the error, or `RecoveryFailed`."""
     ended, _ = await asyncio.wait({outcome}, timeout=timeout_s)
     if not ended:
         raise RecoveryFailed(f"not finished within {timeout_s:g} s", hint="poll /fault_tolerance/status")

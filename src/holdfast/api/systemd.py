@@ -33,7 +33,7 @@ Send = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Listening:
-    """Where this process's server listens."""
+    """Address of the server of this process."""
 
     host: str = "127.0.0.1"
     port: int = 8000
@@ -42,7 +42,7 @@ class Listening:
 
 
 def start_telling_systemd(listening: Listening, environ: Mapping[str, str] = os.environ) -> SystemdReports | None:
-    """Begin, if this process was started by systemd and is to notify it."""
+    """Start the reports when systemd started this process and wants notifications; else return None."""
     address = environ.get("NOTIFY_SOCKET")
     if not address:
         return None
@@ -53,7 +53,7 @@ def start_telling_systemd(listening: Listening, environ: Mapping[str, str] = os.
 
 
 def period_of(environ: Mapping[str, str]) -> float:
-    """Seconds between two looks: a part of the watchdog's time (`WATCHDOG_USEC`), where there is one."""
+    """Return the seconds between two looks: a part of the watchdog's time (`WATCHDOG_USEC`), if set."""
     with contextlib.suppress(KeyError, ValueError):
         wanted_s = int(environ["WATCHDOG_USEC"]) / 1e6 / PINGS_IN_TIME
         return min(LONGEST_PERIOD_S, max(SHORTEST_PERIOD_S, wanted_s))
@@ -61,7 +61,7 @@ def period_of(environ: Mapping[str, str]) -> float:
 
 
 class SystemdReports:
-    """READY once the server is, STATUS when that changes, WATCHDOG as long as it is alive."""
+    """Reports to systemd: READY once, STATUS at changes, WATCHDOG while the server is alive."""
 
     def __init__(self, ask: Ask, send: Send, period_s: float) -> None:
         self._ask = ask
@@ -102,7 +102,7 @@ def _status(alive: bool, code: int, body: bytes) -> str:
 
 
 def ask(listening: Listening, path: str, timeout_s: float) -> tuple[int, bytes]:
-    """The code and the body of an answer; 0 where there is none in time."""
+    """Return the code and the body of an answer; code 0 without an answer in time."""
     connection = _connection(listening, timeout_s)
     try:
         connection.request("GET", path)
@@ -135,7 +135,7 @@ class _UnixConnection(http.client.HTTPConnection):
 
 
 def send(address: str, text: str) -> None:
-    """One datagram of the protocol of sd_notify(3). What does not reach systemd is logged and not tried again."""
+    """Send a datagram of the sd_notify(3) protocol. A failure is logged and not tried again."""
     to = f"\0{address[1:]}" if address.startswith("@") else str(Path(address))
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as out:

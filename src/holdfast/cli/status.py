@@ -72,7 +72,7 @@ def _state(engine: EngineStatus) -> str:
 
 
 def _limits(found: Status) -> Iterator[str]:
-    """What a rebuild cannot bring back, said once for all engines that it holds for."""
+    """Yield state that a rebuild loses, once for all engines concerned."""
     whats = dict.fromkeys(what for engine in found.engines for what in engine.unrebuildable)
     for what in whats:
         engines = ", ".join(str(engine.engine_id) for engine in found.engines if what in engine.unrebuildable)

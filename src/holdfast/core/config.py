@@ -77,7 +77,7 @@ class RuntimeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
 
 class HoldfastConfig(RuntimeSettings, frozen=True, kw_only=True, forbid_unknown_fields=True, rename=_RENAMED):
-    """All settings. A key is the flag's name with underscores."""
+    """All settings. A key is the name of the flag with underscores."""
 
     enable_fault_tolerance: bool = True
     standby_workers: Annotated[int, msgspec.Meta(ge=0, le=64)] = 0  # of each engine core
@@ -137,7 +137,7 @@ def share_of(cap: str) -> float:
 
 
 class SettingChange(msgspec.Struct, frozen=True, kw_only=True):
-    """One setting that was changed while the server runs, by its key."""
+    """Change of a setting at run time; `name` is the key of the setting."""
 
     name: str
     old: SettingValue

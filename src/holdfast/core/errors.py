@@ -5,19 +5,19 @@
     │   ├── BadConfiguration     a key, a value or a combination that makes no sense
     │   ├── BadCommand       a command that cannot be understood                (400)
     │   ├── UnknownEngine        a command for an engine that does not exist        (404)
-    │   └── CommandConflict  a command that makes no sense in this state        (409)
-    ├── HostError                the host's: it is not what we know, or did not let us in
+    │   └── CommandConflict  a command that is not applicable now        (409)
+    ├── HostError                the host's: an unknown version, or a hook without a target
     │   ├── UnsupportedHost      a version we were never tested against
     │   └── HookNotAttached      a hook found nothing to hold on to
     ├── WorldError               the world's: a port in use, a process that does not answer
     │   ├── PortInUse
     │   ├── PeerSilent           a bounded wait ended without an answer
-    │   └── NonFiniteLogits      a step computed what is no number
+    │   └── NonFiniteLogits      a step computed NaN or Inf
     └── RecoveryError            a recovery that did not work; a fault like any other
         ├── RankFenced           a failed rank refuses work until it is let back in
         └── RecoveryFailed
 
-An error says what it is about and, in its hint, what to do.
+An error names its subject and, in the hint, a remedy.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from collections.abc import Sequence
 
 
 class HoldfastError(Exception):
-    """Base of all; `hint` says what to do about it."""
+    """Base of all errors of Holdfast; `hint` names a remedy."""
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(f"{message} ({hint})" if hint else message)
@@ -35,23 +35,23 @@ class HoldfastError(Exception):
 
 
 class OperatorError(HoldfastError):
-    """Something the operator said cannot be done as said."""
+    """A setting or a command of the operator cannot be carried out."""
 
 
 class BadConfiguration(OperatorError):
-    """A setting is unknown, has the wrong type, or contradicts another one."""
+    """A setting is unknown, has the wrong type, or contradicts a second setting."""
 
 
 class BadCommand(OperatorError):
-    """An instruction cannot be understood."""
+    """A command cannot be understood."""
 
 
 class UnknownEngine(OperatorError):
-    """An instruction names an engine that this instance does not have."""
+    """A command names an engine that does not exist."""
 
 
 class CommandConflict(OperatorError):
-    """An instruction makes no sense in the present state."""
+    """A command is not applicable in the present state."""
 
     def __init__(self, message: str, *, state: str, hint: str = "") -> None:
         super().__init__(message, hint=hint)
@@ -59,7 +59,7 @@ class CommandConflict(OperatorError):
 
 
 class HostError(HoldfastError):
-    """The host is not what Holdfast knows."""
+    """The host differs from the tested releases."""
 
 
 class UnsupportedHost(HostError):
@@ -71,15 +71,15 @@ class HookNotAttached(HostError):
 
 
 class WorldError(HoldfastError):
-    """The machine or another process did not do its part."""
+    """The machine or a foreign process failed."""
 
 
 class PortInUse(WorldError):
-    """A port that is to be bound belongs to somebody else."""
+    """A port to bind is in use by a foreign process."""
 
 
 class PeerSilent(WorldError):
-    """A bounded wait ended without an answer. `rank` says whose, where that is known."""
+    """A bounded wait ended without an answer; `rank` is the silent rank, if known."""
 
     def __init__(self, message: str, *, hint: str = "", rank: int | None = None) -> None:
         super().__init__(message, hint=hint)
@@ -87,7 +87,7 @@ class PeerSilent(WorldError):
 
 
 class NonFiniteLogits(WorldError):
-    """A step computed what is no number. `request_ids` says in whose part of it, `phase` where it was found."""
+    """A step computed NaN or Inf. `request_ids` are the affected requests, `phase` the phase of the check."""
 
     phase: str | None = None
 
@@ -101,7 +101,7 @@ class RecoveryError(HoldfastError):
 
 
 class RankFenced(RecoveryError):
-    """A rank that has failed refuses work until it is let back in."""
+    """A failed rank refuses work until the recovery lets the rank back in."""
 
 
 class RecoveryFailed(RecoveryError):

@@ -23,7 +23,7 @@ class EngineState(enum.StrEnum):
 
     @property
     def is_attached(self) -> bool:
-        """Whether its present process has reported, and is there."""
+        """Whether the present process is alive and has reported."""
         return self not in (EngineState.STARTING, EngineState.RESTARTING, EngineState.LEFT_OUT, EngineState.DEAD)
 
     @property
@@ -45,7 +45,7 @@ class Trigger(enum.StrEnum):
 
 
 class IllegalTransition(Exception):
-    """A trigger that a state does not know. The state stays as it was."""
+    """Trigger without a transition from the present state, which does not change."""
 
 
 S, T = EngineState, Trigger

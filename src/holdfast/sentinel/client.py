@@ -39,7 +39,7 @@ from holdfast.core.protocol.events import Event, InstanceView
 from holdfast.core.protocol.link_messages import LinkReported, PoisonRequestEnded
 from holdfast.core.states import EngineState
 from holdfast.sentinel.addresses import engine_identity, is_link
-from holdfast.sentinel.link_registry import Links
+from holdfast.sentinel.link_registry import LinkRegistry
 from holdfast.sentinel.thread import SentinelThread
 from holdfast.wire import Delivery, Hub, Station
 
@@ -80,7 +80,7 @@ class ClientSentinel:
         self._waiting: dict[str, Future[None]] = {}
         self._on_view: Callable[[InstanceView], None] = lambda view: None
         self._changed = threading.Condition()
-        self._links = Links(self._hub, self)
+        self._links = LinkRegistry(self._hub, self)
         self._thread = SentinelThread("ClientSentinel", station, self._deliver, self._tick, lambda: TICK_S)
 
     # ---- life
@@ -89,7 +89,7 @@ class ClientSentinel:
         self._thread.start()
 
     def await_attached(self, timeout_s: float) -> InstanceView:
-        """Wait until every engine core is protected. Raises `HookNotAttached` naming who is not."""
+        """Wait until every engine core is protected. Raises `HookNotAttached`, which names the silent engine cores."""
         with self._changed:
             self._changed.wait_for(lambda: not self._starting(), timeout_s)
             missing = self._starting()
@@ -101,11 +101,11 @@ class ClientSentinel:
         return self._view
 
     def expect_links(self, count: int) -> None:
-        """Serve the links of so many API servers. Before `start`."""
+        """Serve the links of `count` API servers. Call before `start`."""
         self._links.expect(count, self._notify)
 
     def await_links(self, timeout_s: float) -> tuple[LinkReported, ...]:
-        """What the links reported; those that did within `timeout_s`, if not all of them did."""
+        """Return the reports of the links, after all have reported or `timeout_s` is over."""
         with self._changed:
             self._changed.wait_for(lambda: not self._links.missing(), timeout_s)
         return self._links.reports()
@@ -119,38 +119,38 @@ class ClientSentinel:
         self._thread.close()
 
     def engine_lost(self, engine_id: int, why: str, unrecoverable_reason: str = "") -> None:
-        """An engine core's process is gone; `unrecoverable_reason` says why nothing can take its place. Any thread."""
+        """Report the loss of an engine core; `unrecoverable_reason` says why no replacement is possible. Any thread."""
         self._thread.post(
             lambda: self._perform(self._instance.lost(engine_id, why, time.monotonic(), unrecoverable_reason))
         )
 
     def process_attached(self, name: str, pid: int | None) -> None:
-        """A process beside the engine cores is there and is watched. Any thread."""
+        """Report that a process beside the engine cores is watched. Any thread."""
         self._thread.post(lambda: self._perform(self._instance.process_attached(name, pid)))
 
     def process_lost(self, name: str, why: str, unrecoverable_reason: str = "") -> None:
-        """A process beside the engine cores is gone; `unrecoverable_reason` as for an engine core. Any thread."""
+        """Report the loss of a process beside the engine cores, as `engine_lost` does. Any thread."""
         self._thread.post(lambda: self._process_lost(name, why, unrecoverable_reason))
 
     def process_returned(self, name: str, pid: int | None) -> None:
-        """Another process has taken its place. Any thread."""
+        """Report that the replacement of a process beside the engine cores serves. Any thread."""
         self._thread.post(lambda: self._perform(self._instance.process_returned(name, time.monotonic(), pid)))
 
     def tell(self, on_view: Callable[[InstanceView], None]) -> None:
-        """Have `on_view` told every later view, on the sentinel's thread."""
+        """Call `on_view` with every later view, on the sentinel's thread."""
         self._on_view = on_view
 
     def await_known(self, sequence: int, timeout_s: float) -> bool:
-        """Wait until every link has seen the event with this number; whether all have."""
+        """Wait until every link has seen an event; return whether all have."""
         with self._changed:
             return self._changed.wait_for(lambda: not self._links.behind(sequence), timeout_s)
 
     def await_attached_again(self, engine_id: int, timeout_s: float) -> bool:
-        """Wait until the process that takes an engine core's place has reported; whether it has."""
+        """Wait until the replacement of an engine core has reported; return whether the report came."""
         return self.await_state(engine_id, [s for s in EngineState if s.is_attached], timeout_s)
 
     def await_state(self, engine_id: int, states: Sequence[EngineState], timeout_s: float) -> bool:
-        """Wait until an engine is in one of some states; whether it is."""
+        """Wait until an engine is in any of the states; return whether the engine is."""
         with self._changed:
             return self._changed.wait_for(lambda: self._is_in(engine_id, states), timeout_s)
 
@@ -245,7 +245,7 @@ class ClientSentinel:
                     self._host.end_instance(effect)
 
     def _begin_recovery(self, effect: BeginRecovery) -> None:
-        """The rendezvous is bound before any engine hears of it."""
+        """Bind the rendezvous, then send the recovery commands."""
         meet = None
         if effect.rebuild:
             opened = self._host.open_rendezvous(effect.engine_ids, effect.epoch)

@@ -37,14 +37,14 @@ _AWAITED = (EventKind.ENGINE_LOST, EventKind.DECISION_MADE)  # the owner waits u
 
 @dataclass(frozen=True)
 class _Waiting:
-    """An instruction that the owner has to settle."""
+    """A command that the owner has to end."""
 
     ended: Future[None]
     deadline: float
 
 
 class FrontEndLink:
-    """Implements `ControlPlane`. `start` it, then `await_attached`."""
+    """Control plane of an API server that does not own the engine cores. Call `start`, then `await_attached`."""
 
     def __init__(self, link_id: int, config: HoldfastConfig, station: Station, address: str) -> None:
         self._link_id = link_id
@@ -63,7 +63,7 @@ class FrontEndLink:
     # ---- life
 
     def start(self, hooks: tuple[str, ...]) -> None:
-        """Report to the owner what this process attached to, and go on reporting."""
+        """Report the hooks of this process to the owner, now and every few seconds."""
         self._hooks = hooks
         self._thread.start()
         self._thread.post(self._report)
@@ -78,7 +78,7 @@ class FrontEndLink:
         return self._view
 
     def tell(self, on_view: Callable[[InstanceView], None]) -> None:
-        """Have `on_view` told every later view, on the link's thread."""
+        """Call `on_view` with every later view, on the link's thread."""
         self._on_view = on_view
 
     def close(self) -> None:
@@ -122,7 +122,7 @@ class FrontEndLink:
             logger.warning("%s: the owner takes no report", self._name)
 
     def _tell(self, blamed: lm.PoisonRequestEnded) -> None:
-        """Once: the log of this process has it too."""
+        """Send the report once: the log of this process keeps the report as well."""
         if not self._owner.send(lm.encode(blamed)):
             logger.warning("%s: the owner was not told of request %s", self._name, blamed.request_id)
 

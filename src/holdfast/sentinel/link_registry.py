@@ -22,8 +22,8 @@ logger = logging.getLogger("holdfast")
 EVENTS_PER_MESSAGE = 32  # of the longest events, still under the bound of a frame
 
 
-class Links:
-    """Every API server's link that belongs to the instance; others are not served."""
+class LinkRegistry:
+    """Registry of the links of the instance's API servers; foreign links are not served."""
 
     def __init__(self, hub: Hub, control: ControlPlane) -> None:
         self._hub = hub
@@ -42,33 +42,33 @@ class Links:
         self._on_report = on_report
 
     def missing(self) -> list[int]:
-        """Links that have never reported."""
+        """Return the links that have never reported."""
         return [i for i in self._expected.values() if i not in self._seen]
 
     def reports(self) -> tuple[lm.LinkReported, ...]:
         return tuple(self._seen.values())
 
     def behind(self, sequence: int) -> list[int]:
-        """Links that reported, but have not seen the event with this number."""
+        """Return the links that have reported and have not seen an event."""
         return [r.link_id for r in self.reports() if r.sequence < sequence]
 
     # ---- the sentinel's thread
 
     def forget(self, link_id: int) -> None:
-        """Its process is gone: nobody waits for it, and what still arrives of it changes nothing."""
+        """Forget the link of a lost API server; late messages of the process have no effect."""
         if (report := self._seen.pop(link_id, None)) is not None:
             self._gone[link_id] = report.pid
             self._on_report()
 
     def publish(self, event: Event, view: InstanceView) -> None:
-        """Tell every link. One that cannot be told now notices the gap and asks."""
+        """Send an event to every link. A link that misses an event notices the gap and asks."""
         if self._seen:
             data = lm.encode(lm.Published(event=event, view=view))
             for link_id in self._seen:
                 self._hub.send(link_identity(link_id), data)
 
     def deliver(self, peer: bytes, data: bytes) -> None:
-        """Take one message of a link. Raises `Undecodable`."""
+        """Take a message of a link. Raises `Undecodable`."""
         link_id = self._expected.get(peer)
         message = lm.decode_from_link(data)
         if link_id is None or (isinstance(message, lm.LinkReported) and message.link_id != link_id):

@@ -15,7 +15,7 @@ IDLE_S = 5.0  # a thread without anything to do by time wakes this rarely; deliv
 
 
 class SentinelThread:
-    """Runs deliveries, posted calls and ticks, one after the other, on one daemon thread."""
+    """Daemon thread that runs deliveries, posted calls and ticks in turn."""
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class SentinelThread:
         self._thread.start()
 
     def post(self, call: Callable[[], None]) -> None:
-        """Have `call` run on the sentinel's thread. Never waits; any thread."""
+        """Run `call` on the sentinel's thread. Never waits; any thread."""
         self._posted.put(call)
         self._station.wake()
 

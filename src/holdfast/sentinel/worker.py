@@ -20,7 +20,7 @@ _LOOK_S = 0.25
 
 
 class WorkerSentinel:
-    """One per worker process; `report` may be called from the worker's main thread at any time."""
+    """Sentinel of one worker process. The worker's main thread may call `report` at any time."""
 
     def __init__(self, host: WorkerHost, rank: int, station: Station, engine_address: str) -> None:
         self._host = host
@@ -35,7 +35,7 @@ class WorkerSentinel:
         self._thread.start()
 
     def report(self, fault: Fault, epoch: int) -> None:
-        """Tell the engine core what happened here. Does not wait."""
+        """Report a fault of this rank to the engine core. Does not wait."""
         faulted = m.RankFaulted(rank=self._rank, epoch=epoch, fault=fault)
         self._thread.post(lambda: self._send(faulted))
 
@@ -62,7 +62,7 @@ class WorkerSentinel:
         return IDLE_S if self._broken is None else _LOOK_S
 
     def _tick(self) -> None:
-        """See whether the main thread has left the collectives that were broken."""
+        """Check whether the main thread has left the broken collectives."""
         if self._broken is None or time.monotonic() < self._broken[1] + LEAVES_WITHIN_S:
             return
         waits_in, before = self._host.collective_under_way(self._broken[0]), self._waits_in

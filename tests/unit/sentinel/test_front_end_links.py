@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
+import msgspec
 import pytest
 
 from holdfast.core.config import HoldfastConfig, RuntimeSettings, runtime_settings
@@ -26,10 +27,10 @@ from holdfast.core.protocol.commands import Command, Configure, InjectFault, Pau
 from holdfast.core.protocol.effects import End
 from holdfast.core.protocol.events import EventKind, InstanceView
 from holdfast.core.protocol.rendezvous import Rendezvous
-from holdfast.sentinel import ClientSentinel, FrontEndLink
+from holdfast.sentinel import ClientSentinel, FrontEndLink, client
 from holdfast.sentinel import front_end_link as link
 from holdfast.sentinel.addresses import engine_identity, link_identity
-from holdfast.sentinel.link_registry import EVENTS_PER_MESSAGE, Links
+from holdfast.sentinel.link_registry import EVENTS_PER_MESSAGE, LinkRegistry
 from holdfast.wire import MemoryNetwork
 
 WAIT_S = 10.0
@@ -438,7 +439,7 @@ def test_the_process_that_takes_its_place_is_waited_for_like_the_others() -> Non
     assert links.behind(2) == [0]
 
 
-def make_links() -> Links:
+def make_links() -> LinkRegistry:
     class Deaf:
         def send(self, peer: bytes, data: bytes) -> bool:
             return True
@@ -447,6 +448,34 @@ def make_links() -> Links:
         def view(self) -> InstanceView:
             return InstanceView(engines=(), settings=RuntimeSettings())
 
-    links = Links(Deaf(), Quiet())  # type: ignore[arg-type]
+    links = LinkRegistry(Deaf(), Quiet())  # type: ignore[arg-type]
     links.expect(1, lambda: None)
     return links
+
+
+# ---- bounds
+
+
+def test_the_latest_events_are_kept_and_the_history_is_bounded(
+    make_owner: Callable[..., Owner], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (client, link):
+        monkeypatch.setattr(module, "MAX_HISTORY", 5)
+    owner = make_owner()
+    owner.attach()
+    made = owner.link()
+    for number in range(8):
+        assert ending(made.submit(Configure(command_id=f"c{number}", settings={"max_retries": number}))) is None
+    newest = [6, 7, 8, 9, 10]  # two engine cores have attached before
+    wait_until(lambda: [e.sequence for e in made.history()] == newest)
+    assert [e.sequence for e in owner.sentinel.history()] == newest
+
+
+def test_a_link_that_missed_one_event_takes_no_later_event_before_the_gap_is_filled(owner: Owner) -> None:
+    made = owner.link()
+    made.close()
+    last, view = made.history()[-1], made.view()
+    late = msgspec.structs.replace(last, sequence=last.sequence + 2)
+    made._take(late, msgspec.structs.replace(view, sequence=late.sequence))
+    assert made.history()[-1] == last
+    assert made.view() == view

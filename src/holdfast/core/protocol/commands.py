@@ -12,22 +12,22 @@ from holdfast.core.protocol.messages import Message
 
 
 class BaseCommand(Message, frozen=True):
-    """What every command has. `command_id` stays the same down to the last worker, and in every event."""
+    """Base of the commands. `command_id` stays the same down to the last worker, and in every event."""
 
     command_id: str
 
     def longest_s(self, settings: RuntimeSettings) -> float:
-        """Return within how many seconds the instance ends the command, one way or the other."""
+        """Return the seconds within which the instance ends the command, with success or an error."""
         return settings.containment_timeout_s + settings.drain_timeout_s + settings.rebuild_timeout_s
 
 
 class Retry(BaseCommand, frozen=True, tag="retry"):
-    """Let the lockstep groups of some engines recover and go on; without `engine_ids` every paused group."""
+    """Recover the lockstep groups of some engines; without `engine_ids` every paused group."""
 
     engine_ids: tuple[int, ...] = ()
 
     def longest_s(self, settings: RuntimeSettings) -> float:
-        """Return the bound; a rank may need a new process before its group can go on."""
+        """Return the bound; a rank may need a new process before the group can resume."""
         return super().longest_s(settings) + settings.worker_start_timeout_s
 
 
@@ -39,12 +39,12 @@ class Pause(BaseCommand, frozen=True, tag="pause"):
 
 
 class Resume(BaseCommand, frozen=True, tag="resume"):
-    """Let groups go on that the operator paused; without `engine_ids` every such group."""
+    """Resume groups that the operator paused; without `engine_ids` every paused group."""
 
     engine_ids: tuple[int, ...] = ()
 
     def longest_s(self, settings: RuntimeSettings) -> float:
-        """Return the bound; a rank may need a new process before its group can go on."""
+        """Return the bound; a rank may need a new process before the group can resume."""
         return super().longest_s(settings) + settings.worker_start_timeout_s
 
 
@@ -60,7 +60,7 @@ class RestartWorkers(BaseCommand, frozen=True, tag="restart-workers"):
 
 
 class RestartEngine(BaseCommand, frozen=True, tag="restart-engine"):
-    """Replace the process of an engine core, and of all its workers, whatever its state."""
+    """Replace the processes of an engine core and of its workers, in any state."""
 
     engine_id: int
 
@@ -70,13 +70,13 @@ class RestartEngine(BaseCommand, frozen=True, tag="restart-engine"):
 
 
 class Configure(BaseCommand, frozen=True, tag="configure"):
-    """Change settings while the server runs, by their keys; all of them or none."""
+    """Change settings at run time, by key; all of the changes are made, or none."""
 
     settings: dict[str, SettingValue]
 
 
 class InjectFault(BaseCommand, frozen=True, tag="inject-fault"):
-    """Arm a fault, on a server that was started for it."""
+    """Arm a fault, on a server with fault injection."""
 
     spec: InjectionSpec
 

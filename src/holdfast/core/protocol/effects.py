@@ -19,7 +19,7 @@ class Send:
 
 @dataclass(frozen=True)
 class BeginRecovery:
-    """Order every engine of a lockstep group to recover under one epoch.
+    """Command every engine of a lockstep group to recover under one epoch.
 
     Where collectives were broken, they are rebuilt at a rendezvous that is opened for this epoch. `replace`
     names the ranks of an engine that get a new process.
@@ -35,7 +35,7 @@ class BeginRecovery:
 
 @dataclass(frozen=True)
 class CloseRendezvous:
-    """A rendezvous has failed: whoever still waits there is to fail at once."""
+    """Close a failed rendezvous: ranks that still wait there fail at once."""
 
     engine_ids: tuple[int, ...]
     epoch: int
@@ -43,7 +43,7 @@ class CloseRendezvous:
 
 @dataclass(frozen=True)
 class Publish:
-    """Something happened; `view` is the instance after it."""
+    """Publish an event; `view` is the instance after the event."""
 
     event: Event
     view: InstanceView
@@ -51,7 +51,7 @@ class Publish:
 
 @dataclass(frozen=True)
 class Settle:
-    """A command has ended; `error` says why it failed, `refused` that it was never followed."""
+    """End a command; `error` is the reason of a failure, `refused` marks a command that was never begun."""
 
     command_id: str
     error: str | None = None
@@ -60,9 +60,9 @@ class Settle:
 
 @dataclass(frozen=True)
 class End:
-    """Nothing is left that can help: end the instance, non-zero, with this last line.
+    """End the instance with a non-zero exit code and a last line: no repair is left.
 
-    None of `processes`, which are its workers, is left behind.
+    `processes` are the workers, of which none may be left behind.
     """
 
     reason: str
@@ -71,7 +71,7 @@ class End:
 
 @dataclass(frozen=True)
 class ReplaceEngine:
-    """Start another process for an engine core that is gone, after a pause.
+    """Replace the lost process of an engine core, after a pause.
 
     Not before whoever serves its requests has seen the event `known_at`, and not while one of `processes`, which
     its workers were, is still there. `kill`: it is still there itself, and has to go first. With `joins_epoch` it
@@ -88,7 +88,7 @@ class ReplaceEngine:
 
 @dataclass(frozen=True)
 class LeaveOut:
-    """Nobody takes the place of an engine core: what is left of it and of its workers ends. `kill`: it is there."""
+    """Leave an engine core out, without a replacement. `kill`: the process is still alive and has to end."""
 
     engine_id: int
     processes: tuple[int, ...] = ()
@@ -97,7 +97,7 @@ class LeaveOut:
 
 @dataclass(frozen=True)
 class ReplaceProcess:
-    """Start another process for one beside the engine cores that is gone, after a pause."""
+    """Replace a lost process beside the engine cores, after a pause."""
 
     process: str
     after_s: float

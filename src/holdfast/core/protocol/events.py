@@ -39,7 +39,7 @@ class EventKind(enum.StrEnum):
 
 
 class DecisionRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A decision in figures: the `rung` of the ladder, and which try of how many it is within the rung's window.
+    """Decision in figures: the `rung` of the ladder, and the number of the try within the rung's window.
 
     `fault_class` and `rank` are of the fault that decided; `would` is what a dry run leaves undone; `ranks_out` are
     the ranks of the whole instance that are sick, gone, or of an engine core that is being replaced.
@@ -56,7 +56,7 @@ class DecisionRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     would: str | None = None
 
     def __str__(self) -> str:
-        """Keys and values for a line of the log; what is not known is left out."""
+        """Return keys and values for a log line, without unknown values."""
         tries = f"{self.tries}/{self.limit}" if self.limit else None
         told = {"action": self.action, "would": self.would, "rung": self.rung, "try": tries, "class": self.fault_class}
         told |= {"rank": self.rank, "ranks_out": self.ranks_out or None, "policy": self.policy}
@@ -64,7 +64,7 @@ class DecisionRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One event. `at` is wall-clock seconds since the epoch; `sequence` counts from 1 without gaps.
+    """Event. `at` is wall-clock seconds since 1970; `sequence` counts from 1 without gaps.
 
     An event of a `process` beside the engine cores has no `engine_id` and no `state`; an event of the whole instance
     has neither an engine nor a process.
@@ -93,7 +93,7 @@ _STATUS_NAMES = {"engine_id": "id", "last_command_id": "last_ft_request_id", "la
 
 
 class EngineStatus(msgspec.Struct, frozen=True, kw_only=True, rename=_STATUS_NAMES):
-    """Status of one engine, as the instance makes it and HTTP shows it: the host's fields first, then ours."""
+    """Status of one engine, the same from the instance to HTTP: the host's fields first, then ours."""
 
     engine_id: int
     status: str  # of the original protocol
@@ -131,7 +131,7 @@ class ProcessStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class InstanceView(msgspec.Struct, frozen=True, kw_only=True):
-    """The instance as status shows it; a new one is made at every change."""
+    """Status of the instance in the core; a new view is made at every change."""
 
     engines: tuple[EngineStatus, ...]
     settings: RuntimeSettings  # in force
@@ -142,7 +142,7 @@ class InstanceView(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def ready(self) -> bool:
-        """Whether the instance can make progress: on any of its engines, once all have started."""
+        """Whether any engine makes progress, after all engines have started."""
         started = all(e.state is not EngineState.STARTING for e in self.engines)
         return self.defeat is None and started and any(e.state.makes_progress for e in self.engines)
 

@@ -17,7 +17,7 @@ from holdfast.core.protocol.events import Event, InstanceView
 
 
 class ErrorKind(enum.StrEnum):
-    """The errors that an instruction can end with, as they travel."""
+    """Kinds of errors that end a command, on the wire."""
 
     BAD_INSTRUCTION = "bad-instruction"
     UNKNOWN_ENGINE = "unknown-engine"
@@ -26,7 +26,7 @@ class ErrorKind(enum.StrEnum):
 
 
 class CommandError(msgspec.Struct, frozen=True, kw_only=True):
-    """How an instruction ended that did not work: what an `OperatorError` or a `RecoveryFailed` says."""
+    """Error of a command: an `OperatorError` or a `RecoveryFailed` on the wire."""
 
     kind: ErrorKind
     message: str
@@ -38,7 +38,7 @@ class CommandError(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LinkReported(m.Message, frozen=True, tag="link-reported"):
-    """A link lives, and has seen the events up to `sequence`. Said again and again."""
+    """Sign of life of a link, which has seen the events up to `sequence`. Repeated every few seconds."""
 
     link_id: int
     pid: int
@@ -47,7 +47,7 @@ class LinkReported(m.Message, frozen=True, tag="link-reported"):
 
 
 class PoisonRequestEnded(m.Message, frozen=True, tag="request-blamed"):
-    """An API server ended a request that every engine core dies of; `engine_id` is the last one."""
+    """Report of an API server that ended a poison request; `engine_id` is the engine core lost last."""
 
     engine_id: int
     request_id: str
@@ -68,20 +68,20 @@ class Past(m.Message, frozen=True, tag="past"):
 
 
 class Present(m.Message, frozen=True, tag="present"):
-    """The instance as it is now. It answers every `LinkReported`, so it also says that the owner lives."""
+    """Present view of the instance. Answers every `LinkReported`, which also shows that the owner lives."""
 
     view: InstanceView
 
 
 class Published(m.Message, frozen=True, tag="published"):
-    """One event, and the instance after it."""
+    """Event, and the instance after the event."""
 
     event: Event
     view: InstanceView
 
 
 class Settled(m.Message, frozen=True, tag="settled"):
-    """An instruction has ended."""
+    """End of a command."""
 
     command_id: str
     error: CommandError | None = None
@@ -113,7 +113,7 @@ def decode_to_link(data: bytes) -> ToLink:
 
 
 def describe(error: BaseException) -> CommandError:
-    """An instruction's error as it travels."""
+    """Return an error of a command as the wire carries the error."""
     match error:
         case BadCommand():
             kind = ErrorKind.BAD_INSTRUCTION
@@ -129,7 +129,7 @@ def describe(error: BaseException) -> CommandError:
 
 
 def as_error(told: CommandError) -> HoldfastError:
-    """The error that was described: a caller cannot tell on which side of the wire it was raised."""
+    """Return the error that `describe` described; a caller cannot tell the side that raised the error."""
     match told.kind:
         case ErrorKind.BAD_INSTRUCTION:
             return BadCommand(told.message, hint=told.hint)

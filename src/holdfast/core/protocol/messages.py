@@ -21,14 +21,14 @@ MAX_MESSAGE_BYTES = 1 << 20
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True):
-    """What every message is; messages with events are in `link_messages`."""
+    """Base of the messages; messages with events are in `link_messages`."""
 
 
 # ---- worker -> engine core
 
 
 class WorkerAttached(Message, frozen=True, tag="worker-attached"):
-    """`unrebuildable` says what a rebuild of this rank's collectives could not bring back."""
+    """First report of a worker. `unrebuildable` names state that a rebuild of the rank's collectives loses."""
 
     rank: int
     pid: int
@@ -37,7 +37,7 @@ class WorkerAttached(Message, frozen=True, tag="worker-attached"):
 
 
 class RankFaulted(Message, frozen=True, tag="rank-faulted"):
-    """A rank fenced itself. `epoch` is the epoch in which it worked."""
+    """Fault of a rank, which has fenced itself. `epoch` is the epoch of the failed step."""
 
     rank: int
     epoch: int
@@ -51,7 +51,7 @@ class WorkerAnswered(Message, frozen=True, tag="worker-answered"):
 
 
 class CollectivesBroken(Message, frozen=True, tag="collectives-broken"):
-    """A rank takes no further step, and nobody waits in a collective with it."""
+    """The rank takes no further step, and no peer waits in a collective with the rank."""
 
     rank: int
     epoch: int
@@ -59,7 +59,7 @@ class CollectivesBroken(Message, frozen=True, tag="collectives-broken"):
 
 
 class RankStuck(Message, frozen=True, tag="rank-stuck"):
-    """A rank still waits in a collective that was broken a while ago: it will not come out of it."""
+    """The rank still waits in a collective that was broken a while ago, and will not return from the call."""
 
     rank: int
     pid: int
@@ -90,7 +90,7 @@ ToWorker = ArmWorkerFault | BreakCollectives
 
 
 class EngineAttached(Message, frozen=True, tag="engine-attached"):
-    """`unrebuildable` is of the engine core's own collectives; its workers say theirs."""
+    """First report of an engine core. `unrebuildable` concerns the engine core's own collectives, not the workers'."""
 
     engine_id: int
     pid: int
@@ -106,7 +106,7 @@ class EngineFaulted(Message, frozen=True, tag="engine-faulted"):
 
 
 class EnginePaused(Message, frozen=True, tag="engine-held"):
-    """The busy loop stands still and waits for a command.
+    """The busy loop is paused and waits for a command.
 
     `fault` is None when the engine core was only told to pause. `broken` says whether collectives were broken,
     `search_progressed` that the fault was part of a search for a guilty request, and has advanced that search.
@@ -121,7 +121,7 @@ class EnginePaused(Message, frozen=True, tag="engine-held"):
 
 
 class RequestsSuspected(Message, frozen=True, tag="requests-suspected"):
-    """How the search for a request that makes batches fail stands; without `suspects` it is over."""
+    """State of the search for a poison request; the search is over with 0 `suspects`."""
 
     engine_id: int
     epoch: int
@@ -133,7 +133,7 @@ MAX_ID_CHARS = 200  # whoever sends a request may choose its id
 
 
 class RequestEnded(Message, frozen=True, tag="request-ended"):
-    """A request was found guilty and ended with an error that names the `incident`."""
+    """A poison request was ended with an error that names the `incident`."""
 
     engine_id: int
     epoch: int
@@ -143,7 +143,7 @@ class RequestEnded(Message, frozen=True, tag="request-ended"):
 
 
 class RecoveryReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What a recovery did, in numbers. Seconds are of the engine core's monotonic clock."""
+    """Figures of a recovery. Seconds are of the engine core's monotonic clock."""
 
     requests: int = 0
     kept_blocks: int = 0
@@ -163,7 +163,7 @@ class RecoveryReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EngineRecovered(Message, frozen=True, tag="engine-recovered"):
-    """`worker_pids` are those of now: ranks may have got new processes."""
+    """End of a successful recovery. `worker_pids` are the present processes: ranks may have been replaced."""
 
     engine_id: int
     command_id: str
@@ -173,7 +173,7 @@ class EngineRecovered(Message, frozen=True, tag="engine-recovered"):
 
 
 class RecoveryAborted(Message, frozen=True, tag="recovery-aborted"):
-    """A recovery raised; the engine stands held again."""
+    """A recovery raised; the engine is paused again."""
 
     engine_id: int
     command_id: str
@@ -188,7 +188,7 @@ class EngineAnswered(Message, frozen=True, tag="engine-answered"):
 
 
 class Standbys(msgspec.Struct, frozen=True, kw_only=True):
-    """Standby workers of one engine core: wanted, ready, and the memory that all of them use."""
+    """Standby workers of one engine core: wanted, ready, and their memory in bytes."""
 
     wanted: int
     ready: int
@@ -222,7 +222,7 @@ FromEngine = (
 
 
 class RecoverEngine(Message, frozen=True, tag="retry-engine"):
-    """Rewind the requests, let the ranks back in under `epoch`, go on.
+    """Rewind the requests, let the ranks back in under `epoch`, resume.
 
     Where collectives were broken, the ranks of the lockstep group meet at `rendezvous` and rebuild them. The
     ranks to `replace` get a new process first, and so does every rank whose process is gone.
@@ -235,7 +235,7 @@ class RecoverEngine(Message, frozen=True, tag="retry-engine"):
 
 
 class PauseEngine(Message, frozen=True, tag="pause-engine"):
-    """Stand still. Soft: at the next step boundary; else at once, and nobody waits in a collective any more.
+    """Pause. Soft: at the next step boundary; else at once, with broken collectives.
 
     Void in another epoch than `epoch`. To an engine that stands held it says that the client still lives.
     """
@@ -266,7 +266,7 @@ class CoordinatorReplaced(Message, frozen=True, tag="coordinator-replaced"):
 
 
 class ClientLost(Message, frozen=True, tag="client-lost"):
-    """The API server with this index is gone: nobody takes what is computed for it."""
+    """Loss of the API server with this index: no client takes the results of its requests."""
 
     client_index: int
 
@@ -278,7 +278,7 @@ M = TypeVar("M")
 
 
 class Undecodable(Exception):
-    """Bytes that are not one of our messages."""
+    """Bytes that no message of the union decodes."""
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -293,7 +293,7 @@ def encode(message: FromWorker | ToWorker | FromEngine | ToEngine) -> bytes:
 
 
 def decode_with(decoder: msgspec.msgpack.Decoder[M], data: bytes) -> M:
-    """Raises `Undecodable`, and nothing else, for bytes that are not what the decoder is for."""
+    """Return the decoded message. Raises `Undecodable`, and no other error, for foreign bytes."""
     if len(data) > MAX_MESSAGE_BYTES:
         raise Undecodable(f"{len(data)} bytes are more than {MAX_MESSAGE_BYTES}")
     try:

@@ -6,7 +6,7 @@ import msgspec
 
 
 class Rendezvous(msgspec.Struct, frozen=True):
-    """The address of an epoch's store. Whoever holds one of an older epoch meets nobody.
+    """Address of the store of an epoch. The store of an older epoch has no members.
 
     `extra_wait_s` is how much longer than usual somebody may take to come: a newcomer loads its weights first.
     """
