@@ -8,6 +8,7 @@ import time
 import pytest
 
 from contract.hosts.rig import BLOCK_SIZE, LONG_S, PROMPT, RANKS
+from holdfast.core.config import HoldfastConfig
 from holdfast.core.faults.faults import Phase
 
 ENGINE_PHASES = [
@@ -199,6 +200,17 @@ def test_without_a_rendezvous_collectives_that_were_not_broken_serve_on(rig):
     rig.step()
     rig.arm(Phase.SCHEDULE_START)
     rig.engine.recover(rig.failing_step(), 1, None)
+    rig.run()
+    assert rig.is_exact
+
+
+def test_settings_may_change_while_requests_run(rig):
+    """A recovery that begins later follows the new settings, and costs no token."""
+    rig.add("a", 8)
+    rig.step()
+    rig.engine.configure(HoldfastConfig(drain_timeout_s=LONG_S, rebuild_timeout_s=LONG_S))
+    rig.arm(Phase.FORWARD, rank=1)
+    rig.recover(rig.failing_step())
     rig.run()
     assert rig.is_exact
 
