@@ -3,7 +3,7 @@
 import heapq
 import itertools
 
-from holdfast.core.policy.budget import Budget, Intensity
+from holdfast.core.policy.incident import Budget, Intensity
 from holdfast.core.protocol import messages as m
 from holdfast.core.protocol.effects import BeginRecovery, End, Publish, ReplaceEngine, Send
 from holdfast.core.protocol.events import EventKind

@@ -8,7 +8,7 @@ from holdfast.core.faults.injection import InjectionSpec
 from holdfast.core.protocol import messages as m
 from holdfast.core.protocol.commands import InjectFault, Pause, RestartWorkers
 from holdfast.core.protocol.events import EventKind
-from holdfast.core.protocol.rendezvous import Rendezvous
+from holdfast.core.protocol.messages import Rendezvous
 from holdfast.core.states import EngineState
 from holdfast.hosts.fake import EngineOptions, FakeEngineCore, fault_free_output
 from holdfast.hosts.fake.communicators import FakeNetwork

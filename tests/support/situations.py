@@ -4,9 +4,7 @@ from dataclasses import replace
 
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.faults.faults import Fault, FaultClass
-from holdfast.core.policy.budget import NOT_OPEN, Budget, GroupBudgets
-from holdfast.core.policy.capacity import Capacity
-from holdfast.core.policy.incident import Incident, Situation
+from holdfast.core.policy.incident import NOT_OPEN, Budget, Capacity, GroupBudgets, Incident, Situation
 
 AUTO = HoldfastConfig(max_retries=3, retry_window_s=60.0, max_engine_restarts=0)
 NO_RESTARTS = HoldfastConfig(max_retries=3, retry_window_s=60.0, max_worker_restarts=0, max_engine_restarts=0)

@@ -16,7 +16,7 @@ from holdfast.cli.options import AsJson
 from holdfast.core.errors import BadConfiguration
 from holdfast.core.faults.classification import Classification, Classifier, parse_rows
 from holdfast.core.faults.fault_table import SIGNAL_NUMBERS, Row
-from holdfast.core.policy.reasons import first_repair
+from holdfast.core.policy.ladder import first_repair
 from holdfast.hosts.vllm.process.settings import read_rows
 
 # "ValueError: text", as Python ends a traceback; the type may stand in a module.

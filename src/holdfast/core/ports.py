@@ -18,8 +18,7 @@ from holdfast.core.protocol.commands import Command
 from holdfast.core.protocol.effects import End, LeaveOut, ReplaceEngine, ReplaceProcess
 from holdfast.core.protocol.events import Event, InstanceView
 from holdfast.core.protocol.link_messages import PoisonRequestEnded
-from holdfast.core.protocol.messages import RecoveryReport
-from holdfast.core.protocol.rendezvous import Rendezvous
+from holdfast.core.protocol.messages import RecoveryReport, Rendezvous
 
 
 class RequestHost(Protocol):

@@ -38,9 +38,8 @@ from holdfast.core.protocol.effects import (
 from holdfast.core.protocol.events import Event, InstanceView
 from holdfast.core.protocol.link_messages import LinkReported, PoisonRequestEnded
 from holdfast.core.states import EngineState
-from holdfast.sentinel.addresses import engine_identity, is_link
 from holdfast.sentinel.link_registry import LinkRegistry
-from holdfast.sentinel.thread import SentinelThread
+from holdfast.sentinel.thread import SentinelThread, engine_identity, is_link
 from holdfast.wire import Delivery, Hub, Station
 
 logger = logging.getLogger("holdfast")

@@ -23,11 +23,10 @@ from holdfast.core.faults.injection import UncontainedFault
 from holdfast.core.ports import EngineHost
 from holdfast.core.protocol import messages as m
 from holdfast.core.stalls.step_deadlines import Limits
-from holdfast.sentinel.addresses import engine_identity, worker_identity
 from holdfast.sentinel.incident_files import IncidentFiles
 from holdfast.sentinel.quarantine import Quarantine
 from holdfast.sentinel.stall_watch import PERIOD_S, ProgressWatch
-from holdfast.sentinel.thread import IDLE_S, SentinelThread
+from holdfast.sentinel.thread import IDLE_S, SentinelThread, engine_identity, worker_identity
 from holdfast.wire import Delivery, Hub, Spoke, Station
 
 logger = logging.getLogger("holdfast")

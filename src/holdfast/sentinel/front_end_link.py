@@ -21,9 +21,8 @@ from holdfast.core.protocol import link_messages as lm
 from holdfast.core.protocol import messages as m
 from holdfast.core.protocol.commands import Command
 from holdfast.core.protocol.events import Event, EventKind, InstanceView
-from holdfast.sentinel.addresses import link_identity
 from holdfast.sentinel.client import MAX_HISTORY
-from holdfast.sentinel.thread import SentinelThread
+from holdfast.sentinel.thread import SentinelThread, link_identity
 from holdfast.wire import Delivery, Spoke, Station
 
 logger = logging.getLogger("holdfast")

@@ -14,7 +14,7 @@ from holdfast.core.ports import ControlPlane
 from holdfast.core.protocol import link_messages as lm
 from holdfast.core.protocol.commands import Command
 from holdfast.core.protocol.events import Event, InstanceView
-from holdfast.sentinel.addresses import link_identity
+from holdfast.sentinel.thread import link_identity
 from holdfast.wire import Hub
 
 logger = logging.getLogger("holdfast")

@@ -1,4 +1,4 @@
-"""A sentinel's own thread: it owns its station, and never waits for the thread that it watches."""
+"""What every sentinel has: addresses in the private folder of the instance, and a thread that owns its sockets."""
 
 from __future__ import annotations
 
@@ -8,6 +8,33 @@ from collections.abc import Callable
 from queue import Empty, SimpleQueue
 
 from holdfast.wire import Delivery, Station
+
+_LINK = b"link-"
+
+
+def client_address(runtime_dir: str) -> str:
+    return f"ipc://{runtime_dir}/client"
+
+
+def engine_address(runtime_dir: str, engine_id: int) -> str:
+    return f"ipc://{runtime_dir}/engine-{engine_id}"
+
+
+def engine_identity(engine_id: int) -> bytes:
+    return b"engine-%d" % engine_id
+
+
+def worker_identity(rank: int) -> bytes:
+    return b"worker-%d" % rank
+
+
+def link_identity(link_id: int) -> bytes:
+    return _LINK + b"%d" % link_id
+
+
+def is_link(identity: bytes) -> bool:
+    return identity.startswith(_LINK)
+
 
 logger = logging.getLogger("holdfast")
 

@@ -9,8 +9,7 @@ import time
 from holdfast.core.faults.faults import Fault
 from holdfast.core.ports import WorkerHost
 from holdfast.core.protocol import messages as m
-from holdfast.sentinel.addresses import worker_identity
-from holdfast.sentinel.thread import IDLE_S, SentinelThread
+from holdfast.sentinel.thread import IDLE_S, SentinelThread, worker_identity
 from holdfast.wire import Delivery, Station
 
 logger = logging.getLogger("holdfast")

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from holdfast.core.errors import RecoveryFailed
-from holdfast.core.protocol.rendezvous import Rendezvous
+from holdfast.core.protocol.messages import Rendezvous
 from holdfast.hosts.vllm.communicators.rendezvous import join_rendezvous
 
 pytestmark = pytest.mark.host

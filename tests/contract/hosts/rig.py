@@ -11,8 +11,7 @@ from typing import NamedTuple
 from holdfast.core.faults.faults import Fault, Phase
 from holdfast.core.faults.injection import InjectionSpec
 from holdfast.core.ports import EngineHost, RequestHost, WorkerHost
-from holdfast.core.protocol.messages import RecoveryReport
-from holdfast.core.protocol.rendezvous import Rendezvous
+from holdfast.core.protocol.messages import RecoveryReport, Rendezvous
 from holdfast.hosts.fake import fault_free_output
 from holdfast.hosts.fake.communicators import FakeNetwork
 

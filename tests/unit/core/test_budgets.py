@@ -10,7 +10,7 @@ from holdfast.core.faults.faults import FaultClass, Phase
 from holdfast.core.faults.injection import InjectionSpec
 from holdfast.core.instance.deadlines import KEEPALIVE_S
 from holdfast.core.instance.group import MAX_POISONS
-from holdfast.core.policy.budget import (
+from holdfast.core.policy.incident import (
     MAX_BACKOFF_S,
     MAX_NAMED,
     Budget,

@@ -4,9 +4,8 @@ import pytest
 
 from holdfast.core.engine_core import effects as fx
 from holdfast.core.engine_core import facts
-from holdfast.core.engine_core.rank_control import SEARCH_MARGIN_S
-from holdfast.core.engine_core.ranks import MAX_ARMED, RankRegistry
-from holdfast.core.engine_core.stall_search import PROBE_S
+from holdfast.core.engine_core.rank_control import PROBE_S, SEARCH_MARGIN_S
+from holdfast.core.engine_core.state import MAX_ARMED, RankRegistry
 from holdfast.core.faults.faults import FaultClass, Phase
 from holdfast.core.faults.injection import InjectionSpec
 from holdfast.core.protocol import messages as m

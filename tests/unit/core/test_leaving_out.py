@@ -5,8 +5,7 @@ import pytest
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.errors import CommandConflict
 from holdfast.core.faults.faults import FaultClass
-from holdfast.core.policy.actions import Action, Decision
-from holdfast.core.policy.engines import decide_on_engine
+from holdfast.core.policy.ladder import Action, Decision, decide_on_engine
 from holdfast.core.protocol.commands import RestartEngine
 from holdfast.core.protocol.effects import End, LeaveOut, ReplaceEngine, Settle
 from support.instance_bench import Bench, a_fault

@@ -12,7 +12,7 @@ from holdfast.core.config import RuntimeSettings
 from holdfast.core.faults.faults import Fault, FaultClass, Phase
 from holdfast.core.faults.injection import InjectionSpec
 from holdfast.core.protocol import messages as m
-from holdfast.core.protocol.rendezvous import Rendezvous
+from holdfast.core.protocol.messages import Rendezvous
 
 LINKS = {
     "from_worker": (m.FromWorker, m.decode_from_worker),

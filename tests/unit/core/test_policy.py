@@ -5,10 +5,8 @@ import pytest
 
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.faults.faults import FaultClass, is_of_the_process
-from holdfast.core.policy.actions import Action
-from holdfast.core.policy.budget import Budget, Intensity
-from holdfast.core.policy.ladder import decide_repair
-from holdfast.core.policy.reasons import first_repair
+from holdfast.core.policy.incident import Budget, Intensity
+from holdfast.core.policy.ladder import Action, decide_repair, first_repair
 from support.situations import (
     AUTO,
     EXTERNAL,

@@ -5,9 +5,7 @@ import pytest
 
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.faults.faults import FaultClass
-from holdfast.core.policy.actions import Action
-from holdfast.core.policy.engines import decide_engine_restart
-from holdfast.core.policy.ladder import decide_repair, decide_wait
+from holdfast.core.policy.ladder import Action, decide_engine_restart, decide_repair, decide_wait
 from support.situations import AUTO, EXTERNAL, incident, nothing_wrong, sick
 
 # ---- external

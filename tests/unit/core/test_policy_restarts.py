@@ -7,11 +7,8 @@ import pytest
 
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.faults.faults import FaultClass
-from holdfast.core.policy.actions import Action
-from holdfast.core.policy.budget import Budget
-from holdfast.core.policy.capacity import Capacity, ranks_allowed_out
-from holdfast.core.policy.engines import decide_engine_restart
-from holdfast.core.policy.ladder import decide_repair
+from holdfast.core.policy.incident import Budget, Capacity, ranks_allowed_out
+from holdfast.core.policy.ladder import Action, decide_engine_restart, decide_repair
 from support.situations import AUTO, EXTERNAL, NO_RESTARTS, OF_THE_PROCESS, incident, nothing_wrong, opened, sick
 
 # ---- worker restarts

@@ -26,11 +26,11 @@ from holdfast.core.protocol import messages as m
 from holdfast.core.protocol.commands import Command, Configure, InjectFault, Pause, Resume, Retry
 from holdfast.core.protocol.effects import End
 from holdfast.core.protocol.events import EventKind, InstanceView
-from holdfast.core.protocol.rendezvous import Rendezvous
+from holdfast.core.protocol.messages import Rendezvous
 from holdfast.sentinel import ClientSentinel, FrontEndLink, client
 from holdfast.sentinel import front_end_link as link
-from holdfast.sentinel.addresses import engine_identity, link_identity
 from holdfast.sentinel.link_registry import EVENTS_PER_MESSAGE, LinkRegistry
+from holdfast.sentinel.thread import engine_identity, link_identity
 from holdfast.wire import MemoryNetwork
 
 WAIT_S = 10.0

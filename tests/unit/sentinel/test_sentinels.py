@@ -19,15 +19,14 @@ from holdfast.core.protocol import messages as m
 from holdfast.core.protocol.commands import Configure, InjectFault, Retry
 from holdfast.core.protocol.effects import End, ReplaceEngine
 from holdfast.core.protocol.events import EventKind
-from holdfast.core.protocol.messages import RecoveryReport
-from holdfast.core.protocol.rendezvous import Rendezvous
+from holdfast.core.protocol.messages import RecoveryReport, Rendezvous
 from holdfast.core.states import EngineState
 from holdfast.hosts.fake.blocks import BlockPool
 from holdfast.hosts.fake.requests import FakeRequests
 from holdfast.hosts.fake.scheduler import FakeScheduler
 from holdfast.progress import ProgressWriter, publish_progress
 from holdfast.sentinel import ClientSentinel, EngineCoreSentinel, EngineDefeated, WorkerSentinel
-from holdfast.sentinel.addresses import engine_identity, worker_identity
+from holdfast.sentinel.thread import engine_identity, worker_identity
 from holdfast.wire import MemoryNetwork
 
 WAIT_S = 10.0

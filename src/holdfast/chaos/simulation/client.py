@@ -21,7 +21,7 @@ from holdfast.core.protocol.effects import (
     Settle,
 )
 from holdfast.core.protocol.events import Event, EventKind, InstanceView
-from holdfast.core.protocol.rendezvous import Rendezvous
+from holdfast.core.protocol.messages import Rendezvous
 from holdfast.core.states import EngineState
 
 CALM = (EngineState.STARTING, EngineState.HEALTHY, EngineState.LEFT_OUT)

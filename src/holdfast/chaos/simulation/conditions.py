@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from holdfast.core.config import FaultPolicy, HoldfastConfig
 from holdfast.core.faults.faults import Phase
 from holdfast.core.faults.injection import InjectionSpec
-from holdfast.core.policy.budget import MAX_BACKOFF_S
+from holdfast.core.policy.incident import MAX_BACKOFF_S
 from holdfast.hosts.fake import EngineOptions
 
 

@@ -16,10 +16,8 @@ import msgspec
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.engine_core import effects as fx
 from holdfast.core.engine_core import facts
-from holdfast.core.engine_core.commands import CommandQueue
-from holdfast.core.engine_core.context import Context
 from holdfast.core.engine_core.rank_control import RankControl
-from holdfast.core.engine_core.ranks import RankRegistry
+from holdfast.core.engine_core.state import CommandQueue, Context, RankRegistry
 from holdfast.core.faults.classification import fault_of
 from holdfast.core.faults.faults import Fault, FaultClass
 from holdfast.core.protocol import messages as m

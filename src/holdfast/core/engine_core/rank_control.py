@@ -1,19 +1,59 @@
-"""Control of the ranks of one engine core: containment, lost and hung ranks, armed faults."""
+"""Ranks of one engine core: which must stop, which stall, which are lost, hung or told to break their collectives.
+
+The half of the machine beside the busy loop. One stalled rank at a time is searched, because ranks wait for each other.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from holdfast.core.engine_core import effects as fx
 from holdfast.core.engine_core import facts
-from holdfast.core.engine_core.containment import Containment
-from holdfast.core.engine_core.context import Context
-from holdfast.core.engine_core.ranks import RankRegistry, RequestFaults
-from holdfast.core.engine_core.stall_search import StallSearch
+from holdfast.core.engine_core.state import Containment, Context, RankRegistry, RequestFaults
 from holdfast.core.faults.faults import Fault, FaultClass, hung
 from holdfast.core.faults.injection import InjectionSpec
 from holdfast.core.protocol import messages as m
 from holdfast.core.stalls.stalls import Stall
+
+PROBE_S = 0.4  # until a rank whose collectives were broken has left its step, if it only waited in one
+
+
+class StallSearch:
+    """Search for a hung rank, a single search at a time. `declared`: process ids of ranks that were declared hung."""
+
+    def __init__(self) -> None:
+        self._suspects: dict[int, Stall] = {}
+        self._until = 0.0
+        self.declared: set[int] = set()
+
+    @property
+    def is_under_way(self) -> bool:
+        """Whether ranks are suspected that may still leave their step."""
+        return bool(self._suspects)
+
+    @property
+    def suspects(self) -> list[int]:
+        """Ranks that are suspected, in ascending order."""
+        return sorted(self._suspects)
+
+    def begin(self, stalls: Sequence[Stall], now: float) -> float:
+        """Suspect the stalled ranks; return the time at which the search is decided."""
+        self._suspects = {stall.rank: stall for stall in stalls}
+        self._until = now + PROBE_S
+        return self._until
+
+    def decide(self, stalls: Sequence[Stall], now: float) -> list[Stall] | None:
+        """Return the stalls of hung ranks, which ends the search; None while the search goes on.
+
+        A stopped process is certain at once. Otherwise suspects are hung that are still in the same call at the end.
+        """
+        certain = [stall for stall in stalls if stall.is_certain]
+        if not certain and now < self._until:
+            return None
+        still = [s for s in stalls if (was := self._suspects.get(s.rank)) is not None and s.call == was.call]
+        self._suspects = {}
+        return certain or still
+
 
 # Beyond a search's end: two looks at the ranks' progress, so that the search is decided before the pause is announced.
 SEARCH_MARGIN_S = 0.2

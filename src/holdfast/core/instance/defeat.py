@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from holdfast.core.instance.commands import fail_armings
-from holdfast.core.instance.event_log import publish, publish_of_process
 from holdfast.core.instance.group import Engine, LockstepGroup
-from holdfast.core.instance.state import InstanceState
+from holdfast.core.instance.state import InstanceState, fail_armings, publish, publish_of_process
 from holdfast.core.protocol import messages as m
 from holdfast.core.protocol.effects import Effect, End, Send
 from holdfast.core.protocol.events import EventKind

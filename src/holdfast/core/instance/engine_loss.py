@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from holdfast.core.instance.completion import finish_engine_restarts, finish_recovery
-from holdfast.core.instance.decision import publish_decision
 from holdfast.core.instance.defeat import end_instance
-from holdfast.core.instance.detection import engine_attached
-from holdfast.core.instance.event_log import publish
 from holdfast.core.instance.group import Engine, LockstepGroup
-from holdfast.core.instance.repair import leave_out_engine, replace_engine
-from holdfast.core.instance.state import InstanceState
-from holdfast.core.policy.actions import Action, Decision
-from holdfast.core.policy.budget import engine_restart_intensity
-from holdfast.core.policy.engines import decide_engine_restart, decide_on_engine, is_due_again
+from holdfast.core.instance.repair import leave_out_engine, publish_decision, replace_engine
+from holdfast.core.instance.reports import engine_attached, finish_engine_restarts, finish_recovery
+from holdfast.core.instance.state import InstanceState, publish
+from holdfast.core.policy.incident import engine_restart_intensity
+from holdfast.core.policy.ladder import Action, Decision, decide_engine_restart, decide_on_engine, is_due_again
 from holdfast.core.protocol import messages as m
 from holdfast.core.protocol.effects import Effect, Send
 from holdfast.core.protocol.events import EventKind

@@ -14,8 +14,7 @@ from msgspec import UNSET, UnsetType
 
 from holdfast.core.faults.faults import Fault, FaultClass, deeper, is_of_the_process
 from holdfast.core.faults.injection import InjectionSpec
-from holdfast.core.policy.budget import NOT_OPEN, Budget, GroupBudgets
-from holdfast.core.policy.incident import Incident, Recovery
+from holdfast.core.policy.incident import NOT_OPEN, Budget, GroupBudgets, Incident, Recovery
 from holdfast.core.protocol.events import EngineStatus
 from holdfast.core.protocol.messages import Standbys
 from holdfast.core.states import EngineState, Trigger, next_state

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from holdfast.core.config import HoldfastConfig, runtime_settings
-from holdfast.core.instance import completion, containment, detection, engine_loss, operator, processes
+from holdfast.core.instance import engine_loss, operator, processes, repair, reports
 from holdfast.core.instance.deadlines import (
     find_overdue,
     find_unanswered,
@@ -18,11 +18,9 @@ from holdfast.core.instance.deadlines import (
     is_hard_pause_due,
     is_keepalive_due,
 )
-from holdfast.core.instance.decision import decide_and_repair, decide_whether_to_wait
-from holdfast.core.instance.event_log import view_of
 from holdfast.core.instance.group import Engine, LockstepGroup
-from holdfast.core.instance.roster import Roster
-from holdfast.core.instance.state import InstanceState
+from holdfast.core.instance.repair import decide_and_repair, decide_whether_to_wait
+from holdfast.core.instance.state import InstanceState, Roster, view_of
 from holdfast.core.protocol import commands as c
 from holdfast.core.protocol import messages as m
 from holdfast.core.protocol.effects import Effect, Send, Settle
@@ -77,23 +75,23 @@ class Instance:
         state = self._state
         match fact:
             case m.EngineAttached():
-                return detection.engine_attached(state, group, engine, fact, now)
+                return reports.engine_attached(state, group, engine, fact, now)
             case m.EngineFaulted():
-                return detection.engine_faulted(state, group, engine, fact, now)
+                return reports.engine_faulted(state, group, engine, fact, now)
             case m.EnginePaused():
-                return detection.engine_paused(state, group, engine, fact, now)
+                return reports.engine_paused(state, group, engine, fact, now)
             case m.EngineRecovered():
-                return completion.engine_recovered(state, group, engine, fact, now)
+                return reports.engine_recovered(state, group, engine, fact, now)
             case m.RecoveryAborted():
-                return completion.recovery_aborted(state, group, engine, fact, now)
+                return reports.recovery_aborted(state, group, engine, fact, now)
             case m.RequestsSuspected():
-                return detection.requests_suspected(state, group, engine, fact)
+                return reports.requests_suspected(state, group, engine, fact)
             case m.RequestEnded():
-                return detection.request_ended(state, group, engine, fact)
+                return reports.request_ended(state, group, engine, fact)
             case m.StandbysChanged():
-                return detection.standbys_changed(state, group, engine, fact)
+                return reports.standbys_changed(state, group, engine, fact)
             case _:  # m.EngineAnswered
-                return detection.arming_answered(state, group, engine, fact)
+                return reports.arming_answered(state, group, engine, fact)
 
     def _hand_settings_to(self, fact: m.FromEngine) -> list[Effect]:
         """Send the settings in force to a process that may have started before a change of settings."""
@@ -116,7 +114,7 @@ class Instance:
         found = self._state.roster.look_up(blamed.engine_id)
         if found is None or self._state.has_ended:
             return []
-        return detection.poison_request_ended(self._state, *found, blamed)
+        return reports.poison_request_ended(self._state, *found, blamed)
 
     # ---- facts of the processes beside the engine cores
 
@@ -180,9 +178,9 @@ class Instance:
             return engine_loss.kill_overdue_engine(state, group, *overdue, now)
         effects: list[Effect] = []
         if is_hard_pause_due(group, now):
-            effects += containment.make_pause_hard(state, group, now)
+            effects += repair.make_pause_hard(state, group, now)
         if is_keepalive_due(group, now, state.config):
-            effects += containment.send_keepalives(group, now)
+            effects += repair.send_keepalives(group, now)
         if group.is_paused and group.incident is not None and group.incident.retry_at is None:
             effects += decide_whether_to_wait(state, group, now)
         elif is_decision_due(group, now):

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.instance.defeat import end_instance_for_process
-from holdfast.core.instance.event_log import publish_of_process
-from holdfast.core.instance.roster import Process
-from holdfast.core.instance.state import InstanceState
-from holdfast.core.policy.actions import Action, Decision
-from holdfast.core.policy.budget import backoff_s, process_restart_intensity
+from holdfast.core.instance.state import InstanceState, Process, publish_of_process
+from holdfast.core.policy.incident import backoff_s, process_restart_intensity
+from holdfast.core.policy.ladder import Action, Decision
 from holdfast.core.protocol import messages as m
 from holdfast.core.protocol.effects import Effect, ReplaceProcess, Send
 from holdfast.core.protocol.events import EventKind

@@ -1,4 +1,4 @@
-"""Repair: let a paused lockstep group recover, replace the process of an engine core, or leave an engine core out.
+"""From a recorded fault to the repair: contain the lockstep group, decide, and carry out the decision.
 
 Callers have checked the preconditions. The requests of a lost engine core are not handled here: the front end sees in
 the view that an engine core was lost, and moves its requests.
@@ -6,24 +6,188 @@ the view that an engine core was lost, and moves its requests.
 
 from __future__ import annotations
 
-from holdfast.core.faults.faults import FaultClass
-from holdfast.core.instance.commands import fail_armings
-from holdfast.core.instance.containment import contain
-from holdfast.core.instance.event_log import publish
+from collections.abc import Callable
+
+from holdfast.core.config import HoldfastConfig
+from holdfast.core.faults.faults import Fault, FaultClass, deeper
+from holdfast.core.instance.defeat import end_instance
 from holdfast.core.instance.group import Engine, LockstepGroup
-from holdfast.core.instance.state import InstanceState
-from holdfast.core.poison.numerics import named_by
-from holdfast.core.policy.actions import Decision
-from holdfast.core.policy.budget import (
+from holdfast.core.instance.state import InstanceState, fail_armings, publish
+from holdfast.core.poison.detector import named_by
+from holdfast.core.policy.incident import (
+    Recovery,
+    Situation,
     engine_restart_intensity,
     retry_intensity,
     unknown_retry_intensity,
     worker_restart_intensity,
 )
-from holdfast.core.policy.incident import Recovery
-from holdfast.core.protocol.effects import BeginRecovery, CloseRendezvous, Effect, LeaveOut, Publish, ReplaceEngine
-from holdfast.core.protocol.events import EventKind
-from holdfast.core.states import Trigger
+from holdfast.core.policy.ladder import Action, Decision, decide_repair, decide_wait
+from holdfast.core.protocol import messages as m
+from holdfast.core.protocol.effects import (
+    BeginRecovery,
+    CloseRendezvous,
+    Effect,
+    LeaveOut,
+    Publish,
+    ReplaceEngine,
+    Send,
+)
+from holdfast.core.protocol.events import DecisionRecord, EventKind
+from holdfast.core.states import EngineState, Trigger
+
+# ---- containment
+
+
+def record_fault(state: InstanceState, group: LockstepGroup, engine: Engine, fault: Fault, now: float) -> list[Effect]:
+    """Record a fault in the incident of a group. Publish the fault if it is deeper, or a separate cause."""
+    if group.is_expected(fault):
+        return []
+    is_first = group.incident is None
+    incident = group.open_incident(now)
+    is_own_cause = engine.fault is None and (is_first or fault.fault_class is not FaultClass.COMMUNICATOR)
+    engine.faults += is_own_cause
+    engine.fault = deeper(engine.fault, fault)
+    engine.note_sick_rank(fault)
+    is_news = incident.deepen(fault) or is_own_cause
+    return [publish(state, EventKind.FAULT_REPORTED, group, engine, fault=fault)] if is_news else []
+
+
+def contain(state: InstanceState, group: LockstepGroup, now: float) -> list[Effect]:
+    """Pause the healthy engine cores of a group in which a peer has stopped, so that none waits forever."""
+    stopped = group.in_state(EngineState.FAULTED, EngineState.PAUSED, EngineState.RESTARTING)
+    if not stopped:
+        return []
+    group.open_incident(now)
+    reason = f"engine {stopped[0].engine_id} of the same lockstep group has stopped"
+    effects: list[Effect] = []
+    for engine in group.in_state(EngineState.HEALTHY):
+        order = m.PauseEngine(command_id=state.new_command_id(), epoch=group.epoch)
+        effects += pause(state, group, engine, order, reason, now)
+    return effects
+
+
+def pause(
+    state: InstanceState, group: LockstepGroup, engine: Engine, order: m.PauseEngine, reason: str, now: float
+) -> list[Effect]:
+    """Order an engine core of a group to pause. A hard pause breaks collectives."""
+    engine.begin_to_stop(Trigger.PAUSE_ORDERED, now)
+    group.open_incident(now).collectives_broken |= not order.soft
+    ordered = publish(state, EventKind.PAUSE_ORDERED, group, engine, command_id=order.command_id, reason=reason)
+    return [Send(engine.engine_id, order), ordered]
+
+
+def pause_replacement(state: InstanceState, group: LockstepGroup, engine: Engine, now: float) -> list[Effect]:
+    """Pause the replacement of an engine core that was paused by an operator."""
+    incident = group.open_incident(now)
+    incident.is_soft = True  # a new process has no step under way that would have to be broken
+    order = m.PauseEngine(command_id=state.new_command_id(), epoch=group.epoch, soft=True)
+    return pause(state, group, engine, order, "paused by operator before this process replaced another", now)
+
+
+def make_pause_hard(state: InstanceState, group: LockstepGroup, now: float) -> list[Effect]:
+    """Order the engine cores of a group that is being paused softly to pause at once."""
+    incident = group.open_incident(now)
+    incident.is_soft, incident.collectives_broken = False, True
+    order = m.PauseEngine(command_id=state.new_command_id(), epoch=group.epoch)
+    return [Send(engine_id, order) for engine_id in group.engine_ids]
+
+
+def send_keepalives(group: LockstepGroup, now: float) -> list[Effect]:
+    """Tell the paused engine cores of a group that the owner lives, which renews their patience."""
+    group.keepalive_at = now
+    order = m.PauseEngine(command_id="", epoch=group.epoch, soft=True)
+    return [Send(e.engine_id, order) for e in group.in_state(EngineState.PAUSED)]
+
+
+# ---- decision
+
+Decide = Callable[[float, Situation, HoldfastConfig], Decision]
+
+
+def decide_once_paused(state: InstanceState, group: LockstepGroup, now: float) -> list[Effect]:
+    """Decide how to repair a group as soon as every engine core is paused."""
+    if not group.is_paused:
+        return []
+    group.keepalive_at = now
+    decided = decide_and_repair(state, group, now)
+    return decided + state.commands.end_pauses_of(group.group_id)  # a pause fails if the decision ends the instance
+
+
+def decide_and_repair(state: InstanceState, group: LockstepGroup, now: float) -> list[Effect]:
+    """Decide how to repair a group, and carry out the decision."""
+    return _carry_out(state, group, _decide(state, group, decide_repair, now), now)
+
+
+def decide_anew(state: InstanceState, group: LockstepGroup, now: float) -> list[Effect]:
+    """Decide again how to repair a paused group after a change of settings; the wait for a command begins anew.
+
+    A pause by an operator that goes on is not published.
+    """
+    group.open_incident(now).waiting_since = now
+    decision = _decide(state, group, decide_repair, now)
+    is_news = decision.action is not Action.AWAIT or not group.is_paused_by_operator
+    return _carry_out(state, group, decision, now) if is_news else []
+
+
+def decide_whether_to_wait(state: InstanceState, group: LockstepGroup, now: float) -> list[Effect]:
+    """Decide whether a paused group still waits for an operator; waiting on is not published."""
+    decision = _decide(state, group, decide_wait, now)
+    return [] if decision.action is Action.AWAIT else _carry_out(state, group, decision, now)
+
+
+def _decide(state: InstanceState, group: LockstepGroup, decide: Decide, now: float) -> Decision:
+    engine = group.representative
+    situation = Situation(
+        incident=group.open_incident(now),
+        budgets=group.budgets,
+        engine_restarts=engine.restart_budget,
+        capacity=state.roster.capacity_around(engine),
+        needs_worker_restart=group.needs_worker_restart,
+        needs_rebuild=group.needs_rebuild,
+        unrebuildable=group.unrebuildable,
+        is_lockstep=group.is_lockstep,
+        siblings=state.roster.count_siblings(group),
+    )
+    return decide(now, situation, state.config)
+
+
+def _carry_out(state: InstanceState, group: LockstepGroup, decision: Decision, now: float) -> list[Effect]:
+    engine, incident, reason = group.representative, group.open_incident(now), decision.reason
+    incident.reason, incident.retry_at = reason, decision.retry_at
+    made = publish_decision(state, group, engine, decision, incident.fault)
+    match decision.action:
+        case Action.RETRY:
+            return [made, *retry(state, group, now)]
+        case Action.RESTART_WORKERS:
+            return [made, *restart_workers(state, group, now)]
+        case Action.RESTART_ENGINE:
+            return [made, *replace_engine(state, group, engine, decision, now, kill=True)]
+        case Action.LEAVE_OUT:
+            return [made, *leave_out_engine(state, group, engine, reason, now, kill=True)]
+        case Action.END:
+            return [made, *end_instance(state, group, engine, reason, now)]
+        case _:
+            return [made]
+
+
+def publish_decision(
+    state: InstanceState, group: LockstepGroup, engine: Engine, decision: Decision, fault: Fault | None
+) -> Publish:
+    """Publish a decision, with the reason and the figures."""
+    record = DecisionRecord(
+        action=decision.action,
+        rung=decision.action.rung,
+        policy=state.config.fault_policy,
+        fault_class=None if fault is None else fault.fault_class,
+        rank=None if fault is None else fault.rank,
+        tries=decision.tries,
+        limit=decision.limit,
+        ranks_out=state.roster.capacity_around(engine).ranks_out,
+        would=decision.would,
+    )
+    return publish(state, EventKind.DECISION_MADE, group, engine, reason=decision.reason, decision=record)
+
 
 # ---- recovery of a paused group
 

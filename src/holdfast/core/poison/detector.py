@@ -1,18 +1,57 @@
-"""Detection of the request that makes every batch fail that contains the request.
+"""Poison detector of one engine core: finds the request that makes every batch fail that contains the request.
 
 Pure: takes faults and steps, and answers with a `Restriction`. After a first fault every request runs again as before.
 A second fault begins a search (`bisection`) when requests of the first failed batch have not got past their position at
 that fault. A request is ended only after at least four failed batches in a row, two or more of them alone, when other
 requests passed right before and right after each of those two.
+
+A numerical fault names the requests whose rows of a step had non-finite logits (NaN or Inf); a request with finite rows
+in the same step is not suspected. A rank that names different requests each time is faulty, and the requests are not.
+KV of a named request is computed again, once, because the KV may have been damaged before.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from holdfast.core.faults.faults import MAX_REQUEST_IDS, Fault, FaultClass
 from holdfast.core.poison.bisection import COMPARED, Bisection, KeepApart, NeedsControl, Over, PoisonFound, Trial
-from holdfast.core.poison.numerics import in_fault
+
+Named = tuple[float, tuple[str, ...]]  # when a retry was made for these requests (seconds)
+
+
+def named_by(fault: Fault | None) -> tuple[str, ...]:
+    """Return the requests that a numerical fault names; empty when the fault names none, or as many as fit."""
+    if fault is None or fault.fault_class is not FaultClass.NUMERICAL or len(fault.request_ids) >= MAX_REQUEST_IDS:
+        return ()
+    return fault.request_ids
+
+
+def in_fault(batch: frozenset[str], named: Collection[str]) -> frozenset[str]:
+    """Return the requests for which a step can have failed: the named ones of the batch, all without names."""
+    return batch & frozenset(named) or batch
+
+
+def names_others(fault: Fault | None, before: Sequence[Named]) -> bool:
+    """Return True when the fault and an earlier fault each name a request that only one fault names."""
+    now = set(named_by(fault))
+    return bool(now) and any(now - set(names) and set(names) - now for _, names in before)
+
+
+class Spoilt:
+    """Marks of requests whose KV was computed again after a numerical fault, once for the same KV."""
+
+    def __init__(self) -> None:
+        self._from: dict[str, int] = {}
+
+    def due(self, named: Collection[str], reached: Mapping[str, int], good: Mapping[str, int]) -> tuple[str, ...]:
+        """Return the named requests whose KV is to be computed again: requests with progress since the last time."""
+        self._from = {i: mark for i, mark in self._from.items() if i in good}
+        due = tuple(i for i in named if i in good and good[i] > self._from.get(i, -1))
+        self._from.update({i: reached[i] for i in due})
+        return due
+
 
 # The first is nobody's, the second begins the search: they are tried again like any other.
 FAULTS_BEFORE_SEARCH = 2

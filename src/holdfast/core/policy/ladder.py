@@ -1,23 +1,146 @@
-"""Decide what to do about a fault: pure functions `(now, situation, config) -> decision with a reason`."""
+"""Decisions: which repair a fault gets, rung by rung, and why. Pure functions of time, situation and settings.
+
+Owns the actions, the reasons that people read, and the ladder from a retry to the end of the instance.
+"""
 
 from __future__ import annotations
+
+import enum
 
 import msgspec
 
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.faults.faults import Fault, FaultClass
-from holdfast.core.poison.numerics import names_others
-from holdfast.core.policy.actions import Action, Decision
-from holdfast.core.policy.budget import (
+from holdfast.core.poison.detector import names_others
+from holdfast.core.policy.incident import (
+    Capacity,
+    Situation,
     backoff_s,
     engine_restart_intensity,
     retry_intensity,
     unknown_retry_intensity,
     worker_restart_intensity,
 )
-from holdfast.core.policy.engines import decide_engine_restart, decide_on_engine
-from holdfast.core.policy.incident import Situation
-from holdfast.core.policy.reasons import WHY_RESTART, why_restart, why_retry
+
+
+class Action(enum.StrEnum):
+    RETRY = "retry"  # rung 1: rewind the requests, rebuild broken collectives, resume
+    RESTART_WORKERS = "restart-workers"  # rung 2: the same, after the sick ranks got a new process
+    RESTART_ENGINE = "restart-engine"  # rung 3: replace the engine core's process and its workers
+    LEAVE_OUT = "leave-out"  # rung 4: replace nothing, the remaining engine cores serve on
+    AWAIT = "await-instruction"  # stay paused until an operator decides, or until a timeout
+    END = "end-instance"  # no repair is left
+    RESTART_PROCESS = "restart-process"  # for a process beside the engine cores, which no rung is about
+
+    @property
+    def rung(self) -> int:
+        """Return the rung of the ladder, 0 for an action that is on none."""
+        return _RUNGS.get(self, 0)
+
+
+_RUNGS = {
+    Action.RETRY: 1,
+    Action.RESTART_WORKERS: 2,
+    Action.RESTART_ENGINE: 3,
+    Action.LEAVE_OUT: 4,
+    Action.END: 5,
+}
+
+
+class Decision(msgspec.Struct, frozen=True):
+    """Action with the reason for people and the figures behind the decision.
+
+    `retry_at`: when to decide again (seconds). `after_s`: the backoff before a process is started. `tries`: how often
+    this rung was taken within its window, this time included, of `limit`. `would`: the action that a dry run omits.
+    """
+
+    action: Action
+    reason: str
+    retry_at: float | None = None
+    after_s: float = 0.0
+    tries: int = 0
+    limit: int = 0
+    would: Action | None = None
+
+
+WHY_RESTART = {
+    FaultClass.DEVICE: "the device error is sticky and the worker cannot continue",
+    FaultClass.WORKER_LOST: "a worker process was lost",
+    FaultClass.UNRESPONSIVE: "a rank did not answer in time",
+}
+_WHY_RETRY = {
+    FaultClass.NUMERICAL: "non-finite logits (NaN or Inf); the KV of the step is suspect, repeating the step",
+    FaultClass.UNKNOWN: "unclassified error; retrying once",
+}
+_FIRST_REPAIRS = {
+    FaultClass.COMMUNICATOR: "retry: rebuild the broken collectives, rewind the requests, resume",
+    FaultClass.TRANSIENT: "retry: rewind the requests, resume",
+    FaultClass.NUMERICAL: "retry: drop what the step wrote, repeat the step",
+    FaultClass.UNKNOWN: "retry once; at the next within the retry window a new process for the rank",
+}
+
+
+def why_retry(fault: Fault | None) -> str:
+    """Return why a group is retried with the present processes."""
+    if fault is None:
+        return "paused without a fault"
+    return _WHY_RETRY.get(fault.fault_class, "exception with state intact")
+
+
+def why_restart(fault: Fault | None) -> str:
+    """Return why a rank gets a new process."""
+    if fault is None or fault.fault_class not in WHY_RESTART:
+        return "the process of a rank cannot be trusted any more"
+    return f"{WHY_RESTART[fault.fault_class]}: {fault.summary()}"
+
+
+def first_repair(fault_class: FaultClass) -> str:
+    """Return the first repair of a fault of a class, for a fault of a known rank."""
+    return _FIRST_REPAIRS.get(fault_class, "restart worker: a new process for the rank")
+
+
+_FULL_CAPACITY = Capacity()
+
+
+def decide_on_engine(why: str, restart: Decision, siblings: int, config: HoldfastConfig) -> Decision:
+    """Decide about an engine core that is lost or has to be killed, after `decide_engine_restart`.
+
+    `siblings` is the number of engine cores that could serve on without this engine core: 0 in lockstep.
+    """
+    reason = f"{why}; {restart.reason}"
+    if restart.action is Action.RESTART_ENGINE:
+        return msgspec.structs.replace(restart, reason=reason)
+    if not config.repairs_unasked or not siblings:
+        return Decision(Action.END, reason)
+    if siblings < config.min_engines:
+        return Decision(
+            Action.END, f"{reason}; only {siblings} engine cores would serve (--min-engines {config.min_engines})"
+        )
+    again = f"next try in {config.engine_restart_window_s:g} s" if config.max_engine_restarts else "not tried again"
+    return Decision(Action.LEAVE_OUT, f"{reason}; left out, {siblings} engine cores serve on; {again}")
+
+
+def decide_engine_restart(used: int, config: HoldfastConfig, capacity: Capacity = _FULL_CAPACITY) -> Decision:
+    """Decide whether an engine core is replaced after `used` restarts that count: restart, or the end."""
+    if not config.repairs_unasked:
+        return Decision(
+            Action.END, f"with --fault-policy {config.fault_policy} no engine core is restarted without a command"
+        )
+    if not config.max_engine_restarts:
+        return Decision(Action.END, "engine core restarts are off (--max-engine-restarts 0)")
+    refusal = engine_restart_intensity(config).exhausted(used) or capacity.why_no_engine_restart(config.max_ranks_out)
+    if refusal is not None:
+        return Decision(Action.END, refusal)
+    tries, limit = used + 1, config.max_engine_restarts
+    reason = f"replacing the engine core; engine core restart {tries} of {limit}"
+    return Decision(Action.RESTART_ENGINE, reason, after_s=backoff_s(used), tries=tries, limit=limit)
+
+
+def is_due_again(now: float, left_out_at: float, config: HoldfastConfig) -> bool:
+    """Return whether a left-out engine core may start again, because the restart window is over."""
+    may_restart = config.repairs_unasked and config.max_engine_restarts > 0
+    return may_restart and now - left_out_at >= config.engine_restart_window_s
+
 
 _SICK = "non-finite logits for one request and then for another: the rank is at fault"
 _PROGRESSED = "the search for a poison request has fewer suspects now: not counted as a try"

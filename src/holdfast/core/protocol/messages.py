@@ -1,8 +1,8 @@
-"""What the sentinels say to each other: tagged unions, one decoder per link.
+"""Messages between the sentinels: tagged unions, one decoder per link.
 
-Messages evolve by fields with defaults only. Nothing here names a method to call.
-Every command carries an id that is the same from the HTTP call to the last worker and back;
-every report carries the epoch of the sender, so that a late one changes nothing.
+Messages evolve by fields with defaults only. No message names a method to call. Every command carries an id that is the
+same from the HTTP call to the last worker and back. Every report carries the epoch of the sender, so that a late report
+changes nothing.
 """
 
 from __future__ import annotations
@@ -15,7 +15,19 @@ from holdfast.core.config import RuntimeSettings
 from holdfast.core.errors import BadConfiguration
 from holdfast.core.faults.faults import Fault
 from holdfast.core.faults.injection import InjectionSpec
-from holdfast.core.protocol.rendezvous import Rendezvous
+
+
+class Rendezvous(msgspec.Struct, frozen=True):
+    """Address of the store of an epoch. The store of an older epoch has no members.
+
+    `extra_wait_s` is how much longer than usual somebody may take to come: a newcomer loads its weights first.
+    """
+
+    host: str
+    port: int
+    epoch: int
+    extra_wait_s: float = 0.0
+
 
 MAX_MESSAGE_BYTES = 1 << 20
 

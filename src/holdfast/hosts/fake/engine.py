@@ -15,8 +15,7 @@ from holdfast.core.config import HoldfastConfig
 from holdfast.core.faults.faults import Phase
 from holdfast.core.faults.injection import InjectionSpec
 from holdfast.core.ports import FaultReporter
-from holdfast.core.protocol.messages import RecoveryReport
-from holdfast.core.protocol.rendezvous import Rendezvous
+from holdfast.core.protocol.messages import RecoveryReport, Rendezvous
 from holdfast.hosts.fake.blocks import BlockPool
 from holdfast.hosts.fake.communicators import FakeCommunicators
 from holdfast.hosts.fake.model import KVMemory

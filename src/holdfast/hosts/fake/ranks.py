@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 
 from holdfast.core.faults.faults import Phase
-from holdfast.core.protocol.rendezvous import Rendezvous
+from holdfast.core.protocol.messages import Rendezvous
 from holdfast.hosts.fake.communicators import FakeNetwork
 from holdfast.hosts.fake.model import sample
 from holdfast.hosts.fake.worker import REBUILD_S, FakeWorker, Part, Reply, WorkerFailed

@@ -15,7 +15,7 @@ from holdfast.core.faults.classification import default_classifier, fault_of
 from holdfast.core.faults.faults import Phase
 from holdfast.core.faults.injection import ArmedFault, FaultKind, InjectedFault, InjectionSpec
 from holdfast.core.ports import FaultReporter
-from holdfast.core.protocol.rendezvous import Rendezvous
+from holdfast.core.protocol.messages import Rendezvous
 from holdfast.hosts.fake.communicators import FakeCommunicators
 from holdfast.hosts.fake.model import KVMemory, sample
 

@@ -48,7 +48,7 @@ from holdfast.hosts.vllm.process.settings import asks_for_protection, handed_dow
 from holdfast.hosts.vllm.serving.client_hooks import attach_client_hooks, protect_clients, request_router, serve_until
 from holdfast.hosts.vllm.serving.takeover import Takeover, greet_engine_cores
 from holdfast.sentinel import FrontEndLink
-from holdfast.sentinel.addresses import client_address
+from holdfast.sentinel.thread import client_address
 from holdfast.wire import ZmqStation
 
 OWNER_TIMEOUT_S = LINK_TIMEOUT_S  # the owner waits as long for all API servers to start

@@ -10,7 +10,7 @@ import time
 from typing import Any
 
 from holdfast.core.errors import RecoveryFailed
-from holdfast.core.protocol.rendezvous import Rendezvous
+from holdfast.core.protocol.messages import Rendezvous
 from holdfast.hosts.vllm.communicators import holders
 from holdfast.hosts.vllm.communicators.rebuild import BreakState, GroupDestroyer, make_stateless_group
 from holdfast.hosts.vllm.communicators.rendezvous import join_rendezvous

@@ -13,7 +13,7 @@ from datetime import timedelta
 from typing import Any
 
 from holdfast.core.errors import RecoveryFailed
-from holdfast.core.protocol.rendezvous import Rendezvous
+from holdfast.core.protocol.messages import Rendezvous
 
 EPOCH_KEY = "holdfast/epoch"
 HOST = "127.0.0.1"

@@ -14,7 +14,7 @@ import time
 from typing import Any
 
 from holdfast.core.errors import RecoveryFailed
-from holdfast.core.protocol.rendezvous import Rendezvous
+from holdfast.core.protocol.messages import Rendezvous
 from holdfast.hosts.vllm.communicators import holders
 from holdfast.hosts.vllm.communicators.limits import limits_of, limits_of_torch
 from holdfast.hosts.vllm.communicators.rebuild import BreakState, GroupReplacement, current_groups

@@ -10,8 +10,7 @@ from vllm.v1.engine import EngineCoreRequestType
 
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.faults.injection import InjectionSpec
-from holdfast.core.protocol.messages import RecoveryReport
-from holdfast.core.protocol.rendezvous import Rendezvous
+from holdfast.core.protocol.messages import RecoveryReport, Rendezvous
 from holdfast.hosts.vllm.communicators import EngineCommunicators, attach_communicator_hooks
 from holdfast.hosts.vllm.contract.engine_touchpoints import BUSY_LOOP, ENGINE_INIT, LOCKSTEP_BUSY_LOOP
 from holdfast.hosts.vllm.contract.hooks import attach, attached
@@ -32,7 +31,7 @@ from holdfast.hosts.vllm.process.shared_memory import attach_segment_records
 from holdfast.hosts.vllm.process.step_progress import record_engine_progress
 from holdfast.hosts.vllm.protocol.calls import TOLD_TO_STOP
 from holdfast.sentinel import EngineCoreSentinel
-from holdfast.sentinel.addresses import client_address, engine_address
+from holdfast.sentinel.thread import client_address, engine_address
 from holdfast.wire import ZmqStation
 
 logger = logging.getLogger("holdfast")

@@ -16,8 +16,7 @@ from vllm.v1.request import RequestStatus
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.errors import RecoveryFailed
 from holdfast.core.faults.faults import Phase
-from holdfast.core.protocol.messages import RecoveryReport
-from holdfast.core.protocol.rendezvous import Rendezvous
+from holdfast.core.protocol.messages import RecoveryReport, Rendezvous
 from holdfast.hosts.vllm.communicators import EngineCommunicators
 from holdfast.hosts.vllm.engine.lockstep_wave import agree_on_wave, in_lockstep
 from holdfast.hosts.vllm.engine.pacing import PacedPrefill

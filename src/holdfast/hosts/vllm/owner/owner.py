@@ -27,7 +27,7 @@ from holdfast.core.errors import HookNotAttached
 from holdfast.core.faults.classification import Classifier
 from holdfast.core.instance.processes import COORDINATOR
 from holdfast.core.protocol.effects import End, LeaveOut, ReplaceEngine, ReplaceProcess
-from holdfast.core.protocol.rendezvous import Rendezvous
+from holdfast.core.protocol.messages import Rendezvous
 from holdfast.core.stalls.stalls import Stall
 from holdfast.core.states import EngineState
 from holdfast.hosts.vllm.communicators.rendezvous import RendezvousHost
@@ -45,8 +45,8 @@ from holdfast.hosts.vllm.process.spawning import why_cannot_spawn
 from holdfast.hosts.vllm.process.trees import kill_tree
 from holdfast.progress.oom import oom_kills
 from holdfast.sentinel import ClientSentinel
-from holdfast.sentinel.addresses import client_address
 from holdfast.sentinel.client import Sink
+from holdfast.sentinel.thread import client_address
 from holdfast.wire import ZmqStation
 
 logger = logging.getLogger("holdfast")

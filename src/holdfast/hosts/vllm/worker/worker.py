@@ -32,7 +32,7 @@ from holdfast.hosts.vllm.worker.logits_check import NonFiniteLogitsDetector
 from holdfast.hosts.vllm.worker.runner_state import add_requests, restore_runner
 from holdfast.hosts.vllm.worker.standby import assigned_queue
 from holdfast.sentinel import WorkerSentinel
-from holdfast.sentinel.addresses import engine_address
+from holdfast.sentinel.thread import engine_address
 from holdfast.wire import ZmqStation
 
 logger = logging.getLogger("holdfast")

@@ -1,0 +1,222 @@
+"""State of the machine: containment of the present epoch, commands in order, ranks by their latest report.
+
+The machine and the rank control decide; these classes remember, and say what is due until when (seconds). Every epoch
+begins with an empty containment, and facts of another epoch are ignored.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from holdfast.core.config import HoldfastConfig, RuntimeSettings, adopt_settings
+from holdfast.core.engine_core import effects as fx
+from holdfast.core.engine_core.facts import HostAttached
+from holdfast.core.faults.classification import Classifier
+from holdfast.core.faults.faults import Fault, deeper
+from holdfast.core.protocol import messages as m
+
+
+class Containment:
+    """State of the ranks of an engine core in the present epoch."""
+
+    def __init__(self, epoch: int = 0) -> None:
+        self.begin(epoch)
+
+    def begin(self, epoch: int) -> None:
+        """Forget everything known of the previous epoch."""
+        self.epoch = epoch
+        self.fault: Fault | None = None  # the deepest that a rank reported
+        self.broken = False  # whether collectives were broken
+        self._faulted: set[int] = set()
+        self._owing: set[int] = set()  # ranks whose acknowledgement is due
+        self._acknowledge_by = float("inf")
+        self._searching_until = 0.0
+
+    def rank_faulted(self, rank: int, fault: Fault, epoch: int) -> bool:
+        """Note the fault of a rank. Return True for a fault of the present epoch deeper than all known."""
+        if epoch != self.epoch:
+            return False
+        self._faulted.add(rank)
+        self._owing.discard(rank)  # a rank that faulted has stopped and broken its collectives by itself
+        is_news = deeper(self.fault, fault) is fault
+        self.fault = deeper(self.fault, fault)
+        return is_news
+
+    def break_ranks(self, ranks: set[int], acknowledge_by: float) -> set[int]:
+        """Return the ranks to tell to break collectives; empty when collectives are broken already.
+
+        The returned ranks have to acknowledge by `acknowledge_by`, on the monotonic clock.
+        """
+        if self.broken:
+            return set()
+        self.broken = True
+        self._owing = ranks - self._faulted
+        self._acknowledge_by = acknowledge_by
+        return set(self._owing)
+
+    def acknowledged(self, rank: int, epoch: int) -> None:
+        """Note that a rank has stopped; ignore an acknowledgement of another epoch."""
+        if epoch == self.epoch:
+            self._owing.discard(rank)
+
+    def overdue(self, now: float) -> set[int]:
+        """Return the ranks that did not acknowledge in time, each rank once."""
+        if now < self._acknowledge_by:
+            return set()
+        late, self._owing = self._owing, set()
+        return late
+
+    def search(self, until: float) -> None:
+        """Keep the pause unannounced while the stalled rank is searched, no longer than `until`."""
+        self._searching_until = until
+
+    def end_search(self) -> None:
+        """Let the pause be announced as soon as no acknowledgement is due."""
+        self._searching_until = 0.0
+
+    @property
+    def acknowledgement_due_at(self) -> float:
+        """Time by which an acknowledgement is due; infinity when none is due."""
+        return self._acknowledge_by if self._owing else float("inf")
+
+    @property
+    def awaited_until(self) -> float:
+        """Time until which the pause is not announced: ranks may still stop, or a search may still end."""
+        return max(self._searching_until, self._acknowledge_by if self._owing else 0.0)
+
+
+Command = m.RecoverEngine | m.EndEngine
+
+
+class CommandQueue:
+    """Commands in order of arrival, and the time of the client's last message."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[Command] = deque()
+        self._heard_at = 0.0
+
+    def heard(self, now: float) -> None:
+        """Note that the client is alive."""
+        self._heard_at = now
+
+    def put(self, command: Command) -> None:
+        """Keep a command until the busy loop is paused."""
+        self._waiting.append(command)
+
+    def next(self, epoch: int) -> Command | None:
+        """Take the next command that is not void in `epoch`; return None when no command is left."""
+        while self._waiting:
+            command = self._waiting.popleft()
+            if isinstance(command, m.EndEngine) or command.epoch > epoch:
+                return command
+        return None
+
+    def end_when_silent(self, bound_s: float, now: float) -> m.EndEngine | None:
+        """Return a command to end when the client has been silent for `bound_s`; None otherwise."""
+        if now - self._heard_at < bound_s:
+            return None
+        return m.EndEngine(command_id="", reason=f"the client has been silent for {bound_s:g} s")
+
+
+MAX_ARMED = 16
+
+
+class RankRegistry:
+    """Registry of the ranks of an engine core, by the latest report of each rank."""
+
+    def __init__(self) -> None:
+        self._reports: dict[int, m.WorkerAttached] = {}
+
+    def note(self, report: m.WorkerAttached) -> None:
+        """Take a report as the latest of the rank."""
+        self._reports[report.rank] = report
+
+    def ranks(self) -> set[int]:
+        """Return the ranks that have reported."""
+        return set(self._reports)
+
+    def pids(self) -> dict[int, int]:
+        """Return the process id of every rank that has reported."""
+        return {rank: report.pid for rank, report in self._reports.items()}
+
+    def can_rebuild(self) -> bool:
+        """Return True when the collectives of every rank can be rebuilt."""
+        return not any(report.unrebuildable for report in self._reports.values())
+
+    def reports(self, ranks: int) -> tuple[m.WorkerAttached, ...]:
+        """Return the reports of the first `ranks` ranks. Raises `KeyError` for a rank that has not reported."""
+        return tuple(self._reports[rank] for rank in range(ranks))
+
+    def missing(self, ranks: int) -> list[int]:
+        """Return the ranks, of the first `ranks`, that have not reported."""
+        return [rank for rank in range(ranks) if rank not in self._reports]
+
+    def unreported(self, pids: Mapping[int, int]) -> list[int]:
+        """Return the ranks whose process with the given id has not reported; old processes do not count."""
+        return [r for r, pid in pids.items() if (known := self._reports.get(r)) is None or known.pid != pid]
+
+
+class RequestFaults:
+    """Faults to arm again in the replacement of a rank: faults of requests, the latest `MAX_ARMED`."""
+
+    def __init__(self) -> None:
+        self._kept: deque[m.ArmWorkerFault] = deque(maxlen=MAX_ARMED)
+
+    def keep(self, command: m.ArmWorkerFault) -> None:
+        """Remember a fault that is tied to a request: the request is computed by the replacement as well."""
+        if command.spec.request:
+            self._kept.append(command)
+
+    def forget(self, command: m.ArmWorkerFault) -> None:
+        """Forget a fault, because the rank was not reached."""
+        if command in self._kept:
+            self._kept.remove(command)
+
+    def of_rank(self, rank: int) -> list[m.ArmWorkerFault]:
+        """Return the faults to arm in a new process of a rank."""
+        return [command for command in self._kept if command.spec.rank == rank]
+
+
+@dataclass
+class Context:
+    """Shared state of a machine. `config` may be replaced at any time: every bound is read on use."""
+
+    engine_id: int
+    config: HoldfastConfig
+    wall_clock: Callable[[], float]
+    host: HostAttached | None = None  # none while the engine core starts
+    effects: list[fx.Effect] = field(default_factory=list)
+
+    def configure(self, settings: RuntimeSettings) -> None:
+        """Replace the settings that can change at run time; every bound that begins from now on is new."""
+        self.config = adopt_settings(self.config, settings)
+        self.do_on_host(fx.ConfigureHost(self.config))
+
+    @property
+    def classifier(self) -> Classifier:
+        """Classifier with the operator's own rows."""
+        return Classifier(self.config.fault_classes)
+
+    @property
+    def in_lockstep(self) -> bool:
+        """Whether peer engine cores wait for the engine core in collectives."""
+        return self.host is not None and self.host.in_lockstep
+
+    def do(self, effect: fx.Effect) -> None:
+        """Ask for an effect."""
+        self.effects.append(effect)
+
+    def do_on_host(self, effect: fx.Effect) -> None:
+        """Ask for an effect on the host; ignored while the engine core starts."""
+        if self.host is not None:
+            self.do(effect)
+
+    def tell_client(self, message: m.FromEngine) -> None:
+        """Send a message to the client."""
+        self.do(fx.SendToClient(message))
+
+    def answer(self, command_id: str, refused: str | None) -> None:
+        """Answer a command of the client: done, or refused with a reason."""
+        self.tell_client(m.EngineAnswered(engine_id=self.engine_id, command_id=command_id, refused=refused))
