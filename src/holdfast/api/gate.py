@@ -1,6 +1,6 @@
 """The outermost middleware: control paths past the host's own guard, new requests within bounds.
 
-While the instance makes no progress, new requests are let through and wait in the host: they are held.
+While the instance makes no progress, new requests pass the gate and wait in the host: held requests.
 The gate counts them and refuses what is beyond the bound. It never touches a request while all is well.
 """
 
@@ -48,7 +48,7 @@ class ControlGate:
             return
         root, path = _split_path(scope)
         if path.startswith(_GUARDED_PREFIX):
-            # The host's key guards /v1; these endpoints have an access rule of their own, and ask for it.
+            # The host's key guards /v1; the control endpoints have an access rule of their own.
             await self._app(_with_path(scope, root + path.removeprefix("/v1")), receive, send)
         elif scope["method"] != "POST" or path.startswith(_CONTROL_PREFIX) or self._is_ready():
             await self._app(scope, receive, send)

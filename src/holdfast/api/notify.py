@@ -1,4 +1,4 @@
-"""The PUB socket: whoever subscribes to `vllm_fault` learns of every event.
+"""The PUB socket: subscribers to `vllm_fault` receive every event.
 
 Owns one socket in a context of its own. Never waits: what a slow subscriber does not take is dropped.
 """
@@ -63,7 +63,7 @@ def _open_socket(context: zmq.Context[zmq.Socket[bytes]]) -> zmq.Socket[bytes]:
     publisher = context.socket(zmq.PUB)
     publisher.setsockopt(zmq.LINGER, _LINGER_MS)
     publisher.setsockopt(zmq.SNDHWM, _MAX_QUEUED)
-    # Peers send subscriptions only: whoever sends more than one needs, or no greeting, is cut off.
+    # Peers send subscriptions only: a peer that sends more, or no greeting, is cut off.
     publisher.setsockopt(zmq.MAXMSGSIZE, _MAX_SUBSCRIPTION_BYTES)
     publisher.setsockopt(zmq.HANDSHAKE_IVL, _HANDSHAKE_MS)
     return publisher

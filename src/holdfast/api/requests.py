@@ -1,4 +1,4 @@
-"""What the control endpoints read: instructions in both request formats, faults to inject, `?after=`.
+"""Bodies and queries of the control endpoints: commands in both request formats, faults to inject, `?after=`.
 
 Pure: bytes in, structs out, or a `BadCommand` that names the field. Nothing here knows a web framework.
 """
@@ -54,7 +54,7 @@ class CommandName(enum.StrEnum):
 class PauseMode(enum.StrEnum):
     """Mode of a pause."""
 
-    HARD = "hard"  # at once: nobody waits in a collective any more
+    HARD = "hard"  # at once, with broken collectives
     SOFT = "soft"  # at the next step boundary
 
 

@@ -51,7 +51,7 @@ Handler = Callable[[Request, ControlPlane], Awaitable[Response]]
 
 
 class _Rejected(Exception):
-    """A request that is answered with an error before anything is asked of the control plane."""
+    """A request that is answered with an error before the control plane is involved."""
 
     def __init__(self, status: int, message: str, hint: str = "", headers: dict[str, str] | None = None) -> None:
         super().__init__(message)
@@ -160,7 +160,7 @@ _ROUTES = (
 
 def _watch(command: Future[None]) -> asyncio.Future[None]:
     outcome = asyncio.wrap_future(command)
-    # Nobody may be waiting any more when it fails; asyncio would log that as an error of ours.
+    # The caller may have left when the command fails; asyncio would log the error as unhandled.
     outcome.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
     return outcome
 

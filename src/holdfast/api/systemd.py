@@ -1,6 +1,6 @@
-"""Tells systemd how the server is, by its own endpoints: ready, alive, in which state. Where nobody asks, nothing runs.
+"""Reports to systemd, from the server's own endpoints: ready, alive, state. Runs only when systemd asks for reports.
 
-It asks over HTTP as any client would: a server that does not answer is not alive, whatever its threads could say.
+The endpoints are called over HTTP as by any client: a server that does not answer is not alive.
 """
 
 from __future__ import annotations

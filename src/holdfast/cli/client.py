@@ -1,6 +1,6 @@
 """A tiny client of the control endpoints; the only place that knows how HTTP fails.
 
-Exit codes: 1 when the server refused or failed, 2 when it was not reached or not asked properly.
+Exit codes: 1 when the server refused or failed, 2 when the server was not reached or the usage was wrong.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ def settle_upstream_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
     if not settings.pop("shutdown_on_fault_tolerance_failure", True):
         raise BadConfiguration(
             "--no-shutdown-on-fault-tolerance-failure: a server that cannot be repaired always ends",
-            hint="leave it out; to wait for an instruction, --fault-policy external and --engine-recovery-timeout",
+            hint="leave it out; to wait for a command, --fault-policy external and --engine-recovery-timeout",
         )
     return settings
 

@@ -1,4 +1,4 @@
-"""The settings: one frozen object, its keys as they stand in flags and in --additional-config.
+"""The settings: one frozen object, with the keys of the flags and of --additional-config.
 
 Owns names, defaults, bounds and the errors about them. Knows no argument parser and no host.
 """

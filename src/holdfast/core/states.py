@@ -13,7 +13,7 @@ class EngineState(enum.StrEnum):
     PAUSED = "paused"
     RECOVERING = "recovering"
     RESTARTING = "restarting"
-    LEFT_OUT = "left-out"  # gone, and nobody takes its place for now
+    LEFT_OUT = "left-out"  # lost, and not replaced for now
     DEAD = "dead"
 
     @property
@@ -35,12 +35,12 @@ class Trigger(enum.StrEnum):
     ATTACHED = "attached"  # the sentinel reported everything it attached to
     FAULT = "fault"  # a rank or the engine core reported a fault
     PAUSE_ORDERED = "pause-ordered"
-    HELD = "held"  # the busy loop stands still and answers only its sentinel
+    PAUSED = "paused"  # the busy loop is paused and answers only its sentinel
     RECOVERY_ORDERED = "recovery-ordered"
     RECOVERED = "recovered"
     RECOVERY_FAILED = "recovery-failed"
-    LOST = "lost"  # the engine core's process is gone; another one takes its place
-    LEFT_OUT = "left-out"  # nobody takes the place of the process that is gone
+    LOST = "lost"  # the engine core's process is lost and will be replaced
+    LEFT_OUT = "left-out"  # the lost process is not replaced
     DEFEATED = "defeated"
 
 
@@ -56,9 +56,9 @@ TRANSITIONS: dict[tuple[EngineState, Trigger], EngineState] = {
     (S.HEALTHY, T.FAULT): S.FAULTED,
     (S.HEALTHY, T.PAUSE_ORDERED): S.PAUSING,
     (S.PAUSING, T.FAULT): S.FAULTED,
-    (S.PAUSING, T.HELD): S.PAUSED,
+    (S.PAUSING, T.PAUSED): S.PAUSED,
     (S.FAULTED, T.FAULT): S.FAULTED,
-    (S.FAULTED, T.HELD): S.PAUSED,
+    (S.FAULTED, T.PAUSED): S.PAUSED,
     (S.PAUSED, T.FAULT): S.PAUSED,
     (S.PAUSED, T.RECOVERY_ORDERED): S.RECOVERING,
     (S.RECOVERING, T.FAULT): S.RECOVERING,

@@ -1,6 +1,6 @@
 """The ClientSentinel: one per instance, in the process that owns the engine cores.
 
-A shell: its thread feeds reports, instructions and time to the pure `Instance` and carries out the
+A shell: its thread feeds reports, commands and time to the pure `Instance` and carries out the
 effects. Everything that others read (`view`, `history`) is immutable and replaced as a whole.
 """
 
@@ -245,14 +245,16 @@ class ClientSentinel:
 
     def _begin_recovery(self, effect: BeginRecovery) -> None:
         """Bind the rendezvous, then send the recovery commands."""
-        meet = None
+        rendezvous = None
         if effect.rebuild:
             opened = self._host.open_rendezvous(effect.engine_ids, effect.epoch)
-            meet = msgspec.structs.replace(opened, extra_wait_s=effect.extra_wait_s)
+            rendezvous = msgspec.structs.replace(opened, extra_wait_s=effect.extra_wait_s)
         for engine_id in effect.engine_ids:
             replace = effect.replace.get(engine_id, ())
-            order = m.RecoverEngine(command_id=effect.command_id, epoch=effect.epoch, rendezvous=meet, replace=replace)
-            self._send(engine_id, order)
+            command = m.RecoverEngine(
+                command_id=effect.command_id, epoch=effect.epoch, rendezvous=rendezvous, replace=replace
+            )
+            self._send(engine_id, command)
 
     def _send(self, engine_id: int, message: m.ToEngine) -> None:
         if not self._hub.send(engine_identity(engine_id), m.encode(message)):

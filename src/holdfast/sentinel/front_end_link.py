@@ -1,6 +1,6 @@
 """A front-end link: the control plane in a process that serves HTTP and does not own the engine cores.
 
-It keeps a view and a history of its own, so that questions are answered where they arrive; instructions
+It keeps a view and a history of its own, so that questions are answered where they arrive; commands
 go to the owner of the engine cores and are settled from there. It decides nothing, and every wait of it
 ends: in the owner's answer, or in an error that says that there was none.
 """
@@ -29,7 +29,7 @@ logger = logging.getLogger("holdfast")
 
 REPORT_S = 2.0
 MAX_UNANSWERED = 4  # the owner answers every report; after so many without an answer it is taken for gone
-MARGIN_S = 5.0  # beyond the owner's own bound of an instruction
+MARGIN_S = 5.0  # beyond the owner's own bound of a command
 _TICK_S = 0.5
 _AWAITED = (EventKind.ENGINE_LOST, EventKind.DECISION_MADE)  # the owner waits until everybody knows
 

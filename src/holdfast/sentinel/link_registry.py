@@ -1,6 +1,6 @@
 """The front-end links of one instance, served by its ClientSentinel on the same hub as the engine cores.
 
-Runs on the sentinel's thread. It repeats what the sentinel says and forwards what it is asked; it decides
+Runs on the sentinel's thread. It repeats the events of the sentinel and forwards commands; it decides
 nothing and never waits for a link.
 """
 
@@ -103,7 +103,7 @@ class LinkRegistry:
         self._send(peer, lm.Settled(command_id=command_id, error=told))
 
     def _send(self, peer: bytes, message: lm.ToLink) -> None:
-        # Bounded elsewhere: a link that is not told asks again, and its instructions end in their deadlines.
+        # Bounded elsewhere: a link that is not told asks again, and its commands end in their deadlines.
         if not self._hub.send(peer, lm.encode(message)):
             logger.warning("ClientSentinel: %s takes no message", peer.decode())
 

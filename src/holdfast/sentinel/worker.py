@@ -43,19 +43,19 @@ class WorkerSentinel:
 
     def _deliver(self, delivery: Delivery) -> None:
         try:
-            order = m.decode_to_worker(delivery.data)
+            command = m.decode_to_worker(delivery.data)
         except m.Undecodable as error:
             logger.warning("WorkerSentinel-%d: dropped a message: %s", self._rank, error)
             return
-        match order:
+        match command:
             case m.ArmWorkerFault():
-                self._host.arm(order.spec)
-                self._send(m.WorkerAnswered(rank=self._rank, command_id=order.command_id))
+                self._host.arm(command.spec)
+                self._send(m.WorkerAnswered(rank=self._rank, command_id=command.command_id))
             case m.BreakCollectives():
-                connections = self._host.break_collectives(order.epoch)
+                connections = self._host.break_collectives(command.epoch)
                 if connections is not None:
-                    self._broken, self._waits_in = (order.epoch, time.monotonic()), None
-                    self._send(m.CollectivesBroken(rank=self._rank, epoch=order.epoch, connections=connections))
+                    self._broken, self._waits_in = (command.epoch, time.monotonic()), None
+                    self._send(m.CollectivesBroken(rank=self._rank, epoch=command.epoch, connections=connections))
 
     def _tick_s(self) -> float:
         return IDLE_S if self._broken is None else _LOOK_S

@@ -95,7 +95,7 @@ def engine_paused(
         engine.move(Trigger.FAULT)
     effects = [] if fact.fault is None else record_fault(state, group, engine, fact.fault, now)
     _note_findings(group.open_incident(now), fact)
-    engine.move(Trigger.HELD)
+    engine.move(Trigger.PAUSED)
     paused = publish(state, EventKind.ENGINE_PAUSED, group, engine, fault=engine.fault)
     return [*effects, paused, *contain(state, group, now), *decide_once_paused(state, group, now)]
 

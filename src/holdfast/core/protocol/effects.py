@@ -73,7 +73,7 @@ class End:
 class ReplaceEngine:
     """Replace the lost process of an engine core, after a pause.
 
-    Not before whoever serves its requests has seen the event `known_at`, and not while one of `processes`, which
+    Wait until the API servers have seen the event `known_at`, and until none of `processes`, which
     its workers were, is still there. `kill`: it is still there itself, and has to go first. With `joins_epoch` it
     starts alone and stands until its lockstep group lets it in, out of that epoch.
     """

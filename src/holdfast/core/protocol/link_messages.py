@@ -19,7 +19,7 @@ from holdfast.core.protocol.events import Event, InstanceView
 class ErrorKind(enum.StrEnum):
     """Kinds of errors that end a command, on the wire."""
 
-    BAD_INSTRUCTION = "bad-instruction"
+    BAD_COMMAND = "bad-command"
     UNKNOWN_ENGINE = "unknown-engine"
     CONFLICT = "conflict"
     FAILED = "failed"
@@ -116,7 +116,7 @@ def describe(error: BaseException) -> CommandError:
     """Return an error of a command as the wire carries the error."""
     match error:
         case BadCommand():
-            kind = ErrorKind.BAD_INSTRUCTION
+            kind = ErrorKind.BAD_COMMAND
         case UnknownEngine():
             kind = ErrorKind.UNKNOWN_ENGINE
         case CommandConflict():
@@ -131,7 +131,7 @@ def describe(error: BaseException) -> CommandError:
 def as_error(told: CommandError) -> HoldfastError:
     """Return the error that `describe` described; a caller cannot tell the side that raised the error."""
     match told.kind:
-        case ErrorKind.BAD_INSTRUCTION:
+        case ErrorKind.BAD_COMMAND:
             return BadCommand(told.message, hint=told.hint)
         case ErrorKind.UNKNOWN_ENGINE:
             return UnknownEngine(told.message, hint=told.hint)

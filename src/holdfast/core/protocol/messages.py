@@ -20,7 +20,7 @@ from holdfast.core.faults.injection import InjectionSpec
 class Rendezvous(msgspec.Struct, frozen=True):
     """Address of the store of an epoch. The store of an older epoch has no members.
 
-    `extra_wait_s` is how much longer than usual somebody may take to come: a newcomer loads its weights first.
+    `extra_wait_s` is the additional time for a replacement, which loads its weights before it joins.
     """
 
     host: str
@@ -90,7 +90,7 @@ class ArmWorkerFault(Message, frozen=True, tag="arm-worker-fault"):
 
 
 class BreakCollectives(Message, frozen=True, tag="break-collectives"):
-    """Take no further step and let nobody wait in a collective. Void in a later epoch than `epoch`."""
+    """Take no further step and break the collectives. Void in a later epoch than `epoch`."""
 
     epoch: int
 
@@ -117,7 +117,7 @@ class EngineFaulted(Message, frozen=True, tag="engine-faulted"):
     fault: Fault
 
 
-class EnginePaused(Message, frozen=True, tag="engine-held"):
+class EnginePaused(Message, frozen=True, tag="engine-paused"):
     """The busy loop is paused and waits for a command.
 
     `fault` is None when the engine core was only told to pause. `broken` says whether collectives were broken,
@@ -141,7 +141,7 @@ class RequestsSuspected(Message, frozen=True, tag="requests-suspected"):
     reason: str
 
 
-MAX_ID_CHARS = 200  # whoever sends a request may choose its id
+MAX_ID_CHARS = 200  # a client may choose the id of a request
 
 
 class RequestEnded(Message, frozen=True, tag="request-ended"):
@@ -249,7 +249,7 @@ class RecoverEngine(Message, frozen=True, tag="retry-engine"):
 class PauseEngine(Message, frozen=True, tag="pause-engine"):
     """Pause. Soft: at the next step boundary; else at once, with broken collectives.
 
-    Void in another epoch than `epoch`. To an engine that stands held it says that the client still lives.
+    Void in another epoch than `epoch`. A paused engine learns from the command that the client is alive.
     """
 
     command_id: str
