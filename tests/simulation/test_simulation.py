@@ -115,6 +115,19 @@ def test_workers_whose_restarts_do_not_last_end_the_instance():
     assert "3 worker restarts within 120 s did not last (--max-worker-restarts 3)" in outcome.ended
 
 
+def test_a_rank_that_does_not_acknowledge_is_killed_in_its_bound_and_replaced():
+    fault = InjectionSpec(phase=Phase.FORWARD, rank=1, after_steps=3)
+    outcome = run(faults=(fault,), silent=1.0, engines=(EngineOptions(ranks=2),))
+    assert (outcome.ended, outcome.recoveries, outcome.worker_restarts) == (None, 1, 1)
+    assert outcome.finished_requests == 4
+
+
+def test_a_rank_that_does_not_acknowledge_ends_the_instance_where_workers_are_not_restarted():
+    fault = InjectionSpec(phase=Phase.FORWARD, rank=1, after_steps=3)
+    outcome = run(faults=(fault,), silent=1.0, engines=(EngineOptions(ranks=2),), max_worker_restarts=0)
+    assert "rank 0 did not acknowledge within 1 s that it stopped" in outcome.ended
+
+
 TWO = (EngineOptions(),) * 2
 
 

@@ -36,6 +36,7 @@ class Conditions:
     operator_answers: float = 1.0  # external: the odds that somebody orders a retry
     stuck: float = 0.0  # the odds that a busy loop never comes back from a fault
     worker_lost: float = 0.0  # the odds, per engine core, that the process of one of its ranks dies
+    silent: float = 0.0  # the odds that a rank stops as told and does not acknowledge
     max_worker_restarts: int = 3
     lost: float = 0.0  # the odds, per engine core, that its process dies; also while it starts
     max_engine_restarts: int = 0
@@ -51,6 +52,7 @@ class Conditions:
             retry_window_s=30.0,
             drain_timeout_s=2.0,
             containment_timeout_s=5.0,
+            acknowledge_timeout_s=1.0,
             max_engine_restarts=self.max_engine_restarts,
             engine_restart_window_s=120.0,
             max_worker_restarts=self.max_worker_restarts,

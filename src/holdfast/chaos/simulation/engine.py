@@ -249,7 +249,9 @@ class SimulatedEngine:
             return
         match message:
             case m.BreakCollectives():
-                if worker.break_collectives(message.epoch) is not None:
+                silent = self._world.conditions.silent
+                is_silent = silent > 0.0 and self._world.dice.random() < silent
+                if worker.break_collectives(message.epoch) is not None and not is_silent:
                     self._soon(REPORT_S, partial(self._feed, m.CollectivesBroken(rank=rank, epoch=message.epoch)))
             case m.ArmWorkerFault():
                 worker.arm(message.spec)
