@@ -14,6 +14,7 @@ from integration.helpers.servers import Figures, Kind, Servers, served_name, sum
 from support.warm_start import WarmServer
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests on one shared server of many ranks run one after the other, whatever module they are in.
 
