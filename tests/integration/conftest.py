@@ -10,35 +10,33 @@ import pytest
 
 from holdfast.bench.topologies import Topology
 from holdfast.chaos.model import make_dense_model
-from integration.helpers.servers import Figures, Kind, Servers, served_name, summary, told_last
+from integration.helpers.servers import Figures, Kind, Servers, group_of, summary, told_last
 from support.warm_start import WarmServer
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests on one shared server of many ranks run one after the other, whatever module they are in.
-
-    In a run with two workers, each gets all tests of a group: of such a server, or of a module and kind.
-    """
+    """Tests on one shared server of many ranks run one after the other, whatever module they are in."""
     first_seen: dict[object, int] = {}
 
     def place(item: pytest.Item) -> int:
-        served = [p for p in _parameters(item) if _is_served(p)]
+        served = [p for p in item.callspec.params.values() if _is_served(p)] if hasattr(item, "callspec") else []
         return first_seen.setdefault(served[0], len(first_seen)) if served else -1
 
     items.sort(key=place)
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(_group(item)))
 
 
-def _parameters(item: pytest.Item) -> list[object]:
-    return list(item.callspec.params.values()) if hasattr(item, "callspec") else []
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """In a run with two workers, each gets all tests of a group."""
+    if config.getvalue("dist") != "loadgroup":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
 
+    class LoadServerScheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return group_of(nodeid)
 
-def _group(item: pytest.Item) -> str:
-    served = [served_name(p) for p in _parameters(item) if _is_served(p)]  # type: ignore[arg-type]
-    kinds = [p.name for p in _parameters(item) if isinstance(p, Kind)]
-    return served[0] if served else "-".join([item.path.stem, *kinds[:1]])
+    return LoadServerScheduling(config, log)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from integration.helpers.servers import group_of
 from support.taking_turns import turn
 
 WITHIN_S = 10.0
@@ -69,3 +70,19 @@ def test_a_timed_test_that_waits_comes_before_ordinary_ones_that_come_later(tmp_
 def test_one_process_that_runs_all_tests_waits_for_nobody():
     with turn(None, alone=True), turn(None, alone=True):
         pass
+
+
+@pytest.mark.parametrize(
+    ("nodeid", "group"),
+    [
+        ("tests/integration/test_pauses.py::test_a[moe-ep-v1-sync-soft]", "moe-ep-v1-sync"),
+        ("tests/integration/test_many_ranks.py::test_b[tp2-v1-async-0]", "tp2-v1-async"),
+        (
+            "tests/integration/test_exceptions.py::test_c[forward-v1-sync]",
+            "tests/integration/test_exceptions.py v1-sync",
+        ),
+        ("tests/integration/test_ladder.py::test_d", "tests/integration/test_ladder.py"),
+    ],
+)
+def test_tests_on_one_shared_server_are_one_group(nodeid, group):
+    assert group_of(nodeid) == group

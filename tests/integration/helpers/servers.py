@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -254,6 +255,20 @@ def told_last(log: Path) -> str:
 def served_name(served: tuple[Topology, Kind]) -> str:
     """The id of a fixture's parameter."""
     return f"{served[0].name}-{served[1].name}"
+
+
+_SERVED = re.compile(r"\b(?:one|tp2|pp2|dp2|moe-ep|moe)-v[12]-a?sync\b")
+_KIND = re.compile(r"\bv[12]-a?sync\b")
+
+
+def group_of(nodeid: str) -> str:
+    """Return the group of a test, which one worker runs: a shared server of a topology, or a module and kind."""
+    path, _, parameters = nodeid.partition("[")
+    if served := _SERVED.search(parameters):
+        return served[0]
+    kind = _KIND.search(parameters)
+    module = path.partition("::")[0]
+    return f"{module} {kind[0]}" if kind else module
 
 
 def run(coroutine):  # type: ignore[no-untyped-def]
