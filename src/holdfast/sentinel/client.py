@@ -80,6 +80,7 @@ class ClientSentinel:
         self._on_view: Callable[[InstanceView], None] = lambda view: None
         self._changed = threading.Condition()
         self._links = LinkRegistry(self._hub, self)
+        self._serves_links = False
         self._thread = SentinelThread("ClientSentinel", station, self._deliver, self._tick, lambda: TICK_S)
 
     # ---- life
@@ -101,6 +102,7 @@ class ClientSentinel:
 
     def expect_links(self, count: int) -> None:
         """Serve the links of `count` API servers. Call before `start`."""
+        self._serves_links = count > 0
         self._links.expect(count, self._notify)
 
     def await_links(self, timeout_s: float) -> tuple[LinkReported, ...]:
@@ -264,7 +266,8 @@ class ClientSentinel:
     def _publish(self, effect: Publish) -> None:
         self._history.append(effect.event)
         self._view = effect.view
-        self._links.publish(effect.event, effect.view)
+        if self._serves_links:
+            self._links.publish(effect.event, effect.view)
         self._notify()
         for sink in (lambda event, view: self._on_view(view), *self._sinks):
             try:

@@ -11,7 +11,7 @@ pytest.importorskip("vllm")
 
 from holdfast.hosts.vllm.engine import pacing
 from holdfast.hosts.vllm.engine.pacing import PacedPrefill
-from holdfast.hosts.vllm.engine.step_rules import StepRules
+from holdfast.hosts.vllm.engine.request_admission import StepRules
 
 WHOLE_STEP = 2048
 
@@ -59,8 +59,8 @@ class Bench:
     ) -> None:
         monkeypatch.setattr(pacing, "only_full_attention", lambda _: object())
         self.scheduler = scheduler
-        engine = SimpleNamespace(scheduler=scheduler, engine_index=1, dp_group=object() if in_lockstep else None)
-        self.paced = PacedPrefill(engine, StepRules(scheduler), tokens)
+        engine = SimpleNamespace(scheduler=scheduler, engine_index=1)
+        self.paced = PacedPrefill(engine, StepRules(scheduler), tokens, in_lockstep=in_lockstep)
 
     def move(self, name: str, tokens: int) -> None:
         """Add a request from another engine core."""

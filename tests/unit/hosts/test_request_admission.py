@@ -9,8 +9,7 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from holdfast.hosts.vllm.engine.request_admission import VllmRequestHost
-from holdfast.hosts.vllm.engine.step_rules import StepRules
+from holdfast.hosts.vllm.engine.request_admission import StepRules, VllmRequestHost
 
 
 def request(name: str, computed: int = 8, in_flight: int = 1, output: int = 3) -> Any:

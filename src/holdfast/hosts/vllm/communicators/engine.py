@@ -12,9 +12,9 @@ from typing import Any
 from holdfast.core.errors import RecoveryFailed
 from holdfast.core.protocol.messages import Rendezvous
 from holdfast.hosts.vllm.communicators import holders
-from holdfast.hosts.vllm.communicators.rebuild import BreakState, GroupDestroyer, make_stateless_group
+from holdfast.hosts.vllm.communicators.rebuild import GroupDestroyer, make_stateless_group
 from holdfast.hosts.vllm.communicators.rendezvous import join_rendezvous
-from holdfast.hosts.vllm.communicators.tracking import TRACKED, TrackedGroups
+from holdfast.hosts.vllm.communicators.tracking import TRACKED, BreakState, TrackedGroups
 
 logger = logging.getLogger("holdfast")
 

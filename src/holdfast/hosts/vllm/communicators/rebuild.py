@@ -18,41 +18,11 @@ from torch.distributed import distributed_c10d as c10d
 
 from holdfast.core.errors import RecoveryFailed
 from holdfast.hosts.vllm.communicators import holders
-from holdfast.hosts.vllm.communicators.tracking import TorchGroup, TrackedGroups
+from holdfast.hosts.vllm.communicators.tracking import TorchGroup, TrackedGroups, current_groups
 
 logger = logging.getLogger("holdfast")
 
 DESTROY_TIMEOUT_S = 10.0
-
-
-class BreakState:
-    """Whether the communicators of a process are broken. Any thread breaks them, the main thread rebuilds."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._breaks = 0
-        self._breaks_rebuilt = 0
-
-    @property
-    def broken(self) -> bool:
-        return self._breaks != self._breaks_rebuilt
-
-    @property
-    def breaks(self) -> int:
-        """Number of breaks so far. Read before a rebuild and given to `mark_rebuilt` after the rebuild."""
-        return self._breaks
-
-    def mark_broken(self) -> None:
-        with self._lock:
-            self._breaks += 1
-
-    def mark_rebuilt(self, breaks: int) -> bool:
-        """Count the communicators as whole; return False where a break came after the given number of breaks."""
-        with self._lock:
-            if breaks != self._breaks:
-                return False
-            self._breaks_rebuilt = breaks
-            return True
 
 
 class GroupDestroyer:
@@ -127,11 +97,6 @@ class GroupReplacement:
 
 
 # ---- making groups
-
-
-def current_groups(tracked: TrackedGroups) -> list[tuple[TorchGroup, Any]]:
-    """Return the groups that torch keeps now, without groups that the host ended or an earlier rebuild replaced."""
-    return [(description, group) for description, group in tracked.torch_groups() if group in c10d._world.pg_map]
 
 
 def make_torch_groups(groups: Sequence[TorchGroup], store: Any, deadline: float) -> list[Any]:

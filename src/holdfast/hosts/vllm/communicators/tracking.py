@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+from torch.distributed import distributed_c10d as c10d
+
 from holdfast.hosts.vllm.communicators.gloo import GlooSockets
 from holdfast.hosts.vllm.contract.communicator_touchpoints import STATELESS_GLOO_GROUP, TORCH_GROUP
 from holdfast.hosts.vllm.contract.hooks import attach
@@ -42,6 +44,36 @@ class TorchGroup:
     @property
     def is_default(self) -> bool:
         return not self.ranks
+
+
+class BreakState:
+    """Whether the communicators of a process are broken. Any thread breaks them, the main thread rebuilds."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._breaks = 0
+        self._breaks_rebuilt = 0
+
+    @property
+    def broken(self) -> bool:
+        return self._breaks != self._breaks_rebuilt
+
+    @property
+    def breaks(self) -> int:
+        """Number of breaks so far. Read before a rebuild and given to `mark_rebuilt` after the rebuild."""
+        return self._breaks
+
+    def mark_broken(self) -> None:
+        with self._lock:
+            self._breaks += 1
+
+    def mark_rebuilt(self, breaks: int) -> bool:
+        """Count the communicators as whole; return False where a break came after the given number of breaks."""
+        with self._lock:
+            if breaks != self._breaks:
+                return False
+            self._breaks_rebuilt = breaks
+            return True
 
 
 class TrackedGroups:
@@ -98,6 +130,11 @@ class TrackedGroups:
             self._made.append((weakref.ref(group), description))
             self._shared = self._shared or group.size() > 1
             self._unwatched += group.size() > 1 and found == 0 and over_gloo(group)
+
+
+def current_groups(tracked: TrackedGroups) -> list[tuple[TorchGroup, Any]]:
+    """Return the groups that torch keeps now, without groups that the host ended or an earlier rebuild replaced."""
+    return [(description, group) for description, group in tracked.torch_groups() if group in c10d._world.pg_map]
 
 
 def is_placeholder(group: Any) -> bool:

@@ -17,9 +17,15 @@ from holdfast.core.errors import RecoveryFailed
 from holdfast.core.protocol.messages import Rendezvous
 from holdfast.hosts.vllm.communicators import holders
 from holdfast.hosts.vllm.communicators.limits import limits_of, limits_of_torch
-from holdfast.hosts.vllm.communicators.rebuild import BreakState, GroupReplacement, current_groups
+from holdfast.hosts.vllm.communicators.rebuild import GroupReplacement
 from holdfast.hosts.vllm.communicators.rendezvous import join_rendezvous
-from holdfast.hosts.vllm.communicators.tracking import TRACKED, TrackedGroups, is_placeholder
+from holdfast.hosts.vllm.communicators.tracking import (
+    TRACKED,
+    BreakState,
+    TrackedGroups,
+    current_groups,
+    is_placeholder,
+)
 
 logger = logging.getLogger("holdfast")
 

@@ -16,12 +16,10 @@ from holdfast.hosts.vllm.contract.engine_touchpoints import BUSY_LOOP, ENGINE_IN
 from holdfast.hosts.vllm.contract.hooks import attach, attached
 from holdfast.hosts.vllm.contract.name_touchpoints import EXECUTOR_FAILED, WORKER_FAILED
 from holdfast.hosts.vllm.engine.api_server_clients import answer_greetings, drop_requests
-from holdfast.hosts.vllm.engine.lockstep_wave import announce_to_coordinator, in_lockstep, start_after_any_wave
 from holdfast.hosts.vllm.engine.pacing import PacedPrefill
-from holdfast.hosts.vllm.engine.recovery import Recovery
-from holdfast.hosts.vllm.engine.request_admission import VllmRequestHost
+from holdfast.hosts.vllm.engine.recovery import Recovery, announce_to_coordinator, in_lockstep, start_after_any_wave
+from holdfast.hosts.vllm.engine.request_admission import StepRules, VllmRequestHost
 from holdfast.hosts.vllm.engine.resumed_requests import attach_resumption_hooks, pace_resumed_requests
-from holdfast.hosts.vllm.engine.step_rules import StepRules
 from holdfast.hosts.vllm.injection.points import ArmedFaults, arm_engine
 from holdfast.hosts.vllm.process.device_health import device_health
 from holdfast.hosts.vllm.process.exits import exit_within
@@ -104,7 +102,7 @@ class VllmEngineHost:
         record_engine_progress(engine, config)
         rules = StepRules(engine.scheduler)
         self.requests = VllmRequestHost(engine, rules)
-        paced = PacedPrefill(engine, rules, config.recovery_prefill_tokens)
+        paced = PacedPrefill(engine, rules, config.recovery_prefill_tokens, in_lockstep=in_lockstep(engine))
         pace_resumed_requests(engine, paced)
         wait = sentinel.await_processes
         self._recovery = Recovery(engine, config, self._communicators, self._faults, paced, wait)

@@ -13,9 +13,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from holdfast.core.requests.pacing import Pacing
-from holdfast.hosts.vllm.engine.lockstep_wave import in_lockstep
+from holdfast.hosts.vllm.engine.request_admission import StepRules
 from holdfast.hosts.vllm.engine.rewind import only_full_attention
-from holdfast.hosts.vllm.engine.step_rules import StepRules
 
 logger = logging.getLogger("holdfast")
 
@@ -27,7 +26,7 @@ class PacedPrefill:
         tokens_per_step: bound of the tokens of paced prefills in a step; 0 turns pacing off.
     """
 
-    def __init__(self, engine: Any, rules: StepRules, tokens_per_step: int) -> None:
+    def __init__(self, engine: Any, rules: StepRules, tokens_per_step: int, *, in_lockstep: bool) -> None:
         self._engine = engine
         self._scheduler = engine.scheduler
         self._rules = rules
@@ -36,7 +35,7 @@ class PacedPrefill:
         self._paced: dict[str, int] = {}  # tokens of each request since pacing began, for the log
         self._began = 0.0
         self._can_cut = self._scheduler.scheduler_config.enable_chunked_prefill and tokens_per_step > 0
-        self._in_lockstep = in_lockstep(engine)
+        self._in_lockstep = in_lockstep
 
     def expect(self, request_id: str) -> None:
         """Pace a request from another engine core once it reaches the busy loop. Any thread."""

@@ -1,4 +1,8 @@
-"""The recovery of an engine core: salvage outputs, replace ranks, rewind requests, restore the workers."""
+"""The recovery of an engine core: salvage outputs, replace ranks, rewind requests, restore the workers.
+
+In lockstep the engine cores agree on the wave, the run of steps that they take together, before they resume. Runs on
+the busy loop's thread, except `announce_to_coordinator`.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vllm.v1.engine import EngineCoreRequestType
+import torch
+from vllm.v1.engine import EngineCoreOutputs, EngineCoreRequestType
 from vllm.v1.request import RequestStatus
 
 from holdfast.core.config import HoldfastConfig
@@ -18,14 +23,20 @@ from holdfast.core.errors import RecoveryFailed
 from holdfast.core.faults.faults import Phase
 from holdfast.core.protocol.messages import RecoveryReport, Rendezvous
 from holdfast.hosts.vllm.communicators import EngineCommunicators
-from holdfast.hosts.vllm.engine.lockstep_wave import agree_on_wave, in_lockstep
 from holdfast.hosts.vllm.engine.pacing import PacedPrefill
 from holdfast.hosts.vllm.engine.rewind import FreedInFlight, only_full_attention, rewind
 from holdfast.hosts.vllm.engine.salvage import request_being_added, salvage
 from holdfast.hosts.vllm.engine.worker_pool.replacement_processes import ReplacementResult
 from holdfast.hosts.vllm.injection.points import ArmedFaults
-from holdfast.hosts.vllm.protocol.request_history import NotRestorable, encode_histories, history_of
-from holdfast.hosts.vllm.protocol.restore import TAIL_TOKENS, RequestPosition, RestoreCommand, RestoreReply
+from holdfast.hosts.vllm.protocol.restore import (
+    TAIL_TOKENS,
+    NotRestorable,
+    RequestPosition,
+    RestoreCommand,
+    RestoreReply,
+    encode_histories,
+    history_of,
+)
 
 logger = logging.getLogger("holdfast")
 
@@ -180,7 +191,7 @@ class Recovery:
     def _rebuild_own_collectives(self, rendezvous: Rendezvous | None, timeout_s: float) -> None:
         if rendezvous is not None:
             self._communicators.rebuild(rendezvous, timeout_s)
-        if self._communicators.any_placeholder:
+        if in_lockstep(self._engine) and self._communicators.any_placeholder:
             raise RecoveryFailed(
                 "the data-parallel group of this engine core is a placeholder: it would run without its peers"
             )
@@ -241,3 +252,59 @@ def drop_interrupts(engine: Any) -> None:
         kept = [item for item in waiting.queue if item[0] is not EngineCoreRequestType.EXECUTOR_FAILED]
         waiting.queue.clear()
         waiting.queue.extend(kept)
+
+
+_WAVES_PER_EPOCH = 1 << 32  # more than a group runs between two recoveries; 64 bits hold two billion such epochs
+
+
+def in_lockstep(engine: Any) -> bool:
+    """Tell whether an engine core takes every step together with further engine cores."""
+    return getattr(engine, "dp_group", None) is not None
+
+
+def start_after_any_wave(engine: Any, epoch: int) -> None:
+    """Give an engine core that joins a lockstep group, and through `agree_on_wave` the group, a wave never used before.
+
+    The host's coordinator and front ends know the wave that was running, and the new process does not; after a loss of
+    all members no engine core knows. Coordinator and front ends ignore the end of an older wave: they would believe in
+    a running wave and never wake the group.
+    """
+    engine.current_wave = (epoch + 1) * _WAVES_PER_EPOCH
+
+
+def agree_on_wave(engine: Any) -> None:
+    """Let the engine cores of a lockstep group resume at the same step of the same wave, or all stay idle.
+
+    Engine cores count steps to know when to ask each other for remaining work. After a fault the counts may differ, or
+    a member may have ended the wave. With work anywhere all members run, so that the wave ends with the message that
+    coordinator and front ends wait for. A pause by the host continues only if every member was paused.
+    """
+    has_work = engine.scheduler.has_unfinished_requests()
+    ranks_say = [engine.current_wave, has_work, engine.pending_pause, not engine.ignore_start_dp_wave]
+    state = torch.tensor([int(value) for value in ranks_say], dtype=torch.int64)
+    torch.distributed.all_reduce(state, op=torch.distributed.ReduceOp.MAX, group=engine.dp_group)
+    wave, any_work, any_pending, any_unpaused = state.tolist()
+    engine.current_wave = wave
+    engine.engines_running = bool(any_work or any_pending or any_unpaused)
+    engine.pending_pause = bool(any_pending)
+    engine.ignore_start_dp_wave = not any_unpaused
+    engine.step_counter = 0
+
+
+def announce_to_coordinator(engine: Any) -> None:
+    """Tell a new coordinator the load and the wave of an engine core. Any thread; may be repeated.
+
+    A coordinator ignores an announcement that is older than the coordinator's own knowledge.
+    """
+    if not engine.has_coordinator:
+        return
+    engine.last_counts = None  # differs from every count, so that the next step sends the counts again
+    if not hasattr(engine, "current_wave"):
+        return
+    wave = engine.current_wave
+    has_work = engine.engines_running or engine.scheduler.has_unfinished_requests()
+    if has_work and not engine.ignore_start_dp_wave:
+        outputs = EngineCoreOutputs(start_wave=wave)
+    else:
+        outputs = EngineCoreOutputs(wave_complete=wave - 1)
+    engine.output_queue.put_nowait((-1, outputs))

@@ -17,7 +17,7 @@ from holdfast.hosts.vllm.contract.engine_touchpoints import ADD_TO_SCHEDULER, MA
 from holdfast.hosts.vllm.contract.hooks import attach
 from holdfast.hosts.vllm.engine.pacing import PacedPrefill
 from holdfast.hosts.vllm.protocol.calls import ADD_REQUESTS, HISTORY
-from holdfast.hosts.vllm.protocol.request_history import encode_histories, history_of
+from holdfast.hosts.vllm.protocol.restore import encode_histories, history_of
 
 _PACED = "holdfast_paced"
 GRAMMAR_TIMEOUT_S = 20.0

@@ -12,8 +12,7 @@ from typing import Any
 
 import torch
 
-from holdfast.hosts.vllm.protocol.request_history import RequestHistory
-from holdfast.hosts.vllm.protocol.restore import RequestPosition
+from holdfast.hosts.vllm.protocol.restore import RequestHistory, RequestPosition
 
 
 def restore_runner(runner: Any, requests: Sequence[RequestPosition]) -> tuple[str, ...]:

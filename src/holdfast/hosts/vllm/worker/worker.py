@@ -24,8 +24,14 @@ from holdfast.hosts.vllm.process.settings import inherited_settings
 from holdfast.hosts.vllm.process.shared_memory import attach_segment_records
 from holdfast.hosts.vllm.process.step_progress import WorkerProgress, worker_progress
 from holdfast.hosts.vllm.protocol.calls import ADD_REQUESTS, JOIN, PREPARE
-from holdfast.hosts.vllm.protocol.request_history import decode_histories
-from holdfast.hosts.vllm.protocol.restore import RESTORE, RestoreCommand, RestoreReply, decode_command, encode_reply
+from holdfast.hosts.vllm.protocol.restore import (
+    RESTORE,
+    RestoreCommand,
+    RestoreReply,
+    decode_command,
+    decode_histories,
+    encode_reply,
+)
 from holdfast.hosts.vllm.worker.fence import Step, StepFence
 from holdfast.hosts.vllm.worker.handlers import join, prepare
 from holdfast.hosts.vllm.worker.logits_check import NonFiniteLogitsDetector
