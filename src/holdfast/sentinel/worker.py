@@ -55,7 +55,15 @@ class WorkerSentinel:
                 connections = self._host.break_collectives(command.epoch)
                 if connections is not None:
                     self._broken, self._waits_in = (command.epoch, time.monotonic()), None
-                    self._send(m.CollectivesBroken(rank=self._rank, epoch=command.epoch, connections=connections))
+                    self._acknowledge(command.epoch, connections)
+
+    def _acknowledge(self, epoch: int, connections: int) -> None:
+        """Acknowledge behind every report: a fault that the main thread reported before the break is the root cause.
+
+        The engine core looks at the fault once all ranks have acknowledged, and would miss a report that comes later.
+        """
+        broken = m.CollectivesBroken(rank=self._rank, epoch=epoch, connections=connections)
+        self._thread.post(lambda: self._send(broken))
 
     def _tick_s(self) -> float:
         return IDLE_S if self._broken is None else _LOOK_S

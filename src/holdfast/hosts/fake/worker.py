@@ -146,13 +146,16 @@ class FakeWorker:
             return self.communicators.waits_in
 
     def fence(self, error: Exception, phase: Phase | None) -> None:
-        """Refuse steps from now on, break the collectives and report the error."""
+        """Refuse steps from now on, report the error and break the collectives.
+
+        In this order and under the lock, as the vLLM host does: errors of the peers follow from the break.
+        """
         if self.fenced or self.gone or self.skips_fence:
             return
         with self._lock:
             self.fenced, self.fenced_in = True, self.epoch
+            self.report(error, phase)
             self._break()
-        self.report(error, phase)
 
     def report(self, error: Exception, phase: Phase | None) -> None:
         fault = fault_of(error, default_classifier(), engine_id=self.engine_id, rank=self.rank, phase=phase)
@@ -161,8 +164,8 @@ class FakeWorker:
     def fail_entering(self, error: Exception) -> None:
         """Report a failed restore and break the collectives, so that no peer waits for this rank."""
         with self._lock:
+            self.report(error, Phase.REBUILD)
             self._break()
-        self.report(error, Phase.REBUILD)
 
     def refuse_if_fenced(self) -> None:
         """Raise for a rank that is gone or fenced."""
