@@ -131,7 +131,7 @@ class EngineCoreMachine:
                 self._context.configure(command.settings)
             case m.CoordinatorReplaced():  # an engine core that is still starting has told the old one nothing
                 self._context.do_on_host(fx.IntroduceToCoordinator())
-            case m.ClientLost():
+            case _:  # ClientLost
                 self._context.do_on_host(fx.DropRequestsOf(command.client_index))
 
     def _from_worker(self, report: m.FromWorker, now: float) -> None:
@@ -144,7 +144,7 @@ class EngineCoreMachine:
                 self._ranks.containment.acknowledged(report.rank, report.epoch)
             case m.WorkerAnswered():
                 self._context.answer(report.command_id, report.refused)
-            case m.RankStuck():
+            case _:  # RankStuck
                 self._ranks.rank_stuck(report, now)
 
     def _from_shell(self, fact: facts.ShellFact, now: float) -> None:
@@ -159,7 +159,7 @@ class EngineCoreMachine:
                 self._ranks.evidence_kept(fact.stall, now)
             case facts.ArmingUndelivered():
                 self._ranks.arming_undelivered(fact.command)
-            case facts.TimePassed():
+            case _:  # TimePassed
                 self._ranks.declare_overdue(now)
 
     def _from_busy_loop(self, fact: facts.BusyLoopFact, now: float) -> None:
@@ -174,7 +174,7 @@ class EngineCoreMachine:
                 self.busy_loop = BusyLoop.STOPPING_RANKS
             case facts.RecoveryFinished():
                 self._recovery_finished(fact, now)
-            case facts.RecoveryFailed():
+            case _:  # RecoveryFailed
                 self._recovery_failed(fact, now)
 
     def _advance(self, now: float) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from holdfast.core.config import HoldfastConfig, runtime_settings
+from holdfast.core.config import HoldfastConfig
 from holdfast.core.instance import engine_loss, operator, processes, repair, reports
 from holdfast.core.instance.deadlines import (
     find_overdue,
@@ -97,7 +97,7 @@ class Instance:
         """Send the settings in force to a process that may have started before a change of settings."""
         if not isinstance(fact, m.EngineAttached) or not self._state.settings_changed:
             return []
-        return [Send(fact.engine_id, m.ChangeSettings(settings=runtime_settings(self._state.config)))]
+        return [Send(fact.engine_id, m.ChangeSettings(settings=self._state.settings))]
 
     def lost(self, engine_id: int, why: str, now: float, unrecoverable_reason: str = "") -> list[Effect]:
         """Take the loss of an engine core's process; after the end of the instance that is no news.

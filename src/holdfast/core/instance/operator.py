@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from holdfast.core.config import change_settings, compare_settings, runtime_settings
+from holdfast.core.config import change_settings, compare_settings
 from holdfast.core.errors import BadCommand, BadConfiguration, CommandConflict
 from holdfast.core.instance import engine_loss
 from holdfast.core.instance.group import Engine, LockstepGroup
@@ -175,12 +175,14 @@ def configure(state: InstanceState, command: c.Configure, now: float) -> list[Ef
         config = change_settings(state.config, command.settings)
     except BadConfiguration as error:
         raise BadCommand(error.message, hint=error.hint) from None
-    old, new = runtime_settings(state.config), runtime_settings(config)
-    state.config, state.settings_changed = config, True
-    changes = compare_settings(old, new)
+    old = state.settings
+    state.configure(config)
+    changes = compare_settings(old, state.settings)
     reason = "; ".join(map(str, changes)) or "nothing differs"
     effects: list[Effect] = [
-        Send(e.engine_id, m.ChangeSettings(settings=new)) for e in state.roster.engines if e.state.is_attached
+        Send(e.engine_id, m.ChangeSettings(settings=state.settings))
+        for e in state.roster.engines
+        if e.state.is_attached
     ]
     about = {"command_id": command.command_id, "reason": reason, "changes": changes}
     effects.append(publish_of_instance(state, EventKind.CONFIGURED, **about))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from holdfast.core.config import HoldfastConfig, runtime_settings
+from holdfast.core.config import HoldfastConfig, RuntimeSettings, runtime_settings
 from holdfast.core.errors import UnknownEngine
 from holdfast.core.instance.group import Engine, LockstepGroup, make_groups
 from holdfast.core.policy.incident import NOT_OPEN, Budget, Capacity
@@ -174,8 +174,8 @@ def fail_armings(engine: Engine, error: str) -> list[Effect]:
 class InstanceState:
     """Data of an instance.
 
-    `config` is replaced when an operator changes settings: read settings from here at each use. `settings_changed` says
-    that this has happened since the start. `sequence` numbers the events.
+    `config` is replaced when an operator changes settings: read settings from here at each use. `settings` is the part
+    that can change, and `settings_changed` says that it has since the start. `sequence` numbers the events.
     `introduce_coordinator_at` are the times at which engine cores introduce themselves again to a new coordinator.
     """
 
@@ -185,9 +185,17 @@ class InstanceState:
     new_command_id: Callable[[], str]
     notify_address: str = ""
     commands: OpenCommands = field(default_factory=OpenCommands)
+    settings: RuntimeSettings = field(init=False)
     settings_changed: bool = False
     sequence: int = 0
     introduce_coordinator_at: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        self.settings = runtime_settings(self.config)
+
+    def configure(self, config: HoldfastConfig) -> None:
+        """Replace the settings in force."""
+        self.config, self.settings, self.settings_changed = config, runtime_settings(config), True
 
     @property
     def has_ended(self) -> bool:
@@ -201,7 +209,7 @@ def view_of(state: InstanceState) -> InstanceView:
     """Return the view of the instance that the status shows."""
     return InstanceView(
         engines=tuple(group.status_of(engine) for group in state.roster.groups for engine in group.engines),
-        settings=runtime_settings(state.config),
+        settings=state.settings,
         sequence=state.sequence,
         notify_address=state.notify_address,
         defeat=state.roster.defeat,

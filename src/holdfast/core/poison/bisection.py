@@ -239,7 +239,7 @@ class Bisection:
             case Kind.JOIN:
                 self._apart = KeepApart(hit[0], frozenset(self.passed))
                 self.suspects.remove(hit[0])
-            case Kind.RELEASE:
+            case _:  # RELEASE
                 rest = (*self.suspects, *self._unjudged)
                 self.suspects, self._unjudged = hit, [r for r in rest if r not in hit]
         return True

@@ -272,7 +272,7 @@ class PoisonDetector:
             case KeepApart():
                 self._apart[found.request_id] = found.others
                 return "a request passes alone and fails beside others; it waits until those have left"
-            case Over():
+            case _:  # Over
                 self._drop()
                 return found.unclear or "no request is suspected any more"
 

@@ -137,5 +137,5 @@ def as_error(told: CommandError) -> HoldfastError:
             return UnknownEngine(told.message, hint=told.hint)
         case ErrorKind.CONFLICT:
             return CommandConflict(told.message, state=told.state, hint=told.hint)
-        case ErrorKind.FAILED:
+        case _:  # FAILED
             return RecoveryFailed(told.message, hint=told.hint)
