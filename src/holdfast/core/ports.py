@@ -238,13 +238,13 @@ class WorkerHost(Protocol):
 
 
 class FaultReporter(Protocol):
-    """Where a worker's main thread leaves its own fault, without waiting."""
+    """Receiver of the faults of a worker's main thread. Does not wait."""
 
     def report(self, fault: Fault, epoch: int) -> None: ...
 
 
 class ControlPlane(Protocol):
-    """What HTTP and the command line may ask of the ClientSentinel. Any thread.
+    """Status, events and commands of the instance, for HTTP and the command line. Any thread.
 
     The futures fail with an `OperatorError` for a command that cannot be carried out, and with `RecoveryFailed`
     for a command that was carried out and did not work.
@@ -258,15 +258,15 @@ class ControlPlane(Protocol):
     def view(self) -> InstanceView: ...
 
     def history(self, after: int = 0) -> tuple[Event, ...]:
-        """Events with a sequence greater than `after`, oldest first; bounded."""
+        """Return the events with a sequence greater than `after`, oldest first; bounded."""
         ...
 
     def submit(self, command: Command) -> Future[None]:
-        """Have a command carried out. The future ends when the command has."""
+        """Carry out a command. The future ends with the command."""
         ...
 
     def poison_request_ended(self, blamed: PoisonRequestEnded) -> None:
-        """The process that serves has ended a request that every engine core dies of. Does not wait."""
+        """Take note that an API server has ended a request that kills every engine core. Does not wait."""
         ...
 
 
