@@ -28,7 +28,7 @@ endif
 
 FAULT ?= exception
 PART ?= matrix
-WORKERS ?= 2
+WORKERS ?= 1
 BENCH_TOPOLOGIES ?= one tp2 pp2 dp2 moe moe-ep
 FAST_TESTS := $(wildcard tests/unit tests/contract tests/simulation)
 SERVER_TESTS := $(wildcard tests/integration tests/e2e)
@@ -50,7 +50,7 @@ else
 	@$(MAKE) --no-print-directory check-tests test-servers
 endif
 
-test-servers: setup ## the part of the suite that starts real servers; WORKERS=1 runs one test at a time
+test-servers: setup ## the part of the suite that starts real servers; WORKERS=2 runs two tests at a time
 	$(BIN)/python -m pytest $(if $(filter-out 1,$(WORKERS)),-n $(WORKERS) --dist loadgroup) $(SERVER_TESTS) $(PYTEST_ARGS)
 
 nightly: setup ## what `make test` leaves out, in parts that resume: PART=matrix, simulation, fuzz, mutation, tools or soak

@@ -11,7 +11,6 @@ import pytest
 from holdfast.bench.topologies import Topology
 from holdfast.chaos.model import make_dense_model
 from integration.helpers.servers import Figures, Kind, Servers, group_of, summary, told_last
-from support.warm_start import WarmServer
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -37,14 +36,6 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             return group_of(nodeid)
 
     return LoadServerScheduling(config, log)
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Have servers spawn or fork the replacements of lost processes, as the test's marks say."""
-    Servers.spawns_replacements = item.get_closest_marker("spawned") is not None
-    for server in WarmServer.living:
-        server.spawn_replacements(Servers.spawns_replacements)
 
 
 _figures: list[Figures] = []  # of each worker's servers

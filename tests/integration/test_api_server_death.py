@@ -110,7 +110,6 @@ async def assert_every_server_is_exact(server: Server, reference: list[History])
 
 
 @pytest.mark.timed
-@pytest.mark.spawned
 def test_only_the_streams_of_a_killed_api_server_end(instance: Server) -> None:
     async def scenario() -> None:
         reference, before = await load(instance).run(), await last_sequence(instance)
@@ -140,7 +139,6 @@ def test_only_the_streams_of_a_killed_api_server_end(instance: Server) -> None:
 
 
 @pytest.mark.timed
-@pytest.mark.spawned
 def test_an_engine_core_lost_meanwhile_costs_the_living_server_nothing(instance: Server) -> None:
     async def scenario() -> None:
         reference, before = await load(instance).run(), await last_sequence(instance)
@@ -162,7 +160,6 @@ def test_an_engine_core_lost_meanwhile_costs_the_living_server_nothing(instance:
     run(scenario())
 
 
-@pytest.mark.spawned
 def test_an_instance_that_is_told_to_end_meanwhile_ends_with_everybody(servers: Servers) -> None:
     with servers.of(DP2) as server:
         before = set(api_servers(server))

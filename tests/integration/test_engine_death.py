@@ -55,7 +55,6 @@ async def killed_run(server: Server, running: Load, engine_id: int) -> tuple[lis
 
 @pytest.mark.parametrize("engine_id", [in_matrix(0), 1])
 @pytest.mark.timed
-@pytest.mark.spawned
 def test_streams_go_on_with_a_sibling_at_once_token_for_token(pair: Server, engine_id: int) -> None:
     async def scenario() -> None:
         await compile_everywhere(pair)
@@ -93,7 +92,6 @@ def test_an_engine_core_that_raises_its_last_error_is_like_a_killed_one(pair: Se
     run(scenario())
 
 
-@pytest.mark.spawned
 def test_a_sibling_that_is_killed_while_the_first_one_is_replaced_costs_no_token(pair: Server) -> None:
     """For a while there is nobody: every stream waits for the first newcomer."""
 

@@ -29,7 +29,6 @@ def alone(servers: Servers) -> Server:
     return servers.shared(V1_SYNC)
 
 
-@pytest.mark.spawned
 def test_without_a_sibling_streams_wait_for_the_process_that_takes_its_place(alone: Server) -> None:
     async def scenario() -> None:
         reference = await load(alone, 1).run()
@@ -85,7 +84,6 @@ def test_one_that_is_lost_in_a_pause_by_hand_comes_back_paused(alone: Server) ->
     run(scenario())
 
 
-@pytest.mark.spawned
 def test_sigterm_while_an_engine_core_is_being_replaced_ends_orderly(alone: Server) -> None:
     """The last of this server: nothing is restarted, nothing is left."""
 

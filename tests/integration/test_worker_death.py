@@ -138,7 +138,6 @@ VICTIMS = [(SERVED[0], 0), (PAIR, 0), (PAIR, 1), in_matrix(GROUP, 0), (GROUP, 1)
 @pytest.mark.parametrize(
     ("bench", "place"), VICTIMS, indirect=["bench"], ids=lambda p: str(p) if p in (0, 1) else served_name(p)
 )
-@pytest.mark.spawned
 def test_a_killed_worker_is_replaced_and_changes_no_token(bench: Bench, place: int) -> None:
     victim = bench.topology.places[place]
     before = bench.workers()
@@ -160,7 +159,6 @@ def test_all_workers_killed_at_once_are_replaced_and_change_no_token(bench: Benc
 
 
 @on(PAIR)
-@pytest.mark.spawned
 def test_a_worker_killed_again_while_its_successor_loads_changes_no_token(bench: Bench) -> None:
     def twice(bench: Bench) -> None:
         victim = bench.topology.places[-1]
@@ -176,7 +174,6 @@ def test_a_worker_killed_again_while_its_successor_loads_changes_no_token(bench:
 
 
 @on(PAIR)
-@pytest.mark.spawned
 def test_a_survivor_killed_while_the_first_ones_successor_loads_changes_no_token(bench: Bench) -> None:
     first, survivor = bench.topology.places[-1], bench.topology.places[0]
 
@@ -243,7 +240,6 @@ async def _standbys_are_ready(server: Server) -> None:
 
 
 @pytest.mark.matrix
-@pytest.mark.spawned
 def test_model_runner_v2_goes_on_in_a_new_worker(servers: Servers) -> None:
     with servers.start("--enable-fault-injection", kind=V2_SYNC) as server:
         bench = Bench(server, ONE, run(Load(server.url, few_tokens(fresh_salt())).run()), few_tokens)

@@ -2,8 +2,8 @@
 
 The processes of the start itself are forked with the host's modules loaded; an ordinary start loads the modules in new
 interpreters. Nothing else differs: each process unpickles its arguments, installs its hooks and is a child of the
-process that started it. What a server starts later, in the place of a lost process, is forked too, unless a test says
-that replacements are `spawned`, as in production.
+process that started it. What a server starts later, in the place of a lost process, is a new interpreter, as in
+production: a worker that is forked while its peers run may wait for ever for a lock that was held at that moment.
 """
 
 from __future__ import annotations
@@ -25,11 +25,10 @@ import sys
 import tempfile
 import threading
 import time
-import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing import spawn
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from holdfast.chaos.server import CPU_ENVIRONMENT, Server, ServerSpec
 
@@ -264,16 +263,9 @@ class Forked:
 class WarmServer(Server):
     """A server that is forked from a warm parent."""
 
-    living: ClassVar[weakref.WeakSet[WarmServer]] = weakref.WeakSet()
-
     def __init__(self, spec: ServerSpec, parent: WarmParent) -> None:
         super().__init__(spec)
         self._parent = parent
-
-    def spawn_replacements(self, wanted: bool) -> None:
-        """Have the server spawn the processes that it starts from now on, or fork them."""
-        flag = self.spec.log.with_suffix(".spawn")
-        flag.touch() if wanted else flag.unlink(missing_ok=True)
 
     def _spawn(self) -> None:
         flag = self.spec.log.with_suffix(".spawn")
@@ -285,5 +277,5 @@ class WarmServer(Server):
 
     def start(self, tick: Callable[[float], None] | None = None) -> Server:
         super().start(tick)
-        WarmServer.living.add(self)
+        self.spec.log.with_suffix(".spawn").touch()  # from now on processes are new interpreters
         return self

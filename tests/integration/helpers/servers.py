@@ -100,7 +100,6 @@ class Servers:
     """
 
     latest: ClassVar[Server | None] = None  # whose log is told when a test fails
-    spawns_replacements: ClassVar[bool] = False  # of the test that runs: its mark `spawned`
 
     def __init__(self, model: Path, folder: Path, common: Path | None = None) -> None:
         """Make the servers of a worker; `common` is a folder that all workers of the run have in common."""
@@ -149,8 +148,6 @@ class Servers:
         server = Server(spec) if cold or parent is None else WarmServer(spec, parent)
         Servers.latest = server
         server.start()
-        if isinstance(server, WarmServer):
-            server.spawn_replacements(self.spawns_replacements)
         self.starts.append(Start(isinstance(server, WarmServer), server.start_s))
         self.tally.listen_to(server)
         return server
