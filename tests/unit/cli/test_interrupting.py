@@ -5,7 +5,9 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import time
 
+import psutil
 import pytest
 
 SCRIPT = """
@@ -25,6 +27,13 @@ with ending_like_ctrl_c():
 """
 
 
+def until_it_waits(pid: int, within_s: float = 10.0) -> None:
+    """Wait until a process sleeps: Python sees a signal that comes just before the wait only when the wait is over."""
+    deadline = time.monotonic() + within_s
+    while psutil.Process(pid).status() != psutil.STATUS_SLEEPING and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("where", ["loop", "plain"])
 def test_signals_end_it_like_ctrl_c(number: signal.Signals, where: str) -> None:
@@ -36,5 +45,6 @@ def test_signals_end_it_like_ctrl_c(number: signal.Signals, where: str) -> None:
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "waiting\n"
+        until_it_waits(process.pid)
         process.send_signal(number)
         assert process.communicate(timeout=10)[0] == "ended cleanly\n"
