@@ -64,7 +64,7 @@ async def assert_serves_without(server: Server, engine_id: int) -> None:
         assert (await client.get("/fault_tolerance/ready")).status_code == 200
     engine = status["engines"][engine_id]
     assert (engine["state"], engine["status"]) == ("left-out", "dead")
-    assert "left out, 1 engine cores serve on; for good" in engine["reason"]
+    assert "left out, 1 engine cores serve on; not tried again" in engine["reason"]
 
 
 async def restart(server: Server, engine_id: int) -> None:
