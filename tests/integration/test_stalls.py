@@ -197,7 +197,7 @@ def test_an_engine_core_that_goes_silent_is_replaced_with_what_it_served(bench: 
     events, histories = run(scenario())
     bench.assert_exact(histories)
     lost = [e for e in events if e["kind"] == "engine-lost"]
-    assert ["stalled" in e["reason"] for e in lost] == [True]
+    assert ["killed after a stall" in e["reason"] for e in lost] == [True]
 
 
 def test_a_worker_that_is_stopped_while_nothing_is_asked_of_it_is_replaced_before_anybody_asks(bench: Bench) -> None:
