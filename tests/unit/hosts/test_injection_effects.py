@@ -12,14 +12,14 @@ import pytest
 from holdfast.core.faults.classification import default_classifier, fault_of
 from holdfast.core.faults.faults import FaultClass, Phase
 from holdfast.core.faults.injection import FaultKind, InjectedFault, InjectionSpec, UncontainedFault
-from holdfast.hosts.vllm.injection.effects import trigger
+from holdfast.hosts.vllm.injection import trigger
 from holdfast.progress import look_at
 
 VICTIM = """
 import sys
 from holdfast.core.faults.faults import Phase
 from holdfast.core.faults.injection import FaultKind, InjectionSpec
-from holdfast.hosts.vllm.injection.effects import trigger
+from holdfast.hosts.vllm.injection import trigger
 print("about to", flush=True)
 trigger(InjectionSpec(phase=Phase.FORWARD, kind=FaultKind(sys.argv[1])))
 """

@@ -7,7 +7,7 @@ import pytest
 from holdfast.core.errors import NonFiniteLogits
 from holdfast.core.faults.faults import Phase
 from holdfast.core.faults.injection import FaultKind, InjectionSpec
-from holdfast.hosts.vllm.injection.points import ArmedFaults, arm_logits
+from holdfast.hosts.vllm.injection import ArmedFaults, arm_logits
 from holdfast.hosts.vllm.worker.logits_check import NonFiniteLogitsDetector, flag_rows
 
 torch = pytest.importorskip("torch", reason="torch is not installed here")

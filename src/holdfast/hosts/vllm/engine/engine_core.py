@@ -20,7 +20,7 @@ from holdfast.hosts.vllm.engine.pacing import PacedPrefill
 from holdfast.hosts.vllm.engine.recovery import Recovery, announce_to_coordinator, in_lockstep, start_after_any_wave
 from holdfast.hosts.vllm.engine.request_admission import StepRules, VllmRequestHost
 from holdfast.hosts.vllm.engine.resumed_requests import attach_resumption_hooks, pace_resumed_requests
-from holdfast.hosts.vllm.injection.points import ArmedFaults, arm_engine
+from holdfast.hosts.vllm.injection import ArmedFaults, arm_engine
 from holdfast.hosts.vllm.process.device_health import device_health
 from holdfast.hosts.vllm.process.exits import exit_within
 from holdfast.hosts.vllm.process.init_store import attach_init_store

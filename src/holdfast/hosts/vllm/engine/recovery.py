@@ -27,7 +27,7 @@ from holdfast.hosts.vllm.engine.pacing import PacedPrefill
 from holdfast.hosts.vllm.engine.rewind import FreedInFlight, only_full_attention, rewind
 from holdfast.hosts.vllm.engine.salvage import request_being_added, salvage
 from holdfast.hosts.vllm.engine.worker_pool.replacement_processes import ReplacementResult
-from holdfast.hosts.vllm.injection.points import ArmedFaults
+from holdfast.hosts.vllm.injection import ArmedFaults
 from holdfast.hosts.vllm.protocol.restore import (
     TAIL_TOKENS,
     NotRestorable,

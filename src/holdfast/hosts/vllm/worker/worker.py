@@ -19,7 +19,7 @@ from holdfast.hosts.vllm.communicators.gloo import collective_under_way
 from holdfast.hosts.vllm.communicators.placeholder_groups import use_real_groups, uses_placeholder_groups
 from holdfast.hosts.vllm.contract.engine_touchpoints import WORKER_QUEUES
 from holdfast.hosts.vllm.contract.hooks import attach, attached
-from holdfast.hosts.vllm.injection.points import ArmedFaults, arm_logits, arm_model, inject_around
+from holdfast.hosts.vllm.injection import ArmedFaults, arm_logits, arm_model, inject_around
 from holdfast.hosts.vllm.process.settings import inherited_settings
 from holdfast.hosts.vllm.process.shared_memory import attach_segment_records
 from holdfast.hosts.vllm.process.step_progress import WorkerProgress, worker_progress
