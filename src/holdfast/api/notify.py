@@ -1,12 +1,13 @@
-"""The PUB socket: subscribers to `vllm_fault` receive every event.
+"""Announcement of every event: a line of the log, and a message of the PUB socket for subscribers to `vllm_fault`.
 
-Owns one socket in a context of its own. Never waits: what a slow subscriber does not take is dropped.
+Owns one socket in a context of its own. Never waits: messages that a slow subscriber does not take are dropped.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import socket
 import threading
 
@@ -14,9 +15,11 @@ import msgspec
 import psutil
 import zmq
 
-from holdfast.api.formats import TOPIC, render_notification
+from holdfast.api.formats import TOPIC, describe_event, log_level, render_notification
 from holdfast.core.errors import BadConfiguration, PortInUse
 from holdfast.core.protocol.events import Event, InstanceView
+
+logger = logging.getLogger("holdfast")
 
 PORT_FLAG = "--external-fault-notify-port"
 
@@ -24,6 +27,11 @@ _MAX_QUEUED = 1000
 _LINGER_MS = 1000  # the last event says why the instance ended: give it a moment to leave
 _HANDSHAKE_MS = 10_000
 _MAX_SUBSCRIPTION_BYTES = 1024
+
+
+def log_event(event: Event, view: InstanceView) -> None:
+    """Log an event."""
+    logger.log(log_level(event), describe_event(event))
 
 
 class Publisher:

@@ -11,8 +11,7 @@ from typing import Annotated
 import msgspec
 import typer
 
-from holdfast.api.formats import EventsPage
-from holdfast.api.log import describe_event
+from holdfast.api.formats import EventsPage, describe_event
 from holdfast.cli.client import ClientFailure, ControlClient, printable, reporting
 from holdfast.cli.options import DEFAULT_URL, ApiKey, AsJson, Url
 from holdfast.core.protocol.events import Event

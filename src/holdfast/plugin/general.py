@@ -57,8 +57,7 @@ def _prepare_to_own() -> None:
 
 def _open_event_sinks(config: HoldfastConfig) -> EventSinks:
     """Open the log and the PUB socket of an instance's events."""
-    from holdfast.api.log import log_event
-    from holdfast.api.notify import Publisher
+    from holdfast.api.notify import Publisher, log_event
     from holdfast.hosts.vllm.owner.owner import EventSinks
 
     publisher = Publisher(config.external_fault_notify_host, config.external_fault_notify_port)

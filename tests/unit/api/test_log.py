@@ -6,7 +6,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from holdfast.api.log import describe_event, log_event
+from holdfast.api.formats import describe_event
+from holdfast.api.notify import log_event
 from holdfast.core.protocol.commands import Pause, Resume, Retry
 from holdfast.core.protocol.events import Event, EventKind
 from support.control_plane import MemoryControl
