@@ -2,7 +2,7 @@
 
 import pytest
 
-from holdfast.progress.oom import oom_kills, why_killed
+from holdfast.progress.processes import oom_kills, why_killed
 
 
 def lay_out(root, **files):

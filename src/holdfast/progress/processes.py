@@ -1,14 +1,19 @@
-"""The system's view of a process: state, and how long threads waited for a processor. Linux only."""
+"""The system's view of processes: state, how long threads waited for a processor, kills for lack of memory.
+
+Linux only.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 GONE, ZOMBIE = "X", "Z"
 MAX_DESCENDANTS = 256
+CONTAINER, MACHINE = "in this container", "on this machine"  # where the kernel counts kills for lack of memory
 
 
 @dataclass(frozen=True)
@@ -78,3 +83,58 @@ def _children(pid: int) -> set[int]:
             with contextlib.suppress(OSError, ValueError):
                 children |= set(map(int, Path(f"/proc/{pid}/task/{thread}/children").read_text().split()))
     return children
+
+
+# ---- kills by the kernel for lack of memory
+
+
+def oom_kills(root: Path = Path("/")) -> dict[str, int]:
+    """Return the number of processes killed so far, by place of the counter; empty without counters."""
+    counted: dict[str, int] = {}
+    for where, files in ((CONTAINER, _of_cgroup(root)), (MACHINE, (root / "proc/vmstat",))):
+        for file in files:
+            if (count := _count_in(file)) is not None:
+                counted[where] = count
+                break
+    return counted
+
+
+def why_killed(before: Mapping[str, int], after: Mapping[str, int]) -> str:
+    """Interpret two counts around the death of a process by SIGKILL."""
+    if not after:
+        return "perhaps by the kernel because memory ran out: the kernel's count of such kills is not readable"
+    for where, count in after.items():
+        if (kills := count - before.get(where, count)) > 0:
+            return f"most likely by the kernel: memory ran out {where}, {kills} processes killed meanwhile"
+    return "not because memory ran out: the kernel counted no such kill"
+
+
+def _of_cgroup(root: Path) -> tuple[Path, ...]:
+    """Return the candidate files of the own group's counter: version 2, then 1; by path, then at the top."""
+    path = own_group(root)
+    v2, v1 = root / "sys/fs/cgroup", root / "sys/fs/cgroup/memory"
+    return (
+        v2 / path / "memory.events",
+        v2 / "memory.events",
+        v1 / path / "memory.oom_control",
+        v1 / "memory.oom_control",
+    )
+
+
+def own_group(root: Path) -> str:
+    """Return the path of the process's control group, without a leading slash; empty without a group."""
+    with contextlib.suppress(OSError):
+        for line in (root / "proc/self/cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers in ("", "memory"):
+                return path.lstrip("/")
+    return ""
+
+
+def _count_in(file: Path) -> int | None:
+    with contextlib.suppress(OSError, ValueError):
+        for line in file.read_text().splitlines():
+            name, _, count = line.partition(" ")
+            if name == "oom_kill":
+                return int(count)
+    return None

@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from holdfast.progress.oom import own_group
+from holdfast.progress.processes import own_group
 
 _MEMORY = ("MemTotal", "MemAvailable", "SwapTotal", "SwapFree")
 _PRESSURES = ("cpu", "memory", "io")

@@ -19,7 +19,7 @@ from holdfast.core.config import HoldfastConfig
 from holdfast.core.protocol.effects import End, LeaveOut, ReplaceEngine
 from holdfast.hosts.vllm.owner import engine_processes as module
 from holdfast.hosts.vllm.owner.engine_processes import EngineProcesses
-from holdfast.hosts.vllm.process import trees
+from holdfast.hosts.vllm.process import lifecycle
 
 WAIT_S = 10.0
 SPAWN = multiprocessing.get_context("spawn")
@@ -86,7 +86,7 @@ def test_a_live_engine_core_is_killed_before_it_is_left_out(bench: Bench) -> Non
 
 def test_the_end_of_the_instance_leaves_no_stopped_worker(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stopped worker does not follow its dead engine core by itself."""
-    monkeypatch.setattr(trees, "LINGER_S", 0.1)
+    monkeypatch.setattr(lifecycle, "LINGER_S", 0.1)
     worker = SPAWN.Process(target=time.sleep, args=(60,))
     worker.start()
     assert worker.pid is not None

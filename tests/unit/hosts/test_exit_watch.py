@@ -8,7 +8,7 @@ import signal
 import pytest
 
 from holdfast.hosts.vllm.engine.worker_pool.exit_watch import WorkerExitWatch
-from holdfast.hosts.vllm.process.exits import describe_exit
+from holdfast.hosts.vllm.process.lifecycle import describe_exit
 
 WAIT_S = 10.0
 

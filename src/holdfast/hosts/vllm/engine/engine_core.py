@@ -22,8 +22,8 @@ from holdfast.hosts.vllm.engine.request_admission import StepRules, VllmRequestH
 from holdfast.hosts.vllm.engine.resumed_requests import attach_resumption_hooks, pace_resumed_requests
 from holdfast.hosts.vllm.injection import ArmedFaults, arm_engine
 from holdfast.hosts.vllm.process.device_health import device_health
-from holdfast.hosts.vllm.process.exits import exit_within
 from holdfast.hosts.vllm.process.init_store import attach_init_store
+from holdfast.hosts.vllm.process.lifecycle import exit_within
 from holdfast.hosts.vllm.process.settings import inherited_settings, joins_epoch
 from holdfast.hosts.vllm.process.shared_memory import attach_segment_records
 from holdfast.hosts.vllm.process.step_progress import record_engine_progress

@@ -12,8 +12,8 @@ from holdfast.core.errors import HookNotAttached, RecoveryFailed
 from holdfast.core.instance.processes import api_server
 from holdfast.hosts.vllm.contract.front_end_touchpoints import CLIENT_INIT, GREET
 from holdfast.hosts.vllm.contract.hooks import missing
+from holdfast.hosts.vllm.process.lifecycle import spawning
 from holdfast.hosts.vllm.process.settings import inherited_settings
-from holdfast.hosts.vllm.process.spawning import spawning
 from holdfast.sentinel import ClientSentinel
 
 _NOT_ACCEPTING = 2**31 - 1  # the load with which the host marks a server that takes no connections

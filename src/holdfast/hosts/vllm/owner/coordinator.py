@@ -15,8 +15,8 @@ from typing import Any
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.errors import RecoveryFailed
 from holdfast.core.instance.processes import COORDINATOR
+from holdfast.hosts.vllm.process.lifecycle import spawning, why_cannot_spawn
 from holdfast.hosts.vllm.process.settings import inherited_settings
-from holdfast.hosts.vllm.process.spawning import spawning, why_cannot_spawn
 
 START_TIMEOUT_S = 120.0  # as long as the host waits for the first coordinator
 

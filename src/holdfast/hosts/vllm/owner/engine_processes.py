@@ -22,9 +22,9 @@ from holdfast.hosts.vllm.contract.engine_touchpoints import (
 )
 from holdfast.hosts.vllm.contract.hooks import missing
 from holdfast.hosts.vllm.owner.engine_spawning import Launch, start_engine_core
+from holdfast.hosts.vllm.process.lifecycle import LINGER_S, end_processes, kill_tree
 from holdfast.hosts.vllm.process.shared_memory import remove_dead_segments
 from holdfast.hosts.vllm.process.sockets import remove_sockets
-from holdfast.hosts.vllm.process.trees import LINGER_S, end_processes, kill_tree
 from holdfast.sentinel import ClientSentinel
 
 logger = logging.getLogger("holdfast")

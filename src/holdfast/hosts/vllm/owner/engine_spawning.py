@@ -16,10 +16,9 @@ from typing import Any
 
 from holdfast.core.config import HoldfastConfig
 from holdfast.hosts.vllm.process.bootstrap import Bootstrap
+from holdfast.hosts.vllm.process.lifecycle import hurry_tree, kill_tree, spawning
 from holdfast.hosts.vllm.process.settings import inherited_settings
 from holdfast.hosts.vllm.process.sockets import empty_folder
-from holdfast.hosts.vllm.process.spawning import spawning
-from holdfast.hosts.vllm.process.trees import hurry_tree, kill_tree
 
 BACKGROUND_S = 60.0  # then the missing capacity costs more than the disturbance of a sibling
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol, cast
 
 from holdfast.core.protocol.effects import ReplaceProcess
-from holdfast.hosts.vllm.process.exits import EXIT_CODE_TIMEOUT_S
+from holdfast.hosts.vllm.process.lifecycle import EXIT_CODE_TIMEOUT_S
 from holdfast.sentinel import ClientSentinel
 
 logger = logging.getLogger("holdfast")

@@ -39,11 +39,9 @@ from holdfast.hosts.vllm.owner.engine_processes import ATTACH_TIMEOUT_S, END_TIM
 from holdfast.hosts.vllm.owner.engine_spawning import Launch
 from holdfast.hosts.vllm.owner.engine_watch import EngineWatch
 from holdfast.hosts.vllm.owner.front_end_watch import FrontEndWatch
-from holdfast.hosts.vllm.process.exits import EXIT_CODE_TIMEOUT_S, explain_exit
+from holdfast.hosts.vllm.process.lifecycle import EXIT_CODE_TIMEOUT_S, explain_exit, kill_tree, why_cannot_spawn
 from holdfast.hosts.vllm.process.logs import share_log
-from holdfast.hosts.vllm.process.spawning import why_cannot_spawn
-from holdfast.hosts.vllm.process.trees import kill_tree
-from holdfast.progress.oom import oom_kills
+from holdfast.progress.processes import oom_kills
 from holdfast.sentinel import ClientSentinel
 from holdfast.sentinel.client import Sink
 from holdfast.sentinel.thread import client_address

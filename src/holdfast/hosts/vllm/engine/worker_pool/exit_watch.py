@@ -8,8 +8,8 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
-from holdfast.hosts.vllm.process.exits import explain_exit
-from holdfast.progress.oom import oom_kills
+from holdfast.hosts.vllm.process.lifecycle import explain_exit
+from holdfast.progress.processes import oom_kills
 
 logger = logging.getLogger("holdfast")
 

@@ -19,7 +19,7 @@ import psutil
 from holdfast.core.protocol.messages import Standbys
 from holdfast.hosts.vllm.engine.worker_pool.spawning import ReplacementProcess
 from holdfast.hosts.vllm.process import priority
-from holdfast.hosts.vllm.process.exits import describe_exit
+from holdfast.hosts.vllm.process.lifecycle import describe_exit
 
 logger = logging.getLogger("holdfast")
 

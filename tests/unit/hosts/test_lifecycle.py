@@ -7,7 +7,7 @@ import sys
 
 PROGRAM = """
 import threading
-from holdfast.hosts.vllm.process.exits import exit_within
+from holdfast.hosts.vllm.process.lifecycle import exit_within
 exit_within({seconds})
 {ends}
 """

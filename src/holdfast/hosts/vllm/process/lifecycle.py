@@ -1,0 +1,144 @@
+"""Start and end of the processes of an instance: spawning, exits in words, and process trees."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+
+import psutil
+
+from holdfast.core.config import HoldfastConfig
+from holdfast.hosts.vllm.process.priority import hurry
+from holdfast.hosts.vllm.process.settings import handed_down
+from holdfast.progress.processes import oom_kills, why_killed
+
+logger = logging.getLogger("holdfast")
+
+EXIT_FAILED = 1  # the exit code after an exception
+
+EXIT_CODE_TIMEOUT_S = 1.0  # a process sentinel tells of an exit before the system knows the exit code
+
+LINGER_S = 5.0  # workers follow a dead engine core by themselves, or are killed then
+
+_spawning = threading.Lock()  # the settings travel in the environment, which all threads share
+
+
+@contextlib.contextmanager
+def spawning(config: HoldfastConfig, joins_epoch: int | None = None, sockets: str | None = None) -> Iterator[None]:
+    """Let processes that are started inside inherit the settings of the instance. Threads take turns.
+
+    `joins_epoch` and `sockets` are passed on as by `handed_down`.
+    """
+    with _spawning, handed_down(config, joins_epoch, sockets):
+        yield
+
+
+def why_cannot_spawn() -> str:
+    """Return why the current process cannot start processes; empty when a start is possible."""
+    from vllm.utils.system_utils import get_mp_context
+
+    method = get_mp_context().get_start_method()
+    return (
+        ""
+        if method == "spawn"
+        else f"this process starts others by {method}, which is unsafe in a serving process; spawn is needed"
+    )
+
+
+# ---- exits
+
+
+def explain_exit(exit_code: int | None, oom_kills_before: Mapping[str, int]) -> str:
+    """Describe an exit; for SIGKILL, add whether the kernel killed the process because memory ran out.
+
+    `oom_kills_before` are the kernel's counts when the process was known to be alive.
+    """
+    how = describe_exit(exit_code)
+    return f"{how}, {why_killed(oom_kills_before, oom_kills())}" if exit_code == -signal.SIGKILL else how
+
+
+def describe_exit(exit_code: int | None) -> str:
+    """Describe an exit code of `multiprocessing`: negative for a signal, None during the exit."""
+    if exit_code is None:
+        return "it is ending"
+    if exit_code >= 0:
+        return f"exit code {exit_code}"
+    try:
+        return f"killed by {signal.Signals(-exit_code).name}"
+    except ValueError:
+        return f"killed by signal {-exit_code}"
+
+
+def exit_within(seconds: float) -> None:
+    """End the process after a failure, unless the process ends by itself before. Does not wait.
+
+    An engine core that has failed must end in bounded time: its requests resume elsewhere once the process is gone.
+    """
+    threading.Thread(target=_exit_after, args=(seconds,), name="holdfast-exit", daemon=True).start()
+
+
+def _exit_after(seconds: float) -> None:
+    threading.Event().wait(seconds)
+    logger.error("process %d has failed and did not end within %g s; exiting now", os.getpid(), seconds)
+    os._exit(EXIT_FAILED)
+
+
+# ---- process trees
+
+
+def end_processes(pids: Sequence[int], lost_at: float) -> None:
+    """Wait until the workers of a dead engine core have ended, and kill the rest.
+
+    Args:
+        pids: the workers' process ids.
+        lost_at: wall-clock seconds; younger processes are not workers of the dead engine core.
+    """
+    for process in _left_after(LINGER_S, pids, lost_at):
+        logger.warning("process %d did not follow its engine core within %g s; killing it", process.pid, LINGER_S)
+        kill_tree(process.pid)
+    _left_after(LINGER_S, pids, lost_at)  # the system releases their memory
+
+
+def _left_after(seconds: float, pids: Sequence[int], lost_at: float) -> list[psutil.Process]:
+    """Wait at most `seconds` until all processes have ended, and return the processes that have not."""
+    deadline = time.monotonic() + seconds
+    while (left := [p for p in map(_same_session, pids) if p is not None and p.create_time() < lost_at]) and (
+        time.monotonic() < deadline
+    ):
+        time.sleep(0.05)
+    return left
+
+
+def _same_session(pid: int) -> psutil.Process | None:
+    """Return the live process with the given id, or None outside our session: the system reuses ids."""
+    with contextlib.suppress(psutil.Error, OSError):
+        process = psutil.Process(pid)
+        if os.getsid(pid) == os.getsid(0) and process.status() != psutil.STATUS_ZOMBIE:
+            return process
+    return None
+
+
+def hurry_tree(pid: int) -> None:
+    """Give a process and all descendants ordinary priority."""
+    for process in _tree(pid):
+        hurry(process.pid)
+
+
+def kill_tree(pid: int) -> None:
+    """Kill a process and all descendants."""
+    for process in _tree(pid):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+def _tree(pid: int) -> list[psutil.Process]:
+    """Return a process and all descendants; empty when the process is gone."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        root = psutil.Process(pid)
+        return [root, *root.children(recursive=True)]
+    return []
