@@ -1,1 +1,1 @@
-"""Requests across a fault: rewind, journal, readmission, pacing."""
+"""Requests across a fault: rewind, journal, readmission."""

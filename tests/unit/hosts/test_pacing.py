@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from holdfast.core.requests.pacing import Pacing
+pytest.importorskip("vllm")
+
+from holdfast.hosts.vllm.engine.pacing import Pacing
 
 
 def test_a_step_has_room_for_everybody_who_decodes_and_for_a_bounded_part_of_the_histories() -> None:
