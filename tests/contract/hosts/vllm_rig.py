@@ -301,7 +301,7 @@ class ThreadExecutor(HoldfastExecutor):
             self.ranks[rank].close()
             self.rpc_broadcast_mq.readers[rank] = MemoryQueue()
             self.ranks[rank] = self._new_rank(rank)
-            self.ranks[rank].host.is_replacement = True
+            self.ranks[rank].host.restores.is_replacement = True
         self._watch_ranks()
         self.is_failed = False
         return ReplacementResult({rank: self.ranks[rank].process.pid for rank in ranks}, 0, 0.0)

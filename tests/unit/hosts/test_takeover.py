@@ -22,7 +22,7 @@ from holdfast.core.errors import PeerSilent
 from holdfast.core.protocol.events import EngineStatus, InstanceView
 from holdfast.core.states import EngineState
 from holdfast.hosts.vllm.engine.api_server_clients import answer_greetings, drop_requests
-from holdfast.hosts.vllm.protocol.calls import GREETING
+from holdfast.hosts.vllm.protocol import GREETING
 from holdfast.hosts.vllm.serving.takeover import Takeover, greet_engine_cores
 
 ADDRESS = "inproc://input"

@@ -16,7 +16,7 @@ from typing import Any
 
 from vllm.v1.engine import EngineCoreOutputs, EngineCoreRequestType, UtilityOutput
 
-from holdfast.hosts.vllm.protocol.calls import GREETING
+from holdfast.hosts.vllm.protocol import GREETING
 
 _INPUT_THREAD = "process_input_sockets"
 

@@ -27,7 +27,7 @@ from holdfast.hosts.vllm.process.lifecycle import exit_within
 from holdfast.hosts.vllm.process.settings import inherited_settings, joins_epoch
 from holdfast.hosts.vllm.process.shared_memory import attach_segment_records
 from holdfast.hosts.vllm.process.step_progress import record_engine_progress
-from holdfast.hosts.vllm.protocol.calls import TOLD_TO_STOP
+from holdfast.hosts.vllm.protocol import TOLD_TO_STOP
 from holdfast.sentinel import EngineCoreSentinel
 from holdfast.sentinel.thread import client_address, engine_address
 from holdfast.wire import ZmqStation

@@ -28,7 +28,7 @@ from holdfast.hosts.vllm.engine.rewind import FreedInFlight, only_full_attention
 from holdfast.hosts.vllm.engine.salvage import request_being_added, salvage
 from holdfast.hosts.vllm.engine.worker_pool.replacement_processes import ReplacementResult
 from holdfast.hosts.vllm.injection import ArmedFaults
-from holdfast.hosts.vllm.protocol.restore import (
+from holdfast.hosts.vllm.worker.restore import (
     TAIL_TOKENS,
     NotRestorable,
     RequestPosition,

@@ -16,8 +16,8 @@ from holdfast.core.errors import RecoveryFailed
 from holdfast.hosts.vllm.contract.engine_touchpoints import ADD_TO_SCHEDULER, MAKE_REQUEST
 from holdfast.hosts.vllm.contract.hooks import attach
 from holdfast.hosts.vllm.engine.pacing import PacedPrefill
-from holdfast.hosts.vllm.protocol.calls import ADD_REQUESTS, HISTORY
-from holdfast.hosts.vllm.protocol.restore import encode_histories, history_of
+from holdfast.hosts.vllm.protocol import ADD_REQUESTS, HISTORY
+from holdfast.hosts.vllm.worker.restore import encode_histories, history_of
 
 _PACED = "holdfast_paced"
 GRAMMAR_TIMEOUT_S = 20.0

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
-from holdfast.hosts.vllm.protocol.calls import HISTORY
+from holdfast.hosts.vllm.protocol import HISTORY
 
 
 def unmovable(request: Any) -> str:

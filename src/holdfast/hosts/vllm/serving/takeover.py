@@ -17,7 +17,7 @@ import zmq
 from holdfast.core.errors import PeerSilent
 from holdfast.core.protocol.events import EngineStatus
 from holdfast.core.states import EngineState
-from holdfast.hosts.vllm.protocol.calls import GREETING
+from holdfast.hosts.vllm.protocol import GREETING
 from holdfast.sentinel import FrontEndLink
 
 _AGAIN_MS = 200  # a greeting is lost on an engine core that has not connected yet

@@ -15,7 +15,7 @@ from holdfast.core.errors import RankFenced
 from holdfast.core.faults.classification import Classifier, default_classifier, fault_of
 from holdfast.core.faults.faults import Phase, describe_error
 from holdfast.core.ports import Communicators, FaultReporter
-from holdfast.hosts.vllm.protocol.calls import TOLD_TO_STOP
+from holdfast.hosts.vllm.protocol import TOLD_TO_STOP
 
 Step = Callable[..., Any]
 

@@ -12,8 +12,8 @@ from vllm.distributed.device_communicators.shm_broadcast import MessageQueue
 from holdfast.core.faults.faults import describe_error
 from holdfast.hosts.vllm.communicators import holders
 from holdfast.hosts.vllm.process.queues import retire, wait_until_ready
-from holdfast.hosts.vllm.protocol.calls import JoinCommand, decode_join, to_handle
-from holdfast.hosts.vllm.protocol.restore import RestoreReply, encode_reply
+from holdfast.hosts.vllm.protocol import JoinCommand, decode_join, to_handle
+from holdfast.hosts.vllm.worker.restore import RestoreReply, encode_reply
 from holdfast.hosts.vllm.worker.zeroed_memory import FreshZeros
 
 logger = logging.getLogger("holdfast")

@@ -8,7 +8,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from holdfast.hosts.vllm.process.bootstrap import importing
-from holdfast.hosts.vllm.protocol.calls import to_handle
+from holdfast.hosts.vllm.protocol import to_handle
 from holdfast.hosts.vllm.worker.standby import await_assignment, compile_small_kernels, wait_after_loading
 
 # Modules imported inside functions on the way to the first step. A missing module costs time, nothing else.

@@ -13,7 +13,7 @@ from typing import Any
 
 from holdfast.hosts.vllm.process import priority
 from holdfast.hosts.vllm.process.bootstrap import freeze_objects
-from holdfast.hosts.vllm.protocol.calls import TakeOver, decode_take_over, to_handle
+from holdfast.hosts.vllm.protocol import TakeOver, decode_take_over, to_handle
 
 logger = logging.getLogger("holdfast")
 

@@ -1,17 +1,14 @@
-"""A worker under Holdfast: its steps fenced, injected and recorded; its restore; its sentinel."""
+"""A worker under Holdfast: steps are fenced, injected and recorded; a sentinel reports faults."""
 
 from __future__ import annotations
 
 import functools
 import logging
-import os
 import threading
-import time
 from typing import Any
 
-from holdfast.core.errors import RecoveryFailed
 from holdfast.core.faults.classification import Classifier
-from holdfast.core.faults.faults import Phase, describe_error
+from holdfast.core.faults.faults import Phase
 from holdfast.core.faults.injection import InjectionSpec
 from holdfast.core.ports import Communicators
 from holdfast.hosts.vllm.communicators import WorkerCommunicators, attach_communicator_hooks
@@ -23,19 +20,11 @@ from holdfast.hosts.vllm.injection import ArmedFaults, arm_logits, arm_model, in
 from holdfast.hosts.vllm.process.settings import inherited_settings
 from holdfast.hosts.vllm.process.shared_memory import attach_segment_records
 from holdfast.hosts.vllm.process.step_progress import WorkerProgress, worker_progress
-from holdfast.hosts.vllm.protocol.calls import ADD_REQUESTS, JOIN, PREPARE
-from holdfast.hosts.vllm.protocol.restore import (
-    RESTORE,
-    RestoreCommand,
-    RestoreReply,
-    decode_command,
-    decode_histories,
-    encode_reply,
-)
+from holdfast.hosts.vllm.protocol import ADD_REQUESTS, JOIN, PREPARE
 from holdfast.hosts.vllm.worker.fence import Step, StepFence
 from holdfast.hosts.vllm.worker.handlers import join, prepare
 from holdfast.hosts.vllm.worker.logits_check import NonFiniteLogitsDetector
-from holdfast.hosts.vllm.worker.runner_state import add_requests, restore_runner
+from holdfast.hosts.vllm.worker.restore import RESTORE, RankRestore
 from holdfast.hosts.vllm.worker.standby import assigned_queue
 from holdfast.sentinel import WorkerSentinel
 from holdfast.sentinel.thread import engine_address
@@ -84,7 +73,7 @@ def _protect_worker(original: Step, proc: Any, input_shm_handle: Any, vllm_confi
     sentinel = WorkerSentinel(host, proc.rank, ZmqStation(), engine_address(config.runtime_dir, engine_id))
     fence.reporter = sentinel
     proc.holdfast = host
-    host.is_replacement = is_replacement
+    host.restores.is_replacement = is_replacement
     sentinel.start(attached(), unrebuildable)
 
 
@@ -103,17 +92,16 @@ class VllmWorkerHost:
     ) -> None:
         self._proc = proc
         self._fence = fence
-        self._communicators = communicators
         self._faults = ArmedFaults()
-        self.is_replacement = False  # knows no request until the first restore
+        self.restores = RankRestore(proc, fence, communicators, self._faults)
         if injection:
             arm_model(self._faults, self._runner)
             arm_logits(self._faults, self._runner)
         # After injection: the detector must see the injected values.
         self._wrap_steps(NonFiniteLogitsDetector(self._runner) if check_logits else None, injection, progress)
         wrapper = proc.worker
-        setattr(wrapper, RESTORE, self.restore)
-        setattr(wrapper, ADD_REQUESTS, self.add_requests)
+        setattr(wrapper, RESTORE, self.restores.restore)
+        setattr(wrapper, ADD_REQUESTS, self.restores.add_requests)
         setattr(wrapper, JOIN, functools.partial(join, proc))
         setattr(wrapper, PREPARE, functools.partial(prepare, proc))
 
@@ -165,43 +153,3 @@ class VllmWorkerHost:
         if self._fence.has_left(epoch):  # in a restore a rank waits for its peers, which is no stall
             return None
         return collective_under_way(threading.main_thread().ident or 0)
-
-    # ---- calls of the engine core: main thread
-
-    def restore(self, data: bytes) -> bytes:
-        """Carry out a `RestoreCommand` and encode the reply. Never raises."""
-        command = decode_command(data)
-        self._fence.begin_restore(command.epoch)
-        began_at = time.monotonic()
-        try:
-            self._rebuild(command)
-            rebuilt_at = time.monotonic()
-            if self._communicators.any_placeholder:
-                raise RecoveryFailed(
-                    "the process groups of this rank are placeholders: its collectives would send nothing"
-                )
-            if (
-                self.is_replacement and command.histories
-            ):  # runner V2 is sent every request in full when it is scheduled
-                add_requests(self._runner, decode_histories(command.histories))
-            unknown = restore_runner(self._runner, command.requests)
-        except Exception as error:
-            logger.exception("restoring rank %d failed", self._proc.rank)
-            self._fence.fail_restore(error, command.epoch)
-            return encode_reply(RestoreReply(nonce=command.nonce, error=": ".join(describe_error(error))))
-        self.is_replacement = False
-        self._fence.reopen(command.epoch)
-        logger.info("rank %d takes work again (epoch %d, pid %d)", self._proc.rank, command.epoch, os.getpid())
-        return encode_reply(RestoreReply(nonce=command.nonce, unknown=unknown, rebuild_s=rebuilt_at - began_at))
-
-    def add_requests(self, data: bytes) -> None:
-        """Add requests that another engine core began, before they are scheduled."""
-        add_requests(self._runner, decode_histories(data))
-
-    def _rebuild(self, command: RestoreCommand) -> None:
-        worker = self._proc.worker.worker
-        if getattr(worker, "_pp_send_work", None):
-            worker._pp_send_work = []  # sends that no rank will receive any more
-        self._faults.reach(Phase.REBUILD)
-        if command.rendezvous is not None:
-            self._communicators.rebuild(command.rendezvous, command.rebuild_timeout_s)

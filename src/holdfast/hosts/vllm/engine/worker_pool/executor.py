@@ -33,8 +33,8 @@ from holdfast.hosts.vllm.engine.worker_pool.standby_pool import StandbyPool
 from holdfast.hosts.vllm.process.queues import bounded, retire, wait_until_ready
 from holdfast.hosts.vllm.process.settings import inherited_settings
 from holdfast.hosts.vllm.process.shared_memory import record_semaphores, remove_dead_segments
-from holdfast.hosts.vllm.protocol.calls import JOIN, PREPARE, JoinCommand, encode, of_handle
-from holdfast.hosts.vllm.protocol.restore import RESTORE, RestoreCommand, RestoreReply, decode_reply, encode_command
+from holdfast.hosts.vllm.protocol import JOIN, PREPARE, JoinCommand, encode, of_handle
+from holdfast.hosts.vllm.worker.restore import RESTORE, RestoreCommand, RestoreReply, decode_reply, encode_command
 
 
 class WorkerPoolExecutor(MultiprocExecutor):

@@ -17,7 +17,7 @@ from holdfast.core.errors import RecoveryFailed
 from holdfast.hosts.vllm.process.bootstrap import Bootstrap
 from holdfast.hosts.vllm.process.lifecycle import describe_exit
 from holdfast.hosts.vllm.process.shared_memory import recorded
-from holdfast.hosts.vllm.protocol.calls import TakeOver, encode, of_handle
+from holdfast.hosts.vllm.protocol import TakeOver, encode, of_handle
 from holdfast.hosts.vllm.worker.replacement_main import replacement_main, standby_main
 
 KILL_TIMEOUT_S = 5.0

@@ -1,1 +1,0 @@
-"""Messages between the host's processes under Holdfast. Imports nothing of the sibling packages."""

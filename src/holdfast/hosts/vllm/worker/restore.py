@@ -1,0 +1,343 @@
+"""The restore of a rank after a fault: command and reply, request histories, and the state of the model runner.
+
+A request history lets a rank that never saw a request continue that request. Runner V1 keeps the tokens and the
+generator of each request in the worker: a known request is cut back to the tokens that were delivered, and every
+request that does not resume is removed. Runner V2 is sent every resumed request in full and removes all requests.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import msgspec
+import torch
+from vllm.lora.request import LoRARequest
+from vllm.sampling_params import SamplingParams
+from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
+
+from holdfast.core.errors import RecoveryError, RecoveryFailed
+from holdfast.core.faults.faults import Phase, describe_error
+from holdfast.core.ports import Communicators
+from holdfast.core.protocol.messages import Rendezvous
+from holdfast.hosts.vllm.injection import ArmedFaults
+from holdfast.hosts.vllm.worker.fence import StepFence
+
+logger = logging.getLogger("holdfast")
+
+RESTORE = "holdfast_restore"  # name under which the call is bound to a worker
+
+# Ranks of an engine receive a token at different moments, never further apart than the steps in flight.
+TAIL_TOKENS = 64
+
+
+class RequestPosition(msgspec.Struct, frozen=True, array_like=True):
+    """The position at which a request resumes: number of output tokens delivered, and the last tokens of the output."""
+
+    request_id: str
+    output_tokens: int
+    tail: tuple[int, ...] = ()
+
+
+class RestoreCommand(msgspec.Struct, frozen=True):
+    """Keep only `requests`, rewound to their positions, and take work again under `epoch`.
+
+    With a `rendezvous` the rank first rebuilds its collectives, within `rebuild_timeout_s`.
+    """
+
+    nonce: str
+    epoch: int
+    requests: tuple[RequestPosition, ...]
+    rendezvous: Rendezvous | None = None
+    rebuild_timeout_s: float = 0.0
+    histories: bytes = b""  # encoded `RequestHistory` of the same requests, where a rank may not know them
+
+
+class RestoreReply(msgspec.Struct, frozen=True):
+    """Reply of a rank. `unknown`: requests of the command that the rank never saw."""
+
+    nonce: str
+    unknown: tuple[str, ...] = ()
+    error: str | None = None
+    rebuild_s: float = 0.0
+
+
+_commands = msgspec.msgpack.Decoder(RestoreCommand)
+_replies = msgspec.msgpack.Decoder(RestoreReply)
+
+
+def encode_command(command: RestoreCommand) -> bytes:
+    """Encode a `RestoreCommand`."""
+    return msgspec.msgpack.encode(command)
+
+
+def decode_command(data: bytes) -> RestoreCommand:
+    """Decode a `RestoreCommand`. Raises `msgspec.DecodeError`."""
+    return _commands.decode(data)
+
+
+def encode_reply(reply: RestoreReply) -> bytes:
+    """Encode a `RestoreReply`."""
+    return msgspec.msgpack.encode(reply)
+
+
+def decode_reply(data: bytes) -> RestoreReply | None:
+    """Decode a reply; return None for bytes that are no reply."""
+    try:
+        return _replies.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+
+
+class NotRestorable(RecoveryError):
+    """A request cannot be resumed in another process; the message names the missing state."""
+
+
+class RequestHistory(msgspec.Struct, frozen=True, array_like=True):
+    """All that a rank needs to resume a request as if the rank had computed the output so far."""
+
+    request_id: str
+    prompt_token_ids: list[int]
+    output_token_ids: list[int]
+    sampling_params: SamplingParams
+    lora_request: LoRARequest | None = None
+
+
+def history_of(request: Any) -> RequestHistory:
+    """Return the history of a request of the scheduler. Raises `NotRestorable`."""
+    if missing := _missing_state(request):
+        raise NotRestorable(f"request {request.request_id} cannot go on in another process: {missing}")
+    return RequestHistory(
+        request_id=request.request_id,
+        prompt_token_ids=list(request.prompt_token_ids),
+        output_token_ids=list(request.output_token_ids),
+        sampling_params=request.sampling_params,
+        lora_request=request.lora_request,
+    )
+
+
+def _missing_state(request: Any) -> str:
+    if request.mm_features:
+        return "its multimodal features are no longer at hand"
+    if request.prompt_token_ids is None or request.prompt_embeds is not None:
+        return "its prompt is embeddings, which are no longer at hand"
+    return "" if request.sampling_params is not None else "it gathers a result over its whole prompt"
+
+
+def encode_histories(requests: Iterable[RequestHistory]) -> bytes:
+    """Encode histories to a single frame."""
+    # One frame: only tensors would travel in further frames, and a history holds none.
+    [frame] = MsgpackEncoder().encode(list(requests))
+    return bytes(frame)
+
+
+def decode_histories(data: bytes) -> list[RequestHistory]:
+    """Decode histories. Raises `msgspec.DecodeError`."""
+    requests: list[RequestHistory] = MsgpackDecoder(list[RequestHistory]).decode(data)
+    return requests
+
+
+# ---- the rank
+
+
+class RankRestore:
+    """Restores of one rank, as called by the engine core. Main thread."""
+
+    def __init__(self, proc: Any, fence: StepFence, communicators: Communicators, faults: ArmedFaults) -> None:
+        self._proc = proc
+        self._fence = fence
+        self._communicators = communicators
+        self._faults = faults
+        self.is_replacement = False  # knows no request until the first restore
+
+    def restore(self, data: bytes) -> bytes:
+        """Carry out a `RestoreCommand` and encode the reply. Never raises."""
+        command = decode_command(data)
+        self._fence.begin_restore(command.epoch)
+        began_at = time.monotonic()
+        try:
+            self._rebuild(command)
+            rebuilt_at = time.monotonic()
+            if self._communicators.any_placeholder:
+                raise RecoveryFailed(
+                    "the process groups of this rank are placeholders: its collectives would send nothing"
+                )
+            if self.is_replacement and command.histories:  # runner V2 is sent every request in full when scheduled
+                add_requests(self._runner, decode_histories(command.histories))
+            unknown = restore_runner(self._runner, command.requests)
+        except Exception as error:
+            logger.exception("restoring rank %d failed", self._proc.rank)
+            self._fence.fail_restore(error, command.epoch)
+            return encode_reply(RestoreReply(nonce=command.nonce, error=": ".join(describe_error(error))))
+        self.is_replacement = False
+        self._fence.reopen(command.epoch)
+        logger.info("rank %d takes work again (epoch %d, pid %d)", self._proc.rank, command.epoch, os.getpid())
+        return encode_reply(RestoreReply(nonce=command.nonce, unknown=unknown, rebuild_s=rebuilt_at - began_at))
+
+    def add_requests(self, data: bytes) -> None:
+        """Add requests that another engine core began, before they are scheduled."""
+        add_requests(self._runner, decode_histories(data))
+
+    def _rebuild(self, command: RestoreCommand) -> None:
+        worker = self._proc.worker.worker
+        if getattr(worker, "_pp_send_work", None):
+            worker._pp_send_work = []  # sends that no rank will receive any more
+        self._faults.reach(Phase.REBUILD)
+        if command.rendezvous is not None:
+            self._communicators.rebuild(command.rendezvous, command.rebuild_timeout_s)
+
+    @property
+    def _runner(self) -> Any:
+        return self._proc.worker.worker.model_runner
+
+
+# ---- the model runner
+
+
+def restore_runner(runner: Any, requests: Sequence[RequestPosition]) -> tuple[str, ...]:
+    """Restore the runner; return the ids of requests that the rank never saw."""
+    runner.execute_model_state = None
+    if hasattr(runner, "req_states"):
+        return _restore_v2(runner)
+    return _restore_v1(runner, requests)
+
+
+def add_requests(runner: Any, requests: Sequence[RequestHistory]) -> None:
+    """Add requests that another process began, without blocks: the scheduler gives them blocks as they resume.
+
+    Runner V2 needs nothing: every request is sent in full when it is scheduled.
+    """
+    if hasattr(runner, "req_states"):
+        return
+    for request in requests:
+        runner.requests[request.request_id] = _new_state(runner, request)
+        prompt_logprobs = request.sampling_params.prompt_logprobs
+        if prompt_logprobs is not None and not request.output_token_ids:
+            every = runner.input_batch.vocab_size
+            runner.num_prompt_logprobs[request.request_id] = every if prompt_logprobs == -1 else prompt_logprobs
+
+
+def _new_state(runner: Any, request: RequestHistory) -> Any:
+    from vllm.v1.worker.gpu_input_batch import CachedRequestState
+
+    params = request.sampling_params
+    groups = len(runner.input_batch.block_table.block_tables)
+    return CachedRequestState(
+        req_id=request.request_id,
+        prompt_token_ids=request.prompt_token_ids,
+        mm_features=[],
+        sampling_params=params,
+        generator=_new_generator(params, len(request.output_token_ids), runner),
+        block_ids=tuple([] for _ in range(groups)),
+        num_computed_tokens=0,
+        output_token_ids=list(request.output_token_ids),
+        lora_request=request.lora_request,
+    )
+
+
+def _restore_v2(runner: Any) -> tuple[str, ...]:
+    for request_id in sorted(runner.req_states.req_id_to_index):
+        runner._remove_request(request_id)
+    return ()
+
+
+def _restore_v1(runner: Any, requests: Sequence[RequestPosition]) -> tuple[str, ...]:
+    runner.kv_connector_output = None
+    _empty_batch(runner.input_batch)
+    positions = {r.request_id: r for r in requests}
+    for request_id in [r for r in runner.requests if r not in positions]:
+        del runner.requests[request_id]
+        runner.num_prompt_logprobs.pop(request_id, None)
+    for request_id, position in positions.items():
+        if request_id in runner.requests:
+            _rewind_state(runner, runner.requests[request_id], position)
+    return tuple(r for r, position in positions.items() if not _reaches(runner.requests.get(r), position))
+
+
+def _empty_batch(batch: Any) -> None:
+    for request_id in list(batch.req_id_to_index):
+        batch.remove_request(request_id)
+    batch.condense()
+    batch.refresh_metadata()
+    batch.prev_sampled_token_ids = None
+    batch.prev_req_id_to_index = None
+    # Tokens of the step before, still on their way to the CPU under asynchronous scheduling.
+    batch.sampled_token_ids_cpu = None
+    batch.async_copy_ready_event = None
+
+
+def _rewind_state(runner: Any, state: Any, position: RequestPosition) -> None:
+    """Cut off tokens that were not delivered, and append tokens that were delivered before the rank received them."""
+    state.output_token_ids[position.output_tokens - len(position.tail) :] = position.tail
+    state.prev_num_draft_len = 0
+    if state.generator is not None:
+        set_generator(state.generator, state.sampling_params.seed, position.output_tokens, runner)
+
+
+def _reaches(state: Any | None, position: RequestPosition) -> bool:
+    return state is not None and len(state.output_token_ids) == position.output_tokens
+
+
+# ---- the random generator of a seeded request, runner V1
+#
+# The host draws once per token; the kind of the draw depends on the sampler. A generator on the CPU has no position
+# that could be set, so the draws are repeated; on a GPU the offset is set.
+
+
+def _new_generator(params: Any, tokens: int, runner: Any) -> torch.Generator | None:
+    """Return a generator for a rank that never had the request, advanced by `tokens` tokens; None without a seed."""
+    if params.seed is None or params.temperature == 0:
+        return None
+    generator = torch.Generator(device=runner.device)
+    set_generator(generator, params.seed, tokens, runner)
+    return generator
+
+
+def set_generator(generator: torch.Generator, seed: int, tokens: int, runner: Any) -> None:
+    """Set `generator` to the state that the host's sampler reaches after `tokens` tokens of a request with `seed`."""
+    generator.manual_seed(seed)
+    if tokens == 0:
+        return
+    if generator.device.type == "cpu":
+        _repeat_draws(generator, tokens, runner)
+    else:
+        generator.set_offset(tokens * _offset_per_draw(seed, runner))
+
+
+def _repeat_draws(generator: torch.Generator, tokens: int, runner: Any) -> None:
+    if not _draws_exponential(runner):
+        # One call draws the same as `tokens` calls for one number: the CPU's generator is a plain sequence.
+        torch.randint(0, 2**31, (tokens,), generator=generator, dtype=torch.long)
+        return
+    noise = torch.empty(_vocab_size(runner), dtype=_noise_dtype(runner))
+    for _ in range(tokens):
+        noise.exponential_(generator=generator)
+
+
+def _offset_per_draw(seed: int, runner: Any) -> int:
+    scratch = torch.Generator(device=runner.device)
+    scratch.manual_seed(seed)
+    torch.empty(_vocab_size(runner), device=runner.device, dtype=_noise_dtype(runner)).exponential_(generator=scratch)
+    return scratch.get_offset()
+
+
+def _sampler(runner: Any) -> Any:
+    return runner.sampler.topk_topp_sampler
+
+
+def _draws_exponential(runner: Any) -> bool:
+    sampler = _sampler(runner)
+    uses_cpu_kernel = getattr(sampler.forward, "__name__", "") == "forward_cpu"
+    return not uses_cpu_kernel or bool(getattr(sampler, "use_fp64_gumbel", False))
+
+
+def _noise_dtype(runner: Any) -> torch.dtype:
+    return torch.float64 if getattr(_sampler(runner), "use_fp64_gumbel", False) else torch.float32
+
+
+def _vocab_size(runner: Any) -> int:
+    size: int = runner.model_config.get_vocab_size()
+    return size
