@@ -166,5 +166,11 @@ def test_a_module_passes_when_each_of_its_mutants_is_noticed_or_explained_and_wa
     ]
 
 
+def test_the_row_of_all_mutants_fails_when_more_survivors_are_explained_than_the_bound_allows():
+    rows = {nightly.ALL_MUTANTS: {"module": nightly.ALL_MUTANTS, "killed": 90, "explained": 6, "too many explained": 2}}
+    (found,) = nightly.mutation_outcomes([nightly.ALL_MUTANTS], rows, 40.0)
+    assert (found.outcome, found.detail) == ("failed", "explained 6, killed 90, too many explained 2")
+
+
 def test_every_part_of_the_documentation_is_known():
     assert list(nightly.PARTS) == ["matrix", "simulation", "fuzz", "mutation", "tools", "soak"]
