@@ -112,7 +112,7 @@ async def _held_beyond_the_bound(server: Server) -> list[httpx.Response | BaseEx
         return answers
 
 
-def test_new_requests_are_held_up_to_a_bound_and_then_told_to_come_back(server: Server) -> None:
+def test_new_requests_wait_up_to_a_bound_and_are_then_told_to_come_back(server: Server) -> None:
     answers = run(_held_beyond_the_bound(server))
     refused = [a for a in answers if isinstance(a, httpx.Response) and a.status_code == 503]
     assert len(refused) == 3

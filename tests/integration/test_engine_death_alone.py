@@ -59,7 +59,7 @@ def test_an_engine_core_that_raises_its_last_error_is_replaced_too(alone: Server
     run(scenario())
 
 
-def test_one_that_is_lost_in_a_pause_by_hand_comes_back_paused(alone: Server) -> None:
+def test_an_engine_core_lost_in_a_pause_by_the_operator_comes_back_paused(alone: Server) -> None:
     async def scenario() -> None:
         await wait_healthy(alone)
         reference = await load(alone, 1).run()

@@ -111,5 +111,5 @@ def test_sigterm_while_a_member_of_the_group_is_being_replaced_ends_orderly(serv
     assert left_behind(server) == []
 
 
-def test_a_member_is_restarted_by_hand_under_load_and_changes_no_token(group: Server) -> None:
+def test_a_member_is_restarted_by_the_operator_under_load_and_changes_no_token(group: Server) -> None:
     run(assert_exact_through(group, restarted_by_hand))

@@ -159,7 +159,7 @@ def test_all_workers_killed_at_once_are_replaced_and_change_no_token(bench: Benc
 
 
 @on(PAIR)
-def test_a_worker_killed_again_while_its_successor_loads_changes_no_token(bench: Bench) -> None:
+def test_a_worker_killed_again_while_its_replacement_loads_changes_no_token(bench: Bench) -> None:
     def twice(bench: Bench) -> None:
         victim = bench.topology.places[-1]
         first = bench.workers()[victim]
@@ -174,7 +174,7 @@ def test_a_worker_killed_again_while_its_successor_loads_changes_no_token(bench:
 
 
 @on(PAIR)
-def test_a_survivor_killed_while_the_first_ones_successor_loads_changes_no_token(bench: Bench) -> None:
+def test_a_survivor_killed_while_the_replacement_of_the_first_loads_changes_no_token(bench: Bench) -> None:
     first, survivor = bench.topology.places[-1], bench.topology.places[0]
 
     def one_after_the_other(bench: Bench) -> None:

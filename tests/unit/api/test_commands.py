@@ -345,7 +345,7 @@ def test_an_engine_core_that_is_being_restarted_is_not_restarted_again() -> None
     assert (answer.status_code, answer.json()["error"]["state"]) == (409, "restarting")
 
 
-def test_standbys_stand_in_the_status_once_there_are_any(client: TestClient, control: MemoryControl) -> None:
+def test_standbys_are_in_the_status_once_there_are_any(client: TestClient, control: MemoryControl) -> None:
     assert "standbys" not in client.get("/fault_tolerance/status").json()["engines"][0]
     control.standbys(wanted=2, ready=1, memory_bytes=5)
     [engine] = client.get("/fault_tolerance/status").json()["engines"]

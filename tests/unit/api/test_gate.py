@@ -145,7 +145,7 @@ def holding(at_most: int) -> MemoryControl:
     return control
 
 
-def test_requests_during_a_recovery_are_held_up_to_the_bound() -> None:
+def test_requests_during_a_recovery_wait_up_to_the_bound() -> None:
     async def story() -> None:
         control, engine = holding(2).break_down(), Engine()
         gate = ControlGate(engine, control)
@@ -162,7 +162,7 @@ def test_requests_during_a_recovery_are_held_up_to_the_bound() -> None:
     asyncio.run(story())
 
 
-def test_a_request_is_held_until_its_first_token() -> None:
+def test_a_request_waits_until_its_first_token() -> None:
     async def story() -> None:
         control, engine = holding(1).break_down(), Engine()
         gate = ControlGate(engine, control)
@@ -179,7 +179,7 @@ def test_a_request_is_held_until_its_first_token() -> None:
     asyncio.run(story())
 
 
-def test_a_held_request_that_is_given_up_frees_its_place() -> None:
+def test_a_waiting_request_that_is_given_up_frees_its_place() -> None:
     async def story() -> None:
         gate = ControlGate(Engine(), holding(1).break_down())
         stream = asyncio.create_task(ask(gate))
@@ -224,7 +224,7 @@ def test_after_the_recovery_requests_pass_again() -> None:
 @pytest.mark.parametrize(
     ("method", "path"), [("GET", "/health"), ("GET", "/metrics"), ("POST", "/fault_tolerance/apply")]
 )
-def test_reading_and_control_are_never_held(method: str, path: str) -> None:
+def test_reading_and_control_never_wait(method: str, path: str) -> None:
     async def story() -> None:
         engine = Engine()
         engine.first_token.set()

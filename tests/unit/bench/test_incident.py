@@ -153,7 +153,7 @@ def test_a_refilled_standby_makes_no_window() -> None:
     assert window_of([event("standbys-changed", 1.0)]) is None
 
 
-def test_a_group_waits_for_a_newcomer_but_its_pause_does_not() -> None:
+def test_a_group_waits_for_a_replacement_but_its_pause_does_not() -> None:
     """A replacement is paused from its start; the figure is the pause of the other engines."""
     lost, *back = loss(1.0, 21.0, 1)
     events = [lost, event("engine-paused", 1.1, 0), *back, event("engine-paused", 21.1, 1)]

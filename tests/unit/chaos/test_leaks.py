@@ -30,7 +30,7 @@ def test_a_process_that_holds_more_than_before_leaks(more: dict[str, int]) -> No
     assert any(f"process 1: {next(iter(more))} grew" in found for found in leaks({1: usage()}, {1: usage(**more)}))
 
 
-def test_a_newcomer_is_compared_as_part_of_all() -> None:
+def test_a_replacement_is_compared_as_part_of_all() -> None:
     """It is not its predecessor."""
     assert leaks({1: usage(), 2: usage()}, {1: usage(), 3: usage(files=115)}) == []
     [found] = leaks({1: usage(), 2: usage()}, {1: usage(), 3: usage(files=150)})

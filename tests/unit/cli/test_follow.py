@@ -84,6 +84,6 @@ def test_a_server_that_was_never_there_is_not_waited_for() -> None:
     assert server.pauses == []
 
 
-def test_a_refusal_ends_the_following(page: Callable[..., EventsPage]) -> None:
+def test_a_refused_request_ends_the_following(page: Callable[..., EventsPage]) -> None:
     server = Server(page(1), REFUSAL, page(2))
     assert server.follow() == [1]

@@ -140,7 +140,7 @@ def test_a_recovery_begins_its_epoch_and_says_how_long_the_busy_loop_was_paused(
     bench.tell(facts.RecoveryFinished(m.RecoveryReport(requests=7)))
     recovered = bench.told_client[-1]
     assert (recovered.command_id, recovered.epoch, recovered.worker_pids) == ("recover", 3, (100,))
-    assert (recovered.report.requests, recovered.report.held_s) == (7, 2.0)
+    assert (recovered.report.requests, recovered.report.paused_s) == (7, 2.0)
     assert bench.machine.busy_loop is BusyLoop.RUNNING
 
 

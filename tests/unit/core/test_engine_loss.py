@@ -382,7 +382,7 @@ def test_an_attached_message_knows_its_workers():
 
 
 @pytest.mark.parametrize("rank", [0, None])
-def test_in_lockstep_what_was_wrong_with_an_engine_core_does_not_condemn_the_one_that_takes_its_place(rank):
+def test_in_lockstep_what_was_wrong_with_an_engine_core_does_not_end_its_replacement(rank):
     config = HoldfastConfig(max_retries=1, max_worker_restarts=0, max_engine_restarts=3)
     world = World(config, (), [(0, FaultClass.TRANSIENT, rank)] * 2)
     assert world.run(100.0, 20)
@@ -390,7 +390,7 @@ def test_in_lockstep_what_was_wrong_with_an_engine_core_does_not_condemn_the_one
     assert [world.bench.view(e).restarts for e in (0, 1, 2)] == [1, 0, 0]
 
 
-def test_in_lockstep_a_newcomer_is_let_in_where_no_retries_are_allowed():
+def test_in_lockstep_a_replacement_is_let_in_where_no_retries_are_allowed():
     world = World(HoldfastConfig(max_retries=0), (), [(0, "lost", None)])
     assert world.run(100.0, 20)
     assert world.bench.states(0, 1, 2) == ["healthy"] * 3

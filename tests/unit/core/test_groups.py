@@ -99,7 +99,7 @@ def test_the_whole_group_recovers_under_one_epoch_and_rebuilds_what_was_broken()
     assert [bench.view(e).epoch for e in range(4)] == [1, 1, 0, 0]
 
 
-def test_the_decision_is_told_of_the_engine_that_is_to_blame():
+def test_the_decision_is_told_of_the_engine_with_the_root_cause():
     bench = a_pair()
     bench.faulted(1)
     bench.paused_by_fault(1)

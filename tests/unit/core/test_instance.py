@@ -23,7 +23,7 @@ def test_an_engine_is_healthy_once_it_reported_what_it_attached_to():
     assert bench.instance.view().ready
 
 
-def test_auto_a_fault_is_published_the_engine_held_retried_and_healthy_again():
+def test_auto_a_fault_is_published_the_engine_paused_retried_and_healthy_again():
     bench = Bench()
     assert kinds(bench.faulted()) == ["fault-reported"]
     assert not bench.instance.view().ready
@@ -76,7 +76,7 @@ def test_without_a_name_the_engine_that_stands_paused_is_retried():
     assert bench.retry(engine=None)[0].engine_ids == (1,)
 
 
-def test_an_engine_that_stands_held_without_a_word_before_was_faulted_then():
+def test_an_engine_that_is_paused_without_a_report_before_was_faulted_then():
     bench = Bench()
     assert kinds(bench.paused_by_fault())[:2] == ["fault-reported", "engine-paused"]
     assert bench.view().faults == 1
@@ -134,7 +134,7 @@ def test_external_failed_recoveries_do_not_prolong_the_timeout():
     assert kinds(bench.tick(10.0))[-1] == "End"
 
 
-def test_standing_held_in_the_new_epoch_ends_the_command_whose_end_was_never_heard():
+def test_a_pause_in_the_new_epoch_ends_the_command_whose_end_was_never_reported():
     bench = Bench(EXTERNAL)
     bench.paused_by_fault()
     bench.retry("cmd")

@@ -84,7 +84,7 @@ def test_arming_without_an_answer_ends_in_its_deadline_and_a_late_answer_changes
 # ---- time, and ends
 
 
-def test_a_fault_after_which_the_engine_never_stands_held_ends_in_a_deadline():
+def test_a_fault_after_which_the_engine_never_pauses_ends_in_a_deadline():
     bench = Bench()
     bench.faulted()
     assert bench.tick(AUTO.containment_timeout_s - 0.1) == []

@@ -31,7 +31,7 @@ specs = st.builds(InjectionSpec, phase=st.sampled_from(Phase), engine_id=numbers
                   after_steps=st.integers(0, 10**6), times=st.integers(1, 1000),
                   request_index=st.integers(0, 10**5), message=st.text(max_size=200))  # fmt: skip
 ranks = st.lists(numbers).map(tuple)
-reports = st.builds(m.RecoveryReport, requests=numbers, evicted_blocks=numbers, held_s=seconds, drain_s=seconds,
+reports = st.builds(m.RecoveryReport, requests=numbers, evicted_blocks=numbers, paused_s=seconds, drain_s=seconds,
                     replaced_ranks=ranks, standbys_used=numbers, replace_s=seconds)  # fmt: skip
 rendezvous = st.builds(Rendezvous, host=st.text(), port=numbers, epoch=numbers)
 configured = st.builds(RuntimeSettings, fault_policy=st.sampled_from(["auto", "external", "dry-run"]),

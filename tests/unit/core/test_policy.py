@@ -30,7 +30,7 @@ def test_the_reason_counts_the_retries_within_the_window():
     assert decide_repair(10.0, incident(1.0, 2.0), AUTO).reason.endswith("retry 3 of 3")
 
 
-def test_more_retries_than_allowed_within_the_window_end_the_instance_where_no_rank_is_to_blame():
+def test_more_retries_than_allowed_within_the_window_end_the_instance_where_no_rank_is_the_root_cause():
     decision = decide_repair(10.0, incident(1.0, 2.0, 3.0, rank=None), AUTO)
     assert decision.action is Action.END
     assert "3 retries within 60 s did not last (--max-retries 3)" in decision.reason
@@ -59,7 +59,7 @@ def test_a_retry_leaves_the_window_exactly_when_it_is_as_old_as_the_window_is_lo
     assert Budget((0.5, 1.0)).recent(Intensity("retries", 3, 60.0, "--max-retries"), now).tried_at == kept
 
 
-def test_a_fault_that_brings_the_search_for_a_guilty_request_on_is_no_further_try():
+def test_a_fault_that_brings_the_search_for_a_poison_request_on_is_no_further_try():
     decision = decide_repair(10.0, incident(1.0, 2.0, 3.0, search_progressed=True), AUTO)
     assert decision.action is Action.RETRY
     assert "not counted as a try" in decision.reason
@@ -116,7 +116,7 @@ def test_tries_of_an_incident_that_is_still_open_are_not_forgiven_however_long_t
 
 
 @pytest.mark.parametrize("config", [HoldfastConfig(max_retries=0), EXTERNAL])
-def test_a_newcomer_is_let_in_without_a_try_of_anything_whoever_decides(config):
+def test_a_replacement_is_let_in_without_a_try_of_anything_whoever_decides(config):
     for fault_class in (None, FaultClass.COMMUNICATOR):
         found = (
             nothing_wrong(awaits_join=True)

@@ -238,7 +238,7 @@ def test_a_shared_block_is_not_free_before_its_last_keeper_is_released():
     assert given_up_blocks(release_until_rest_fits(plan, pair, 0, 1), pair) == 1
 
 
-def test_where_a_rank_lost_its_memory_no_kv_is_good_and_every_held_block_is_suspect():
+def test_where_a_rank_lost_its_memory_no_kv_is_good_and_every_block_in_use_is_suspect():
     held = [RequestBlocks("a", 10, 9, 0, (0, 1, 2)), RequestBlocks("b", 4, 0, 0, ())]
     plan = plan_restart(held, 4)
     assert (plan.good_tokens, plan.suspect_blocks) == ({"a": 0, "b": 0}, frozenset({0, 1, 2}))

@@ -190,7 +190,7 @@ def test_a_restart_of_who_could_not_go_on_is_a_conflict_that_says_why():
         bench.restart_workers("restart")
 
 
-def test_standbys_stand_in_the_view_and_their_changes_among_the_events():
+def test_standbys_are_in_the_view_and_their_changes_among_the_events():
     bench = Bench()
     standbys = m.Standbys(wanted=2, ready=1, memory_bytes=2**20)
     said = bench.observe(m.StandbysChanged(engine_id=0, standbys=standbys))

@@ -80,7 +80,7 @@ def test_only_the_given_requests_are_scheduled_and_all_others_stay_in_their_queu
     assert [r.request_id for r in bench.scheduler.waiting] == ["y"]
 
 
-def test_all_but_the_held_requests_are_scheduled() -> None:
+def test_all_but_the_waiting_requests_are_scheduled() -> None:
     bench = Bench()
     bench.requests.restrict(None, frozenset("ay"), nothing)
     assert bench.scheduler.schedule() == "bcx"

@@ -164,7 +164,7 @@ def test_requests_that_wait_to_be_added_are_dropped_as_well() -> None:
     assert list(request_ids) == ["late"]
 
 
-def test_another_call_under_that_name_is_answered_with_a_refusal() -> None:
+def test_another_call_under_that_name_is_refused() -> None:
     engine: Any = SimpleNamespace(output_queue=queue.Queue())
     answer_greetings(engine)
     engine.ft_sentinel.handle_command(1, 42, {"instruction": "retry"})

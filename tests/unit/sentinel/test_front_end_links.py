@@ -326,14 +326,14 @@ REFUSED: dict[str, tuple[Command, type[HoldfastError]]] = {
 
 
 @pytest.mark.parametrize("what", REFUSED)
-def test_a_refusal_is_the_same_on_a_link_as_on_the_owner(owner: Owner, what: str) -> None:
+def test_a_refused_command_is_the_same_on_a_link_as_on_the_owner(owner: Owner, what: str) -> None:
     command, kind = REFUSED[what]
     there, here = ending(owner.sentinel.submit(command)), ending(owner.link().submit(command))
     assert type(here) is type(there) is kind
     assert vars(here) == vars(there)
 
 
-def test_an_engine_cores_refusal_is_a_bad_instruction_on_a_link_too(owner: Owner) -> None:
+def test_a_command_refused_by_an_engine_core_is_a_bad_instruction_on_a_link_too(owner: Owner) -> None:
     armed = owner.link().submit(InjectFault(command_id="a", spec=InjectionSpec(phase=Phase.FORWARD, rank=3)))
     owner.told()
     owner.say(m.EngineAnswered(engine_id=0, command_id="a", refused="engine 0 has no rank 3"))

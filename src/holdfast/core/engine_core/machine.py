@@ -261,7 +261,7 @@ class EngineCoreMachine:
                 engine_id=self._context.engine_id,
                 command_id=command.command_id,
                 epoch=command.epoch,
-                report=msgspec.structs.replace(finished.report, held_s=now - self._pause.began_at),
+                report=msgspec.structs.replace(finished.report, paused_s=now - self._pause.began_at),
                 worker_pids=tuple(self.registry.pids().values()),
             )
         )

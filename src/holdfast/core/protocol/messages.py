@@ -164,7 +164,7 @@ class RecoveryReport(msgspec.Struct, frozen=True, kw_only=True):
     stale_replies: int = 0
     salvaged_outputs: int = 0
     failed_requests: int = 0
-    held_s: float = 0.0
+    paused_s: float = 0.0
     drain_s: float = 0.0
     rewind_s: float = 0.0
     restore_s: float = 0.0

@@ -142,7 +142,7 @@ LOADED = [(ONE, V1_ASYNC), (TP2, V1_SYNC), (PP2, V1_SYNC), (MOE_EP, V1_SYNC)]
 @pytest.mark.matrix
 @pytest.mark.timeout(MIXED_LOAD_S + 600)
 @pytest.mark.parametrize(("topology", "kind"), LOADED, ids=lambda p: p.name)
-def test_nobody_is_accused_in_a_mixed_load_beside_processes_that_take_every_processor(
+def test_no_rank_is_declared_hung_in_a_mixed_load_beside_processes_that_take_every_processor(
     servers: Servers, topology: Topology, kind: Kind
 ) -> None:
     chance = random.Random(SEED)
