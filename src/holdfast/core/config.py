@@ -227,5 +227,5 @@ def _convert(stated: dict[str, Any], kind: type[S]) -> S:
 
 
 def _nearest(key: str, known: tuple[str, ...]) -> str:
-    near = difflib.get_close_matches(key.replace("-", "_"), known, n=1, cutoff=0.4)
+    near = difflib.get_close_matches(key, known, cutoff=0.4)
     return f"did you mean {near[0]!r}?" if near else "known: " + ", ".join(known)

@@ -118,10 +118,7 @@ class EngineCoreMachine:
     def _from_client(self, command: m.ToEngine, now: float) -> None:
         self._commands.heard(now)
         match command:
-            case m.RecoverEngine():
-                if command.epoch > self.epoch:
-                    self._commands.put(command)
-            case m.EndEngine():
+            case m.RecoverEngine() | m.EndEngine():
                 self._commands.put(command)
             case m.PauseEngine():
                 self._ranks.pause(command, now)

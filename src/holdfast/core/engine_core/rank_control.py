@@ -6,6 +6,7 @@ The half of the machine beside the busy loop. One stalled rank at a time is sear
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from holdfast.core.engine_core import effects as fx
 from holdfast.core.engine_core import facts
@@ -18,13 +19,13 @@ from holdfast.core.stalls.stalls import Stall
 PROBE_S = 0.4  # until a rank whose collectives were broken has left its step, if it only waited in one
 
 
+@dataclass
 class StallSearch:
     """Search for a hung rank, a single search at a time. `declared`: process ids of ranks that were declared hung."""
 
-    def __init__(self) -> None:
-        self._suspects: dict[int, Stall] = {}
-        self._until = 0.0
-        self.declared: set[int] = set()
+    declared: set[int] = field(default_factory=set)
+    _suspects: dict[int, Stall] = field(default_factory=dict)
+    _until: float = 0.0
 
     @property
     def is_under_way(self) -> bool:
@@ -51,7 +52,7 @@ class StallSearch:
         if not certain and now < self._until:
             return None
         still = [s for s in stalls if (was := self._suspects.get(s.rank)) is not None and s.call == was.call]
-        self._suspects = {}
+        self._suspects.clear()
         return certain or still
 
 

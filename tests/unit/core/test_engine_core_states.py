@@ -1,0 +1,97 @@
+"""The states of a busy loop between the facts, and when the machine of an engine core has to be woken."""
+
+import pytest
+
+from holdfast.core.config import HoldfastConfig
+from holdfast.core.engine_core import facts
+from holdfast.core.engine_core.machine import REPORT_WAIT_S, BusyLoop, EngineCoreMachine
+from holdfast.core.engine_core.rank_control import PROBE_S
+from holdfast.core.faults.classification import default_classifier
+from holdfast.core.protocol import messages as m
+from support.engine_core_bench import EngineCoreBench
+
+
+class ErrorOfARank(RuntimeError):
+    rank = 3
+    phase = "sampling"
+
+
+def machine_alone():
+    machine = EngineCoreMachine(0, HoldfastConfig(), lambda: 0.0)
+    machine.handle(facts.HostAttached(False), 50.0)
+    return machine
+
+
+def test_the_busy_loop_is_named_by_what_it_waits_for():
+    machine = machine_alone()
+    seen = [machine.busy_loop]
+    for fact in [
+        facts.StepRaised(ValueError("boom"), False, False),
+        facts.WorkersChecked(False),
+        facts.FaultStudied(),
+        m.RecoverEngine(command_id="c", epoch=1),
+        facts.RecoveryFinished(m.RecoveryReport()),
+        facts.StepRaised(ValueError("boom"), True, False),
+        facts.FaultStudied(),
+        m.EndEngine(command_id="c", reason="enough"),
+    ]:
+        machine.handle(fact, 50.0)
+        seen.append(machine.busy_loop)
+    assert seen == [
+        BusyLoop.RUNNING,
+        BusyLoop.CHECKING_WORKERS,
+        BusyLoop.STUDYING_FAULT,
+        BusyLoop.PAUSED,
+        BusyLoop.RECOVERING,
+        BusyLoop.RUNNING,
+        BusyLoop.STUDYING_FAULT,
+        BusyLoop.PAUSED,
+        BusyLoop.ENDED,
+    ]
+
+
+def test_a_machine_that_waits_for_a_ranks_account_is_due_when_the_wait_ends():
+    bench = EngineCoreBench()
+    bench.step_raises(is_workers_reply=True)
+    assert bench.machine.wakes_at() == bench.now + REPORT_WAIT_S
+
+
+def test_a_machine_that_searches_a_stalled_rank_is_due_when_the_search_ends():
+    bench = EngineCoreBench(ranks=2)
+    bench.look(bench.stall(0), bench.stall(1))
+    bench.acknowledge(0, 1)
+    bench.step_raises(is_interrupt=True)
+    assert bench.now < bench.machine.wakes_at() < bench.now + 2 * PROBE_S
+
+
+def test_a_look_at_the_very_end_of_a_search_decides():
+    bench = EngineCoreBench(ranks=2)
+    bench.look(bench.stall(0), bench.stall(1))
+    bench.now += PROBE_S - 0.1
+    bench.look(bench.stall(1))
+    bench.keep_evidence()
+    assert bench.killed == [1]
+
+
+def test_the_rank_and_the_phase_that_an_error_names_are_those_of_the_fault():
+    bench = EngineCoreBench()
+    bench.step_raises(ErrorOfARank("boom"))
+    [pause] = bench.announced
+    assert (pause.fault.rank, pause.fault.phase) == (3, "sampling")
+
+
+def test_the_answer_of_a_worker_is_passed_on_with_its_reason():
+    bench = EngineCoreBench()
+    bench.tell(m.WorkerAnswered(rank=0, command_id="c", refused="no such phase"))
+    bench.tell(m.WorkerAnswered(rank=0, command_id="d", refused=None))
+    assert bench.told_client == [
+        m.EngineAnswered(engine_id=0, command_id="c", refused="no such phase"),
+        m.EngineAnswered(engine_id=0, command_id="d", refused=None),
+    ]
+
+
+@pytest.mark.parametrize("exit_code", [-9, -11, 1])
+def test_a_lost_rank_is_classified_by_how_its_process_ended(exit_code):
+    bench = EngineCoreBench(ranks=2)
+    bench.lose(0, exit_code=exit_code)
+    assert bench.faults[-1].class_reason == default_classifier().of_exit(exit_code).reason
