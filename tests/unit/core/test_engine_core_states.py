@@ -3,12 +3,15 @@
 import pytest
 
 from holdfast.core.config import HoldfastConfig
+from holdfast.core.engine_core import effects as fx
 from holdfast.core.engine_core import facts
 from holdfast.core.engine_core.machine import REPORT_WAIT_S, BusyLoop, EngineCoreMachine
-from holdfast.core.engine_core.rank_control import PROBE_S
+from holdfast.core.engine_core.rank_control import PROBE_S, SEARCH_MARGIN_S
 from holdfast.core.faults.classification import default_classifier
+from holdfast.core.faults.faults import Phase
+from holdfast.core.faults.injection import InjectionSpec
 from holdfast.core.protocol import messages as m
-from support.engine_core_bench import EngineCoreBench
+from support.engine_core_bench import WALL, EngineCoreBench
 
 
 class ErrorOfARank(RuntimeError):
@@ -61,7 +64,7 @@ def test_a_machine_that_searches_a_stalled_rank_is_due_when_the_search_ends():
     bench.look(bench.stall(0), bench.stall(1))
     bench.acknowledge(0, 1)
     bench.step_raises(is_interrupt=True)
-    assert bench.now < bench.machine.wakes_at() < bench.now + 2 * PROBE_S
+    assert bench.machine.wakes_at() == bench.now + PROBE_S + SEARCH_MARGIN_S
 
 
 def test_a_look_at_the_very_end_of_a_search_decides():
@@ -94,4 +97,36 @@ def test_the_answer_of_a_worker_is_passed_on_with_its_reason():
 def test_a_lost_rank_is_classified_by_how_its_process_ended(exit_code):
     bench = EngineCoreBench(ranks=2)
     bench.lose(0, exit_code=exit_code)
-    assert bench.faults[-1].class_reason == default_classifier().of_exit(exit_code).reason
+    fault = bench.faults[-1]
+    assert (fault.class_reason, fault.at) == (default_classifier().of_exit(exit_code).reason, WALL + bench.now)
+
+
+def test_a_rank_that_is_declared_hung_is_logged_as_an_error():
+    bench = EngineCoreBench()
+    bench.look(bench.stall(0))
+    assert bench.all_of(fx.Log) == [fx.Log("rank 0 stalled: no progress", is_error=True)]
+
+
+def test_ranks_that_cannot_be_declared_hung_are_logged_with_the_reason():
+    bench = EngineCoreBench(ranks=2)
+    bench.look(bench.stall(0), is_rebuildable=False)
+    text = "ranks make no progress; no rank is declared hung, because their collectives cannot be rebuilt"
+    assert bench.all_of(fx.Log) == [fx.Log(text)]
+
+
+def test_evidence_that_nothing_waits_for_kills_no_rank():
+    bench = EngineCoreBench(ranks=2)
+    bench.tell(facts.EvidenceKept(bench.stall(1)))
+    assert bench.killed == []
+
+
+def test_a_refused_injection_answers_the_command_that_asked():
+    spec = InjectionSpec(phase=Phase.FORWARD)
+    starting = EngineCoreBench(starting=True)
+    starting.tell(m.ArmFault(command_id="a", spec=spec))
+    bench = EngineCoreBench()
+    bench.tell(facts.ArmingUndelivered(m.ArmWorkerFault(command_id="b", spec=spec)))
+    assert [(told.command_id, told.refused) for told in starting.told_client + bench.told_client] == [
+        ("a", "the engine core is still starting"),
+        ("b", "rank 0 did not accept the command"),
+    ]

@@ -35,3 +35,18 @@ def test_an_error_without_a_hint_is_its_message():
 
 def test_a_conflict_carries_the_state_it_was_in():
     assert errors.CommandConflict("no", state="healthy").state == "healthy"
+
+
+@pytest.mark.parametrize("error", [errors.HoldfastError("no"), errors.CommandConflict("no", state="healthy")])
+def test_an_error_that_knows_no_remedy_names_none(error):
+    assert (str(error), error.hint) == ("no", "")
+
+
+def test_a_silent_peer_is_named_with_its_rank_and_a_remedy():
+    error = errors.PeerSilent("rank 1 is silent", hint="restart the server", rank=1)
+    assert (str(error), error.rank) == ("rank 1 is silent (restart the server)", 1)
+
+
+def test_non_finite_logits_are_an_error_with_a_message_and_requests():
+    error = errors.NonFiniteLogits("NaN at row 3", request_ids=["a", "b"])
+    assert (str(error), error.request_ids, error.phase) == ("NaN at row 3", ("a", "b"), None)

@@ -6,6 +6,7 @@ begins with an empty containment, and facts of another epoch are ignored.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from holdfast.core.protocol import messages as m
 class Containment:
     """State of the ranks of an engine core in the present epoch."""
 
-    def __init__(self, epoch: int = 0) -> None:
+    def __init__(self, epoch: int) -> None:
         self.begin(epoch)
 
     def begin(self, epoch: int) -> None:
@@ -31,8 +32,8 @@ class Containment:
         self.broken = False  # whether collectives were broken
         self._faulted: set[int] = set()
         self._owing: set[int] = set()  # ranks whose acknowledgement is due
-        self._acknowledge_by = float("inf")
-        self._searching_until = 0.0
+        self._acknowledge_by = math.inf
+        self.end_search()
 
     def rank_faulted(self, rank: int, fault: Fault, epoch: int) -> bool:
         """Note the fault of a rank. Return True for a fault of the present epoch deeper than all known."""
@@ -79,7 +80,7 @@ class Containment:
     @property
     def acknowledgement_due_at(self) -> float:
         """Time by which an acknowledgement is due; infinity when none is due."""
-        return self._acknowledge_by if self._owing else float("inf")
+        return self._acknowledge_by if self._owing else math.inf
 
     @property
     def awaited_until(self) -> float:
@@ -90,12 +91,12 @@ class Containment:
 Command = m.RecoverEngine | m.EndEngine
 
 
+@dataclass
 class CommandQueue:
     """Commands in order of arrival, and the time of the client's last message."""
 
-    def __init__(self) -> None:
-        self._waiting: deque[Command] = deque()
-        self._heard_at = 0.0
+    _waiting: deque[Command] = field(default_factory=deque)
+    _heard_at: float = 0.0
 
     def heard(self, now: float) -> None:
         """Note that the client is alive."""
