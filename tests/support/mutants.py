@@ -14,10 +14,9 @@ import json
 import os
 import signal
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import accumulate, islice
 from pathlib import Path
 
 import pytest
@@ -29,7 +28,10 @@ from mutmut.utils.format_utils import mangled_name_from_mutant_name
 PLAN = json.loads(Path(os.environ["HOLDFAST_MUTANTS"]).read_text())
 
 SURVIVED, KILLED, NO_TESTS, TIMEOUT = 0, 1, 33, 36
-TESTS_S = 1.0  # of tests for a mutant, the shortest first: a mutant that only longer tests notice needs a shorter one
+# Of tests for a mutant, those first that are short and call few functions: a mutant that only longer tests notice
+# counts as a survivor, because the behaviour has no test of its own.
+TESTS_S = 1.0
+OVERHEAD_S = 0.005  # of every test, about
 CPU_TIMES, CPU_AT_LEAST_S, WALL_S = 20, 4.0, 60.0  # a test that takes longer than so many times its time has failed
 
 
@@ -100,6 +102,7 @@ class Running:
 def run_mutants(items: list[pytest.Item]) -> None:
     """Run the mutants of the plan, a few at a time, until all have a verdict or the time is over."""
     known = json.loads(Path(PLAN["hits"]).read_text())
+    breadth = Counter(test for tests in known["hits"].values() for test in tests)  # how many functions a test calls
     by_id = {item.nodeid: item for item in items}
     likely: dict[str, list[str]] = defaultdict(list)  # tests that killed a mutant of the function, the latest first
     end = time.monotonic() + PLAN["bound_s"]
@@ -111,7 +114,7 @@ def run_mutants(items: list[pytest.Item]) -> None:
             while len(running) < PLAN["processes"] and time.monotonic() < end and (name := next(names, None)):
                 function = mangled_name_from_mutant_name(name)
                 tests = [test for test in known["hits"].get(function, ()) if test in by_id]
-                tests = shortest(tests, known["seconds"])
+                tests = most_specific(tests, known["seconds"], breadth)
                 tests = list(dict.fromkeys([*(t for t in likely[function] if t in tests), *tests]))
                 started = start(name, [(by_id[test], known["seconds"][test]) for test in tests])
                 running[started.pid] = started
@@ -133,11 +136,15 @@ def run_mutants(items: list[pytest.Item]) -> None:
             verdicts.flush()
 
 
-def shortest(tests: list[str], seconds: dict[str, float]) -> list[str]:
-    """Return the shortest tests, in ascending order, that take `TESTS_S` together; one at least."""
-    ordered = sorted(tests, key=seconds.__getitem__)
-    ends = accumulate(seconds[test] for test in ordered)
-    return ordered[:1] + [test for test, end in zip(ordered[1:], islice(ends, 1, None), strict=True) if end <= TESTS_S]
+def most_specific(tests: list[str], seconds: dict[str, float], breadth: Counter[str]) -> list[str]:
+    """Return tests that take `TESTS_S` together, one at least; short ones that call few functions come first."""
+    left_s, chosen = TESTS_S, []
+    for test in sorted(tests, key=lambda test: breadth[test] * (seconds[test] + OVERHEAD_S)):
+        left_s -= seconds[test]
+        if chosen and left_s < 0:
+            break
+        chosen.append(test)
+    return chosen
 
 
 def start(name: str, tests: list[tuple[pytest.Item, float]]) -> Running:

@@ -13,6 +13,8 @@ from holdfast.core.faults.faults import (
     Phase,
     deeper,
     describe_error,
+    hung,
+    unresponsive,
 )
 from holdfast.core.protocol import messages as m
 
@@ -94,3 +96,26 @@ def test_a_phase_belongs_to_the_worker_or_to_the_engine_core():
     in_worker = [p for p in Phase if p.in_worker]
     steps = [Phase.STEP_START, Phase.FORWARD, Phase.STEP_END, Phase.SAMPLE_START, Phase.SAMPLE_END]
     assert in_worker == [*steps, Phase.REBUILD]
+
+
+def test_characters_that_cannot_be_sent_are_replaced():
+    assert describe_error(ValueError("half a pair: \ud800")) == ("ValueError", "half a pair: ?")
+
+
+def test_a_process_that_does_not_answer_is_unresponsive_and_says_what_is_missing():
+    assert unresponsive(2, "no answer within 5 s") == Fault(
+        fault_class=FaultClass.UNRESPONSIVE, error_type="PeerSilent", message="no answer within 5 s", engine_id=2
+    )
+
+
+def test_a_hung_rank_is_unresponsive_where_and_when_it_was_seen():
+    assert hung(2, 1, "stalled", 7.0, phase="sampling", step=3) == Fault(
+        fault_class=FaultClass.UNRESPONSIVE,
+        error_type="PeerSilent",
+        message="rank 1 stalled",
+        engine_id=2,
+        rank=1,
+        phase="sampling",
+        step=3,
+        at=7.0,
+    )

@@ -139,5 +139,5 @@ def describe_error(error: BaseException) -> tuple[str, str]:
         text = " ".join(str(error).split()) or "no message"
     except Exception as broken:
         text = f"no message: its text raises {type(broken).__name__}"
-    sendable = text[:MAX_CAUSE_CHARS].encode("utf-8", "replace").decode("utf-8")
+    sendable = text[:MAX_CAUSE_CHARS].encode(errors="replace").decode()
     return type(error).__name__, sendable
