@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from holdfast.core.faults.faults import Phase
-from holdfast.core.faults.injection import MAX_TIMES, ArmedFault, InjectionSpec
+from holdfast.core.faults.injection import MAX_TIMES, ArmedFault, FaultKind, InjectedFault, InjectionSpec
 
 
 @given(after=st.integers(0, 20), times=st.integers(1, 20), passages=st.integers(0, 60))
@@ -52,3 +52,35 @@ def test_a_specification_is_from_a_closed_list_and_bounded(wrong):
 def test_a_trap_of_a_request_goes_off_in_its_steps_only(batch, together, goes_off):
     fault = ArmedFault(InjectionSpec(phase=Phase.FORWARD, request="bad", together=together))
     assert fault.is_due(batch) is goes_off
+
+
+@pytest.mark.parametrize(
+    ("wrong", "why"),
+    [
+        ({"phase": Phase.SAMPLE_END, "kind": FaultKind.NAN}, "nan is of the phase forward, not of sample-end"),
+        ({"phase": Phase.FORWARD, "kind": FaultKind.CRASH}, "crash is of an engine core's phase, not of forward"),
+        (
+            {"phase": Phase.SCHEDULE_END, "kind": FaultKind.OOM},
+            "oom is of a device, which only workers use; schedule-end is a phase of an engine core",
+        ),
+    ],
+)
+def test_a_kind_of_fault_in_the_wrong_phase_is_refused_with_the_reason(wrong, why):
+    with pytest.raises(ValueError) as caught:
+        InjectionSpec(**wrong)
+    assert str(caught.value) == why
+
+
+def test_an_injected_fault_says_its_message_phase_and_kind():
+    fault = InjectedFault(InjectionSpec(phase=Phase.FORWARD, kind=FaultKind.RAISE, message="as ordered"))
+    assert (str(fault), fault.phase, fault.kind) == ("as ordered", Phase.FORWARD, FaultKind.RAISE)
+
+
+def test_a_trap_that_skips_one_step_goes_off_at_the_second():
+    fault = ArmedFault(InjectionSpec(phase=Phase.FORWARD, after_steps=1, times=1))
+    assert [fault.is_due() for _ in range(3)] == [False, True, False]
+
+
+def test_a_trap_that_skips_two_steps_goes_off_at_the_third():
+    fault = ArmedFault(InjectionSpec(phase=Phase.FORWARD, after_steps=2, times=1))
+    assert [fault.is_due() for _ in range(4)] == [False, False, True, False]
