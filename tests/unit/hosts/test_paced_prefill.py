@@ -10,8 +10,7 @@ import pytest
 pytest.importorskip("vllm")
 
 from holdfast.hosts.vllm.engine import pacing
-from holdfast.hosts.vllm.engine.pacing import PacedPrefill
-from holdfast.hosts.vllm.engine.request_admission import StepRules
+from holdfast.hosts.vllm.engine.pacing import PacedPrefill, StepRules
 
 WHOLE_STEP = 2048
 

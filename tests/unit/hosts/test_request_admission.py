@@ -9,7 +9,8 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from holdfast.hosts.vllm.engine.request_admission import StepRules, VllmRequestHost
+from holdfast.hosts.vllm.engine.pacing import StepRules
+from holdfast.hosts.vllm.engine.request_admission import VllmRequestHost
 
 
 def request(name: str, computed: int = 8, in_flight: int = 1, output: int = 3) -> Any:

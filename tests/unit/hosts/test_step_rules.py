@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from holdfast.hosts.vllm.engine.request_admission import Rule, StepRules
+from holdfast.hosts.vllm.engine.pacing import Rule, StepRules
 
 
 class Scheduler:

@@ -1,5 +1,6 @@
-"""Paced prefill: requests computed again after a loss get a bounded part of each step while further requests decode.
+"""Rules around a step of the scheduler, and the rule that paces prefills.
 
+Paced prefill: requests computed again after a loss get a bounded part of each step while further requests decode.
 Such requests come from a lost engine core, or lost their KV with a rank while the peers in lockstep kept theirs. The
 host prefills as much as fits into a step. The bound lowers the limit of a step for as long as the next prefill is a
 paced request. Otherwise, and where prompts cannot be cut, a step is the host's own.
@@ -7,15 +8,60 @@ paced request. Otherwise, and where prompts cannot be cut, a step is the host's 
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from holdfast.hosts.vllm.engine.request_admission import StepRules
 from holdfast.hosts.vllm.engine.rewind import only_full_attention
 
 logger = logging.getLogger("holdfast")
+
+
+Rule = Callable[[Callable[[], Any]], Any]  # given the function that schedules the step; returns the output of the step
+
+
+class StepRules:
+    """The rules of a scheduler. Busy loop's thread. A rule may be removed while running."""
+
+    def __init__(self, scheduler: Any) -> None:
+        self._scheduler = scheduler
+        self._rules: list[Rule] = []
+        self._restore: Callable[[], None] = lambda: None
+
+    def add(self, rule: Rule) -> None:
+        """Put a rule around the present rules. Idempotent."""
+        if not self._rules:
+            self._restore = replace_method(self._scheduler, "schedule", self._around(self._scheduler.schedule))
+        if rule not in self._rules:
+            self._rules.append(rule)
+
+    def remove(self, rule: Rule) -> None:
+        """Remove a rule; restore the host's method after the last rule. Idempotent."""
+        if rule in self._rules:
+            self._rules.remove(rule)
+            if not self._rules:
+                self._restore()
+
+    def _around(self, schedule: Callable[..., Any]) -> Callable[..., Any]:
+        def schedule_by_rules(*args: Any, **kwargs: Any) -> Any:
+            call = functools.partial(schedule, *args, **kwargs)
+            for rule in tuple(self._rules):
+                call = functools.partial(rule, call)
+            return call()
+
+        return schedule_by_rules
+
+
+def replace_method(owner: Any, name: str, by: Callable[..., Any]) -> Callable[[], None]:
+    """Replace a method of a single object; return a function that restores the method."""
+    own = vars(owner).get(name)
+    setattr(owner, name, by)
+    return functools.partial(delattr, owner, name) if own is None else functools.partial(setattr, owner, name, own)
+
+
+# ---- paced prefill
 
 
 class Pacing:
