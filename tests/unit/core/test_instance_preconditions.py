@@ -5,6 +5,7 @@ import pytest
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.errors import BadCommand, CommandConflict, UnknownEngine
 from holdfast.core.protocol.commands import RestartEngine
+from holdfast.core.protocol.events import EventKind
 from support.instance_bench import AUTO, EXTERNAL, NO_RESTARTS, Bench
 
 CANNOT = ("the shared-memory ring",)
@@ -155,7 +156,46 @@ def test_an_id_of_a_command_that_is_under_way_is_refused():
     assert conflict(lambda: bench.pause("same")) == (sentence, "healthy")
     bench = Bench(AUTO)
     bench.pause("same")
-    assert conflict(lambda: bench.configure("same", max_retries=1)) == (sentence, "pausing")
+    for again in (
+        lambda: bench.configure("same", max_retries=1),
+        lambda: bench.restart_workers("same"),
+        lambda: restart_engine(bench, "same"),
+        lambda: bench.arm("same"),
+        lambda: bench.retry("same"),
+    ):
+        assert conflict(again) == (sentence, "pausing")
+
+
+def test_an_engine_core_without_peers_is_restarted_although_its_collectives_cannot_be_rebuilt():
+    bench = Bench(attached=False)
+    bench.attached(0, unrebuildable=CANNOT, ranks=2)
+    restart_engine(bench)
+    assert bench.states(0) == ["restarting"]
+
+
+def pause_reasons(bench):
+    return [event.reason for event in bench.events if event.kind is EventKind.PAUSE_ORDERED]
+
+
+def test_the_event_of_a_pause_says_what_ordered_it():
+    bench = Bench()
+    bench.pause()
+    assert pause_reasons(bench) == ["ordered by operator"]
+    bench = Bench()
+    bench.restart_workers()
+    assert pause_reasons(bench) == ["workers are to be restarted"]
+    bench = Bench(groups=[(0, 1)])
+    bench.faulted(1)
+    assert pause_reasons(bench) == ["engine 1 of the same lockstep group has stopped"]
+
+
+def test_an_engine_core_that_does_not_pause_for_a_restart_of_its_workers_is_given_up_in_time():
+    bench = Bench(HoldfastConfig(max_engine_restarts=0, containment_timeout_s=30.0))
+    bench.restart_workers()
+    bench.tick(29.0)
+    assert bench.defeat is None
+    bench.tick(1.0)
+    assert bench.defeat.startswith("engine 0 was told to pause and did not pause within 30 s; ")
 
 
 def test_a_change_of_settings_that_cannot_be_made_is_refused_with_the_sentence_of_the_settings():

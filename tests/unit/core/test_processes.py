@@ -3,7 +3,14 @@
 import pytest
 
 from holdfast.core.config import HoldfastConfig
-from holdfast.core.instance.processes import COORDINATOR, TELL_AGAIN_AFTER_S, api_server, index_of_api_server
+from holdfast.core.instance.processes import (
+    COORDINATOR,
+    TELL_AGAIN_AFTER_S,
+    api_server,
+    decide_restart,
+    index_of_api_server,
+)
+from holdfast.core.policy.ladder import Action, Decision
 from holdfast.core.protocol import messages as m
 from holdfast.core.protocol.effects import End, ReplaceProcess, Send
 from holdfast.core.protocol.events import EventKind, ProcessStatus
@@ -161,3 +168,34 @@ def test_the_return_of_what_was_never_lost_is_no_news():
 
 def test_only_an_api_server_has_an_index():
     assert [index_of_api_server(name) for name in (SECOND, COORDINATOR)] == [1, None]
+
+
+def test_a_decision_to_replace_a_process_says_which_try_it_is_of_how_many():
+    config = HoldfastConfig(max_api_server_restarts=5)
+    reason = "starting a replacement; restart 2 of 5"
+    assert decide_restart(1, config) == Decision(Action.RESTART_PROCESS, reason, after_s=1.0, tries=2, limit=5)
+
+
+def test_every_restart_of_a_process_is_counted_and_named_in_events():
+    bench = Bench(HoldfastConfig(max_api_server_restarts=5))
+    bench.did(bench.instance.process_attached("api-server-0", 11))
+    for pid in (12, 13):
+        bench.did(bench.instance.process_lost("api-server-0", "exit code 3", bench.now))
+        bench.did(bench.instance.process_returned("api-server-0", bench.now, pid))
+    told = [(event.kind.value, event.process, event.reason) for event in bench.events if event.process]
+    assert told == [
+        ("process-attached", "api-server-0", None),
+        ("process-lost", "api-server-0", "api-server-0 was lost: exit code 3; starting a replacement; restart 1 of 5"),
+        ("process-restarted", "api-server-0", None),
+        ("process-lost", "api-server-0", "api-server-0 was lost: exit code 3; starting a replacement; restart 2 of 5"),
+        ("process-restarted", "api-server-0", None),
+    ]
+    [status] = bench.instance.view().processes
+    assert (status.name, status.pid, status.restarts) == ("api-server-0", 13, 2)
+
+
+def test_a_process_that_is_lost_before_it_was_ever_attached_is_shown_by_its_name():
+    bench = Bench(HoldfastConfig())
+    bench.did(bench.instance.process_lost("coordinator", "exit code 3", bench.now))
+    [status] = bench.instance.view().processes
+    assert (status.name, status.pid) == ("coordinator", None)
