@@ -100,8 +100,8 @@ def test_the_deepest_fault_of_the_remaining_engine_cores_decides_once_a_replacem
     bench.faulted(0, fault=a_fault(0, "illegal memory access", FaultClass.DEVICE))
     bench.faulted(1, fault=a_fault(1, "boom"))
     bench.lost(2)
-    bench.paused_by_fault(0, fault=a_fault(0, "illegal memory access", FaultClass.DEVICE))
-    bench.paused_by_fault(1)
+    bench.paused(0)
+    bench.paused(1)
     bench.attached(2, pid=9)
     bench.paused(2, broken=False)
     decided = events(bench, EventKind.DECISION_MADE)[-1]

@@ -3,7 +3,8 @@
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.protocol import messages as m
 from holdfast.core.protocol.effects import Send, Settle
-from holdfast.core.protocol.events import EventKind
+from holdfast.core.protocol.events import EngineStatus, EventKind
+from holdfast.core.states import EngineState
 from support.instance_bench import NO_RESTARTS, Bench, a_fault, is_keepalive
 
 NO_RETRIES = HoldfastConfig(max_retries=0, max_worker_restarts=0, max_engine_restarts=0)
@@ -54,3 +55,31 @@ def test_the_status_of_an_engine_core_says_why_the_instance_has_ended():
     bench.lost()
     assert bench.view().reason == bench.defeat
     assert bench.defeat.startswith("engine core 0 was lost: killed by signal 9")
+
+
+def test_the_status_of_an_engine_core_shows_everything_that_its_reports_said():
+    bench = Bench(groups=[(0, 1)], attached=False)
+    bench.attached(0, pid=7, ranks=2, unrebuildable=("a ring",))
+    assert bench.view(0) == EngineStatus(
+        engine_id=0,
+        status="healthy",
+        state=EngineState.HEALTHY,
+        epoch=0,
+        ranks=2,
+        lockstep_with=(1,),
+        paused_by_operator=False,
+        unrebuildable=("a ring",),
+        pid=7,
+        hooks=("h",),
+        worker_hooks=("w",),
+        reason=None,
+        recoveries=0,
+        worker_restarts=0,
+        faults=0,
+        restarts=0,
+        suspects=0,
+        ended_requests=0,
+    )
+    standbys = m.Standbys(wanted=2, ready=1, memory_bytes=3 * 2**20)
+    bench.observe(m.StandbysChanged(engine_id=0, standbys=standbys))
+    assert (bench.view(0).standbys, bench.events[-1].reason) == (standbys, "1 of 2 ready, 3 MiB")
