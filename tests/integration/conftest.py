@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +10,7 @@ import pytest
 from holdfast.bench.topologies import Topology
 from holdfast.chaos.model import make_dense_model
 from integration.helpers.servers import Figures, Kind, Servers, group_of, summary, told_last
+from support.warm_start import WarmServer
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -36,6 +36,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             return group_of(nodeid)
 
     return LoadServerScheduling(config, log)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Have servers spawn the replacements of lost processes where a mark says so, and fork them elsewhere."""
+    Servers.spawns_replacements = any(item.get_closest_marker(name) for name in ("spawned", "matrix"))
+    for server in WarmServer.living:
+        server.spawn_replacements(Servers.spawns_replacements)
 
 
 _figures: list[Figures] = []  # of each worker's servers
@@ -73,9 +81,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
-    base = tmp_path_factory.getbasetemp()
-    common = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
-    made = Servers(make_dense_model(tmp_path_factory.mktemp("model")), tmp_path_factory.mktemp("logs"), common)
+    made = Servers(make_dense_model(tmp_path_factory.mktemp("model")), tmp_path_factory.mktemp("logs"))
     yield made
     made.close()
     _figures.append(made.figures())

@@ -110,6 +110,7 @@ async def assert_every_server_is_exact(server: Server, reference: list[History])
 
 
 @pytest.mark.timed
+@pytest.mark.spawned
 def test_only_the_streams_of_a_killed_api_server_end(instance: Server) -> None:
     async def scenario() -> None:
         reference, before = await load(instance).run(), await last_sequence(instance)
@@ -139,6 +140,7 @@ def test_only_the_streams_of_a_killed_api_server_end(instance: Server) -> None:
 
 
 @pytest.mark.timed
+@pytest.mark.spawned
 def test_an_engine_core_lost_meanwhile_costs_the_living_server_nothing(instance: Server) -> None:
     async def scenario() -> None:
         reference, before = await load(instance).run(), await last_sequence(instance)
@@ -160,8 +162,9 @@ def test_an_engine_core_lost_meanwhile_costs_the_living_server_nothing(instance:
     run(scenario())
 
 
+@pytest.mark.spawned
 def test_an_instance_that_is_told_to_end_meanwhile_ends_with_everybody(servers: Servers) -> None:
-    with servers.of(DP2) as server:
+    with servers.of(DP2, cold=True) as server:
         before = set(api_servers(server))
         os.kill(max(before), signal.SIGKILL)
         deadline = time.monotonic() + BACK_WITHIN_S

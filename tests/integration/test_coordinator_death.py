@@ -22,7 +22,7 @@ from integration.helpers.engines import kill_in_mid_stream, wait_healthy
 from integration.helpers.servers import V1_SYNC, Servers, in_matrix, left_behind, run, served_name
 from integration.helpers.streams import IDLE_S, begun
 
-pytestmark = [pytest.mark.host, pytest.mark.server]
+pytestmark = [pytest.mark.host, pytest.mark.server, pytest.mark.spawned]
 
 TOKENS = 90
 BACK_WITHIN_S = 60.0

@@ -35,7 +35,7 @@ class Topologies:
 
     def server(self, topology: Topology, *arguments: str) -> Server:
         spec = self._servers.spec(UNPROTECTED, *topology.arguments, *arguments)
-        return Server(replace(spec, model=self._models[topology.model], ready_timeout_s=400.0))
+        return self._servers.unstarted(replace(spec, model=self._models[topology.model], ready_timeout_s=400.0))
 
     def reference(self, topology: Topology) -> list[History]:
         if topology.model not in self._references:

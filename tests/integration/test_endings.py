@@ -15,8 +15,9 @@ from holdfast.chaos.server import Server, log_tail
 from holdfast.chaos.victims import ProcessKind, find_victims
 from holdfast.core.faults.faults import Phase
 from holdfast.core.faults.injection import InjectionSpec
+from integration.helpers.commands import configured
 from integration.helpers.endings import BODY, EXIT_DEFEATED, NO_RESTARTS, hurt, last_line, wait_ended
-from integration.helpers.servers import V1_ASYNC, V1_SYNC, Kind, Servers, in_matrix, left_behind, run, state
+from integration.helpers.servers import V1_ASYNC, V1_SYNC, Kind, Servers, in_matrix, left_behind, run, state, well
 
 pytestmark = [pytest.mark.host, pytest.mark.server]
 
@@ -79,9 +80,10 @@ def test_without_an_instruction_the_instance_ends_after_the_recovery_timeout(ser
 
 
 def test_a_retry_that_fails_leaves_the_instance_paused_and_says_so(servers: Servers) -> None:
-    arguments = ("--enable-fault-injection", "--fault-policy", "external")
-    with servers.start(*arguments) as server:
+    server = servers.shared(V1_SYNC)
+    with configured(server, fault_policy="external"):
         run(_failing_retry(server))
+    assert run(well(server)) is None
 
 
 async def _failing_retry(server: Server) -> None:

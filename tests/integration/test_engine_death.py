@@ -55,6 +55,7 @@ async def killed_run(server: Server, running: Load, engine_id: int) -> tuple[lis
 
 @pytest.mark.parametrize("engine_id", [in_matrix(0), 1])
 @pytest.mark.timed
+@pytest.mark.spawned
 def test_streams_go_on_with_a_sibling_at_once_token_for_token(pair: Server, engine_id: int) -> None:
     async def scenario() -> None:
         await compile_everywhere(pair)

@@ -15,7 +15,7 @@ from holdfast.chaos.server import Server
 from holdfast.chaos.streams import MODEL_NAME
 from holdfast.core.faults.faults import Phase
 from holdfast.core.faults.injection import InjectionSpec
-from integration.helpers.commands import told
+from integration.helpers.commands import configured, told
 from integration.helpers.endings import hurt, wait_ended
 from integration.helpers.engines import RESTART_S, crashed_run, engines_of, kill_in_mid_stream, load, wait_healthy
 from integration.helpers.servers import V1_SYNC, Servers, left_behind, run
@@ -29,6 +29,7 @@ def alone(servers: Servers) -> Server:
     return servers.shared(V1_SYNC)
 
 
+@pytest.mark.spawned
 def test_without_a_sibling_streams_wait_for_the_process_that_takes_its_place(alone: Server) -> None:
     async def scenario() -> None:
         reference = await load(alone, 1).run()
@@ -84,6 +85,20 @@ def test_an_engine_core_lost_in_a_pause_by_the_operator_comes_back_paused(alone:
     run(scenario())
 
 
+def test_where_no_recovery_lasts_another_engine_core_answers(alone: Server) -> None:
+    """The climb: retries fail, nobody knows a rank to blame, and what is wrong with the process goes with it."""
+    run(wait_healthy(alone))
+    [before] = run(engines_of(alone))
+    with configured(alone, max_retries=2):
+        answer = run(hurt(alone, InjectionSpec(phase=Phase.RECOVERY, times=1000), InjectionSpec(phase=Phase.FORWARD)))
+    assert isinstance(answer, httpx.Response)
+    assert answer.status_code == 200
+    [after] = run(engines_of(alone))
+    assert after["restarts"] == before["restarts"] + 1
+    assert after["pid"] != before["pid"]
+
+
+@pytest.mark.spawned
 def test_sigterm_while_an_engine_core_is_being_replaced_ends_orderly(alone: Server) -> None:
     """The last of this server: nothing is restarted, nothing is left."""
 
@@ -99,12 +114,3 @@ def test_sigterm_while_an_engine_core_is_being_replaced_ends_orderly(alone: Serv
     os.kill(alone.pid, signal.SIGTERM)
     assert wait_ended(alone, 30) == 0
     assert left_behind(alone) == []
-
-
-def test_where_no_recovery_lasts_another_engine_core_answers(servers: Servers) -> None:
-    """The climb: retries fail, nobody knows a rank to blame, and what is wrong with the process goes with it."""
-    with servers.start("--enable-fault-injection", "--max-retries", "2") as server:
-        answer = run(hurt(server, InjectionSpec(phase=Phase.RECOVERY, times=1000), InjectionSpec(phase=Phase.FORWARD)))
-        assert isinstance(answer, httpx.Response)
-        assert answer.status_code == 200
-        assert [e["restarts"] for e in run(engines_of(server))] == [1]

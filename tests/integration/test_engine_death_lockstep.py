@@ -72,6 +72,7 @@ async def restarted_by_hand(server: Server) -> None:
 
 
 @pytest.mark.parametrize("engine_ids", [in_matrix((1,)), in_matrix((0,)), (0, 1)], ids=["second", "first", "both"])
+@pytest.mark.spawned
 def test_a_group_goes_on_with_a_new_member_and_changes_no_token(group: Server, engine_ids: tuple[int, ...]) -> None:
     run(assert_exact_through(group, killed(*engine_ids)))
 
@@ -95,6 +96,7 @@ def test_a_group_that_is_all_new_and_that_everybody_has_left_serves_who_comes_la
 
 
 @pytest.mark.matrix
+@pytest.mark.spawned
 def test_sigterm_while_a_member_of_the_group_is_being_replaced_ends_orderly(servers: Servers) -> None:
     with servers.of(MOE_EP) as server:
 

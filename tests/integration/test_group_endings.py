@@ -112,7 +112,8 @@ def test_a_fault_in_every_rebuild_ends_the_instance_after_the_retries(servers: S
             except httpx.HTTPError:
                 return None
 
-    with servers.start("--enable-fault-injection", "--max-retries", "3", *NO_RESTARTS, *TP2.arguments) as server:
+    arguments = ("--enable-fault-injection", "--max-retries", "3", *NO_RESTARTS, *TP2.arguments)
+    with servers.start(*arguments, cold=True) as server:
         answer = run(scenario(server))
         assert answer is None or answer.status_code >= 400
         assert wait_ended(server, 60) == EXIT_DEFEATED

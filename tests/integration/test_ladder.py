@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from typing import Any
 
 import httpx
@@ -17,8 +18,8 @@ from holdfast.chaos.server import Server, log_tail
 from holdfast.chaos.streams import Load, StreamSpec
 from holdfast.core.faults.faults import Phase
 from holdfast.core.faults.injection import InjectionSpec
-from integration.helpers.commands import apply
-from integration.helpers.servers import Servers, run
+from integration.helpers.commands import apply, configured
+from integration.helpers.servers import V1_SYNC, Servers, run
 
 pytestmark = [pytest.mark.host, pytest.mark.server]
 
@@ -66,15 +67,18 @@ def test_a_fallback_climbs_the_ladder_when_nobody_gave_an_instruction(servers: S
 
 
 def test_a_dry_run_says_what_it_would_do_and_waits_for_an_instruction(servers: Servers) -> None:
-    with servers.start("--fault-policy", "dry-run", "--enable-fault-injection") as server:
-        expected = run(Load(server.url, four()).run())
+    server = servers.shared(V1_SYNC)
+    expected = run(Load(server.url, four()).run())
+    with configured(server, fault_policy="dry-run", max_retries=10, retry_window=0.001):
         found, events = run(instructed(server))
-        assert compare_runs(expected, found).exact
-        [decision] = decisions(events)
-        assert (decision["action"], decision["would"], decision["policy"]) == ("await-instruction", "retry", "dry-run")
-        log = log_tail(server.spec.log, 2000)
-        assert "dry run: would retry: exception with state intact; retry 1 of 10" in log
-        assert "[action=await-instruction would=retry rung=0 class=transient rank=0 policy=dry-run epoch=0]" in log
+    assert compare_runs(expected, found).exact
+    [decision] = decisions(events)
+    assert (decision["action"], decision["would"], decision["policy"]) == ("await-instruction", "retry", "dry-run")
+    log = log_tail(server.spec.log, 2000)
+    assert "dry run: would retry: exception with state intact; retry 1 of 10" in log
+    assert re.search(
+        r"\[action=await-instruction would=retry rung=0 class=transient rank=0 policy=dry-run epoch=\d+\]", log
+    )
 
 
 async def instructed(server: Server) -> tuple[list[History], list[dict[str, Any]]]:
@@ -91,7 +95,7 @@ async def instructed(server: Server) -> tuple[list[History], list[dict[str, Any]
 
 def test_a_server_does_not_start_with_a_row_that_could_not_be_used(servers: Servers) -> None:
     bad = json.dumps([*OWN_ROWS, {"message": "(a+)+$", "class": "device"}])
-    with pytest.raises(Exception, match="exit code"), servers.start("--fault-classes", bad, cold=True) as server:
+    with pytest.raises(Exception, match="exit code"), servers.start("--fault-classes", bad) as server:
         assert server.exit_code
     assert Servers.latest is not None
     assert "fault_classes, row 2 (" in log_tail(Servers.latest.spec.log, 20)

@@ -15,7 +15,7 @@ from holdfast.chaos.streams import Load
 from holdfast.chaos.victims import ProcessKind, find_victims, kill
 from integration.helpers.servers import NO_LIMITS, Servers, run
 
-pytestmark = [pytest.mark.host, pytest.mark.server, pytest.mark.slow]
+pytestmark = [pytest.mark.host, pytest.mark.server, pytest.mark.slow, pytest.mark.spawned]
 
 KILLS, FIRST = 20, 3  # what is made once and kept is there after the first few
 CALM_S = 1.0  # what is being closed is no leak

@@ -21,7 +21,7 @@ from integration.helpers.engines import RESTART_S, engines_of, kill_in_mid_strea
 from integration.helpers.processes import api_servers, wait_back
 from integration.helpers.servers import V1_SYNC, Servers, left_behind, run
 
-pytestmark = [pytest.mark.host, pytest.mark.server]
+pytestmark = [pytest.mark.host, pytest.mark.server, pytest.mark.spawned]
 
 GONE_WITHIN_S = 20.0
 

@@ -19,7 +19,7 @@ from integration.helpers.engines import kill_in_mid_stream, wait_healthy
 from integration.helpers.servers import V1_SYNC, Servers, in_matrix, run
 from integration.helpers.streams import interruptions
 
-pytestmark = [pytest.mark.host, pytest.mark.server, pytest.mark.timed]
+pytestmark = [pytest.mark.host, pytest.mark.server, pytest.mark.spawned, pytest.mark.timed]
 
 MOVING, STAYING = 16, 6
 PROMPT_TOKENS = 1200

@@ -49,6 +49,7 @@ async def is_replaced(control: Control, server: Server, killed: Victim, count: i
 
 
 @pytest.mark.parametrize("topology", [ONE, in_matrix(DP2), in_matrix(MOE_EP)], ids=lambda t: t.name)
+@pytest.mark.spawned
 def test_an_orderly_end_after_kills_of_every_kind_leaves_nothing(
     servers: Servers, folder: Path, topology: Topology
 ) -> None:

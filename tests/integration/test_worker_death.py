@@ -132,7 +132,13 @@ def bench(request: pytest.FixtureRequest, servers: Servers) -> Bench:
     return Bench(servers.shared_of(topology, kind), topology, expected)
 
 
-VICTIMS = [(SERVED[0], 0), (PAIR, 0), (PAIR, 1), in_matrix(GROUP, 0), (GROUP, 1)]
+VICTIMS = [
+    pytest.param(SERVED[0], 0, marks=pytest.mark.spawned),
+    pytest.param(PAIR, 0, marks=pytest.mark.spawned),
+    (PAIR, 1),
+    in_matrix(GROUP, 0),
+    pytest.param(GROUP, 1, marks=pytest.mark.spawned),
+]
 
 
 @pytest.mark.parametrize(

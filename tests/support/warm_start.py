@@ -1,19 +1,19 @@
 """Servers forked from a process that has imported the host: imports are most of what a start costs.
 
 The processes of the start itself are forked with the host's modules loaded; an ordinary start loads the modules in new
-interpreters. Nothing else differs: each process unpickles its arguments, installs its hooks and is a child of the
-process that started it. What a server starts later, in the place of a lost process, is a new interpreter, as in
-production: a worker that is forked while its peers run may wait for ever for a lock that was held at that moment.
+interpreters. Nothing else differs: each process has the descriptors that it is given, unpickles its arguments, attaches
+its hooks and is a child of the process that started it. Replacements of lost processes are forked too, except in tests
+with the mark `spawned`, and in the matrix, where they are new interpreters.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import gc
 import importlib
 import json
-import multiprocessing.process
 import multiprocessing.util
 import os
 import pkgutil
@@ -25,10 +25,11 @@ import sys
 import tempfile
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing import spawn
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from holdfast.chaos.server import CPU_ENVIRONMENT, Server, ServerSpec
 
@@ -67,7 +68,7 @@ def main(descriptor: int, modules: Sequence[str] = MODULES) -> None:
         importlib.import_module(module)
     gc.collect()
     gc.freeze()
-    _fork_on_request(socket.socket(fileno=descriptor))()
+    _run(_fork_on_request(socket.socket(fileno=descriptor)))
 
 
 def _fork_on_request(requests: socket.socket) -> Task:
@@ -84,7 +85,7 @@ def _fork_on_request(requests: socket.socket) -> Task:
                 requests.close()
                 os.close(read)
                 os.close(write)
-                return _task_of(json.loads(message), descriptors)
+                return functools.partial(_become, json.loads(message), descriptors)
             os.write(write, str(child).encode())
             os._exit(0)
         os.waitpid(between, 0)  # from now on the child belongs to the process that asked
@@ -93,7 +94,27 @@ def _fork_on_request(requests: socket.socket) -> Task:
             os.close(one)
 
 
-def _task_of(request: dict[str, Any], descriptors: Sequence[int]) -> Task:
+class _Task(BaseException):
+    """Task of a forked process: raised where the process was forked, and run once the stack has been left."""
+
+    def __init__(self, run: Task) -> None:
+        super().__init__()
+        self.run = run
+
+
+def _run(task: Task) -> None:
+    """Run a task; in a process that is forked meanwhile, run the task of that process instead."""
+    while True:
+        try:
+            task()
+        except _Task as forked:
+            task = forked.run
+        else:
+            return
+
+
+def _become(request: dict[str, Any], descriptors: Sequence[int]) -> None:
+    """Become the requested process: its environment, folder and descriptors, and its main function."""
     kept = {name: os.environ[name] for name in SET_AT_START if name in os.environ}
     os.environ.clear()
     os.environ.update(request["environment"] | kept)
@@ -104,35 +125,41 @@ def _task_of(request: dict[str, Any], descriptors: Sequence[int]) -> Task:
         os.setsid()
         sys.argv = ["-c", *request["arguments"]]
         _fork_what_starts_next()
-        return pkgutil.resolve_name(request["command"])  # type: ignore[no-any-return]
-    _follow_engine_cores()
-    sys.argv = ["-c", "--multiprocessing-fork"]
-    return lambda: spawn.spawn_main(tracker_fd=request["tracker"], pipe_handle=request["pipe"])
+        pkgutil.resolve_name(request["command"])()
+    else:
+        _follow_engine_cores()
+        sys.argv = ["-c", "--multiprocessing-fork"]
+        spawn.spawn_main(tracker_fd=request["tracker"], pipe_handle=request["pipe"])
 
 
 def _place(descriptors: Sequence[int], places: Sequence[int]) -> None:
-    """Give each descriptor the number that it had in the sending process."""
+    """Give each descriptor the number that it had in the sending process, and close every other one."""
     above = [os.dup(one) for one in descriptors]
     while clash := set(above) & set(places):
         above = [os.dup(one) if one in clash else one for one in above]
-    for one in descriptors:
-        if one not in places:
-            os.close(one)
     for one, place in zip(above, places, strict=True):
         os.dup2(one, place, inheritable=True)
+    for one in map(int, os.listdir("/proc/self/fd")):
+        if one > 2 and one not in places:
+            with contextlib.suppress(OSError):
+                os.close(one)
 
 
 def _follow_engine_cores() -> None:
-    """Have an engine core fork its workers in turn."""
-    original = multiprocessing.process.BaseProcess._bootstrap
+    """Have an engine core fork its workers in turn.
 
-    def bootstrap(self, *args, **kwargs):  # type: ignore[no-untyped-def]
-        multiprocessing.process.BaseProcess._bootstrap = original
-        if self.name.startswith(_ENGINE_CORE):
+    The process that forks them is forked before the arguments of the engine core are unpickled: that attaches hooks,
+    and of two hooks on a function of the host the first one stays.
+    """
+    original = spawn.prepare
+
+    def prepare(data: dict[str, Any]) -> None:
+        spawn.prepare = original
+        if data["name"].startswith(_ENGINE_CORE):
             _fork_what_starts_next()
-        return original(self, *args, **kwargs)
+        original(data)
 
-    multiprocessing.process.BaseProcess._bootstrap = bootstrap  # type: ignore[method-assign]
+    spawn.prepare = prepare
 
 
 def _fork_what_starts_next() -> None:
@@ -141,8 +168,7 @@ def _fork_what_starts_next() -> None:
     if os.fork() == 0:
         ours.close()
         importlib.import_module("setproctitle").setproctitle("warm-start")
-        _fork_on_request(theirs)()
-        sys.exit()
+        raise _Task(_fork_on_request(theirs))
     theirs.close()
     spawn_for_real = multiprocessing.util.spawnv_passfds
 
@@ -263,9 +289,16 @@ class Forked:
 class WarmServer(Server):
     """A server that is forked from a warm parent."""
 
+    living: ClassVar[weakref.WeakSet[WarmServer]] = weakref.WeakSet()
+
     def __init__(self, spec: ServerSpec, parent: WarmParent) -> None:
         super().__init__(spec)
         self._parent = parent
+
+    def spawn_replacements(self, wanted: bool) -> None:
+        """Have the server spawn the processes that it starts from now on, or fork them."""
+        flag = self.spec.log.with_suffix(".spawn")
+        flag.touch() if wanted else flag.unlink(missing_ok=True)
 
     def _spawn(self) -> None:
         flag = self.spec.log.with_suffix(".spawn")
@@ -277,5 +310,5 @@ class WarmServer(Server):
 
     def start(self, tick: Callable[[float], None] | None = None) -> Server:
         super().start(tick)
-        self.spec.log.with_suffix(".spawn").touch()  # from now on processes are new interpreters
+        WarmServer.living.add(self)
         return self

@@ -52,6 +52,22 @@ def test_a_forked_process_has_the_environment_of_its_parent_as_it_is_then(parent
     assert found["arguments"] == ["-c", "serve", "a model"]
 
 
+@pytest.mark.parametrize("spawned", [False, True], ids=["forked", "spawned"])
+def test_a_worker_has_nothing_of_what_its_engine_core_unpickled(parent, tmp_path, spawned):
+    """Of two hooks on one function of the host the first stays: a worker attaches its own first."""
+    found, _ = family(parent, tmp_path, spawned=spawned)
+    assert found["engine core"]["unpickled"] == ["hooks of an engine core"]
+    assert found["worker"]["unpickled"] == []
+
+
+def test_a_forked_worker_has_the_descriptors_that_a_spawned_one_has(parent, tmp_path):
+    (tmp_path / "forked").mkdir()
+    (tmp_path / "spawned").mkdir()
+    forked, _ = family(parent, tmp_path / "forked", spawned=False)
+    spawned, _ = family(parent, tmp_path / "spawned", spawned=True)
+    assert forked["worker"]["descriptors"] == spawned["worker"]["descriptors"]
+
+
 def test_nothing_of_a_forked_family_is_left_when_it_has_ended(parent, tmp_path):
     _, first = family(parent, tmp_path, spawned=False)
     deadline = time.monotonic() + END_S

@@ -18,7 +18,7 @@ import pytest
 
 from holdfast.bench.instrument import precise_client
 from holdfast.bench.loads import SERVER_ARGUMENTS
-from holdfast.bench.topologies import TOPOLOGIES, Topology
+from holdfast.bench.topologies import Topology
 from holdfast.chaos.control import FAULT, LOST, Control
 from holdfast.chaos.history import History
 from holdfast.chaos.loads import fresh_salt
@@ -69,9 +69,6 @@ def in_matrix_but(wanted: object, values: Iterable[object]) -> list[object]:
     return [value if value == wanted else in_matrix(value) for value in values]
 
 
-PARALLEL = {one for topology in TOPOLOGIES for one in topology.arguments if one.startswith("--")}
-
-
 COLD_SHARED = {"pp2-v1-sync", "moe-ep-v2-async"}  # of topologies of which `make test` has no other protected server
 
 
@@ -95,15 +92,15 @@ class Servers:
     Tests share servers: one for each kind of one rank, and the last one of many ranks. A shared server is healthy when
     a test gets it: one that a test has damaged is replaced for the next.
 
-    The first server of a topology that a test has alone is started as in production, and so are those in `COLD_SHARED`:
-    each topology once. The others are forked from a process that has imported the host (`support.warm_start`).
+    One server of each topology is started as in production: those in `COLD_SHARED`, and those that tests start `cold`.
+    The others are forked from a process that has imported the host (`support.warm_start`).
     """
 
     latest: ClassVar[Server | None] = None  # whose log is told when a test fails
+    spawns_replacements: ClassVar[bool] = False  # of the test that runs: its mark `spawned`
 
-    def __init__(self, model: Path, folder: Path, common: Path | None = None) -> None:
-        """Make the servers of a worker; `common` is a folder that all workers of the run have in common."""
-        self._model, self._folder, self._common = model, folder, common or folder
+    def __init__(self, model: Path, folder: Path) -> None:
+        self._model, self._folder = model, folder
         self.tally = EventTally()
         self.starts: list[Start] = []
         self._parents: dict[str, WarmParent] = {}
@@ -123,7 +120,7 @@ class Servers:
             holdfast=holdfast,
         )
 
-    def start(self, *arguments: str, kind: Kind = V1_SYNC, cold: bool | None = None, **environment: str) -> Server:
+    def start(self, *arguments: str, kind: Kind = V1_SYNC, cold: bool = False, **environment: str) -> Server:
         """A server of the caller's own; use it as a context manager."""
         return self._start(self.spec(*arguments, kind=kind, **environment), kind, cold)
 
@@ -132,7 +129,7 @@ class Servers:
         topology: Topology,
         kind: Kind = V1_SYNC,
         arguments: Sequence[str] = (),
-        cold: bool | None = None,
+        cold: bool = False,
         **environment: str,
     ) -> Server:
         """A server of a topology, with fault injection; use it as a context manager."""
@@ -140,25 +137,20 @@ class Servers:
         spec = self.spec(*arguments, kind=kind, **environment)
         return self._start(replace(spec, model=self._model_for(topology)), kind, cold)
 
-    def _start(self, spec: ServerSpec, kind: Kind, cold: bool | None) -> Server:
-        shape = tuple(one for one in spec.arguments if one in PARALLEL)
-        parent = self._warm_parent(spec, kind)
-        if cold is None:
-            cold = self._is_first_of(shape)
-        server = Server(spec) if cold or parent is None else WarmServer(spec, parent)
+    def _start(self, spec: ServerSpec, kind: Kind, cold: bool) -> Server:
+        server = self.unstarted(spec, kind, cold=cold)
         Servers.latest = server
         server.start()
+        if isinstance(server, WarmServer):
+            server.spawn_replacements(self.spawns_replacements)
         self.starts.append(Start(isinstance(server, WarmServer), server.start_s))
         self.tally.listen_to(server)
         return server
 
-    def _is_first_of(self, shape: tuple[str, ...]) -> bool:
-        """Whether no worker has started a server with these parallel arguments as in production yet."""
-        try:
-            (self._common / f"started{''.join(shape)}").touch(exist_ok=False)
-        except FileExistsError:
-            return False
-        return True
+    def unstarted(self, spec: ServerSpec, kind: Kind = V1_SYNC, *, cold: bool = False) -> Server:
+        """A server that the caller starts, or sees fail to start; forked unless `cold`, where that is possible."""
+        parent = None if cold or not spec.holdfast else self._warm_parent(spec, kind)
+        return Server(spec) if parent is None else WarmServer(spec, parent)
 
     def _warm_parent(self, spec: ServerSpec, kind: Kind) -> WarmParent | None:
         """The process that forks servers of a kind; None where the host would not be imported as that process did."""
@@ -175,7 +167,7 @@ class Servers:
         """The session's server of a kind, with fault injection."""
         if kind.name not in self._kept or not is_usable(self._kept[kind.name]):
             self._end(self._kept.pop(kind.name, None))
-            self._kept[kind.name] = self.start("--enable-fault-injection", *NO_LIMITS, kind=kind, cold=False)
+            self._kept[kind.name] = self.start("--enable-fault-injection", *NO_LIMITS, kind=kind)
         Servers.latest = self._kept[kind.name]
         return self._kept[kind.name]
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from holdfast.hosts.vllm.process.bootstrap import Bootstrap, importing
+from holdfast.hosts.vllm.process.bootstrap import Bootstrap, bootstrapped, importing
 
 WAIT_S = 30.0
 
@@ -56,6 +56,33 @@ def test_objects_made_before_the_main_function_are_never_collected(background: b
         "collects later": True,
         "keeps for good": True,
     }
+
+
+def say(value: Any) -> None:
+    value.value = int(gc.get_freeze_count() > 0)
+
+
+@pytest.mark.parametrize(("method", "excluded"), [("spawn", 1), ("fork", 0)])
+def test_a_context_gives_spawned_processes_a_bootstrap_and_leaves_forked_ones_alone(method: str, excluded: int) -> None:
+    """A fork imports nothing, and could not call what is callable once it is unpickled."""
+    context = multiprocessing.get_context(method)
+    told = context.Value("i", -1)
+    with bootstrapped(context, background=False):
+        process = context.Process(target=say, args=(told,))
+        process.start()
+    process.join(WAIT_S)
+    assert (process.exitcode, told.value) == (0, excluded)
+    assert "Process" not in vars(context), "the context is as it was"
+
+
+def test_a_context_keeps_a_bootstrap_that_a_process_has() -> None:
+    context = multiprocessing.get_context("spawn")
+    told = context.Value("i", -1)
+    with bootstrapped(context, background=True):
+        process = context.Process(target=Bootstrap(say, background=False), args=(told,))  # type: ignore[arg-type]
+        process.start()
+    process.join(WAIT_S)
+    assert (process.exitcode, told.value) == (0, 1)
 
 
 def test_the_main_function_is_imported_at_background_priority(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

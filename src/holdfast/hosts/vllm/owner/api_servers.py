@@ -12,6 +12,7 @@ from holdfast.core.errors import HookNotAttached, RecoveryFailed
 from holdfast.core.instance.processes import api_server
 from holdfast.hosts.vllm.contract.front_end_touchpoints import CLIENT_INIT, GREET
 from holdfast.hosts.vllm.contract.hooks import missing
+from holdfast.hosts.vllm.process.bootstrap import bootstrapped
 from holdfast.hosts.vllm.process.lifecycle import spawning
 from holdfast.hosts.vllm.process.settings import inherited_settings
 from holdfast.sentinel import ClientSentinel
@@ -83,8 +84,9 @@ class ApiServerProcess:
         *others, config = self._arguments["args"]
         # The first process was given its listening sockets; without them the client binds the same addresses.
         config = {key: value for key, value in config.items() if key not in _LISTENERS}
-        process = multiprocessing.get_context("spawn").Process(**{**self._arguments, "args": (*others, config)})
-        with spawning(self._sentinel.config):
+        context = multiprocessing.get_context("spawn")
+        with spawning(self._sentinel.config), bootstrapped(context, background=False):
+            process = context.Process(**{**self._arguments, "args": (*others, config)})
             process.start()
         self._manager.processes[self._index] = process
         on_started()

@@ -15,6 +15,7 @@ from typing import Any
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.errors import RecoveryFailed
 from holdfast.core.instance.processes import COORDINATOR
+from holdfast.hosts.vllm.process.bootstrap import bootstrapped
 from holdfast.hosts.vllm.process.lifecycle import spawning, why_cannot_spawn
 from holdfast.hosts.vllm.process.settings import inherited_settings
 
@@ -60,13 +61,13 @@ class CoordinatorProcess:
 
         context = get_mp_context()
         ours, theirs = context.Pipe(duplex=False)
-        process = context.Process(
-            target=DPCoordinatorProc.run_coordinator,
-            name="VLLM_DP_Coordinator",
-            kwargs={**self._arguments(), "zmq_addr_pipe": theirs},
-            daemon=True,
-        )
-        with spawning(self._config):
+        with spawning(self._config), bootstrapped(context, background=False):
+            process = context.Process(
+                target=DPCoordinatorProc.run_coordinator,
+                name="VLLM_DP_Coordinator",
+                kwargs={**self._arguments(), "zmq_addr_pipe": theirs},
+                daemon=True,
+            )
             process.start()
         theirs.close()
         self._put_in_place(process)

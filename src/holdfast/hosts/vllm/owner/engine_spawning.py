@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from holdfast.core.config import HoldfastConfig
-from holdfast.hosts.vllm.process.bootstrap import Bootstrap
+from holdfast.hosts.vllm.process.bootstrap import bootstrapped
 from holdfast.hosts.vllm.process.lifecycle import hurry_tree, kill_tree, spawning
 from holdfast.hosts.vllm.process.settings import inherited_settings
 from holdfast.hosts.vllm.process.sockets import empty_folder
@@ -81,6 +81,7 @@ def start_engine_core(
     """
     import zmq
     from vllm.utils.network_utils import zmq_socket_ctx
+    from vllm.utils.system_utils import get_mp_context
     from vllm.v1.engine.utils import CoreEngine, CoreEngineLaunch, CoreEngineProcManager, wait_for_engine_startup
 
     sockets = empty_folder(config.runtime_dir, index)
@@ -89,10 +90,7 @@ def start_engine_core(
     parallel = copy.copy(arguments["vllm_config"].parallel_config)
     parallel.data_parallel_size_local = 1
     with zmq_socket_ctx(address, zmq.ROUTER, bind=True) as handshake:
-        with (
-            spawning(config, joins_epoch, sockets),
-            _background_processes() if background else contextlib.nullcontext(),
-        ):
+        with spawning(config, joins_epoch, sockets), bootstrapped(get_mp_context(), background=background):
             manager = CoreEngineProcManager(**arguments)
         manager._finalizer.detach()  # the process belongs to the first manager from now on
         # Looking at an exit code takes it out of the process table, where the host's own shutdown fails without it.
@@ -106,21 +104,6 @@ def start_engine_core(
             wait_for_engine_startup(
                 handshake, [CoreEngine(index=arguments["start_index"], local=True)], parallel, False, cache, one
             )
-
-
-@contextlib.contextmanager
-def _background_processes() -> Iterator[None]:
-    """Start processes of the host at background priority inside. Not for several threads at once: see `spawning`."""
-    from vllm.utils.system_utils import get_mp_context
-
-    context = get_mp_context()
-    vars(context)["Process"] = lambda **about: type(context).Process(
-        **{**about, "target": Bootstrap(about["target"], background=True)}
-    )
-    try:
-        yield
-    finally:
-        del vars(context)["Process"]
 
 
 @contextlib.contextmanager

@@ -33,6 +33,31 @@ class Bootstrap:
         return _begin, (self._main.__module__, self._main.__qualname__, self._background)
 
 
+@contextlib.contextmanager
+def bootstrapped(context: Any, *, background: bool) -> Iterator[None]:
+    """Give processes that are made from a spawning context inside a `Bootstrap`. For a single thread at a time.
+
+    Args:
+        context: of `multiprocessing`; a context that forks stays as it is, because a fork imports nothing.
+        background: start at background CPU priority.
+    """
+    if context.get_start_method() != "spawn":
+        yield
+        return
+
+    def make(**about: Any) -> Any:
+        target = about["target"]
+        if not isinstance(target, Bootstrap):
+            target = Bootstrap(target, background=background)
+        return type(context).Process(**{**about, "target": target})
+
+    vars(context)["Process"] = make
+    try:
+        yield
+    finally:
+        del vars(context)["Process"]
+
+
 def _begin(module: str, name: str, background: bool) -> Callable[..., None]:
     if background:
         priority.begin()

@@ -15,6 +15,7 @@ from typing import Any
 from vllm import envs
 from vllm.distributed.device_communicators.shm_broadcast import MessageQueue
 from vllm.utils.network_utils import get_ip
+from vllm.utils.system_utils import get_mp_context
 from vllm.v1.executor.multiproc_executor import MultiprocExecutor, WorkerProc
 
 from holdfast.core.errors import PeerSilent, RecoveryFailed
@@ -30,6 +31,7 @@ from holdfast.hosts.vllm.engine.worker_pool.spawning import (
     start_standby,
 )
 from holdfast.hosts.vllm.engine.worker_pool.standby_pool import StandbyPool
+from holdfast.hosts.vllm.process.bootstrap import bootstrapped
 from holdfast.hosts.vllm.process.queues import bounded, retire, wait_until_ready
 from holdfast.hosts.vllm.process.settings import inherited_settings
 from holdfast.hosts.vllm.process.shared_memory import record_semaphores, remove_dead_segments
@@ -62,7 +64,7 @@ class WorkerPoolExecutor(MultiprocExecutor):
         config = inherited_settings()
         size, preload = (config.standby_workers, config.standby_preload) if config else (0, False)
         self.standbys = StandbyPool(size, lambda slot: self._start_standby(slot, preload), self._report_standbys)
-        with record_semaphores():
+        with record_semaphores(), bootstrapped(get_mp_context(), background=False):
             super()._init_executor()
         self._call_over(self.rpc_broadcast_mq)
 
