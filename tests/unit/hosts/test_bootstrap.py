@@ -75,6 +75,15 @@ def test_a_context_gives_spawned_processes_a_bootstrap_and_leaves_forked_ones_al
     assert "Process" not in vars(context), "the context is as it was"
 
 
+def test_of_nested_blocks_the_outermost_decides() -> None:
+    context = multiprocessing.get_context("spawn")
+    with bootstrapped(context, background=True):
+        with bootstrapped(context, background=False):
+            process = context.Process(target=say)
+        assert process._target._background  # type: ignore[attr-defined]
+    assert "Process" not in vars(context)
+
+
 def test_a_context_keeps_a_bootstrap_that_a_process_has() -> None:
     context = multiprocessing.get_context("spawn")
     told = context.Value("i", -1)

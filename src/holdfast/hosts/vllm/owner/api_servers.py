@@ -12,7 +12,7 @@ from holdfast.core.errors import HookNotAttached, RecoveryFailed
 from holdfast.core.instance.processes import api_server
 from holdfast.hosts.vllm.contract.front_end_touchpoints import CLIENT_INIT, GREET
 from holdfast.hosts.vllm.contract.hooks import missing
-from holdfast.hosts.vllm.process.bootstrap import bootstrapped
+from holdfast.hosts.vllm.process.bootstrap import Bootstrap, bootstrapped
 from holdfast.hosts.vllm.process.lifecycle import spawning
 from holdfast.hosts.vllm.process.settings import inherited_settings
 from holdfast.sentinel import ClientSentinel
@@ -32,7 +32,7 @@ def save_api_server_arguments(original: Callable[..., None], manager: Any, *args
 
     def make(**arguments: Any) -> Any:
         made.append(arguments)
-        return type(context).Process(**arguments)
+        return type(context).Process(**{**arguments, "target": Bootstrap(arguments["target"], background=False)})
 
     vars(context)["Process"] = make
     try:

@@ -53,11 +53,16 @@ class Launch:
 
 def save_engine_arguments(original: Callable[..., None], manager: Any, *args: Any, **kwargs: Any) -> None:
     """Keep the arguments of the host's manager, around `__init__`, for replacements."""
-    if inherited_settings() is not None:
-        bound = inspect.signature(original).bind(manager, *args, **kwargs)
-        arguments = dict(list(bound.arguments.items())[1:])
-        manager.holdfast_arguments = {**arguments, "vllm_config": copy.deepcopy(arguments["vllm_config"])}
-    original(manager, *args, **kwargs)
+    if inherited_settings() is None:
+        original(manager, *args, **kwargs)
+        return
+    from vllm.utils.system_utils import get_mp_context
+
+    bound = inspect.signature(original).bind(manager, *args, **kwargs)
+    arguments = dict(list(bound.arguments.items())[1:])
+    manager.holdfast_arguments = {**arguments, "vllm_config": copy.deepcopy(arguments["vllm_config"])}
+    with bootstrapped(get_mp_context(), background=False):
+        original(manager, *args, **kwargs)
 
 
 def start_engine_core(

@@ -37,11 +37,13 @@ class Bootstrap:
 def bootstrapped(context: Any, *, background: bool) -> Iterator[None]:
     """Give processes that are made from a spawning context inside a `Bootstrap`. For a single thread at a time.
 
+    Nested blocks do nothing: the outermost block decides.
+
     Args:
-        context: of `multiprocessing`; a context that forks stays as it is, because a fork imports nothing.
+        context: of `multiprocessing`; a context that forks stays unchanged, because a fork imports nothing.
         background: start at background CPU priority.
     """
-    if context.get_start_method() != "spawn":
+    if context.get_start_method() != "spawn" or "Process" in vars(context):
         yield
         return
 

@@ -16,6 +16,7 @@ from holdfast.hosts.vllm.contract.hooks import attached, missing
 from holdfast.hosts.vllm.contract.plugin_names import VARIABLE, extended_allow_list
 from holdfast.hosts.vllm.contract.versions import OVERRIDE, refuse_unknown_host
 from holdfast.hosts.vllm.cpu.enablement import SWITCH
+from holdfast.hosts.vllm.process.bootstrap import importing
 from holdfast.hosts.vllm.process.settings import KEY, with_files_read
 
 
@@ -73,8 +74,9 @@ def _parse(arguments: Sequence[str]) -> tuple[Any, argparse.Namespace]:
 
 
 def _parser() -> tuple[Any, Any, Any]:
-    from vllm.entrypoints.cli.serve import ServeSubcommand
-    from vllm.utils.argparse_utils import FlexibleArgumentParser
+    with importing():
+        from vllm.entrypoints.cli.serve import ServeSubcommand
+        from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     root = FlexibleArgumentParser(prog="holdfast", description="vLLM, protected by Holdfast")
     command = ServeSubcommand()
