@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import time
+from dataclasses import dataclass
 
 import httpx
 import psutil
@@ -16,12 +17,12 @@ from holdfast.chaos.checker import compare_runs
 from holdfast.chaos.history import History
 from holdfast.chaos.loads import every_feature, fresh_salt
 from holdfast.chaos.server import Server
-from holdfast.chaos.streams import Load
+from holdfast.chaos.streams import Load, StreamSpec
 from integration.helpers.commands import apply, last_sequence
 from integration.helpers.endings import END_S, EXIT_DEFEATED, last_line, wait_ended
 from integration.helpers.engines import engines_of, wait_healthy
 from integration.helpers.processes import BACK_WITHIN_S, api_servers, on_many_connections, process_events_of, wait_back
-from integration.helpers.servers import V1_SYNC, Servers, in_matrix, left_behind, run, served_name
+from integration.helpers.servers import V1_SYNC, Asks, Servers, in_matrix, left_behind, run, served_name
 from integration.helpers.streams import counted
 
 pytestmark = [pytest.mark.host, pytest.mark.server]
@@ -39,8 +40,30 @@ def instance(request: pytest.FixtureRequest, servers: Servers) -> Server:
     return servers.shared_of(*request.param)
 
 
-def load(server: Server, tokens: int = TOKENS) -> Load:
-    return Load(server.url, every_feature(fresh_salt(), tokens))
+def few(salt: str) -> list[StreamSpec]:
+    return every_feature(salt, TOKENS)
+
+
+def many(salt: str) -> list[StreamSpec]:
+    return every_feature(salt, MANY_TOKENS)
+
+
+@dataclass(frozen=True)
+class References:
+    """The fault-free runs of both loads."""
+
+    few: list[History]
+    many: list[History]
+
+
+@pytest.fixture
+def references(request: pytest.FixtureRequest, instance: Server, servers: Servers) -> References:
+    served = request.node.callspec.params["instance"]
+    return References(servers.reference(*served, few), servers.reference(*served, many))
+
+
+def load(server: Server, asked: Asks = few) -> Load:
+    return Load(server.url, asked(fresh_salt()))
 
 
 async def wait_empty(server: Server) -> None:
@@ -80,7 +103,7 @@ async def load_both(server: Server, victim: int) -> list[tuple[Load, asyncio.Tas
         while any(connections(server, pid) for pid in api_servers(server)):  # those of before are being closed
             await asyncio.sleep(0.05)
         while not all(connections(server, pid) > 1 for pid in api_servers(server)):
-            one = load(server, MANY_TOKENS)
+            one = load(server, many)
             running.append((one, asyncio.create_task(one.run())))
             while not any(h.token_ids for h in one.histories):
                 await asyncio.sleep(0.001)
@@ -111,15 +134,14 @@ async def assert_every_server_is_exact(server: Server, reference: list[History])
 
 @pytest.mark.timed
 @pytest.mark.spawned
-def test_only_the_streams_of_a_killed_api_server_end(instance: Server) -> None:
+def test_only_the_streams_of_a_killed_api_server_end(instance: Server, references: References) -> None:
     async def scenario() -> None:
-        reference, before = await load(instance).run(), await last_sequence(instance)
-        long_reference = await load(instance, MANY_TOKENS).run()
+        before = await last_sequence(instance)
         victim = last_started(instance)
         running = await load_both(instance, victim)
         os.kill(victim, signal.SIGKILL)
         histories = [await streams for _, streams in running]
-        ended = sum(assert_exact_but_those_that_ended(long_reference, observed) for observed in histories)
+        ended = sum(assert_exact_but_those_that_ended(references.many, observed) for observed in histories)
         assert 0 < ended < sum(map(len, histories))
         await wait_empty(instance)
         await wait_back(instance, before)
@@ -127,7 +149,7 @@ def test_only_the_streams_of_a_killed_api_server_end(instance: Server) -> None:
         assert lost.startswith("process-lost api-server-")
         assert back == lost.replace("lost", "restarted", 1)
         assert len(api_servers(instance)) == 2
-        await assert_every_server_is_exact(instance, reference)
+        await assert_every_server_is_exact(instance, references.few)
         async with httpx.AsyncClient(base_url=instance.url, timeout=30, trust_env=False) as client:
             assert (await apply(client, "pause")).status_code == 200
         for _ in range(6):  # each on a connection of its own
@@ -141,23 +163,24 @@ def test_only_the_streams_of_a_killed_api_server_end(instance: Server) -> None:
 
 @pytest.mark.timed
 @pytest.mark.spawned
-def test_an_engine_core_lost_meanwhile_costs_the_living_server_nothing(instance: Server) -> None:
+def test_an_engine_core_lost_meanwhile_costs_the_living_server_nothing(
+    instance: Server, references: References
+) -> None:
     async def scenario() -> None:
-        reference, before = await load(instance).run(), await last_sequence(instance)
-        long_reference = await load(instance, MANY_TOKENS).run()
+        before = await last_sequence(instance)
         os.kill(last_started(instance), signal.SIGKILL)
         async with asyncio.timeout(BACK_WITHIN_S):
             while not await process_events_of(instance, before):  # the living one takes every connection from now on
                 await asyncio.sleep(0.05)
-        running = load(instance, MANY_TOKENS)
+        running = load(instance, many)
         streams = asyncio.create_task(running.run())
         await begun(running)
         os.kill((await engines_of(instance))[1]["pid"], signal.SIGKILL)
-        verdict = compare_runs(long_reference, await streams)
+        verdict = compare_runs(references.many, await streams)
         assert verdict.exact, verdict.reasons
         await wait_back(instance, before)
         await wait_healthy(instance)
-        await assert_every_server_is_exact(instance, reference)
+        await assert_every_server_is_exact(instance, references.few)
 
     run(scenario())
 

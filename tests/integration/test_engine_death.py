@@ -21,6 +21,7 @@ from integration.helpers.engines import (
     RESTART_S,
     crashed_run,
     engines_of,
+    for_two,
     kill_in_mid_stream,
     load,
     replaced_at,
@@ -40,6 +41,11 @@ def pair(request: pytest.FixtureRequest, servers: Servers) -> Server:
     return servers.shared_of(*request.param)
 
 
+@pytest.fixture
+def reference(pair: Server, servers: Servers) -> list[History]:
+    return servers.reference(DP2, V1_SYNC, for_two)
+
+
 async def compile_everywhere(server: Server) -> None:
     """What a process compiles when a feature is first used costs seconds, with or without a fault."""
     for engine_id in (0, 1):
@@ -56,10 +62,11 @@ async def killed_run(server: Server, running: Load, engine_id: int) -> tuple[lis
 @pytest.mark.parametrize("engine_id", [in_matrix(0), 1])
 @pytest.mark.timed
 @pytest.mark.spawned
-def test_streams_go_on_with_a_sibling_at_once_token_for_token(pair: Server, engine_id: int) -> None:
+def test_streams_go_on_with_a_sibling_at_once_token_for_token(
+    pair: Server, reference: list[History], engine_id: int
+) -> None:
     async def scenario() -> None:
         await compile_everywhere(pair)
-        reference = await load(pair, 2).run()
         running, newcomer = load(pair, 2), asyncio.create_task(replaced_at(pair, engine_id))
         observed, killed_at = await killed_run(pair, running, engine_id)
         verdict = compare_runs(reference, observed)
@@ -77,11 +84,12 @@ def test_streams_go_on_with_a_sibling_at_once_token_for_token(pair: Server, engi
 
 
 @pytest.mark.parametrize("phase", [Phase.SCHEDULE_END, in_matrix(Phase.OUTPUT_END), in_matrix(Phase.RECOVERY)])
-def test_an_engine_core_that_raises_its_last_error_is_like_a_killed_one(pair: Server, phase: Phase) -> None:
+def test_an_engine_core_that_raises_its_last_error_is_like_a_killed_one(
+    pair: Server, reference: list[History], phase: Phase
+) -> None:
     """The host tells its clients that it is dead, and they would end every request, also those of its sibling."""
 
     async def scenario() -> None:
-        reference = await load(pair, 2).run()
         observed, why = await crashed_run(pair, load(pair, 2), 1, phase)
         verdict = compare_runs(reference, observed)
         assert verdict.exact, verdict.reasons
@@ -93,11 +101,12 @@ def test_an_engine_core_that_raises_its_last_error_is_like_a_killed_one(pair: Se
     run(scenario())
 
 
-def test_a_sibling_that_is_killed_while_the_first_one_is_replaced_costs_no_token(pair: Server) -> None:
+def test_a_sibling_that_is_killed_while_the_first_one_is_replaced_costs_no_token(
+    pair: Server, reference: list[History]
+) -> None:
     """For a while there is nobody: every stream waits for the first newcomer."""
 
     async def scenario() -> None:
-        reference = await load(pair, 2).run()
         running = load(pair, 2)
         streams = asyncio.create_task(running.run())
         await kill_in_mid_stream(pair, running, 0)

@@ -10,14 +10,24 @@ import httpx
 import psutil
 import pytest
 
+from holdfast.bench.topologies import ONE
 from holdfast.chaos.checker import compare_runs
+from holdfast.chaos.history import History
 from holdfast.chaos.server import Server
 from holdfast.chaos.streams import MODEL_NAME
 from holdfast.core.faults.faults import Phase
 from holdfast.core.faults.injection import InjectionSpec
 from integration.helpers.commands import configured, told
 from integration.helpers.endings import hurt, wait_ended
-from integration.helpers.engines import RESTART_S, crashed_run, engines_of, kill_in_mid_stream, load, wait_healthy
+from integration.helpers.engines import (
+    RESTART_S,
+    crashed_run,
+    engines_of,
+    for_one,
+    kill_in_mid_stream,
+    load,
+    wait_healthy,
+)
 from integration.helpers.servers import V1_SYNC, Servers, left_behind, run
 from integration.helpers.streams import STANDS_S, begun, tokens
 
@@ -29,10 +39,16 @@ def alone(servers: Servers) -> Server:
     return servers.shared(V1_SYNC)
 
 
+@pytest.fixture
+def reference(alone: Server, servers: Servers) -> list[History]:
+    return servers.reference(ONE, V1_SYNC, for_one)
+
+
 @pytest.mark.spawned
-def test_without_a_sibling_streams_wait_for_the_process_that_takes_its_place(alone: Server) -> None:
+def test_without_a_sibling_streams_wait_for_the_process_that_takes_its_place(
+    alone: Server, reference: list[History]
+) -> None:
     async def scenario() -> None:
-        reference = await load(alone, 1).run()
         running = load(alone, 1)
         streams = asyncio.create_task(running.run())
         await kill_in_mid_stream(alone, running, 0)
@@ -48,10 +64,9 @@ def test_without_a_sibling_streams_wait_for_the_process_that_takes_its_place(alo
     run(scenario())
 
 
-def test_an_engine_core_that_raises_its_last_error_is_replaced_too(alone: Server) -> None:
+def test_an_engine_core_that_raises_its_last_error_is_replaced_too(alone: Server, reference: list[History]) -> None:
     async def scenario() -> None:
         await wait_healthy(alone)
-        reference = await load(alone, 1).run()
         observed, why = await crashed_run(alone, load(alone, 1), 0, Phase.SCHEDULE_END)
         verdict = compare_runs(reference, observed)
         assert verdict.exact, verdict.reasons
@@ -60,10 +75,11 @@ def test_an_engine_core_that_raises_its_last_error_is_replaced_too(alone: Server
     run(scenario())
 
 
-def test_an_engine_core_lost_in_a_pause_by_the_operator_comes_back_paused(alone: Server) -> None:
+def test_an_engine_core_lost_in_a_pause_by_the_operator_comes_back_paused(
+    alone: Server, reference: list[History]
+) -> None:
     async def scenario() -> None:
         await wait_healthy(alone)
-        reference = await load(alone, 1).run()
         running = load(alone, 1)
         streams = asyncio.create_task(running.run())
         await begun(running)

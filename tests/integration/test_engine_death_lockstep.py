@@ -14,9 +14,10 @@ import pytest
 from holdfast.bench.topologies import MOE_EP
 from holdfast.chaos.checker import compare_runs
 from holdfast.chaos.control import Control
+from holdfast.chaos.history import History
 from holdfast.chaos.loads import every_feature, fresh_salt
 from holdfast.chaos.server import Server
-from holdfast.chaos.streams import Load
+from holdfast.chaos.streams import Load, StreamSpec
 from integration.helpers.endings import wait_ended
 from integration.helpers.engines import engines_of, wait_healthy
 from integration.helpers.servers import V1_SYNC, Servers, in_matrix, left_behind, run, served_name
@@ -33,13 +34,21 @@ def group(request: pytest.FixtureRequest, servers: Servers) -> Server:
     return servers.shared_of(*request.param)
 
 
+@pytest.fixture
+def reference(group: Server, servers: Servers) -> list[History]:
+    return servers.reference(MOE_EP, V1_SYNC, asked)
+
+
+def asked(salt: str) -> list[StreamSpec]:
+    return every_feature(salt, TOKENS)
+
+
 def load(server: Server) -> Load:
-    return Load(server.url, every_feature(fresh_salt(), TOKENS))
+    return Load(server.url, asked(fresh_salt()))
 
 
-async def assert_exact_through(server: Server, harm: Harm) -> None:
+async def assert_exact_through(server: Server, reference: list[History], harm: Harm) -> None:
     """A load that meets the harm, and one after it, are those of a fault-free run."""
-    reference = await load(server).run()
     running = load(server)
     streams = asyncio.create_task(running.run())
     await begun(running)
@@ -73,15 +82,18 @@ async def restarted_by_hand(server: Server) -> None:
 
 @pytest.mark.parametrize("engine_ids", [in_matrix((1,)), in_matrix((0,)), (0, 1)], ids=["second", "first", "both"])
 @pytest.mark.spawned
-def test_a_group_goes_on_with_a_new_member_and_changes_no_token(group: Server, engine_ids: tuple[int, ...]) -> None:
-    run(assert_exact_through(group, killed(*engine_ids)))
+def test_a_group_goes_on_with_a_new_member_and_changes_no_token(
+    group: Server, reference: list[History], engine_ids: tuple[int, ...]
+) -> None:
+    run(assert_exact_through(group, reference, killed(*engine_ids)))
 
 
-def test_a_group_that_is_all_new_and_that_everybody_has_left_serves_who_comes_later(group: Server) -> None:
+def test_a_group_that_is_all_new_and_that_everybody_has_left_serves_who_comes_later(
+    group: Server, reference: list[History]
+) -> None:
     """The host's coordinator and front ends remember a running wave, of which no member knows."""
 
     async def scenario() -> None:
-        reference = await load(group).run()
         leaving = load(group)
         streams = asyncio.create_task(leaving.run())
         await begun(leaving)
@@ -113,5 +125,7 @@ def test_sigterm_while_a_member_of_the_group_is_being_replaced_ends_orderly(serv
     assert left_behind(server) == []
 
 
-def test_a_member_is_restarted_by_the_operator_under_load_and_changes_no_token(group: Server) -> None:
-    run(assert_exact_through(group, restarted_by_hand))
+def test_a_member_is_restarted_by_the_operator_under_load_and_changes_no_token(
+    group: Server, reference: list[History]
+) -> None:
+    run(assert_exact_through(group, reference, restarted_by_hand))

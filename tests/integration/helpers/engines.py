@@ -30,8 +30,16 @@ def spread(specs: list[StreamSpec], engines: int) -> list[StreamSpec]:
     return [replace(spec, data_parallel_rank=number % engines) for number, spec in enumerate(specs)]
 
 
+def for_one(salt: str) -> list[StreamSpec]:
+    return every_feature(salt, TOKENS)
+
+
+def for_two(salt: str) -> list[StreamSpec]:
+    return spread(every_feature(salt, TOKENS), 2)
+
+
 def load(server: Server, engines: int) -> Load:
-    return Load(server.url, spread(every_feature(fresh_salt(), TOKENS), engines))
+    return Load(server.url, {1: for_one, 2: for_two}[engines](fresh_salt()))
 
 
 async def engines_of(server: Server) -> list[dict]:  # type: ignore[type-arg]
