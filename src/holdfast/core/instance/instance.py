@@ -176,9 +176,7 @@ class Instance:
             return restarted
         if overdue := find_overdue(group, now, state.config):
             return engine_loss.kill_overdue_engine(state, group, *overdue, now)
-        effects: list[Effect] = []
-        if is_hard_pause_due(group, now):
-            effects += repair.make_pause_hard(state, group, now)
+        effects = repair.make_pause_hard(state, group, now) if is_hard_pause_due(group, now) else []
         if is_keepalive_due(group, now, state.config):
             effects += repair.send_keepalives(group, now)
         if group.is_paused and group.incident is not None and group.incident.retry_at is None:
