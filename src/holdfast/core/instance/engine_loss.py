@@ -46,7 +46,8 @@ def restart_engine(
     """Replace the process of an engine core in any state, by command of an operator."""
     why = f"engine core {engine.engine_id} is restarted: ordered by operator"
     kill = engine.pid is not None
-    effects = replace_engine(state, group, engine, why, now, kill=kill, command_id=command_id)
+    restart = Decision(Action.RESTART_ENGINE, why)
+    effects = replace_engine(state, group, engine, restart, now, kill=kill, command_id=command_id)
     state.commands.begin(command_id, [group.group_id])
     return effects
 
@@ -57,7 +58,7 @@ def restart_left_out_engine(state: InstanceState, group: LockstepGroup, now: flo
     if not group.is_left_out or not is_due_again(now, engine.left_out_at, state.config):
         return []
     why = f"engine core {engine.engine_id} was left out for {now - engine.left_out_at:.0f} s and is started again"
-    return replace_engine(state, group, engine, why, now, kill=False)
+    return replace_engine(state, group, engine, Decision(Action.RESTART_ENGINE, why), now, kill=False)
 
 
 def replacement_reported(
@@ -92,7 +93,8 @@ def _replace_or_give_up(
             return [decided, *end_instance(state, group, engine, decision.reason, now)]
         case Action.LEAVE_OUT:
             return [decided, *leave_out_engine(state, group, engine, decision.reason, now, kill=kill)]
-    replaced = replace_engine(state, group, engine, why, now, kill=kill, after_s=decision.after_s)
+    restart = Decision(Action.RESTART_ENGINE, why, after_s=decision.after_s)
+    replaced = replace_engine(state, group, engine, restart, now, kill=kill)
     return [decided, *replaced, *finish_recovery(state, group, now)]
 
 

@@ -162,7 +162,7 @@ def _carry_out(state: InstanceState, group: LockstepGroup, decision: Decision, n
         case Action.RESTART_WORKERS:
             return [made, *restart_workers(state, group, now)]
         case Action.RESTART_ENGINE:
-            return [made, *replace_engine(state, group, engine, reason, now, kill=True, after_s=decision.after_s)]
+            return [made, *replace_engine(state, group, engine, decision, now, kill=True)]
         case Action.LEAVE_OUT:
             return [made, *leave_out_engine(state, group, engine, reason, now, kill=True)]
         case Action.END:
@@ -266,32 +266,30 @@ def replace_engine(
     state: InstanceState,
     group: LockstepGroup,
     engine: Engine,
-    reason: str,
+    restart: Decision,
     now: float,
     *,
     kill: bool,
-    after_s: float = 0.0,
     command_id: str | None = None,
 ) -> list[Effect]:
     """Replace the process of an engine core. The lockstep group waits for the replacement.
 
     Args:
-        reason: why the engine core is replaced, for people.
+        restart: the reason, and the backoff before the replacement is started.
         kill: the present process still runs and has to be killed.
-        after_s: the backoff before the replacement is started, in seconds.
         command_id: the operator's command, if any. A restart by command counts against no budget.
     """
     processes = _processes_to_end(engine, kill)
-    effects = _give_up_commands(state, group, engine, reason)
+    effects = _give_up_commands(state, group, engine, restart.reason)
     engine.restart_command = command_id
     if command_id is None:
         intensity = engine_restart_intensity(state.config)
         engine.restart_budget = engine.restart_budget.spend(intensity, now, group.opened_at)
     group.lose(engine, now)
-    lost = _publish_loss(state, group, engine, reason, now)
+    lost = _publish_loss(state, group, engine, restart.reason, now)
     order = ReplaceEngine(
         engine.engine_id,
-        after_s,
+        restart.after_s,
         known_at=lost.event.sequence,
         processes=processes,
         kill=kill,
