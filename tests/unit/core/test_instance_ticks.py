@@ -110,8 +110,7 @@ def test_a_keepalive_and_the_next_try_may_be_due_at_the_same_tick():
     bench.faulted(fault=DEEP)
     bench.paused_by_fault(fault=DEEP)
     for _ in range(2):
-        bench.aborted()
-        bench.paused_by_fault(fault=DEEP)
+        bench.aborted(fault=DEEP)
     assert bench.states(0) == ["paused"]
     effects = bench.tick(1.0)
     assert is_keepalive(effects[0])
