@@ -1,9 +1,13 @@
 """Reports of engine cores: the events that they become, the counts, and the bounds that begin with them."""
 
+import pytest
+
 from holdfast.core.config import HoldfastConfig
+from holdfast.core.errors import CommandConflict
 from holdfast.core.faults.faults import FaultClass
 from holdfast.core.protocol import messages as m
-from holdfast.core.protocol.effects import BeginRecovery
+from holdfast.core.protocol.commands import RestartEngine
+from holdfast.core.protocol.effects import BeginRecovery, Settle
 from holdfast.core.protocol.events import EventKind
 from support.groups_bench import a_pair, recovering
 from support.instance_bench import AUTO, DEEP, EXTERNAL, Bench, a_fault
@@ -132,3 +136,70 @@ def test_a_broken_collective_after_a_fault_of_the_peer_is_no_second_fault():
     bench.faulted(0)
     bench.faulted(1, fault=a_fault(1, "connection closed by peer", FaultClass.COMMUNICATOR))
     assert (bench.view(0).faults, bench.view(1).faults) == (1, 0)
+
+
+def test_a_fault_after_every_engine_core_has_recovered_does_not_fail_the_command():
+    bench = recovering(EXTERNAL)
+    bench.recovered(0)
+    bench.faulted(0)
+    bench.recovered(1)
+    assert bench.all(Settle) == [Settle("cmd")]
+    assert bench.states(0, 1) == ["faulted", "pausing"]
+
+
+def test_a_fault_that_overtook_its_recovery_is_recorded_although_the_peer_failed():
+    bench = recovering()
+    bench.faulted(0, fault=DEEP)
+    bench.recovered(0)
+    bench.aborted(1)
+    assert events(bench, EventKind.FAULT_REPORTED)[-1].fault == DEEP
+    assert bench.states(0, 1) == ["faulted", "paused"]
+    assert no_bound_is_over_yet(bench)
+
+
+def test_failed_retries_cause_no_backoff_in_the_worker_restarts_after_them():
+    bench = Bench(AUTO)
+    bench.faulted()
+    bench.paused_by_fault()
+    for _ in range(4):
+        bench.aborted()
+    actions = [event.decision.action for event in events(bench, EventKind.DECISION_MADE)]
+    assert actions == ["retry"] * 3 + ["restart-workers"] * 2
+
+
+@pytest.mark.parametrize("engine", [0, 1])
+def test_a_restart_of_either_engine_core_of_a_group_ends_once_both_serve(engine):
+    bench = Bench(RESTARTS, groups=[(0, 1)])
+    bench.submit(RestartEngine(command_id="a", engine_id=engine))
+    bench.paused(1 - engine)
+    bench.attached(engine, pid=9)
+    bench.paused(engine, broken=False)
+    bench.recovered(0)
+    bench.recovered(1)
+    assert Settle("a") in bench.all(Settle)
+
+
+def test_suspected_requests_are_an_event_with_their_number_and_the_reason():
+    bench = Bench(AUTO)
+    bench.observe(m.RequestsSuspected(engine_id=0, epoch=0, suspects=4, reason="4 of 8 requests were in the step"))
+    [event] = events(bench, EventKind.REQUESTS_SUSPECTED)
+    assert (event.suspects, event.reason) == (4, "4 of 8 requests were in the step")
+
+
+def test_ranks_that_are_out_are_counted_over_the_whole_instance():
+    bench = Bench(HoldfastConfig(max_ranks_out=1), engines=(0, 1), attached=False)
+    bench.attached(0, ranks=3)
+    bench.attached(1, ranks=2)
+    bench.lost(0)
+    bench.lost(1)
+    decided = events(bench, EventKind.DECISION_MADE)[-1]
+    assert decided.decision.ranks_out == 3
+    assert "; 5 of 5 ranks would be out at once (--max-ranks-out 1)" in decided.reason
+
+
+def test_a_command_that_fits_no_group_names_the_group_that_is_unwell():
+    bench = Bench(AUTO, engines=(0, 1, 2))
+    bench.faulted(1)
+    with pytest.raises(CommandConflict) as caught:
+        bench.retry(engine=None)
+    assert str(caught.value).startswith("engine 1 is faulted, there is nothing to retry")

@@ -185,9 +185,9 @@ def finish_recovery(state: InstanceState, group: LockstepGroup, now: float) -> l
     has_failed = any(e.last_error for e in group.engines)
     if recovery.replaces_workers and has_failed:  # a single failure, however many engine cores report it
         incident.failed_restarts += 1
-    error = incident.fault.summary() if incident.fault is not None else "an engine core is paused again"
     # If every engine core has recovered, a fault since then does not fail the command.
-    settled = state.commands.end_in_group(recovery.command_id, group.group_id, error if has_failed else None)
+    error = incident.fault.summary() if has_failed and incident.fault is not None else None
+    settled = state.commands.end_in_group(recovery.command_id, group.group_id, error)
     return settled + _take_later_faults(state, group, now) + decide_once_paused(state, group, now)
 
 
