@@ -1,10 +1,12 @@
 """What an instance does because time has passed, and what reports leave for later ticks."""
 
+import itertools
+
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.faults.faults import FaultClass
 from holdfast.core.instance.instance import Instance
 from holdfast.core.protocol import messages as m
-from holdfast.core.protocol.effects import LeaveOut, ReplaceEngine, Send
+from holdfast.core.protocol.effects import LeaveOut, Publish, ReplaceEngine, Send
 from holdfast.core.protocol.events import EventKind
 from support.instance_bench import AUTO, DEEP, NO_RESTARTS, Bench, a_fault, is_keepalive
 
@@ -123,3 +125,27 @@ def test_a_new_coordinator_is_introduced_once_at_each_time():
     bench.did(bench.instance.process_returned("coordinator", bench.now))
     told = [len(bench.tick(after_s)) for after_s in (0.5, 0.5, 0.0, 4.0, 0.0)]
     assert told == [0, 1, 0, 1, 0]
+
+
+def test_events_are_numbered_and_dated_and_name_the_epoch():
+    clock = itertools.count(500.0)
+    instance = Instance([(0,)], AUTO, wall_clock=lambda: next(clock), new_command_id=lambda: "own")
+    reports = [
+        m.EngineAttached(engine_id=0, pid=7, hooks=(), workers=()),
+        m.EngineFaulted(engine_id=0, epoch=0, fault=a_fault()),
+        m.EnginePaused(engine_id=0, epoch=0, fault=a_fault(), unfinished_requests=0),
+    ]
+    told = [e.event for report in reports for e in instance.observe(report, 1.0) if isinstance(e, Publish)]
+    assert [(event.sequence, event.at) for event in told] == [(n, 499.0 + n) for n in range(1, 6)]
+    assert [event.epoch for event in told] == [0, 0, 0, 0, 1]
+    assert instance.view().sequence == 5
+
+
+def test_a_pause_by_an_operator_outlasts_a_loss_while_another_group_is_still_pausing():
+    bench = Bench(RESTARTS, engines=(0, 1))
+    bench.pause("p", 0)
+    bench.paused(0)
+    bench.pause("q", 1)
+    bench.lost(0)
+    bench.attached(0, pid=9)
+    assert bench.states(0, 1) == ["pausing", "pausing"]

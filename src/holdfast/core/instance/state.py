@@ -129,9 +129,9 @@ class OpenCommands:
 
     def end_in_group(self, command_id: str | None, group_id: int, error: str | None = None) -> list[Effect]:
         """End a command in a single group. The first error of any group becomes the error of the command."""
-        command = self._open.get(command_id or "")
-        if command is None or command_id is None:
+        if command_id is None or command_id not in self._open:
             return []
+        command = self._open[command_id]
         command.groups.discard(group_id)
         command.error = command.error or error
         if command.groups:
