@@ -20,6 +20,8 @@ from support.situations import fault
 
 FOUND = "the request was in 5 failed batches, the last alone; other requests passed in between; "
 APART = "a request passes alone and fails beside others; it waits until those have left; "
+AFTER_3 = "after 3 failed batches in a row"
+ON_TRIAL = "run on trial"
 GIVEN_UP = "requests on trial make no progress; search given up, all requests run"
 
 
@@ -92,7 +94,7 @@ def test_one_poison_request_among_eight_is_ended_and_every_other_one_runs_again(
         "7: efgh 4 progressed: after 4 failed batches in a row others run on trial (4 requests in all)",
         "11: d 4: after 4 failed batches in a row 1 of 4 suspects run on trial (1 requests in all)",
         "11: efgh 3 progressed: after 5 failed batches in a row others run on trial (4 requests in all)",
-        f"15: abcefgh 3 ends d: {FOUND}after 5 failed batches in a row 3 of 3 suspects run on trial (7 requests in all)",
+        f"15: abcefgh 3 ends d: {FOUND}after 5 failed batches in a row 3 of 3 suspects {ON_TRIAL} (7 requests in all)",
         "18: all 0: no request is suspected any more",
     ]
 
@@ -121,7 +123,7 @@ def test_one_of_a_pair_that_fails_only_together_waits():
         "11: a 4: after 2 failed batches in a row 1 of 4 suspects run on trial (1 requests in all)",
         "14: ab 3: after 2 failed batches in a row 1 of 3 suspects run on trial (2 requests in all)",
         "17: abc 2: after 2 failed batches in a row 1 of 2 suspects run on trial (3 requests in all)",
-        f"17: abd 1 without c progressed: {APART}after 3 failed batches in a row 1 of 1 suspects run on trial (3 requests in all)",
+        f"17: abd 1 without c progressed: {APART}{AFTER_3} 1 of 1 suspects {ON_TRIAL} (3 requests in all)",
         "20: all 0 without c: no request is suspected any more",
     ]
 
