@@ -7,6 +7,12 @@ from support.control_plane import MemoryControl
 from support.http_app import Connect, build_app
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Load the plugin of schemathesis, for the tests of this folder only: its import takes half a second."""
+    if not config.pluginmanager.has_plugin("schemathesis"):
+        config.pluginmanager.import_plugin("schemathesis.pytest.plugin")
+
+
 @pytest.fixture
 def control() -> MemoryControl:
     """One engine, attached, external policy; it does what it is told at once."""
