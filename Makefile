@@ -14,11 +14,13 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .PHONY: help setup demo test test-servers nightly nightly-status check contract-wheels bench figures settings constraints clean
-.PHONY: check-tests check-ruff check-format check-mypy check-imports
+.PHONY: check-tests check-core check-host check-other check-ruff check-format check-mypy check-imports
 .PHONY: format mutate hops release-check
 
 BIN := .venv/bin
 export HOLDFAST_HOST
+# Compiled once, into __pycache__, and not again by every process that a test starts.
+unexport PYTHONDONTWRITEBYTECODE
 
 # A name on the path may be a shim without a Python behind it, so each is tried.
 ifndef PYTHON
@@ -30,7 +32,10 @@ FAULT ?= exception
 PART ?= matrix
 WORKERS ?= 1
 BENCH_TOPOLOGIES ?= one tp2 pp2 dp2 moe moe-ep
-FAST_TESTS := $(wildcard tests/unit tests/contract tests/simulation)
+# Three runs of pytest, two at a time: a run imports only what its own tests need.
+CORE_TESTS := tests/unit/core
+HOST_TESTS := tests/unit/hosts tests/contract
+OTHER_TESTS := $(filter-out $(CORE_TESTS) $(HOST_TESTS) %/__pycache__,$(wildcard tests/unit/*)) tests/simulation
 SERVER_TESTS := $(wildcard tests/integration tests/e2e)
 
 help: ## list the targets
@@ -47,7 +52,8 @@ test: setup ## the whole suite, with real servers
 ifdef PYTEST_ARGS
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 else
-	@$(MAKE) --no-print-directory check-tests test-servers
+	@$(MAKE) --no-print-directory --keep-going --jobs=2 --output-sync=target check-tests
+	@$(MAKE) --no-print-directory test-servers
 endif
 
 test-servers: setup ## the part of the suite that starts real servers; WORKERS=2 runs two tests at a time
@@ -61,10 +67,15 @@ nightly-status: setup ## what the committed rows of every nightly part cover
 
 check: setup ## ruff, mypy, import-linter, unit, contract and simulation tests: under a minute
 	@$(MAKE) --no-print-directory --keep-going --jobs=2 --output-sync=target \
-		check-tests check-ruff check-format check-mypy check-imports
+		check-tests check-mypy check-ruff check-format check-imports
 
-check-tests:
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile $(FAST_TESTS) $(PYTEST_ARGS)
+check-tests: check-host check-core check-other
+check-host:
+	$(BIN)/python -m pytest -q $(HOST_TESTS)
+check-core: # every branch of the core is covered by the core's own tests
+	$(BIN)/python -m pytest -q --cov --cov-report=term $(CORE_TESTS)
+check-other:
+	$(BIN)/python -m pytest -q $(OTHER_TESTS)
 check-ruff:
 	$(BIN)/ruff check .
 check-format:

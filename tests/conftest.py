@@ -17,7 +17,14 @@ EXAMPLES_TIMES = int(os.environ.get("HOLDFAST_EXAMPLES", "1"))  # `make nightly 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Multiply the examples of every test over generated values."""
+    """Multiply the examples of every test over generated values, and measure no coverage in these tests.
+
+    What the core does is shown by chosen examples. Generated ones cover no branch for certain, and tracing doubles
+    what a test costs.
+    """
+    for item in items:
+        if item.get_closest_marker("hypothesis") is not None:
+            item.add_marker("no_cover")
     for item in items if EXAMPLES_TIMES > 1 else ():
         function = getattr(item, "obj", None)
         function = getattr(function, "__func__", function)

@@ -30,13 +30,19 @@ class Bench:
         self.told: list[Restriction] = []
         self.ended: list[str] = []
         self.turns = 0
+        self.batch_of: tuple[object, ...] = ()
+        self.may_run: frozenset[str] = frozenset()
 
     def request_progress(self, batch: frozenset[str] = frozenset()) -> dict[str, RequestProgress]:
         return {i: RequestProgress(g, g + self.depth * (i in batch), g) for i, g in self.good.items()}
 
     def batch(self) -> frozenset[str]:
-        run = self.restriction.run if self.restriction.run is not None else self.good.keys()
-        return frozenset(i for i in self.good if i in run and i not in self.restriction.excluded)
+        shown = (self.restriction, *self.good)
+        if shown != self.batch_of:
+            run = self.restriction.run if self.restriction.run is not None else self.good.keys()
+            self.batch_of = shown
+            self.may_run = frozenset(i for i in self.good if i in run and i not in self.restriction.excluded)
+        return self.may_run
 
     def run(self, turns: int = 5000) -> "Bench":
         while self.good:
@@ -55,10 +61,11 @@ class Bench:
             if self.renews:
                 self.blame.renewed(by_ladder=False)
             return
+        good, lengths = self.good, self.lengths
         for request_id in batch:
-            self.good[request_id] += 1
-            if self.good[request_id] == self.lengths[request_id]:
-                del self.good[request_id]
+            good[request_id] += 1
+            if good[request_id] == lengths[request_id]:
+                del good[request_id]
 
     def follow(self, restriction: Restriction) -> None:
         self.restriction = restriction

@@ -65,11 +65,13 @@ def test_five_hundred_open_streams_take_eight_bytes_a_token_and_little_besides()
 
     def fill():
         requests = RequestJournal()
-        for number in range(STREAMS):
-            requests.open(f"request {number}", None)
+        names = [f"request {number}" for number in range(STREAMS)]
+        for name in names:
+            requests.open(name, None)
         for token in range(TOKENS):  # as they come: one of each stream at a time
-            for number in range(STREAMS):
-                requests.deliver(f"request {number}", [token + 100_000])
+            delivered = [token + 100_000]
+            for name in names:
+                requests.deliver(name, delivered)
         return requests
 
     held, requests = traced_bytes(fill)

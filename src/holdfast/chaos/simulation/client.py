@@ -43,10 +43,13 @@ class SimulatedClient:
         self.ended: str | None = None
         self._open_commands: set[str] = set()
         self._uncalm_since: dict[int, float] = {}
+        self._view: InstanceView | None = None  # None after every call that may have changed the instance
 
     def view(self) -> InstanceView:
         """Return the present state of the instance."""
-        return self.instance.view()
+        if self._view is None:
+            self._view = self.instance.view()
+        return self._view
 
     def deliver(self, data: bytes) -> None:
         """Take a message of an engine core."""
@@ -68,7 +71,7 @@ class SimulatedClient:
 
     def tick(self) -> None:
         self._perform(self.instance.tick(self._world.time.now))
-        for engine in self.instance.view().engines:
+        for engine in self.view().engines:
             if engine.state in CALM or self.ended is not None:
                 self._uncalm_since.pop(engine.engine_id, None)
             else:
@@ -80,6 +83,7 @@ class SimulatedClient:
         self._perform(self.instance.lost(engine_id, "killed by signal 9", self._world.time.now))
 
     def _perform(self, effects: list[Effect]) -> None:
+        self._view = None
         for effect in effects:
             match effect:
                 case Send():

@@ -103,7 +103,7 @@ class SimulatedFrontEnd:
 
     @property
     def is_done(self) -> bool:
-        return self.finished == len(self._expected)
+        return all(self._streams.get(name) == tokens for name, tokens in self._expected.items())
 
     @property
     def finished(self) -> int:

@@ -119,10 +119,12 @@ class Simulation(BaseWorld):
     def _is_over(self) -> bool:
         if self.client.ended is not None:
             return True
-        engines = self.client.instance.view().engines
+        if not self.front_end.is_done:
+            return False
+        engines = self.client.view().engines
         left_out = {e.engine_id for e in engines if e.state is EngineState.LEFT_OUT}
         run = all(e.runs for e in self.engines if e.engine_id not in left_out)
-        return run and self.front_end.is_done and all(e.state in CALM for e in engines)
+        return run and all(e.state in CALM for e in engines)
 
     def _check_streams(self) -> None:
         finished = self.front_end.is_done or self.client.ended is not None

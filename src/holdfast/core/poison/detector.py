@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from holdfast.core.faults.faults import MAX_REQUEST_IDS, Fault, FaultClass
 from holdfast.core.poison.bisection import COMPARED, Bisection, KeepApart, NeedsControl, Over, PoisonFound, Trial
@@ -63,8 +64,7 @@ PASSING_TURNS = 3
 MAX_STRAYS = 2
 
 
-@dataclass(frozen=True)
-class RequestProgress:
+class RequestProgress(NamedTuple):
     """Progress of an open request, in tokens: good KV, good KV and tokens in flight, and output."""
 
     good: int
@@ -313,7 +313,7 @@ class PoisonDetector:
 
 def _rewound(progress: ProgressOfRequests) -> ProgressOfRequests:
     """Return the progress with nothing in flight: every request has to get past tokens that were in flight."""
-    return {i: replace(s, good=s.reached) for i, s in progress.items()}
+    return {i: RequestProgress(s.reached, s.reached, s.output) for i, s in progress.items()}
 
 
 def _others_in_flight(trial: Trial, progress: ProgressOfRequests) -> bool:

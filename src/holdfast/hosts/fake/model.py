@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 VOCABULARY = 997
+SLOT_BYTES = 8
 
 
 def _mix(state: int, value: int) -> int:
-    return zlib.crc32(value.to_bytes(8, "little"), state)
+    return zlib.crc32(value.to_bytes(SLOT_BYTES, "little"), state)
 
 
 def _slot(attended: int, token: int, rank: int) -> int:
@@ -38,29 +40,38 @@ def fault_free_output(prompt: Sequence[int], max_tokens: int, ranks: int) -> lis
     return tokens[len(prompt) :]
 
 
+@lru_cache(maxsize=64)
+def _garbage(rank: int, slots: int) -> bytes:
+    return b"".join((_mix(rank, slot) ^ 0xDEAD).to_bytes(SLOT_BYTES, "little") for slot in range(slots))
+
+
 class KVMemory:
-    """The KV slots of a rank, addressed through block tables."""
+    """The KV slots of a rank, addressed through block tables.
+
+    Attention mixes slot by slot, as `_mix` does: the checksum of adjacent slots is the checksum of their bytes.
+    """
 
     def __init__(self, rank: int, blocks: int, block_size: int) -> None:
         self._rank = rank
         self._block_size = block_size
-        self._slots = [_mix(rank, slot) ^ 0xDEAD for slot in range(blocks * block_size)]
+        self._slots = bytearray(_garbage(rank, blocks * block_size))
 
     def attend(self, blocks: Sequence[int], tokens: int) -> int:
         """Return the result of attention over the first `tokens` slots of a block table."""
-        state = 0
-        for position in range(tokens):
-            state = _mix(state, self._slots[self._at(blocks, position)])
-        return state
+        full, rest = divmod(tokens, self._block_size)
+        size = self._block_size * SLOT_BYTES
+        kept = [self._slots[block * size : (block + 1) * size] for block in blocks[:full]]
+        if rest:
+            kept.append(self._slots[blocks[full] * size : blocks[full] * size + rest * SLOT_BYTES])
+        return zlib.crc32(b"".join(kept))
 
     def write(self, blocks: Sequence[int], start: int, tokens: Sequence[int]) -> int:
         """Write the KV of `tokens` from position `start` on; return the attention result of the last token."""
         state = self.attend(blocks, start)
         for position, token in enumerate(tokens, start):
-            slot = _slot(state, token, self._rank)
-            self._slots[self._at(blocks, position)] = slot
-            state = _mix(state, slot)
+            slot = _slot(state, token, self._rank).to_bytes(SLOT_BYTES, "little")
+            block, offset = divmod(position, self._block_size)
+            at = (blocks[block] * self._block_size + offset) * SLOT_BYTES
+            self._slots[at : at + SLOT_BYTES] = slot
+            state = zlib.crc32(slot, state)
         return state
-
-    def _at(self, blocks: Sequence[int], position: int) -> int:
-        return blocks[position // self._block_size] * self._block_size + position % self._block_size
