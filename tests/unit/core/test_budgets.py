@@ -130,6 +130,13 @@ def recover_from_a_fault(bench, fault_class=FaultClass.TRANSIENT):
     return decision.action, decision.tries
 
 
+def test_a_second_unknown_fault_within_the_window_is_not_retried():
+    bench = Bench(HoldfastConfig())
+    assert recover_from_a_fault(bench, FaultClass.UNKNOWN) == ("retry", 1)
+    action, _ = recover_from_a_fault(bench, FaultClass.UNKNOWN)
+    assert action == "restart-workers"
+
+
 @given(pauses=st.lists(st.floats(0.1, 40.0), max_size=8), fault_class=st.sampled_from(["transient", "worker-lost"]))
 def test_budgets_outlast_closed_incidents_for_as_long_as_their_windows(pauses, fault_class):
     config = HoldfastConfig(max_retries=100, retry_window_s=60.0, max_worker_restarts=100, worker_restart_window_s=60.0)

@@ -240,6 +240,16 @@ def test_a_bad_row_is_refused_at_start_with_its_number_and_why(row, why):
     assert why in str(refused.value)
 
 
+def test_a_row_that_is_no_text_of_json_is_shown_as_python_writes_it():
+    with pytest.raises(BadConfiguration, match=r"row 1 \(\(1\+2j\)\): not an object"):
+        parse_rows([1 + 2j])
+
+
+def test_a_row_that_is_parsed_already_stays_as_it_is():
+    row = OwnRow(fault_class=FaultClass.DEVICE, message="x")
+    assert parse_rows([row]) == (row,)
+
+
 @pytest.mark.parametrize(("stated", "why"), [("x", "must be a list"), (3, "must be a list"), ([{}] * 201, "201 rows")])
 def test_what_is_no_list_of_rows_or_too_long_a_one_is_refused(stated, why):
     with pytest.raises(BadConfiguration, match=why):
@@ -262,8 +272,26 @@ def test_a_pattern_that_could_backtrack_for_ever_is_refused(pattern):
         compile_pattern(pattern)
 
 
+@pytest.mark.parametrize("pattern", ["(x)?(?(1){}|c)", "(?>{})c"])
+def test_a_pattern_is_looked_for_inside_conditions_and_atomic_groups(pattern):
+    assert compile_pattern(pattern.format("ab"))
+    with pytest.raises(ValueError, match="take"):
+        compile_pattern(pattern.format("(a+)+"))
+
+
 @pytest.mark.parametrize(
-    "pattern", ["out of (memory|space)", "a.*b.*c", r"code \d{1,4}\b", "[ab]*c", "x(yz)?", "(?i:a)b", "(?:abc)+"]
+    "pattern",
+    [
+        "out of (memory|space)",
+        "a.*b.*c",
+        r"code \d{1,4}\b",
+        "[ab]*c",
+        "x(yz)?",
+        "(?i:a)b",
+        "(?:abc)+",
+        "(x)?(?(1)a|b)",
+        "(?>ab)c",
+    ],
 )
 def test_ordinary_patterns_are_fine(pattern):
     assert compile_pattern(pattern)

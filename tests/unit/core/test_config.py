@@ -77,3 +77,11 @@ def test_leaving_suspect_blocks_needs_fault_injection():
         parse_config({"unsafe_keep_suspect_blocks": True})
     both = {"unsafe_keep_suspect_blocks": True, "enable_fault_injection": True}
     assert parse_config(both).unsafe_keep_suspect_blocks
+
+
+@pytest.mark.parametrize(
+    ("cap", "why"), [("x%", "no share"), ("0%", "above 0%"), ("150%", "at most 100%"), ("4", "nor")]
+)
+def test_a_share_that_cannot_be_is_refused_with_the_reason(cap, why):
+    with pytest.raises(BadConfiguration, match=f"max_ranks_out: .*{why}"):
+        parse_config({"max_ranks_out": cap})

@@ -268,3 +268,14 @@ def test_a_new_coordinator_and_a_lost_api_server_are_the_hosts_to_deal_with():
     bench = EngineCoreBench()
     assert bench.tell(m.CoordinatorReplaced()) == [fx.IntroduceToCoordinator()]
     assert bench.tell(m.ClientLost(client_index=1)) == [fx.DropRequestsOf(1)]
+
+
+def test_a_command_that_came_twice_recovers_once():
+    bench = EngineCoreBench()
+    bench.command_recovery(epoch=1)
+    bench.command_recovery(epoch=1)
+    bench.step_raises()
+    bench.tell(facts.RecoveryFinished(m.RecoveryReport()))
+    bench.step_raises()
+    assert [type(task) for task in bench.tasks].count(fx.RunRecovery) == 1
+    assert bench.machine.busy_loop is BusyLoop.PAUSED

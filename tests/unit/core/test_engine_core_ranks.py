@@ -236,6 +236,15 @@ def test_a_stopped_process_is_declared_hung_without_breaking_anything_first():
     assert bench.killed == [1]
 
 
+def test_each_of_several_stopped_processes_is_killed_once_with_its_own_evidence():
+    bench = EngineCoreBench(ranks=3)
+    stalls = [bench.stall(rank, is_certain=True) for rank in (0, 2)]
+    bench.look(*stalls)
+    for stall in (stalls[0], stalls[0], stalls[1]):
+        bench.tell(facts.EvidenceKept(stall))
+    assert bench.killed == [0, 2]
+
+
 def test_a_stopped_process_decides_a_search_at_once():
     bench = EngineCoreBench(ranks=2)
     bench.look(bench.stall(0), bench.stall(1))
@@ -334,6 +343,13 @@ def test_a_fault_that_its_rank_does_not_accept_is_refused_and_not_armed_again():
     bench.tell(facts.ArmingUndelivered(effect.command))
     assert refusals(bench) == ["rank 0 did not accept the command"]
     assert bench.attach(0, 200) == []
+
+
+def test_a_fault_of_no_request_that_its_rank_does_not_accept_is_refused():
+    bench = EngineCoreBench()
+    [effect] = arm(bench)
+    bench.tell(facts.ArmingUndelivered(effect.command))
+    assert refusals(bench) == ["rank 0 did not accept the command"]
 
 
 def test_a_fault_of_a_request_is_armed_again_in_the_replacement_of_its_rank():

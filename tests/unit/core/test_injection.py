@@ -29,6 +29,7 @@ def test_a_trap_skips_its_steps_then_goes_off_so_many_times_in_a_row(after, time
         {"phase": "forward", "unknown": 1},
         {"phase": "sample-end", "kind": "nan"},
         {"phase": "schedule-end", "kind": "oom"},
+        {"phase": "forward", "kind": "crash"},
         {"phase": "forward", "kind": "slow", "seconds": 0},
         {"phase": "forward", "kind": "slow", "seconds": 601},
         {},
@@ -84,3 +85,21 @@ def test_a_trap_that_skips_one_step_goes_off_at_the_second():
 def test_a_trap_that_skips_two_steps_goes_off_at_the_third():
     fault = ArmedFault(InjectionSpec(phase=Phase.FORWARD, after_steps=2, times=1))
     assert [fault.is_due() for _ in range(4)] == [False, False, True, False]
+
+
+def test_only_missing_progress_shows_a_process_that_stops_hangs_spins_or_deadlocks():
+    silent = {kind for kind in FaultKind if kind.is_silent}
+    assert silent == {FaultKind.STOP, FaultKind.HANG, FaultKind.SPIN, FaultKind.DEADLOCK}
+
+
+@pytest.mark.parametrize(
+    ("phase", "kind", "kills"),
+    [
+        (Phase.SCHEDULE_START, FaultKind.KILL, True),
+        (Phase.SCHEDULE_START, FaultKind.CRASH, True),
+        (Phase.SCHEDULE_START, FaultKind.RAISE, False),
+        (Phase.FORWARD, FaultKind.KILL, False),
+    ],
+)
+def test_an_engine_core_ends_by_a_kill_or_a_crash_in_its_own_phases(phase, kind, kills):
+    assert InjectionSpec(phase=phase, kind=kind).kills_engine_core is kills

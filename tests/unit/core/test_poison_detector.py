@@ -322,3 +322,68 @@ def test_a_fault_in_a_step_without_requests_teaches_nothing():
     restriction = bench.blame.fault(bench.request_progress())
     assert (restriction.run, restriction.search_progressed) == (bench.restriction.run, False)
     assert bench.run().ended == ["r1"]
+
+
+@pytest.mark.parametrize("poison", [("r1", "r12"), ("r0", "r1"), ("r14", "r15"), ("r2", "r7", "r13")])
+def test_several_poison_requests_are_ended_one_after_another(poison):
+    bench = Bench(requests(16), any_of(*poison)).run()
+    assert sorted(bench.ended) == sorted(poison)
+
+
+# ---- steps that are in flight while the next trial is to begin
+
+
+def in_flight(**good: int) -> dict[str, RequestProgress]:
+    return {name: RequestProgress(done, done + 1, done) for name, done in good.items()}
+
+
+def at_rest(**good: int) -> dict[str, RequestProgress]:
+    return {name: RequestProgress(done, done, done) for name, done in good.items()}
+
+
+def draining_detector() -> tuple[PoisonDetector, Restriction]:
+    """A detector after `c` has passed alone with a step still in flight; the next trial waits for that step."""
+    detector = PoisonDetector()
+    for _ in range(2):
+        restriction = detector.fault(in_flight(a=1, b=1, c=1))
+    assert restriction.run == {"c"}
+    for done in range(2, 6):
+        restriction = detector.step(at_rest(a=1, b=1) | in_flight(c=done)) or restriction
+    return detector, restriction
+
+
+def test_a_trial_begins_once_steps_of_others_have_ended():
+    detector, waiting = draining_detector()
+    assert (waiting.run, waiting.suspects) == (frozenset(), 3)
+    assert detector.step(at_rest(a=1, b=1) | in_flight(c=6)) is None
+    begun = detector.step(at_rest(a=1, b=1, c=7))
+    assert begun is not None and begun.run == {"b"}
+
+
+def test_a_step_of_others_that_never_ends_gives_the_search_up():
+    detector, _ = draining_detector()
+    told = [r for _ in range(1000) if (r := detector.step(at_rest(a=1, b=1) | in_flight(c=6))) is not None]
+    assert not told[0].watch
+    assert "search given up" in told[0].reason
+
+
+def test_a_step_of_others_that_fails_before_a_trial_counts_for_no_suspect():
+    detector, waiting = draining_detector()
+    assert detector.fault(at_rest(a=1, b=1) | in_flight(c=6)).suspects == waiting.suspects
+
+
+def test_requests_on_trial_that_leave_before_a_step_end_no_search():
+    detector, _ = draining_detector()
+    begun = detector.step(at_rest(a=1, b=1, c=7))
+    assert begun is not None and begun.run == {"b"}
+    following = detector.step(at_rest(a=1, c=7))
+    assert following is not None and following.run == {"a"}
+
+
+def test_a_request_on_trial_that_leaves_before_its_first_step_shows_nothing():
+    detector = PoisonDetector()
+    for _ in range(2):
+        restriction = detector.fault(in_flight(a=0, b=0, c=0))
+    assert restriction.run == {"c"}
+    following = detector.step(at_rest(a=0, b=0))
+    assert following is not None and (following.run, following.end) == ({"b"}, ())

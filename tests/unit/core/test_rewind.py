@@ -231,6 +231,12 @@ def test_requests_are_released_from_the_back_and_no_more_than_must(requests, fre
     assert fitting.suspect_blocks == plan.suspect_blocks
 
 
+def test_where_not_even_one_request_fits_all_are_released():
+    pair = [request("a", 4, 0, (0,), total=30), request("b", 4, 0, (1,), total=30)]
+    plan = plan_rewind(pair, BLOCK)
+    assert release_until_rest_fits(plan, pair, 0, 20).good_tokens == {"a": 0, "b": 0}
+
+
 def test_a_shared_block_is_not_free_before_its_last_keeper_is_released():
     pair = [request(name, computed=9, in_flight=0, blocks=[1, 2, tail]) for name, tail in (("a", 3), ("b", 4))]
     plan = plan_rewind(pair, BLOCK)

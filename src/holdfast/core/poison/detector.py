@@ -161,20 +161,19 @@ class PoisonDetector:
         assert self._search is not None
         search, trial = self._search, self._search.trial
         if trial is None or self._draining:
-            return self._stray(batch, progress)
+            return self._stray(search, batch, progress)
         passed = {i for i in trial.run & progress.keys() if progress[i].good > self._bars.get(i, 0)}
         search.clear(passed)
         search_progressed = search.fails(batch - passed)
         search.ran(fine)
         if search_progressed is None:
-            return self._stray(batch, progress)
+            return self._stray(search, batch, progress)
         self._faults += 1
         return search_progressed
 
-    def _stray(self, batch: frozenset[str], progress: ProgressOfRequests) -> bool:
+    def _stray(self, search: Bisection, batch: frozenset[str], progress: ProgressOfRequests) -> bool:
         self._strays += 1
-        if self._search is not None:
-            self._search.doubt()
+        search.doubt()
         if self._strays >= MAX_STRAYS:
             self._drop()
             return self._begin(batch, progress)
