@@ -33,7 +33,7 @@ PART ?= matrix
 WORKERS ?= 1
 BENCH_TOPOLOGIES ?= one tp2 pp2 dp2 moe moe-ep
 # Three runs of pytest, two at a time: a run imports only what its own tests need.
-CORE_TESTS := tests/unit/core
+CORE_TESTS := tests/unit/core tests/unit/sentinel
 HOST_TESTS := tests/unit/hosts tests/contract
 OTHER_TESTS := $(filter-out $(CORE_TESTS) $(HOST_TESTS) %/__pycache__,$(wildcard tests/unit/*)) tests/simulation
 SERVER_TESTS := $(wildcard tests/integration tests/e2e)
@@ -72,7 +72,7 @@ check: setup ## ruff, mypy, import-linter, unit, contract and simulation tests: 
 check-tests: check-host check-core check-other
 check-host:
 	$(BIN)/python -m pytest -q $(HOST_TESTS)
-check-core: # every branch of the core is covered by the core's own tests
+check-core: # all branches of holdfast.core are covered
 	$(BIN)/python -m pytest -q --cov --cov-report=term $(CORE_TESTS)
 check-other:
 	$(BIN)/python -m pytest -q $(OTHER_TESTS)
