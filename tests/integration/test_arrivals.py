@@ -16,7 +16,7 @@ from holdfast.chaos.streams import MODEL_NAME, Load
 from holdfast.core.faults.faults import Phase
 from holdfast.core.faults.injection import InjectionSpec
 from integration.helpers.servers import Servers, run, state
-from integration.helpers.streams import running_requests
+from integration.helpers.streams import wait_without_requests
 
 pytestmark = [pytest.mark.host, pytest.mark.server, pytest.mark.timed]
 
@@ -68,9 +68,7 @@ async def _scenario(server: Server) -> None:
         assert compare_runs(expected, caught.histories).exact, compare_runs(expected, caught.histories).reasons
         late = compare_runs(expected[:2], arrived.histories)
         assert late.exact, late.reasons
-        async with asyncio.timeout(20):  # the client that vanished is not served for nobody
-            while running_requests((await client.get("/metrics")).text) > 0:
-                await asyncio.sleep(0.1)
+        await wait_without_requests(client, 20)  # the request of the client that vanished is ended
 
 
 def test_old_and_new_requests_are_served_after_the_pause_and_the_vanished_one_is_dropped(server: Server) -> None:

@@ -19,7 +19,7 @@ from holdfast.core.faults.faults import Phase
 from holdfast.core.faults.injection import InjectionSpec
 from integration.helpers.commands import apply, states, told
 from integration.helpers.servers import V1_ASYNC, V1_SYNC, Servers, in_matrix, run, served_name, well
-from integration.helpers.streams import STANDS_S, running_requests, tokens
+from integration.helpers.streams import STANDS_S, tokens, wait_without_requests
 
 pytestmark = [pytest.mark.host, pytest.mark.server]
 
@@ -125,9 +125,7 @@ def test_a_pause_after_which_every_client_leaves_keeps_no_request(bench: Bench) 
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)
             await told(client, "resume")
-            async with asyncio.timeout(30):
-                while running_requests((await client.get("/metrics")).text):
-                    await asyncio.sleep(0.1)
+            await wait_without_requests(client)
 
     run(scenario())
     bench.assert_well()

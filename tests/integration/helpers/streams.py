@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import time
+
+import httpx
 
 from holdfast.chaos.checker import compare_runs, gaps_touching_s
 from holdfast.chaos.control import Control
@@ -12,9 +15,18 @@ from holdfast.chaos.streams import Load, StreamSpec
 from holdfast.core.faults.injection import InjectionSpec
 
 
-def running_requests(metrics: str) -> float:
+def requests_left(metrics: str) -> list[str]:
+    """The samples of a server's metrics that count requests which run or wait, as far as they are not 0."""
     kinds = ("vllm:num_requests_running", "vllm:num_requests_waiting{")
-    return sum(float(line.rsplit(" ", 1)[1]) for line in metrics.splitlines() if line.startswith(kinds))
+    return [line for line in metrics.splitlines() if line.startswith(kinds) and float(line.rsplit(" ", 1)[1])]
+
+
+async def wait_without_requests(client: httpx.AsyncClient, within_s: float = 30) -> None:
+    """Wait until no request runs or waits; tells what is left, and the instance's status, where that lasts too long."""
+    deadline = time.monotonic() + within_s
+    while left := requests_left((await client.get("/metrics")).text):
+        assert time.monotonic() < deadline, f"{left} {(await client.get('/fault_tolerance/status')).text}"
+        await asyncio.sleep(0.1)
 
 
 def interruptions(histories: list[History], killed_at: float) -> list[float]:
