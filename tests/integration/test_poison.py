@@ -94,7 +94,9 @@ class Bench:
             load = Load(self.server.url, self.load(guilty, specs[0].request), timeout_s=MOST_FAULTS * SLOWEST_S)
             histories = await load.run()
             took_s = time.monotonic() - began_s
-            await asyncio.sleep(0.3)
+            async with asyncio.timeout(SETTLED_WITHIN_S):
+                while await control.unwell() is not None:
+                    await asyncio.sleep(0.05)
             return Found(histories, await control.events(before), took_s)
 
 

@@ -50,14 +50,14 @@ async def engines_of(server: Server) -> list[dict]:  # type: ignore[type-arg]
 async def wait_healthy(server: Server) -> None:
     async with asyncio.timeout(RESTART_S):
         while any(e["state"] != "healthy" for e in await engines_of(server)):
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(0.05)
 
 
 async def wait_replaced(server: Server, engine_id: int, pid: int) -> None:
     """Wait until another process than this one is that engine core, and all are healthy."""
     async with asyncio.timeout(RESTART_S):
         while (await engines_of(server))[engine_id]["pid"] in (None, pid):
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(0.05)
     await wait_healthy(server)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+from collections.abc import Callable
 
 import httpx
 import psutil
@@ -13,6 +14,7 @@ from holdfast.chaos.control import Control
 from holdfast.chaos.server import Server
 
 BACK_WITHIN_S = 120.0
+AGREED_WITHIN_S = 20.0
 
 
 async def process_events_of(server: Server, after: int) -> list[str]:
@@ -26,7 +28,7 @@ async def process_events_of(server: Server, after: int) -> list[str]:
 async def wait_back(server: Server, after: int) -> None:
     async with asyncio.timeout(BACK_WITHIN_S):
         while sum("process-restarted" in one for one in await process_events_of(server, after)) == 0:
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(0.05)
 
 
 ASKS = 24  # the kernel spreads connections over the servers: so many miss one with a chance of 1 in 5000
@@ -44,6 +46,18 @@ async def on_many_connections(server: Server, path: str) -> list[httpx.Response]
         async with httpx.AsyncClient(base_url=server.url, timeout=30, trust_env=False) as client:
             answers.append(await client.get(path))
     return answers
+
+
+async def agreed_by_all(
+    server: Server, path: str, wanted: Callable[[httpx.Response], bool] = lambda answer: True
+) -> list[httpx.Response]:
+    """The answers of every API server, once all are the same and as wanted; links to API servers are not waited for."""
+    async with asyncio.timeout(AGREED_WITHIN_S):
+        while True:
+            answers = await on_many_connections(server, path)
+            if len({a.text for a in answers}) == 1 and all(map(wanted, answers)):
+                return answers
+            await asyncio.sleep(0.05)
 
 
 def workers_of(server: Server) -> dict[tuple[int, int], int]:
