@@ -19,7 +19,7 @@ import pytest
 from holdfast.bench.instrument import precise_client
 from holdfast.bench.loads import SERVER_ARGUMENTS
 from holdfast.bench.topologies import Topology
-from holdfast.chaos.control import FAULT, LOST, Control
+from holdfast.chaos.control import FAULT, LOST, RECOVERED, Control
 from holdfast.chaos.history import History
 from holdfast.chaos.loads import fresh_salt
 from holdfast.chaos.model import make_moe_model
@@ -206,7 +206,7 @@ class Servers:
 
     def figures(self) -> Figures:
         """What the servers of this worker were started and hurt for."""
-        figures: Figures = {kind: self.tally.by_kind[kind] for kind in (FAULT, LOST)}
+        figures: Figures = {kind: self.tally.by_kind[kind] for kind in (FAULT, LOST, RECOVERED, "engine-restarted")}
         for start in self.starts:
             name = "forked" if start.warm else "new interpreters"
             figures[f"{name}, starts"] = figures.get(f"{name}, starts", 0) + 1
