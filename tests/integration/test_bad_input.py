@@ -17,6 +17,7 @@ import zmq
 
 from holdfast.chaos.server import Server, free_port, log_tail
 from holdfast.chaos.streams import MODEL_NAME, Load, StreamSpec
+from integration.helpers.endings import failed_start
 from integration.helpers.servers import Servers, run, well
 
 pytestmark = [pytest.mark.host, pytest.mark.server]
@@ -139,17 +140,6 @@ def poke_tcp(port: int) -> None:
 def notify_port(server: Server) -> int:
     status = httpx.get(f"{server.url}/fault_tolerance/status", headers=bearer("control-key")).json()
     return int(status["notify_address"].rsplit(":", 1)[1])
-
-
-def failed_start(
-    servers: Servers, *arguments: str, cold: bool = False, **environment: str
-) -> tuple[int | None, list[str]]:
-    """Exit code and log of a start that fails; forked unless `cold`, and where the environment is another."""
-    server = servers.unstarted(servers.spec(*arguments, **environment), cold=cold)
-    with pytest.raises(Exception, match="exit code"):
-        server.start()
-    said = log_tail(server.spec.log, 1000).partition("nanobind: leaked")[0]  # a library, as a forked process ends
-    return server.exit_code, said.splitlines()
 
 
 def test_a_notify_port_in_use_is_named(servers: Servers) -> None:

@@ -16,9 +16,11 @@ from holdfast.chaos.history import History
 from holdfast.chaos.loads import fresh_salt
 from holdfast.chaos.server import Server, log_tail
 from holdfast.chaos.streams import Load, StreamSpec
+from holdfast.cli.serve import EXIT_USAGE
 from holdfast.core.faults.faults import Phase
 from holdfast.core.faults.injection import InjectionSpec
 from integration.helpers.commands import apply, configured
+from integration.helpers.endings import failed_start
 from integration.helpers.servers import V1_SYNC, Servers, run
 
 pytestmark = [pytest.mark.host, pytest.mark.server]
@@ -95,7 +97,6 @@ async def instructed(server: Server) -> tuple[list[History], list[dict[str, Any]
 
 def test_a_server_does_not_start_with_a_row_that_could_not_be_used(servers: Servers) -> None:
     bad = json.dumps([*OWN_ROWS, {"message": "(a+)+$", "class": "device"}])
-    with pytest.raises(Exception, match="exit code"), servers.start("--fault-classes", bad) as server:
-        assert server.exit_code
-    assert Servers.latest is not None
-    assert "fault_classes, row 2 (" in log_tail(Servers.latest.spec.log, 20)
+    code, said = failed_start(servers, "--fault-classes", bad)
+    assert code == EXIT_USAGE
+    assert "fault_classes, row 2 (" in said[-1]

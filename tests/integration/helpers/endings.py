@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 
 import httpx
+import pytest
 
 from holdfast.chaos.control import Control
 from holdfast.chaos.server import Server, log_tail
 from holdfast.chaos.streams import MODEL_NAME
 from holdfast.core.faults.injection import InjectionSpec
+from integration.helpers.servers import Servers
 
 END_S = 60.0
 EXIT_DEFEATED = 70
@@ -37,3 +39,14 @@ def wait_ended(server: Server, timeout_s: float) -> int:
 
 def last_line(server: Server) -> str:
     return log_tail(server.spec.log, 1)
+
+
+def failed_start(
+    servers: Servers, *arguments: str, cold: bool = False, **environment: str
+) -> tuple[int | None, list[str]]:
+    """Exit code and log of a start that fails; forked unless `cold`, and where the environment is another."""
+    server = servers.unstarted(servers.spec(*arguments, **environment), cold=cold)
+    with pytest.raises(Exception, match="exit code"):
+        server.start()
+    said = log_tail(server.spec.log, 1000).partition("nanobind: leaked")[0]  # a library, as a forked process ends
+    return server.exit_code, said.splitlines()
