@@ -58,7 +58,6 @@ def contain(state: InstanceState, group: LockstepGroup, now: float) -> list[Effe
     stopped = group.in_state(EngineState.FAULTED, EngineState.PAUSED, EngineState.RESTARTING)
     if not stopped:
         return []
-    group.open_incident(now)
     reason = f"engine {stopped[0].engine_id} of the same lockstep group has stopped"
     effects: list[Effect] = []
     for engine in group.in_state(EngineState.HEALTHY):
