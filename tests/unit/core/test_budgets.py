@@ -240,3 +240,9 @@ def test_of_the_faults_that_are_armed_for_requests_the_latest_are_armed_in_a_rep
     again = [e.message.spec.request for e in bench.attached(pid=9) if isinstance(e, Send)]
     assert again == [f"request-{number}" for number in range(2, MAX_POISONS + 2)]
     assert all(isinstance(e.message, m.ArmFault) for e in bench.all(Send))
+
+
+def test_retries_of_unknown_errors_are_bounded_without_a_flag():
+    intensity = unknown_retry_intensity(HoldfastConfig(retry_window_s=60.0))
+    assert intensity.exhausted(0) is None
+    assert intensity.exhausted(1) == "1 retries of unknown errors within 60 s did not last (at most 1)"

@@ -19,6 +19,7 @@ from holdfast.core.faults.faults import FaultClass
 from holdfast.core.faults.patterns import compile_pattern
 
 CAN_BE_CHANGED = f"can be changed: {', '.join(changeable_keys())}"
+NESTED = "a repeat or a choice inside a repeat can take for ever to match; write it without"
 EXAMPLE = 'for example [{"message": "my driver is gone", "class": "device"}]'
 
 
@@ -146,8 +147,12 @@ def test_own_rows_say_that_they_are_of_the_operator_for_errors_and_for_ends():
         (301 * "a", "301 characters are more than 300"),
         ("(", "no regular expression: missing ), unterminated subpattern at position 0"),
         (r"(a)\1", "a reference to a group can take too long to match"),
-        ("(a+)+", "a repeat or a choice inside a repeat can take for ever to match; write it without"),
+        ("(a+)+", NESTED),
         ("a*b*c*d", "more than 2 unbounded repeats (*, + or more than 64) take too long"),
+        (r"(a)(?:(?(1)b+|c))+", NESTED),
+        (r"(a)(?:(?(1)c|b+))+", NESTED),
+        ("(?:a*){2}", NESTED),
+        ("x(?:a*b*c*|d)", "more than 2 unbounded repeats (*, + or more than 64) take too long"),
         ("a?", "it matches every text, also an empty one"),
     ],
 )
@@ -157,6 +162,18 @@ def test_a_pattern_is_refused_with_the_reason(pattern, why):
     assert str(caught.value) == why
 
 
-@pytest.mark.parametrize("pattern", [300 * "a", "a*b*c", "a{0,64}b*c*d", "(?:ab){1}(?:c|d)", "(?:a|b){1}"])
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        300 * "a",
+        "a*b*c",
+        "a{0,64}b*c*d",
+        "(?:ab){1}(?:c|d)",
+        "(?:a|b){1}",
+        "(?:a*){1}b",
+        r"(a)(?:(?(1)c))+",
+        "(?:xa*){0,1}b",
+    ],
+)
 def test_a_pattern_at_the_bound_is_accepted_and_ignores_case(pattern):
     assert compile_pattern(pattern).flags & re.IGNORECASE

@@ -26,7 +26,7 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
         compiled = re.compile(pattern, re.IGNORECASE)
     except (re.error, OverflowError, RecursionError) as error:
         raise ValueError(f"no regular expression: {error}") from None
-    _refuse_endless(_parser.parse(pattern, re.IGNORECASE))
+    _refuse_endless(_parser.parse(pattern))
     if compiled.match(""):
         raise ValueError("it matches every text, also an empty one")
     return compiled
@@ -35,7 +35,7 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
 def _refuse_endless(parsed: Any) -> None:
     """Raise `ValueError` unless matching is bounded: no nested repeats or choices, few open repeats."""
     open_repeats = 0
-    for inside, operation, argument in _operations(parsed, inside=False):
+    for inside, operation, argument in _operations(parsed):
         if operation is _constants.GROUPREF:
             raise ValueError("a reference to a group can take too long to match")
         if inside and operation in (*_REPEATS, _constants.BRANCH):
@@ -46,7 +46,7 @@ def _refuse_endless(parsed: Any) -> None:
         raise ValueError(f"more than {MAX_OPEN_REPEATS} unbounded repeats (*, + or more than {MANY}) take too long")
 
 
-def _operations(parsed: Any, inside: bool) -> Iterator[tuple[bool, Any, Any]]:
+def _operations(parsed: Any, inside: bool = False) -> Iterator[tuple[bool, Any, Any]]:
     """Yield every operation of a pattern, and whether the operation is inside a repeat."""
     for operation, argument in parsed:
         yield inside, operation, argument
