@@ -18,7 +18,7 @@ from holdfast.core.policy.ladder import (
     why_restart,
     why_retry,
 )
-from support.situations import AUTO, EXTERNAL, NO_RESTARTS, fault, incident, nothing_wrong, sick, situation
+from support.situations import AUTO, EXTERNAL, NO_RESTARTS, fault, incident, nothing_wrong, opened, sick, situation
 
 LIMITED = HoldfastConfig(max_worker_restarts=2, max_engine_restarts=2, worker_restart_window_s=60.0, max_retries=3)
 FALLBACK = HoldfastConfig(fault_policy="external", external_fallback="auto", engine_recovery_timeout_s=120.0)
@@ -310,3 +310,16 @@ def test_a_rank_that_computes_non_finite_logits_for_different_requests_is_at_fau
         tries=1,
         limit=20,
     )
+
+
+def test_non_finite_logits_of_one_open_incident_count_however_long_ago():
+    numerical = msgspec.structs.replace(fault(FaultClass.NUMERICAL), request_ids=("a",))
+    found = situation(fault=numerical, named_requests=((1.0, ("b",)),))
+    assert decide_repair(500.0, found, AUTO).action is Action.RETRY
+    assert decide_repair(500.0, opened(found, 0.0), AUTO).action is Action.RESTART_WORKERS
+
+
+def test_restarts_of_the_engine_core_count_where_workers_are_not_restarted():
+    config = HoldfastConfig(max_worker_restarts=0, max_engine_restarts=3)
+    decision = decide_repair(10.0, sick(engine_restarted_at=(1.0,)), config)
+    assert (decision.action, decision.tries, decision.limit) == (Action.RESTART_ENGINE, 2, 3)

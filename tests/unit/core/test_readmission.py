@@ -101,3 +101,73 @@ def test_one_that_leaves_during_its_trial_makes_room_for_the_next():
     assert readmission.is_trying
     assert readmission.closed("a")
     assert readmission.may_go("b")
+
+
+def suspecting(*suspects):
+    """Return the readmission of requests that were with two engine cores at their deaths, and one that was with one."""
+    readmission = Readmission()
+    readmission.lost({"bystander": 0})
+    for _ in range(2):
+        assert readmission.lost(dict.fromkeys(suspects, 0)) is None
+    return readmission
+
+
+def test_no_trial_is_under_way_at_first():
+    assert not Readmission().is_trying
+    assert Readmission().may_go("a")
+
+
+def test_suspects_take_turns_and_others_go_at_once():
+    readmission = suspecting("a", "b")
+    assert [readmission.may_go(i) for i in ("bystander", "b", "a", "b", "a")] == [True, False, True, False, True]
+    assert readmission.lost({"a": 0}) is None
+    assert [readmission.may_go(i) for i in "ab"] == [False, True]
+    assert readmission.lost({"b": 0}) is None
+    assert [readmission.may_go(i) for i in "ab"] == [True, False]
+
+
+def test_where_no_suspect_passes_none_is_judged():
+    readmission = suspecting("a", "b")
+    for tried in "abab":
+        assert readmission.may_go(tried)
+        assert readmission.lost({tried: 0}) is None
+
+
+def test_a_suspect_is_judged_after_two_trials_once_another_has_passed():
+    readmission = suspecting("a", "b", "c")
+    readmission.may_go("a")
+    readmission.lost({"a": 0})
+    assert readmission.may_go("b")
+    assert readmission.delivered("b", CLEARED_TOKENS)
+    assert readmission.may_go("c")
+    assert readmission.lost({"c": 0}) is None
+    assert readmission.may_go("a")
+    assert readmission.lost({"a": 0}) == "a"
+
+
+def test_a_pass_counts_for_the_suspects_of_its_time_only():
+    readmission = suspecting("a")
+    readmission.may_go("a")
+    assert readmission.delivered("a", CLEARED_TOKENS)
+    for _ in range(2):
+        readmission.lost({"b": 0, "c": 0})
+    for tried in "bcbc":
+        assert readmission.may_go(tried)
+        assert readmission.lost({tried: 0}) is None
+
+
+def test_the_death_of_an_engine_core_without_the_request_on_trial_is_no_trial():
+    readmission = suspecting("a")
+    assert readmission.may_go("a")
+    assert readmission.lost({"bystander": 5}) is None
+    assert readmission.may_go("a")
+    assert readmission.lost({"a": 0}) is None
+    assert readmission.may_go("a")
+    assert readmission.lost({"a": 0}) == "a"
+
+
+def test_only_the_end_of_the_request_on_trial_lets_the_next_one_go():
+    readmission = suspecting("a", "b")
+    readmission.may_go("a")
+    assert (readmission.closed("b"), readmission.is_trying) == (False, True)
+    assert (readmission.closed("a"), readmission.is_trying) == (True, False)

@@ -92,3 +92,9 @@ def test_five_hundred_streams_that_have_ended_leave_nothing():
 
     held, _ = traced_bytes(fill_and_empty)
     assert held < 64 * 1024  # the table of a dictionary that was larger once
+
+
+def test_a_request_that_no_engine_core_can_take_over_says_why():
+    requests = journal()
+    requests.open("b", "request b", "its session is open")
+    assert [requests.get(i).unmovable for i in "ab"] == ["", "its session is open"]

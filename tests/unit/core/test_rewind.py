@@ -248,3 +248,26 @@ def test_where_a_rank_lost_its_memory_no_kv_is_good_and_every_block_in_use_is_su
     held = [RequestBlocks("a", 10, 9, 0, (0, 1, 2)), RequestBlocks("b", 4, 0, 0, ())]
     plan = plan_restart(held, 4)
     assert (plan.good_tokens, plan.suspect_blocks) == ({"a": 0, "b": 0}, frozenset({0, 1, 2}))
+
+
+def test_the_last_token_of_a_request_is_always_computed_anew():
+    assert plan_rewind([request("a", computed=5, in_flight=0, blocks=[1, 2], total=5)], BLOCK).good_tokens == {"a": 4}
+
+
+def test_a_block_that_one_holder_has_not_begun_to_write_is_good_for_no_other():
+    writer = request("writer", computed=8, in_flight=4, blocks=[1, 2])
+    reader = request("reader", computed=5, in_flight=0, blocks=[1, 2])
+    assert plan_rewind([writer, reader], BLOCK).good_tokens == {"writer": 4, "reader": 4}
+
+
+def test_of_two_holders_of_a_block_the_one_that_has_written_less_decides():
+    first = request("first", computed=8, in_flight=2, blocks=[1, 2])
+    second = request("second", computed=8, in_flight=1, blocks=[1, 2])
+    assert plan_rewind([first, second], BLOCK).good_tokens == {"first": 6, "second": 4}
+
+
+def test_not_even_one_token_behind_a_suspect_block_is_kept_by_a_third_holder():
+    writer = request("writer", computed=10, in_flight=6, blocks=[1, 2, 3])
+    reader = request("reader", computed=9, in_flight=0, blocks=[1, 2, 4])
+    third = request("third", computed=9, in_flight=0, blocks=[5, 6, 4])
+    assert plan_rewind([writer, reader, third], BLOCK).good_tokens == {"writer": 4, "reader": 4, "third": 8}
