@@ -106,6 +106,7 @@ def test_one_of_32_is_found_with_at_most_seven_faults_wherever_it_is(poison, dep
     assert len(bench.faults) <= 7
 
 
+@pytest.mark.no_cover  # every place in every batch: what is covered is covered by the tests around
 @pytest.mark.parametrize("count", range(2, 65))
 def test_a_search_costs_one_fault_for_each_halving(count):
     for poison in range(count):
@@ -385,5 +386,7 @@ def test_a_request_on_trial_that_leaves_before_its_first_step_shows_nothing():
     for _ in range(2):
         restriction = detector.fault(in_flight(a=0, b=0, c=0))
     assert restriction.run == {"c"}
-    following = detector.step(at_rest(a=0, b=0))
-    assert following is not None and (following.run, following.end) == ({"b"}, ())
+    told = [r for done in range(2, 8) if (r := detector.step(at_rest(a=0, b=0, c=done))) is not None]
+    assert [r.run for r in told] == [{"b"}]
+    following = detector.step(at_rest(a=0, c=7))
+    assert following is not None and (following.run, following.end) == ({"a"}, ())

@@ -135,7 +135,7 @@ def make_a_queue_of_the_hosts(said: Connection) -> None:
 
 def test_the_memory_of_a_killed_writer_of_a_host_queue_is_removed(tmp_path: Path) -> None:
     """A killed writer leaves the memory of the host's own queue."""
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork")  # the host is imported here already
     hears, says = context.Pipe(duplex=False)
     with handed_down(HoldfastConfig(runtime_dir=str(tmp_path))):
         process = context.Process(target=make_a_queue_of_the_hosts, args=(says,), daemon=True)
