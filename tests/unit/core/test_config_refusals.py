@@ -30,7 +30,9 @@ def refusal(settings):
 
 
 def test_a_far_key_still_names_the_key_that_was_probably_meant():
-    assert refusal({"max_wrkr_rstrt": 1}) == "unknown setting 'max_wrkr_rstrt' (did you mean 'max_worker_restarts'?)"
+    assert (
+        refusal({"prefill_budget": 1}) == "unknown setting 'prefill_budget' (did you mean 'recovery_prefill_tokens'?)"
+    )
 
 
 def test_a_change_of_no_setting_names_those_that_can_be_changed():

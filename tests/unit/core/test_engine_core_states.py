@@ -2,7 +2,7 @@
 
 import pytest
 
-from holdfast.core.config import HoldfastConfig
+from holdfast.core.config import HoldfastConfig, RuntimeSettings
 from holdfast.core.engine_core import effects as fx
 from holdfast.core.engine_core import facts
 from holdfast.core.engine_core.machine import REPORT_WAIT_S, BusyLoop, EngineCoreMachine
@@ -11,6 +11,7 @@ from holdfast.core.faults.classification import default_classifier
 from holdfast.core.faults.faults import Phase
 from holdfast.core.faults.injection import InjectionSpec
 from holdfast.core.protocol import messages as m
+from holdfast.core.stalls.stalls import Stall
 from support.engine_core_bench import WALL, EngineCoreBench
 
 
@@ -130,3 +131,27 @@ def test_a_refused_injection_answers_the_command_that_asked():
         ("a", "the engine core is still starting"),
         ("b", "rank 0 did not accept the command"),
     ]
+
+
+def test_a_hung_rank_is_reported_with_its_engine_core_and_the_time():
+    machine = EngineCoreMachine(2, HoldfastConfig(), lambda: WALL)
+    machine.handle(m.WorkerAttached(rank=0, pid=100, hooks=()), 50.0)
+    machine.handle(facts.HostAttached(False), 50.0)
+    stall = Stall(0, 100, False, "no progress", None)
+    machine.handle(facts.StallsSeen((stall,), is_rebuildable=True), 50.0)
+    effects = machine.handle(facts.EvidenceKept(stall), 50.0)
+    [told] = [effect.message for effect in effects if isinstance(effect, fx.SendToClient)]
+    assert (told.engine_id, told.fault.engine_id, told.fault.rank, told.fault.at) == (2, 2, 0, WALL)
+    assert (told.fault.phase, told.fault.step) == (None, None)
+
+
+def test_changed_settings_are_passed_on_to_the_host():
+    bench = EngineCoreBench(drain_timeout_s=10.0)
+    bench.tell(m.ChangeSettings(settings=RuntimeSettings(drain_timeout_s=3.0)))
+    assert bench.all_of(fx.ConfigureHost) == [fx.ConfigureHost(HoldfastConfig(drain_timeout_s=3.0))]
+
+
+def test_a_fault_for_a_rank_that_does_not_exist_answers_the_command_that_asked():
+    bench = EngineCoreBench()
+    bench.tell(m.ArmFault(command_id="c", spec=InjectionSpec(phase=Phase.FORWARD, rank=4)))
+    assert bench.told_client == [m.EngineAnswered(engine_id=0, command_id="c", refused="engine 0 has no rank 4")]
