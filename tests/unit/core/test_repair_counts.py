@@ -176,3 +176,67 @@ def test_the_hooks_that_every_worker_has_are_shown_in_order():
     bench = Bench(attached=False)
     bench.observe(m.EngineAttached(engine_id=0, pid=7, hooks=("h",), workers=()))
     assert (bench.view().worker_hooks, bench.view().ranks) == ((), 0)
+
+
+def paused_long(bench, fault, after_s):
+    """Let an engine core fault, and be paused so long after that."""
+    bench.faulted(fault=fault)
+    bench.now += after_s
+    bench.paused_by_fault(fault=fault)
+
+
+def test_a_retry_counts_from_when_it_was_made_and_not_from_the_fault():
+    bench = Bench(AUTO)
+    paused_long(bench, a_fault(), 50.0)
+    bench.recovered()
+    bench.now += 20.0
+    faulted_and_recovered(bench, a_fault())
+    assert last_reason(bench) == "exception with state intact; retry 2 of 3"
+
+
+def test_a_retry_of_an_unknown_error_counts_from_when_it_was_made():
+    bench = Bench(AUTO)
+    paused_long(bench, a_fault(fault_class=FaultClass.UNKNOWN), 50.0)
+    bench.recovered()
+    bench.now += 20.0
+    faulted_and_recovered(bench, a_fault(fault_class=FaultClass.UNKNOWN))
+    assert decided(bench) == ["retry", "restart-workers"]
+
+
+def test_a_worker_restart_counts_from_when_it_was_made():
+    bench = Bench(SHORT)
+    paused_long(bench, DEEP, 50.0)
+    bench.recovered()
+    bench.now += 20.0
+    faulted_and_recovered(bench, DEEP)
+    assert "worker restart 2 of 2" in last_reason(bench)
+
+
+def test_an_engine_core_restart_counts_from_when_it_was_made():
+    bench = Bench(HoldfastConfig(max_retries=0, max_worker_restarts=0, engine_restart_window_s=60.0))
+    paused_long(bench, a_fault(), 20.0)
+    bench.attached(0, pid=9)
+    bench.now += 50.0
+    bench.lost()
+    assert "engine core restart 2 of 5" in last_reason(bench)
+
+
+def test_a_loss_during_a_pause_by_an_operator_ends_the_pause_in_the_status():
+    bench = Bench(HoldfastConfig())
+    bench.pause("p")
+    bench.lost()
+    assert bench.view().paused_by_operator is False
+
+
+def test_an_engine_core_that_is_left_out_by_a_repair_is_tried_again_in_time():
+    config = HoldfastConfig(max_retries=0, max_worker_restarts=0, max_engine_restarts=1, engine_restart_window_s=100.0)
+    bench = Bench(config, engines=(0, 1))
+    bench.lost(0)
+    bench.attached(0, pid=9)
+    bench.faulted(0)
+    bench.paused_by_fault(0)
+    assert bench.states(0) == ["left-out"]
+    bench.tick(99.0)
+    assert bench.states(0) == ["left-out"]
+    bench.tick(1.0)
+    assert bench.states(0) == ["restarting"]

@@ -7,7 +7,7 @@ from holdfast.core.errors import CommandConflict
 from holdfast.core.faults.faults import FaultClass
 from holdfast.core.protocol import messages as m
 from holdfast.core.protocol.commands import RestartEngine
-from holdfast.core.protocol.effects import BeginRecovery, Settle
+from holdfast.core.protocol.effects import BeginRecovery, Send, Settle
 from holdfast.core.protocol.events import EventKind
 from support.groups_bench import a_pair, recovering
 from support.instance_bench import AUTO, DEEP, EXTERNAL, Bench, a_fault
@@ -203,3 +203,49 @@ def test_a_command_that_fits_no_group_names_the_group_that_is_unwell():
     with pytest.raises(CommandConflict) as caught:
         bench.retry(engine=None)
     assert str(caught.value).startswith("engine 1 is faulted, there is nothing to retry")
+
+
+def test_every_request_that_is_ended_is_counted():
+    bench = Bench(AUTO)
+    for request_id in ("a", "b"):
+        bench.observe(m.RequestEnded(engine_id=0, epoch=0, request_id=request_id, incident="i", reason="poison"))
+    assert bench.view().ended_requests == 2
+
+
+def test_faults_of_two_engine_cores_that_overtook_their_recoveries_are_both_recorded():
+    bench = recovering()
+    for engine in (0, 1):
+        bench.faulted(engine, fault=a_fault(engine, f"later {engine}"))
+    before = len(events(bench, EventKind.FAULT_REPORTED))
+    bench.recovered(0)
+    bench.recovered(1)
+    told = [event.fault.message for event in events(bench, EventKind.FAULT_REPORTED)[before:]]
+    assert told == ["later 0", "later 1"]
+
+
+def test_a_fault_that_overtook_its_recovery_begins_an_incident_with_bounds_of_its_own():
+    bench = recovering()
+    bench.faulted(0, fault=a_fault(0, "later"))
+    bench.recovered(0)
+    bench.now += 5.0
+    bench.recovered(1)
+    assert bench.states(0, 1) == ["faulted", "pausing"]
+    assert no_bound_is_over_yet(bench)
+    bench.paused_by_fault(0, broken=True)
+    bench.paused(1)
+    bench.recovered(0)
+    assert events(bench, EventKind.ENGINE_RECOVERED)[-1].interruption_s == 1.0
+
+
+def test_an_armed_fault_is_an_event_with_its_command():
+    bench = Bench(AUTO)
+    bench.arm("arm")
+    bench.observe(m.EngineAnswered(engine_id=0, command_id="arm"))
+    assert [event.command_id for event in events(bench, EventKind.FAULT_ARMED)] == ["arm"]
+
+
+def test_a_replacement_in_lockstep_starts_paused_and_is_not_ordered_to_pause():
+    bench = Bench(RESTARTS, groups=[(0, 1)])
+    bench.lost(1)
+    bench.paused(0)
+    assert not [e for e in bench.attached(1, pid=9) if isinstance(e, Send)]
