@@ -296,3 +296,98 @@ def test_damaged_kv_is_computed_again_once_for_the_same_kv():
 
 def test_the_client_of_a_poison_request_is_told_the_incident():
     assert poison_request_error("i-1") == "this request makes the server fail and was ended (incident i-1)"
+
+
+def test_the_last_suspect_that_is_kept_apart_ends_the_search_at_once():
+    assert Engine("abcd", together("c", "d")).turns(60)[-1].endswith(f": {APART}no request is suspected any more")
+
+
+def test_a_request_has_to_get_past_the_tokens_that_were_in_flight():
+    detector, _ = searching(a=(1, 9), b=(1, 9))
+    assert [detector.step(at(a=9, b=good)) for good in (3, 5, 7, 9)] == [None] * 4
+    assert detector.step(at(a=9, b=10)).run == frozenset("a")
+
+
+def test_a_request_has_to_get_past_where_it_stood_at_the_first_failure():
+    detector = PoisonDetector()
+    detector.fault(at(a=(1, 9), b=(1, 9)))
+    detector.fault(at(a=(1, 2), b=(1, 2)))
+    assert [detector.step(at(a=2, b=good)) for good in (3, 5, 7, 9)] == [None] * 4
+    assert detector.step(at(a=2, b=10)).run == frozenset("a")
+
+
+def test_requests_that_were_well_in_the_failed_step_are_what_the_suspect_is_compared_with():
+    detector = PoisonDetector()
+    for _ in range(2):
+        detector.fault(at(a=(1, 2), b=(1, 2)), named=["a"])
+    restriction = detector.fault(at(a=(2, 3), b=2))
+    assert (restriction.run, restriction.reason) == (
+        frozenset("b"),
+        "after 3 failed batches in a row others run on trial (1 requests in all)",
+    )
+
+
+def test_requests_that_were_well_in_a_failed_trial_are_suspected_no_more():
+    detector, _ = searching(**dict.fromkeys("abcdefgh", (1, 2)))
+    restriction = detector.fault(at(**dict.fromkeys("abcd", (2, 3)), **dict.fromkeys("efgh", 2)), named=["b"])
+    assert (restriction.run, restriction.suspects) == (frozenset("acdefgh"), 5)
+
+
+def test_two_failures_while_a_control_is_awaited_begin_anew():
+    detector, _ = searching(a=(1, 2))
+    assert detector.fault(at(a=(2, 3))).wants_control
+    first = detector.fault(at(a=(2, 3)))
+    assert (first.run, first.search_progressed) == (frozenset("a"), False)
+    assert detector.fault(at(a=(3, 4))).wants_control
+    assert detector.fault(at(a=(4, 5))) == Restriction()
+    assert detector.fault(at(a=(5, 6))).reason.startswith("after 2 failed batches in a row 1 of 1 suspects")
+
+
+def test_a_failed_step_without_requests_leaves_a_trial_waiting_that_waits():
+    detector, _ = searching(a=(1, 2), b=(1, 2))
+    for n in range(1, PASSING_TURNS):
+        detector.step(at(a=2, b=2 + n))
+    assert detector.step(at(a=2, b=(5, 6))).run == frozenset()
+    assert detector.fault(at(a=2, b=6)).run == frozenset()
+
+
+def test_one_stray_failure_of_an_earlier_search_does_not_count_in_the_next():
+    detector, _ = searching(a=(1, 2), b=(1, 2))
+    assert detector.fault(at(a=(2, 3), b=2)).run == frozenset("b")
+    for _ in range(IDLE_TURNS):
+        detector.step(at(a=2, b=2))
+    for _ in range(2):
+        detector.fault(at(a=(5, 6), b=(5, 6)))
+    assert detector.fault(at(a=(6, 7), b=6)).run == frozenset("b")
+
+
+# ---- beside a request that is kept apart
+
+
+def kept_apart():
+    """Return an engine core in which request c waits until a and b have left."""
+    engine = Engine("abcd", together("b", "c"))
+    assert engine.turns(60)[-1].startswith("20: all 0 without c")
+    return engine
+
+
+def test_a_search_beside_a_request_that_is_kept_apart_keeps_it_apart():
+    engine = kept_apart()
+    engine.poisons = any_of("d")
+    assert all(" without c" in told for told in engine.turns(30)[-8:])
+
+
+def test_a_search_that_is_given_up_keeps_a_request_apart():
+    engine = kept_apart()
+    engine.poisons = any_of("d")
+    engine.turns(2)
+    told = [engine.detector.step(engine.progress()) for _ in range(IDLE_TURNS + 1)]
+    assert [restriction for restriction in told if restriction] == [Restriction(GIVEN_UP, excluded=frozenset("c"))]
+
+
+def test_a_failed_step_without_requests_keeps_a_request_apart():
+    assert kept_apart().detector.fault(at(a=70, b=70, c=10, d=70)) == Restriction(excluded=frozenset("c"))
+
+
+def test_a_request_is_not_kept_apart_from_requests_that_have_left():
+    assert kept_apart().detector.fault(at(c=(10, 11), d=(70, 71))).excluded == frozenset()

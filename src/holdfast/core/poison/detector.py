@@ -13,7 +13,7 @@ KV of a named request is computed again, once, because the KV may have been dama
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from holdfast.core.faults.faults import MAX_REQUEST_IDS, Fault, FaultClass
@@ -101,18 +101,20 @@ class Restriction:
         return self.run is not None or bool(self.excluded)
 
 
+@dataclass(eq=False)
 class PoisonDetector:
     """Detector of poison requests of an engine core. Used by the busy loop's thread."""
 
-    def __init__(self) -> None:
-        self._faults = 0  # failed batches in a row
-        self._marks: dict[str, int] = {}  # of who was in the first of them: where each stood
-        self._search: Bisection | None = None
-        self._bars: dict[str, int] = {}  # what everybody on trial has to get past
-        self._draining = False  # who is not on trial has a step in flight
-        self._idle_turns = self._busy_turns = self._progress = 0
-        self._strays = 0
-        self._apart: dict[str, frozenset[str]] = {}  # who waits, and until whom have left
+    _faults: int = 0  # failed batches in a row
+    _marks: dict[str, int] = field(default_factory=dict)  # positions of the requests of the first of them
+    _search: Bisection | None = None
+    _bars: dict[str, int] = field(default_factory=dict)  # positions that requests on trial have to get past
+    _draining: bool = False  # a request that is not on trial has a step in flight
+    _idle_turns: int = 0
+    _busy_turns: int = 0
+    _progress: int = 0
+    _strays: int = 0
+    _apart: dict[str, frozenset[str]] = field(default_factory=dict)  # requests that wait until the others have left
 
     # ---- faults
 
@@ -276,7 +278,7 @@ class PoisonDetector:
                 return found.unclear or "no request is suspected any more"
 
     def _ask(self, progress: ProgressOfRequests) -> Restriction:
-        self._draining, self._idle_turns = False, 0
+        self._idle_turns = 0
         reason = f"after {self._faults} failed batches in a row one suspect is left; comparing with a control request"
         return replace(self._restriction(progress, reason), run=frozenset(), wants_control=True)
 
@@ -285,12 +287,11 @@ class PoisonDetector:
         self._idle_turns = self._busy_turns = 0
         self._progress = sum(s.good for i, s in progress.items() if i in trial.run)
         self._bars = {i: max(s.reached, self._marks.get(i, 0)) for i, s in progress.items() if i in trial.run}
-        run: frozenset[str] = frozenset() if self._draining else trial.run
-        suspects = self._search.open if self._search is not None else 0
-        on_trial = "others" if trial.kind in COMPARED else f"{len(trial.probe)} of {suspects} suspects"
+        assert self._search is not None
+        on_trial = "others" if trial.kind in COMPARED else f"{len(trial.probe)} of {self._search.open} suspects"
         running = len(trial.run)
         reason = f"after {self._faults} failed batches in a row {on_trial} run on trial ({running} requests in all)"
-        return replace(self._restriction(progress, reason), run=run)
+        return self._restriction(progress, reason)
 
     def _restriction(self, progress: ProgressOfRequests, reason: str) -> Restriction:
         excluded = frozenset(i for i, others in self._apart.items() if others & progress.keys())
@@ -300,8 +301,7 @@ class PoisonDetector:
         return Restriction(reason, run=run, excluded=excluded, suspects=suspects)
 
     def _drop(self) -> None:
-        self._search, self._faults, self._strays = None, 0, 0
-        self._marks, self._bars, self._draining = {}, {}, False
+        self._search, self._strays, self._marks = None, 0, {}
 
     def _forget_left(self, progress: ProgressOfRequests) -> None:
         self._marks = {i: mark for i, mark in self._marks.items() if i in progress}
