@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
@@ -24,14 +25,63 @@ pytestmark = [pytest.mark.host, pytest.mark.server]
 
 APPLY = "/fault_tolerance/apply"
 RETRY = {"instruction": "retry"}
+GUARDED = "guarded"
 GARBAGE = [b"\x00" * 10, b"\xff" * 5000, b"GET / HTTP/1.1\r\n\r\n", b"\x93\x01\x02\x03", b"{}", b""]
 
 
+Start = Callable[[Servers, Path], Any]
+
+
+class Ahead:
+    """Starts of new interpreters, two at a time in the background: one keeps a single processor busy."""
+
+    def __init__(self, servers: Servers, folder: Callable[[str], Path], keys: Iterable[Hashable]) -> None:
+        self._pool = ThreadPoolExecutor(2)
+        self._results = {key: self._pool.submit(STARTS[key], servers, folder("start")) for key in keys}
+
+    def __getitem__(self, key: Hashable) -> Any:
+        return self._results[key].result()
+
+    def close(self) -> None:
+        """End every server that was started."""
+        self._pool.shutdown(cancel_futures=True)
+        for result in self._results.values():
+            one = None if result.cancelled() or result.exception() else result.result()
+            if isinstance(one, Server):
+                one.stop()
+
+
 @pytest.fixture(scope="module")
-def guarded(servers: Servers) -> Iterator[Server]:
+def ahead(
+    request: pytest.FixtureRequest, servers: Servers, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Ahead]:
+    """The starts that the selected tests of this module look at, in their order."""
+    chosen = [item for item in request.session.items if item.path == request.path]
+    keys = [
+        item.callspec.params["started"] if hasattr(item, "callspec") and "started" in item.callspec.params else GUARDED
+        for item in chosen
+        if {"started", "guarded"} & set(getattr(item, "fixturenames", ()))
+    ]
+    made = Ahead(servers, tmp_path_factory.mktemp, dict.fromkeys(keys))
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def started(request: pytest.FixtureRequest, ahead: Ahead) -> Any:
+    """What the start of the test's parameter came to."""
+    return ahead[request.param]
+
+
+@pytest.fixture(scope="module")
+def guarded(ahead: Ahead) -> Server:
     """A server with a key of its own for clients and another for control."""
-    with servers.start("--api-key", "client-key", cold=True, HOLDFAST_API_KEY="control-key") as server:
-        yield server
+    server: Server = ahead[GUARDED]
+    return server
+
+
+def start_guarded(servers: Servers, folder: Path) -> Server:
+    return servers.start("--api-key", "client-key", cold=True, HOLDFAST_API_KEY="control-key")
 
 
 def bearer(key: str) -> dict[str, str]:
@@ -168,9 +218,20 @@ SENSELESS: dict[str, tuple[str, ...]] = {
 }
 
 
-@pytest.mark.parametrize("reason", SENSELESS)
+MISSPELT, *OTHER_SENSELESS = SENSELESS
+
+
+@pytest.mark.parametrize("started", [MISSPELT], indirect=True)
+def test_a_misspelt_flag_is_refused_in_one_line(started: tuple[int | None, list[str]]) -> None:
+    assert_refused(MISSPELT, *started)
+
+
+@pytest.mark.parametrize("reason", OTHER_SENSELESS)
 def test_settings_that_make_no_sense_are_refused_in_one_line(servers: Servers, reason: str) -> None:
-    code, said = failed_start(servers, *SENSELESS[reason], cold=reason == next(iter(SENSELESS)))
+    assert_refused(reason, *failed_start(servers, *SENSELESS[reason]))
+
+
+def assert_refused(reason: str, code: int | None, said: list[str]) -> None:
     assert code == 2
     assert reason in said[-1]
     assert sum("cannot start" in line for line in said) == 1
@@ -196,48 +257,50 @@ def test_an_unknown_host_version_is_refused_in_one_line_and_the_override_is_name
     assert "--allow-unknown-host" in refused.stderr
 
 
-def test_the_hosts_own_entry_point_is_protected_through_additional_config(servers: Servers) -> None:
+@pytest.mark.parametrize("started", ["own entry point"], indirect=True)
+def test_the_hosts_own_entry_point_is_protected_through_additional_config(started: Server) -> None:
+    status = httpx.get(f"{started.url}/fault_tolerance/status").json()
+    assert [e["state"] for e in status["engines"]] == ["healthy"]
+    assert run(well(started)) is None
+    [history] = run(Load(started.url, [StreamSpec("one", "The keeper", max_tokens=5)]).run())
+    assert len(history.token_ids) == 5
+
+
+def start_own_entry_point(servers: Servers, folder: Path) -> Server:
     settings = f'{{"holdfast": {{"external_fault_notify_port": {free_port()}}}}}'
     spec = servers.spec("--additional-config", settings, holdfast=False, VLLM_PLUGINS="holdfast")
-    with Server(spec) as server:
-        status = httpx.get(f"{server.url}/fault_tolerance/status").json()
-        assert [e["state"] for e in status["engines"]] == ["healthy"]
-        assert run(well(server)) is None
-        [history] = run(Load(server.url, [StreamSpec("one", "The keeper", max_tokens=5)]).run())
-        assert len(history.token_ids) == 5
+    return Server(spec).start()
 
 
-def test_the_hosts_own_entry_point_refuses_to_serve_when_the_endpoints_would_not_load(servers: Servers) -> None:
+@pytest.mark.parametrize("started", ["own entry point without endpoints"], indirect=True)
+def test_the_hosts_own_entry_point_refuses_to_serve_when_the_endpoints_would_not_load(started: str) -> None:
+    assert "set VLLM_PLUGINS=holdfast" in started
+
+
+def start_without_endpoints(servers: Servers, folder: Path) -> str:
     spec = servers.spec("--additional-config", '{"holdfast": {"external_fault_notify_port": 0}}', holdfast=False)
     server = Server(spec)
     with pytest.raises(Exception, match="exit code"):
         server.start()
-    assert "set VLLM_PLUGINS=holdfast" in log_tail(server.spec.log, 5)
+    return log_tail(server.spec.log, 5)
 
 
-def test_other_peoples_plugins_go_on_working_beside_ours(servers: Servers, tmp_path: Path) -> None:
+@pytest.mark.parametrize("started", ["listed neighbour", "unlisted neighbour"], indirect=True)
+def test_other_peoples_plugins_go_on_working_beside_ours(started: Server) -> None:
     """A distribution with a plugin of its own, once with an allow-list that names it and once without one."""
-    (tmp_path / "neighbour.py").write_text("import os\ndef register():\n    print('neighbour is here', os.getpid())\n")
-    folder = tmp_path / "neighbour-1.0.dist-info"
-    folder.mkdir()
-    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: neighbour\nVersion: 1.0\n")
-    (folder / "entry_points.txt").write_text("[vllm.general_plugins]\nneighbour = neighbour:register\n")
-    path = f"{tmp_path}:{servers.spec().environment['PYTHONPATH']}"
-    listed, unlisted = (
-        Server(servers.spec(VLLM_PLUGINS="neighbour", PYTHONPATH=path)),
-        Server(servers.spec(PYTHONPATH=path)),
-    )
-    with contextlib.ExitStack() as ends:
-        ends.callback(listed.stop)
-        ends.callback(unlisted.stop)
-        with ThreadPoolExecutor() as pool:
-            list(pool.map(Server.start, [listed, unlisted]))
-        assert run(well(listed)) is None
-    said = [
-        {line for line in log_tail(server.spec.log, 10_000).splitlines() if "neighbour is here" in line}
-        for server in (listed, unlisted)
-    ]
-    assert list(map(len, said)) == [3, 3]  # every process
+    assert run(well(started)) is None
+    said = {line for line in log_tail(started.spec.log, 10_000).splitlines() if "neighbour is here" in line}
+    assert len(said) == 3  # every process
+
+
+def start_beside_a_neighbour(servers: Servers, folder: Path, **environment: str) -> Server:
+    (folder / "neighbour.py").write_text("import os\ndef register():\n    print('neighbour is here', os.getpid())\n")
+    about = folder / "neighbour-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: neighbour\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text("[vllm.general_plugins]\nneighbour = neighbour:register\n")
+    path = f"{folder}:{servers.spec().environment['PYTHONPATH']}"
+    return Server(servers.spec(PYTHONPATH=path, **environment)).start()
 
 
 BREAK_A_HOOK = """
@@ -260,17 +323,36 @@ sys.meta_path.insert(0, Break())
 """
 
 
+HOOKS = [
+    ("vllm.v1.engine.core", "EngineCoreProc", "run_busy_loop"),
+    ("vllm.v1.executor.multiproc_executor", "WorkerProc", "_init_message_queues"),
+]
+
+
 @pytest.mark.parametrize(
-    ("module", "owner", "name"),
-    [
-        ("vllm.v1.engine.core", "EngineCoreProc", "run_busy_loop"),
-        ("vllm.v1.executor.multiproc_executor", "WorkerProc", "_init_message_queues"),
-    ],
+    ("started", "hook"), [(hook, hook) for hook in HOOKS], indirect=["started"], ids=["-".join(hook) for hook in HOOKS]
 )
 def test_a_hook_that_finds_nothing_to_hold_on_to_stops_the_start_and_is_named(
-    servers: Servers, tmp_path: Path, module: str, owner: str, name: str
+    started: tuple[int | None, list[str]], hook: tuple[str, str, str]
 ) -> None:
-    (tmp_path / "sitecustomize.py").write_text(BREAK_A_HOOK.format(module=module, owner=owner, name=name))
-    code, said = failed_start(servers, PYTHONPATH=str(tmp_path))
+    module, owner, name = hook
+    code, said = started
     assert code == 3
     assert f"holdfast: cannot start: {module}:{owner}.{name} is not in this host" in "\n".join(said)
+
+
+def start_without_a_hook(servers: Servers, folder: Path, hook: tuple[str, str, str]) -> tuple[int | None, list[str]]:
+    module, owner, name = hook
+    (folder / "sitecustomize.py").write_text(BREAK_A_HOOK.format(module=module, owner=owner, name=name))
+    return failed_start(servers, PYTHONPATH=str(folder))
+
+
+STARTS: dict[Hashable, Start] = {
+    GUARDED: start_guarded,
+    MISSPELT: lambda servers, folder: failed_start(servers, *SENSELESS[MISSPELT], cold=True),
+    "own entry point": start_own_entry_point,
+    "own entry point without endpoints": start_without_endpoints,
+    "listed neighbour": functools.partial(start_beside_a_neighbour, VLLM_PLUGINS="neighbour"),
+    "unlisted neighbour": start_beside_a_neighbour,
+    **{hook: functools.partial(start_without_a_hook, hook=hook) for hook in HOOKS},
+}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import re
 import time
@@ -107,14 +108,13 @@ class Servers:
         self._kept: dict[str, Server] = {}
         self._of_many: tuple[str, Server] | None = None
         self._references: dict[tuple[str, Asks], list[History]] = {}
-        self._count = 0
+        self._numbers = itertools.count(1)  # of logs; tests may start servers from several threads
 
     def spec(self, *arguments: str, kind: Kind = V1_SYNC, holdfast: bool = True, **environment: str) -> ServerSpec:
-        self._count += 1
         ports = ("--external-fault-notify-port", "0") if holdfast else ()
         return ServerSpec(
             model=self._model,
-            log=self._folder / f"{self._count}-{kind.name}.log",
+            log=self._folder / f"{next(self._numbers)}-{kind.name}.log",
             arguments=(*SERVER_ARGUMENTS, *ports, *arguments),
             environment={**kind.environment, **environment},
             holdfast=holdfast,
