@@ -14,7 +14,7 @@ from support.warm_start import WarmServer
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests on one shared server of many ranks run one after the other, whatever module they are in."""
+    """Order the tests so that all tests on one shared server of many ranks run one after the other."""
     first_seen: dict[object, int] = {}
 
     def place(item: pytest.Item) -> int:
@@ -26,7 +26,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """In a run with two workers, each gets all tests of a group."""
+    """Give all tests of a group to one worker."""
     if config.getvalue("dist") != "loadgroup":
         return None
     from xdist.scheduler import LoadScopeScheduling
@@ -61,7 +61,7 @@ def pytest_testnodedown(node: Any) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say how many faults the session injected, and what its starts cost: runs are compared by these figures."""
+    """Print the counts of faults and the cost of starts: runs are compared by these figures."""
     if _figures:
         terminalreporter.section("servers")
         terminalreporter.write_line("\n".join(summary(_figures)))
@@ -73,7 +73,7 @@ def _is_served(parameter: object) -> bool:
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
-    """A test that fails tells what its server logged last: on another machine nobody can look there."""
+    """Add the last lines of the server's log to the report of a failed test."""
     report = (yield).get_result()  # type: ignore[misc, attr-defined]
     if report.failed and "servers" in getattr(item, "fixturenames", ()) and Servers.latest is not None:
         report.sections.append(("the server's log", told_last(Servers.latest.spec.log)))

@@ -33,7 +33,7 @@ Start = Callable[[Servers, Path], Any]
 
 
 class Ahead:
-    """Starts of new interpreters, two at a time in the background: one keeps a single processor busy."""
+    """Starts of new interpreters, two at a time in the background: a start keeps a single processor busy."""
 
     def __init__(self, servers: Servers, folder: Callable[[str], Path], keys: Iterable[Hashable]) -> None:
         self._pool = ThreadPoolExecutor(2)
@@ -55,7 +55,7 @@ class Ahead:
 def ahead(
     request: pytest.FixtureRequest, servers: Servers, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Ahead]:
-    """The starts that the selected tests of this module look at, in their order."""
+    """Run the starts that the selected tests of the module look at, in the order of the tests."""
     chosen = [item for item in request.session.items if item.path == request.path]
     keys = [
         item.callspec.params["started"] if hasattr(item, "callspec") and "started" in item.callspec.params else GUARDED
@@ -69,13 +69,13 @@ def ahead(
 
 @pytest.fixture
 def started(request: pytest.FixtureRequest, ahead: Ahead) -> Any:
-    """What the start of the test's parameter came to."""
+    """Return the outcome of the start that the test's parameter names."""
     return ahead[request.param]
 
 
 @pytest.fixture(scope="module")
 def guarded(ahead: Ahead) -> Server:
-    """A server with a key of its own for clients and another for control."""
+    """Return a server with a key for clients and another key for control."""
     server: Server = ahead[GUARDED]
     return server
 
@@ -156,7 +156,7 @@ async def well_with(server: Server) -> int:
 
 
 def unix_sockets(server: Server) -> list[str]:
-    """Holdfast's sockets of this server: they lie in one folder only this user reaches, beside the host's own."""
+    """Return Holdfast's sockets of a server, which lie in a folder that only the user reaches."""
     paths = {c.laddr for c in psutil.Process(server.pid).net_connections("unix") if "holdfast-" in str(c.laddr)}
     folder = Path(next(iter(paths))).parent
     assert folder.stat().st_mode & 0o777 == 0o700

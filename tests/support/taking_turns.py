@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 def folder() -> Path | None:
-    """The folder of the locks of this run; None where one process runs all tests."""
+    """Return the folder of the run's locks; None when one process runs all tests."""
     run = os.environ.get("PYTEST_XDIST_TESTRUNUID")
     return None if run is None else Path(tempfile.gettempdir()) / f"holdfast-tests-{run}"
 

@@ -72,7 +72,7 @@ def main(descriptor: int, modules: Sequence[str] = MODULES) -> None:
 
 
 def _fork_on_request(requests: socket.socket) -> Task:
-    """Fork for each request until the other end closes; return, in each forked process, its task."""
+    """Fork for each request until the peer closes the socket; in a forked process, return the task to run."""
     while True:
         message, descriptors, *_ = socket.recv_fds(requests, MESSAGE_BYTES, 200)
         if not message:
@@ -114,7 +114,7 @@ def _run(task: Task) -> None:
 
 
 def _become(request: dict[str, Any], descriptors: Sequence[int]) -> None:
-    """Become the requested process: its environment, folder and descriptors, and its main function."""
+    """Take the environment, folder and descriptors of the requested process, and run the main function."""
     kept = {name: os.environ[name] for name in SET_AT_START if name in os.environ}
     os.environ.clear()
     os.environ.update(request["environment"] | kept)
@@ -133,7 +133,7 @@ def _become(request: dict[str, Any], descriptors: Sequence[int]) -> None:
 
 
 def _place(descriptors: Sequence[int], places: Sequence[int]) -> None:
-    """Give each descriptor the number that it had in the sending process, and close every other one."""
+    """Give each descriptor the number from the sending process, and close all descriptors that were not sent."""
     above = [os.dup(one) for one in descriptors]
     while clash := set(above) & set(places):
         above = [os.dup(one) if one in clash else one for one in above]
@@ -146,10 +146,10 @@ def _place(descriptors: Sequence[int], places: Sequence[int]) -> None:
 
 
 def _follow_engine_cores() -> None:
-    """Have an engine core fork its workers in turn.
+    """Have an engine core fork workers in turn.
 
-    The process that forks them is forked before the arguments of the engine core are unpickled: that attaches hooks,
-    and of two hooks on a function of the host the first one stays.
+    The forking process is copied before the arguments of the engine core are unpickled: unpickling attaches hooks, and
+    of two hooks on a function of the host the first one stays.
     """
     original = spawn.prepare
 
@@ -163,7 +163,7 @@ def _follow_engine_cores() -> None:
 
 
 def _fork_what_starts_next() -> None:
-    """Fork a copy of this process, which forks the processes that this one would spawn."""
+    """Fork a copy of the process; the copy forks all processes that would be spawned."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     if os.fork() == 0:
         ours.close()
@@ -190,7 +190,7 @@ _one_request = threading.Lock()
 def _request(
     forks: socket.socket, request: dict[str, Any], environment: Mapping[str, str], folder: str, passed: Sequence[int]
 ) -> int:
-    """Return the process id of a new child of this process."""
+    """Return the process id of a new child process."""
     about = {**request, "environment": dict(environment), "folder": folder, "places": list(passed)}
     with _one_request, _adopting():
         socket.send_fds(forks, [json.dumps(about).encode()], list(passed))
@@ -201,7 +201,7 @@ def _request(
 
 @contextlib.contextmanager
 def _adopting() -> Iterator[None]:
-    """Make descendants that lose their parent children of this process."""
+    """Adopt descendants whose parent ends."""
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     try:
         yield
@@ -296,7 +296,7 @@ class WarmServer(Server):
         self._parent = parent
 
     def spawn_replacements(self, wanted: bool) -> None:
-        """Have the server spawn the processes that it starts from now on, or fork them."""
+        """Have the server spawn replacements from now on, or fork replacements."""
         flag = self.spec.log.with_suffix(".spawn")
         flag.touch() if wanted else flag.unlink(missing_ok=True)
 

@@ -44,7 +44,7 @@ def last_line(server: Server) -> str:
 def failed_start(
     servers: Servers, *arguments: str, cold: bool = False, **environment: str
 ) -> tuple[int | None, list[str]]:
-    """Exit code and log of a start that fails; forked unless `cold`, and where the environment is another."""
+    """Return exit code and log of a start that fails; forked, except `cold` or in another environment."""
     server = servers.unstarted(servers.spec(*arguments, **environment), cold=cold)
     with pytest.raises(Exception, match="exit code"):
         server.start()

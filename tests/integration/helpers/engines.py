@@ -24,7 +24,7 @@ RESTART_S = 180.0
 
 
 def spread(specs: list[StreamSpec], engines: int) -> list[StreamSpec]:
-    """Each engine gets its share, always the same."""
+    """Give each engine a fixed share of the requests."""
     if engines == 1:
         return specs
     return [replace(spec, data_parallel_rank=number % engines) for number, spec in enumerate(specs)]
@@ -54,7 +54,7 @@ async def wait_healthy(server: Server) -> None:
 
 
 async def wait_replaced(server: Server, engine_id: int, pid: int) -> None:
-    """Wait until another process than this one is that engine core, and all are healthy."""
+    """Wait until an engine core has another process id than `pid` and all engines are healthy."""
     async with asyncio.timeout(RESTART_S):
         while (await engines_of(server))[engine_id]["pid"] in (None, pid):
             await asyncio.sleep(0.05)
@@ -62,13 +62,13 @@ async def wait_replaced(server: Server, engine_id: int, pid: int) -> None:
 
 
 async def replaced_at(server: Server, engine_id: int) -> float:
-    """When another process than the one of now was that engine core, and all were healthy."""
+    """Return when the engine core was replaced and all engines were healthy (monotonic seconds)."""
     await wait_replaced(server, engine_id, (await engines_of(server))[engine_id]["pid"])
     return time.monotonic()
 
 
 async def kill_in_mid_stream(server: Server, running: Load, engine_id: int, tokens: int = 5) -> float:
-    """Kill an engine core as soon as each stream of it has a few tokens, when all are far from their end."""
+    """Kill an engine core as soon as each of the streams has a few tokens, far from the end."""
     pid = (await engines_of(server))[engine_id]["pid"]
     victims = [h for h in running.histories if h.engine_id in (None, engine_id)]
     async with asyncio.timeout(60):
@@ -79,7 +79,7 @@ async def kill_in_mid_stream(server: Server, running: Load, engine_id: int, toke
 
 
 def crash(engine_id: int, phase: Phase) -> list[InjectionSpec]:
-    """The engine core raises what nothing contains, in mid stream, or in the recovery from a fault there."""
+    """Return injections of an error that nothing contains: in mid stream, or in the recovery from a fault there."""
     crash = InjectionSpec(phase=phase, kind=FaultKind.CRASH, engine_id=engine_id)
     if phase is Phase.RECOVERY:
         return [crash, InjectionSpec(phase=Phase.SCHEDULE_END, engine_id=engine_id, after_steps=60)]
@@ -87,7 +87,7 @@ def crash(engine_id: int, phase: Phase) -> list[InjectionSpec]:
 
 
 async def crashed_run(server: Server, running: Load, engine_id: int, phase: Phase) -> tuple[list[History], str]:
-    """What the streams got, and why the engine core was taken for lost."""
+    """Return the histories of the streams and the reason of the engine core's loss."""
     async with Control(server.url) as control:
         before = await control.last_sequence()
         for spec in crash(engine_id, phase):

@@ -25,7 +25,7 @@ class Bench:
     asks: Asks = every_feature
 
     def assert_exact_through(self, *injections: InjectionSpec) -> list[dict]:
-        """A load through faults, then once more into what they left in the prefix cache; the events."""
+        """Run a load through faults, then again into the prefix cache that the faults left; return the events."""
         expected, salt = self.servers.reference(self.topology, self.kind, self.asks), fresh_salt()
         server = self.servers.shared_of(self.topology, self.kind)
         found, events = run(self._through(server, salt, injections))
@@ -47,5 +47,5 @@ class Bench:
 
 
 def injected(events: list[dict]) -> list[dict]:
-    """The faults that were reported with their own cause."""
+    """Return the faults that were reported with the injected cause."""
     return [e["fault"] for e in events if e["kind"] == FAULT and e["fault"]["error_type"] == "InjectedFault"]

@@ -40,7 +40,7 @@ def api_servers(server: Server) -> list[int]:
 
 
 async def on_many_connections(server: Server, path: str) -> list[httpx.Response]:
-    """The same question on so many connections that every API server is asked."""
+    """Ask on enough connections that every API server is asked."""
     answers = []
     for _ in range(ASKS):
         async with httpx.AsyncClient(base_url=server.url, timeout=30, trust_env=False) as client:
@@ -51,7 +51,7 @@ async def on_many_connections(server: Server, path: str) -> list[httpx.Response]
 async def agreed_by_all(
     server: Server, path: str, wanted: Callable[[httpx.Response], bool] = lambda answer: True
 ) -> list[httpx.Response]:
-    """The answers of every API server, once all are the same and as wanted; links to API servers are not waited for."""
+    """Return the answers of all API servers once equal and as wanted: commands do not wait for the links."""
     async with asyncio.timeout(AGREED_WITHIN_S):
         while True:
             answers = await on_many_connections(server, path)
@@ -61,7 +61,7 @@ async def agreed_by_all(
 
 
 def workers_of(server: Server) -> dict[tuple[int, int], int]:
-    """Process of every rank by engine and rank, as their own names tell."""
+    """Return the process id of every rank by engine and rank, from the names of the processes."""
     found = {}
     for process in psutil.Process(server.pid).children(recursive=True):
         if (place := _place(_name(process))) is not None:
@@ -70,7 +70,7 @@ def workers_of(server: Server) -> dict[tuple[int, int], int]:
 
 
 def _name(process: psutil.Process) -> str:
-    """Empty for one that is gone: what is left of its name is cut short."""
+    """Return the name of a process; empty for an ended process, whose name is cut short."""
     try:
         return "" if process.status() == psutil.STATUS_ZOMBIE else process.name()
     except psutil.NoSuchProcess:
@@ -78,7 +78,7 @@ def _name(process: psutil.Process) -> str:
 
 
 def _place(name: str) -> tuple[int, int] | None:
-    """Engine and rank of a worker; none for a name that is no worker's, or is cut short as it comes and goes."""
+    """Return engine and rank of a worker; None for another name, or a name that is cut short."""
     if re.fullmatch(r"VLLM::Worker(_(DP|TP|PP|EP)\d+)*", name) is None:
         return None
     numbers = {kind: int(number) for kind, number in re.findall(r"_(DP|TP|PP)(\d+)", name)}

@@ -41,7 +41,7 @@ UNTOLD = ("INFO:", " - ", "nanobind:")
 
 @dataclass(frozen=True)
 class Kind:
-    """One way the host may run: which model runner, which scheduling."""
+    """Model runner and scheduling of the host."""
 
     name: str
     runner: str = "v1"
@@ -61,12 +61,12 @@ V2_ASYNC = Kind("v2-async", runner="v2", asynchronous=True)
 
 
 def in_matrix(*values: object) -> object:
-    """A parameter whose case `make test` leaves to `make nightly`: the same code in one more combination."""
+    """Leave a parameter to `make nightly`: the same code in one more combination."""
     return pytest.param(*values, marks=pytest.mark.matrix)
 
 
 def in_matrix_but(wanted: object, values: Iterable[object]) -> list[object]:
-    """Parameters of which `make test` runs one only."""
+    """Leave all parameters but `wanted` to `make nightly`."""
     return [value if value == wanted else in_matrix(value) for value in values]
 
 
@@ -78,7 +78,7 @@ Figures = dict[str, float]
 
 @dataclass(frozen=True)
 class Start:
-    """One start of a server: how, and how long it took."""
+    """Way and duration of a server's start."""
 
     warm: bool
     took_s: float
@@ -121,7 +121,7 @@ class Servers:
         )
 
     def start(self, *arguments: str, kind: Kind = V1_SYNC, cold: bool = False, **environment: str) -> Server:
-        """A server of the caller's own; use it as a context manager."""
+        """Start a server for the caller alone; a context manager."""
         return self._start(self.spec(*arguments, kind=kind, **environment), kind, cold)
 
     def of(
@@ -132,7 +132,7 @@ class Servers:
         cold: bool = False,
         **environment: str,
     ) -> Server:
-        """A server of a topology, with fault injection; use it as a context manager."""
+        """Start a server of a topology for the caller alone, with fault injection; a context manager."""
         arguments = (*topology.arguments, "--enable-fault-injection", *MANY_RETRIES, *arguments)
         spec = self.spec(*arguments, kind=kind, **environment)
         return self._start(replace(spec, model=self._model_for(topology)), kind, cold)
@@ -148,12 +148,12 @@ class Servers:
         return server
 
     def unstarted(self, spec: ServerSpec, kind: Kind = V1_SYNC, *, cold: bool = False) -> Server:
-        """A server that the caller starts, or sees fail to start; forked unless `cold`, where that is possible."""
+        """Return a server that is not started yet; forked where possible, unless `cold`."""
         parent = None if cold or not spec.holdfast else self._warm_parent(spec, kind)
         return Server(spec) if parent is None else WarmServer(spec, parent)
 
     def _warm_parent(self, spec: ServerSpec, kind: Kind) -> WarmParent | None:
-        """The process that forks servers of a kind; None where the host would not be imported as that process did."""
+        """Return the process that forks servers of a kind; None when the environment would import another host."""
         if any(spec.environment.get(name) != value for name, value in kind.environment.items()):
             return None
         if kind.name not in self._parents:
@@ -164,7 +164,7 @@ class Servers:
         return self._model if topology.model == "dense" else make_moe_model(self._folder / "moe")
 
     def shared(self, kind: Kind) -> Server:
-        """The session's server of a kind, with fault injection."""
+        """Return the session's server of a kind, with fault injection."""
         if kind.name not in self._kept or not is_usable(self._kept[kind.name]):
             self._end(self._kept.pop(kind.name, None))
             self._kept[kind.name] = self.start("--enable-fault-injection", *NO_LIMITS, kind=kind)
@@ -172,7 +172,7 @@ class Servers:
         return self._kept[kind.name]
 
     def shared_of(self, topology: Topology, kind: Kind = V1_SYNC) -> Server:
-        """The session's server of a topology, with fault injection; one topology at a time."""
+        """Return the session's server of a topology, with fault injection; only the last topology is kept."""
         if topology.ranks == 1:
             return self.shared(kind)
         name = served_name((topology, kind))
@@ -184,7 +184,7 @@ class Servers:
         return self._of_many[1]
 
     def reference(self, topology: Topology, kind: Kind, asks: Asks) -> list[History]:
-        """The fault-free run of a load on a shared server, made once."""
+        """Return the fault-free run of a load on a shared server, made once."""
         name = served_name((topology, kind)), asks
         if name not in self._references:
             self._references[name] = run(Load(self.shared_of(topology, kind).url, asks(fresh_salt())).run())
@@ -205,7 +205,7 @@ class Servers:
         self.tally.close()
 
     def figures(self) -> Figures:
-        """What the servers of this worker were started and hurt for."""
+        """Return counts of starts and events of the worker's servers."""
         figures: Figures = {kind: self.tally.by_kind[kind] for kind in (FAULT, LOST, RECOVERED, "engine-restarted")}
         for start in self.starts:
             name = "forked" if start.warm else "new interpreters"
@@ -215,7 +215,7 @@ class Servers:
 
 
 def summary(of_workers: Iterable[Figures]) -> list[str]:
-    """The figures of all workers together, in lines."""
+    """Return the sum of all workers' figures, in lines."""
     total: Counter[str] = Counter()
     for figures in of_workers:
         total.update(figures)  # type: ignore[arg-type]
@@ -223,7 +223,7 @@ def summary(of_workers: Iterable[Figures]) -> list[str]:
 
 
 def is_usable(server: Server) -> bool:
-    """Whether it serves and every engine is healthy, at the latest in a while."""
+    """Return whether a server serves with every engine healthy, within `USABLE_WITHIN_S`."""
     deadline = time.monotonic() + USABLE_WITHIN_S
     while server.exit_code is None:
         with contextlib.suppress(httpx.HTTPError, HoldfastError):
@@ -236,13 +236,13 @@ def is_usable(server: Server) -> bool:
 
 
 def told_last(log: Path) -> str:
-    """The last lines of a log, without accesses and what a library says as it is unloaded."""
+    """Return the last lines of a log, without accesses and without the words of an unloaded library."""
     lines = log.read_text(errors="replace").splitlines() if log.exists() else []
     return "\n".join([line[:240] for line in lines if not line.startswith(UNTOLD)][-TOLD_LINES:])
 
 
 def served_name(served: tuple[Topology, Kind]) -> str:
-    """The id of a fixture's parameter."""
+    """Return the id of a fixture's parameter."""
     return f"{served[0].name}-{served[1].name}"
 
 
@@ -276,13 +276,13 @@ async def well(server: Server) -> str | None:
 
 
 async def state(client: httpx.AsyncClient) -> str:
-    """The precise state of the first engine."""
+    """Return the precise state of the first engine."""
     engines = (await client.get("/fault_tolerance/status")).json()["engines"]
     return str(engines[0]["state"])
 
 
 def left_behind(server: Server, within_s: float = 10.0) -> list[int]:
-    """Processes of a server that has ended which are still there when their time to follow it is over."""
+    """Return the processes that outlive an ended server by more than `within_s`."""
     deadline = time.monotonic() + within_s
     while (orphans := server.orphans()) and time.monotonic() < deadline:
         time.sleep(0.05)

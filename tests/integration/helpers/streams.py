@@ -30,12 +30,12 @@ async def wait_without_requests(client: httpx.AsyncClient, within_s: float = 30)
 
 
 def interruptions(histories: list[History], killed_at: float) -> list[float]:
-    """How long each stream waited around the kill; none for one that had ended."""
+    """Return how long each unfinished stream waited around the kill."""
     return [max(gaps, default=0.0) for h in histories if (gaps := gaps_touching_s(h, killed_at, killed_at))]
 
 
 def counted(metrics: str, name: str, label: str) -> float:
-    """The sum over all samples of a metric that carry a label."""
+    """Return the sum over all samples of a metric with a label."""
     lines = [line for line in metrics.splitlines() if line.startswith(f"{name}{{") and label in line]
     return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
 
