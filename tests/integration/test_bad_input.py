@@ -68,9 +68,12 @@ def ahead(
 
 
 @pytest.fixture
-def started(request: pytest.FixtureRequest, ahead: Ahead) -> Any:
-    """Return the outcome of the start that the test's parameter names."""
-    return ahead[request.param]
+def started(request: pytest.FixtureRequest, ahead: Ahead) -> Iterator[Any]:
+    """Give the outcome of the start that the test's parameter names; a server ends with the test."""
+    outcome = ahead[request.param]
+    yield outcome
+    if isinstance(outcome, Server):
+        outcome.stop()
 
 
 @pytest.fixture(scope="module")
