@@ -47,7 +47,7 @@ class Ahead:
         self._pool.shutdown(cancel_futures=True)
         for result in self._results.values():
             one = None if result.cancelled() or result.exception() else result.result()
-            if isinstance(one, Server):
+            if isinstance(one, Server) and one.exit_code is None:
                 one.stop()
 
 
