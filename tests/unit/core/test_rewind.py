@@ -271,3 +271,28 @@ def test_not_even_one_token_behind_a_suspect_block_is_kept_by_a_third_holder():
     reader = request("reader", computed=9, in_flight=0, blocks=[1, 2, 4])
     third = request("third", computed=9, in_flight=0, blocks=[5, 6, 4])
     assert plan_rewind([writer, reader, third], BLOCK).good_tokens == {"writer": 4, "reader": 4, "third": 8}
+
+
+def four_that_decode(total=20):
+    """Return requests of two full blocks each, which need two more blocks for a step."""
+    return [request(n, 8, 0, [2 * i + 1, 2 * i + 2], total) for i, n in enumerate("abcd")]
+
+
+def kept_with(free_blocks, step_tokens, requests):
+    plan = release_until_rest_fits(plan_rewind(requests, BLOCK), requests, free_blocks, step_tokens)
+    return "".join(name for name, good in plan.good_tokens.items() if good)
+
+
+def test_as_many_requests_are_released_as_the_rest_needs_blocks():
+    requests = four_that_decode()
+    assert [kept_with(free, 4, requests) for free in (8, 7, 4, 3, 0)] == ["abcd", "abc", "abc", "ab", "ab"]
+
+
+def test_a_step_that_ends_within_a_block_needs_the_whole_block():
+    assert [kept_with(free, 3, four_that_decode()) for free in (8, 7)] == ["abcd", "abc"]
+
+
+def test_a_block_that_another_request_keeps_is_not_free():
+    shared = [request("a", 8, 0, [1, 2], 20), request("b", 8, 0, [1, 3], 20)]
+    assert kept_with(1, 4, shared) == "a"
+    assert kept_with(0, 4, shared) == ""

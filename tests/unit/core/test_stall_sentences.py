@@ -208,3 +208,77 @@ def test_a_look_that_is_hardly_late_excuses_nothing():
     look = {0: Observation(10, "S", (call(),))}
     found = observed(*[(0.1875, look)] * 6)
     assert [bool(stalls) for stalls in found] == [False] * 5 + [True]
+
+
+def test_a_rank_that_was_at_work_for_half_of_its_call_is_at_work_and_one_for_less_is_not():
+    limits = Limits(may_compile=True)
+    running = call(began_at=0.25)
+    looks = [(TICK_S, {0: Observation(10, "S", (running,), is_computing=n < 4)}) for n in range(10)]
+    found = observed((TICK_S, {0: Observation(10, "S")}), (TICK_S, {0: Observation(10, "S")}), *looks, limits=limits)
+    assert [bool(stalls) for stalls in found] == [False] * 10 + [True] * 2
+    assert found[-1][0].age_s == 1.25
+
+
+def test_a_rank_at_work_with_a_learned_deadline_as_long_keeps_the_learned_one():
+    detector = StallDetector(Limits(may_compile=True))
+    taught = tuple(Ended(Phase.FORWARD, DECODE, 3.0) for _ in range(5))
+    detector.observe(0.0, TICK_S, {0: Observation(10, "S", ended=taught)})
+    running = call(began_at=0.0)
+    for tick in range(1, 240):
+        detector.observe(tick * TICK_S, TICK_S, {0: Observation(10, "S", (running,), is_computing=True)})
+    [stall] = detector.observe(30.0, TICK_S, {0: Observation(10, "S", (running,), is_computing=True)})
+    assert stall.deadline == Deadline(30.0, "10 times 3.000 s, of 5 like it")
+
+
+def test_a_look_that_is_late_by_the_limit_excuses_nothing():
+    look = {0: Observation(10, "S", (call(),))}
+    found = observed(*[(0.25, look)] * 4, limits=Limits(late_s=TICK_S))
+    assert [bool(stalls) for stalls in found] == [False] * 3 + [True]
+
+
+def test_a_rank_in_a_debugger_is_excused_for_the_time_in_it_and_for_no_more():
+    traced = {0: Observation(10, "t", (call(),), starved_s=5.0)}
+    look = {0: Observation(10, "S", (call(),))}
+    found = observed((TICK_S, traced), *[(TICK_S, look)] * 8)
+    assert [bool(stalls) for stalls in found] == [False] * 8 + [True]
+
+
+def test_a_stopped_process_is_not_counted_for_the_time_in_which_nobody_looked():
+    stopped = {0: Observation(10, "T")}
+    found = observed((TICK_S, stopped), (2.0, stopped), *[(TICK_S, stopped)] * 5, limits=Limits(stopped_s=0.75))
+    assert [bool(stalls) for stalls in found] == [False] * 6 + [True]
+
+
+def test_a_process_that_was_gone_for_a_look_learns_anew():
+    look = {0: Observation(10, "S", (call(),))}
+    assert observed((TICK_S, {}), *[(TICK_S, look)] * 20) == [[]] * 21
+
+
+def learns(lasted_s, slept_s):
+    """Return whether a detector learns from a call that lasted so long, of which the machine slept so long."""
+    detector = StallDetector(Limits(learned_calls=1))
+    running = call(number=1)
+    detector.observe(0.0, TICK_S, {0: Observation(10, "S", (running,))})
+    now = TICK_S + slept_s
+    detector.observe(now, TICK_S, {0: Observation(10, "S", (running,))})
+    ended = Ended(Phase.FORWARD, DECODE, lasted_s, lane=0, call=1)
+    later = call(number=2, began_at=now)
+    found = []
+    for tick in range(1, 200):
+        seen = Observation(10, "S", (later,), ended=(ended,) if tick == 1 else ())
+        found += detector.observe(now + tick * TICK_S, TICK_S, {0: seen})
+    return bool(found)
+
+
+@pytest.mark.parametrize(
+    ("lasted_s", "slept_s", "learned_from"),
+    [
+        (2.0, 0.5, True),
+        (2.0, 0.75, True),
+        (2.0, 1.0, False),
+        (1.0, 0.75, False),
+        (0.75, 0.5, True),
+    ],
+)
+def test_a_call_during_which_the_machine_slept_for_half_of_the_time_teaches_nothing(lasted_s, slept_s, learned_from):
+    assert learns(lasted_s, slept_s) is learned_from

@@ -155,13 +155,13 @@ class StallDetector:
             return []
         bounds = [self._deadline(now, rank, call) for rank, _, call in calls]
         longest = max(bounds, key=lambda bound: bound.seconds)
-        excused_s = max(max(self._known[rank].excused_s.values(), default=0.0) for rank, _, _ in calls)
+        excused_s = max(max(self._known[rank].excused_s.values()) for rank, _, _ in calls)
         late = [(r, seen, call) for r, seen, call in calls if now - call.began_at - excused_s >= longest.seconds]
         return [self._judged(r, seen, call, now - call.began_at, longest) for r, seen, call in late if not seen.is_peer]
 
     def _deadline(self, now: float, rank: int, call: Running) -> Deadline:
         known, floor_s = self._known[rank], self._limits.at_work_floor_s
-        learned, at_work_s = known.deadlines.of(call), known.at_work_s.get((call.lane, call.call), 0.0)
+        learned, at_work_s = known.deadlines.of(call), known.at_work_s[call.lane, call.call]
         if learned.seconds >= floor_s or at_work_s < AT_WORK_SHARE * (now - call.began_at):
             return learned
         return Deadline(floor_s, f"the least for one that is at work, as it was for {at_work_s:.1f} s")
