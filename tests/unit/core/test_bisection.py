@@ -546,3 +546,17 @@ def test_there_is_no_trial_while_a_finding_is_told():
     bisection = Bisection(list("ab"), "x")
     follow(bisection, in_turn(False, True, False, True, False), turns=6)
     assert bisection.trial is None
+
+
+def test_a_suspect_that_fails_once_and_then_passes_is_still_one_suspect():
+    bisection = Bisection(list("abcd"), "xy")
+    assert follow(bisection, in_turn(False, True), turns=4)[-1] == "ALONE d| passes"
+    assert bisection.open == 4
+
+
+def test_requests_that_are_not_suspected_and_stay_are_released_at_last():
+    bisection = Bisection(list("abcdefgh"), "xy")
+    bisection.next()
+    bisection.fails(set("abcd"))
+    bisection.keep(set("abcdefghx"))
+    assert bisection.open == 9

@@ -149,3 +149,12 @@ def test_a_pause_by_an_operator_outlasts_a_loss_while_another_group_is_still_pau
     bench.lost(0)
     bench.attached(0, pid=9)
     assert bench.states(0, 1) == ["pausing", "pausing"]
+
+
+def test_ranks_that_are_out_in_a_lost_engine_core_do_not_forbid_its_replacement():
+    bench = Bench(HoldfastConfig(max_ranks_out=1), engines=(0, 1), attached=False)
+    bench.attached(0, ranks=3)
+    bench.attached(1, ranks=3)
+    bench.faulted(0, fault=DEEP)
+    bench.lost(0)
+    assert bench.states(0, 1) == ["restarting", "healthy"]

@@ -391,3 +391,26 @@ def test_a_failed_step_without_requests_keeps_a_request_apart():
 
 def test_a_request_is_not_kept_apart_from_requests_that_have_left():
     assert kept_apart().detector.fault(at(c=(10, 11), d=(70, 71))).excluded == frozenset()
+
+
+def test_a_control_is_asked_for_beside_a_request_that_waits_for_the_suspect_to_leave():
+    engine = Engine("bc", together("b", "c"))
+    assert engine.turns(40)[-1].startswith("8: all 0 without c")
+    engine.poisons = any_of("b")
+    asked = [engine.detector.fault(engine.progress("b")) for _ in range(3)][-1]
+    assert (asked.wants_control, asked.excluded) == (True, frozenset("c"))
+    told = [engine.detector.step(engine.progress()) for _ in range(IDLE_TURNS)]
+    assert told == [None] * (IDLE_TURNS - 1) + [Restriction(GIVEN_UP, excluded=frozenset("c"))]
+
+
+def test_a_newcomer_has_passed_with_its_first_token():
+    engine = Engine("a", any_of("a"))
+    engine.turns(2)
+    engine.good |= {"m": 0, "n": 0}
+    engine.turns(13)
+    assert engine.now.run == {"m", "n"}
+    m, n = engine.good["m"], engine.good["n"]
+    assert m <= 1
+    told = [engine.detector.step(at(m=good, n=n + turn)) for turn, good in enumerate((0, 0, 1), 1)]
+    assert told[:2] == [None, None]
+    assert told[2] == Restriction("no request is suspected any more")
