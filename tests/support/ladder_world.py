@@ -44,8 +44,10 @@ class World:
             self._look_at_effects()
             if self.bench.defeat is not None:
                 return True
-            if self._is_calm() and not self._meet_fault():
-                return True
+            if self._is_calm():
+                if not self._meet_fault():
+                    return True
+                self._look_at_effects()  # before time passes: a try counts from its decision on
             self._next()
         return False
 

@@ -55,6 +55,19 @@ def test_every_sequence_of_faults_ends_healthy_or_in_an_exit(config, answers, fa
     assert all(e.reason for e in error_reasons)
 
 
+def test_a_restart_counts_from_the_fault_that_it_answers():
+    """The first of three restarts has left the window of 30 s by less than a tick when the third is due."""
+    config = HoldfastConfig(
+        engine_recovery_timeout_s=1.0,
+        max_retries=0,
+        max_worker_restarts=0,
+        max_engine_restarts=2,
+        engine_restart_window_s=30.0,
+    )
+    faults = [(0, "lost", 0), (0, FaultClass.COMMUNICATOR, 0)]
+    assert World(config, [FaultClass.COMMUNICATOR, "silent"], faults).run(LONGEST_S, MOST_DECISIONS)
+
+
 @settings(max_examples=100, deadline=None)
 @given(
     config=configs(windows=NO_BUDGET_COMES_BACK),
