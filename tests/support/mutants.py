@@ -1,6 +1,6 @@
 """A pytest plugin that runs mutants in one session: tests are collected once, and each mutant gets a forked process.
 
-`scripts/mutate` starts it in the folder `mutants` with a plan, the JSON document at the environment's
+`scripts/mutate` starts the plugin in the folder `mutants` with a plan, the JSON document at the environment's
 `HOLDFAST_MUTANTS`: `{"hits": PATH}` records which test calls which function and how long each test takes;
 `{"marks": {NAME: MARK}, "tests": {PATH: DIGEST}, "hits": PATH, "verdicts": PATH, "processes": N, "bound_s": S}` runs
 mutants, and appends one line of JSON to `verdicts` for each: name, mark, exit code, the test that failed, and the
@@ -37,7 +37,7 @@ CPU_TIMES, CPU_AT_LEAST_S, WALL_S = 20, 4.0, 60.0  # a test that takes longer th
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let generated examples be the same for every mutant, and be reported as found, without a search for less."""
+    """Make generated examples equal for every mutant, and skip the search for smaller examples."""
     for item in items:
         function = getattr(item, "obj", None)
         function = getattr(function, "__func__", function)
@@ -49,7 +49,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtestloop(session: pytest.Session) -> bool:
-    """Run what the plan says instead of the tests in their order."""
+    """Carry out the plan, in place of running the tests in order."""
     if session.testsfailed:
         raise session.Interrupted(f"{session.testsfailed} errors during collection")
     if "marks" in PLAN:
@@ -60,7 +60,7 @@ def pytest_runtestloop(session: pytest.Session) -> bool:
 
 
 def put_under_test(name: str) -> None:
-    """Let every call of a function with mutants see this mutant, without a look at the environment each time."""
+    """Put a mutant in place of the function, without reading the environment on each call."""
     trampoline.get_mutant_under_test = lambda: name
 
 
@@ -68,7 +68,7 @@ def put_under_test(name: str) -> None:
 
 
 def record_hits(session: pytest.Session) -> None:
-    """Run every test once without a mutant, and write its seconds and the functions that it calls."""
+    """Run every test once without a mutant; write the seconds of each test and the called functions."""
     called: set[str] = set()
     trampoline.record_trampoline_hit = lambda name, caller=None: called.add(name)
     put_under_test("stats")
@@ -92,7 +92,7 @@ def record_hits(session: pytest.Session) -> None:
 
 @dataclass
 class Running:
-    """A forked process that runs the tests of one mutant."""
+    """Forked process that runs the tests of a mutant."""
 
     name: str
     pid: int
@@ -137,7 +137,7 @@ def run_mutants(items: list[pytest.Item]) -> None:
 
 
 def most_specific(tests: list[str], seconds: dict[str, float], breadth: Counter[str]) -> list[str]:
-    """Return tests that take `TESTS_S` together, one at least; short ones that call few functions come first."""
+    """Return tests that take `TESTS_S` seconds together, at least one test; short tests of few functions come first."""
     left_s, chosen = TESTS_S, []
     for test in sorted(tests, key=lambda test: breadth[test] * (seconds[test] + OVERHEAD_S)):
         left_s -= seconds[test]
@@ -148,7 +148,7 @@ def most_specific(tests: list[str], seconds: dict[str, float], breadth: Counter[
 
 
 def start(name: str, tests: list[tuple[pytest.Item, float]]) -> Running:
-    """Fork a process that runs these tests, each with its usual seconds, until one fails."""
+    """Fork a process that runs tests until the first failure. `tests`: with the usual seconds of each test."""
     read, write = os.pipe()
     pid = os.fork()
     if pid:
@@ -171,7 +171,7 @@ def start(name: str, tests: list[tuple[pytest.Item, float]]) -> Running:
 
 
 def passes_in_time(item: pytest.Item, usual_s: float, following: pytest.Item | None, write: int) -> bool:
-    """Whether a test passes. The process ends with `TIMEOUT` when the test takes much longer than usual."""
+    """Return True when a test passes. End the process with `TIMEOUT` when the test takes much longer than usual."""
 
     def give_up(*_: object) -> None:
         os.write(write, item.nodeid.encode())
@@ -185,7 +185,7 @@ def passes_in_time(item: pytest.Item, usual_s: float, following: pytest.Item | N
 
 
 def passes(item: pytest.Item, following: pytest.Item | None) -> bool:
-    """Whether a test passes, without the account of a failure, which takes longer than the test."""
+    """Return True when a test passes, without a report of a failure, which takes longer than the test."""
     try:
         item.ihook.pytest_runtest_setup(item=item)
         item.ihook.pytest_runtest_call(item=item)
