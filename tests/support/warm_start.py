@@ -119,6 +119,9 @@ def _become(request: dict[str, Any], descriptors: Sequence[int]) -> None:
     os.environ.clear()
     os.environ.update(request["environment"] | kept)
     tempfile.tempdir = None
+    if "PROMETHEUS_MULTIPROC_DIR" in os.environ:  # read once, by the import: API servers share their metrics in files
+        values = importlib.import_module("prometheus_client.values")
+        values.ValueClass = values.get_value_class()
     os.chdir(request["folder"])
     _place(descriptors, request["places"])
     if "arguments" in request:

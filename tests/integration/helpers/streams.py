@@ -17,8 +17,10 @@ from holdfast.core.faults.injection import InjectionSpec
 
 def requests_left(metrics: str) -> list[str]:
     """The samples of a server's metrics that count requests which run or wait, as far as they are not 0."""
-    kinds = ("vllm:num_requests_running", "vllm:num_requests_waiting{")
-    return [line for line in metrics.splitlines() if line.startswith(kinds) and float(line.rsplit(" ", 1)[1])]
+    kinds = ("vllm:num_requests_running{", "vllm:num_requests_waiting{")
+    samples = [line for line in metrics.splitlines() if line.startswith(kinds)]
+    assert samples, "metrics without the number of requests tell nothing"
+    return [line for line in samples if float(line.rsplit(" ", 1)[1])]
 
 
 async def wait_without_requests(client: httpx.AsyncClient, within_s: float = 30) -> None:
