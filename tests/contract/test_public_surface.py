@@ -53,13 +53,22 @@ def mentions(text: str) -> set[str]:
     return set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text))
 
 
+@pytest.fixture(scope="module")
+def script_flags() -> set[str]:
+    """Every flag that a script of the repository adds to its parser."""
+    scripts = (path.read_text() for path in (README.parent / "scripts").iterdir() if path.is_file())
+    return {flag for text in scripts for flag in re.findall(r"add_argument\(\"(--[a-z-]+)\"", text)}
+
+
 @pytest.mark.host
-def test_every_documented_flag_exists(documents: str, serve_flags: set[str], command_flags: set[str]) -> None:
-    """No document names a flag that neither a command nor the host knows."""
+def test_every_documented_flag_exists(
+    documents: str, serve_flags: set[str], command_flags: set[str], script_flags: set[str]
+) -> None:
+    """No document names a flag that no command, no script and not the host knows."""
     pytest.importorskip("vllm", reason="vLLM is not installed here")
     from holdfast.hosts.vllm.serving.serve_command import known_flags
 
-    known = serve_flags | command_flags | known_flags() | FOREIGN_FLAGS
+    known = serve_flags | command_flags | script_flags | known_flags() | FOREIGN_FLAGS
     assert mentions(documents) - known == set()
 
 
