@@ -414,3 +414,15 @@ def test_a_newcomer_has_passed_with_its_first_token():
     told = [engine.detector.step(at(m=good, n=n + turn)) for turn, good in enumerate((0, 0, 1), 1)]
     assert told[:2] == [None, None]
     assert told[2] == Restriction("no request is suspected any more")
+
+
+def test_a_trial_that_never_begins_is_given_up_and_keeps_a_request_apart():
+    detector = kept_apart().detector
+    for _ in range(2):
+        detector.fault(at(a=(70, 71), b=(70, 71), c=10, d=(70, 71)))
+    for n in range(1, PASSING_TURNS):
+        detector.step(at(a=71, b=71, c=10, d=71 + n))
+    waiting = at(a=(71, 72), b=(71, 72), c=10, d=80)
+    assert detector.step(waiting).run == frozenset()
+    told = [detector.step(waiting) for _ in range(IDLE_TURNS + 1)]
+    assert [restriction for restriction in told if restriction] == [Restriction(GIVEN_UP, excluded=frozenset("c"))]
