@@ -282,6 +282,7 @@ class ThreadExecutor(HoldfastExecutor):
 
     def replace_workers(self, ranks: Sequence[int], start_timeout_s: float, timeout_s: float) -> ReplacementResult:
         """Give each rank a new worker that knows no request and no KV."""
+        self._stop_watching()  # the death of a rank that is killed on purpose is no loss
         for rank in ranks:
             self.ranks[rank].close()
             self.rpc_broadcast_mq.readers[rank] = MemoryQueue()
