@@ -191,7 +191,8 @@ def test_an_instance_that_is_told_to_end_meanwhile_ends_with_everybody(servers: 
         before = set(api_servers(server))
         os.kill(max(before), signal.SIGKILL)
         deadline = time.monotonic() + BACK_WITHIN_S
-        while not newcomers(server, before) and time.monotonic() < deadline:
+        while not newcomers(server, before):
+            assert time.monotonic() < deadline, "no replacement began to start"
             time.sleep(0.05)
         os.kill(server.pid, signal.SIGTERM)
         assert wait_ended(server, END_S) == 0

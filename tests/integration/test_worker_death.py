@@ -173,6 +173,7 @@ def test_a_worker_killed_again_while_its_replacement_loads_changes_no_token(benc
         deadline = time.monotonic() + 60
         while (now := bench.workers().get(victim, first)) == first and time.monotonic() < deadline:
             time.sleep(0.02)
+        assert now != first, "no replacement began to load"
         os.kill(now, signal.SIGKILL)
 
     events = bench.assert_exact_through(twice)
@@ -187,7 +188,8 @@ def test_a_survivor_killed_while_the_replacement_of_the_first_loads_changes_no_t
         before = bench.workers()
         bench.kill(*first)
         deadline = time.monotonic() + 60
-        while bench.workers().get(first, before[first]) == before[first] and time.monotonic() < deadline:
+        while bench.workers().get(first, before[first]) == before[first]:
+            assert time.monotonic() < deadline, "no replacement began to load"
             time.sleep(0.02)
         os.kill(before[survivor], signal.SIGKILL)
 

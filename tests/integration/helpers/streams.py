@@ -39,6 +39,7 @@ def interruptions(histories: list[History], killed_at: float) -> list[float]:
 def counted(metrics: str, name: str, label: str) -> float:
     """Return the sum over all samples of a metric with a label."""
     lines = [line for line in metrics.splitlines() if line.startswith(f"{name}{{") and label in line]
+    assert lines, f"metrics without {name} with {label} count nothing"
     return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
 
 
