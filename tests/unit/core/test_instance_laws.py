@@ -7,7 +7,7 @@ from holdfast.core.errors import CommandConflict, UnknownEngine
 from holdfast.core.faults.faults import FaultClass, Phase
 from holdfast.core.faults.injection import InjectionSpec
 from holdfast.core.protocol import messages as m
-from holdfast.core.protocol.effects import BeginRecovery, End, Publish, Send, Settle
+from holdfast.core.protocol.effects import BeginRecovery, End, Publish, Settle
 from holdfast.core.states import EngineState
 from support.instance_bench import AUTO, EXTERNAL, NO_RESTARTS, Bench, a_fault
 
@@ -54,8 +54,8 @@ def test_whatever_is_said_in_whatever_order_the_laws_of_an_instance_hold(story, 
                 bench.observe(fact)
     for _ in range(6):  # after silence long enough, every wait has ended
         bench.tick(config.worker_start_timeout_s + 250.0)
-    accepted += [order.command_id for order in bench.all(BeginRecovery)]
-    assert sorted(s.command_id for s in bench.all(Settle)) == sorted(_once(accepted, bench))
+    own = {order.command_id for order in bench.all(BeginRecovery)} - set(accepted)  # one may be for two groups
+    assert sorted(s.command_id for s in bench.all(Settle)) == sorted([*accepted, *own])
     assert [e.sequence for e in bench.events] == list(range(1, len(bench.events) + 1))
     assert [p.view.sequence for p in bench.all(Publish)] == [e.sequence for e in bench.events]
     assert len(bench.all(End)) == (bench.instance.view().defeat is not None)
@@ -72,13 +72,3 @@ def instruct(bench, what, command_id, engine):
             bench.restart_workers(command_id, engine)
         case "arm":
             bench.arm(command_id, InjectionSpec(phase=Phase.FORWARD, engine_id=engine))
-
-
-def _once(accepted, bench):
-    """A retry from outside was counted when it was accepted and again when it was sent."""
-    sent = list(dict.fromkeys(order.command_id for order in bench.all(BeginRecovery)))  # one may be for two groups
-    arms = [s.message.command_id for s in bench.all(Send) if isinstance(s.message, m.ArmFault)]
-    pauses = [s.message.command_id for s in bench.all(Send) if isinstance(s.message, m.PauseEngine)]
-    unsent = [c for c in pauses if c.startswith(("cmd", "arm", "own", "?")) and c in accepted and c not in sent]
-    assert set(accepted) == set(sent + arms + unsent)
-    return sent + arms + unsent
