@@ -1,7 +1,7 @@
 """Finds resources that grew during a chaos run. Pure.
 
-A surviving process is compared with itself. All processes are compared by their sum, which a replacement process
-changes a little.
+A surviving process is compared with itself, unless the process has taken another role: a standby that became a worker
+is a replacement. All processes are compared by their sum, which a replacement process changes a little.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Usage = Mapping[int, SessionUsage]
 
 def leaks(before: Usage, after: Usage) -> list[str]:
     """Describe every growth beyond the allowance."""
-    survivors = sorted(before.keys() & after.keys())
+    survivors = [pid for pid in sorted(before.keys() & after.keys()) if before[pid].title == after[pid].title]
     found = [f"process {pid}: {what}" for pid in survivors for what in _grown(before[pid], after[pid], SLACK)]
     found += [f"all processes: {what}" for what in _grown(total(before), total(after), SLACK_OF_ALL)]
     if len(after) > len(before):
@@ -37,5 +37,5 @@ def _grown(was: SessionUsage, now: SessionUsage, slack: Mapping[str, int]) -> li
 
 def total(usage: Usage) -> SessionUsage:
     """Return the sum over processes; a segment counts once for each process that maps it."""
-    names = [field.name for field in fields(SessionUsage)]
+    names = [field.name for field in fields(SessionUsage) if field.name != "title"]
     return SessionUsage(**{name: sum(getattr(one, name) for one in usage.values()) for name in names})

@@ -16,7 +16,8 @@ _PROC = Path("/proc")
 class SessionUsage:
     """Resources of a session's living processes: processor seconds, resident bytes, files and threads.
 
-    `shared_segments` counts mapped parts of `/dev/shm`, deleted or not.
+    `shared_segments` counts mapped parts of `/dev/shm`, deleted or not. `title` is the command line of a single
+    process, which changes when a standby becomes the worker of a rank.
     """
 
     cpu_s: float
@@ -24,6 +25,7 @@ class SessionUsage:
     files: int
     threads: int
     shared_segments: int = 0
+    title: str = ""
 
 
 def session_members(session_id: int) -> list[int]:
@@ -56,6 +58,7 @@ def _usage_of(pid: int, fields: list[str]) -> SessionUsage:
         files=_open_files(pid),
         threads=int(fields[17]),
         shared_segments=len(_segments(pid)),
+        title=_title(pid),
     )
 
 
@@ -90,6 +93,13 @@ def _table() -> list[tuple[int, list[str]]]:
         except OSError:  # gone since the listing
             continue
     return [(pid, fields) for pid, fields in rows if len(fields) > 21]
+
+
+def _title(pid: int) -> str:
+    try:
+        return (_PROC / str(pid) / "cmdline").read_text(errors="replace").rstrip("\0")
+    except OSError:
+        return ""
 
 
 def _open_files(pid: int) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from holdfast.chaos.leaks import leaks
@@ -35,6 +37,13 @@ def test_a_replacement_is_compared_as_part_of_all() -> None:
     assert leaks({1: usage(), 2: usage()}, {1: usage(), 3: usage(files=115)}) == []
     [found] = leaks({1: usage(), 2: usage()}, {1: usage(), 3: usage(files=150)})
     assert found == "all processes: files grew from 200 to 250"
+
+
+def test_a_standby_that_became_a_worker_is_compared_as_part_of_all() -> None:
+    """The role costs files and threads that a waiting process has no use for."""
+    standby, worker = replace(usage(files=10), title="VLLM::Standby"), replace(usage(), title="VLLM::Worker")
+    assert leaks({1: worker, 2: standby}, {2: worker, 3: standby}) == []
+    assert leaks({2: standby}, {2: replace(usage(files=40), title="VLLM::Standby")}) != []
 
 
 def test_a_process_too_many_is_told() -> None:
