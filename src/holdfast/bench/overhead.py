@@ -62,6 +62,17 @@ class Ratio(msgspec.Struct, frozen=True, kw_only=True):
     on_median: float
 
 
+class AddedTime(msgspec.Struct, frozen=True, kw_only=True):
+    """Microseconds that Holdfast adds to a step: the median over the pairs, with the median's 95 % interval.
+
+    A step yields one token for each running stream, so a step's time is the median gap between a stream's tokens.
+    """
+
+    median_us: float
+    interval_low_us: float
+    interval_high_us: float
+
+
 class OverheadDocument(msgspec.Struct, frozen=True, kw_only=True):
     """The document of `bench overhead --json`."""
 
@@ -74,6 +85,7 @@ class OverheadDocument(msgspec.Struct, frozen=True, kw_only=True):
     client_scheduled_at_once: bool
     pairs: tuple[Pair, ...]
     ratios: tuple[Ratio, ...]
+    added_per_step: AddedTime
     problems: tuple[str, ...]
 
 
@@ -106,6 +118,7 @@ def measure_overhead(settings: OverheadSettings) -> OverheadDocument:
         client_scheduled_at_once=prompt,
         pairs=tuple(pairs),
         ratios=tuple(ratio_of(metric, pairs) for metric in METRICS),
+        added_per_step=added_per_step(pairs),
         problems=comparison.reasons,
     )
 
@@ -196,3 +209,10 @@ def ratio_of(metric: str, pairs: Sequence[Pair]) -> Ratio:
         off_median=statistics.median(off),
         on_median=statistics.median(on),
     )
+
+
+def added_per_step(pairs: Sequence[Pair]) -> AddedTime:
+    """Compare the median gaps between tokens, pair by pair."""
+    differences_us = [1000 * (pair.on.inter_token_p50_ms - pair.off.inter_token_p50_ms) for pair in pairs]
+    low, high = interval_of_median(differences_us)
+    return AddedTime(median_us=statistics.median(differences_us), interval_low_us=low, interval_high_us=high)

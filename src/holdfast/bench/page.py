@@ -126,7 +126,16 @@ def _overhead(name: str, document: Document) -> str:
     ]
     head = "## What it costs while nothing fails\n"
     about = f"On divided by off, [{len(document['pairs'])} interleaved pairs]({name}).\n"
-    return f"{head}\n{about}\n{_table(('', 'median', '95 % interval of it', 'quartiles'), rows)}"
+    return f"{head}\n{about}\n{_table(('', 'median', '95 % interval of it', 'quartiles'), rows)}{_added(document)}"
+
+
+def _added(document: Document) -> str:
+    """Return the line about the time of a step; documents of earlier versions have no such figure."""
+    added = document.get("added_per_step")
+    if added is None:
+        return ""
+    interval = f"{added['interval_low_us']:.0f} to {added['interval_high_us']:.0f}"
+    return f"\nAdded to a step: {added['median_us']:.0f} µs (95 %: {interval} µs).\n"
 
 
 def _between(ratio: Document, what: str) -> str:

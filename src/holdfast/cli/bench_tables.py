@@ -198,6 +198,9 @@ def overhead_report(document: OverheadDocument, console: Console) -> None:
         figures = (f"{ratio.off_median:.4g}", f"{ratio.on_median:.4g}", f"{ratio.median:.3f}", interval, quartiles)
         table.add_row(_METRIC_NAMES[ratio.metric], *figures, f"{ratio.minimum:.3f}", f"{ratio.maximum:.3f}")
     console.print(table)
+    added = document.added_per_step
+    interval = f"{added.interval_low_us:.0f} to {added.interval_high_us:.0f}"
+    console.print(f"Added to a step: {added.median_us:.0f} µs (95 %: {interval} µs).")
     console.print("The answers are equal, token by token." if not document.problems else "\n".join(document.problems))
 
 

@@ -12,7 +12,7 @@ from holdfast.bench.faulted_run import Neighbours, RunResult
 from holdfast.bench.figures import FaultedRun, durations_of, faulted_run_of, figures_of
 from holdfast.bench.loads import LoadKind, make_load
 from holdfast.bench.machine import describe_machine
-from holdfast.bench.overhead import Burst, Pair, burst_of, interval_of_median, ratio_of
+from holdfast.bench.overhead import Burst, Pair, added_per_step, burst_of, interval_of_median, ratio_of
 from holdfast.bench.recovery import RecoverySettings
 from holdfast.bench.restart import Restart
 from holdfast.bench.scenarios import Scenario, random_scenarios
@@ -49,6 +49,17 @@ def test_ratios_are_taken_pair_by_pair() -> None:
     pairs = [Pair(first="off", off=burst(rate), on=burst(rate * 0.99)) for rate in (100.0, 1000.0, 10.0)]
     ratio = ratio_of("tokens_per_s", pairs)
     assert (ratio.median, ratio.minimum, ratio.maximum) == pytest.approx((0.99, 0.99, 0.99))
+
+
+def test_time_added_to_a_step_is_the_difference_of_the_token_gaps_of_each_pair() -> None:
+    """Slow pairs count as much as fast pairs."""
+
+    def burst(gap_ms: float) -> Burst:
+        return Burst(tokens_per_s=1, inter_token_p50_ms=gap_ms, inter_token_p99_ms=1, server_cpu_ms_per_token=1)
+
+    pairs = [Pair(first="off", off=burst(gap_ms), on=burst(gap_ms + 0.02)) for gap_ms in (8.0, 80.0, 9.0)]
+    added = added_per_step(pairs)
+    assert (added.median_us, added.interval_low_us, added.interval_high_us) == pytest.approx((20, 20, 20))
 
 
 @pytest.mark.parametrize(("count", "low", "high"), [(1, 1, 1), (5, 1, 5), (40, 14, 27), (100, 41, 60)])

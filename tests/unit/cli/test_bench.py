@@ -15,7 +15,7 @@ from holdfast.bench.faulted_run import Neighbours
 from holdfast.bench.figures import FaultedRun, RecoveryDocument, TopologyFigures, figures_of
 from holdfast.bench.harms import Harm
 from holdfast.bench.machine import describe_machine
-from holdfast.bench.overhead import METRICS, Burst, OverheadDocument, Pair, ratio_of
+from holdfast.bench.overhead import METRICS, Burst, OverheadDocument, Pair, added_per_step, ratio_of
 from holdfast.bench.recovery import RecoverySettings
 from holdfast.bench.restart import Restart
 from holdfast.bench.topologies import DP2, ONE, TP2, Standby, Topology
@@ -89,6 +89,7 @@ def overhead_document() -> OverheadDocument:
         client_scheduled_at_once=False,
         pairs=pairs,
         ratios=tuple(ratio_of(metric, pairs) for metric in METRICS),
+        added_per_step=added_per_step(pairs),
         problems=(),
     )
 
@@ -199,6 +200,7 @@ def test_overhead_is_a_table_of_ratios(monkeypatch: pytest.MonkeyPatch) -> None:
     assert result.exit_code == 0
     for name in ("tokens/s", "token gap p50, ms", "token gap p99, ms", "server CPU ms/token"):
         assert name in result.stdout
+    assert "Added to a step: 0 µs" in result.stdout
 
 
 def test_a_server_that_does_not_start_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
