@@ -8,12 +8,12 @@ import signal
 import time
 from dataclasses import dataclass
 
-import httpx
 import psutil
 import pytest
 
 from holdfast.bench.topologies import DP2, MOE_EP
 from holdfast.chaos.checker import compare_runs
+from holdfast.chaos.control import control_client
 from holdfast.chaos.history import History
 from holdfast.chaos.loads import every_feature, fresh_salt
 from holdfast.chaos.server import Server
@@ -70,7 +70,7 @@ async def wait_empty(server: Server) -> None:
     """No engine core computes anything any more."""
     async with asyncio.timeout(EMPTY_WITHIN_S):
         while True:
-            async with httpx.AsyncClient(base_url=server.url, timeout=30, trust_env=False) as client:
+            async with control_client(server.url, timeout_s=30) as client:
                 metrics = (await client.get("/metrics")).text
             if not counted(metrics, "vllm:num_requests_running", "engine="):
                 return
@@ -150,12 +150,12 @@ def test_only_the_streams_of_a_killed_api_server_end(instance: Server, reference
         assert back == lost.replace("lost", "restarted", 1)
         assert len(api_servers(instance)) == 2
         await assert_every_server_is_exact(instance, references.few)
-        async with httpx.AsyncClient(base_url=instance.url, timeout=30, trust_env=False) as client:
+        async with control_client(instance.url, timeout_s=30) as client:
             assert (await apply(client, "pause")).status_code == 200
         for _ in range(6):  # each on a connection of its own
-            async with httpx.AsyncClient(base_url=instance.url, timeout=30, trust_env=False) as client:
+            async with control_client(instance.url, timeout_s=30) as client:
                 assert (await apply(client, "pause")).status_code == 409
-        async with httpx.AsyncClient(base_url=instance.url, timeout=30, trust_env=False) as client:
+        async with control_client(instance.url, timeout_s=30) as client:
             assert (await apply(client, "resume")).status_code == 200
 
     run(scenario())

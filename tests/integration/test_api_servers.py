@@ -10,7 +10,7 @@ import pytest
 
 from holdfast.bench.topologies import DP2
 from holdfast.chaos.checker import compare_runs
-from holdfast.chaos.control import Control
+from holdfast.chaos.control import Control, control_client
 from holdfast.chaos.history import History
 from holdfast.chaos.loads import every_feature, fresh_salt
 from holdfast.chaos.server import Server
@@ -54,11 +54,11 @@ def test_status_and_events_are_the_same_on_every_api_server(server: Server) -> N
 def test_an_instruction_may_land_on_any_api_server(server: Server) -> None:
     async def scenario() -> None:
         for _ in range(ASKS // 2):  # each on a connection of its own
-            async with httpx.AsyncClient(base_url=server.url, timeout=30, trust_env=False) as client:
+            async with control_client(server.url, timeout_s=30) as client:
                 assert (await apply(client, "pause")).status_code == 200
-            async with httpx.AsyncClient(base_url=server.url, timeout=30, trust_env=False) as client:
+            async with control_client(server.url, timeout_s=30) as client:
                 assert (await apply(client, "resume")).status_code == 200
-            async with httpx.AsyncClient(base_url=server.url, timeout=30, trust_env=False) as client:
+            async with control_client(server.url, timeout_s=30) as client:
                 assert (await apply(client, "resume")).status_code == 409
 
     run(scenario())
@@ -87,7 +87,7 @@ def is_paused(answer: httpx.Response) -> bool:
 
 def test_new_requests_go_around_a_paused_engine(server: Server) -> None:
     async def scenario() -> list[History]:
-        async with httpx.AsyncClient(base_url=server.url, timeout=30, trust_env=False) as client:
+        async with control_client(server.url, timeout_s=30) as client:
             assert (await apply(client, "pause", engine_id=0)).status_code == 200
             await agreed_by_all(server, "/fault_tolerance/status", is_paused)
             try:

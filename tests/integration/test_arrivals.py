@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from holdfast.chaos.checker import compare_runs
-from holdfast.chaos.control import Control
+from holdfast.chaos.control import Control, control_client
 from holdfast.chaos.loads import every_feature, fresh_salt
 from holdfast.chaos.server import Server
 from holdfast.chaos.streams import MODEL_NAME, Load
@@ -52,7 +52,7 @@ async def disconnect_while_paused(client: httpx.AsyncClient) -> None:
 
 async def _scenario(server: Server) -> None:
     expected = await Load(server.url, every_feature(fresh_salt())).run()
-    async with Control(server.url) as control, httpx.AsyncClient(base_url=server.url, timeout=30) as client:
+    async with Control(server.url) as control, control_client(server.url, timeout_s=30) as client:
         await control.inject(FAULT)
         caught = Load(server.url, every_feature(fresh_salt()))
         first = asyncio.create_task(caught.run())
@@ -76,7 +76,7 @@ def test_old_and_new_requests_are_served_after_the_pause_and_the_vanished_one_is
 
 
 async def _cancelled(server: Server) -> None:
-    async with Control(server.url) as control, httpx.AsyncClient(base_url=server.url, timeout=30) as client:
+    async with Control(server.url) as control, control_client(server.url, timeout_s=30) as client:
         expected = await Load(server.url, every_feature(fresh_salt())[:3]).run()
         await control.inject(FAULT)
         staying = Load(server.url, every_feature(fresh_salt())[:3])
@@ -98,7 +98,7 @@ def test_streams_cancelled_during_the_pause_do_not_disturb_those_that_stay(serve
 
 async def _held_beyond_the_bound(server: Server) -> list[httpx.Response | BaseException]:
     body = {"model": MODEL_NAME, "prompt": "many", "max_tokens": 3}
-    async with Control(server.url) as control, httpx.AsyncClient(base_url=server.url, timeout=30) as client:
+    async with Control(server.url) as control, control_client(server.url, timeout_s=30) as client:
         await control.inject(InjectionSpec(phase=Phase.STEP_START))
         victim = asyncio.create_task(client.post("/v1/completions", json=body))
         await pause(control, client)
@@ -119,7 +119,7 @@ def test_new_requests_wait_up_to_a_bound_and_are_then_told_to_come_back(server: 
 
 
 async def _conflicts(server: Server) -> None:
-    async with Control(server.url) as control, httpx.AsyncClient(base_url=server.url, timeout=30) as client:
+    async with Control(server.url) as control, control_client(server.url, timeout_s=30) as client:
         refused = await retry(client)
         assert refused.status_code == 409
         assert refused.json()["error"]["state"] == "healthy"

@@ -16,6 +16,7 @@ import psutil
 import pytest
 import zmq
 
+from holdfast.chaos.control import token_headers
 from holdfast.chaos.server import Server, free_port, log_tail
 from holdfast.chaos.streams import MODEL_NAME, Load, StreamSpec
 from integration.helpers.endings import failed_start
@@ -262,7 +263,7 @@ def test_an_unknown_host_version_is_refused_in_one_line_and_the_override_is_name
 
 @pytest.mark.parametrize("started", ["own entry point"], indirect=True)
 def test_the_hosts_own_entry_point_is_protected_through_additional_config(started: Server) -> None:
-    status = httpx.get(f"{started.url}/fault_tolerance/status").json()
+    status = httpx.get(f"{started.url}/fault_tolerance/status", headers=token_headers(started.url)).json()
     assert [e["state"] for e in status["engines"]] == ["healthy"]
     assert run(well(started)) is None
     [history] = run(Load(started.url, [StreamSpec("one", "The keeper", max_tokens=5)]).run())

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from holdfast.chaos.checker import compare_runs
-from holdfast.chaos.control import Control
+from holdfast.chaos.control import Control, control_client
 from holdfast.chaos.history import History
 from holdfast.chaos.loads import LONG, fresh_salt
 from holdfast.chaos.server import Server
@@ -84,7 +84,7 @@ async def _leave_in_flight(server: Server, expected: list[History], chunk: int) 
     """A client leaves while its prompt is being read; its twin then meets the same prompt after a fault."""
     salt = fresh_salt()
     prompt = LONG * 2
-    async with Control(server.url) as control, httpx.AsyncClient(base_url=server.url, timeout=30) as client:
+    async with Control(server.url) as control, control_client(server.url, timeout_s=30) as client:
         await control.inject(InjectionSpec(phase=Phase.STEP_START, after_steps=chunk))
         body = {
             "model": MODEL_NAME,
@@ -116,7 +116,7 @@ def test_a_client_that_leaves_in_the_failing_step_leaves_no_poison_in_the_prefix
 
 
 async def _retry_a_stopped_worker(server: Server) -> httpx.Response:
-    async with Control(server.url) as control, httpx.AsyncClient(base_url=server.url, timeout=60) as client:
+    async with Control(server.url) as control, control_client(server.url, timeout_s=60) as client:
         await control.inject(InjectionSpec(phase=Phase.FORWARD))
         body = {"model": MODEL_NAME, "prompt": "The keeper", "max_tokens": 30}
         victim = asyncio.create_task(client.post("/v1/completions", json=body))

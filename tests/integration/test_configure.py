@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from holdfast.chaos.checker import compare_runs
-from holdfast.chaos.control import DECIDED, RECOVERED, Control
+from holdfast.chaos.control import DECIDED, RECOVERED, Control, control_client
 from holdfast.chaos.history import History
 from holdfast.chaos.loads import fresh_salt
 from holdfast.chaos.server import Server
@@ -39,7 +39,7 @@ async def configure(client: httpx.AsyncClient, **settings: object) -> None:
 
 
 def client_of(server: Server) -> httpx.AsyncClient:
-    return httpx.AsyncClient(base_url=server.url, timeout=60, trust_env=False)
+    return control_client(server.url, timeout_s=60)
 
 
 async def decision_with(server: Server, **settings: object) -> dict[str, Any]:

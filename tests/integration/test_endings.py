@@ -10,7 +10,7 @@ import time
 import httpx
 import pytest
 
-from holdfast.chaos.control import Control
+from holdfast.chaos.control import Control, control_client
 from holdfast.chaos.server import Server, log_tail
 from holdfast.chaos.victims import ProcessKind, find_victims
 from holdfast.core.faults.faults import Phase
@@ -48,7 +48,7 @@ def only(server: Server, kind: ProcessKind) -> int:
 
 
 async def replace_the_worker(server: Server) -> None:
-    async with httpx.AsyncClient(base_url=server.url, timeout=90, trust_env=False) as client:
+    async with control_client(server.url, timeout_s=90) as client:
         params = {"engine_id": 0, "rank": 0}
         body = {"fault_tolerance_instruction": "restart-worker", "fault_tolerance_params": params}
         answer = await client.post("/fault_tolerance/apply", json=body)
@@ -88,7 +88,7 @@ def test_a_retry_that_fails_leaves_the_instance_paused_and_says_so(servers: Serv
 
 async def _failing_retry(server: Server) -> None:
     instruction = {"fault_tolerance_instruction": "retry"}
-    async with Control(server.url) as control, httpx.AsyncClient(base_url=server.url, timeout=60) as client:
+    async with Control(server.url) as control, control_client(server.url, timeout_s=60) as client:
         await control.inject(InjectionSpec(phase=Phase.RECOVERY))
         await control.inject(InjectionSpec(phase=Phase.FORWARD))
         victim = asyncio.create_task(client.post("/v1/completions", json=BODY))
@@ -119,7 +119,7 @@ def test_a_killed_engine_core_that_is_not_replaced_ends_the_instance_and_not_wit
 
 
 async def _hurt_plain(server: Server) -> None:
-    async with httpx.AsyncClient(base_url=server.url, timeout=30) as client:
+    async with control_client(server.url, timeout_s=30) as client:
         try:
             await client.post("/v1/completions", json=BODY)
         except httpx.HTTPError:
@@ -140,7 +140,7 @@ def test_sigterm_ends_a_server_orderly_and_leaves_nothing_behind(servers: Server
 
 
 async def _leave_paused(server: Server) -> None:
-    async with Control(server.url) as control, httpx.AsyncClient(base_url=server.url, timeout=60) as client:
+    async with Control(server.url) as control, control_client(server.url, timeout_s=60) as client:
         await control.inject(InjectionSpec(phase=Phase.STEP_START))
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(2):

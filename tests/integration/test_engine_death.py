@@ -7,11 +7,11 @@ import os
 import signal
 from dataclasses import replace
 
-import httpx
 import pytest
 
 from holdfast.bench.topologies import DP2
 from holdfast.chaos.checker import compare_runs, spread_of
+from holdfast.chaos.control import control_client
 from holdfast.chaos.history import History
 from holdfast.chaos.loads import every_feature, fresh_salt
 from holdfast.chaos.server import Server
@@ -125,7 +125,7 @@ def test_a_stream_that_was_cancelled_is_not_resumed(pair: Server) -> None:
     """None of them comes to its own end, which one that was resumed would."""
 
     async def scenario() -> None:
-        async with httpx.AsyncClient(base_url=pair.url, timeout=30, trust_env=False) as client:
+        async with control_client(pair.url, timeout_s=30) as client:
 
             async def sample(name: str, label: str) -> float:
                 return counted((await client.get("/metrics")).text, name, label)

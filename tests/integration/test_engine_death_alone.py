@@ -12,6 +12,7 @@ import pytest
 
 from holdfast.bench.topologies import ONE
 from holdfast.chaos.checker import compare_runs
+from holdfast.chaos.control import control_client
 from holdfast.chaos.history import History
 from holdfast.chaos.server import Server
 from holdfast.chaos.streams import MODEL_NAME
@@ -52,7 +53,7 @@ def test_without_a_sibling_streams_wait_for_the_process_that_takes_its_place(
         running = load(alone, 1)
         streams = asyncio.create_task(running.run())
         await kill_in_mid_stream(alone, running, 0)
-        async with httpx.AsyncClient(base_url=alone.url, timeout=RESTART_S, trust_env=False) as client:
+        async with control_client(alone.url, timeout_s=RESTART_S) as client:
             await asyncio.sleep(0.5)
             assert (await client.get("/health")).status_code == 200
             assert (await client.get("/fault_tolerance/ready")).status_code == 503
@@ -83,7 +84,7 @@ def test_an_engine_core_lost_in_a_pause_by_the_operator_comes_back_paused(
         running = load(alone, 1)
         streams = asyncio.create_task(running.run())
         await begun(running)
-        async with httpx.AsyncClient(base_url=alone.url, timeout=RESTART_S, trust_env=False) as client:
+        async with control_client(alone.url, timeout_s=RESTART_S) as client:
             await told(client, "pause")
             [engine] = await engines_of(alone)
             os.kill(engine["pid"], signal.SIGKILL)

@@ -7,13 +7,12 @@ import os
 import signal
 from collections.abc import Awaitable, Callable
 
-import httpx
 import psutil
 import pytest
 
 from holdfast.bench.topologies import MOE_EP
 from holdfast.chaos.checker import compare_runs
-from holdfast.chaos.control import Control
+from holdfast.chaos.control import Control, control_client
 from holdfast.chaos.history import History
 from holdfast.chaos.loads import every_feature, fresh_salt
 from holdfast.chaos.server import Server
@@ -73,7 +72,7 @@ def killed(*engine_ids: int) -> Harm:
 async def restarted_by_hand(server: Server) -> None:
     before = (await engines_of(server))[1]
     body = {"fault_tolerance_instruction": "restart-engine", "fault_tolerance_params": {"engine_id": 1}}
-    async with httpx.AsyncClient(base_url=server.url, timeout=300, trust_env=False) as client:
+    async with control_client(server.url, timeout_s=300) as client:
         assert (await client.post("/fault_tolerance/apply", json=body)).status_code == 200
     after = (await engines_of(server))[1]
     assert after["pid"] != before["pid"]

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from holdfast.bench.topologies import DP2, MOE_EP, TP2, Topology
-from holdfast.chaos.control import Control
+from holdfast.chaos.control import Control, control_client
 from holdfast.chaos.history import History
 from holdfast.chaos.loads import every_feature, fresh_salt
 from holdfast.chaos.server import Server
@@ -60,7 +60,7 @@ async def _pause_while_one_is_stopped(server: Server, stopped: psutil.Process) -
         while min(len(h.token_ids) for h in load.histories) < 3:
             await asyncio.sleep(0.01)
     stopped.send_signal(signal.SIGSTOP)
-    async with httpx.AsyncClient(base_url=server.url, timeout=60, trust_env=False) as client:
+    async with control_client(server.url, timeout_s=60) as client:
         answer = await apply(client, "pause")
     assert answer.status_code == 500, answer.text
     return await running
@@ -104,7 +104,7 @@ def test_a_killed_process_ends_the_instance_cleanly(servers: Servers, topology: 
 
 def test_a_fault_in_every_rebuild_ends_the_instance_after_the_retries(servers: Servers) -> None:
     async def scenario(server: Server) -> httpx.Response | None:
-        async with Control(server.url) as control, httpx.AsyncClient(base_url=server.url, timeout=90) as client:
+        async with Control(server.url) as control, control_client(server.url, timeout_s=90) as client:
             await control.inject(InjectionSpec(phase=Phase.REBUILD, rank=1, times=1000))
             await control.inject(InjectionSpec(phase=Phase.FORWARD, rank=1))
             try:

@@ -7,11 +7,10 @@ import json
 import re
 from typing import Any
 
-import httpx
 import pytest
 
 from holdfast.chaos.checker import compare_runs
-from holdfast.chaos.control import FAULT, RECOVERED, Control
+from holdfast.chaos.control import FAULT, RECOVERED, Control, control_client
 from holdfast.chaos.history import History
 from holdfast.chaos.loads import fresh_salt
 from holdfast.chaos.server import Server, log_tail
@@ -84,7 +83,7 @@ def test_a_dry_run_says_what_it_would_do_and_waits_for_an_instruction(servers: S
 
 
 async def instructed(server: Server) -> tuple[list[History], list[dict[str, Any]]]:
-    async with Control(server.url) as control, httpx.AsyncClient(base_url=server.url, timeout=60) as client:
+    async with Control(server.url) as control, control_client(server.url, timeout_s=60) as client:
         before = await control.last_sequence()
         await control.inject(injected("injected fault"))
         streams = asyncio.create_task(Load(server.url, four()).run())

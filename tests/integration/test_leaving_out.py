@@ -7,12 +7,12 @@ import os
 import signal
 from collections.abc import Iterator
 
-import httpx
 import psutil
 import pytest
 
 from holdfast.bench.topologies import DP2
 from holdfast.chaos.checker import compare_runs
+from holdfast.chaos.control import control_client
 from holdfast.chaos.history import History
 from holdfast.chaos.server import Server
 from integration.helpers.commands import last_sequence, told
@@ -58,7 +58,7 @@ async def assert_exact(server: Server, reference: list[History]) -> None:
 
 
 async def assert_serves_without(server: Server, engine_id: int) -> None:
-    async with httpx.AsyncClient(base_url=server.url, timeout=30, trust_env=False) as client:
+    async with control_client(server.url, timeout_s=30) as client:
         status = (await client.get("/fault_tolerance/status")).json()
         assert (await client.get("/health")).status_code == 200
         assert (await client.get("/fault_tolerance/ready")).status_code == 200
@@ -68,7 +68,7 @@ async def assert_serves_without(server: Server, engine_id: int) -> None:
 
 
 async def restart(server: Server, engine_id: int) -> None:
-    async with httpx.AsyncClient(base_url=server.url, timeout=RESTART_S, trust_env=False) as client:
+    async with control_client(server.url, timeout_s=RESTART_S) as client:
         await told(client, "restart-engine", engine_id=engine_id)
     await wait_healthy(server)
 

@@ -10,7 +10,7 @@ import pytest
 
 from holdfast.bench.topologies import DP2, MOE_EP, TP2, Topology
 from holdfast.chaos.checker import compare_runs
-from holdfast.chaos.control import Control
+from holdfast.chaos.control import Control, control_client
 from holdfast.chaos.history import History
 from holdfast.chaos.loads import every_feature, fresh_salt
 from holdfast.chaos.server import Server
@@ -33,7 +33,7 @@ class Bench:
     expected: list[History]
 
     def client(self) -> httpx.AsyncClient:
-        return httpx.AsyncClient(base_url=self.server.url, timeout=60, trust_env=False)
+        return control_client(self.server.url, timeout_s=60)
 
     def load(self) -> Load:
         return Load(self.server.url, every_feature(fresh_salt()))

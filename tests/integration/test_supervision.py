@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from holdfast.chaos.control import Control
+from holdfast.chaos.control import Control, control_client, token_headers
 from holdfast.chaos.loads import fresh_salt
 from holdfast.chaos.streams import Load, StreamSpec
 from holdfast.core.faults.faults import Phase
@@ -49,7 +49,7 @@ class Systemd:
 
 
 async def stand_still(url: str) -> None:
-    async with Control(url) as control, httpx.AsyncClient(base_url=url, timeout=60) as client:
+    async with Control(url) as control, control_client(url, timeout_s=60) as client:
         await control.inject(InjectionSpec(phase=Phase.FORWARD, after_steps=5))
         stream = asyncio.create_task(Load(url, [StreamSpec("one", "The keeper", cache_salt=fresh_salt())]).run())
         async with asyncio.timeout(WITHIN_S):
@@ -60,7 +60,8 @@ async def stand_still(url: str) -> None:
 
 
 def go_on(url: str) -> None:
-    answer = httpx.post(f"{url}/fault_tolerance/apply", json={"fault_tolerance_instruction": "retry"}, timeout=60)
+    body, headers = {"fault_tolerance_instruction": "retry"}, token_headers(url)
+    answer = httpx.post(f"{url}/fault_tolerance/apply", headers=headers, json=body, timeout=60)
     assert answer.status_code == 200, answer.text
 
 

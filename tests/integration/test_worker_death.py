@@ -14,7 +14,7 @@ import pytest
 
 from holdfast.bench.topologies import MOE_EP, ONE, TP2, Topology
 from holdfast.chaos.checker import compare_runs
-from holdfast.chaos.control import FAULT, RECOVERED, RECOVERY_STARTED, Control
+from holdfast.chaos.control import FAULT, RECOVERED, RECOVERY_STARTED, Control, token_headers
 from holdfast.chaos.history import History
 from holdfast.chaos.loads import every_feature, few_tokens, fresh_salt
 from holdfast.chaos.server import Server
@@ -221,7 +221,12 @@ def test_a_stopped_rank_that_is_told_to_pause_is_taken_for_hung_and_replaced_whe
         os.kill(bench.workers()[stopped], signal.SIGSTOP)
         for instruction in ("pause", "resume"):
             body = {"fault_tolerance_instruction": instruction, "fault_tolerance_timeout": 60}
-            answer = httpx.post(f"{bench.server.url}/fault_tolerance/apply", json=body, timeout=60)
+            answer = httpx.post(
+                f"{bench.server.url}/fault_tolerance/apply",
+                headers=token_headers(bench.server.url),
+                json=body,
+                timeout=60,
+            )
             assert answer.status_code == 200, answer.text
 
     assert replaced(bench.assert_exact_through(stop_pause_and_resume)) == [stopped]

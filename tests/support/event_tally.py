@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import threading
-import urllib.error
-import urllib.request
 from collections import Counter
 
+import httpx
 import zmq
 
+from holdfast.chaos.control import token_headers
 from holdfast.chaos.server import Server
 
 TOPIC = b"vllm_fault"
@@ -32,13 +32,10 @@ class EventTally:
 
     def listen_to(self, server: Server) -> None:
         """Subscribe to the events of a server that has just become ready."""
-        token = server.spec.environment.get("HOLDFAST_API_KEY")
-        request = urllib.request.Request(
-            f"{server.url}/fault_tolerance/status", headers={"Authorization": f"Bearer {token}"} if token else {}
-        )
-        with contextlib.suppress(OSError, urllib.error.URLError, KeyError, ValueError):
-            with urllib.request.urlopen(request, timeout=STATUS_TIMEOUT_S) as answer:
-                address = str(json.load(answer)["notify_address"])
+        with contextlib.suppress(httpx.HTTPError, KeyError, ValueError):
+            headers = token_headers(server.url)
+            answer = httpx.get(f"{server.url}/fault_tolerance/status", headers=headers, timeout=STATUS_TIMEOUT_S)
+            address = str(answer.json()["notify_address"])
             with self._lock:
                 self._addresses.append(address)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 from fastapi import FastAPI
@@ -15,8 +16,13 @@ from holdfast.api.source import ControlSource
 Connect = Callable[..., TestClient]
 
 
-def build_app(control: ControlSource, tokens: tuple[str, ...] = ()) -> FastAPI:
+TOKEN = "secret"
+BEARER = {"Authorization": f"Bearer {TOKEN}"}
+
+
+def build_app(control: ControlSource, *, is_open: bool = False) -> FastAPI:
+    """Build an app that needs the token, unless its control is open to this machine."""
     app = FastAPI()
-    install(app, control, Access.from_tokens(tokens))
+    install(app, control, Access.by_token(TOKEN.encode(), uid=os.getuid(), is_open=is_open))
     install_gate(app, control)
     return app

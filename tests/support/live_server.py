@@ -41,8 +41,8 @@ class LiveServer:
             return self.control
 
         with (
-            serve(build_app(present)) as self.open_url,
-            serve(build_app(present, ("secret",))) as self.guarded_url,
+            serve(build_app(present, is_open=True)) as self.open_url,
+            serve(build_app(present)) as self.guarded_url,
             serve(FastAPI()) as self.foreign_url,
         ):
             yield self

@@ -1,7 +1,10 @@
 """Who may call the control endpoints: one pure decision.
 
-Owns the tokens' digests, never the tokens. Fails closed: what cannot be shown to be local or to carry
-the token is refused.
+A call needs the control token, from anywhere. Without the token only two peers are admitted, and only by what the
+transport itself says of them: a process of the same user on a unix socket, and any process of this machine when the
+operator has opened control. What is not known is never permission, and no header says where a call comes from.
+
+Owns the token's digest, never the token.
 """
 
 from __future__ import annotations
@@ -10,11 +13,15 @@ import enum
 import hashlib
 import hmac
 import ipaddress
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-API_KEY_VARIABLE = "HOLDFAST_API_KEY"
+HOW_TO_GET_A_TOKEN = (
+    "send 'Authorization: Bearer TOKEN'; `holdfast token` prints the token for the user of the server, and "
+    "HOLDFAST_API_KEY or --control-token-file sets the token at the start of the server"
+)
+UNKNOWN_USER = 65534  # the kernel's name for a user of another namespace, whoever that is
+_BLANK = b" \t"
 
 
 class Purpose(enum.Enum):
@@ -26,16 +33,23 @@ class Purpose(enum.Enum):
 
 
 @dataclass(frozen=True)
-class Caller:
-    """Sender of a request, as the request describes the sender.
+class Peer:
+    """Process at the other end of a connection, as the transport describes the process.
 
-    `host` is the peer's address, none for a unix socket. `forwarded` is true when a proxy says that it
-    sent the request on. `origin` is the page a browser sent it from.
+    `uid` is the user at the other end of a unix socket; `address` that of a TCP connection. Both are None when the
+    transport does not know, for instance because the peer has left.
     """
 
-    authorization: str | None = None
-    host: str | None = None
-    forwarded: bool = False
+    uid: int | None = None
+    address: str | None = None
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Sender of a request: the peer, the `Authorization` header, and the page that a browser sent the request from."""
+
+    authorization: bytes | None = None
+    peer: Peer = Peer()
     origin: str | None = None
 
 
@@ -51,65 +65,48 @@ class Refusal:
 
 @dataclass(frozen=True, repr=False)
 class Access:
-    """Digests of the tokens that open the control endpoints; without digests, commands come from this machine only."""
+    """Rule of a server: the digest of the token, the server's own user, and whether control is open to this machine."""
 
-    digests: tuple[bytes, ...] = ()
-
-    @classmethod
-    def from_tokens(cls, tokens: Iterable[str]) -> Access:
-        """Return the access by any of `tokens`; a blank token counts as not set."""
-        return cls(tuple(_digest(t.strip().encode()) for t in tokens if t.strip()))
+    digest: bytes
+    uid: int | None = None
+    is_open: bool = False
 
     @classmethod
-    def from_settings(cls, api_keys: Iterable[str], environ: Mapping[str, str]) -> Access:
-        """Return the access by the token in HOLDFAST_API_KEY, else by the server's own API keys."""
-        own = cls.from_tokens([environ.get(API_KEY_VARIABLE, "")])
-        return own if own.digests else cls.from_tokens(api_keys)
+    def by_token(cls, token: bytes, *, uid: int | None = None, is_open: bool = False) -> Access:
+        """Return the access by `token`, which is not blank."""
+        return cls(_digest(token), uid, is_open)
 
     def knows(self, token: bytes) -> bool:
-        """Return whether a token is known, in a time that does not depend on the bytes that differ."""
-        digest = _digest(token)
-        matches = [hmac.compare_digest(digest, known) for known in self.digests]
-        return any(matches)
+        """Return whether a token is the right one, in a time that does not depend on the bytes that differ."""
+        return hmac.compare_digest(_digest(token), self.digest)
 
 
 def decide_access(purpose: Purpose, caller: Caller, access: Access) -> Refusal | None:
     """Return the reason to refuse a call, None for an admitted call."""
     if purpose is Purpose.PROBE:
         return None
-    if access.digests:
-        return _decide_by_token(caller, access)
-    if purpose is Purpose.READ:
-        return None
-    return _decide_by_place(caller)
-
-
-def _decide_by_token(caller: Caller, access: Access) -> Refusal | None:
-    hint = f"send 'Authorization: Bearer <token>' with the server's {API_KEY_VARIABLE} or --api-key"
     token = _bearer_token(caller.authorization)
-    if token is None:
-        return Refusal(401, "a token is needed", hint, challenge=True)
-    if not access.knows(token):
-        return Refusal(403, "the token is wrong", hint)
-    return None
+    if token is not None:
+        return None if access.knows(token) else Refusal(403, "the token is wrong", HOW_TO_GET_A_TOKEN)
+    if _is_same_user(caller.peer, access) or (access.is_open and _is_of_this_machine(caller)):
+        return None
+    return Refusal(401, "a token is needed", HOW_TO_GET_A_TOKEN, challenge=True)
 
 
-def _decide_by_place(caller: Caller) -> Refusal | None:
-    hint = f"set {API_KEY_VARIABLE} on the server and send it as a bearer token"
-    if not is_local_host(caller.host) or caller.forwarded:
-        return Refusal(403, "without a token, commands are taken from this machine only", hint)
-    # A browser on this machine sends what a foreign page tells it to.
-    if caller.origin is not None and not _is_local_origin(caller.origin):
-        return Refusal(403, "without a token, commands are not taken from a foreign web page", hint)
-    return None
+def _is_same_user(peer: Peer, access: Access) -> bool:
+    return peer.uid is not None and peer.uid == access.uid and peer.uid != UNKNOWN_USER
 
 
-def is_local_host(host: str | None) -> bool:
-    """Return whether an address is this machine's loopback; None stands for a unix socket, which is local."""
-    if host is None:
-        return True
+def _is_of_this_machine(caller: Caller) -> bool:
+    """Return whether a call comes from this machine, and not from a page that a browser loaded elsewhere."""
+    is_near = caller.peer.uid is not None or is_loopback(caller.peer.address)
+    return is_near and (caller.origin is None or _is_local_origin(caller.origin))
+
+
+def is_loopback(host: str | None) -> bool:
+    """Return whether an address is this machine's loopback; an unknown address is not."""
     try:
-        address = ipaddress.ip_address(host)
+        address = ipaddress.ip_address(host or "")
     except ValueError:
         return False
     mapped = getattr(address, "ipv4_mapped", None)
@@ -121,15 +118,15 @@ def _is_local_origin(origin: str) -> bool:
         name = urlsplit(origin).hostname
     except ValueError:
         return False
-    return name is not None and (name == "localhost" or is_local_host(name))
+    return name is not None and (name == "localhost" or is_loopback(name))
 
 
-def _bearer_token(authorization: str | None) -> bytes | None:
-    scheme, _, token = (authorization or "").partition(" ")
-    if scheme.lower() != "bearer" or not token.strip():
+def _bearer_token(authorization: bytes | None) -> bytes | None:
+    """Return the bytes after the scheme: a token may be of any bytes, and ends with any byte but a blank."""
+    scheme, _, token = (authorization or b"").strip(_BLANK).partition(b" ")
+    if scheme.lower() != b"bearer" or not token.strip(_BLANK):
         return None
-    # Servers hand headers over as latin-1: this gives back the bytes that were sent.
-    return token.strip().encode("latin-1", "replace")
+    return token.strip(_BLANK)
 
 
 def _digest(token: bytes) -> bytes:

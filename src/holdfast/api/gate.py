@@ -12,6 +12,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from holdfast.api.formats import Problem, ProblemBody, instance_state
+from holdfast.api.peer import with_peer
 from holdfast.api.source import ControlSource, control_getter
 from holdfast.core.protocol.events import InstanceView
 
@@ -49,8 +50,10 @@ class ControlGate:
         root, path = _split_path(scope)
         if path.startswith(_GUARDED_PREFIX):
             # The host's key guards /v1; the control endpoints have an access rule of their own.
-            await self._app(_with_path(scope, root + path.removeprefix("/v1")), receive, send)
-        elif scope["method"] != "POST" or path.startswith(_CONTROL_PREFIX) or self._is_ready():
+            await self._app(_with_path(with_peer(scope, receive), root + path.removeprefix("/v1")), receive, send)
+        elif path.startswith(_CONTROL_PREFIX):
+            await self._app(with_peer(scope, receive), receive, send)
+        elif scope["method"] != "POST" or self._is_ready():
             await self._app(scope, receive, send)
         else:
             await self._hold(scope, receive, send)

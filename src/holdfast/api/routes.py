@@ -22,6 +22,7 @@ from starlette.responses import Response
 
 from holdfast.api import formats, openapi, requests
 from holdfast.api.access import Access, Caller, Purpose, Refusal, decide_access
+from holdfast.api.peer import peer_of
 from holdfast.api.source import ControlSource, control_getter
 from holdfast.core.errors import (
     BadCommand,
@@ -43,7 +44,6 @@ _BODY_TIMEOUT_S = 30.0
 # A refusal comes back from the sentinel's thread within milliseconds; a recovery may take longer than this.
 _REFUSAL_WAIT_S = 0.5
 _ARM_MARGIN_S = 5.0
-_PROXY_HEADERS = ("forwarded", "x-forwarded-for", "x-real-ip")
 
 logger = logging.getLogger("holdfast")
 
@@ -205,10 +205,10 @@ def _check_rank(spec: InjectionSpec, view: InstanceView) -> None:
 
 def _check_access(purpose: Purpose, request: Request, access: Access) -> None:
     headers = request.headers
+    authorization = [value for name, value in headers.raw if name == b"authorization"]
     caller = Caller(
-        authorization=headers.get("authorization"),
-        host=request.client.host if request.client else None,
-        forwarded=any(name in headers for name in _PROXY_HEADERS),
+        authorization=authorization[0] if len(authorization) == 1 else None,
+        peer=peer_of(request.scope),
         origin=headers.get("origin"),
     )
     match decide_access(purpose, caller, access):

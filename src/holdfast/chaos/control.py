@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import httpx
 import msgspec
 
+from holdfast.api.control_token import VARIABLE, find_token
 from holdfast.core.errors import WorldError
 from holdfast.core.faults.injection import InjectionSpec
 from holdfast.core.protocol.events import EventKind
@@ -32,12 +34,24 @@ class ControlFailed(WorldError):
     """The server refused a control call or did not answer."""
 
 
+def token_headers(url: str) -> dict[bytes, bytes]:
+    """Return the headers of a control call to a server of the current user; without a token none."""
+    address = httpx.URL(url)
+    token = os.environb.get(VARIABLE.encode()) or find_token(address.host, address.port or 80)
+    return {b"Authorization": b"Bearer " + token} if token else {}
+
+
+def control_client(url: str, *, timeout_s: float) -> httpx.AsyncClient:
+    """Return a client that sends the control token of the server at `url`, which runs already."""
+    # A proxy from the environment is never the way to this machine itself.
+    return httpx.AsyncClient(base_url=url, headers=token_headers(url), timeout=timeout_s, trust_env=False)
+
+
 class Control:
     """Client of a server's control routes; an async context manager. Raises `ControlFailed` and nothing else."""
 
     def __init__(self, url: str, *, timeout_s: float = 10.0) -> None:
-        # A proxy from the environment is never the way to this machine itself.
-        self._client = httpx.AsyncClient(base_url=url, timeout=timeout_s, trust_env=False)
+        self._client = control_client(url, timeout_s=timeout_s)
 
     async def __aenter__(self) -> Control:
         return self

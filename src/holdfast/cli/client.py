@@ -5,6 +5,7 @@ Exit codes: 1 when the server refused or failed, 2 when the server was not reach
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -13,10 +14,12 @@ import httpx
 import msgspec
 import typer
 
-from holdfast.api.access import API_KEY_VARIABLE, is_local_host
+from holdfast.api.access import is_loopback
+from holdfast.api.control_token import VARIABLE, find_token
 from holdfast.api.formats import Problem, ProblemBody
 
 REFUSED, UNREACHABLE = 1, 2
+_PORTS = {"http": 80, "https": 443}
 DEFAULT_TIMEOUT_S = 10.0
 
 T = TypeVar("T")
@@ -36,8 +39,13 @@ class ControlClient:
 
     def __init__(self, url: str, api_key: str = "") -> None:
         self._url = url.rstrip("/")
-        self._host = _host_of(url)
-        self._token = api_key.strip()
+        self._host, self._port = _address_of(url)
+        self._stated = os.fsencode(api_key).strip()
+
+    @property
+    def token(self) -> bytes | None:
+        """The token to send: the stated one, else that of the current user's server at the address; None without."""
+        return self._stated or find_token(self._host, self._port)
 
     def get(self, path: str, kind: type[T], **params: int) -> T:
         """Return the answer of an endpoint, decoded as `kind`."""
@@ -49,7 +57,7 @@ class ControlClient:
 
     def _call(self, method: str, path: str, kind: type[T], timeout_s: float, **request: Any) -> T:
         # A proxy from the environment is never the way to this machine itself.
-        trust_env = not (self._host == "localhost" or is_local_host(self._host))
+        trust_env = not (self._host == "localhost" or is_loopback(self._host))
         with _translated(self._url, timeout_s), httpx.Client(timeout=timeout_s, trust_env=trust_env) as http:
             answer = http.request(method, f"{self._url}/fault_tolerance/{path}", headers=self._headers(), **request)
         if not answer.is_success:
@@ -61,8 +69,8 @@ class ControlClient:
 
     def _headers(self) -> dict[bytes, bytes]:
         headers = {b"Content-Type": b"application/json"}
-        if self._token:
-            headers[b"Authorization"] = b"Bearer " + self._token.encode()
+        if (token := self.token) is not None:
+            headers[b"Authorization"] = b"Bearer " + token
         return headers
 
 
@@ -81,14 +89,14 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else " " for c in text)
 
 
-def _host_of(url: str) -> str:
+def _address_of(url: str) -> tuple[str, int]:
     try:
         parts = httpx.URL(url)
     except (httpx.InvalidURL, UnicodeError):
         parts = httpx.URL()
-    if parts.scheme not in ("http", "https") or not parts.host:
+    if parts.scheme not in _PORTS or not parts.host:
         raise ClientFailure(f"{url!r} is not a URL like http://127.0.0.1:8000", UNREACHABLE)
-    return parts.host
+    return parts.host, parts.port or _PORTS[parts.scheme]
 
 
 @contextmanager
@@ -109,7 +117,10 @@ def _failure_of(answer: httpx.Response, url: str) -> ClientFailure:
         return _foreign_failure(answer, url)
     match answer.status_code:
         case 401:
-            return ClientFailure(f"the server wants a token: set {API_KEY_VARIABLE} or --api-key", REFUSED)
+            return ClientFailure(
+                f"the server needs its control token: run `holdfast token` as the server's user and set {VARIABLE}",
+                REFUSED,
+            )
         case 400:
             return ClientFailure(_in_words(problem), UNREACHABLE)
     return ClientFailure(_in_words(problem), REFUSED)

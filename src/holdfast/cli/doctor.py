@@ -8,7 +8,7 @@ import os
 import socket
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated
@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.text import Text
 
 import holdfast
+from holdfast.api.control_token import VARIABLE, ServerRecord, configured_token, running_servers
 from holdfast.cli.options import AsJson
 from holdfast.cli.traps import Finding, Severity, Surroundings, find_traps
 from holdfast.core.config import HoldfastConfig
@@ -69,6 +70,7 @@ def examine(ports: Iterable[int], ranks: int = 1) -> Report:
         judge_plugin(),
         *(judge_hooks(_inspect_quietly()) if version else ()),
         *(judge_port(port) for port in ports),
+        *judge_access(os.environb, running_servers()),
         *find_traps(_surroundings(f"{host} {version}", ranks)),
     )
     fit = all(finding.severity != "problem" for finding in findings)
@@ -124,6 +126,22 @@ def judge_port(port: int) -> Finding:
             text = f"port {port} " + ("is in use" if error.errno == errno.EADDRINUSE else f"cannot be bound: {error}")
             return Finding(about="port", text=text, severity="problem", hint="choose another port")
     return Finding(about="port", text=f"port {port} is free", severity="fine")
+
+
+def judge_access(environ: Mapping[bytes, bytes], servers: Iterable[ServerRecord]) -> Iterator[Finding]:
+    """Judge the control token in the environment, and the current user's servers that need none."""
+    try:
+        token = configured_token("", environ)
+    except BadConfiguration as error:
+        yield Finding(about="control", text=error.message, severity="problem", hint=error.hint)
+    else:
+        text = f"commands need the token in {VARIABLE}" if token else "commands need a token that is made at start"
+        yield Finding(about="control", text=text, severity="fine")
+    for server in servers:
+        if server.is_open:
+            text = f"the server at port {server.port} takes commands from every process and proxy on this machine"
+            hint = "start it without --open-control-to-this-machine"
+            yield Finding(about="control", text=text, severity="warning", hint=hint)
 
 
 def _host_distribution() -> str | None:

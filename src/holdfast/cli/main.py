@@ -35,6 +35,7 @@ _COMMANDS = (
     _Command("apply", "Send a command to a running server."),
     _Command("events", "Show the events of a running server."),
     _Command("inject", "Inject a fault into a server that was started with --enable-fault-injection."),
+    _Command("token", "Print the control token of a running server of yours."),
     _Command("doctor", "Check the host, the hooks, the ports and the environment."),
     _Command("classify", "Show the class of a fault and the reason: of a text, an exit code, or the whole table."),
     _Command("demo", "Inject a fault into a real server during eight answers and compare every token."),

@@ -25,6 +25,7 @@ _FOUND_LATER = {
     "incident_dir": "~/.local/state/holdfast/incidents",
     "gloo_comm_timeout": "the host's own",
     "fault_classes": "none",
+    "control_token_file": "none",
 }
 
 
@@ -217,6 +218,19 @@ def _add_serving(add: Add) -> None:
     add("--external-fault-notify-port", type=int, metavar="PORT", help="port of the PUB socket; 0: any free port")
 
 
+def _add_access(add: Add) -> None:
+    add(
+        "--control-token-file",
+        metavar="FILE",
+        help="file with the token that control commands need; without it HOLDFAST_API_KEY, else a token made at start",
+    )
+    add(
+        "--open-control-to-this-machine",
+        action=_SWITCH,
+        help="take commands without a token from every process of this machine, proxies included",
+    )
+
+
 def _add_rare(add: Add) -> None:
     add("--enable-fault-injection", action=_SWITCH, help="allow `holdfast inject` to inject faults into this server")
     add("--allow-unknown-host", action=_SWITCH, help="start with a vLLM release that was never tested")
@@ -249,6 +263,7 @@ _GROUPS: dict[str, Callable[[Add], None]] = {
     "standby workers": _add_standbys,
     "detection": _add_detection,
     "requests and reports": _add_serving,
+    "access to control": _add_access,
     "tests and unknown hosts": _add_rare,
     "accepted for compatibility": _add_upstream,
 }

@@ -93,6 +93,8 @@ class HoldfastConfig(RuntimeSettings, frozen=True, kw_only=True, forbid_unknown_
     external_fault_notify_host: str = "127.0.0.1"
     external_fault_notify_port: Port = 22867
     max_held_requests: Count = 1024
+    control_token_file: str = ""  # empty: HOLDFAST_API_KEY, else a token made at start
+    open_control_to_this_machine: bool = False
     enable_fault_injection: bool = False
     allow_unknown_host: bool = False
     # Supplies what the host's CPU platform lacks to run many ranks; no effect on another platform.

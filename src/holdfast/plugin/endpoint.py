@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from argparse import Namespace
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
 
 from holdfast.api.access import Access
+from holdfast.api.control_token import announce, instance_token
 from holdfast.api.gate import install_gate
 from holdfast.api.routes import install
 from holdfast.api.systemd import Listening, start_telling_systemd
@@ -16,6 +19,8 @@ from holdfast.core.errors import HookNotAttached
 from holdfast.hosts.vllm.hooks import current_control
 from holdfast.hosts.vllm.owner.exit import attach_exit_hook
 from holdfast.hosts.vllm.process.settings import asks_for_protection
+
+logger = logging.getLogger("holdfast")
 
 
 class HoldfastEndpoint:
@@ -26,6 +31,7 @@ class HoldfastEndpoint:
 
     def __init__(self) -> None:
         self._app: FastAPI | None = None
+        self._token = b""
 
     def attach_router(self, app: FastAPI) -> None:
         """Add the routes of a protected instance; an unprotected server gets none."""
@@ -34,7 +40,10 @@ class HoldfastEndpoint:
             _refuse_unprotected(app.state.args)
             return
         self._app = app
-        install(app, control, Access.from_settings(_api_keys(app.state.args), os.environ))
+        config = control.config
+        self._token = instance_token(Path(config.runtime_dir), config.control_token_file, os.environb)
+        is_open = config.open_control_to_this_machine
+        install(app, control, Access.by_token(self._token, uid=os.getuid(), is_open=is_open))
 
     async def init_state(self, engine_client: Any, state: Any, args: Namespace) -> None:
         """Close the gate, attach the exit hook and notify systemd, once the engine client is there."""
@@ -44,6 +53,7 @@ class HoldfastEndpoint:
         # Added last, hence outermost: the host's own guard on /v1 must not demand a second token.
         install_gate(self._app, control)
         attach_exit_hook()
+        _announce(args, self._token, is_open=control.config.open_control_to_this_machine)
         start_telling_systemd(_listening(args))
 
 
@@ -53,9 +63,18 @@ def _listening(args: Namespace) -> Listening:
     return Listening(host, args.port, tls=bool(args.ssl_certfile), unix_socket=args.uds)
 
 
-def _api_keys(args: Namespace) -> list[str]:
-    keys = getattr(args, "api_key", None) or os.environ.get("VLLM_API_KEY") or []
-    return [keys] if isinstance(keys, str) else list(keys)
+def _announce(args: Namespace, token: bytes, *, is_open: bool) -> None:
+    """Let commands of the same user find the token, and log where the token is."""
+    file = None if args.uds else announce(args.host, args.port, token, is_open=is_open)
+    if is_open:
+        logger.warning(
+            "CONTROL IS OPEN: every process and every proxy on this machine may pause, restart and reconfigure this "
+            "server; leave out --open-control-to-this-machine to require the control token"
+        )
+    if file is not None:
+        logger.info("control commands need the token in %s; `holdfast token` prints the token", file)
+    elif not args.uds:
+        logger.warning("no private folder for the control token can be written; set HOLDFAST_API_KEY for commands")
 
 
 def _refuse_unprotected(args: Namespace) -> None:

@@ -29,6 +29,7 @@ class ProcessLook:
     exit_status: int = 0
 
 
+_START_TIME = 19  # of the fields after the name, in proc(5)
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
@@ -40,6 +41,18 @@ def look_at(pid: int) -> ProcessLook:
         return ProcessLook(GONE)
     exit_status = int(fields[-1]) if fields[0] == ZOMBIE else 0
     return ProcessLook(fields[0], (int(fields[11]) + int(fields[12])) / _TICKS_PER_S, exit_status)
+
+
+def start_ticks(pid: int) -> int | None:
+    """Return when a process started, in clock ticks since the machine's start; None for an unknown process.
+
+    Together with the process id the time names a process: the system reuses ids.
+    """
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+        return int(fields[_START_TIME])
+    except (OSError, ValueError, IndexError):
+        return None
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import httpx
 
-from holdfast.chaos.control import Control
+from holdfast.chaos.control import Control, token_headers
 from holdfast.chaos.server import Server
 
 
@@ -33,7 +33,7 @@ async def states(client: httpx.AsyncClient) -> list[str]:
 @contextlib.contextmanager
 def configured(server: Server, **settings: object) -> Iterator[None]:
     """Run the block under changed settings of a running server; the old settings are restored."""
-    with httpx.Client(base_url=server.url, timeout=60, trust_env=False) as client:
+    with httpx.Client(base_url=server.url, headers=token_headers(server.url), timeout=60, trust_env=False) as client:
         before = client.get("/fault_tolerance/status").json()["settings"]
         _configure(client, settings)
         try:

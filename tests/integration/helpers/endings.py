@@ -7,7 +7,7 @@ import time
 import httpx
 import pytest
 
-from holdfast.chaos.control import Control
+from holdfast.chaos.control import Control, control_client
 from holdfast.chaos.server import Server, log_tail
 from holdfast.chaos.streams import MODEL_NAME
 from holdfast.core.faults.injection import InjectionSpec
@@ -20,7 +20,7 @@ BODY = {"model": MODEL_NAME, "prompt": "The keeper", "max_tokens": 30}
 
 
 async def hurt(server: Server, *injections: InjectionSpec) -> httpx.Response | httpx.HTTPError:
-    async with Control(server.url) as control, httpx.AsyncClient(base_url=server.url, timeout=60) as client:
+    async with Control(server.url) as control, control_client(server.url, timeout_s=60) as client:
         for injection in injections:
             await control.inject(injection)
         try:

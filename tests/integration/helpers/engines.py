@@ -8,10 +8,9 @@ import signal
 import time
 from dataclasses import replace
 
-import httpx
 import msgspec
 
-from holdfast.chaos.control import LOST, Control
+from holdfast.chaos.control import LOST, Control, control_client
 from holdfast.chaos.history import History
 from holdfast.chaos.loads import every_feature, fresh_salt
 from holdfast.chaos.server import Server
@@ -43,7 +42,7 @@ def load(server: Server, engines: int) -> Load:
 
 
 async def engines_of(server: Server) -> list[dict]:  # type: ignore[type-arg]
-    async with httpx.AsyncClient(base_url=server.url, timeout=30, trust_env=False) as client:
+    async with control_client(server.url, timeout_s=30) as client:
         return list((await client.get("/fault_tolerance/status")).json()["engines"])
 
 

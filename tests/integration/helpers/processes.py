@@ -10,7 +10,7 @@ from collections.abc import Callable
 import httpx
 import psutil
 
-from holdfast.chaos.control import Control
+from holdfast.chaos.control import Control, control_client
 from holdfast.chaos.server import Server
 
 BACK_WITHIN_S = 120.0
@@ -43,7 +43,7 @@ async def on_many_connections(server: Server, path: str) -> list[httpx.Response]
     """Ask on enough connections that every API server is asked."""
     answers = []
     for _ in range(ASKS):
-        async with httpx.AsyncClient(base_url=server.url, timeout=30, trust_env=False) as client:
+        async with control_client(server.url, timeout_s=30) as client:
             answers.append(await client.get(path))
     return answers
 

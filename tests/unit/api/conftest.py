@@ -4,7 +4,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from support.control_plane import MemoryControl
-from support.http_app import Connect, build_app
+from support.http_app import BEARER, Connect, build_app
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -23,12 +23,12 @@ def control() -> MemoryControl:
 
 @pytest.fixture
 def connect(control: MemoryControl) -> Connect:
-    """A client of an app on `control`, seen as calling from `host`."""
+    """A client of an app on `control`, with the token unless told otherwise."""
 
-    def connect_from(host: str = "127.0.0.1", tokens: tuple[str, ...] = ()) -> TestClient:
-        return TestClient(build_app(control, tokens), client=(host, 50_000))
+    def connect_with(*, authorized: bool = True) -> TestClient:
+        return TestClient(build_app(control), headers=BEARER if authorized else {})
 
-    return connect_from
+    return connect_with
 
 
 @pytest.fixture

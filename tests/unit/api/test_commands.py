@@ -10,7 +10,7 @@ from holdfast.core.config import HoldfastConfig
 from holdfast.core.errors import HoldfastError
 from holdfast.core.protocol import messages as m
 from support.control_plane import MemoryControl
-from support.http_app import Connect, build_app
+from support.http_app import BEARER, Connect, build_app
 
 AWAITED = {"fault_tolerance_instruction": "retry", "fault_tolerance_timeout": 5, "fault_tolerance_params": {}}
 ACCEPTED = {"instruction": "retry", "params": {}}
@@ -30,7 +30,7 @@ def pair() -> tuple[MemoryControl, TestClient]:
     """Two engines in lockstep that do what they are told at once, and a client of theirs."""
     control = MemoryControl(((0, 1),)).attach()
     control.obedient = True
-    return control, TestClient(build_app(control), client=("127.0.0.1", 1))
+    return control, TestClient(build_app(control), headers=BEARER)
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def test_the_hosts_format_accepts_a_retry_that_then_fails(
 def test_the_named_engine_is_the_one_that_is_retried() -> None:
     control = MemoryControl(((0,), (1,))).attach().break_down(0).break_down(1)
     control.obedient = True
-    client = TestClient(build_app(control), client=("127.0.0.1", 1))
+    client = TestClient(build_app(control), headers=BEARER)
     client.post("/fault_tolerance/apply", json={"instruction": "retry", "params": {"engine_id": 1}})
     assert [e.state for e in control.view().engines] == ["paused", "healthy"]
 
@@ -97,7 +97,7 @@ def test_the_named_engine_is_the_one_that_is_retried() -> None:
 def test_several_engines_can_be_named_at_once() -> None:
     control = MemoryControl(((0,), (1,), (2,))).attach().break_down(0).break_down(1).break_down(2)
     control.obedient = True
-    client = TestClient(build_app(control), client=("127.0.0.1", 1))
+    client = TestClient(build_app(control), headers=BEARER)
     client.post("/fault_tolerance/apply", json={"instruction": "retry", "params": {"engine_ids": [2, 0]}})
     assert [e.state for e in control.view().engines] == ["healthy", "paused", "healthy"]
 
@@ -105,7 +105,7 @@ def test_several_engines_can_be_named_at_once() -> None:
 def test_a_retry_that_names_no_engine_is_for_all_that_stand_paused() -> None:
     control = MemoryControl(((0,), (1,), (2,))).attach().break_down(0).break_down(2)
     control.obedient = True
-    TestClient(build_app(control), client=("127.0.0.1", 1)).post("/fault_tolerance/apply", json=AWAITED)
+    TestClient(build_app(control), headers=BEARER).post("/fault_tolerance/apply", json=AWAITED)
     assert [(e.state, e.epoch) for e in control.view().engines] == [("healthy", 1), ("healthy", 0), ("healthy", 1)]
 
 
@@ -271,7 +271,7 @@ def test_a_fault_is_armed_where_that_is_allowed(client: TestClient, control: Mem
 
 def test_injection_is_not_found_where_it_is_off() -> None:
     control = MemoryControl(config=HoldfastConfig()).attach()
-    client = TestClient(build_app(control), client=("127.0.0.1", 1))
+    client = TestClient(build_app(control), headers=BEARER)
     answer = client.post("/fault_tolerance/inject", json={"phase": "forward"})
     assert answer.status_code == 404
     assert "--enable-fault-injection" in answer.json()["error"]["hint"]
@@ -328,7 +328,7 @@ def test_a_restart_of_an_engine_that_is_not_healthy_is_a_conflict(client: TestCl
 
 def test_an_engine_core_is_restarted_and_the_status_counts_it() -> None:
     control = MemoryControl(((0,), (1,))).attach()
-    client = TestClient(build_app(control), client=("127.0.0.1", 1))
+    client = TestClient(build_app(control), headers=BEARER)
     answer = client.post("/fault_tolerance/apply", json=accepted("restart-engine", engine_id=1))
     assert answer.status_code == 202
     states = [e["state"] for e in client.get("/fault_tolerance/status").json()["engines"]]
@@ -339,7 +339,7 @@ def test_an_engine_core_is_restarted_and_the_status_counts_it() -> None:
 
 
 def test_an_engine_core_that_is_being_restarted_is_not_restarted_again() -> None:
-    client = TestClient(build_app(MemoryControl(((0,), (1,))).attach()), client=("127.0.0.1", 1))
+    client = TestClient(build_app(MemoryControl(((0,), (1,))).attach()), headers=BEARER)
     client.post("/fault_tolerance/apply", json=accepted("restart-engine", engine_id=1))
     answer = client.post("/fault_tolerance/apply", json=awaited("restart-engine", engine_id=1))
     assert (answer.status_code, answer.json()["error"]["state"]) == (409, "restarting")

@@ -14,10 +14,9 @@ from schemathesis.specs.openapi.checks import status_code_conformance
 from starlette.testclient import TestClient
 
 from support.control_plane import MemoryControl
-from support.http_app import build_app
+from support.http_app import BEARER, TOKEN, build_app
 
 JSON = {"Content-Type": "application/json"}
-TOKEN = "for-tests"
 
 
 def _obedient_control() -> MemoryControl:
@@ -34,7 +33,7 @@ def control() -> MemoryControl:
 @pytest.fixture(scope="module")
 def client(control: MemoryControl) -> Iterator[TestClient]:
     # One event loop for all examples: a new one for each request would take most of the time.
-    with TestClient(build_app(control), client=("127.0.0.1", 50_000)) as client:
+    with TestClient(build_app(control), headers=BEARER) as client:
         yield client
 
 
@@ -90,7 +89,7 @@ def test_bodies_that_are_almost_right_get_a_documented_answer(
     assert client.get("/fault_tolerance/status").status_code == 200
 
 
-schema = schemathesis.openapi.from_asgi("/openapi.json", build_app(_obedient_control(), (TOKEN,)))
+schema = schemathesis.openapi.from_asgi("/openapi.json", build_app(_obedient_control()))
 
 
 @schema.include(path_regex="^/fault_tolerance").parametrize()

@@ -44,7 +44,7 @@ def guarded_app(control: MemoryControl, root_path: str = "") -> FastAPI:
         await socket.accept()
         await socket.send_text("hello")
 
-    install(app, control, Access.from_tokens(["own-key"]))
+    install(app, control, Access.by_token(b"own-key"))
     app.add_middleware(HostGuard)
     install_gate(app, control)
     return app

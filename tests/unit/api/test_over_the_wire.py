@@ -18,7 +18,7 @@ CHUNK = b"1000\r\n" + b" " * 4096 + b"\r\n"
 
 @pytest.fixture(scope="module")
 def port() -> Iterator[int]:
-    with serve(build_app(MemoryControl().attach())) as url:
+    with serve(build_app(MemoryControl().attach(), is_open=True)) as url:
         yield int(url.rpartition(":")[2])
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import socket
 
+import msgspec
 import pytest
 
-from holdfast.cli.doctor import judge_hooks, judge_host, judge_port
+from holdfast.api.control_token import ServerRecord
+from holdfast.cli.doctor import judge_access, judge_hooks, judge_host, judge_port
 from holdfast.cli.traps import Severity
 from holdfast.hosts.vllm.contract.touchpoint import Touchpoint
 
@@ -48,3 +50,16 @@ def test_each_broken_hook_is_named() -> None:
     assert "vllm.b:B.stop" in broken.text
     assert "stopping" in broken.hint
     assert summary.text.startswith("1 ")
+
+
+def test_a_blank_token_is_a_problem_before_the_start() -> None:
+    [finding] = judge_access({b"HOLDFAST_API_KEY": b" "}, [])
+    assert (finding.severity, finding.about) == ("problem", "control")
+
+
+def test_a_running_server_whose_control_is_open_is_a_warning() -> None:
+    record = ServerRecord(pid=1, start_ticks=1, pid_namespace=1, host="", port=8000, token=b"t", is_open=True)
+    fine, warning = judge_access({}, [record, msgspec.structs.replace(record, is_open=False)])
+    assert (fine.severity, warning.severity) == ("fine", "warning")
+    assert "port 8000" in warning.text
+    assert "--open-control-to-this-machine" in warning.hint

@@ -1,0 +1,205 @@
+"""The control token: where a server takes it from, and how commands of the same user find it.
+
+A server without a configured token makes one at start. The token lies in the private folder of the instance, for all
+API servers of the instance, and in a file for each serving process in the user's runtime folder, for the `holdfast`
+commands of the same user. All files have mode 0600; a folder that another user could write to is never used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import stat
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import msgspec
+
+from holdfast.api.access import is_loopback
+from holdfast.core.errors import BadConfiguration
+from holdfast.progress.processes import start_ticks
+
+VARIABLE = "HOLDFAST_API_KEY"
+FILE_SETTING = "control_token_file"
+MAX_TOKEN_BYTES = 4096
+_IN_INSTANCE = "control-token"
+_SUFFIX = ".json"
+_WILDCARDS = ("", "0.0.0.0", "::")
+_BLANK = b" \t\r\n"
+
+
+class ServerRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """What a serving process tells commands of the same user.
+
+    `token` is base64 in JSON. `start_ticks` tells the process from a later process with the same id; `pid_namespace`
+    says where the id counts. `is_open`: the server takes commands from every process of this machine.
+    """
+
+    pid: int
+    start_ticks: int
+    pid_namespace: int
+    host: str
+    port: int
+    token: bytes
+    is_open: bool = False
+
+
+def configured_token(token_file: str, environ: Mapping[bytes, bytes]) -> bytes | None:
+    """Return the token that the operator configured; None when the server has to make a token.
+
+    Raises:
+        BadConfiguration: the variable or the file is blank, unreadable or unfit for a header; or both are set.
+    """
+    stated = environ.get(VARIABLE.encode())
+    if stated is not None and token_file:
+        raise BadConfiguration(f"both {VARIABLE} and {FILE_SETTING} are set", hint="set one of them")
+    if stated is not None:
+        return _fit(stated, VARIABLE)
+    return _fit(_read_token(Path(token_file)), f"the file {token_file}") if token_file else None
+
+
+def instance_token(folder: Path, token_file: str, environ: Mapping[bytes, bytes]) -> bytes:
+    """Return the token of the instance with the private folder `folder`.
+
+    The first API server stores the configured token there, or one that is made then. Replacements read that file: the
+    operator's own file may be gone by then. Raises `BadConfiguration` as `configured_token` does.
+    """
+    path = folder / _IN_INSTANCE
+    if not path.exists():
+        configured = configured_token(token_file, environ)
+        token = configured if configured is not None else secrets.token_urlsafe(32).encode()
+        draft = _write_private(folder / f".{_IN_INSTANCE}-{os.getpid()}", token)
+        try:
+            with contextlib.suppress(FileExistsError):
+                os.link(draft, path)  # whole from the first moment, and never written twice
+        finally:
+            draft.unlink()
+    return _fit(_read_token(path), f"the file {path}")
+
+
+def _read_token(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(MAX_TOKEN_BYTES + 1)
+    except OSError as error:
+        raise BadConfiguration(f"the control token in {path} cannot be read: {error.strerror}") from None
+
+
+def _fit(token: bytes, origin: str) -> bytes:
+    token = token.strip(_BLANK)
+    if not token:
+        raise BadConfiguration(f"{origin} holds a blank control token", hint=f"set a token, or unset {VARIABLE}")
+    if len(token) > MAX_TOKEN_BYTES:
+        raise BadConfiguration(f"{origin} holds a control token of more than {MAX_TOKEN_BYTES} bytes")
+    if any(byte < ord(" ") or byte == 0x7F for byte in token):
+        raise BadConfiguration(f"{origin} holds a control token with control characters, which no header can carry")
+    return token
+
+
+# ---- files for commands of the same user
+
+
+def announce(host: str | None, port: int, token: bytes, *, is_open: bool) -> Path | None:
+    """Write the record of the current process, and remove records of ended processes.
+
+    Returns the file; None when no private folder can be written.
+    """
+    for folder in _folders():
+        with contextlib.suppress(OSError):
+            folder.mkdir(mode=0o700, exist_ok=True)
+            if not _is_private(folder):
+                continue
+            _remove_stale(folder)
+            record = ServerRecord(
+                pid=os.getpid(),
+                start_ticks=start_ticks(os.getpid()) or 0,
+                pid_namespace=_pid_namespace(),
+                host=host or "",
+                port=port,
+                token=token,
+                is_open=is_open,
+            )
+            draft = _write_private(folder / f".{os.getpid()}", msgspec.json.encode(record))
+            return draft.rename(folder / f"{port}-{os.getpid()}{_SUFFIX}")
+    return None
+
+
+def running_servers() -> list[ServerRecord]:
+    """Return the records of all living servers of the current user."""
+    folders = [folder for folder in _folders() if _is_private(folder)]
+    return [record for folder in folders for _, record in _records(folder) if record is not None and _lives(record)]
+
+
+def find_token(host: str, port: int) -> bytes | None:
+    """Return the token of the current user's server at an address; None for an unknown server.
+
+    A server on a wildcard address is found under a loopback address only: a name may lead to another machine.
+    """
+    for record in running_servers():
+        is_here = host == record.host or (_is_here(host) and (record.host in _WILDCARDS or _is_here(record.host)))
+        if record.port == port and is_here:
+            return record.token
+    return None
+
+
+def _is_here(host: str) -> bool:
+    return host == "localhost" or is_loopback(host)
+
+
+def _folders() -> Iterator[Path]:
+    """Yield the places for records, best first; a service and a login of the same user may see different places."""
+    if given := os.environ.get("XDG_RUNTIME_DIR"):
+        yield Path(given) / "holdfast"
+    yield Path(f"/run/user/{os.getuid()}/holdfast")
+    yield Path(tempfile.gettempdir()) / f"holdfast-{os.getuid()}"
+
+
+def _is_private(folder: Path) -> bool:
+    """Return whether only the current user can reach a folder; a link is no folder."""
+    try:
+        seen = os.lstat(folder)
+    except OSError:
+        return False
+    return stat.S_ISDIR(seen.st_mode) and seen.st_uid == os.getuid() and not seen.st_mode & 0o077
+
+
+def _records(folder: Path) -> Iterator[tuple[Path, ServerRecord | None]]:
+    """Yield each record's file and content; None for an unreadable file."""
+    with contextlib.suppress(OSError):
+        for path in sorted(folder.glob(f"*{_SUFFIX}")):
+            try:
+                yield path, msgspec.json.decode(path.read_bytes(), type=ServerRecord)
+            except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+                yield path, None
+
+
+def _lives(record: ServerRecord) -> bool:
+    return record.pid_namespace == _pid_namespace() and start_ticks(record.pid) == record.start_ticks
+
+
+def _remove_stale(folder: Path) -> None:
+    """Remove the records of processes that have ended; a process that cannot be looked at has not ended."""
+    for path, record in _records(folder):
+        if record is None or record.pid_namespace != _pid_namespace():
+            continue
+        if start_ticks(record.pid) != record.start_ticks and not _may_live(record):
+            path.unlink(missing_ok=True)
+
+
+def _may_live(record: ServerRecord) -> bool:
+    return start_ticks(record.pid) is None and Path(f"/proc/{record.pid}").exists()
+
+
+def _pid_namespace() -> int:
+    with contextlib.suppress(OSError):
+        return os.stat("/proc/self/ns/pid").st_ino
+    return 0
+
+
+def _write_private(path: Path, content: bytes) -> Path:
+    path.unlink(missing_ok=True)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(content)
+    return path
