@@ -199,8 +199,10 @@ class ClientSentinel:
     def _begin(self, command: Command, ended: Future[None]) -> None:
         try:
             effects = self._instance.submit(command, time.monotonic(), self._host.unrecoverable_reason())
-        except OperatorError as error:
+        except Exception as error:  # whoever waits for the command must learn how it ended
             ended.set_exception(error)
+            if not isinstance(error, OperatorError):
+                raise
             return
         self._waiting[command.command_id] = ended
         self._perform(effects)
@@ -224,26 +226,37 @@ class ClientSentinel:
         self._perform(self._instance.tick(time.monotonic()))
 
     def _perform(self, effects: Sequence[Effect]) -> None:
-        for effect in effects:
-            match effect:
-                case Send():
-                    self._send(effect.engine_id, effect.message)
-                case BeginRecovery():
-                    self._begin_recovery(effect)
-                case CloseRendezvous():
-                    self._host.close_rendezvous(effect.engine_ids, effect.epoch)
-                case ReplaceEngine():
-                    self._host.replace_engine(effect)
-                case LeaveOut():
-                    self._host.leave_out_engine(effect)
-                case ReplaceProcess():
-                    self._host.replace_process(effect)
-                case Publish():
-                    self._publish(effect)
-                case Settle():
-                    self._settle(effect)
-                case End():
-                    self._host.end_instance(effect)
+        """Carry out the effects one by one; what follows from a failed effect comes after all others."""
+        pending = deque(effects)
+        while pending:
+            effect = pending.popleft()
+            try:
+                self._carry_out(effect)
+            except Exception as error:
+                what, why = type(effect).__name__, " ".join(str(error).split()) or type(error).__name__
+                logger.exception("ClientSentinel: the effect %s failed; the repair goes on without it", what)
+                pending += self._instance.effect_failed(effect, why, time.monotonic())
+
+    def _carry_out(self, effect: Effect) -> None:
+        match effect:
+            case Send():
+                self._send(effect.engine_id, effect.message)
+            case BeginRecovery():
+                self._begin_recovery(effect)
+            case CloseRendezvous():
+                self._host.close_rendezvous(effect.engine_ids, effect.epoch)
+            case ReplaceEngine():
+                self._host.replace_engine(effect)
+            case LeaveOut():
+                self._host.leave_out_engine(effect)
+            case ReplaceProcess():
+                self._host.replace_process(effect)
+            case Publish():
+                self._publish(effect)
+            case Settle():
+                self._settle(effect)
+            case End():
+                self._host.end_instance(effect)
 
     def _begin_recovery(self, effect: BeginRecovery) -> None:
         """Bind the rendezvous, then send the recovery commands."""

@@ -8,6 +8,8 @@ from holdfast.core.policy.incident import Recovery
 from holdfast.core.states import EngineState
 
 SOFT_PAUSE_S = 1.0  # after that, a soft pause that has not reached a step boundary becomes a hard one
+REPLACEMENT_IS_LATE = "its replacement did not report in time"
+REPLACEMENT_MARGIN_S = 120.0  # what the end of the lost process and the first report may take, beside the start
 KEEPALIVE_S = 10.0  # how often paused engine cores are told that the owner lives
 
 
@@ -21,6 +23,19 @@ def find_overdue(group: LockstepGroup, now: float, config: HoldfastConfig) -> tu
     if recovering and group.recovery and now - group.recovery.started_at >= _recovery_bound_s(group.recovery, config):
         return recovering[0], f"engine {recovering[0].engine_id} did not finish its recovery in time"
     return None
+
+
+def find_late_replacement(group: LockstepGroup, now: float) -> Engine | None:
+    """Return an engine core whose replacement has not reported within its bound.
+
+    The host reports every start that fails, and sooner. This bound holds when that report never comes.
+    """
+    return next((e for e in group.in_state(EngineState.RESTARTING) if now >= e.replacement_due_at), None)
+
+
+def replacement_bound_s(after_s: float, config: HoldfastConfig) -> float:
+    """Return the seconds until a replacement that starts after `after_s` must have reported."""
+    return after_s + config.engine_start_timeout_s + REPLACEMENT_MARGIN_S
 
 
 def is_hard_pause_due(group: LockstepGroup, now: float) -> bool:

@@ -31,6 +31,14 @@ def engine_lost(
     return _replace_or_give_up(state, group, engine, lost, now, kill=False)
 
 
+def replacement_failed(
+    state: InstanceState, group: LockstepGroup, engine: Engine, why: str, now: float, *, kill: bool
+) -> list[Effect]:
+    """Take the failure of a replacement that was never started; `kill` says that the lost process may still run."""
+    lost = f"engine core {engine.engine_id} was lost: {why}"
+    return _replace_or_give_up(state, group, engine, lost, now, kill=kill)
+
+
 def kill_overdue_engine(
     state: InstanceState, group: LockstepGroup, engine: Engine, why: str, now: float
 ) -> list[Effect]:

@@ -52,6 +52,7 @@ class Engine:
     # replacements of the engine core
     restarts: int = 0
     restart_budget: Budget = field(default_factory=Budget)  # without the restarts that an operator ordered
+    replacement_due_at: float = 0.0  # while restarting
     restart_command: str | None = None  # the operator's command to replace the engine core
     left_out_at: float = 0.0
     left_out_reason: str | None = None

@@ -10,8 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from holdfast.core.config import HoldfastConfig
-from holdfast.core.instance import engine_loss, operator, processes, repair, reports
+from holdfast.core.instance import engine_loss, failed_effects, operator, processes, repair, reports
 from holdfast.core.instance.deadlines import (
+    REPLACEMENT_IS_LATE,
+    find_late_replacement,
     find_overdue,
     find_unanswered,
     is_decision_due,
@@ -158,13 +160,19 @@ class Instance:
             case _:  # c.InjectFault
                 return operator.inject_fault(self._state, command, now)
 
+    # ---- effects
+
+    def effect_failed(self, effect: Effect, why: str, now: float) -> list[Effect]:
+        """Take the report that an effect was not carried out; `why` is the error in words."""
+        return [] if self._state.has_ended else failed_effects.effect_failed(self._state, effect, why, now)
+
     # ---- time
 
     def tick(self, now: float) -> list[Effect]:
         """Do everything that is due because time has passed. Call a few times a second."""
         if self._state.has_ended:
             return []
-        effects = processes.introduce_coordinator_again(self._state, now)
+        effects = processes.introduce_coordinator_again(self._state, now) + processes.lose_late(self._state, now)
         for group in self._state.roster.groups:
             if not self._state.has_ended:
                 effects += self._fail_unanswered_armings(group, now) + self._tick_group(group, now)
@@ -176,6 +184,8 @@ class Instance:
             return restarted
         if overdue := find_overdue(group, now, state.config):
             return engine_loss.kill_overdue_engine(state, group, *overdue, now)
+        if late := find_late_replacement(group, now):
+            return engine_loss.engine_lost(state, group, late, REPLACEMENT_IS_LATE, "", now)
         effects = repair.make_pause_hard(state, group, now) if is_hard_pause_due(group, now) else []
         if is_keepalive_due(group, now, state.config):
             effects += repair.send_keepalives(group, now)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.faults.faults import Fault, FaultClass, deeper
+from holdfast.core.instance.deadlines import replacement_bound_s
 from holdfast.core.instance.defeat import end_instance
 from holdfast.core.instance.group import Engine, LockstepGroup
 from holdfast.core.instance.state import InstanceState, fail_armings, publish
@@ -285,6 +286,7 @@ def replace_engine(
         intensity = engine_restart_intensity(state.config)
         engine.restart_budget = engine.restart_budget.spend(intensity, now, group.opened_at)
     group.lose(engine, now)
+    engine.replacement_due_at = now + replacement_bound_s(restart.after_s, state.config)
     lost = _publish_loss(state, group, engine, restart.reason, now)
     order = ReplaceEngine(
         engine.engine_id,

@@ -28,6 +28,7 @@ class Process:
     restarts: int = 0
     restart_budget: Budget = field(default_factory=Budget)
     lost_at: float | None = None
+    replacement_due_at: float = 0.0  # while lost
 
     @property
     def opened_at(self) -> float:

@@ -59,6 +59,7 @@ class EngineProcesses:
         self._unrecoverable_reason = unrecoverable_reason
         self._unwatched: set[int] = set()  # engine cores whose exit is expected
         self._unwatching = threading.Lock()
+        self._starts: dict[int, ReplaceEngine] = {}  # the latest order for each engine core; older ones are void
 
     def adopt(self, launch: Launch, processes: Sequence[Any]) -> None:
         """Take charge of started engine cores; `processes` is the host's list, by engine id."""
@@ -82,6 +83,7 @@ class EngineProcesses:
         if why := self._unrecoverable_reason():
             self._sentinel.engine_lost(effect.engine_id, "it has to be replaced", why)
             return
+        self._starts[effect.engine_id] = effect
         self._begin("EngineCoreRestart", effect.engine_id, self._replace, effect, time.time())
 
     def leave_out(self, effect: LeaveOut) -> None:
@@ -129,11 +131,11 @@ class EngineProcesses:
             self._clear(effect, lost_at)
             if not self._sentinel.await_known(effect.known_at, LINK_KNOWN_TIMEOUT_S):
                 logger.warning("an API server does not know yet that engine core %d is lost", engine_id)
-            if self._ends_within(effect.after_s):
+            if self._ends_within(effect.after_s) or self._starts.get(engine_id) is not effect:
                 return
             self._start_replacement(engine_id, effect.joins_epoch)
         except Exception as error:
-            if not self._ends_within(0.0):
+            if not self._ends_within(0.0) and self._starts.get(engine_id) is effect:
                 logger.exception("the replacement of engine core %d did not start", engine_id)
                 self._kill(engine_id)
                 why = f"the replacement did not start: {' '.join(str(error).split())}"

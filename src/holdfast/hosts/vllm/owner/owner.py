@@ -295,8 +295,12 @@ class VllmFrontEndHost:
             self._defeated.set()
             self._front_end.end_lost()
             about = (effect, time.time())
-            self._ending = threading.Thread(target=self._engines.end, args=about, name="EngineCoreEnd", daemon=True)
-            self._ending.start()
+            ending = threading.Thread(target=self._engines.end, args=about, name="EngineCoreEnd", daemon=True)
+            try:
+                ending.start()
+                self._ending = ending
+            except RuntimeError:  # no thread is left; nothing else is left to be decided either
+                self._engines.end(*about)
 
     def await_end(self) -> None:
         """Wait, after a defeat, until no engine core and no worker is left."""
