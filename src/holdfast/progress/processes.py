@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 GONE, ZOMBIE = "X", "Z"
+UNKNOWN = "?"  # the process cannot be looked at, for instance for lack of a file descriptor, and may well live
 MAX_DESCENDANTS = 256
 CONTAINER, MACHINE = "in this container", "on this machine"  # where the kernel counts kills for lack of memory
 
@@ -21,7 +23,8 @@ class ProcessLook:
     """State of a process.
 
     `state` is the letter of proc(5): R runs or waits for a processor, S and D wait, T is stopped, t is traced, Z has
-    ended. `exit_status` of a process in Z is encoded as by wait(2); 0 when the system does not tell.
+    ended, X is gone. `?` stands for a process that cannot be looked at: unknown is not gone. `exit_status` of a process
+    in Z is encoded as by wait(2); 0 when the system does not tell.
     """
 
     state: str
@@ -34,13 +37,32 @@ _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
 def look_at(pid: int) -> ProcessLook:
-    """Return state and processor time of a process; state X for a process that is gone."""
+    """Return state and processor time of a process; state X for a process that is gone, `?` for an unknown state."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        # Bytes: the name before the fields may be cut in the middle of a character.
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].decode("ascii", "replace").split()
+        exit_status = int(fields[-1]) if fields[0] == ZOMBIE else 0
+        return ProcessLook(fields[0], (int(fields[11]) + int(fields[12])) / _TICKS_PER_S, exit_status)
+    except (FileNotFoundError, ProcessLookupError):
+        return ProcessLook(GONE if _is_gone(pid) else UNKNOWN)
+    except (OSError, ValueError, IndexError):
+        return ProcessLook(UNKNOWN)
+
+
+def _is_gone(pid: int) -> bool:
+    """Return whether the system knows no process with the id; a hidden entry in /proc is no proof."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
     except OSError:
-        return ProcessLook(GONE)
-    exit_status = int(fields[-1]) if fields[0] == ZOMBIE else 0
-    return ProcessLook(fields[0], (int(fields[11]) + int(fields[12])) / _TICKS_PER_S, exit_status)
+        return False
+    return False
+
+
+def ticks_now() -> int:
+    """Return the clock ticks since the machine's start, comparable with `start_ticks`; no clock change moves them."""
+    return int(time.clock_gettime(time.CLOCK_BOOTTIME) * _TICKS_PER_S)
 
 
 def start_ticks(pid: int) -> int | None:

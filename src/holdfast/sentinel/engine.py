@@ -7,6 +7,7 @@ time, and its effects are performed before the next fact, so that no effect meet
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import threading
@@ -237,9 +238,9 @@ class EngineCoreSentinel:
             self._feed(facts.StallsSeen(tuple(stalls), is_rebuildable=not host.unrebuildable()))
 
     def _keep_evidence(self, stall: fx.KeepEvidence) -> None:
-        """Write down a stall, which takes a while; then have the process killed."""
-        self._incidents.keep(stall.stall, self._machine.registry.pids())
-        self._feed(facts.EvidenceKept(stall.stall))
+        """Write down a stall, which takes a while; then, or after a bound, have the process killed."""
+        proceed = functools.partial(self._feed, facts.EvidenceKept(stall.stall))
+        self._incidents.keep_within(stall.stall, self._machine.registry.pids(), proceed)
 
     # ---- facts and effects: any thread
 

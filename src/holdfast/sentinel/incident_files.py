@@ -1,7 +1,8 @@
-"""Evidence of stalls, written before a process is killed: one folder per incident, bounded in number and size.
+"""Evidence of stalls, taken before a process is killed: one folder per incident, bounded in number and size.
 
 Never contains prompts, tokens, arguments or environments: only states, names of threads and kernel functions, sizes,
-and Python stacks without values. Evidence never delays a repair: a failure here is logged and ignored.
+and Python stacks without values. Evidence never prevents a repair, and delays a repair by a bounded time only: a hung
+folder, a full disk or a missing thread is logged and costs the evidence.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ import json
 import logging
 import os
 import shutil
+import tempfile
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,10 @@ logger = logging.getLogger("holdfast")
 
 MAX_INCIDENTS = 32
 MAX_THREADS = 256
+EVIDENCE_BOUND_S = 1.5  # a stopped process is asked for its stacks in vain for a part of that
+MAX_WRITERS = 4  # threads that write, or hang in the folder, in the whole process
+
+_writers = threading.BoundedSemaphore(MAX_WRITERS)
 
 
 class IncidentFiles:
@@ -36,11 +43,42 @@ class IncidentFiles:
         self._engine_id = engine_id
         self.devices: Devices | None = None  # who is asked for their health
 
+    def keep_within(
+        self, stall: Stall, pids: Mapping[int, int], then: Callable[[], None], bound_s: float = EVIDENCE_BOUND_S
+    ) -> None:
+        """Write the evidence of a stall on a thread, and call `then` once: after that, or after `bound_s`.
+
+        Does not wait. `then` runs on any thread, on the caller's when no thread can be started.
+        """
+        proceed = _once(then)
+        if not _writers.acquire(blocking=False):
+            logger.warning("the evidence of a stall is left out: the evidence of %d others hangs", MAX_WRITERS)
+            proceed()
+            return
+
+        def write() -> None:
+            try:
+                self.keep(stall, pids)
+            finally:
+                _writers.release()
+                proceed()
+
+        try:
+            limit = threading.Timer(bound_s, proceed)
+            limit.daemon = True
+            limit.start()
+            writer = threading.Thread(target=write, name="IncidentFiles", daemon=True)
+            writer.start()
+        except RuntimeError as error:  # no thread is left
+            logger.warning("the evidence of a stall is left out: %s", error)
+            _writers.release()
+            proceed()
+
     def keep(self, stall: Stall, pids: Mapping[int, int]) -> Path | None:
         """Write the state of a stalled process and of the peers; return the folder, None when writing failed."""
         try:
             return self._keep(stall, pids)
-        except OSError as error:
+        except Exception as error:
             logger.warning("cannot write the evidence of a stall: %s", error)
             return None
 
@@ -48,7 +86,7 @@ class IncidentFiles:
         stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
         folder = self._folder / f"{stamp}-engine{self._engine_id}-{stall.pid}"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        summary = self._summary(stall, pids)
+        summary = {"number": 1 + max(map(_number_of, self._incidents()), default=0), **self._summary(stall, pids)}
         (folder / "incident.json").write_text(json.dumps(summary, indent=2) + "\n")
         ranks = {pid: rank for rank, pid in {**pids, stall.rank: stall.pid}.items()}
         for pid, stacks in ask_for_stacks(self._runtime_dir, ranks).items():
@@ -77,15 +115,44 @@ class IncidentFiles:
             "processes": {str(rank): _process(pid) for rank, pid in {**pids, stall.rank: stall.pid}.items()},
         }
 
+    def _incidents(self) -> list[Path]:
+        return [p for p in self._folder.iterdir() if (p / "incident.json").is_file()]
+
     def _drop_oldest(self) -> None:
-        kept = sorted((p for p in self._folder.iterdir() if (p / "incident.json").is_file()), reverse=True)
+        kept = sorted(self._incidents(), key=lambda folder: (_number_of(folder), folder.name), reverse=True)
         for old in kept[MAX_INCIDENTS:]:
             shutil.rmtree(old, ignore_errors=True)
 
 
+def _number_of(folder: Path) -> int:
+    """Return the number of an incident, which orders incidents when the clock was set back; 0 without a number."""
+    with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
+        return int(json.loads((folder / "incident.json").read_text()).get("number", 0))
+    return 0
+
+
+def _once(call: Callable[[], None]) -> Callable[[], None]:
+    """Return a function that makes the call the first time only, on whichever thread comes first."""
+    first = threading.Lock()
+
+    def proceed() -> None:
+        if first.acquire(blocking=False):
+            call()
+
+    return proceed
+
+
 def default_folder() -> Path:
-    """Return the folder for incidents in the user's state directory (XDG_STATE_HOME)."""
-    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "holdfast" / "incidents"
+    """Return the folder for incidents in the user's state directory (XDG_STATE_HOME).
+
+    A user without a home directory, as in many containers, gets a folder below the temporary folder.
+    """
+    if state := os.environ.get("XDG_STATE_HOME"):
+        return Path(state) / "holdfast" / "incidents"
+    try:
+        return Path.home() / ".local" / "state" / "holdfast" / "incidents"
+    except RuntimeError:  # neither HOME nor an entry for the user
+        return Path(tempfile.gettempdir()) / f"holdfast-{os.getuid()}" / "incidents"
 
 
 def _process(pid: int) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 
@@ -69,3 +70,20 @@ def test_an_engine_core_with_a_remaining_thread_is_reported_too(bench: Bench) ->
     bench.await_zombie()
     assert bench.look() == [(3, 0)]
     assert bench.process.poll() is None, "the exit is not visible to a waiting parent yet"
+
+
+@pytest.mark.parametrize("bench", [SLEEPS], indirect=True)
+def test_a_watch_that_fails_at_one_look_looks_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[float] = []
+    seen = threading.Event()
+
+    def look(now: float) -> None:
+        looks.append(now)
+        if len(looks) == 3:
+            seen.set()
+        raise UnicodeDecodeError("utf-8", b"\xc3", 0, 1, "cut")
+
+    monkeypatch.setattr(bench.watch, "look", look)
+    bench.watch.start()
+    assert seen.wait(WAIT_S)
+    bench.watch.close()

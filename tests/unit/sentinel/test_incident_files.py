@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,8 @@ from holdfast.core.faults.faults import Phase
 from holdfast.core.stalls.stalls import Stall
 from holdfast.core.stalls.step_deadlines import Deadline
 from holdfast.core.stalls.steps import BatchShape, Running
-from holdfast.sentinel.incident_files import MAX_INCIDENTS, IncidentFiles
+from holdfast.sentinel import incident_files
+from holdfast.sentinel.incident_files import MAX_INCIDENTS, MAX_WRITERS, IncidentFiles, default_folder
 
 HANGS = """
 import sys, threading
@@ -103,3 +105,83 @@ def test_the_oldest_incident_goes_and_the_newest_stays(tmp_path: Path) -> None:
 def test_where_nothing_can_be_written_the_repair_goes_on(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     assert IncidentFiles(str(tmp_path / "file"), str(tmp_path), 0).keep(a_stall(2**22 + 1), {}) is None
+
+
+def test_a_clock_that_was_set_back_makes_new_evidence_no_older(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    incidents = tmp_path / "incidents"
+    files = IncidentFiles(str(incidents), str(tmp_path), 0)
+    for pid in range(2**22 + 1, 2**22 + MAX_INCIDENTS + 1):
+        assert files.keep(a_stall(pid), {}) is not None
+    past = time.gmtime(time.time() - 86_400)
+    monkeypatch.setattr(incident_files.time, "gmtime", lambda: past)
+    newest = files.keep(a_stall(2**22 + 99), {})
+    assert newest is not None and newest.is_dir()
+    assert len(list(incidents.iterdir())) == MAX_INCIDENTS
+
+
+# ---- evidence is best effort: what follows from a stall follows in any case
+
+
+def proceeded(files: IncidentFiles, bound_s: float) -> tuple[bool, list[float]]:
+    """Whether what follows came within five seconds, and how long it took."""
+    came, began, times = threading.Event(), time.monotonic(), []
+
+    def then() -> None:
+        times.append(time.monotonic() - began)
+        came.set()
+
+    files.keep_within(a_stall(2**22 + 1), {}, then, bound_s)
+    return came.wait(5.0), times
+
+
+def test_evidence_comes_before_what_follows(tmp_path: Path) -> None:
+    files = IncidentFiles(str(tmp_path / "incidents"), str(tmp_path), 0)
+    came, times = proceeded(files, bound_s=60.0)
+    assert came and len(times) == 1
+    assert len(list((tmp_path / "incidents").glob("*/incident.json"))) == 1
+
+
+def test_a_folder_that_hangs_delays_what_follows_by_the_bound_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a network file system whose server is gone; the fifth stall finds all writers hanging and does not wait."""
+    hangs = threading.Event()
+    files = IncidentFiles(str(tmp_path / "incidents"), str(tmp_path), 0)
+    monkeypatch.setattr(files, "_keep", lambda stall, pids: hangs.wait(60))
+    for _ in range(MAX_WRITERS):
+        came, times = proceeded(files, bound_s=0.1)
+        assert came and 0.1 <= times[0] < 3.0
+    came, times = proceeded(files, bound_s=60.0)
+    assert came and times[0] < 3.0
+    hangs.set()
+
+
+def test_without_a_thread_what_follows_comes_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    files = IncidentFiles(str(tmp_path / "incidents"), str(tmp_path), 0)
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    came, times = proceeded(files, bound_s=60.0)
+    assert came and len(times) == 1
+
+
+def test_evidence_that_fails_in_any_way_costs_the_evidence_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = IncidentFiles(str(tmp_path / "incidents"), str(tmp_path), 0)
+
+    def fail(*_: object) -> Path:
+        raise ValueError("not a number")
+
+    monkeypatch.setattr(files, "_keep", fail)
+    assert files.keep(a_stall(2**22 + 1), {}) is None
+
+
+def test_a_user_without_a_home_keeps_evidence_below_the_temporary_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", nobody)
+    assert str(os.getuid()) in str(default_folder())

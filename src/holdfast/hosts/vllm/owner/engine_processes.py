@@ -25,6 +25,7 @@ from holdfast.hosts.vllm.owner.engine_spawning import Launch, start_engine_core
 from holdfast.hosts.vllm.process.lifecycle import LINGER_S, end_processes, kill_tree
 from holdfast.hosts.vllm.process.shared_memory import remove_dead_segments
 from holdfast.hosts.vllm.process.sockets import remove_sockets
+from holdfast.progress.processes import ticks_now
 from holdfast.sentinel import ClientSentinel
 
 logger = logging.getLogger("holdfast")
@@ -84,26 +85,26 @@ class EngineProcesses:
             self._sentinel.engine_lost(effect.engine_id, "it has to be replaced", why)
             return
         self._starts[effect.engine_id] = effect
-        self._begin("EngineCoreRestart", effect.engine_id, self._replace, effect, time.time())
+        self._begin("EngineCoreRestart", effect.engine_id, self._replace, effect, ticks_now())
 
     def leave_out(self, effect: LeaveOut) -> None:
         """End an engine core with all workers, without a replacement. Does not wait."""
         self.unwatch(effect.engine_id)
-        self._begin("EngineCoreLeftOut", effect.engine_id, self._clear, effect, time.time())
+        self._begin("EngineCoreLeftOut", effect.engine_id, self._clear, effect, ticks_now())
 
-    def end(self, effect: End, began_at: float) -> None:
+    def end(self, effect: End, began_at_ticks: int) -> None:
         """Wait until every engine core and every worker has ended, and kill the rest.
 
         An engine core is killed with its workers: a stopped worker would not follow by itself.
 
         Args:
-            began_at: when the end began, in wall-clock seconds.
+            began_at_ticks: when the end began, as `ticks_now` tells.
         """
         for process in _join_all(self.processes, END_GRACE_S):
             logger.error("engine core pid %d did not end within %g s; killing it", process.pid, END_GRACE_S)
             kill_tree(process.pid)
         _join_all(self.processes, GONE_TIMEOUT_S)
-        end_processes(effect.processes, began_at)
+        end_processes(effect.processes, began_at_ticks)
         remove_dead_segments(self._config.runtime_dir)
 
     @staticmethod
@@ -117,18 +118,18 @@ class EngineProcesses:
 
     # ---- threads of their own
 
-    def _clear(self, effect: LeaveOut | ReplaceEngine, lost_at: float) -> None:
+    def _clear(self, effect: LeaveOut | ReplaceEngine, lost_at_ticks: int) -> None:
         """Remove all remains of an engine core and the workers: processes, zombies, shared-memory segments."""
         if effect.kill:
             self._kill(effect.engine_id)
         self.processes[effect.engine_id].join(GONE_TIMEOUT_S)
-        end_processes(effect.processes, lost_at)
+        end_processes(effect.processes, lost_at_ticks)
         remove_dead_segments(self._config.runtime_dir)
 
-    def _replace(self, effect: ReplaceEngine, lost_at: float) -> None:
+    def _replace(self, effect: ReplaceEngine, lost_at_ticks: int) -> None:
         engine_id = effect.engine_id
         try:
-            self._clear(effect, lost_at)
+            self._clear(effect, lost_at_ticks)
             if not self._sentinel.await_known(effect.known_at, LINK_KNOWN_TIMEOUT_S):
                 logger.warning("an API server does not know yet that engine core %d is lost", engine_id)
             if self._ends_within(effect.after_s) or self._starts.get(engine_id) is not effect:

@@ -7,6 +7,8 @@ seconds.
 
 from __future__ import annotations
 
+import functools
+import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -16,9 +18,11 @@ from holdfast.core.ports import Devices
 from holdfast.core.stalls.stalls import Stall
 from holdfast.core.stalls.step_deadlines import Limits
 from holdfast.hosts.vllm.process.device_health import device_health
-from holdfast.progress.processes import ZOMBIE, look_at
+from holdfast.progress.processes import ZOMBIE, look_at, start_ticks
 from holdfast.sentinel.incident_files import IncidentFiles
 from holdfast.sentinel.stall_watch import PERIOD_S, ProgressWatch
+
+logger = logging.getLogger("holdfast")
 
 # The replacement of an engine core costs more than that of a rank, and often no standby is ready.
 LIMITS = Limits(stopped_s=1.5)
@@ -46,6 +50,7 @@ class EngineWatch:
         ] = {}  # by engine id: an engine core is judged without regard to the others
         self._stalled: set[int] = set()  # process ids
         self._devices: Devices | None = None
+        self._failed = False
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="EngineWatch", daemon=True)
 
@@ -58,7 +63,12 @@ class EngineWatch:
 
     def _run(self) -> None:
         while not self._stop.wait(PERIOD_S):
-            self.look(time.monotonic())
+            try:
+                self.look(time.monotonic())
+            except Exception:  # a watch outlives its own mistakes
+                if not self._failed:
+                    logger.exception("the watch over the engine cores failed once, and goes on; told once")
+                self._failed = True
 
     def look(self, now: float) -> None:
         """Examine every engine core once; `now` is monotonic seconds."""
@@ -69,8 +79,8 @@ class EngineWatch:
             stalls = watch.observe(now, {engine_id: pid}) if pid not in self._stalled else []
             for stall in stalls:
                 self._stalled.add(pid)
-                self._write_evidence(stall, engine_id)
-                self._on_stall(stall)
+                proceed = functools.partial(self._report_stall, stall, start_ticks(pid))
+                self._keep_evidence(stall, engine_id, proceed)
 
     def _has_exited(self, engine_id: int, pid: int) -> bool:
         process = look_at(pid)
@@ -79,7 +89,12 @@ class EngineWatch:
             self._on_exit(engine_id, process.exit_status)
         return process.state == ZOMBIE
 
-    def _write_evidence(self, stall: Stall, engine_id: int) -> None:
+    def _report_stall(self, stall: Stall, started: int | None) -> None:
+        """Report a stall, unless the process has ended meanwhile: the system may have reused the process id."""
+        if start_ticks(stall.pid) == started:
+            self._on_stall(stall)
+
+    def _keep_evidence(self, stall: Stall, engine_id: int, then: Callable[[], None]) -> None:
         files = IncidentFiles(self._config.incident_dir, self._config.runtime_dir, engine_id)
         files.devices = self._devices
-        files.keep(stall, {})
+        files.keep_within(stall, {}, then)

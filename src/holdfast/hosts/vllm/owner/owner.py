@@ -41,7 +41,7 @@ from holdfast.hosts.vllm.owner.engine_watch import EngineWatch
 from holdfast.hosts.vllm.owner.front_end_watch import FrontEndWatch
 from holdfast.hosts.vllm.process.lifecycle import EXIT_CODE_TIMEOUT_S, explain_exit, kill_tree, why_cannot_spawn
 from holdfast.hosts.vllm.process.logs import share_log
-from holdfast.progress.processes import oom_kills
+from holdfast.progress.processes import oom_kills, ticks_now
 from holdfast.sentinel import ClientSentinel
 from holdfast.sentinel.client import Sink
 from holdfast.sentinel.thread import client_address
@@ -294,7 +294,7 @@ class VllmFrontEndHost:
             self.defeat = effect.reason
             self._defeated.set()
             self._front_end.end_lost()
-            about = (effect, time.time())
+            about = (effect, ticks_now())
             ending = threading.Thread(target=self._engines.end, args=about, name="EngineCoreEnd", daemon=True)
             try:
                 ending.start()

@@ -15,7 +15,7 @@ import psutil
 from holdfast.core.config import HoldfastConfig
 from holdfast.hosts.vllm.process.priority import hurry
 from holdfast.hosts.vllm.process.settings import handed_down
-from holdfast.progress.processes import oom_kills, why_killed
+from holdfast.progress.processes import GONE, ZOMBIE, look_at, oom_kills, start_ticks, why_killed
 
 logger = logging.getLogger("holdfast")
 
@@ -91,54 +91,66 @@ def _exit_after(seconds: float) -> None:
 # ---- process trees
 
 
-def end_processes(pids: Sequence[int], lost_at: float) -> None:
+def end_processes(pids: Sequence[int], lost_at_ticks: int) -> None:
     """Wait until the workers of a dead engine core have ended, and kill the rest.
 
     Args:
         pids: the workers' process ids.
-        lost_at: wall-clock seconds; younger processes are not workers of the dead engine core.
+        lost_at_ticks: of `ticks_now`; younger processes are not workers of the dead engine core.
     """
-    for process in _left_after(LINGER_S, pids, lost_at):
-        logger.warning("process %d did not follow its engine core within %g s; killing it", process.pid, LINGER_S)
-        kill_tree(process.pid)
-    _left_after(LINGER_S, pids, lost_at)  # the system releases their memory
+    for pid in _left_after(LINGER_S, pids, lost_at_ticks):
+        if start_ticks(pid) is None:
+            logger.error("process %d cannot be identified and is not killed; kill the process by hand", pid)
+            continue
+        logger.warning("process %d did not follow its engine core within %g s; killing it", pid, LINGER_S)
+        kill_tree(pid)
+    _left_after(LINGER_S, pids, lost_at_ticks)  # the system releases their memory
 
 
-def _left_after(seconds: float, pids: Sequence[int], lost_at: float) -> list[psutil.Process]:
+def _left_after(seconds: float, pids: Sequence[int], lost_at_ticks: int) -> list[int]:
     """Wait at most `seconds` until all processes have ended, and return the processes that have not."""
     deadline = time.monotonic() + seconds
-    while (left := [p for p in map(_same_session, pids) if p is not None and p.create_time() < lost_at]) and (
-        time.monotonic() < deadline
-    ):
+    while (left := [pid for pid in pids if _is_left(pid, lost_at_ticks)]) and time.monotonic() < deadline:
         time.sleep(0.05)
     return left
 
 
-def _same_session(pid: int) -> psutil.Process | None:
-    """Return the live process with the given id, or None outside our session: the system reuses ids."""
-    with contextlib.suppress(psutil.Error, OSError):
-        process = psutil.Process(pid)
-        if os.getsid(pid) == os.getsid(0) and process.status() != psutil.STATUS_ZOMBIE:
-            return process
-    return None
+def _is_left(pid: int, lost_at_ticks: int) -> bool:
+    """Return whether a process lives, in our session and from before the loss: the system reuses ids.
+
+    A process that cannot be looked at counts as left: unknown is not gone.
+    """
+    if look_at(pid).state in (GONE, ZOMBIE):
+        return False
+    try:
+        if os.getsid(pid) != os.getsid(0):
+            return False
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
+    started = start_ticks(pid)
+    return started is None or started <= lost_at_ticks
 
 
 def hurry_tree(pid: int) -> None:
     """Give a process and all descendants ordinary priority."""
-    for process in _tree(pid):
-        hurry(process.pid)
+    for each in _tree(pid):
+        hurry(each)
 
 
 def kill_tree(pid: int) -> None:
-    """Kill a process and all descendants."""
-    for process in _tree(pid):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
+    """Kill a process and all descendants, at least the process where no descendant can be found."""
+    for each in _tree(pid):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(each, signal.SIGKILL)
 
 
-def _tree(pid: int) -> list[psutil.Process]:
-    """Return a process and all descendants; empty when the process is gone."""
-    with contextlib.suppress(psutil.NoSuchProcess):
-        root = psutil.Process(pid)
-        return [root, *root.children(recursive=True)]
-    return []
+def _tree(pid: int) -> list[int]:
+    """Return a process and all descendants; the process alone when the system does not tell."""
+    try:
+        return [pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))]
+    except psutil.NoSuchProcess:
+        return []
+    except (psutil.Error, OSError):
+        return [pid]

@@ -98,7 +98,13 @@ def _look(signum: int, frame: FrameType | None) -> None:
 
 
 def _ran_and_waited_ns() -> tuple[int, int]:
-    """Return the nanoseconds that the main thread has run, and has waited for a processor."""
-    with open("/proc/self/schedstat") as stat:
-        ran, waited, _ = stat.read().split()
-    return int(ran), int(waited)
+    """Return the nanoseconds that the main thread has run, and has waited for a processor; zeros when unknown.
+
+    Runs in a signal handler, where an exception would surface anywhere. Some kernels count nothing.
+    """
+    try:
+        with open("/proc/self/schedstat") as stat:
+            ran, waited = stat.read().split()[:2]
+        return int(ran), int(waited)
+    except (OSError, ValueError):
+        return 0, 0

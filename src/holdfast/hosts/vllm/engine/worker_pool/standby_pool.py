@@ -159,6 +159,6 @@ class StandbyPool:
 def _resident_bytes(pid: int) -> int:
     try:
         resident: int = psutil.Process(pid).memory_info().rss
-    except psutil.Error:
+    except (psutil.Error, OSError):
         return 0
     return resident
