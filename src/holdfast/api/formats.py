@@ -38,6 +38,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     settings: RuntimeSettings
     defeat: str | UnsetType = UNSET
     processes: tuple[ProcessStatus, ...] = ()
+    dropped: dict[str, int] = {}
 
 
 class Notification(Status, frozen=True, kw_only=True):
@@ -120,6 +121,7 @@ def _status_fields(view: InstanceView) -> dict[str, Any]:
         "settings": view.settings,
         "defeat": UNSET if view.defeat is None else view.defeat,
         "processes": view.processes,
+        "dropped": view.dropped,
     }
 
 

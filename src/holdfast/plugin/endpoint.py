@@ -18,6 +18,7 @@ from holdfast.api.systemd import Listening, start_telling_systemd
 from holdfast.core.errors import HookNotAttached
 from holdfast.hosts.vllm.hooks import current_control
 from holdfast.hosts.vllm.owner.exit import attach_exit_hook
+from holdfast.hosts.vllm.process.logs import SERVER_LOGGERS, write_log_beside
 from holdfast.hosts.vllm.process.settings import asks_for_protection
 
 logger = logging.getLogger("holdfast")
@@ -53,6 +54,7 @@ class HoldfastEndpoint:
         # Added last, hence outermost: the host's own guard on /v1 must not demand a second token.
         install_gate(self._app, control)
         attach_exit_hook()
+        write_log_beside(*SERVER_LOGGERS)
         _announce(args, self._token, is_open=control.config.open_control_to_this_machine)
         start_telling_systemd(_listening(args))
 

@@ -39,8 +39,10 @@ def _join_instance() -> None:
     """Attach the hooks of an engine core, a worker and an API server: the kind of the process is unknown here."""
     from holdfast.hosts.vllm.communicators.placeholder_groups import attach_solo_join_hooks
     from holdfast.hosts.vllm.hooks import attach_request_hooks
+    from holdfast.hosts.vllm.process.logs import write_log_beside
     from holdfast.hosts.vllm.worker.worker import attach_worker_hooks
 
+    write_log_beside()
     attach_solo_join_hooks()  # the first to attach stays
     attach_worker_hooks()
     attach_request_hooks()
@@ -63,7 +65,8 @@ def _open_event_sinks(config: HoldfastConfig) -> EventSinks:
 
     configured_token(config.control_token_file, os.environb)  # a token that is unfit ends the start here
     publisher = Publisher(config.external_fault_notify_host, config.external_fault_notify_port)
-    return EventSinks(publisher.address, (publisher.publish, log_event), publisher.close)
+    sinks = {"notifications": publisher.publish, "events in the log": log_event}
+    return EventSinks(publisher.address, sinks, publisher.close)
 
 
 def _is_bystander() -> bool:

@@ -6,13 +6,15 @@ effects. Everything that others read (`view`, `history`) is immutable and replac
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from types import MappingProxyType
 
 import msgspec
 
@@ -38,6 +40,7 @@ from holdfast.core.protocol.effects import (
 from holdfast.core.protocol.events import Event, InstanceView
 from holdfast.core.protocol.link_messages import LinkReported, PoisonRequestEnded
 from holdfast.core.states import EngineState
+from holdfast.sentinel.beside import Beside, dropped_items
 from holdfast.sentinel.link_registry import LinkRegistry
 from holdfast.sentinel.thread import SentinelThread, engine_identity, is_link
 from holdfast.wire import Delivery, Hub, Station
@@ -45,6 +48,7 @@ from holdfast.wire import Delivery, Hub, Station
 logger = logging.getLogger("holdfast")
 
 MAX_HISTORY = 1000
+SINK_TIMEOUT_S = 1.0  # at the end
 TICK_S = 0.25  # deadlines are of seconds
 
 Sink = Callable[[Event, InstanceView], None]
@@ -61,7 +65,7 @@ class ClientSentinel:
         station: Station,
         address: str,
         *,
-        sinks: Sequence[Sink] = (),
+        sinks: Mapping[str, Sink] = MappingProxyType({}),
         notify_address: str = "",
     ) -> None:
         self._host = host
@@ -75,7 +79,8 @@ class ClientSentinel:
         )
         self._view = self._instance.view()
         self._history: deque[Event] = deque(maxlen=MAX_HISTORY)
-        self._sinks = tuple(sinks)
+        self._sinks = [Beside(name, functools.partial(_deliver_event, name, sink)) for name, sink in sinks.items()]
+        self._follower: Beside[None] = Beside("views", self._show_view)
         self._waiting: dict[str, Future[None]] = {}
         self._on_view: Callable[[InstanceView], None] = lambda view: None
         self._changed = threading.Condition()
@@ -117,7 +122,15 @@ class ClientSentinel:
             self._changed.wait_for(self._defeat_is_known, timeout_s)
 
     def close(self) -> None:
+        """End the thread, and give each sink a moment to take what is left. Idempotent."""
         self._thread.close()
+        for beside in (self._follower, *self._sinks):
+            beside.close(SINK_TIMEOUT_S)
+
+    def await_sinks(self, timeout_s: float) -> bool:
+        """Wait until each sink has taken every event so far; return whether all have."""
+        deadline = time.monotonic() + timeout_s
+        return all(s.flush(max(0.0, deadline - time.monotonic())) for s in (self._follower, *self._sinks))
 
     def engine_lost(self, engine_id: int, why: str, unrecoverable_reason: str = "") -> None:
         """Report the loss of an engine core; `unrecoverable_reason` says why no replacement is possible. Any thread."""
@@ -138,7 +151,7 @@ class ClientSentinel:
         self._thread.post(lambda: self._perform(self._instance.process_returned(name, time.monotonic(), pid)))
 
     def tell(self, on_view: Callable[[InstanceView], None]) -> None:
-        """Call `on_view` with every later view, on the sentinel's thread."""
+        """Call `on_view` with the latest view after every later event, in a thread beside the sentinel's."""
         self._on_view = on_view
 
     def await_known(self, sequence: int, timeout_s: float) -> bool:
@@ -176,7 +189,8 @@ class ClientSentinel:
         return self._instance.config
 
     def view(self) -> InstanceView:
-        return self._view
+        view, dropped = self._view, dropped_items()
+        return view if dropped == view.dropped else msgspec.structs.replace(view, dropped=dropped)
 
     def history(self, after: int = 0) -> tuple[Event, ...]:
         return tuple(e for e in tuple(self._history) if e.sequence > after)
@@ -278,15 +292,19 @@ class ClientSentinel:
 
     def _publish(self, effect: Publish) -> None:
         self._history.append(effect.event)
-        self._view = effect.view
+        view = self._view = msgspec.structs.replace(effect.view, dropped=dropped_items())
         if self._serves_links:
-            self._links.publish(effect.event, effect.view)
+            self._links.publish(effect.event, view)
         self._notify()
-        for sink in (lambda event, view: self._on_view(view), *self._sinks):
-            try:
-                sink(effect.event, effect.view)
-            except Exception:
-                logger.exception("ClientSentinel: a sink failed")
+        self._follower.put(None)
+        for sink in self._sinks:
+            sink.put((effect.event, view))
+
+    def _show_view(self, _: None) -> None:
+        try:
+            self._on_view(self._view)
+        except Exception:
+            logger.exception("ClientSentinel: a view was not taken")
 
     def _settle(self, effect: Settle) -> None:
         ended = self._waiting.pop(effect.command_id, None)
@@ -298,3 +316,10 @@ class ClientSentinel:
             ended.set_exception(BadCommand(effect.error))
         else:
             ended.set_exception(RecoveryFailed(effect.error))
+
+
+def _deliver_event(name: str, sink: Sink, news: tuple[Event, InstanceView]) -> None:
+    try:
+        sink(*news)
+    except Exception:
+        logger.exception("ClientSentinel: the sink %s failed", name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
@@ -18,7 +18,7 @@ from holdfast.core.faults.injection import FaultKind, InjectionSpec, Uncontained
 from holdfast.core.protocol import messages as m
 from holdfast.core.protocol.commands import Configure, InjectFault, Retry
 from holdfast.core.protocol.effects import End, ReplaceEngine
-from holdfast.core.protocol.events import EventKind
+from holdfast.core.protocol.events import Event, EventKind, InstanceView
 from holdfast.core.protocol.messages import RecoveryReport, Rendezvous
 from holdfast.core.states import EngineState
 from holdfast.hosts.fake.blocks import BlockPool
@@ -26,6 +26,7 @@ from holdfast.hosts.fake.requests import FakeRequests
 from holdfast.hosts.fake.scheduler import FakeScheduler
 from holdfast.progress import ProgressWriter, publish_progress
 from holdfast.sentinel import ClientSentinel, EngineCoreSentinel, EngineDefeated, WorkerSentinel
+from holdfast.sentinel.client import Sink
 from holdfast.sentinel.thread import engine_identity, worker_identity
 from holdfast.wire import MemoryNetwork
 
@@ -121,10 +122,10 @@ class Host:
 class Bench:
     """One instance of one engine with one rank."""
 
-    def __init__(self, **settings: object) -> None:
+    def __init__(self, sinks: Mapping[str, Sink] | None = None, **settings: object) -> None:
         config = HoldfastConfig(**settings)  # type: ignore[arg-type]
         self.host, self.network = Host(), MemoryNetwork()
-        self.client = ClientSentinel([(0,)], config, self.host, self.network.station(), "client")
+        self.client = ClientSentinel([(0,)], config, self.host, self.network.station(), "client", sinks=sinks or {})
         self.engine = EngineCoreSentinel(0, config, self.network.station(), "client", "engine-0")
         self.worker = WorkerSentinel(self.host, 0, self.network.station(), "engine-0")
         self.client.start()
@@ -167,8 +168,8 @@ class Bench:
 def make_bench() -> Iterator[Callable[..., Bench]]:
     made: list[Bench] = []
 
-    def make(**settings: object) -> Bench:
-        made.append(Bench(**{"stall_detection": True, **settings}))
+    def make(sinks: Mapping[str, Sink] | None = None, **settings: object) -> Bench:
+        made.append(Bench(sinks, **{"stall_detection": True, **settings}))
         return made[-1]
 
     yield make
@@ -447,3 +448,42 @@ def test_without_stall_detection_no_process_is_watched(make_bench: Callable[...,
     bench = make_bench(runtime_dir=str(tmp_path), stall_detection=False)
     bench.attach()
     assert bench.engine._watch is None
+
+
+# ---- whatever a sink does, beside the decision
+
+
+def test_a_sink_that_blocks_delays_no_recovery_and_what_it_loses_is_counted(make_bench: Callable[..., Bench]) -> None:
+    blocked, taken = threading.Event(), []
+
+    def block(event: Event, view: InstanceView) -> None:
+        blocked.wait(WAIT_S)
+        taken.append(event.sequence)
+
+    bench = make_bench({"stuck": block, "quick": lambda event, view: taken.append(-event.sequence)})
+    bench.client._sinks[0]._capacity = 2
+    bench.client.tell(lambda view: blocked.wait(WAIT_S))
+    bench.attach()
+    bench.run(ValueError("boom"))
+    bench.settled(EventKind.ENGINE_RECOVERED)
+    dropped = bench.client.view().dropped
+    blocked.set()
+    assert bench.client.await_sinks(WAIT_S)
+    assert dropped["stuck"] >= len(bench.kinds()) - 3  # two wait, and one is being consumed
+    assert [-n for n in taken if n < 0] == [e.sequence for e in bench.client.history()]
+    assert [n for n in taken if n > 0] == sorted(n for n in taken if n > 0)
+
+
+def test_a_sink_that_raises_loses_none_of_the_later_events(make_bench: Callable[..., Bench]) -> None:
+    seen = []
+
+    def fail(event: Event, view: InstanceView) -> None:
+        seen.append(event.sequence)
+        raise OSError("no space left on device")
+
+    bench = make_bench({"failing": fail})
+    bench.attach()
+    bench.run(ValueError("boom"))
+    bench.settled(EventKind.ENGINE_RECOVERED)
+    assert bench.client.await_sinks(WAIT_S)
+    assert seen == [e.sequence for e in bench.client.history()]

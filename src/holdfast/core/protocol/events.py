@@ -139,6 +139,7 @@ class InstanceView(msgspec.Struct, frozen=True, kw_only=True):
     notify_address: str = ""
     defeat: str | None = None
     processes: tuple[ProcessStatus, ...] = ()
+    dropped: dict[str, int] = {}  # what each consumer of events or log lines lost, in the owner's process
 
     @property
     def ready(self) -> bool:

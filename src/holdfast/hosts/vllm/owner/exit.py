@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 from holdfast.hosts.vllm.contract.front_end_touchpoints import SERVE_HTTP, SERVE_MANY
 from holdfast.hosts.vllm.contract.hooks import attach
 from holdfast.hosts.vllm.owner.owner import current_owner
+from holdfast.hosts.vllm.process.logs import FLUSH_S, flush_log
 
 TRACKER_TIMEOUT_S = 2.0
 EXIT_DEFEATED = 70  # EX_SOFTWARE of sysexits.h
@@ -76,9 +77,17 @@ def _last_line(reason: str) -> None:
     first = threading.Thread(target=_stop_resource_tracker, daemon=True)
     first.start()
     first.join(TRACKER_TIMEOUT_S)  # the tracker waits for every process that shares it, and a process may be stuck
-    print(f"holdfast: instance ended: {reason}", file=sys.stderr, flush=True)
-    sys.stdout.flush()
+    flush_log()
+    last = threading.Thread(target=_print_last_line, args=(reason,), daemon=True)
+    last.start()
+    last.join(FLUSH_S)  # a log that nobody reads must not keep the process
     os._exit(EXIT_DEFEATED)
+
+
+def _print_last_line(reason: str) -> None:
+    with contextlib.suppress(OSError, ValueError):  # nobody can be told
+        print(f"holdfast: instance ended: {reason}", file=sys.stderr, flush=True)
+        sys.stdout.flush()
 
 
 def _stop_resource_tracker() -> None:

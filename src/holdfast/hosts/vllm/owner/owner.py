@@ -15,8 +15,8 @@ import tempfile
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -40,7 +40,7 @@ from holdfast.hosts.vllm.owner.engine_spawning import Launch
 from holdfast.hosts.vllm.owner.engine_watch import EngineWatch
 from holdfast.hosts.vllm.owner.front_end_watch import FrontEndWatch
 from holdfast.hosts.vllm.process.lifecycle import EXIT_CODE_TIMEOUT_S, explain_exit, kill_tree, why_cannot_spawn
-from holdfast.hosts.vllm.process.logs import share_log
+from holdfast.hosts.vllm.process.logs import write_log_beside
 from holdfast.progress.processes import oom_kills, ticks_now
 from holdfast.sentinel import ClientSentinel
 from holdfast.sentinel.client import Sink
@@ -63,7 +63,7 @@ class EventSinks:
     """
 
     address: str = ""
-    sinks: tuple[Sink, ...] = ()
+    sinks: Mapping[str, Sink] = field(default_factory=dict)
     close: Callable[[], None] = lambda: None
 
 
@@ -88,7 +88,7 @@ class VllmFrontEndHost:
     """
 
     def __init__(self, config: HoldfastConfig, groups: Groups, links: int, open_sinks: OpenSinks) -> None:
-        share_log()  # when the plugin was loaded the host had not set up its log yet
+        write_log_beside()  # when the plugin was loaded the host had not set up its log yet
         self.defeat: str | None = None
         self.serves = False  # whether this process serves requests that can move to another engine core
         self._links = links

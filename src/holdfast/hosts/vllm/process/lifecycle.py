@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import psutil
 
 from holdfast.core.config import HoldfastConfig
+from holdfast.hosts.vllm.process.logs import flush_log
 from holdfast.hosts.vllm.process.priority import hurry
 from holdfast.hosts.vllm.process.settings import handed_down
 from holdfast.progress.processes import GONE, ZOMBIE, look_at, oom_kills, start_ticks, why_killed
@@ -85,6 +86,7 @@ def exit_within(seconds: float) -> None:
 def _exit_after(seconds: float) -> None:
     threading.Event().wait(seconds)
     logger.error("process %d has failed and did not end within %g s; exiting now", os.getpid(), seconds)
+    flush_log()
     os._exit(EXIT_FAILED)
 
 

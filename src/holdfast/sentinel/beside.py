@@ -1,0 +1,113 @@
+"""Consumers that run beside a decision: each in a thread of its own, fed by a bounded queue that drops and counts."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import weakref
+from collections.abc import Callable
+from queue import SimpleQueue
+from typing import Any, Generic, TypeVar
+
+T = TypeVar("T")
+
+CAPACITY = 1000
+
+_all: list[weakref.ref[Beside[Any]]] = []
+
+
+class Beside(Generic[T]):
+    """Calls `consume` with every item, in order, in a daemon thread that starts with the first item.
+
+    An item is dropped and counted when `capacity` items wait, or when no thread can be started. Taking an item needs
+    no lock, so that a signal handler may do it. A forked child begins with an empty queue and no thread.
+    """
+
+    def __init__(self, name: str, consume: Callable[[T], None], capacity: int = CAPACITY) -> None:
+        self.name = name
+        self._consume = consume
+        self._capacity = capacity
+        self.begin_anew()
+        _all.append(weakref.ref(self, _all.remove))
+
+    def begin_anew(self) -> None:
+        """Forget everything: the process is a forked child, whose parent has the queue and the thread."""
+        self.dropped = 0
+        self._waiting: SimpleQueue[T | _Mark] = SimpleQueue()
+        self._starting = threading.Lock()
+        self._runs = False
+        self._closed = False
+
+    def put(self, item: T) -> None:
+        """Hand over an item, or drop it. Never waits; any thread."""
+        if self._closed or self._waiting.qsize() >= self._capacity or not self._start():
+            self.dropped += 1
+        else:
+            self._waiting.put(item)
+
+    def flush(self, timeout_s: float) -> bool:
+        """Wait until all items handed over so far are consumed; return whether they are."""
+        if not self._runs or self._closed:
+            return self._waiting.empty()
+        mark = _Mark()
+        self._waiting.put(mark)
+        return mark.reached.wait(timeout_s)
+
+    def close(self, timeout_s: float) -> None:
+        """Wait for at most `timeout_s` until all items are consumed; drop later ones. Idempotent."""
+        self.flush(timeout_s)
+        self._closed = True
+        self._waiting.put(_Mark(is_last=True))
+
+    def _start(self) -> bool:
+        if not self._runs and self._starting.acquire(blocking=False):
+            try:
+                if not self._runs:
+                    threading.Thread(target=self._run, name=f"Beside-{self.name}", daemon=True).start()
+                    self._runs = True
+            except RuntimeError:  # no thread can be started now; the next item tries again
+                return False
+            finally:
+                self._starting.release()
+        return True
+
+    def _run(self) -> None:
+        while True:
+            item = self._waiting.get()
+            if isinstance(item, _Mark):
+                item.reached.set()
+                if item.is_last:
+                    return
+            else:
+                with contextlib.suppress(Exception):  # a consumer tells its own failures
+                    self._consume(item)
+
+
+class _Mark:
+    """Item that is reached when all earlier items are consumed."""
+
+    def __init__(self, *, is_last: bool = False) -> None:
+        self.is_last = is_last
+        self.reached = threading.Event()
+
+
+def dropped_items() -> dict[str, int]:
+    """Return how many items each consumer of this process lost, without those that lost none."""
+    counts: dict[str, int] = {}
+    for beside in _living():
+        if beside.dropped:
+            counts[beside.name] = counts.get(beside.name, 0) + beside.dropped
+    return counts
+
+
+def _living() -> list[Beside[Any]]:
+    return [beside for reference in tuple(_all) if (beside := reference()) is not None]
+
+
+def _begin_all_anew() -> None:
+    for beside in _living():
+        beside.begin_anew()
+
+
+os.register_at_fork(after_in_child=_begin_all_anew)
