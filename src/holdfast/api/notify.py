@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import ipaddress
 import logging
 import socket
 import threading
@@ -16,12 +17,14 @@ import psutil
 import zmq
 
 from holdfast.api.formats import TOPIC, describe_event, log_level, render_notification
+from holdfast.core.config import NO_NOTIFY_PORT, NOTIFY_PORT
 from holdfast.core.errors import BadConfiguration, PortInUse
 from holdfast.core.protocol.events import Event, InstanceView
 
 logger = logging.getLogger("holdfast")
 
 PORT_FLAG = "--external-fault-notify-port"
+HOST_FLAG = "--external-fault-notify-host"
 
 _MAX_QUEUED = 1000
 _LINGER_MS = 1000  # the last event says why the instance ended: give it a moment to leave
@@ -67,6 +70,36 @@ class Publisher:
             self._context.term()
 
 
+def open_publisher(host: str, port: int | None, *, is_open: bool = False) -> Publisher | None:
+    """Open the publisher that the settings ask for; None when they ask for none.
+
+    A default port that is taken gives way to a free one.
+
+    Args:
+        is_open: whether an address beyond the loopback is permitted: whoever reaches the port may listen.
+    """
+    if port == NO_NOTIFY_PORT:
+        return None
+    _refuse_network(host, is_open=is_open)
+    if port is not None:
+        return Publisher(host, port)
+    try:
+        return Publisher(host, NOTIFY_PORT)
+    except PortInUse as error:
+        publisher = Publisher(host, 0)
+        logger.warning("%s; notifications are published at %s instead", error.message, publisher.address)
+        return publisher
+
+
+def _refuse_network(host: str, *, is_open: bool) -> None:
+    address = _resolve(host, 0)[1]
+    if not is_open and not ipaddress.ip_address(address.partition("%")[0]).is_loopback:
+        raise BadConfiguration(
+            f"{HOST_FLAG} {host}: everybody who reaches that address could read the events of this instance",
+            hint="use a loopback address, or accept this with --open-notifications-to-network",
+        )
+
+
 def _open_socket(context: zmq.Context[zmq.Socket[bytes]]) -> zmq.Socket[bytes]:
     publisher = context.socket(zmq.PUB)
     publisher.setsockopt(zmq.LINGER, _LINGER_MS)
@@ -78,13 +111,19 @@ def _open_socket(context: zmq.Context[zmq.Socket[bytes]]) -> zmq.Socket[bytes]:
 
 
 def _endpoint(host: str, port: int) -> str:
-    """The ZeroMQ endpoint of a host name or address: libzmq binds to addresses only."""
+    """Return the ZeroMQ endpoint of a host name or address: libzmq binds to addresses only."""
+    family, address = _resolve(host, port)
+    return f"tcp://[{address}]:{port}" if family == socket.AF_INET6 else f"tcp://{address}:{port}"
+
+
+def _resolve(host: str, port: int) -> tuple[int, str]:
+    """Return the family and the first address of a host name. Raises `BadConfiguration`."""
     name = None if host == "*" else host
     try:
         family, _, _, _, address = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     except (OSError, UnicodeError) as error:
         raise BadConfiguration(f"cannot listen on {host!r}: {error}") from None
-    return f"tcp://[{address[0]}]:{port}" if family == socket.AF_INET6 else f"tcp://{address[0]}:{port}"
+    return family, str(address[0])
 
 
 def _explain(error: zmq.ZMQError, host: str, port: int) -> PortInUse | BadConfiguration:

@@ -22,7 +22,7 @@ import holdfast
 from holdfast.api.control_token import VARIABLE, ServerRecord, configured_token, running_servers
 from holdfast.cli.options import AsJson
 from holdfast.cli.traps import Finding, Severity, Surroundings, find_traps
-from holdfast.core.config import HoldfastConfig
+from holdfast.core.config import NO_NOTIFY_PORT, NOTIFY_PORT
 from holdfast.core.errors import BadConfiguration
 from holdfast.hosts.vllm.contract.plugin_names import OURS, extended_allow_list
 from holdfast.hosts.vllm.contract.touchpoint import Touchpoint
@@ -49,12 +49,12 @@ def doctor(
     as_json: AsJson = False,
     port: Annotated[int, typer.Option(help="Port of the server.")] = _SERVER_PORT,
     notify_port: Annotated[
-        int, typer.Option(help="Port for fault notifications.")
-    ] = HoldfastConfig().external_fault_notify_port,
+        int | None, typer.Option(help="Port for fault notifications; -1: none.", show_default=str(NOTIFY_PORT))
+    ] = None,
     ranks: Annotated[int, typer.Option(help="Number of workers on this machine.")] = 1,
 ) -> None:
     """Check host, hooks, ports, and traps in the environment. Exit code 0 when a protected server can be served."""
-    report = examine((port, notify_port), ranks)
+    report = examine(port, notify_port, ranks)
     if as_json:
         typer.echo(msgspec.json.encode(report))
     else:
@@ -62,14 +62,15 @@ def doctor(
     raise typer.Exit(0 if report.fit else 1)
 
 
-def examine(ports: Iterable[int], ranks: int = 1) -> Report:
+def examine(port: int, notify_port: int | None = None, ranks: int = 1) -> Report:
     """Check everything. Imports the host if installed."""
     host, version = _host_distribution(), host_version()
     findings = (
         judge_host(host, version, overridden=os.environ.get(OVERRIDE) == "1"),
         judge_plugin(),
         *(judge_hooks(_inspect_quietly()) if version else ()),
-        *(judge_port(port) for port in ports),
+        judge_port(port),
+        judge_notify_port(notify_port),
         *judge_access(os.environb, running_servers()),
         *find_traps(_surroundings(f"{host} {version}", ranks)),
     )
@@ -126,6 +127,21 @@ def judge_port(port: int) -> Finding:
             text = f"port {port} " + ("is in use" if error.errno == errno.EADDRINUSE else f"cannot be bound: {error}")
             return Finding(about="port", text=text, severity="problem", hint="choose another port")
     return Finding(about="port", text=f"port {port} is free", severity="fine")
+
+
+def judge_notify_port(port: int | None) -> Finding:
+    """Judge the port of notifications: only a port that was asked for must be free."""
+    if port == NO_NOTIFY_PORT:
+        return Finding(about="port", text="no port for notifications", severity="fine")
+    if port is not None:
+        return judge_port(port)
+    finding = judge_port(NOTIFY_PORT)
+    if finding.severity == "fine":
+        return finding
+    hint = "its address is in the status and the log; give --external-fault-notify-port for a fixed port"
+    return Finding(
+        about="port", text=f"{finding.text}: notifications take a free port instead", severity="warning", hint=hint
+    )
 
 
 def judge_access(environ: Mapping[bytes, bytes], servers: Iterable[ServerRecord]) -> Iterator[Finding]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from holdfast.core.config import HoldfastConfig
+from holdfast.core.config import NOTIFY_PORT, HoldfastConfig
 
 Add = Callable[..., Any]
 
@@ -25,6 +25,7 @@ _FOUND_LATER = {
     "incident_dir": "~/.local/state/holdfast/incidents",
     "gloo_comm_timeout": "the host's own",
     "fault_classes": "none",
+    "external_fault_notify_port": f"{NOTIFY_PORT}, or a free port when that is taken",
     "control_token_file": "none",
 }
 
@@ -215,7 +216,17 @@ def _add_serving(add: Add) -> None:
         help="new requests that each API server keeps waiting while no engine makes progress; more are answered 503",
     )
     add("--external-fault-notify-host", metavar="HOST", help="address of the ZeroMQ PUB socket, topic `vllm_fault`")
-    add("--external-fault-notify-port", type=int, metavar="PORT", help="port of the PUB socket; 0: any free port")
+    add(
+        "--external-fault-notify-port",
+        type=int,
+        metavar="PORT",
+        help="port of the PUB socket; 0: any free port, -1: no socket",
+    )
+    add(
+        "--open-notifications-to-network",
+        action=_SWITCH,
+        help="send events to everybody who reaches the PUB socket; needed for an address that is not the loopback's",
+    )
 
 
 def _add_access(add: Add) -> None:

@@ -16,9 +16,12 @@ from holdfast.core.faults.classification import SETTING as FAULT_CLASSES
 from holdfast.core.faults.classification import OwnRow, parse_rows
 
 FaultPolicy = Literal["auto", "external", "dry-run"]
-Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+NotifyPort = Annotated[int, msgspec.Meta(ge=-1, le=65535)]
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=86400)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=1_000_000)]
+
+NOTIFY_PORT = 22867
+NO_NOTIFY_PORT = -1
 
 SettingValue = bool | int | float | str
 S = TypeVar("S")
@@ -91,7 +94,9 @@ class HoldfastConfig(RuntimeSettings, frozen=True, kw_only=True, forbid_unknown_
     # Of a gloo collective. None: the host's own; a prefill or a compilation on one rank keeps its peers waiting.
     gloo_comm_timeout_s: Seconds | None = None
     external_fault_notify_host: str = "127.0.0.1"
-    external_fault_notify_port: Port = 22867
+    # None: NOTIFY_PORT, or a free one where that is taken. -1: no notifications.
+    external_fault_notify_port: NotifyPort | None = None
+    open_notifications_to_network: bool = False
     max_held_requests: Count = 1024
     control_token_file: str = ""  # empty: HOLDFAST_API_KEY, else a token made at start
     open_control_to_this_machine: bool = False

@@ -60,11 +60,17 @@ def _prepare_to_own() -> None:
 def _open_event_sinks(config: HoldfastConfig) -> EventSinks:
     """Open the log and the PUB socket of an instance's events. Raises `BadConfiguration` for an unfit control token."""
     from holdfast.api.control_token import configured_token
-    from holdfast.api.notify import Publisher, log_event
+    from holdfast.api.notify import log_event, open_publisher
     from holdfast.hosts.vllm.owner.owner import EventSinks
 
     configured_token(config.control_token_file, os.environb)  # a token that is unfit ends the start here
-    publisher = Publisher(config.external_fault_notify_host, config.external_fault_notify_port)
+    publisher = open_publisher(
+        config.external_fault_notify_host,
+        config.external_fault_notify_port,
+        is_open=config.open_notifications_to_network,
+    )
+    if publisher is None:
+        return EventSinks(sinks={"events in the log": log_event})
     sinks = {"notifications": publisher.publish, "events in the log": log_event}
     return EventSinks(publisher.address, sinks, publisher.close)
 

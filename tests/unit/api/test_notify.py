@@ -10,7 +10,8 @@ import pytest
 import zmq
 
 from holdfast.api.formats import Notification
-from holdfast.api.notify import Publisher
+from holdfast.api.notify import Publisher, open_publisher
+from holdfast.core.config import NOTIFY_PORT
 from holdfast.core.errors import BadConfiguration, PortInUse
 from support.control_plane import MemoryControl
 
@@ -152,3 +153,36 @@ def test_closing_frees_the_port() -> None:
     first = Publisher("127.0.0.1", 0)
     first.close()
     Publisher("127.0.0.1", port_of(first)).close()
+
+
+# ---- the port
+
+
+def test_a_taken_default_port_gives_way_to_a_free_one(caplog: pytest.LogCaptureFixture) -> None:
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(PortInUse):  # held by another process otherwise
+            first = Publisher("127.0.0.1", NOTIFY_PORT)
+            stack.callback(first.close)
+        second = open_publisher("127.0.0.1", None)
+        assert second is not None
+        stack.callback(second.close)
+        assert port_of(second) not in (0, NOTIFY_PORT)
+    assert f"port {NOTIFY_PORT}" in caplog.text
+    assert f"published at {second.address} instead" in caplog.text
+
+
+def test_a_port_that_was_asked_for_does_not_give_way(publisher: Publisher) -> None:
+    with pytest.raises(PortInUse):
+        open_publisher("127.0.0.1", port_of(publisher))
+
+
+def test_notifications_can_be_switched_off() -> None:
+    assert open_publisher("127.0.0.1", -1) is None
+
+
+def test_an_address_beyond_the_loopback_needs_consent() -> None:
+    with pytest.raises(BadConfiguration, match="could read the events"):
+        open_publisher("0.0.0.0", 0)
+    opened = open_publisher("0.0.0.0", 0, is_open=True)
+    assert opened is not None
+    opened.close()

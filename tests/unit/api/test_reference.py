@@ -11,7 +11,7 @@ import pytest
 import typer
 
 from holdfast.api import formats, openapi, routes
-from holdfast.core.config import HoldfastConfig
+from holdfast.core.config import NOTIFY_PORT, HoldfastConfig
 from holdfast.core.faults.faults import Phase
 from holdfast.core.protocol.events import EngineStatus, EventKind
 from holdfast.core.states import EngineState
@@ -50,7 +50,7 @@ def test_every_answer_is_documented() -> None:
 
 def test_documented_defaults_are_those_of_the_settings() -> None:
     defaults = HoldfastConfig()
-    assert f"`--external-fault-notify-port` ({defaults.external_fault_notify_port};" in HTTP
+    assert f"`--external-fault-notify-port` ({NOTIFY_PORT};" in HTTP
     assert f"`--external-fault-notify-host` (`{defaults.external_fault_notify_host}`)" in HTTP
     assert f"`--max-held-requests` ({defaults.max_held_requests})" in HTTP
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 
 import msgspec
 import pytest
 
 from holdfast.api.control_token import ServerRecord
-from holdfast.cli.doctor import judge_access, judge_hooks, judge_host, judge_port
+from holdfast.cli.doctor import judge_access, judge_hooks, judge_host, judge_notify_port, judge_port
 from holdfast.cli.traps import Severity
+from holdfast.core.config import NOTIFY_PORT
 from holdfast.hosts.vllm.contract.touchpoint import Touchpoint
 
 
@@ -63,3 +65,14 @@ def test_a_running_server_whose_control_is_open_is_a_warning() -> None:
     assert (fine.severity, warning.severity) == ("fine", "warning")
     assert "port 8000" in warning.text
     assert "--open-control-to-this-machine" in warning.hint
+
+
+def test_a_taken_port_of_notifications_is_a_problem_only_when_asked_for() -> None:
+    with socket.socket() as listener:
+        with contextlib.suppress(OSError):  # taken by another process otherwise
+            listener.bind(("127.0.0.1", NOTIFY_PORT))
+            listener.listen()
+        default, asked = judge_notify_port(None), judge_notify_port(NOTIFY_PORT)
+    assert (default.severity, asked.severity) == ("warning", "problem")
+    assert "take a free port instead" in default.text
+    assert judge_notify_port(-1).severity == "fine"

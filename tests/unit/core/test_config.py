@@ -61,7 +61,7 @@ def test_a_key_near_to_nothing_lists_what_is_known():
         ("retry_window", float("nan")),
         ("retry_window", float("inf")),
         ("external_fault_notify_port", 65536),
-        ("external_fault_notify_port", -1),
+        ("external_fault_notify_port", -2),
         ("fault_policy", "sometimes"),
         ("enable_fault_tolerance", "yes"),
         ("enable_fault_tolerance", None),
