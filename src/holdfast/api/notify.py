@@ -1,6 +1,6 @@
 """Announcement of every event: a line of the log, and a message of the PUB socket for subscribers to `vllm_fault`.
 
-Owns one socket in a context of its own. Never waits: messages that a slow subscriber does not take are dropped.
+Never waits: messages that a slow subscriber does not take are dropped.
 """
 
 from __future__ import annotations
@@ -10,13 +10,12 @@ import errno
 import ipaddress
 import logging
 import socket
-import threading
 
 import msgspec
 import psutil
-import zmq
 
 from holdfast.api.formats import TOPIC, describe_event, log_level, render_notification
+from holdfast.api.subscribers import Subscribers
 from holdfast.core.config import NO_NOTIFY_PORT, NOTIFY_PORT
 from holdfast.core.errors import BadConfiguration, PortInUse
 from holdfast.core.protocol.events import Event, InstanceView
@@ -25,11 +24,6 @@ logger = logging.getLogger("holdfast")
 
 PORT_FLAG = "--external-fault-notify-port"
 HOST_FLAG = "--external-fault-notify-host"
-
-_MAX_QUEUED = 1000
-_LINGER_MS = 1000  # the last event says why the instance ended: give it a moment to leave
-_HANDSHAKE_MS = 10_000
-_MAX_SUBSCRIPTION_BYTES = 1024
 
 
 def log_event(event: Event, view: InstanceView) -> None:
@@ -44,30 +38,22 @@ class Publisher:
     """
 
     def __init__(self, host: str, port: int) -> None:
-        endpoint = _endpoint(host, port)
-        self._lock = threading.Lock()
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._socket = _open_socket(self._context)
-        # Switched on for an IPv4 address it would show that address as a mapped one.
-        self._socket.setsockopt(zmq.IPV6, int("[" in endpoint))
+        family, address = _resolve(host, port)
         try:
-            self._socket.bind(endpoint)
-        except zmq.ZMQError as error:
-            self.close()
+            listener = socket.create_server((address, port), family=family)
+        except OSError as error:
             raise _explain(error, host, port) from None
-        self.address = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
+        bound = listener.getsockname()[1]
+        self.address = f"tcp://[{address}]:{bound}" if family == socket.AF_INET6 else f"tcp://{address}:{bound}"
+        self._subscribers = Subscribers(listener, TOPIC)
 
     def publish(self, event: Event, view: InstanceView) -> None:
         """Send an event to all subscribers without waiting. Any thread."""
-        body = msgspec.json.encode(render_notification(event, view))
-        with self._lock, contextlib.suppress(zmq.ZMQError):
-            self._socket.send_multipart([TOPIC, body], flags=zmq.DONTWAIT)
+        self._subscribers.publish(msgspec.json.encode(render_notification(event, view)))
 
     def close(self) -> None:
         """Close after at most a second for queued events. Any thread; idempotent."""
-        with self._lock:
-            self._socket.close(_LINGER_MS)
-            self._context.term()
+        self._subscribers.close()
 
 
 def open_publisher(host: str, port: int | None, *, is_open: bool = False) -> Publisher | None:
@@ -100,22 +86,6 @@ def _refuse_network(host: str, *, is_open: bool) -> None:
         )
 
 
-def _open_socket(context: zmq.Context[zmq.Socket[bytes]]) -> zmq.Socket[bytes]:
-    publisher = context.socket(zmq.PUB)
-    publisher.setsockopt(zmq.LINGER, _LINGER_MS)
-    publisher.setsockopt(zmq.SNDHWM, _MAX_QUEUED)
-    # Peers send subscriptions only: a peer that sends more, or no greeting, is cut off.
-    publisher.setsockopt(zmq.MAXMSGSIZE, _MAX_SUBSCRIPTION_BYTES)
-    publisher.setsockopt(zmq.HANDSHAKE_IVL, _HANDSHAKE_MS)
-    return publisher
-
-
-def _endpoint(host: str, port: int) -> str:
-    """Return the ZeroMQ endpoint of a host name or address: libzmq binds to addresses only."""
-    family, address = _resolve(host, port)
-    return f"tcp://[{address}]:{port}" if family == socket.AF_INET6 else f"tcp://{address}:{port}"
-
-
 def _resolve(host: str, port: int) -> tuple[int, str]:
     """Return the family and the first address of a host name. Raises `BadConfiguration`."""
     name = None if host == "*" else host
@@ -126,7 +96,7 @@ def _resolve(host: str, port: int) -> tuple[int, str]:
     return family, str(address[0])
 
 
-def _explain(error: zmq.ZMQError, host: str, port: int) -> PortInUse | BadConfiguration:
+def _explain(error: OSError, host: str, port: int) -> PortInUse | BadConfiguration:
     if error.errno == errno.EADDRINUSE:
         owner = _owner_of(port)
         return PortInUse(

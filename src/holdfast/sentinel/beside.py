@@ -14,6 +14,7 @@ T = TypeVar("T")
 
 CAPACITY = 1000
 
+_elsewhere: dict[str, int] = {}
 _all: list[weakref.ref[Beside[Any]]] = []
 
 
@@ -92,9 +93,14 @@ class _Mark:
         self.reached = threading.Event()
 
 
+def count_dropped(name: str) -> None:
+    """Count an item that was dropped outside of a `Beside`."""
+    _elsewhere[name] = _elsewhere.get(name, 0) + 1
+
+
 def dropped_items() -> dict[str, int]:
     """Return how many items each consumer of this process lost, without those that lost none."""
-    counts: dict[str, int] = {}
+    counts = dict(_elsewhere)
     for beside in _living():
         if beside.dropped:
             counts[beside.name] = counts.get(beside.name, 0) + beside.dropped
@@ -106,6 +112,7 @@ def _living() -> list[Beside[Any]]:
 
 
 def _begin_all_anew() -> None:
+    _elsewhere.clear()
     for beside in _living():
         beside.begin_anew()
 

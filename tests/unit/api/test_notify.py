@@ -6,13 +6,19 @@ import socket
 from collections.abc import Iterator
 
 import msgspec
+import psutil
 import pytest
 import zmq
+from hypothesis import given
+from hypothesis import strategies as st
 
 from holdfast.api.formats import Notification
 from holdfast.api.notify import Publisher, open_publisher
+from holdfast.api.subscribers import LOST, MAX_PEERS, MAX_WAITING_BYTES
+from holdfast.api.zmtp import BadPeer, Conversation
 from holdfast.core.config import NOTIFY_PORT
 from holdfast.core.errors import BadConfiguration, PortInUse
+from holdfast.sentinel.beside import dropped_items
 from support.control_plane import MemoryControl
 
 WAIT_MS = 5000
@@ -186,3 +192,106 @@ def test_an_address_beyond_the_loopback_needs_consent() -> None:
     opened = open_publisher("0.0.0.0", 0, is_open=True)
     assert opened is not None
     opened.close()
+
+
+# ---- peers that ask for too much
+
+
+GREETING = b"\xff" + b"\x00" * 8 + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\x00") + b"\x00" * 32
+READY = b"\x05READY\x0bSocket-Type\x00\x00\x00\x03SUB"
+
+
+def raw_subscriber(publisher: Publisher) -> socket.socket:
+    raw = socket.create_connection(("127.0.0.1", port_of(publisher)), timeout=WAIT_MS / 1000)
+    raw.sendall(GREETING + b"\x04" + bytes([len(READY)]) + READY)
+    return raw
+
+
+def hangs_up(raw: socket.socket) -> bool:
+    with contextlib.suppress(ConnectionError):
+        while raw.recv(4096):
+            pass
+    return True
+
+
+def test_a_peer_that_never_stops_subscribing_is_cut_off_and_costs_no_memory(
+    context: zmq.Context[zmq.Socket[bytes]], publisher: Publisher
+) -> None:
+    control = MemoryControl().attach().break_down()
+    before = psutil.Process().memory_info().rss
+    flood = b"".join(b"\x00\x0d\x01" + n.to_bytes(12, "big") for n in range(200_000))
+    with subscribe(context, publisher) as subscriber:
+        for _ in range(5):  # a million subscriptions
+            with raw_subscriber(publisher) as raw, contextlib.suppress(ConnectionError):
+                raw.sendall(flood)
+                assert hangs_up(raw)
+        publisher.publish(control.events[1], control.view())
+        assert next_notification(subscriber).event.sequence == 2
+    assert psutil.Process().memory_info().rss - before < 64 * 2**20
+
+
+def test_connections_are_bounded_and_idle_ones_give_way(
+    context: zmq.Context[zmq.Socket[bytes]], publisher: Publisher
+) -> None:
+    control = MemoryControl().attach().break_down()
+    files = psutil.Process().num_fds()
+    with contextlib.ExitStack() as stack:
+        idle = [stack.enter_context(raw_subscriber(publisher)) for _ in range(3 * MAX_PEERS)]
+        subscriber = stack.enter_context(subscribe(context, publisher))
+        publisher.publish(control.events[1], control.view())
+        assert next_notification(subscriber).event.sequence == 2
+        assert hangs_up(idle[0])
+        assert len(publisher._subscribers._peers) <= MAX_PEERS
+        assert psutil.Process().num_fds() - files < len(idle) + MAX_PEERS + 32  # both ends are of this process
+
+
+def test_a_subscriber_that_reads_nothing_loses_notifications_and_delays_nobody(
+    context: zmq.Context[zmq.Socket[bytes]], publisher: Publisher
+) -> None:
+    control = MemoryControl().attach().break_down()
+    with raw_subscriber(publisher) as stuck, subscribe(context, publisher) as subscriber:
+        stuck.sendall(b"\x00\x01\x01")
+        lost = dropped_items().get(LOST, 0)
+        for _ in range(20):
+            for _ in range(300):
+                publisher.publish(control.events[0], control.view())
+            publisher.publish(control.events[1], control.view())
+            while next_notification(subscriber).event.sequence != 2:
+                pass
+        assert dropped_items().get(LOST, 0) > lost
+        assert max(len(p.waiting) for p in publisher._subscribers._peers.values()) <= MAX_WAITING_BYTES
+
+
+def test_a_subscriber_with_heartbeats_stays(context: zmq.Context[zmq.Socket[bytes]], publisher: Publisher) -> None:
+    control = MemoryControl().attach()
+    subscriber = context.socket(zmq.SUB)
+    subscriber.setsockopt(zmq.LINGER, 0)
+    subscriber.setsockopt(zmq.HEARTBEAT_IVL, 50)
+    subscriber.setsockopt(zmq.HEARTBEAT_TIMEOUT, 200)
+    monitor = subscriber.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+    with subscriber, monitor:
+        subscriber.subscribe(b"")
+        subscriber.connect(publisher.address)
+        assert not monitor.poll(600), "the connection was lost"
+        publisher.publish(control.events[0], control.view())
+        assert next_notification(subscriber).event.sequence == 1
+
+
+@pytest.mark.parametrize(
+    "said", [b"\x04\x05\x05READY", b"\x00\x02\x01v", b"\x08\x00", b"\x05\x00", b"\x02" + b"\xff" * 8]
+)
+def test_a_peer_that_breaks_the_protocol_is_cut_off(publisher: Publisher, said: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", port_of(publisher)), timeout=WAIT_MS / 1000) as raw:
+        raw.sendall(GREETING + said)
+        assert hangs_up(raw)
+
+
+@given(st.binary(max_size=200), st.integers(1, 50))
+def test_no_bytes_break_the_conversation(data: bytes, size: int) -> None:
+    conversation = Conversation(b"topic")
+    with contextlib.suppress(BadPeer):
+        conversation.take(GREETING, 0.0)
+        conversation.take(b"\x04" + bytes([len(READY)]) + READY, 0.0)
+        for start in range(0, len(data), size):
+            conversation.take(data[start : start + size], 0.0)
+    assert len(conversation._prefixes) <= len(b"topic") + 1
