@@ -20,6 +20,7 @@ from holdfast.wire import Hub
 logger = logging.getLogger("holdfast")
 
 EVENTS_PER_MESSAGE = 32  # of the longest events, still under the bound of a frame
+MAX_ENDED = 256  # commands of links that are remembered after their end
 
 
 class LinkRegistry:
@@ -32,6 +33,7 @@ class LinkRegistry:
         self._seen: dict[int, lm.LinkReported] = {}
         self._gone: dict[int, int] = {}  # the last process of each link that is gone
         self._under_way: set[str] = set()
+        self._ended: dict[str, lm.Settled] = {}  # the latest, in case a link repeats a command
         self._on_report: Callable[[], None] = lambda: None
 
     # ---- any thread
@@ -77,6 +79,8 @@ class LinkRegistry:
             self._take_report(message)
         elif isinstance(message, lm.PoisonRequestEnded):
             self._control.poison_request_ended(message)
+        elif (ended := self._ended.get(message.command_id)) is not None:
+            self._send(peer, ended)  # a repeated command is carried out once
         elif message.command_id not in self._under_way:
             self._submit(peer, message)
 
@@ -100,7 +104,10 @@ class LinkRegistry:
         self._under_way.discard(command_id)
         error = ended.exception()
         told = None if error is None else lm.describe(error)
-        self._send(peer, lm.Settled(command_id=command_id, error=told))
+        settled = self._ended[command_id] = lm.Settled(command_id=command_id, error=told)
+        while len(self._ended) > MAX_ENDED:
+            del self._ended[next(iter(self._ended))]
+        self._send(peer, settled)
 
     def _send(self, peer: bytes, message: lm.ToLink) -> None:
         # Bounded elsewhere: a link that is not told asks again, and its commands end in their deadlines.

@@ -1,0 +1,39 @@
+"""Replay seeds: `python -m holdfast.chaos.simulation.sentinels FIRST[:END] [--only 0,3]`; prints the coverage."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import time
+
+from holdfast.chaos.simulation.sentinels import Tally, draw_schedule, explain, simulate
+from holdfast.chaos.simulation.world import LawBroken
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("seeds")
+    parser.add_argument("--only", help="numbers of the planned items to keep, or none")
+    parser.add_argument("--keep-going", action="store_true")
+    chosen = parser.parse_args()
+    logging.getLogger("holdfast").setLevel(logging.CRITICAL + 1)
+    first, _, end = chosen.seeds.partition(":")
+    tally, began, broken = Tally(), time.monotonic(), 0
+    for seed in range(int(first), int(end or int(first) + 1)):
+        schedule = draw_schedule(seed)
+        if chosen.only is not None:
+            schedule = schedule.only(tuple(int(i) for i in chosen.only.split(",") if i.isdigit()))
+        try:
+            tally.add(simulate(schedule).tally)
+        except LawBroken as error:
+            broken += 1
+            print(explain(seed, error, schedule) if not chosen.keep_going else f"{seed}: {str(error).splitlines()[0]}")
+            if not chosen.keep_going:
+                raise SystemExit(1) from None
+    print(f"{tally.runs} runs in {time.monotonic() - began:.1f} s, {broken} broken, {tally.faults} faults planned")
+    for name in ("transitions", "failed_effects", "events"):
+        print(f"{name}: {dict(getattr(tally, name).most_common())}")
+
+
+if __name__ == "__main__":
+    main()

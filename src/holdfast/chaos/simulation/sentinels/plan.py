@@ -1,0 +1,221 @@
+"""Schedules: everything that decides a run, drawn from a seed. A failing schedule is shrunk by leaving items out."""
+
+from __future__ import annotations
+
+import enum
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from holdfast.chaos.simulation.sentinels.wire import Weather
+from holdfast.core.config import HoldfastConfig
+from holdfast.core.faults.faults import Phase
+from holdfast.core.faults.injection import FaultKind, InjectionSpec
+from holdfast.core.policy.incident import MAX_BACKOFF_S
+from holdfast.hosts.fake import EngineOptions
+
+
+class Kind(enum.StrEnum):
+    """Kinds of planned items: all but commands and clocks are faults."""
+
+    FAULT = "fault"
+    KILL_WORKER = "kill-worker"
+    KILL_ENGINE = "kill-engine"
+    KILL_LINK = "kill-link"
+    KILL_COORDINATOR = "kill-coordinator"
+    FREEZE = "freeze"
+    FAIL_EFFECT = "fail-effect"
+    BLOCK_EFFECT = "block-effect"
+    MUTE = "mute"
+    BAD_START = "bad-start"
+    CLOCK = "clock"
+    COMMAND = "command"
+
+
+FAULTS = frozenset(Kind) - {Kind.CLOCK, Kind.COMMAND}
+OWNER_EFFECTS = ("sink",)
+ENGINE_EFFECTS = ("break_collectives", "interrupt", "kill_rank", "arm", "evidence")
+SETTINGS_EFFECTS = ("configure", "drop_requests_of", "introduce_to_coordinator")
+WORKER_EFFECTS = ("worker_break", "worker_arm")
+EFFECTS = (*OWNER_EFFECTS, *ENGINE_EFFECTS, *SETTINGS_EFFECTS, *WORKER_EFFECTS)
+COMMANDS = ("pause", "soft-pause", "resume", "retry", "restart-workers", "restart-engine", "configure", "inject-fault")
+
+
+@dataclass(frozen=True)
+class Planned:
+    """Something that happens at a time: `what` names an effect, a command or a process, `times` how often."""
+
+    at: float
+    kind: Kind
+    target: int = 0
+    what: str = ""
+    seconds: float = 0.0
+    times: int = 1
+    spec: InjectionSpec | None = None
+    via_link: bool = False
+
+    def __str__(self) -> str:
+        about = f" {self.what}" if self.what else ""
+        fault = f" {self.spec.kind} at {self.spec.phase} x{self.spec.times}" if self.spec else ""
+        return f"{self.at:.2f} s: {self.kind}{about} of {self.target}{fault}"
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A run: the layout, the weather, and the planned items."""
+
+    seed: int
+    groups: tuple[tuple[int, ...], ...] = ((0,),)
+    engines: tuple[EngineOptions, ...] = (EngineOptions(),)
+    links: int = 0
+    weather: Weather = Weather()
+    config: HoldfastConfig = HoldfastConfig()
+    planned: tuple[Planned, ...] = ()
+    requests_per_engine: int = 3
+    operator_answers: float = 0.95
+
+    @property
+    def faults(self) -> int:
+        return sum(p.kind in FAULTS for p in self.planned)
+
+    def only(self, kept: tuple[int, ...]) -> Schedule:
+        """Return the schedule with some of the planned items."""
+        return replace(self, planned=tuple(self.planned[i] for i in kept))
+
+    def is_poison(self, request_id: str) -> bool:
+        """Return False: no schedule ties a fault to a request."""
+        return False
+
+    @property
+    def last_s(self) -> float:
+        lasts = (p.at + (p.seconds if p.kind in (Kind.FREEZE, Kind.MUTE) else 0.0) for p in self.planned)
+        return max(lasts, default=0.0)
+
+    @property
+    def recovery_bound_s(self) -> float:
+        """Seconds from a first fault until healthy or ended, for any losses and failures on the way."""
+        c = self.config
+        one_s = c.containment_timeout_s + c.drain_timeout_s + c.rebuild_timeout_s + c.worker_start_timeout_s
+        tries = (c.max_retries + 1) * (c.max_worker_restarts + 1) * (c.max_engine_restarts + 1)
+        pauses_s = (MAX_BACKOFF_S + c.engine_start_timeout_s) * (c.max_worker_restarts + c.max_engine_restarts + 1)
+        return c.engine_recovery_timeout_s + c.containment_timeout_s + tries * one_s + pauses_s
+
+
+def draw_schedule(seed: int) -> Schedule:
+    """Draw the schedule of a seed: layout, policy, weather, and three to seven faults among other items."""
+    dice = random.Random(f"schedule {seed}")
+    groups = dice.choice([((0,),), ((0,),), ((0,), (1,)), ((0, 1),), ((0, 1),), ((0, 1), (2,)), ((0,), (1,), (2,))])
+    ranks = dice.randint(1, 2)
+    engines = tuple(
+        EngineOptions(ranks=ranks, blocks=dice.choice([14, 40]), step_tokens=dice.choice([5, 16]))
+        for group in groups
+        for _ in group
+    )
+    weather = dice.choice(
+        [
+            Weather(),
+            Weather(),
+            Weather(duplication=0.2, delay_s=dice.choice([0.01, 0.2])),
+            Weather(loss=dice.choice([0.02, 0.1]), duplication=0.1, delay_s=0.05),
+        ]
+    )
+    policy = dice.choice(["auto", "auto", "auto", "external", "external", "dry-run"])
+    config = HoldfastConfig(
+        fault_policy=policy,  # type: ignore[arg-type]
+        external_fallback=dice.choice(["none", "auto"]) if policy == "external" else "none",  # type: ignore[arg-type]
+        enable_fault_injection=True,
+        engine_recovery_timeout_s=20.0,
+        max_retries=dice.choice([1, 4]),
+        retry_window_s=30.0,
+        drain_timeout_s=2.0,
+        rebuild_timeout_s=12.0,
+        containment_timeout_s=5.0,
+        acknowledge_timeout_s=1.0,
+        max_engine_restarts=dice.choice([0, 2, 3, 3]),
+        engine_restart_window_s=120.0,
+        engine_start_timeout_s=8.0,
+        max_worker_restarts=dice.choice([0, 2, 3]),
+        worker_restart_window_s=120.0,
+        worker_start_timeout_s=3.0,
+        max_api_server_restarts=3,
+        min_engines=1,
+        poison_detection=False,
+    )
+    links = dice.choice([0, 0, 1, 2])
+    faults = [_draw_fault(dice, engines, links) for _ in range(dice.randint(3, 7))]
+    others = [_draw_other(dice, engines, links) for _ in range(dice.randint(0, 3))]
+    planned = tuple(sorted((*faults, *others), key=lambda p: p.at))
+    return Schedule(seed, groups, engines, links, weather, config, planned)
+
+
+def _draw_fault(dice: random.Random, engines: tuple[EngineOptions, ...], links: int) -> Planned:
+    at, target = round(dice.uniform(0.2, 12.0), 3), dice.randrange(len(engines))
+    kind = dice.choice(
+        [Kind.FAULT] * 8
+        + [Kind.KILL_WORKER] * 3
+        + [Kind.KILL_ENGINE] * 3
+        + [Kind.FREEZE, Kind.BAD_START, Kind.MUTE]
+        + [Kind.FAIL_EFFECT] * 5
+        + [Kind.BLOCK_EFFECT]
+        + [Kind.KILL_LINK, Kind.KILL_COORDINATOR]
+    )
+    match kind:
+        case Kind.FAULT:
+            return Planned(at, kind, target, spec=_draw_injection(dice, target, engines[target].ranks))
+        case Kind.FREEZE:
+            what = dice.choice(["owner", "engine", "engine", "worker"])
+            return Planned(at, kind, target, what, seconds=dice.choice([0.3, 2.0, 7.0]))
+        case Kind.MUTE:
+            return Planned(at, kind, seconds=dice.choice([0.2, 1.0]))
+        case Kind.FAIL_EFFECT:
+            return Planned(at, kind, what=dice.choice(EFFECTS), times=dice.choice([1, 1, 2]))
+        case Kind.BLOCK_EFFECT:
+            return Planned(at, kind, what=dice.choice(EFFECTS), seconds=dice.choice([0.2, 1.0]))
+        case Kind.KILL_LINK:
+            return Planned(at, kind, dice.randrange(max(1, links)))
+        case _:
+            return Planned(at, kind, target)
+
+
+def _draw_other(dice: random.Random, engines: tuple[EngineOptions, ...], links: int) -> Planned:
+    at, target = round(dice.uniform(0.2, 12.0), 3), dice.randrange(len(engines))
+    if dice.random() < 0.15:
+        return Planned(at, Kind.CLOCK, seconds=dice.choice([-3600.0, -10.0, 5.0, 86400.0]))
+    spec = _draw_injection(dice, target, engines[target].ranks)
+    return Planned(
+        at, Kind.COMMAND, target, dice.choice(COMMANDS), spec=spec, via_link=links > 0 and dice.random() < 0.5
+    )
+
+
+def _draw_injection(dice: random.Random, engine_id: int, ranks: int) -> InjectionSpec:
+    phase = dice.choice([*Phase, Phase.RECOVERY, Phase.REBUILD, Phase.FORWARD, Phase.FORWARD])
+    kind = FaultKind.RAISE
+    if phase.in_worker and phase is not Phase.REBUILD:
+        kind = dice.choice([FaultKind.RAISE] * 4 + [FaultKind.KILL, FaultKind.HANG])
+    return InjectionSpec(
+        phase=phase,
+        kind=kind,
+        engine_id=engine_id,
+        rank=dice.randrange(ranks) if phase.in_worker else 0,
+        after_steps=dice.randint(0, 2 if phase in (Phase.RECOVERY, Phase.REBUILD, Phase.RESUME) else 8),
+        times=dice.choice([1] * 6 + [2, 4, 1000]),
+        request_index=dice.randint(0, 2),
+        message=dice.choice(["injected fault"] * 9 + ["an illegal memory access was encountered"]),
+    )
+
+
+def shrink(kept: tuple[int, ...], fails: Callable[[tuple[int, ...]], bool], tries: int = 60) -> tuple[int, ...]:
+    """Return fewer items that still fail: leave out halves, then quarters, then single items."""
+    size = max(1, len(kept) // 2)
+    while tries > 0:
+        for start in range(0, len(kept), size):
+            fewer = kept[:start] + kept[start + size :]
+            tries -= 1
+            if len(fewer) < len(kept) and fails(fewer):
+                kept = fewer
+                break
+        else:
+            if size == 1:
+                return kept
+            size //= 2
+    return kept
