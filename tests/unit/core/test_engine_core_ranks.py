@@ -146,6 +146,26 @@ def test_the_death_of_a_rank_that_was_killed_on_purpose_is_no_new_loss():
     assert bench.faults[-1].fault_class is FaultClass.WORKER_LOST, "its replacement may be lost as well"
 
 
+def test_the_death_of_a_killed_rank_is_no_new_loss_when_the_news_comes_in_the_next_epoch():
+    bench = EngineCoreBench()
+    bench.tell(m.RankStuck(rank=0, pid=100, collective="all_reduce"))
+    bench.step_raises()
+    bench.command_recovery(epoch=1)
+    bench.lose(0)
+    assert [fault.fault_class for fault in bench.faults] == [FaultClass.UNRESPONSIVE]
+    bench.attach(0, pid=200)
+    bench.lose(0)
+    assert bench.faults[-1].fault_class is FaultClass.WORKER_LOST
+
+
+def test_a_killed_rank_that_was_replaced_before_its_death_was_told_is_watched_like_others():
+    bench = EngineCoreBench()
+    bench.tell(m.RankStuck(rank=0, pid=100, collective="all_reduce"))
+    bench.attach(0, pid=200)
+    bench.lose(0)
+    assert bench.faults[-1].fault_class is FaultClass.WORKER_LOST
+
+
 def test_a_rank_that_does_not_leave_a_broken_collective_is_killed():
     bench = EngineCoreBench(ranks=2)
     bench.tell(m.RankStuck(rank=1, pid=101, collective="all_reduce"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 
 import msgspec
 import pytest
@@ -27,7 +28,7 @@ from holdfast.core.protocol.commands import Command, Configure, InjectFault, Pau
 from holdfast.core.protocol.effects import End
 from holdfast.core.protocol.events import EventKind, InstanceView
 from holdfast.core.protocol.messages import Rendezvous
-from holdfast.sentinel import ClientSentinel, FrontEndLink, client
+from holdfast.sentinel import ClientSentinel, FrontEndLink, client, link_registry
 from holdfast.sentinel import front_end_link as link
 from holdfast.sentinel.link_registry import EVENTS_PER_MESSAGE, LinkRegistry
 from holdfast.sentinel.thread import engine_identity, link_identity
@@ -437,6 +438,34 @@ def test_the_process_that_takes_its_place_is_waited_for_like_the_others() -> Non
     links.deliver(link_identity(0), lm.encode(lm.LinkReported(link_id=0, pid=8, hooks=(), sequence=1)))
     assert [r.pid for r in links.reports()] == [8]
     assert links.behind(2) == [0]
+
+
+def test_a_command_that_is_repeated_after_its_end_is_answered_and_not_carried_out_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(link_registry, "MAX_ENDED", 1)
+    sent: list[bytes] = []
+    submitted: list[str] = []
+
+    class Hub:
+        def send(self, peer: bytes, data: bytes) -> bool:
+            sent.append(data)
+            return True
+
+    class Control:
+        def submit(self, command):  # type: ignore[no-untyped-def]
+            submitted.append(command.command_id)
+            ended: Future[None] = Future()
+            ended.set_result(None)
+            return ended
+
+    links = LinkRegistry(Hub(), Control())  # type: ignore[arg-type]
+    links.expect(1, lambda: None)
+    for command_id in ("a", "a", "b", "a"):
+        links.deliver(link_identity(0), lm.encode(Configure(command_id=command_id, settings={})))
+    assert submitted == ["a", "b", "a"], "only the latest are remembered"
+    told = [lm.decode_to_link(data) for data in sent]
+    assert told == [lm.Settled(command_id=command_id) for command_id in ("a", "a", "b", "a")]
 
 
 def make_links() -> LinkRegistry:

@@ -70,7 +70,7 @@ class RankControl:
         self._armed = RequestFaults()
         self._search = StallSearch()
         self._evidence_due: dict[int, Fault] = {}  # by process id: hung ranks that are killed once evidence is kept
-        self._killed: set[tuple[int, int]] = set()  # epoch and rank
+        self._killed: set[int] = set()  # ranks whose death is due, also in a later epoch, until a new process reports
         self._said_unrebuildable = False
 
     @property
@@ -116,6 +116,7 @@ class RankControl:
     def attached(self, report: m.WorkerAttached) -> None:
         """Note a new process of a rank, and arm in the process the faults of requests."""
         self.registry.note(report)
+        self._killed.discard(report.rank)
         for command in self._armed.of_rank(report.rank):
             self._context.do(fx.SendToRank(report.rank, command))
 
@@ -147,8 +148,8 @@ class RankControl:
     def rank_lost(self, lost: facts.RankLost, now: float) -> None:
         """Report the death of a rank, unless the rank was killed; end the busy loop."""
         epoch = self.containment.epoch
-        if (epoch, lost.rank) in self._killed:  # the reason for the kill is reported, and says more than the death
-            self._killed.discard((epoch, lost.rank))
+        if lost.rank in self._killed:  # the reason for the kill is reported, and says more than the death
+            self._killed.discard(lost.rank)
         else:
             self.rank_faulted(m.RankFaulted(rank=lost.rank, epoch=epoch, fault=self._loss(lost)), now)
         self._interrupt()  # also without peers: nothing else would end the busy loop
@@ -157,7 +158,7 @@ class RankControl:
         """Report a hung rank and kill the process: the death ends every wait for the rank."""
         epoch = self.containment.epoch
         self.rank_faulted(m.RankFaulted(rank=rank, epoch=epoch, fault=fault), now)
-        self._killed.add((epoch, rank))
+        self._killed.add(rank)
         self._context.do_on_host(fx.KillRank(rank))
 
     def _hung(self, rank: int, why: str) -> Fault:

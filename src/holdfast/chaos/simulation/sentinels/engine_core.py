@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Collection, Mapping, Sequence
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +35,7 @@ class WorkerProcess:
     """The process of a rank: the shipped sentinel over a pretend worker. Implements `WorkerHost`."""
 
     def __init__(self, engine: EngineProcess, worker: FakeWorker) -> None:
-        self._engine, self._worker, self._run = engine, worker, engine.run
+        self._engine, self._worker, self._run, self.rank = engine, worker, engine.run, worker.rank
         self.process = self._run.new_process(f"worker-{engine.engine_id}-{worker.rank}")
         worker.reporter = self
         with self._run.as_process(self.process):
@@ -178,7 +179,7 @@ class EngineProcess:
         self.sentinel = engine_module.EngineCoreSentinel(
             self._id, run.schedule.config, station, "client", self.address, joins_epoch=self._joins_epoch
         )
-        self.sentinel._incidents = SimpleNamespace(keep=self._keep_evidence, devices=None)
+        self.sentinel._incidents = SimpleNamespace(keep_within=self._keep_evidence, devices=None)
         run.watch_machine(self)
         self.sentinel.start()
         for worker in self.core.workers:
@@ -217,8 +218,11 @@ class EngineProcess:
                     run.front_end.deliver(self, self.core.take_outputs())
             run.scheduler.sleep(run.dice.uniform(0.02, 0.08) if busy else 0.25)
 
-    def _keep_evidence(self, stall: Stall, pids: Mapping[int, int]) -> None:
-        self.run.effect("evidence")
+    def _keep_evidence(self, stall: Stall, pids: Mapping[int, int], then: Callable[[], None]) -> None:
+        """Keep evidence, or fail; what follows comes in any case."""
+        with contextlib.suppress(OSError):
+            self.run.effect("evidence")
+        then()
 
     # ---- ranks
 
@@ -238,8 +242,12 @@ class EngineProcess:
         self.run.scheduler.end(known.process)
         if is_told:
             self.run.note(f"rank {rank} of engine {self._id} is gone")
-            tell = lambda: self.sentinel.rank_lost(rank, KILLED, -9)  # noqa: E731
-            self.run.scheduler.after(self.run.dice.uniform(0.0, 0.1), tell, self.process)
+            self.run.scheduler.after(self.run.dice.uniform(0.0, 0.1), lambda: self._tell_loss(known), self.process)
+
+    def _tell_loss(self, lost: WorkerProcess) -> None:
+        """Tell the sentinel of a loss; the host watches a process until a replacement is started."""
+        if self.workers[lost.rank] is lost:
+            self.sentinel.rank_lost(lost.rank, KILLED, -9)
 
     def start_ranks(self, ranks: Sequence[int]) -> None:
         """Start new processes for ranks, and wait for their reports."""

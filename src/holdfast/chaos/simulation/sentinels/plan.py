@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from holdfast.chaos.simulation.sentinels.wire import Weather
 from holdfast.core.config import HoldfastConfig
@@ -33,7 +33,14 @@ class Kind(enum.StrEnum):
 
 
 FAULTS = frozenset(Kind) - {Kind.CLOCK, Kind.COMMAND}
-OWNER_EFFECTS = ("sink",)
+OWNER_EFFECTS = (
+    "open_rendezvous",
+    "close_rendezvous",
+    "replace_engine",
+    "leave_out_engine",
+    "replace_process",
+    "sink",
+)
 ENGINE_EFFECTS = ("break_collectives", "interrupt", "kill_rank", "arm", "evidence")
 SETTINGS_EFFECTS = ("configure", "drop_requests_of", "introduce_to_coordinator")
 WORKER_EFFECTS = ("worker_break", "worker_arm")
@@ -68,8 +75,8 @@ class Schedule:
     groups: tuple[tuple[int, ...], ...] = ((0,),)
     engines: tuple[EngineOptions, ...] = (EngineOptions(),)
     links: int = 0
-    weather: Weather = Weather()
-    config: HoldfastConfig = HoldfastConfig()
+    weather: Weather = field(default_factory=Weather)
+    config: HoldfastConfig = field(default_factory=HoldfastConfig)
     planned: tuple[Planned, ...] = ()
     requests_per_engine: int = 3
     operator_answers: float = 0.95
@@ -121,7 +128,7 @@ def draw_schedule(seed: int) -> Schedule:
     )
     policy = dice.choice(["auto", "auto", "auto", "external", "external", "dry-run"])
     config = HoldfastConfig(
-        fault_policy=policy,  # type: ignore[arg-type]
+        fault_policy=policy,
         external_fallback=dice.choice(["none", "auto"]) if policy == "external" else "none",  # type: ignore[arg-type]
         enable_fault_injection=True,
         engine_recovery_timeout_s=20.0,

@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import itertools
 import random
-import sys
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,13 +14,13 @@ from holdfast.chaos.simulation.front_end import SimulatedFrontEnd
 from holdfast.chaos.simulation.requests import Request
 from holdfast.chaos.simulation.sentinels.engine_core import EngineProcess
 from holdfast.chaos.simulation.sentinels.owner import Operator, OwnerHost, OwnerLaws
-from holdfast.chaos.simulation.sentinels.plan import FAULTS, Kind, Planned, Schedule, draw_schedule, shrink
+from holdfast.chaos.simulation.sentinels.plan import Kind, Planned, Schedule, draw_schedule, shrink
 from holdfast.chaos.simulation.sentinels.scheduler import Process, Scheduler, VirtualCondition
 from holdfast.chaos.simulation.sentinels.shell import on_virtual_time
 from holdfast.chaos.simulation.sentinels.wire import VirtualNetwork
 from holdfast.chaos.simulation.world import LawBroken
+from holdfast.core import states
 from holdfast.core.instance import group as group_module
-from holdfast.core.protocol.events import EventKind
 from holdfast.core.states import EngineState
 from holdfast.hosts.fake.communicators import FakeCommunicators, FakeNetwork
 from holdfast.sentinel import client as client_module
@@ -172,7 +170,8 @@ class Run:
         self.law(bool(reason), "an end has a reason")
         self.ended = reason
         self.note(f"ended: {reason}")
-        self.scheduler.after(0.0, lambda: [engine.stop() for engine in self.engines])
+        for engine in self.engines:
+            self.scheduler.after(0.0, engine.stop)
 
     def start_link(self, index: int) -> None:
         process = self.new_process(f"link-{index}")
@@ -263,7 +262,7 @@ class Run:
 
     @contextlib.contextmanager
     def _virtual(self) -> Iterator[None]:
-        next_state = group_module.next_state
+        next_state = states.next_state
 
         def counted(state: Any, trigger: Any) -> Any:
             after = next_state(state, trigger)
@@ -371,9 +370,6 @@ class Run:
         self.laws.at_the_end()
 
 
-Futures = list[tuple[str, float, Future[None]]]
-
-
 def simulate(schedule: Schedule) -> RunResult:
     """Run a schedule. Raises `LawBroken`."""
     return Run(schedule).run()
@@ -403,11 +399,3 @@ def explain(seed: int, broken: LawBroken, schedule: Schedule | None = None) -> s
     items = "\n".join(f"  {i}: {schedule.planned[i]}" for i in kept)
     line = f"python -m holdfast.chaos.simulation.sentinels {seed} --only {','.join(map(str, kept)) or 'none'}"
     return f"replay: {line}\nof {len(schedule.planned)} planned items {len(kept)} suffice:\n{items}\n{broken}"
-
-
-def is_fault(item: Planned) -> bool:
-    return item.kind in FAULTS
-
-
-EVENT_KINDS = tuple(EventKind)
-PYTHON = sys.executable

@@ -126,7 +126,7 @@ def on_virtual_time(
     scheduler: Scheduler, on_error: Callable[[str, Exception], None], after_turn: Callable[[Process], None]
 ) -> Iterator[None]:
     """Let the sentinels that are made and run in this context live on the scheduler's time."""
-    VirtualThread.scheduler, VirtualThread.on_error, VirtualThread.after_turn = scheduler, on_error, after_turn  # type: ignore[method-assign,assignment]
+    VirtualThread.scheduler, VirtualThread.on_error, VirtualThread.after_turn = scheduler, on_error, after_turn
     shims, originals = _shims(scheduler), []
     for module in MODULES:
         for name, shim in shims.items():
