@@ -283,7 +283,8 @@ class OwnerLaws:
 
     def _is_strict(self, engine: EngineProcess, machine: Any) -> bool:
         """Return whether every acknowledgement comes, and comes once."""
-        return engine.stepped_in == machine.epoch and not self._run.schedule.weather.duplication
+        fails = self._run.tally.failed_effects["worker_break"] > 0
+        return engine.stepped_in == machine.epoch and not self._run.schedule.weather.duplication and not fails
 
     def at_the_end(self) -> None:
         """Check that every link that lives has the owner's view."""

@@ -6,6 +6,7 @@ import enum
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from holdfast.chaos.simulation.sentinels.wire import Weather
 from holdfast.core.config import HoldfastConfig
@@ -126,10 +127,11 @@ def draw_schedule(seed: int) -> Schedule:
             Weather(loss=dice.choice([0.02, 0.1]), duplication=0.1, delay_s=0.05),
         ]
     )
-    policy = dice.choice(["auto", "auto", "auto", "external", "external", "dry-run"])
+    policy: Any = dice.choice(["auto", "auto", "auto", "external", "external", "dry-run"])
+    fallback: Any = dice.choice(["none", "auto"])
     config = HoldfastConfig(
         fault_policy=policy,
-        external_fallback=dice.choice(["none", "auto"]) if policy == "external" else "none",  # type: ignore[arg-type]
+        external_fallback=fallback if policy == "external" else "none",
         enable_fault_injection=True,
         engine_recovery_timeout_s=20.0,
         max_retries=dice.choice([1, 4]),

@@ -283,7 +283,7 @@ class Run:
         with self.as_process(self.owner):
             station: Any = self.network.station()
             self.client = client_module.ClientSentinel(
-                schedule.groups, schedule.config, OwnerHost(self), station, "client", sinks=(self.laws.sink,)
+                schedule.groups, schedule.config, OwnerHost(self), station, "client", sinks={"laws": self.laws.sink}
             )
             self.laws.watch(self.client)
             self.client.expect_links(schedule.links)

@@ -92,6 +92,27 @@ class VirtualThread:
             VirtualThread.on_error(self._name, error)
 
 
+class VirtualBeside:
+    """Twin of `Beside`: items are consumed by calls of a process of their own, which may fail or block."""
+
+    def __init__(self, name: str, consume: Callable[[Any], None], capacity: int = 1000) -> None:
+        self.name, self._consume, self.dropped = name, consume, 0
+        self._process = Process(f"beside-{name}", VirtualThread.scheduler.running.pid)
+
+    def put(self, item: Any) -> None:
+        VirtualThread.scheduler.after(0.0001, lambda: self._take(item), self._process)
+
+    def _take(self, item: Any) -> None:
+        with contextlib.suppress(Exception):
+            self._consume(item)
+
+    def flush(self, timeout_s: float) -> bool:
+        return True
+
+    def close(self, timeout_s: float) -> None:
+        self._process.is_gone = True
+
+
 def _shims(scheduler: Scheduler) -> dict[str, Any]:
     """Return the replacements by the name under which a module imports the original."""
     clock = SimpleNamespace(
@@ -118,6 +139,7 @@ def _shims(scheduler: Scheduler) -> dict[str, Any]:
         "queue": SimpleNamespace(SimpleQueue=lambda: VirtualQueue(scheduler), Empty=queue.Empty),
         "SimpleQueue": lambda: VirtualQueue(scheduler),
         "SentinelThread": VirtualThread,
+        "Beside": VirtualBeside,
     }
 
 
