@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from holdfast.core.config import HoldfastConfig
 from holdfast.hosts.vllm.contract.versions import OVERRIDE, host_version, is_supported, refuse_unknown_host
-from holdfast.hosts.vllm.process.settings import ENVIRONMENT
+from holdfast.hosts.vllm.process.settings import ENVIRONMENT, inherited_settings
 
 if TYPE_CHECKING:
     from holdfast.hosts.vllm.owner.owner import EventSinks
@@ -40,9 +40,13 @@ def _join_instance() -> None:
     from holdfast.hosts.vllm.communicators.placeholder_groups import attach_solo_join_hooks
     from holdfast.hosts.vllm.hooks import attach_request_hooks
     from holdfast.hosts.vllm.process.logs import write_log_beside
+    from holdfast.hosts.vllm.process.members import join_members
     from holdfast.hosts.vllm.worker.worker import attach_worker_hooks
 
     write_log_beside()
+    config = inherited_settings()
+    if config is not None and config.runtime_dir:
+        join_members(config.runtime_dir)
     attach_solo_join_hooks()  # the first to attach stays
     attach_worker_hooks()
     attach_request_hooks()

@@ -43,7 +43,9 @@ from holdfast.hosts.vllm.contract.versions import refuse_unknown_host
 from holdfast.hosts.vllm.owner.api_servers import save_api_server_arguments
 from holdfast.hosts.vllm.owner.coordinator import save_coordinator_arguments
 from holdfast.hosts.vllm.owner.engine_spawning import save_engine_arguments
+from holdfast.hosts.vllm.owner.exit import end_start_on_signal
 from holdfast.hosts.vllm.owner.owner import LINK_TIMEOUT_S, OpenSinks, VllmFrontEndHost, current_owner
+from holdfast.hosts.vllm.process.members import record_sockets
 from holdfast.hosts.vllm.process.settings import asks_for_protection, handed_down, inherited_settings, take_settings
 from holdfast.hosts.vllm.serving.client_hooks import attach_client_hooks, protect_clients, request_router, serve_until
 from holdfast.hosts.vllm.serving.takeover import Takeover, greet_engine_cores
@@ -111,11 +113,16 @@ def _launch_protected(
     owner = VllmFrontEndHost(
         config, lockstep_groups(vllm_config), count_links(bound.arguments["addresses"]), open_sinks
     )
+    addresses = bound.arguments["addresses"]
+    record_sockets(owner.config.runtime_dir, (*addresses.inputs, *addresses.outputs))
+    restore_signals = end_start_on_signal(owner)
     with _closed_on_failure(owner):
         with handed_down(owner.config), original(*bound.args, **bound.kwargs) as launch:
             owner.adopt(launch)
             yield launch
         owner.start(launch.watched_frontend_processes)
+    if count_links(bound.arguments["addresses"]):
+        restore_signals()  # the host's launcher ends all processes in order from here on
     protect_clients(owner.config)
 
 

@@ -9,6 +9,7 @@ import asyncio
 import atexit
 import contextlib
 import os
+import signal
 import sys
 import threading
 from collections.abc import Awaitable, Callable
@@ -17,7 +18,7 @@ from typing import Any, NoReturn
 
 from holdfast.hosts.vllm.contract.front_end_touchpoints import SERVE_HTTP, SERVE_MANY
 from holdfast.hosts.vllm.contract.hooks import attach
-from holdfast.hosts.vllm.owner.owner import current_owner
+from holdfast.hosts.vllm.owner.owner import VllmFrontEndHost, current_owner
 from holdfast.hosts.vllm.process.logs import FLUSH_S, flush_log
 
 TRACKER_TIMEOUT_S = 2.0
@@ -33,6 +34,32 @@ def attach_launcher_exit_hook() -> None:
     """Attach the exit of a process that may launch several API servers."""
     if SERVE_MANY.module in sys.modules:  # the host imports its command before any plugin
         attach(SERVE_MANY, _serve_many_then_exit)
+
+
+def end_start_on_signal(owner: VllmFrontEndHost) -> Callable[[], None]:
+    """End a starting server at once on SIGTERM or SIGINT, with all processes; return what restores the handlers.
+
+    The host's own handler raises in whatever runs, and the start goes on. Where the system's default is in force, as in
+    a program of the host's user, nothing is changed. The host's server replaces the handlers when serving begins.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return lambda: None
+    replaced = {s: h for s in (signal.SIGTERM, signal.SIGINT) if callable(h := signal.getsignal(s))}
+
+    def end(signum: int, frame: object) -> None:
+        owner.end_start()
+        print(f"holdfast: {signal.Signals(signum).name} while the server was starting: ended", file=sys.stderr)
+        signal.signal(signum, signal.SIG_DFL)
+        os.kill(os.getpid(), signum)  # the supervisor sees the end that was asked for
+
+    def restore() -> None:
+        for number, handler in replaced.items():
+            signal.signal(number, handler)
+
+    if signal.SIGTERM in replaced:
+        for number in replaced:
+            signal.signal(number, end)
+    return restore
 
 
 async def _serve_then_exit(original: Callable[..., Awaitable[Any]], *args: Any, **kwargs: Any) -> Any:

@@ -39,8 +39,10 @@ from holdfast.hosts.vllm.owner.engine_processes import ATTACH_TIMEOUT_S, END_TIM
 from holdfast.hosts.vllm.owner.engine_spawning import Launch
 from holdfast.hosts.vllm.owner.engine_watch import EngineWatch
 from holdfast.hosts.vllm.owner.front_end_watch import FrontEndWatch
+from holdfast.hosts.vllm.owner.guard import Guard
 from holdfast.hosts.vllm.process.lifecycle import EXIT_CODE_TIMEOUT_S, explain_exit, kill_tree, why_cannot_spawn
 from holdfast.hosts.vllm.process.logs import write_log_beside
+from holdfast.hosts.vllm.process.members import PREFIX, end_dead_instances, end_remains, record_owner
 from holdfast.progress.processes import oom_kills, ticks_now
 from holdfast.sentinel import ClientSentinel
 from holdfast.sentinel.client import Sink
@@ -98,7 +100,11 @@ class VllmFrontEndHost:
         self._api_servers: Sequence[Any] = ()
         self._rendezvous: dict[tuple[int, ...], RendezvousHost] = {}
         self._events = open_sinks(config)
-        self._folder = tempfile.mkdtemp(prefix="holdfast-")  # 0700: only this user reaches the sockets
+        for folder in end_dead_instances():
+            logger.warning("ended what a killed server of this user had left behind, known by %s", folder)
+        self._folder = tempfile.mkdtemp(prefix=PREFIX)  # 0700: only this user reaches the sockets
+        record_owner(self._folder)
+        self._guard = Guard(self._folder)
         self.config = msgspec.structs.replace(config, runtime_dir=self._folder)
         self.sentinel = ClientSentinel(
             groups,
@@ -175,6 +181,11 @@ class VllmFrontEndHost:
 
             shutdown(list(self._api_servers), timeout=0)
         self.close()
+
+    def end_start(self) -> None:
+        """Kill every process of a starting instance and remove what the processes made; no request is served yet."""
+        end_remains(self._folder)
+        self._guard.close()
 
     # ---- exits of engine cores
 
@@ -316,4 +327,5 @@ class VllmFrontEndHost:
         for rendezvous in self._rendezvous.values():
             rendezvous.close_all()
         self._engines.remove_sockets()
+        self._guard.close()
         shutil.rmtree(self._folder, ignore_errors=True)

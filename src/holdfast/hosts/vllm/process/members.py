@@ -1,0 +1,172 @@
+"""Record of the processes of an instance, in the instance's folder, and the end of an instance whose owner is gone.
+
+Every process of the instance writes a file under its process id when it joins, with the time of its start. A process
+that could not write the file is found by its environment, which names the folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import stat
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import msgspec
+import psutil
+
+from holdfast.hosts.vllm.process.shared_memory import remove_dead_segments
+from holdfast.progress.processes import GONE, ZOMBIE, look_at, start_ticks
+
+PREFIX = "holdfast-"  # of the folders of instances
+KILL_WAIT_S = 3.0
+_MEMBER = "member-"
+_OWNER = "owner"
+_SOCKETS = "sockets"
+_IPC = "ipc://"
+_TRACKER = b"resource_tracker"  # removes what it knows of once all its processes are gone, so has to outlive them
+
+
+class Identity(msgspec.Struct, frozen=True):
+    """What tells a process from every other: the id counts in a namespace and since a start of the machine."""
+
+    pid: int
+    start_ticks: int
+    pid_namespace: int
+    boot: str
+
+    @classmethod
+    def of(cls, pid: int) -> Identity:
+        """Return the identity of a living process of this namespace."""
+        return cls(pid, start_ticks(pid) or 0, _pid_namespace(), _boot())
+
+    @property
+    def has_ended(self) -> bool:
+        """Return whether the process has ended for certain; of another namespace nothing is certain."""
+        if self.boot != _boot():
+            return True
+        if self.pid_namespace != _pid_namespace():
+            return False
+        started = start_ticks(self.pid)
+        return look_at(self.pid).state in (GONE, ZOMBIE) or (started is not None and started != self.start_ticks)
+
+
+def _pid_namespace() -> int:
+    with contextlib.suppress(OSError):
+        return os.stat("/proc/self/ns/pid").st_ino
+    return 0
+
+
+def _boot() -> str:
+    with contextlib.suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    return ""
+
+
+def join_members(folder: str) -> None:
+    """Record the current process as a member. A full disk costs the record only."""
+    _write(Path(folder) / f"{_MEMBER}{os.getpid()}")
+
+
+def record_owner(folder: str) -> None:
+    """Record the current process as the owner of the instance."""
+    _write(Path(folder) / _OWNER)
+
+
+def record_sockets(folder: str, addresses: Iterable[str]) -> None:
+    """Record the sockets that lie outside the folder, for the end of an instance without an owner."""
+    paths = [address.removeprefix(_IPC) for address in addresses if address.startswith(_IPC)]
+    with contextlib.suppress(OSError):
+        (Path(folder) / _SOCKETS).write_bytes(msgspec.json.encode(paths))
+
+
+def _write(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.write_bytes(msgspec.json.encode(Identity.of(os.getpid())))
+
+
+def _read(path: Path) -> Identity | None:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Identity)
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+        return None
+
+
+# ---- the end of an instance whose owner is gone
+
+
+def end_remains(folder: str) -> int:
+    """Kill every process of an instance, remove shared memory and folder, and return how many were killed."""
+    killed: set[int] = set()
+    deadline = time.monotonic() + KILL_WAIT_S
+    while (left := set(_living(folder))) and time.monotonic() < deadline:
+        for pid in left:
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+        killed |= left
+        time.sleep(0.02)
+    remove_dead_segments(folder)
+    _remove_recorded_sockets(Path(folder) / _SOCKETS)
+    shutil.rmtree(folder, ignore_errors=True)
+    return len(killed)
+
+
+def _remove_recorded_sockets(record: Path) -> None:
+    with contextlib.suppress(OSError, msgspec.DecodeError, UnicodeDecodeError):
+        for path in msgspec.json.decode(record.read_bytes(), type=list[str]):
+            with contextlib.suppress(OSError):
+                if stat.S_ISSOCK(os.lstat(path).st_mode):
+                    os.unlink(path)
+
+
+def _living(folder: str) -> Iterator[int]:
+    """Yield the living processes of an instance with all descendants, without the current process and trackers."""
+    roots = {i.pid for i in map(_read, Path(folder).glob(f"{_MEMBER}*")) if i is not None and not i.has_ended}
+    for pid in roots | set(_of_environment(folder)):
+        for each in (pid, *_descendants(pid)):
+            if each != os.getpid() and look_at(each).state not in (GONE, ZOMBIE) and not _is_tracker(each):
+                yield each
+
+
+def _of_environment(folder: str) -> Iterator[int]:
+    """Yield the processes whose environment names the folder; those of other users cannot be read."""
+    name = folder.encode()
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            if name in path.read_bytes():
+                yield int(path.parent.name)
+
+
+def _descendants(pid: int) -> list[int]:
+    with contextlib.suppress(psutil.Error, OSError):
+        return [child.pid for child in psutil.Process(pid).children(recursive=True)]
+    return []
+
+
+def _is_tracker(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return _TRACKER in Path(f"/proc/{pid}/cmdline").read_bytes()
+    return False
+
+
+def end_dead_instances() -> list[str]:
+    """End what dead instances of the current user have left, and return their folders."""
+    ended = []
+    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        owner = _read(folder / _OWNER) if _is_ours(folder) else None
+        if owner is not None and owner.has_ended:
+            end_remains(str(folder))
+            ended.append(str(folder))
+    return ended
+
+
+def _is_ours(folder: Path) -> bool:
+    try:
+        seen = os.lstat(folder)
+    except OSError:
+        return False
+    return stat.S_ISDIR(seen.st_mode) and seen.st_uid == os.getuid() and not seen.st_mode & 0o077

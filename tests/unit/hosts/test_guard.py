@@ -1,0 +1,172 @@
+"""A killed owner leaves nothing behind: real processes, killed and stopped, without a model."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from multiprocessing.shared_memory import SharedMemory
+from pathlib import Path
+
+import msgspec
+import pytest
+
+pytest.importorskip("vllm")
+
+from holdfast.hosts.vllm.process import members
+from holdfast.hosts.vllm.process.members import Identity, end_dead_instances, end_remains
+from holdfast.progress.processes import GONE, ZOMBIE, look_at
+
+WITHIN_S = 5.0
+
+# An owner with a guard, a member that knows the folder, and a child of the member that knows nothing.
+OWNER = """
+import os, subprocess, sys
+from holdfast.hosts.vllm.owner.guard import Guard
+from holdfast.hosts.vllm.process.members import record_owner
+folder = sys.argv[1]
+record_owner(folder)
+guard = Guard(folder)
+member = subprocess.Popen([sys.executable, "-c", sys.argv[2], folder], stdout=subprocess.PIPE)
+grandchild = int(member.stdout.readline())
+print(member.pid, grandchild, guard.pid, flush=True)
+if sys.stdin.readline() == "close\\n":
+    guard.close()
+    print("closed", flush=True)
+sys.stdin.read()
+"""
+MEMBER = """
+import subprocess, sys, time
+from holdfast.hosts.vllm.process.members import join_members
+join_members(sys.argv[1])
+print(subprocess.Popen(["sleep", "300"]).pid, flush=True)
+time.sleep(300)
+"""
+
+
+def has_ended(pid: int) -> bool:
+    return look_at(pid).state in (GONE, ZOMBIE)
+
+
+def await_end(*pids: int) -> None:
+    deadline = time.monotonic() + WITHIN_S
+    while not all(map(has_ended, pids)):
+        assert time.monotonic() < deadline, [pid for pid in pids if not has_ended(pid)]
+        time.sleep(0.01)
+
+
+class Owner:
+    def __init__(self, folder: Path) -> None:
+        command = [sys.executable, "-c", OWNER, str(folder), MEMBER]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout is not None
+        self.member, self.grandchild, self.guard = map(int, self.process.stdout.readline().split())
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    made = tmp_path / "holdfast-instance"
+    made.mkdir(mode=0o700)
+    return made
+
+
+@pytest.fixture
+def owner(folder: Path) -> Iterator[Owner]:
+    made = Owner(folder)
+    yield made
+    made.process.kill()
+    made.process.communicate()
+    for pid in (made.member, made.grandchild):
+        if not has_ended(pid):
+            os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("is_stopped", [False, True], ids=["running", "stopped"])
+def test_whoever_loses_the_owner_ends_and_takes_the_shared_memory_along(
+    owner: Owner, folder: Path, is_stopped: bool
+) -> None:
+    segment = SharedMemory(create=True, size=4096)
+    (folder / f"shm-{owner.member}").write_text(f"{segment.name}\n")
+    if is_stopped:
+        os.kill(owner.member, signal.SIGSTOP)
+    owner.process.kill()
+    await_end(owner.member, owner.grandchild, owner.guard)
+    assert not folder.exists()
+    assert not Path("/dev/shm", segment.name).exists()
+    segment.close()
+
+
+def test_sockets_outside_of_the_folder_go_and_other_files_stay(folder: Path, tmp_path: Path) -> None:
+    path, file = tmp_path / "client", tmp_path / "file"
+    file.write_text("mine")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(path))
+        members.record_sockets(str(folder), [f"ipc://{path}", f"ipc://{file}", "tcp://127.0.0.1:1"])
+        end_remains(str(folder))
+    assert not path.exists()
+    assert file.exists()
+
+
+def test_a_guard_that_was_closed_ends_and_kills_nothing(owner: Owner, folder: Path) -> None:
+    assert owner.process.stdin is not None and owner.process.stdout is not None
+    owner.process.stdin.write("close\n")
+    owner.process.stdin.flush()
+    assert owner.process.stdout.readline() == "closed\n"
+    await_end(owner.guard)
+    owner.process.kill()
+    owner.process.wait()
+    assert not has_ended(owner.member)
+    assert folder.exists()
+
+
+def test_the_next_start_ends_what_a_dead_instance_and_its_dead_guard_have_left(
+    owner: Owner, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(members.tempfile, "gettempdir", lambda: str(folder.parent))
+    assert end_dead_instances() == []
+    assert not has_ended(owner.member)
+    os.kill(owner.guard, signal.SIGKILL)
+    owner.process.kill()
+    owner.process.wait()
+    assert end_dead_instances() == [str(folder)]
+    await_end(owner.member, owner.grandchild)
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("harm", ["another namespace", "no owner", "garbage", "open folder"])
+def test_a_folder_whose_owner_is_not_certainly_dead_is_left_alone(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, harm: str
+) -> None:
+    monkeypatch.setattr(members.tempfile, "gettempdir", lambda: str(folder.parent))
+    dead = msgspec.structs.replace(Identity.of(os.getpid()), start_ticks=1)
+    record = folder / "owner"
+    match harm:
+        case "another namespace":
+            record.write_bytes(msgspec.json.encode(msgspec.structs.replace(dead, pid_namespace=1)))
+        case "garbage":
+            record.write_bytes(b"\xff{")
+        case "open folder":
+            record.write_bytes(msgspec.json.encode(dead))
+            folder.chmod(0o755)
+    assert end_dead_instances() == []
+    assert folder.exists()
+
+
+def test_after_a_new_start_of_the_machine_an_owner_has_ended_whatever_has_its_id() -> None:
+    assert not Identity.of(os.getpid()).has_ended
+    assert msgspec.structs.replace(Identity.of(os.getpid()), boot="another").has_ended
+    assert msgspec.structs.replace(Identity.of(os.getpid()), start_ticks=1).has_ended
+
+
+def test_a_member_without_a_record_is_found_by_its_environment(folder: Path) -> None:
+    environment = {**os.environ, "HOLDFAST_SETTINGS": json.dumps({"runtime_dir": str(folder)})}
+    with subprocess.Popen(["sleep", "300"], env=environment) as mine, subprocess.Popen(["sleep", "300"]) as foreign:
+        assert end_remains(str(folder)) == 1
+        assert mine.wait(WITHIN_S) == -signal.SIGKILL
+        assert foreign.poll() is None
+        foreign.kill()
