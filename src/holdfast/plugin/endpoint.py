@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from holdfast.api.access import Access
 from holdfast.api.control_token import announce, instance_token
@@ -41,6 +42,7 @@ class HoldfastEndpoint:
             _refuse_unprotected(app.state.args)
             return
         self._app = app
+        app.add_middleware(_LogBeside)
         config = control.config
         self._token = instance_token(Path(config.runtime_dir), config.control_token_file, os.environb)
         is_open = config.open_control_to_this_machine
@@ -54,9 +56,20 @@ class HoldfastEndpoint:
         # Added last, hence outermost: the host's own guard on /v1 must not demand a second token.
         install_gate(self._app, control)
         attach_exit_hook()
-        write_log_beside(*SERVER_LOGGERS)
         _announce(args, self._token, is_open=control.config.open_control_to_this_machine)
         start_telling_systemd(_listening(args))
+
+
+class _LogBeside:
+    """Middleware that lets a thread write the HTTP server's log: the server sets up its log just before its start."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            write_log_beside(*SERVER_LOGGERS)
+        await self._app(scope, receive, send)
 
 
 def _listening(args: Namespace) -> Listening:

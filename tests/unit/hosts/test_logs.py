@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import os
 import signal
 import subprocess
 import sys
 import threading
+from logging.handlers import QueueHandler
 from pathlib import Path
+from typing import Any
+
+from starlette.types import Receive, Scope, Send
+
+from holdfast.plugin.endpoint import _LogBeside
 
 WAIT_S = 30.0
 FULL_AFTER = 65536
@@ -90,3 +98,24 @@ def test_the_last_lines_are_written_before_the_process_ends() -> None:
     places = [read.index(f"line {n} of") for n in range(LINES)]
     assert places == sorted(places)
     assert "engine 0 recovered" in read
+
+
+def test_the_log_of_the_http_server_is_written_beside_from_its_start() -> None:
+    """The server sets up its log after all plugins; an access log that nobody reads stopped every answer."""
+    log = logging.getLogger("uvicorn.access")
+    before, log.handlers = log.handlers, [logging.StreamHandler()]
+    served: list[str] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        served.append(scope["type"])
+
+    async def nothing(*_: Any) -> Any:
+        raise AssertionError("the app takes nothing")
+
+    try:
+        asyncio.run(_LogBeside(app)({"type": "lifespan"}, nothing, nothing))
+        [handler] = log.handlers
+    finally:
+        log.handlers = before
+    assert isinstance(handler, QueueHandler)
+    assert served == ["lifespan"]
