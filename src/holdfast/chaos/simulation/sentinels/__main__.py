@@ -15,6 +15,7 @@ def main() -> None:
     parser.add_argument("seeds")
     parser.add_argument("--only", help="numbers of the planned items to keep, or none")
     parser.add_argument("--keep-going", action="store_true")
+    parser.add_argument("--first", action="store_true", help="end at the first failure, without shrinking")
     chosen = parser.parse_args()
     logging.getLogger("holdfast").setLevel(logging.CRITICAL + 1)
     first, _, end = chosen.seeds.partition(":")
@@ -27,6 +28,9 @@ def main() -> None:
             tally.add(simulate(schedule).tally)
         except LawBroken as error:
             broken += 1
+            if chosen.first:
+                print(str(error).splitlines()[0])
+                raise SystemExit(1) from None
             print(explain(seed, error, schedule) if not chosen.keep_going else f"{seed}: {str(error).splitlines()[0]}")
             if not chosen.keep_going:
                 raise SystemExit(1) from None

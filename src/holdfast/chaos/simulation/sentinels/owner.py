@@ -269,13 +269,14 @@ class OwnerLaws:
             epoch = machine.epoch
             effects = handle(fact, now)
             run.law(machine.epoch >= epoch, "an epoch never goes back")
-            killed = {effect.rank for effect in effects if isinstance(effect, fx.KillRank)}
+            told = {effect.rank for effect in effects if isinstance(effect, fx.KillRank)}
+            told |= machine._ranks.containment._faulted  # a rank whose fault is known owes nothing
             for effect in effects:
                 match effect:
                     case fx.Release(task=fx.RunRecovery(command=command)):
                         run.law(command.epoch > epoch, "a recovery has a newer epoch than the engine core")
                     case fx.Release(task=fx.AnnouncePause(broken=True)) if self._is_strict(engine, machine):
-                        running = [w.rank for w in engine.core.workers if not (w.fenced or w.gone or w.rank in killed)]
+                        running = [w.rank for w in engine.core.workers if not (w.fenced or w.gone or w.rank in told)]
                         run.law(not running, "a pause is announced when every rank has stopped")
             return effects
 
