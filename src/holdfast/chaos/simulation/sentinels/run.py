@@ -7,14 +7,14 @@ import itertools
 import random
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 from holdfast.chaos.simulation.front_end import SimulatedFrontEnd
 from holdfast.chaos.simulation.requests import Request
 from holdfast.chaos.simulation.sentinels.engine_core import EngineProcess
 from holdfast.chaos.simulation.sentinels.owner import Operator, OwnerHost, OwnerLaws
-from holdfast.chaos.simulation.sentinels.plan import Kind, Planned, Schedule, draw_schedule, shrink
+from holdfast.chaos.simulation.sentinels.plan import Kind, Planned, Schedule
+from holdfast.chaos.simulation.sentinels.result import RunResult, Tally
 from holdfast.chaos.simulation.sentinels.scheduler import Process, Scheduler, VirtualCondition
 from holdfast.chaos.simulation.sentinels.shell import on_virtual_time
 from holdfast.chaos.simulation.sentinels.wire import VirtualNetwork
@@ -33,36 +33,6 @@ PATIENCE_S = 120.0  # longer than the bound of every command
 
 class EffectFailure(OSError):
     """The planned failure of an effect."""
-
-
-@dataclass
-class Tally:
-    """What a run has seen, for the coverage of many runs."""
-
-    transitions: Counter[str] = field(default_factory=Counter)
-    failed_effects: Counter[str] = field(default_factory=Counter)
-    events: Counter[str] = field(default_factory=Counter)
-    faults: int = 0
-    runs: int = 0
-
-    def add(self, other: Tally) -> None:
-        self.transitions.update(other.transitions)
-        self.failed_effects.update(other.failed_effects)
-        self.events.update(other.events)
-        self.faults += other.faults
-        self.runs += other.runs
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """Summary of a run. `ended`: the last line of an instance that gave up."""
-
-    seed: int
-    ended: str | None
-    finished_requests: int
-    events: int
-    virtual_s: float
-    tally: Tally
 
 
 class Run:
@@ -373,29 +343,3 @@ class Run:
 def simulate(schedule: Schedule) -> RunResult:
     """Run a schedule. Raises `LawBroken`."""
     return Run(schedule).run()
-
-
-def fails(schedule: Schedule) -> LawBroken | None:
-    """Return the law that a schedule breaks, None for none."""
-    try:
-        simulate(schedule)
-    except LawBroken as broken:
-        return broken
-    return None
-
-
-def shrink_failure(schedule: Schedule) -> tuple[tuple[int, ...], LawBroken]:
-    """Return the planned items that suffice to break a law, and the law."""
-    kept = shrink(tuple(range(len(schedule.planned))), lambda some: fails(schedule.only(some)) is not None)
-    broken = fails(schedule.only(kept))
-    assert broken is not None
-    return kept, broken
-
-
-def explain(seed: int, broken: LawBroken, schedule: Schedule | None = None) -> str:
-    """Return a failure as a command line that replays it with the fewest items, the items, and the law."""
-    schedule = schedule or draw_schedule(seed)
-    kept, broken = shrink_failure(schedule)
-    items = "\n".join(f"  {i}: {schedule.planned[i]}" for i in kept)
-    line = f"python -m holdfast.chaos.simulation.sentinels {seed} --only {','.join(map(str, kept)) or 'none'}"
-    return f"replay: {line}\nof {len(schedule.planned)} planned items {len(kept)} suffice:\n{items}\n{broken}"
