@@ -8,14 +8,17 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 pytest.importorskip("vllm")
 
 from holdfast.core.config import HoldfastConfig
+from holdfast.core.stalls.stalls import Stall
+from holdfast.hosts.vllm.owner import engine_watch
 from holdfast.hosts.vllm.owner.engine_watch import EngineWatch
-from holdfast.progress.processes import ZOMBIE, look_at
+from holdfast.progress.processes import ZOMBIE, ProcessLook, look_at
 
 WAIT_S = 10.0
 SLEEPS = "import time; time.sleep(60)"
@@ -87,3 +90,55 @@ def test_a_watch_that_fails_at_one_look_looks_again(bench: Bench, monkeypatch: p
     bench.watch.start()
     assert seen.wait(WAIT_S)
     bench.watch.close()
+
+
+def test_a_failure_with_one_engine_core_leaves_the_others_watched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def look_at_one(pid: int) -> ProcessLook:
+        if pid == 1001:
+            raise ValueError("cannot be read")
+        return ProcessLook(ZOMBIE, 0.0, 9)
+
+    monkeypatch.setattr(engine_watch, "look_at", look_at_one)
+    ended: list[tuple[int, int]] = []
+    config = HoldfastConfig(runtime_dir=str(tmp_path), incident_dir=str(tmp_path))
+    pids = {0: 1001, 1: 1002}
+    watch = EngineWatch(config, lambda: pids, lambda stall: None, lambda *told: ended.append(told))
+    watch.look(1.0)
+    assert ended == [(1, 9)]
+
+
+@pytest.mark.parametrize(
+    ("state", "ticks", "reported"),
+    [
+        ("?", [7, None], True),  # no file descriptor is left to look with
+        ("?", [None, None], True),
+        ("T", [None, 7], True),
+        ("X", [7, None], False),  # gone
+        ("X", [None, None], False),
+        ("R", [7, 8], False),  # another process has the id now
+        ("T", [7, 7], True),
+    ],
+)
+def test_a_stalled_process_that_cannot_be_looked_at_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str, ticks: list[int | None], reported: bool
+) -> None:
+    stall = Stall(0, 1001, True, "stopped")
+    told: list[Stall] = []
+
+    class Finds:
+        def __init__(self, *_: object) -> None: ...
+
+        def observe(self, *_: object) -> list[Stall]:
+            return [stall]
+
+    answers = iter(ticks)
+    monkeypatch.setattr(engine_watch, "ProgressWatch", Finds)
+    monkeypatch.setattr(engine_watch, "look_at", lambda pid: ProcessLook(state))
+    monkeypatch.setattr(engine_watch, "start_ticks", lambda pid: next(answers))
+    config = HoldfastConfig(runtime_dir=str(tmp_path), incident_dir=str(tmp_path))
+    watch = EngineWatch(config, lambda: {0: 1001}, told.append, lambda *_: None)
+    monkeypatch.setattr(watch, "_keep_evidence", lambda stall, engine_id, then: then())
+    watch.look(1.0)
+    assert bool(told) is reported

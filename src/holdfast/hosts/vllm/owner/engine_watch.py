@@ -18,7 +18,7 @@ from holdfast.core.ports import Devices
 from holdfast.core.stalls.stalls import Stall
 from holdfast.core.stalls.step_deadlines import Limits
 from holdfast.hosts.vllm.process.device_health import device_health
-from holdfast.progress.processes import ZOMBIE, look_at, start_ticks
+from holdfast.progress.processes import GONE, ZOMBIE, look_at, start_ticks
 from holdfast.sentinel.incident_files import IncidentFiles
 from holdfast.sentinel.stall_watch import PERIOD_S, ProgressWatch
 
@@ -65,22 +65,32 @@ class EngineWatch:
         while not self._stop.wait(PERIOD_S):
             try:
                 self.look(time.monotonic())
-            except Exception:  # a watch outlives its own mistakes
-                if not self._failed:
-                    logger.exception("the watch over the engine cores failed once, and goes on; told once")
-                self._failed = True
+            except Exception:
+                self._note_failure()
 
     def look(self, now: float) -> None:
-        """Examine every engine core once; `now` is monotonic seconds."""
+        """Examine every engine core once; `now` is monotonic seconds. A failure with one costs the others nothing."""
         for engine_id, pid in self._pids().items():
-            if self._has_exited(engine_id, pid):
-                continue
-            watch = self._watches.setdefault(engine_id, ProgressWatch(self._config.runtime_dir, LIMITS))
-            stalls = watch.observe(now, {engine_id: pid}) if pid not in self._stalled else []
-            for stall in stalls:
-                self._stalled.add(pid)
-                proceed = functools.partial(self._report_stall, stall, start_ticks(pid))
-                self._keep_evidence(stall, engine_id, proceed)
+            try:
+                self._look_at(engine_id, pid, now)
+            except Exception:
+                self._note_failure()
+
+    def _note_failure(self) -> None:
+        """Log the first failure: a watch outlives its own mistakes."""
+        if not self._failed:
+            logger.exception("the watch over the engine cores failed once, and goes on; told once")
+        self._failed = True
+
+    def _look_at(self, engine_id: int, pid: int, now: float) -> None:
+        if self._has_exited(engine_id, pid):
+            return
+        watch = self._watches.setdefault(engine_id, ProgressWatch(self._config.runtime_dir, LIMITS))
+        stalls = watch.observe(now, {engine_id: pid}) if pid not in self._stalled else []
+        for stall in stalls:
+            self._stalled.add(pid)
+            proceed = functools.partial(self._report_stall, stall, start_ticks(pid))
+            self._keep_evidence(stall, engine_id, proceed)
 
     def _has_exited(self, engine_id: int, pid: int) -> bool:
         process = look_at(pid)
@@ -90,8 +100,13 @@ class EngineWatch:
         return process.state == ZOMBIE
 
     def _report_stall(self, stall: Stall, started: int | None) -> None:
-        """Report a stall, unless the process has ended meanwhile: the system may have reused the process id."""
-        if start_ticks(stall.pid) == started:
+        """Report a stall, unless the process has ended meanwhile: the system may have reused the process id.
+
+        A process that cannot be looked at is reported: unknown is not gone.
+        """
+        present = start_ticks(stall.pid)
+        is_same = look_at(stall.pid).state != GONE if None in (present, started) else present == started
+        if is_same:
             self._on_stall(stall)
 
     def _keep_evidence(self, stall: Stall, engine_id: int, then: Callable[[], None]) -> None:
