@@ -6,12 +6,18 @@ import socket
 import struct
 import threading
 import time
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
 
+import msgspec
+import psutil
 import pytest
+from torch.distributed import TCPStore
 
 from holdfast.core.errors import RecoveryFailed
 from holdfast.core.protocol.messages import Rendezvous
-from holdfast.hosts.vllm.communicators.rendezvous import join_rendezvous
+from holdfast.hosts.vllm.communicators.rendezvous import EPOCH_KEY, RendezvousHost, join_rendezvous
 
 pytestmark = pytest.mark.host
 
@@ -33,3 +39,52 @@ def test_a_store_that_closes_while_a_rank_connects_is_not_waited_for() -> None:
     with pytest.raises(RecoveryFailed, match="epoch 3 is gone"):
         join_rendezvous(Rendezvous("127.0.0.1", listener.getsockname()[1], 3), "workers", 30.0)
     assert time.monotonic() - began < 5.0
+
+
+@pytest.fixture
+def rendezvous() -> Iterator[Rendezvous]:
+    owner = RendezvousHost()
+    yield owner.open(3)
+    owner.close_all()
+
+
+def foreign_client(rendezvous: Rendezvous) -> Any:
+    return TCPStore(rendezvous.host, rendezvous.port, is_master=False, timeout=timedelta(seconds=5))
+
+
+def test_a_foreign_client_that_sets_the_epoch_changes_nothing(rendezvous: Rendezvous) -> None:
+    foreign = foreign_client(rendezvous)
+    for key in (EPOCH_KEY, f"workers/3/{EPOCH_KEY}", f"/{EPOCH_KEY}"):
+        foreign.set(key, "99")
+    ranks = [join_rendezvous(rendezvous, "workers", 5.0) for _ in range(2)]
+    ranks[0].set("address", "of the first rank")
+    assert ranks[1].get("address") == b"of the first rank"
+
+
+def test_a_rank_with_another_secret_finds_no_epoch(rendezvous: Rendezvous) -> None:
+    """It belongs to another instance."""
+    with pytest.raises(RecoveryFailed, match="is over"):
+        join_rendezvous(msgspec.structs.replace(rendezvous, secret="another"), "workers", 2.0)
+
+
+def test_the_store_listens_on_the_loopback_only(rendezvous: Rendezvous) -> None:
+    listening = [
+        c.laddr.ip
+        for c in psutil.Process().net_connections("tcp")
+        if c.laddr.port == rendezvous.port and c.status == "LISTEN"
+    ]
+    assert listening == ["127.0.0.1"]
+
+
+def test_no_listener_stays_behind_a_closed_rendezvous() -> None:
+    owner = RendezvousHost()
+    for epoch in range(1, 21):
+        opened = owner.open(epoch)
+        owner.close(epoch)
+        with pytest.raises(OSError, match="refused"):
+            socket.create_connection((opened.host, opened.port), timeout=2.0).close()
+
+
+def test_the_secret_is_in_no_log(rendezvous: Rendezvous) -> None:
+    assert rendezvous.secret
+    assert rendezvous.secret not in f"{rendezvous!r} {rendezvous}"

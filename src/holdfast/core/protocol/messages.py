@@ -20,13 +20,18 @@ from holdfast.core.faults.injection import InjectionSpec
 class Rendezvous(msgspec.Struct, frozen=True):
     """Address of the store of an epoch. The store of an older epoch has no members.
 
-    `extra_wait_s` is the additional time for a replacement, which loads its weights before it joins.
+    `extra_wait_s` is the additional time for a replacement, which loads its weights before it joins. `secret` precedes
+    every key: what somebody without the secret writes into the store changes nothing.
     """
 
     host: str
     port: int
     epoch: int
     extra_wait_s: float = 0.0
+    secret: str = ""
+
+    def __repr__(self) -> str:
+        return f"Rendezvous({self.host}:{self.port}, epoch {self.epoch})"
 
 
 MAX_MESSAGE_BYTES = 1 << 20

@@ -6,6 +6,7 @@ the current epoch stays open: NCCL makes its connections through the store when 
 
 from __future__ import annotations
 
+import secrets
 import socket
 import threading
 import time
@@ -19,6 +20,7 @@ EPOCH_KEY = "holdfast/epoch"
 HOST = "127.0.0.1"
 CONNECT_TIMEOUT_S = 1.0
 MIN_TIMEOUT_S = 0.05
+_BACKLOG = 1024  # every rank of a large group may connect at once
 
 
 class RendezvousHost:
@@ -27,6 +29,7 @@ class RendezvousHost:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._stores: dict[int, Any] = {}
+        self._secret = secrets.token_hex(16)
 
     def open(self, epoch: int) -> Rendezvous:
         """Open the store of an epoch, or return the open store; close stores of older epochs. Listens on return."""
@@ -34,8 +37,8 @@ class RendezvousHost:
             for older in [e for e in self._stores if e < epoch]:
                 del self._stores[older]
             if epoch not in self._stores:
-                self._stores[epoch] = _listening_store(epoch)
-            return Rendezvous(HOST, self._stores[epoch].port, epoch)
+                self._stores[epoch] = _listening_store(epoch, self._secret)
+            return Rendezvous(HOST, self._stores[epoch].port, epoch, secret=self._secret)
 
     def close(self, epoch: int) -> None:
         """Close the store of an epoch, so that every waiting rank fails at once. Idempotent."""
@@ -47,11 +50,15 @@ class RendezvousHost:
             self._stores.clear()
 
 
-def _listening_store(epoch: int) -> Any:
-    from torch.distributed import TCPStore
+def _listening_store(epoch: int, secret: str) -> Any:
+    """Return a store that listens where the ranks are; left to itself torch listens on every interface."""
+    from torch.distributed import PrefixStore, TCPStore
 
-    store = TCPStore(HOST, 0, is_master=True, wait_for_workers=False)
-    store.set(EPOCH_KEY, str(epoch))
+    listening = socket.create_server((HOST, 0), backlog=_BACKLOG)
+    port = listening.getsockname()[1]
+    # The store owns the descriptor from here on.
+    store = TCPStore(HOST, port, is_master=True, wait_for_workers=False, master_listen_fd=listening.detach())
+    PrefixStore(secret, store).set(EPOCH_KEY, str(epoch))
     return store
 
 
@@ -63,7 +70,7 @@ def join_rendezvous(rendezvous: Rendezvous, scope: str, timeout_s: float) -> Any
     """
     from torch.distributed import PrefixStore
 
-    store = _connect(rendezvous, time.monotonic() + timeout_s)
+    store = PrefixStore(rendezvous.secret, _connect(rendezvous, time.monotonic() + timeout_s))
     store.set_timeout(timedelta(seconds=timeout_s))
     found = store.get(EPOCH_KEY) if store.check([EPOCH_KEY]) else b"none"
     if found != str(rendezvous.epoch).encode():
