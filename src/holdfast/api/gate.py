@@ -93,7 +93,9 @@ def _decide_hold(view: InstanceView, held: int, max_held: int) -> Response | Non
     """Return the refusal of a new request while no engine makes progress; None when the request may wait."""
     state = instance_state(view)
     if view.defeat is not None:
-        return _unavailable(Problem(message=f"the instance has ended: {view.defeat}", state=state))
+        # The reason may quote an exception, and whoever sends a request may not read the status.
+        hint = "/fault_tolerance/status says why, with the control token"
+        return _unavailable(Problem(message="the instance has ended", state=state, hint=hint))
     if held < max_held:
         return None
     message = f"the instance is {state} and holds {held} requests already"

@@ -6,6 +6,8 @@ Pure: bytes in, structs out, or a `BadCommand` that names the field. Nothing her
 from __future__ import annotations
 
 import enum
+import hashlib
+import uuid
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,19 +18,34 @@ import msgspec
 from holdfast.core.config import SettingValue, changeable_keys
 from holdfast.core.errors import BadCommand
 from holdfast.core.faults.faults import Phase
-from holdfast.core.faults.injection import InjectionSpec
+from holdfast.core.faults.injection import MAX_ID, InjectionSpec
 from holdfast.core.protocol.commands import Command, Configure, Pause, RestartEngine, RestartWorkers, Resume, Retry
 
 MAX_BODY_BYTES = 64 * 1024
 MAX_TIMEOUT_S = 3600
 MAX_ENGINE_IDS = 1024
 MAX_RANKS = 1024
+MAX_KEY_CHARS = 200
 MAX_SHOWN_CHARS = 300
 
 
 T = TypeVar("T")
 P = TypeVar("P")
 Name = TypeVar("Name", bound=enum.StrEnum)
+
+
+def command_id_of(idempotency_key: str | None) -> str:
+    """Return the id of a command: drawn anew, or made from the caller's key, so that a repetition has the same id.
+
+    Raises:
+        BadCommand: the key is blank or too long.
+    """
+    if idempotency_key is None:
+        return uuid.uuid4().hex
+    key = idempotency_key.strip()
+    if not key or len(key) > MAX_KEY_CHARS:
+        raise BadCommand(f"an idempotency key has 1 to {MAX_KEY_CHARS} characters", hint="a UUID, for instance")
+    return hashlib.sha256(b"idempotency-key:" + key.encode(errors="surrogateescape")).hexdigest()[:32]
 
 
 class CommandName(enum.StrEnum):
@@ -59,8 +76,11 @@ class PauseMode(enum.StrEnum):
 
 
 TimeoutS = Annotated[float, msgspec.Meta(gt=0, le=MAX_TIMEOUT_S)]
-EngineIds = Annotated[tuple[int, ...], msgspec.Meta(max_length=MAX_ENGINE_IDS, extra_json_schema={"uniqueItems": True})]
-Rank = Annotated[int, msgspec.Meta(ge=0)]
+EngineId = Annotated[int, msgspec.Meta(ge=-MAX_ID, le=MAX_ID)]  # an id that no engine has is not found
+EngineIds = Annotated[
+    tuple[EngineId, ...], msgspec.Meta(max_length=MAX_ENGINE_IDS, extra_json_schema={"uniqueItems": True})
+]
+Rank = Annotated[int, msgspec.Meta(ge=0, le=MAX_ID)]
 Ranks = Annotated[
     tuple[Rank, ...], msgspec.Meta(min_length=1, max_length=MAX_RANKS, extra_json_schema={"uniqueItems": True})
 ]
@@ -79,7 +99,7 @@ class Params(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     `rank` or `ranks` name the workers of one engine to restart; without ranks, every worker.
     """
 
-    engine_id: int | None = None
+    engine_id: EngineId | None = None
     engine_ids: EngineIds | None = None
     mode: ModeName | None = None
     rank: Rank | None = None

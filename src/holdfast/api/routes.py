@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import uuid
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -127,7 +126,8 @@ async def _events(request: Request, control: ControlPlane) -> Response:
 
 async def _apply(request: Request, control: ControlPlane) -> Response:
     """Run a command, in either request format."""
-    applied = requests.parse_apply(await _read_body(request), command_id := uuid.uuid4().hex)
+    command_id = requests.command_id_of(request.headers.get("idempotency-key"))
+    applied = requests.parse_apply(await _read_body(request), command_id)
     outcome = _watch(control.submit(applied.command))
     if applied.timeout_s is None:
         return await _accept(outcome, command_id)
@@ -140,7 +140,7 @@ async def _inject(request: Request, control: ControlPlane) -> Response:
         raise _Rejected(404, "fault injection is off", "start the server with --enable-fault-injection")
     spec = requests.parse_injection(await _read_body(request))
     _check_rank(spec, control.view())
-    command_id = uuid.uuid4().hex
+    command_id = requests.command_id_of(request.headers.get("idempotency-key"))
     outcome = _watch(control.submit(InjectFault(command_id=command_id, spec=spec)))
     await _wait_ended(outcome, control.config.drain_timeout_s + _ARM_MARGIN_S)
     return _json(formats.Accepted(message="Fault armed.", request_id=command_id))

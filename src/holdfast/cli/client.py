@@ -6,8 +6,10 @@ Exit codes: 1 when the server refused or failed, 2 when the server was not reach
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import uuid
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import httpx
@@ -53,13 +55,24 @@ class ControlClient:
 
     def post(self, path: str, body: msgspec.Struct, kind: type[T], timeout_s: float = DEFAULT_TIMEOUT_S) -> T:
         """Send `body` to an endpoint and return the answer, decoded as `kind`; wait up to `timeout_s`."""
-        return self._call("POST", path, kind, timeout_s, content=msgspec.json.encode(body))
+        # One call is one command, however often what lies between repeats the call.
+        headers = {b"Idempotency-Key": uuid.uuid4().hex.encode()}
+        return self._call("POST", path, kind, timeout_s, content=msgspec.json.encode(body), extra_headers=headers)
 
-    def _call(self, method: str, path: str, kind: type[T], timeout_s: float, **request: Any) -> T:
+    def _call(
+        self,
+        method: str,
+        path: str,
+        kind: type[T],
+        timeout_s: float,
+        extra_headers: Mapping[bytes, bytes] = MappingProxyType({}),
+        **request: Any,
+    ) -> T:
         # A proxy from the environment is never the way to this machine itself.
         trust_env = not (self._host == "localhost" or is_loopback(self._host))
+        headers = {**self._headers(), **extra_headers}
         with _translated(self._url, timeout_s), httpx.Client(timeout=timeout_s, trust_env=trust_env) as http:
-            answer = http.request(method, f"{self._url}/fault_tolerance/{path}", headers=self._headers(), **request)
+            answer = http.request(method, f"{self._url}/fault_tolerance/{path}", headers=headers, **request)
         if not answer.is_success:
             raise _failure_of(answer, self._url)
         try:

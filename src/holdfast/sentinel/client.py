@@ -40,6 +40,7 @@ from holdfast.core.protocol.effects import (
 from holdfast.core.protocol.events import Event, InstanceView
 from holdfast.core.protocol.link_messages import LinkReported, PoisonRequestEnded
 from holdfast.core.states import EngineState
+from holdfast.sentinel.begun_commands import BegunCommands
 from holdfast.sentinel.beside import Beside, dropped_items
 from holdfast.sentinel.link_registry import LinkRegistry
 from holdfast.sentinel.thread import SentinelThread, engine_identity, is_link
@@ -82,6 +83,7 @@ class ClientSentinel:
         self._sinks = [Beside(name, functools.partial(_deliver_event, name, sink)) for name, sink in sinks.items()]
         self._follower: Beside[None] = Beside("views", self._show_view)
         self._waiting: dict[str, Future[None]] = {}
+        self._begun = BegunCommands()
         self._on_view: Callable[[InstanceView], None] = lambda view: None
         self._changed = threading.Condition()
         self._links = LinkRegistry(self._hub, self)
@@ -211,6 +213,9 @@ class ClientSentinel:
         self._perform(self._instance.process_lost(name, why, time.monotonic(), unrecoverable_reason))
 
     def _begin(self, command: Command, ended: Future[None]) -> None:
+        """Begin a command once: a repeated command id gets the outcome of the first."""
+        if self._begun.answer_again(command, ended, self._view):
+            return
         try:
             effects = self._instance.submit(command, time.monotonic(), self._host.unrecoverable_reason())
         except Exception as error:  # whoever waits for the command must learn how it ended
@@ -218,6 +223,7 @@ class ClientSentinel:
             if not isinstance(error, OperatorError):
                 raise
             return
+        self._begun.remember(command, ended)
         self._waiting[command.command_id] = ended
         self._perform(effects)
 

@@ -6,6 +6,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import pytest
 from starlette.testclient import TestClient
 
+from holdfast.api import openapi
+from holdfast.api.requests import command_id_of
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.errors import HoldfastError
 from holdfast.core.protocol import messages as m
@@ -226,7 +228,7 @@ def test_the_second_of_two_commands_at_once_is_a_conflict(
     assert second.json()["error"]["state"] == "recovering"
 
 
-@pytest.mark.parametrize("engine_id", [1, -1, 10**30])
+@pytest.mark.parametrize("engine_id", [1, -1, 2**31 - 1])
 def test_an_unknown_engine_is_not_found(client: TestClient, control: MemoryControl, engine_id: int) -> None:
     control.break_down()
     answer = client.post("/fault_tolerance/apply", json={"instruction": "retry", "params": {"engine_id": engine_id}})
@@ -350,3 +352,53 @@ def test_standbys_are_in_the_status_once_there_are_any(client: TestClient, contr
     control.standbys(wanted=2, ready=1, memory_bytes=5)
     [engine] = client.get("/fault_tolerance/status").json()["engines"]
     assert engine["standbys"] == {"wanted": 2, "ready": 1, "memory_bytes": 5}
+
+
+def _unbounded_integers(schema: object, path: str = "") -> list[str]:
+    """Paths of the integers of a schema that have no maximum or no minimum."""
+    match schema:
+        case {"type": "integer", **rest}:
+            return [] if "maximum" in rest and "minimum" in rest else [path]
+        case dict():
+            return [found for key, value in schema.items() for found in _unbounded_integers(value, f"{path}/{key}")]
+        case list():
+            return [found for n, value in enumerate(schema) for found in _unbounded_integers(value, f"{path}/{n}")]
+    return []
+
+
+def test_every_integer_that_a_caller_sends_has_bounds() -> None:
+    """A number that no process can decode would be accepted, and the command would be waited for in vain."""
+    found = _unbounded_integers({"apply": openapi.APPLY_BODY, "inject": openapi.INJECT_BODY})
+    assert [path for path in found if "propertyNames" not in path and "additionalProperties" not in path] == []
+
+
+@pytest.mark.parametrize("huge", [2**31, 2**63, 2**70, -(2**70)])
+@pytest.mark.parametrize("name", ["engine_id", "rank"])
+def test_a_number_that_no_process_can_decode_is_refused_at_once(client: TestClient, name: str, huge: int) -> None:
+    params = {"engine_id": 0, "rank": 0, name: huge}
+    for body in (
+        {"instruction": "restart-worker", "params": params},
+        {"fault_tolerance_instruction": "restart-worker", "fault_tolerance_params": params},
+    ):
+        assert client.post("/fault_tolerance/apply", json=body).status_code == 400
+    assert client.post("/fault_tolerance/inject", json={"phase": "forward", name: huge}).status_code in {400, 404}
+
+
+def test_a_setting_that_no_process_can_decode_is_refused_at_once(client: TestClient) -> None:
+    body = {"instruction": "configure", "params": {"max_retries": 2**70}}
+    assert client.post("/fault_tolerance/apply", json=body).status_code == 400
+
+
+def test_the_same_key_gives_the_same_command_id_and_no_key_a_new_one(client: TestClient) -> None:
+    assert command_id_of("one") == command_id_of("one") != command_id_of("two")
+    assert command_id_of(None) != command_id_of(None)
+    headers = {"Idempotency-Key": "one"}
+    answer = client.post("/fault_tolerance/apply", json={"instruction": "pause"}, headers=headers)
+    assert answer.json()["request_id"] == command_id_of("one")
+
+
+@pytest.mark.parametrize("key", ["", " ", "x" * 201])
+def test_a_key_that_is_no_key_is_refused(client: TestClient, control: MemoryControl, key: str) -> None:
+    answer = client.post("/fault_tolerance/apply", json={"instruction": "pause"}, headers={"Idempotency-Key": key})
+    assert answer.status_code == 400
+    assert control.sent == []

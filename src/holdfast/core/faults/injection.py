@@ -10,6 +10,7 @@ import msgspec
 
 from holdfast.core.faults.faults import Phase
 
+MAX_ID = 2**31 - 1  # of an engine or a rank: what every process can decode
 MAX_TIMES = 1000
 
 
@@ -49,8 +50,8 @@ class InjectionSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     phase: Phase
     kind: FaultKind = FaultKind.RAISE
-    engine_id: int = 0
-    rank: int = 0
+    engine_id: Annotated[int, msgspec.Meta(ge=-MAX_ID, le=MAX_ID)] = 0
+    rank: Annotated[int, msgspec.Meta(ge=-MAX_ID, le=MAX_ID)] = 0
     after_steps: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 0
     times: Annotated[int, msgspec.Meta(ge=1, le=MAX_TIMES)] = 1
     request_index: Annotated[int, msgspec.Meta(ge=0, le=100_000)] = 1
