@@ -23,11 +23,12 @@ LINKS = {
 DECODERS = [decode for _, decode in LINKS.values()]
 
 numbers = st.integers(-(2**63), 2**63 - 1)
+ids = st.integers(-(2**31) + 1, 2**31 - 1)
 seconds = st.floats(allow_nan=False)
 faults = st.builds(Fault, fault_class=st.sampled_from(FaultClass), error_type=st.text(), message=st.text(),
                    engine_id=numbers, rank=st.none() | numbers, phase=st.none() | st.text(),
                    step=st.none() | numbers, at=seconds)  # fmt: skip
-specs = st.builds(InjectionSpec, phase=st.sampled_from(Phase), engine_id=numbers, rank=numbers,
+specs = st.builds(InjectionSpec, phase=st.sampled_from(Phase), engine_id=ids, rank=ids,
                   after_steps=st.integers(0, 10**6), times=st.integers(1, 1000),
                   request_index=st.integers(0, 10**5), message=st.text(max_size=200))  # fmt: skip
 ranks = st.lists(numbers).map(tuple)
