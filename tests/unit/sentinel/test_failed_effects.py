@@ -84,7 +84,7 @@ class Owner:
         return [e.state for e in self.sentinel.view().engines]
 
     def assert_status_and_core_agree(self) -> None:
-        assert self.sentinel.view() == self.sentinel._instance.view()
+        assert self.sentinel._view == self.sentinel._instance.view()
         numbers = [e.sequence for e in self.sentinel.history()]
         assert numbers == list(range(1, len(numbers) + 1))
 
