@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.instance.deadlines import REPLACEMENT_MARGIN_S, replacement_bound_s
+from holdfast.core.instance.failed_effects import TRY_AGAIN_AFTER_S
 from holdfast.core.instance.processes import COORDINATOR, api_server
 from holdfast.core.protocol import messages as m
 from holdfast.core.protocol.effects import (
@@ -89,8 +90,9 @@ def test_a_replacement_that_could_not_be_started_is_tried_again_and_what_is_left
     bench.tick(CONFIG.containment_timeout_s)
     [first] = bench.all(ReplaceEngine)
     assert first.kill
-    effects = failed(bench, first)
-    [second] = [e for e in effects if isinstance(e, ReplaceEngine)]
+    assert failed(bench, first) == []
+    assert bench.tick(TRY_AGAIN_AFTER_S - 0.1) == []
+    [second] = [e for e in bench.tick(0.1) if isinstance(e, ReplaceEngine)]
     assert second.kill
     assert second.processes == first.processes
     assert f"its replacement could not be started: {WHY}" in bench.view(0).reason
@@ -102,6 +104,7 @@ def test_replacements_that_never_start_use_up_the_budget():
     for _ in range(CONFIG.max_engine_restarts + 1):
         if bench.defeat is None:
             failed(bench, bench.all(ReplaceEngine)[-1])
+            bench.tick(60.0)
     assert bench.defeat is not None
     assert WHY in bench.defeat
 
@@ -113,6 +116,16 @@ def test_the_failure_to_start_is_no_news_once_the_replacement_serves():
     bench.attached(0, pid=99)
     assert failed(bench, order) == []
     assert bench.states(0) == ["healthy"]
+
+
+def test_the_bound_of_a_replacement_counts_again_after_a_failed_start():
+    bench = Bench(CONFIG)
+    bench.lost()
+    failed(bench, bench.all(ReplaceEngine)[-1])
+    bench.tick(TRY_AGAIN_AFTER_S)
+    assert bench.tick(CONFIG.engine_start_timeout_s) == []
+    bench.tick(REPLACEMENT_MARGIN_S + 60.0)
+    assert "its replacement did not report in time" in bench.view(0).reason
 
 
 def test_what_is_left_of_a_left_out_engine_core_ends_before_its_next_start():
@@ -136,8 +149,10 @@ def test_a_process_whose_replacement_could_not_be_started_is_tried_again_and_the
     bench = Bench(CONFIG)
     bench.did(bench.instance.process_attached(COORDINATOR, 5))
     bench.did(bench.instance.process_lost(COORDINATOR, "exit code -9", bench.now))
-    for _ in range(CONFIG.max_api_server_restarts):
-        failed(bench, bench.all(ReplaceProcess)[-1])
+    for number in range(CONFIG.max_api_server_restarts):
+        assert failed(bench, bench.all(ReplaceProcess)[-1]) == []
+        assert len(bench.all(ReplaceProcess)) == number + 1
+        bench.tick(60.0)
     assert len(bench.all(ReplaceProcess)) == CONFIG.max_api_server_restarts
     assert WHY in bench.defeat
 

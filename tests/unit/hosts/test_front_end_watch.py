@@ -172,7 +172,7 @@ def test_an_ending_instance_starts_no_replacement(instance: Instance) -> None:
     instance.next()
     first = instance.server.process
     instance.ends.set()
-    instance.watch._replace(instance.server, 5.0)
+    instance.watch._replace(instance.server, ReplaceProcess(instance.server.name, 5.0))
     assert instance.server.process is first
 
 

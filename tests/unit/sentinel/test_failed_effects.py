@@ -125,6 +125,8 @@ def test_a_replacement_that_cannot_be_started_is_tried_again() -> None:
     owner = Owner((0,), (1,))
     owner.host.failures["replace"] = [RuntimeError("can't start new thread")]
     owner.sentinel._perform(owner.sentinel._instance.lost(0, "killed", 0.0))
+    assert owner.host.done == ["close"]
+    owner.sentinel._perform(owner.sentinel._instance.tick(1e12))  # whatever was to be waited for
     assert owner.host.done == ["close", "close", "replace"]
     assert owner.states() == [EngineState.RESTARTING, EngineState.HEALTHY]
     owner.assert_status_and_core_agree()
@@ -135,6 +137,8 @@ def test_when_everything_fails_the_instance_ends_and_says_why() -> None:
     owner = Owner((0,))
     owner.host.failures["replace"] = [RuntimeError("can't start new thread")] * 1000
     owner.sentinel._perform(owner.sentinel._instance.lost(0, "killed", 0.0))
+    for days in range(1, 20):
+        owner.sentinel._perform(owner.sentinel._instance.tick(days * 1e9))
     assert owner.host.done[-1] == "end"
     assert "can't start new thread" in str(owner.sentinel.view().defeat)
     owner.assert_status_and_core_agree()

@@ -8,7 +8,6 @@ from holdfast.core.policy.incident import Recovery
 from holdfast.core.states import EngineState
 
 SOFT_PAUSE_S = 1.0  # after that, a soft pause that has not reached a step boundary becomes a hard one
-REPLACEMENT_IS_LATE = "its replacement did not report in time"
 REPLACEMENT_MARGIN_S = 120.0  # what the end of the lost process and the first report may take, beside the start
 KEEPALIVE_S = 10.0  # how often paused engine cores are told that the owner lives
 

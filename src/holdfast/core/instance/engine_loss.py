@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from holdfast.core.instance.defeat import end_instance
-from holdfast.core.instance.group import Engine, LockstepGroup
+from holdfast.core.instance.group import Engine, FailedStart, LockstepGroup
 from holdfast.core.instance.repair import leave_out_engine, publish_decision, replace_engine
 from holdfast.core.instance.reports import engine_attached, finish_engine_restarts, finish_recovery
 from holdfast.core.instance.state import InstanceState, publish
@@ -31,12 +31,11 @@ def engine_lost(
     return _replace_or_give_up(state, group, engine, lost, now, kill=False)
 
 
-def replacement_failed(
-    state: InstanceState, group: LockstepGroup, engine: Engine, why: str, now: float, *, kill: bool
-) -> list[Effect]:
-    """Take the failure of a replacement that was never started; `kill` says that the lost process may still run."""
-    lost = f"engine core {engine.engine_id} was lost: {why}"
-    return _replace_or_give_up(state, group, engine, lost, now, kill=kill)
+def lose_late_replacement(state: InstanceState, group: LockstepGroup, engine: Engine, now: float) -> list[Effect]:
+    """Treat a replacement that was not started, or has not reported within its bound, as lost too."""
+    failed = engine.failed_start or FailedStart("its replacement did not report in time", kill=False)
+    why = f"engine core {engine.engine_id} was lost: {failed.reason}"
+    return _replace_or_give_up(state, group, engine, why, now, kill=failed.kill)
 
 
 def kill_overdue_engine(

@@ -7,11 +7,14 @@ state never claims what did not happen. Effects that are bounded by a deadline a
 from __future__ import annotations
 
 from holdfast.core.faults.faults import Fault, FaultClass
-from holdfast.core.instance import engine_loss, processes, reports
+from holdfast.core.instance import reports
+from holdfast.core.instance.group import FailedStart
 from holdfast.core.instance.repair import close_rendezvous
 from holdfast.core.instance.state import InstanceState
 from holdfast.core.protocol.effects import BeginRecovery, Effect, LeaveOut, ReplaceEngine, ReplaceProcess
 from holdfast.core.states import EngineState
+
+TRY_AGAIN_AFTER_S = 1.0  # a short lack of threads or files uses up no whole budget
 
 
 def effect_failed(state: InstanceState, effect: Effect, why: str, now: float) -> list[Effect]:
@@ -20,19 +23,21 @@ def effect_failed(state: InstanceState, effect: Effect, why: str, now: float) ->
         case BeginRecovery():
             return _recovery_did_not_begin(state, effect, why, now)
         case ReplaceEngine():
-            group, engine = state.roster.find(effect.engine_id)
+            engine = state.roster.find(effect.engine_id)[1]
             if engine.state is not EngineState.RESTARTING:
                 return []
             engine.worker_pids = effect.processes  # may still be there, and have to end first
-            reason = f"its replacement could not be started: {why}"
-            return engine_loss.replacement_failed(state, group, engine, reason, now, kill=effect.kill)
+            engine.failed_start = FailedStart(f"its replacement could not be started: {why}", kill=effect.kill)
+            engine.replacement_due_at = now + max(effect.after_s, TRY_AGAIN_AFTER_S)
+            return []
         case LeaveOut():
             # The next start of the engine core ends what is left of it first.
             state.roster.find(effect.engine_id)[1].worker_pids = effect.processes
             return []
         case ReplaceProcess():
-            reason = f"its replacement could not be started: {why}"
-            return processes.process_lost(state, effect.process, reason, "", now)
+            process = state.roster.processes[effect.process]
+            process.failed_start = f"its replacement could not be started: {why}"
+            process.replacement_due_at = now + max(effect.after_s, TRY_AGAIN_AFTER_S)
     return []
 
 

@@ -23,6 +23,14 @@ MAX_POISONS = 16
 STOPPING = (EngineState.FAULTED, EngineState.PAUSING)
 
 
+@dataclass(frozen=True)
+class FailedStart:
+    """Why the replacement of an engine core was not started; `kill`: the lost process may still run."""
+
+    reason: str
+    kill: bool
+
+
 @dataclass
 class Engine:
     """Engine core as the instance knows it. Times are in seconds of the instance's clock."""
@@ -53,6 +61,7 @@ class Engine:
     restarts: int = 0
     restart_budget: Budget = field(default_factory=Budget)  # without the restarts that an operator ordered
     replacement_due_at: float = 0.0  # while restarting
+    failed_start: FailedStart | None = None  # while restarting
     restart_command: str | None = None  # the operator's command to replace the engine core
     left_out_at: float = 0.0
     left_out_reason: str | None = None

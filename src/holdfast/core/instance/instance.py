@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.instance import engine_loss, failed_effects, operator, processes, repair, reports
 from holdfast.core.instance.deadlines import (
-    REPLACEMENT_IS_LATE,
     find_late_replacement,
     find_overdue,
     find_unanswered,
@@ -185,7 +184,7 @@ class Instance:
         if overdue := find_overdue(group, now, state.config):
             return engine_loss.kill_overdue_engine(state, group, *overdue, now)
         if late := find_late_replacement(group, now):
-            return engine_loss.engine_lost(state, group, late, REPLACEMENT_IS_LATE, "", now)
+            return engine_loss.lose_late_replacement(state, group, late, now)
         effects = repair.make_pause_hard(state, group, now) if is_hard_pause_due(group, now) else []
         if is_keepalive_due(group, now, state.config):
             effects += repair.send_keepalives(group, now)

@@ -7,7 +7,7 @@ became of the processes, and is told what to start.
 from __future__ import annotations
 
 from holdfast.core.config import HoldfastConfig
-from holdfast.core.instance.deadlines import REPLACEMENT_IS_LATE, replacement_bound_s
+from holdfast.core.instance.deadlines import replacement_bound_s
 from holdfast.core.instance.defeat import end_instance_for_process
 from holdfast.core.instance.state import InstanceState, Process, publish_of_process
 from holdfast.core.policy.incident import backoff_s, process_restart_intensity
@@ -55,6 +55,7 @@ def process_lost(state: InstanceState, name: str, why: str, unrecoverable_reason
     process.restart_budget = process.restart_budget.spend(intensity, now, process.opened_at)
     process.lost_at = now if process.lost_at is None else process.lost_at
     process.pid = None
+    process.failed_start = None
     process.replacement_due_at = now + replacement_bound_s(decision.after_s, state.config)
     state.roster.processes[name] = process
     lost = publish_of_process(state, EventKind.PROCESS_LOST, name, reason=reason)
@@ -84,12 +85,13 @@ def introduce_coordinator_again(state: InstanceState, now: float) -> list[Effect
 
 
 def lose_late(state: InstanceState, now: float) -> list[Effect]:
-    """Treat every replacement that has not reported within its bound as lost too."""
+    """Treat every replacement that was not started, or has not reported within its bound, as lost too."""
     late = [p for p in state.roster.processes.values() if p.lost_at is not None and now >= p.replacement_due_at]
     effects: list[Effect] = []
     for process in late:
         if not state.has_ended:
-            effects += process_lost(state, process.name, REPLACEMENT_IS_LATE, "", now)
+            why = process.failed_start or "its replacement did not report in time"
+            effects += process_lost(state, process.name, why, "", now)
     return effects
 
 

@@ -286,6 +286,7 @@ def replace_engine(
         intensity = engine_restart_intensity(state.config)
         engine.restart_budget = engine.restart_budget.spend(intensity, now, group.opened_at)
     group.lose(engine, now)
+    engine.failed_start = None
     engine.replacement_due_at = now + replacement_bound_s(restart.after_s, state.config)
     lost = _publish_loss(state, group, engine, restart.reason, now)
     order = ReplaceEngine(

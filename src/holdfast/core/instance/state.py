@@ -29,6 +29,7 @@ class Process:
     restart_budget: Budget = field(default_factory=Budget)
     lost_at: float | None = None
     replacement_due_at: float = 0.0  # while lost
+    failed_start: str | None = None  # why the replacement was not started
 
     @property
     def opened_at(self) -> float:

@@ -91,6 +91,7 @@ class FrontEndWatch:
         self._closed = threading.Event()
         self._processes: dict[str, FrontEndProcess] = {}
         self._proxies: dict[str, ProcessProxy] = {}
+        self._starts: dict[str, ReplaceProcess] = {}  # the latest order for each process; older ones are void
         self._lost: set[str] = set()  # being replaced, or ended for good
         self._thread = threading.Thread(target=self._watch, name="FrontEndWatch", daemon=True)
 
@@ -154,10 +155,11 @@ class FrontEndWatch:
         """Start a replacement on a thread. Does not wait."""
         lost = self._processes[effect.process]
         name = f"Restart-{effect.process}"
-        threading.Thread(target=self._replace, args=(lost, effect.after_s), name=name, daemon=True).start()
+        self._starts[lost.name] = effect
+        threading.Thread(target=self._replace, args=(lost, effect), name=name, daemon=True).start()
 
-    def _replace(self, lost: FrontEndProcess, after_s: float) -> None:
-        if self._ends_within(after_s):
+    def _replace(self, lost: FrontEndProcess, effect: ReplaceProcess) -> None:
+        if self._ends_within(effect.after_s) or self._starts.get(lost.name) is not effect:
             return
         try:
             lost.start_replacement(lambda: self._kill_if_ending(lost))
