@@ -146,3 +146,8 @@ def _plain(message_type):
 def test_every_message_has_a_tag_of_its_own():
     tags = [t.__struct_config__.tag for t, _ in EVERY]
     assert len(set(tags)) == len(tags)
+
+
+def test_a_rendezvous_is_shown_without_its_secret():
+    shown = repr(m.Rendezvous("127.0.0.1", 1234, 7, secret="hidden"))
+    assert shown == "Rendezvous(127.0.0.1:1234, epoch 7)"
