@@ -34,6 +34,7 @@ NOT_OF_THE_HOST = {
     "rank": "PeerSilent",
     "holdfast": "the sentinel of an engine core",
     "ipv4_mapped": "Python",
+    "stream": "logging.StreamHandler",
 }
 
 

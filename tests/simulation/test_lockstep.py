@@ -265,6 +265,7 @@ def test_a_poison_request_ends_alone_and_everybody_else_in_lockstep_is_exact(mak
     lockstep = make_lockstep(**about, poison_detection=True)
     lockstep.arm(Phase.FORWARD, rank=rank, times=1000, request="b")
     lockstep.run()
+    lockstep.wait_until(lambda: lockstep.happened(EventKind.REQUEST_ENDED))  # the report is on its way
     [ended] = lockstep.happened(EventKind.REQUEST_ENDED)
     assert (ended.engine_id, ended.request_id) == (0, "b")
     first, *peers = lockstep.engines

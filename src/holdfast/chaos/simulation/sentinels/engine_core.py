@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from holdfast.chaos.simulation.requests import Request
 from holdfast.chaos.simulation.sentinels.scheduler import Process, ProcessEnded
@@ -22,8 +22,7 @@ from holdfast.sentinel import engine as engine_module
 from holdfast.sentinel import worker as worker_module
 from holdfast.sentinel.engine import EngineDefeated
 
-if TYPE_CHECKING:
-    from holdfast.chaos.simulation.sentinels.run import Run
+Run = Any  # of the module `run`, which imports this one
 
 CLIENT_INDEX = 99  # of requests: no simulated API server
 WORKER_STARTS_IN_S = (0.2, 1.0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from holdfast.chaos.simulation.sentinels.engine_core import EngineProcess
 from holdfast.chaos.simulation.sentinels.plan import Planned
@@ -16,8 +16,7 @@ from holdfast.core.protocol.events import Event, EventKind, InstanceView
 from holdfast.core.protocol.messages import Rendezvous
 from holdfast.core.states import EngineState
 
-if TYPE_CHECKING:
-    from holdfast.chaos.simulation.sentinels.run import Run
+Run = Any  # of the module `run`, which imports this one
 
 MAX_RETRIES = 8  # by the operator, who then gives up
 
