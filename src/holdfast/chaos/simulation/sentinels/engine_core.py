@@ -142,7 +142,7 @@ class EngineProcess:
 
     def __init__(self, run: Run, engine_id: int, joins_epoch: int | None = None, is_first: bool = False) -> None:
         self.run, self._id = run, engine_id
-        self.options = run.schedule.engines[engine_id]
+        self.options: EngineOptions = run.schedule.engines[engine_id]
         self.process: Process = run.new_process(f"engine-{engine_id}")
         self.address = f"engine-{engine_id}-{self.process.pid}"
         self._joins_epoch, self.is_first = joins_epoch, is_first
