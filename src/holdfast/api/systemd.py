@@ -1,10 +1,13 @@
 """Reports to systemd, from the server's own endpoints: ready, alive, state. Runs only when systemd asks for reports.
 
-The endpoints are called over HTTP as by any client: a server that does not answer is not alive.
+The endpoints are called over HTTP as by any client: a server that does not answer is not alive. A server that wants
+certificates of its clients would refuse such a call: there the port has to accept a connection, and the app has to
+answer on the server's event loop.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import http.client
 import json
@@ -16,6 +19,9 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+import httpx
+from starlette.types import ASGIApp
 
 from holdfast.api.routes import PREFIXES
 
@@ -39,15 +45,35 @@ class Listening:
     port: int = 8000
     tls: bool = False
     unix_socket: str | None = None
+    wants_certificates: bool = False  # of its clients
 
 
-def start_telling_systemd(listening: Listening, environ: Mapping[str, str] = os.environ) -> SystemdReports | None:
-    """Start the reports when systemd started this process and wants notifications; else return None."""
+@dataclass(frozen=True)
+class Serving:
+    """The app of this process and the event loop on which the app answers."""
+
+    app: ASGIApp
+    loop: asyncio.AbstractEventLoop
+
+
+def start_telling_systemd(
+    listening: Listening, environ: Mapping[str, str] = os.environ, serving: Serving | None = None
+) -> SystemdReports | None:
+    """Start the reports when systemd started this process and wants notifications; else return None.
+
+    `serving` is asked where the server wants certificates of its clients.
+    """
     address = environ.get("NOTIFY_SOCKET")
     if not address:
         return None
     period_s = period_of(environ)
-    reports = SystemdReports(lambda path: ask(listening, path, period_s), lambda text: send(address, text), period_s)
+
+    def ask_server(path: str) -> tuple[int, bytes]:
+        if listening.wants_certificates and serving is not None:
+            return ask_inside(serving, listening, path, period_s)
+        return ask(listening, path, period_s)
+
+    reports = SystemdReports(ask_server, lambda text: send(address, text), period_s)
     reports.start()
     return reports
 
@@ -112,6 +138,34 @@ def ask(listening: Listening, path: str, timeout_s: float) -> tuple[int, bytes]:
         return 0, b""
     finally:
         connection.close()
+
+
+def ask_inside(serving: Serving, listening: Listening, path: str, timeout_s: float) -> tuple[int, bytes]:
+    """Return the app's answer on the server's event loop, once the port accepts a connection; code 0 without."""
+    answer = None
+    try:
+        _accepts(listening, timeout_s)
+        answer = asyncio.run_coroutine_threadsafe(_ask_app(serving.app, path), serving.loop)
+        return answer.result(timeout_s)
+    except Exception:  # of the app too: no answer is an answer
+        if answer is not None:
+            answer.cancel()
+        return 0, b""
+
+
+async def _ask_app(app: ASGIApp, path: str) -> tuple[int, bytes]:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
+        answer = await client.get(path)
+        return answer.status_code, answer.content
+
+
+def _accepts(listening: Listening, timeout_s: float) -> None:
+    if listening.unix_socket is None:
+        socket.create_connection((listening.host, listening.port), timeout=timeout_s).close()
+        return
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(timeout_s)
+        probe.connect(listening.unix_socket)
 
 
 def _connection(listening: Listening, timeout_s: float) -> http.client.HTTPConnection:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
+import ssl
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from holdfast.api.access import Access
 from holdfast.api.control_token import announce, instance_token
 from holdfast.api.gate import install_gate
 from holdfast.api.routes import install
-from holdfast.api.systemd import Listening, start_telling_systemd
+from holdfast.api.systemd import Listening, Serving, start_telling_systemd
 from holdfast.core.errors import HookNotAttached
 from holdfast.hosts.vllm.hooks import current_control
 from holdfast.hosts.vllm.owner.exit import attach_exit_hook
@@ -57,7 +59,8 @@ class HoldfastEndpoint:
         install_gate(self._app, control)
         attach_exit_hook()
         _announce(args, self._token, is_open=control.config.open_control_to_this_machine)
-        start_telling_systemd(_listening(args))
+        serving = Serving(self._app, asyncio.get_running_loop())
+        start_telling_systemd(_listening(args), serving=serving)
 
 
 class _LogBeside:
@@ -75,7 +78,13 @@ class _LogBeside:
 def _listening(args: Namespace) -> Listening:
     """Return the address to listen on; a wildcard address becomes the loopback address."""
     host = args.host if args.host not in (None, "", "0.0.0.0", "::") else "127.0.0.1"
-    return Listening(host, args.port, tls=bool(args.ssl_certfile), unix_socket=args.uds)
+    return Listening(
+        host,
+        args.port,
+        tls=bool(args.ssl_certfile),
+        unix_socket=args.uds,
+        wants_certificates=bool(args.ssl_certfile) and args.ssl_cert_reqs != ssl.CERT_NONE,
+    )
 
 
 def _announce(args: Namespace, token: bytes, *, is_open: bool) -> None:

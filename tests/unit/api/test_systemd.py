@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import shutil
 import socket
+import ssl
+import subprocess
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import uvicorn
 
 from holdfast.api import systemd
-from holdfast.api.systemd import ALIVE, READY, Listening, SystemdReports, ask, period_of, send, start_telling_systemd
+from holdfast.api.systemd import (
+    ALIVE,
+    READY,
+    Listening,
+    Serving,
+    SystemdReports,
+    ask,
+    ask_inside,
+    period_of,
+    send,
+    start_telling_systemd,
+)
 from support.control_plane import MemoryControl
 from support.http_app import build_app
 from support.live_server import LiveServer, serve
@@ -116,3 +134,67 @@ def test_a_server_that_systemd_started_tells_it_by_itself(notified: socket.socke
         assert b"STATUS=ready" in told and b"WATCHDOG=1" in told
         assert notified.recv(1000) == b"WATCHDOG=1"
         reports.close()
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A certificate authority and a server's certificate, in files."""
+    folder = tmp_path_factory.mktemp("certificates")
+    request = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost"]
+    subprocess.run(
+        [*request, "-keyout", "key.pem", "-out", "cert.pem"], cwd=folder, check=True, capture_output=True, timeout=60
+    )
+    return folder
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="makes a certificate with openssl")
+@pytest.mark.parametrize("is_stuck", [False, True], ids=["well", "with a stuck event loop"])
+def test_a_server_that_wants_certificates_of_its_clients_is_asked_from_inside(
+    certificates: Path, is_stuck: bool
+) -> None:
+    """Systemd killed it before: it was healthy, and never ready."""
+    control = MemoryControl().attach()
+    app = build_app(lambda: control)
+    release = threading.Event()
+
+    async def alive() -> dict[str, bool]:
+        if is_stuck:
+            release.wait(10)  # the event loop itself waits
+        return {"alive": True}
+
+    app.add_api_route(ALIVE, alive)
+    loops: list[asyncio.AbstractEventLoop] = []
+    port_socket = socket.create_server(("127.0.0.1", 0))
+    port = port_socket.getsockname()[1]
+    config = uvicorn.Config(
+        app,
+        log_level="error",
+        lifespan="off",
+        ws="none",
+        ssl_certfile=str(certificates / "cert.pem"),
+        ssl_keyfile=str(certificates / "key.pem"),
+        ssl_ca_certs=str(certificates / "cert.pem"),
+        ssl_cert_reqs=ssl.CERT_REQUIRED,
+    )
+    server = uvicorn.Server(config)
+
+    async def run() -> None:
+        loops.append(asyncio.get_running_loop())
+        await server.serve(sockets=[port_socket])
+
+    thread = threading.Thread(target=lambda: asyncio.run(run()), daemon=True)
+    thread.start()
+    try:
+        deadline = time.monotonic() + 10
+        while not (loops and server.started):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        listening = Listening(port=port, tls=True, wants_certificates=True)
+        assert ask(listening, READY, 5.0) == (0, b""), "a call without a certificate is refused"
+        serving = Serving(app, loops[0])
+        assert ask_inside(serving, listening, ALIVE, 0.5 if is_stuck else 5.0)[0] == (0 if is_stuck else 200)
+        assert ask_inside(serving, Listening(port=1), ALIVE, 0.5) == (0, b"")
+    finally:
+        release.set()
+        server.should_exit = True
+        thread.join(10)
