@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -170,3 +171,41 @@ def test_a_member_without_a_record_is_found_by_its_environment(folder: Path) -> 
         assert mine.wait(WITHIN_S) == -signal.SIGKILL
         assert foreign.poll() is None
         foreign.kill()
+
+
+# ---- cleaners of the temporary folder
+
+LONG_AGO = 1_000_000_000.0
+
+
+def test_every_file_of_an_instance_becomes_young_again(folder: Path, tmp_path: Path) -> None:
+    inner = folder / "e1"
+    inner.mkdir()
+    files = [folder / "progress-1", inner / "socket"]
+    outside = tmp_path / "client"
+    for file in (*files, outside):
+        file.write_text("")
+    members.record_sockets(str(folder), [f"ipc://{outside}"])
+    paths = [folder, inner, *files, outside]
+    for path in paths:
+        os.utime(path, (LONG_AGO, LONG_AGO))
+    members.touch_files(str(folder))
+    assert [path for path in paths if path.stat().st_mtime < LONG_AGO + 1 or path.stat().st_atime < LONG_AGO + 1] == []
+
+
+@pytest.mark.skipif(shutil.which("systemd-tmpfiles") is None, reason="runs a real cleaner")
+@pytest.mark.parametrize("is_guarded", [True, False])
+def test_a_real_cleaner_leaves_a_guarded_instance_alone(
+    folder: Path, tmp_path: Path, request: pytest.FixtureRequest, is_guarded: bool
+) -> None:
+    if is_guarded:
+        request.getfixturevalue("owner")
+    old = folder / "progress-1"
+    old.write_text("")
+    os.utime(old, (LONG_AGO, LONG_AGO))
+    os.utime(folder, (LONG_AGO, LONG_AGO))
+    rules = tmp_path / "rules.conf"
+    rules.write_text(f"e {tmp_path} - - - m:1h\n")
+    command = ["systemd-tmpfiles", "--clean", str(rules)]
+    subprocess.run(command, check=True, timeout=30, capture_output=True)
+    assert old.exists() is is_guarded

@@ -3,25 +3,31 @@
 The owner of the engine cores may be killed at any moment, by its supervisor or by the kernel. Its processes would stay,
 with their memory: stopped ones, those in a collective, and those that load a model notice nothing. The guard waits for
 the end of the owner, in a session of its own, and kills the members that are left.
+
+Meanwhile the guard keeps the instance's files: cleaners of the temporary folder remove old files. systemd-tmpfiles
+leaves a locked folder alone, others go by the times of the files.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import logging
 import os
 import select
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 
-from holdfast.hosts.vllm.process.members import end_remains
+from holdfast.hosts.vllm.process.members import end_remains, touch_files
 
 logger = logging.getLogger("holdfast")
 
 _DONE = b"done"
 _CLOSE_TIMEOUT_S = 2.0
 _SAY_TIMEOUT_S = 2
+TOUCH_S = 3600.0  # cleaners count in days
 
 
 class Guard:
@@ -29,6 +35,8 @@ class Guard:
 
     def __init__(self, folder: str) -> None:
         self._process: subprocess.Popen[bytes] | None = None
+        self._lock = contextlib.ExitStack()
+        self._lock.enter_context(_locked(folder))
         command = [sys.executable, "-m", __name__, folder, str(os.getpid())]
         try:
             self._process = subprocess.Popen(
@@ -44,6 +52,7 @@ class Guard:
 
     def close(self) -> None:
         """End the guard: nothing is left to be ended. Idempotent."""
+        self._lock.close()
         process, self._process = self._process, None
         if process is None or process.stdin is None:
             return
@@ -63,7 +72,9 @@ def main(folder: str, owner: int) -> None:
     """Wait until the owner closes the guard or ends; in the latter case end the instance."""
     for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(ignored, signal.SIG_IGN)
-    if _await_done(owner):
+    with _locked(folder):
+        is_done = _await_done(owner, folder)
+    if is_done:
         return
     killed = end_remains(folder)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
@@ -71,14 +82,26 @@ def main(folder: str, owner: int) -> None:
     print(f"holdfast: the server (pid {owner}) was killed; ended {killed} processes of it", file=sys.stderr, flush=True)
 
 
-def _await_done(owner: int) -> bool:
+@contextlib.contextmanager
+def _locked(folder: str) -> Iterator[None]:
+    """Hold a shared lock on a folder; without the lock go on."""
+    with contextlib.ExitStack() as held:
+        with contextlib.suppress(OSError):
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            held.callback(os.close, descriptor)
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        yield
+
+
+def _await_done(owner: int, folder: str) -> bool:
     """Return True when the owner says that all is done, False when the owner has ended without a word."""
     waits: list[int] = [0]
     with contextlib.suppress(OSError, AttributeError):
         waits.append(os.pidfd_open(owner))
     if os.getppid() != owner:
         return False
-    select.select(waits, [], [])
+    while not select.select(waits, [], [], TOUCH_S)[0]:
+        touch_files(folder)
     readable, _, _ = select.select([0], [], [], 0)
     return bool(readable) and os.read(0, len(_DONE)) == _DONE
 

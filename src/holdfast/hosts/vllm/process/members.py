@@ -84,6 +84,26 @@ def record_sockets(folder: str, addresses: Iterable[str]) -> None:
         (Path(folder) / _SOCKETS).write_bytes(msgspec.json.encode(paths))
 
 
+def touch_files(folder: str) -> None:
+    """Give every file of an instance, and the recorded sockets, the present time: cleaners remove old files."""
+    for root, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            _touch(os.path.join(root, name))
+    for path in (folder, *_recorded_sockets(folder)):
+        _touch(path)
+
+
+def _touch(path: str) -> None:
+    with contextlib.suppress(OSError):
+        os.utime(path, follow_symlinks=False)
+
+
+def _recorded_sockets(folder: str) -> list[str]:
+    with contextlib.suppress(OSError, msgspec.DecodeError, UnicodeDecodeError):
+        return msgspec.json.decode((Path(folder) / _SOCKETS).read_bytes(), type=list[str])
+    return []
+
+
 def _write(path: Path) -> None:
     with contextlib.suppress(OSError):
         path.write_bytes(msgspec.json.encode(Identity.of(os.getpid())))
@@ -110,17 +130,12 @@ def end_remains(folder: str) -> int:
         killed |= left
         time.sleep(0.02)
     remove_dead_segments(folder)
-    _remove_recorded_sockets(Path(folder) / _SOCKETS)
+    for path in _recorded_sockets(folder):
+        with contextlib.suppress(OSError):
+            if stat.S_ISSOCK(os.lstat(path).st_mode):
+                os.unlink(path)
     shutil.rmtree(folder, ignore_errors=True)
     return len(killed)
-
-
-def _remove_recorded_sockets(record: Path) -> None:
-    with contextlib.suppress(OSError, msgspec.DecodeError, UnicodeDecodeError):
-        for path in msgspec.json.decode(record.read_bytes(), type=list[str]):
-            with contextlib.suppress(OSError):
-                if stat.S_ISSOCK(os.lstat(path).st_mode):
-                    os.unlink(path)
 
 
 def _living(folder: str) -> Iterator[int]:
