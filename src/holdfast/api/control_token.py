@@ -126,6 +126,13 @@ def announce(host: str | None, port: int, token: bytes, *, is_open: bool) -> Pat
     return None
 
 
+def withdraw(file: Path) -> None:
+    """Remove the record of the current process, and the folder when no other record is there. Idempotent."""
+    with contextlib.suppress(OSError):
+        file.unlink(missing_ok=True)
+        file.parent.rmdir()
+
+
 def running_servers() -> list[ServerRecord]:
     """Return the records of all living servers of the current user."""
     folders = [folder for folder in _folders() if _is_private(folder)]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
+import functools
 import logging
 import os
 import ssl
@@ -14,13 +16,14 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from holdfast.api.access import Access
-from holdfast.api.control_token import announce, instance_token
+from holdfast.api.control_token import announce, instance_token, withdraw
 from holdfast.api.gate import install_gate
 from holdfast.api.routes import install
 from holdfast.api.systemd import Listening, Serving, start_telling_systemd
 from holdfast.core.errors import HookNotAttached
 from holdfast.hosts.vllm.hooks import current_control
 from holdfast.hosts.vllm.owner.exit import attach_exit_hook
+from holdfast.hosts.vllm.owner.owner import current_owner
 from holdfast.hosts.vllm.process.logs import SERVER_LOGGERS, write_log_beside
 from holdfast.hosts.vllm.process.settings import asks_for_protection
 
@@ -96,6 +99,9 @@ def _announce(args: Namespace, token: bytes, *, is_open: bool) -> None:
             "server; leave out --open-control-to-this-machine to require the control token"
         )
     if file is not None:
+        atexit.register(withdraw, file)
+        if (owner := current_owner()) is not None:  # the last line of a defeated instance is followed by nothing
+            owner.call_at_close(functools.partial(withdraw, file))
         logger.info("control commands need the token in %s; `holdfast token` prints the token", file)
     elif not args.uds:
         logger.warning("no private folder for the control token can be written; set HOLDFAST_API_KEY for commands")

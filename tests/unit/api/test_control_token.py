@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from holdfast.api import control_token
-from holdfast.api.control_token import ServerRecord, announce, configured_token, find_token, instance_token
+from holdfast.api.control_token import ServerRecord, announce, configured_token, find_token, instance_token, withdraw
 from holdfast.core.errors import BadConfiguration
 
 KEY = b"HOLDFAST_API_KEY"
@@ -142,6 +142,17 @@ def test_a_folder_that_others_could_have_prepared_is_not_used(runtime: Path, har
     file = announce("127.0.0.1", 8000, b"token", is_open=False)
     assert file is None or file.parent != runtime
     assert not list(runtime.parent.glob("elsewhere/*"))
+
+
+def test_a_withdrawn_record_leaves_no_folder_behind_but_for_the_records_of_others(runtime: Path) -> None:
+    first = announce("127.0.0.1", 8000, b"token", is_open=False)
+    second = announce("127.0.0.1", 8001, b"token", is_open=False)
+    assert first is not None and second is not None
+    withdraw(first)
+    assert find_token("127.0.0.1", 8001) == b"token"
+    withdraw(second)
+    withdraw(second)
+    assert not runtime.exists()
 
 
 def test_garbage_in_the_folder_is_no_record(runtime: Path) -> None:

@@ -92,6 +92,7 @@ class VllmFrontEndHost:
     def __init__(self, config: HoldfastConfig, groups: Groups, links: int, open_sinks: OpenSinks) -> None:
         write_log_beside()  # when the plugin was loaded the host had not set up its log yet
         self.defeat: str | None = None
+        self._at_close: list[Callable[[], None]] = []
         self.serves = False  # whether this process serves requests that can move to another engine core
         self._links = links
         self._defeated = threading.Event()
@@ -318,8 +319,14 @@ class VllmFrontEndHost:
         if self._ending is not None:
             self._ending.join(END_TIMEOUT_S)
 
+    def call_at_close(self, call: Callable[[], None]) -> None:
+        """Call `call` when the instance has ended; a repeated call must do no harm."""
+        self._at_close.append(call)
+
     def close(self) -> None:
         """Stop watching and release sockets and the instance's folder. Idempotent."""
+        for call in self._at_close:
+            call()
         self._watch.close()
         self._front_end.close()
         self.sentinel.close()
