@@ -53,7 +53,7 @@ async def is_replaced(control: Control, server: Server, killed: Victim, count: i
 def test_an_orderly_end_after_kills_of_every_kind_leaves_nothing(
     servers: Servers, folder: Path, topology: Topology
 ) -> None:
-    server = servers.of(topology, TMPDIR=str(folder))
+    server = servers.of(topology, TMPDIR=str(folder), HOLDFAST_API_KEY="token")
     with server:
         for kind in sorted(count_by_kind(find_victims(server.pid))):
             run(kill_one_of(server, kind))
@@ -66,7 +66,7 @@ def test_an_orderly_end_after_kills_of_every_kind_leaves_nothing(
 @pytest.mark.parametrize("topology", [ONE, in_matrix(DP2)], ids=lambda t: t.name)
 def test_a_defeated_instance_leaves_nothing(servers: Servers, folder: Path, topology: Topology) -> None:
     arguments = ("--max-engine-restarts", "0", "--min-engines", str(topology.engines))  # none is left out
-    with servers.of(topology, arguments=arguments, TMPDIR=str(folder)) as server:
+    with servers.of(topology, arguments=arguments, TMPDIR=str(folder), HOLDFAST_API_KEY="token") as server:
         [victim, *_] = [one for one in find_victims(server.pid) if one.kind is ProcessKind.ENGINE_CORE]
         kill(victim)
         assert wait_ended(server, 40) == EXIT_DEFEATED

@@ -30,6 +30,10 @@ STANDBYS_CHANGED = EventKind.STANDBYS_CHANGED
 HEALTHY = "healthy"
 
 
+# Tokens that servers of this process were started with, by port.
+STATED_TOKENS: dict[int, bytes] = {}
+
+
 class ControlFailed(WorldError):
     """The server refused a control call or did not answer."""
 
@@ -37,7 +41,8 @@ class ControlFailed(WorldError):
 def token_headers(url: str) -> dict[bytes, bytes]:
     """Return the headers of a control call to a server of the current user; without a token none."""
     address = httpx.URL(url)
-    token = os.environb.get(VARIABLE.encode()) or find_token(address.host, address.port or 80)
+    port = address.port or 80
+    token = STATED_TOKENS.get(port) or os.environb.get(VARIABLE.encode()) or find_token(address.host, port)
     return {b"Authorization": b"Bearer " + token} if token else {}
 
 

@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
+from holdfast.api.control_token import VARIABLE
+from holdfast.chaos.control import STATED_TOKENS
 from holdfast.chaos.processes import session_members
 from holdfast.chaos.streams import MODEL_NAME
 from holdfast.core.errors import WorldError
@@ -93,6 +95,9 @@ class Server:
     def start(self, tick: Callable[[float], None] | None = None) -> Server:
         """Start and wait until `/health` answers 200; `tick` is told the seconds waited. Raises `ServerFailed`."""
         begin_s = time.monotonic()
+        STATED_TOKENS.pop(self.port, None)
+        if (token := self.spec.environment.get(VARIABLE)) is not None:
+            STATED_TOKENS[self.port] = os.fsencode(token)
         self._spawn()
         try:
             self._wait_healthy(begin_s, tick)

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import random
+import secrets
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from holdfast.api.control_token import VARIABLE
 from holdfast.bench.instrument import precise_client
 from holdfast.bench.machine import describe_machine
 from holdfast.bench.servers import MANY_FAULTS, server_spec
@@ -60,7 +62,9 @@ def _run(topology: Topology, settings: CampaignSettings) -> ChaosDocument:
     log.unlink(missing_ok=True)
     with temporary_folder() as folder:
         spec = server_spec(topology, log, *MANY_FAULTS)
-        server = Server(replace(spec, environment={**spec.environment, "TMPDIR": str(folder)}))
+        # With a token of its own: the server's temporary folder is not where this process looks for records.
+        environment = {**spec.environment, "TMPDIR": str(folder), VARIABLE: secrets.token_urlsafe()}
+        server = Server(replace(spec, environment=environment))
         campaign = Campaign(server, settings)
         try:
             say("starting the server")
