@@ -11,6 +11,7 @@ import logging
 import os
 import threading
 import time
+import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -53,7 +54,7 @@ class FrontEndLink:
         self._history: tuple[Event, ...] = ()
         self._on_view: Callable[[InstanceView], None] = lambda view: None
         self._hooks: tuple[str, ...] = ()
-        self._waiting: dict[str, _Waiting] = {}
+        self._waiting: dict[str, _Waiting] = {}  # by submission: two callers may wait for the same command
         self._reported_at = 0.0
         self._unanswered = 0
         self._attached = threading.Event()
@@ -107,9 +108,10 @@ class FrontEndLink:
     # ---- the link's thread
 
     def _forward(self, command: Command, waiting: _Waiting) -> None:
-        self._waiting[command.command_id] = waiting
-        if self._is_silent or not self._owner.send(lm.encode(command)):
-            self._settle(command.command_id, _no_answer())
+        submission = uuid.uuid4().hex
+        self._waiting[submission] = waiting
+        if self._is_silent or not self._owner.send(lm.encode(lm.Submitted(submission=submission, command=command))):
+            self._settle(submission, _no_answer())
 
     def _report(self) -> None:
         self._reported_at = time.monotonic()
@@ -145,7 +147,7 @@ class FrontEndLink:
             case lm.Published():
                 self._take(message.event, message.view)
             case lm.Settled():
-                self._settle(message.command_id, None if message.error is None else lm.as_error(message.error))
+                self._settle(message.submission, None if message.error is None else lm.as_error(message.error))
 
     def _take(self, event: Event, view: InstanceView) -> None:
         if event.sequence > self._last_sequence + 1:
@@ -171,8 +173,8 @@ class FrontEndLink:
             self._config = adopt_settings(self._config, view.settings)
             self._on_view(view)
 
-    def _settle(self, command_id: str, error: HoldfastError | None) -> None:
-        waiting = self._waiting.pop(command_id, None)
+    def _settle(self, submission: str, error: HoldfastError | None) -> None:
+        waiting = self._waiting.pop(submission, None)
         if waiting is None or waiting.ended.done():
             return
         if error is None:
@@ -184,8 +186,8 @@ class FrontEndLink:
         now = time.monotonic()
         if now - self._reported_at >= REPORT_S:
             self._report()
-        for command_id in [c for c, waiting in self._waiting.items() if self._is_silent or now >= waiting.deadline]:
-            self._settle(command_id, _no_answer())
+        for submission in [s for s, waiting in self._waiting.items() if self._is_silent or now >= waiting.deadline]:
+            self._settle(submission, _no_answer())
 
     @property
     def _is_silent(self) -> bool:

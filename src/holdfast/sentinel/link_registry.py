@@ -12,7 +12,6 @@ from concurrent.futures import Future
 
 from holdfast.core.ports import ControlPlane
 from holdfast.core.protocol import link_messages as lm
-from holdfast.core.protocol.commands import Command
 from holdfast.core.protocol.events import Event, InstanceView
 from holdfast.sentinel.thread import link_identity
 from holdfast.wire import Hub
@@ -20,7 +19,7 @@ from holdfast.wire import Hub
 logger = logging.getLogger("holdfast")
 
 EVENTS_PER_MESSAGE = 32  # of the longest events, still under the bound of a frame
-MAX_ENDED = 256  # commands of links that are remembered after their end
+MAX_ENDED = 256  # submissions of links that are remembered after their end
 
 
 class LinkRegistry:
@@ -33,7 +32,7 @@ class LinkRegistry:
         self._seen: dict[int, lm.LinkReported] = {}
         self._gone: dict[int, int] = {}  # the last process of each link that is gone
         self._under_way: set[str] = set()
-        self._ended: dict[str, lm.Settled] = {}  # the latest, in case a link repeats a command
+        self._ended: dict[str, lm.Settled] = {}  # the latest, in case a submission arrives twice
         self._on_report: Callable[[], None] = lambda: None
 
     # ---- any thread
@@ -79,9 +78,9 @@ class LinkRegistry:
             self._take_report(message)
         elif isinstance(message, lm.PoisonRequestEnded):
             self._control.poison_request_ended(message)
-        elif (ended := self._ended.get(message.command_id)) is not None:
-            self._send(peer, ended)  # a repeated command is carried out once
-        elif message.command_id not in self._under_way:
+        elif (ended := self._ended.get(message.submission)) is not None:
+            self._send(peer, ended)
+        elif message.submission not in self._under_way:
             self._submit(peer, message)
 
     def _take_report(self, report: lm.LinkReported) -> None:
@@ -95,16 +94,17 @@ class LinkRegistry:
                 self._send(link_identity(report.link_id), lm.Past(events=events))
         self._send(link_identity(report.link_id), lm.Present(view=view))
 
-    def _submit(self, peer: bytes, command: Command) -> None:
-        self._under_way.add(command.command_id)
-        ended = self._control.submit(command)
-        ended.add_done_callback(lambda ended: self._settle(peer, command.command_id, ended))
+    def _submit(self, peer: bytes, submitted: lm.Submitted) -> None:
+        """Submit a command; the control plane knows whether a caller repeats the command."""
+        self._under_way.add(submitted.submission)
+        ended = self._control.submit(submitted.command)
+        ended.add_done_callback(lambda ended: self._settle(peer, submitted.submission, ended))
 
-    def _settle(self, peer: bytes, command_id: str, ended: Future[None]) -> None:
-        self._under_way.discard(command_id)
+    def _settle(self, peer: bytes, submission: str, ended: Future[None]) -> None:
+        self._under_way.discard(submission)
         error = ended.exception()
         told = None if error is None else lm.describe(error)
-        settled = self._ended[command_id] = lm.Settled(command_id=command_id, error=told)
+        settled = self._ended[submission] = lm.Settled(submission=submission, error=told)
         while len(self._ended) > MAX_ENDED:
             del self._ended[next(iter(self._ended))]
         self._send(peer, settled)

@@ -54,8 +54,10 @@ def test_an_error_that_is_not_our_own_arrives_as_a_failure_with_its_type():
 
 def test_messages_of_a_link_arrive_as_they_were_sent():
     reported = lm.LinkReported(link_id=1, pid=2, hooks=("h",), sequence=3)
-    settled = lm.Settled(command_id="x", error=lm.describe(BadCommand("no")))
+    settled = lm.Settled(submission="x", error=lm.describe(BadCommand("no")))
+    submitted = lm.Submitted(submission="x", command=c.Pause(command_id="c", engine_ids=(1,), soft=True))
     assert lm.decode_from_link(lm.encode(reported)) == reported
+    assert lm.decode_from_link(lm.encode(submitted)) == submitted
     assert lm.decode_to_link(lm.encode(settled)) == settled
 
 

@@ -348,11 +348,44 @@ def test_an_instruction_that_arrives_twice_is_followed_once(owner: Owner) -> Non
     paused = made.submit(Pause(command_id="p", engine_ids=(0,)))
     owner.told()
     again = owner.network.station().connect("client", link_identity(0))
-    again.send(lm.encode(Pause(command_id="p", engine_ids=(0,))))
+    (submission,) = made._waiting
+    again.send(lm.encode(lm.Submitted(submission=submission, command=Pause(command_id="p", engine_ids=(0,)))))
     made._thread.post(made._report)  # answers go to this end again
     wait_until(lambda: owner.sentinel._hub.peers[link_identity(0)] is made._owner)  # type: ignore[attr-defined]
     owner.say(m.EnginePaused(engine_id=0, epoch=0, fault=None, unfinished_requests=0))
     assert ending(paused) is None
+
+
+# ---- callers that repeat a command
+
+
+@pytest.mark.parametrize("other_link", [0, 1])
+def test_a_command_that_is_repeated_while_it_is_under_way_ends_for_both_callers(owner: Owner, other_link: int) -> None:
+    links = [owner.link(0), owner.link(1)]
+    first = links[0].submit(Pause(command_id="key", engine_ids=(0,)))
+    assert isinstance(owner.told(), m.PauseEngine)
+    again = links[other_link].submit(Pause(command_id="key", engine_ids=(0,)))
+    wait_until(lambda: len(owner.sentinel._links._under_way) == 2)
+    owner.say(m.EnginePaused(engine_id=0, epoch=0, fault=None, unfinished_requests=0))
+    assert (ending(first), ending(again)) == (None, None)
+
+
+@pytest.mark.parametrize("other_link", [0, 1])
+def test_another_command_of_the_same_id_is_refused_on_every_link(owner: Owner, other_link: int) -> None:
+    links = [owner.link(0), owner.link(1)]
+    assert ending(links[0].submit(Configure(command_id="key", settings={"max_retries": 7}))) is None
+    error = ending(links[other_link].submit(Configure(command_id="key", settings={"max_retries": 9})))
+    assert isinstance(error, CommandConflict)
+    assert owner.sentinel.view().settings.max_retries == 7
+
+
+def test_a_refused_command_may_be_sent_again_on_the_same_link(owner: Owner) -> None:
+    made = owner.link()
+    assert isinstance(ending(made.submit(Retry(command_id="key"))), CommandConflict)
+    owner.break_down()
+    wait_until(lambda: made.view().engines[0].state == "paused")
+    made.submit(Retry(command_id="key"))
+    assert isinstance(owner.told(), m.RecoverEngine)
 
 
 # ---- when the owner does not answer
@@ -440,7 +473,7 @@ def test_the_process_that_takes_its_place_is_waited_for_like_the_others() -> Non
     assert links.behind(2) == [0]
 
 
-def test_a_command_that_is_repeated_after_its_end_is_answered_and_not_carried_out_again(
+def test_a_submission_that_arrives_again_after_its_end_is_answered_and_not_submitted_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(link_registry, "MAX_ENDED", 1)
@@ -461,11 +494,12 @@ def test_a_command_that_is_repeated_after_its_end_is_answered_and_not_carried_ou
 
     links = LinkRegistry(Hub(), Control())  # type: ignore[arg-type]
     links.expect(1, lambda: None)
-    for command_id in ("a", "a", "b", "a"):
-        links.deliver(link_identity(0), lm.encode(Configure(command_id=command_id, settings={})))
-    assert submitted == ["a", "b", "a"], "only the latest are remembered"
+    for submission in ("a", "a", "b", "a"):
+        command = Configure(command_id="same", settings={})
+        links.deliver(link_identity(0), lm.encode(lm.Submitted(submission=submission, command=command)))
+    assert len(submitted) == 3, "only the latest are remembered"
     told = [lm.decode_to_link(data) for data in sent]
-    assert told == [lm.Settled(command_id=command_id) for command_id in ("a", "a", "b", "a")]
+    assert told == [lm.Settled(submission=submission) for submission in ("a", "a", "b", "a")]
 
 
 def make_links() -> LinkRegistry:

@@ -55,7 +55,14 @@ class PoisonRequestEnded(m.Message, frozen=True, tag="request-blamed"):
     reason: str
 
 
-FromLink = LinkReported | PoisonRequestEnded | Command
+class Submitted(m.Message, frozen=True, tag="submitted"):
+    """Command of a caller. `submission` is the link's own id: a caller may send the same command again, on any link."""
+
+    submission: str
+    command: Command
+
+
+FromLink = LinkReported | PoisonRequestEnded | Submitted
 
 
 # ---- owner -> link
@@ -81,9 +88,9 @@ class Published(m.Message, frozen=True, tag="published"):
 
 
 class Settled(m.Message, frozen=True, tag="settled"):
-    """End of a command."""
+    """End of the command of a submission."""
 
-    command_id: str
+    submission: str
     error: CommandError | None = None
 
 
