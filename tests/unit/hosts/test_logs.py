@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import logging
 import os
 import signal
@@ -14,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from starlette.types import Receive, Scope, Send
+from uvicorn.logging import AccessFormatter
 
+from holdfast.hosts.vllm.process.logs import divert, flush_log
 from holdfast.plugin.endpoint import _LogBeside
 
 WAIT_S = 30.0
@@ -119,3 +122,16 @@ def test_the_log_of_the_http_server_is_written_beside_from_its_start() -> None:
         log.handlers = before
     assert isinstance(handler, QueueHandler)
     assert served == ["lifespan"]
+
+
+def test_a_line_of_the_access_log_is_written_as_the_server_writes_it() -> None:
+    """The server's formatter reads the arguments of the record."""
+    written = io.StringIO()
+    handler = logging.StreamHandler(written)
+    handler.setFormatter(AccessFormatter("%(client_addr)s %(request_line)s %(status_code)s", use_colors=False))
+    log = logging.Logger("uvicorn.access")
+    log.handlers = [handler]
+    divert(log)
+    log.info('%s - "%s %s HTTP/%s" %d', "127.0.0.1:1", "GET", "/health", "1.1", 200)
+    assert flush_log(10.0)
+    assert written.getvalue() == "127.0.0.1:1 GET /health HTTP/1.1 200 OK\n"

@@ -55,6 +55,16 @@ class _Queued(logging.handlers.QueueHandler):
         super().__init__(SimpleQueue())  # unused: `enqueue` is replaced
         self.target = target
 
+    def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
+        """Return the record to write later: with plain arguments, which some formatters read, else as a text."""
+        plain = isinstance(record.args, tuple) and all(
+            isinstance(a, (str, int, float, type(None))) for a in record.args
+        )
+        if plain and not record.exc_info:
+            return copy.copy(record)
+        prepared: logging.LogRecord = super().prepare(record)
+        return prepared
+
     def enqueue(self, record: logging.LogRecord) -> None:
         _flush_at_exit()
         _lines.put((self.target, record))
