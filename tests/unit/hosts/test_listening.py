@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from argparse import Namespace
 
 import pytest
@@ -18,6 +19,10 @@ pytestmark = pytest.mark.host
         ({"host": "0.0.0.0", "port": 81}, Listening("127.0.0.1", 81)),
         ({"host": "10.0.0.7"}, Listening("10.0.0.7", 8000)),
         ({"ssl_certfile": "cert.pem"}, Listening("127.0.0.1", 8000, tls=True)),
+        (
+            {"ssl_certfile": "cert.pem", "ssl_cert_reqs": ssl.CERT_REQUIRED},
+            Listening("127.0.0.1", 8000, tls=True, wants_certificates=True),
+        ),
         ({"uds": "/run/vllm"}, Listening("127.0.0.1", 8000, unix_socket="/run/vllm")),
     ],
 )
@@ -25,5 +30,5 @@ def test_a_server_is_asked_where_it_listens(given: dict, asked: Listening) -> No
     pytest.importorskip("vllm", reason="vLLM is not installed here")
     from holdfast.plugin.endpoint import _listening
 
-    usual = {"host": None, "port": 8000, "ssl_certfile": None, "uds": None}
+    usual = {"host": None, "port": 8000, "ssl_certfile": None, "ssl_cert_reqs": ssl.CERT_NONE, "uds": None}
     assert _listening(Namespace(**{**usual, **given})) == asked
