@@ -91,6 +91,7 @@ def test_a_reader_that_comes_back_learns_how_many_lines_are_lost() -> None:
         process.send_signal(signal.SIGKILL)
     assert dropped > 900
     assert b" log lines dropped: nobody read the log" in read
+    assert b"Logging error" not in read
 
 
 def test_the_last_lines_are_written_before_the_process_ends() -> None:

@@ -19,7 +19,8 @@ from typing import Any
 from holdfast.sentinel.beside import Beside
 
 FLUSH_S = 2.0  # at the end of a process
-SERVER_LOGGERS = ("uvicorn", "uvicorn.access", "uvicorn.error")  # those of the HTTP server
+_ACCESS = "uvicorn.access"  # its formatter needs the arguments of an access
+SERVER_LOGGERS = ("uvicorn", _ACCESS, "uvicorn.error")  # those of the HTTP server
 
 
 def share_log() -> None:
@@ -87,9 +88,10 @@ def _write(line: tuple[logging.Handler, logging.LogRecord]) -> None:
     if record.levelno < target.level:
         return
     await_writable(getattr(target, "stream", None))
-    if (dropped := _lines.dropped) > _told_dropped:
+    if (dropped := _lines.dropped) > _told_dropped and record.name != _ACCESS:
         told = copy.copy(record)
         told.levelno, told.levelname, told.name = logging.WARNING, "WARNING", "holdfast"
+        told.args = None
         told.msg = f"{dropped - _told_dropped} log lines dropped: nobody read the log"
         _told_dropped = dropped
         target.handle(told)
