@@ -13,12 +13,14 @@ import time
 from collections.abc import Iterator
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
+from subprocess import PIPE
 
 import msgspec
 import pytest
 
 pytest.importorskip("vllm")
 
+from holdfast.hosts.vllm.owner.guard import look
 from holdfast.hosts.vllm.process import members
 from holdfast.hosts.vllm.process.members import Identity, end_dead_instances, end_remains
 from holdfast.progress.processes import GONE, ZOMBIE, look_at
@@ -100,6 +102,58 @@ def test_whoever_loses_the_owner_ends_and_takes_the_shared_memory_along(
     assert not folder.exists()
     assert not Path("/dev/shm", segment.name).exists()
     segment.close()
+
+
+def test_a_process_without_a_record_is_known_to_the_guard_once_its_parent_has_ended() -> None:
+    """A full disk takes no record, and the host's title of a process lies over the environment that names the folder.
+
+    The guard looks at the owner's descendants while the owner lives; the parent of a descendant may end first.
+    """
+    program = "import subprocess, sys; print(subprocess.Popen(['sleep', '300']).pid, flush=True); sys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-c", program], stdin=PIPE, stdout=PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        orphan = int(parent.stdout.readline())
+        known: dict[int, int] = {}
+        look(os.getpid(), known)
+        assert {parent.pid, orphan} <= known.keys()
+        parent.kill()
+        parent.wait()
+    known = {pid: started for pid, started in known.items() if pid == orphan}
+    assert end_remains("/nowhere/holdfast-none", {os.getpid(): 1, orphan: known[orphan] + 1}) == 0
+    assert not has_ended(orphan)
+    assert end_remains("/nowhere/holdfast-none", known) == 1
+    await_end(orphan)
+
+
+# A start that is blocked in a write to its own stream when the signal comes, with an owner that has nothing to end.
+STARTING = """
+import os, signal, sys
+from holdfast.hosts.vllm.owner.exit import end_start_on_signal
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+class Owner:
+    def end_start(self): os.write(1, b"ended")
+end_start_on_signal(Owner())
+os.write(1, b"begin")
+while True:
+    print("x" * 4096, file=sys.stderr)
+"""
+
+
+def test_a_signal_ends_a_starting_server_whose_log_nobody_reads() -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with subprocess.Popen([sys.executable, "-c", STARTING], env=environment, stdout=PIPE, stderr=PIPE) as starting:
+        try:
+            assert starting.stdout is not None
+            assert starting.stdout.read(5) == b"begin"
+            deadline = time.monotonic() + WITHIN_S
+            while look_at(starting.pid).state != "S":
+                assert time.monotonic() < deadline, "the pipe is never full"
+                time.sleep(0.01)
+            starting.terminate()
+            assert starting.wait(WITHIN_S) == -signal.SIGTERM
+            assert starting.stdout.read(5) == b"ended"
+        finally:
+            starting.kill()
 
 
 def test_sockets_outside_of_the_folder_go_and_other_files_stay(folder: Path, tmp_path: Path) -> None:

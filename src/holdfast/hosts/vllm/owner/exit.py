@@ -9,6 +9,7 @@ import asyncio
 import atexit
 import contextlib
 import os
+import select
 import signal
 import sys
 import threading
@@ -48,7 +49,7 @@ def end_start_on_signal(owner: VllmFrontEndHost) -> Callable[[], None]:
 
     def end(signum: int, frame: object) -> None:
         owner.end_start()
-        print(f"holdfast: {signal.Signals(signum).name} while the server was starting: ended", file=sys.stderr)
+        _say_at_once(f"holdfast: {signal.Signals(signum).name} while the server was starting: ended\n")
         signal.signal(signum, signal.SIG_DFL)
         os.kill(os.getpid(), signum)  # the supervisor sees the end that was asked for
 
@@ -60,6 +61,15 @@ def end_start_on_signal(owner: VllmFrontEndHost) -> Callable[[], None]:
         for number in replaced:
             signal.signal(number, end)
     return restore
+
+
+def _say_at_once(line: str) -> None:
+    """Write to stderr unless nobody reads it. A signal may interrupt a write, so Python's own stream cannot be used."""
+    with contextlib.suppress(OSError):
+        poll = select.poll()
+        poll.register(2, select.POLLOUT)
+        if poll.poll(0):
+            os.write(2, line.encode())
 
 
 async def _serve_then_exit(original: Callable[..., Awaitable[Any]], *args: Any, **kwargs: Any) -> Any:

@@ -18,9 +18,11 @@ import select
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 
 from holdfast.hosts.vllm.process.members import end_remains, touch_files
+from holdfast.progress.processes import GONE, descendants, look_at, start_ticks
 
 logger = logging.getLogger("holdfast")
 
@@ -28,6 +30,7 @@ _DONE = b"done"
 _CLOSE_TIMEOUT_S = 2.0
 _SAY_TIMEOUT_S = 2
 TOUCH_S = 3600.0  # cleaners count in days
+LOOK_S = 2.0
 
 
 class Guard:
@@ -72,11 +75,12 @@ def main(folder: str, owner: int) -> None:
     """Wait until the owner closes the guard or ends; in the latter case end the instance."""
     for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(ignored, signal.SIG_IGN)
+    known: dict[int, int] = {}
     with _locked(folder):
-        is_done = _await_done(owner, folder)
+        is_done = _await_done(owner, folder, known)
     if is_done:
         return
-    killed = end_remains(folder)
+    killed = end_remains(folder, known)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.alarm(_SAY_TIMEOUT_S)  # a log that nobody reads keeps no process
     print(f"holdfast: the server (pid {owner}) was killed; ended {killed} processes of it", file=sys.stderr, flush=True)
@@ -93,17 +97,32 @@ def _locked(folder: str) -> Iterator[None]:
         yield
 
 
-def _await_done(owner: int, folder: str) -> bool:
-    """Return True when the owner says that all is done, False when the owner has ended without a word."""
+def _await_done(owner: int, folder: str, known: dict[int, int]) -> bool:
+    """Return True when the owner says that all is done, False when the owner has ended without a word.
+
+    Meanwhile keeps the files of the folder young, and the owner's descendants in `known`: a process without a record in
+    the folder, for instance on a full disk, is not found otherwise once the parents have ended.
+    """
     waits: list[int] = [0]
     with contextlib.suppress(OSError, AttributeError):
         waits.append(os.pidfd_open(owner))
-    if os.getppid() != owner:
-        return False
-    while not select.select(waits, [], [], TOUCH_S)[0]:
-        touch_files(folder)
+    touched = time.monotonic()
+    while os.getppid() == owner and not select.select(waits, [], [], min(LOOK_S, TOUCH_S))[0]:
+        look(owner, known)
+        if time.monotonic() - touched >= TOUCH_S:
+            touch_files(folder)
+            touched = time.monotonic()
     readable, _, _ = select.select([0], [], [], 0)
     return bool(readable) and os.read(0, len(_DONE)) == _DONE
+
+
+def look(owner: int, known: dict[int, int]) -> None:
+    """Bring the descendants of a process that live now into `known`, and forget processes that have ended."""
+    for pid in [pid for pid in known if look_at(pid).state == GONE]:
+        del known[pid]
+    for pid in descendants(owner) - {os.getpid()}:
+        if (started := start_ticks(pid)) is not None:
+            known[pid] = started
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Record of the processes of an instance, in the instance's folder, and the end of an instance whose owner is gone.
 
 Every process of the instance writes a file under its process id when it joins, with the time of its start. A process
-that could not write the file is found by its environment, which names the folder.
+that could not write the file is found by its environment, which names the folder until the host sets the process's
+title over it, and among the processes that the guard has seen.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ import signal
 import stat
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import msgspec
 import psutil
@@ -119,11 +121,14 @@ def _read(path: Path) -> Identity | None:
 # ---- the end of an instance whose owner is gone
 
 
-def end_remains(folder: str) -> int:
-    """Kill every process of an instance, remove shared memory and folder, and return how many were killed."""
+def end_remains(folder: str, known: Mapping[int, int] = MappingProxyType({})) -> int:
+    """Kill every process of an instance, remove shared memory and folder, and return how many were killed.
+
+    `known`: processes that belong to the instance, with the clock ticks of their starts.
+    """
     killed: set[int] = set()
     deadline = time.monotonic() + KILL_WAIT_S
-    while (left := set(_living(folder))) and time.monotonic() < deadline:
+    while (left := set(_living(folder, known))) and time.monotonic() < deadline:
         for pid in left:
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
@@ -138,9 +143,10 @@ def end_remains(folder: str) -> int:
     return len(killed)
 
 
-def _living(folder: str) -> Iterator[int]:
+def _living(folder: str, known: Mapping[int, int]) -> Iterator[int]:
     """Yield the living processes of an instance with all descendants, without the current process and trackers."""
     roots = {i.pid for i in map(_read, Path(folder).glob(f"{_MEMBER}*")) if i is not None and not i.has_ended}
+    roots |= {pid for pid, started in known.items() if start_ticks(pid) == started}
     for pid in roots | set(_of_environment(folder)):
         for each in (pid, *_descendants(pid)):
             if each != os.getpid() and look_at(each).state not in (GONE, ZOMBIE) and not _is_tracker(each):
