@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,7 +18,7 @@ import msgspec
 
 from holdfast.api.access import is_loopback
 from holdfast.core.errors import BadConfiguration
-from holdfast.progress.processes import start_ticks
+from holdfast.progress.identity import Identity, is_private_folder
 
 VARIABLE = "HOLDFAST_API_KEY"
 FILE_SETTING = "control_token_file"
@@ -31,15 +30,12 @@ _BLANK = b" \t\r\n"
 
 
 class ServerRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """What a serving process tells commands of the same user.
+    """Address and token of a serving process, for commands of the same user.
 
-    `token` is base64 in JSON. `start_ticks` tells the process from a later process with the same id; `pid_namespace`
-    says where the id counts. `is_open`: the server takes commands from every process of this machine.
+    `token` is base64 in JSON. `is_open`: the server takes commands from every process of this machine.
     """
 
-    pid: int
-    start_ticks: int
-    pid_namespace: int
+    process: Identity
     host: str
     port: int
     token: bytes
@@ -109,18 +105,11 @@ def announce(host: str | None, port: int, token: bytes, *, is_open: bool) -> Pat
     for folder in _folders():
         with contextlib.suppress(OSError):
             folder.mkdir(mode=0o700, exist_ok=True)
-            if not _is_private(folder):
+            if not is_private_folder(folder):
                 continue
             _remove_stale(folder)
-            record = ServerRecord(
-                pid=os.getpid(),
-                start_ticks=start_ticks(os.getpid()) or 0,
-                pid_namespace=_pid_namespace(),
-                host=host or "",
-                port=port,
-                token=token,
-                is_open=is_open,
-            )
+            process = Identity.of(os.getpid())
+            record = ServerRecord(process=process, host=host or "", port=port, token=token, is_open=is_open)
             draft = _write_private(folder / f".{os.getpid()}", msgspec.json.encode(record))
             return draft.rename(folder / f"{port}-{os.getpid()}{_SUFFIX}")
     return None
@@ -135,8 +124,10 @@ def withdraw(file: Path) -> None:
 
 def running_servers() -> list[ServerRecord]:
     """Return the records of all living servers of the current user."""
-    folders = [folder for folder in _folders() if _is_private(folder)]
-    return [record for folder in folders for _, record in _records(folder) if record is not None and _lives(record)]
+    folders = [folder for folder in _folders() if is_private_folder(folder)]
+    return [
+        record for folder in folders for _, record in _records(folder) if record is not None and record.process.is_alive
+    ]
 
 
 def find_token(host: str, port: int) -> bytes | None:
@@ -163,15 +154,6 @@ def _folders() -> Iterator[Path]:
     yield Path(tempfile.gettempdir()) / f"holdfast-{os.getuid()}"
 
 
-def _is_private(folder: Path) -> bool:
-    """Return whether only the current user can reach a folder; a link is no folder."""
-    try:
-        seen = os.lstat(folder)
-    except OSError:
-        return False
-    return stat.S_ISDIR(seen.st_mode) and seen.st_uid == os.getuid() and not seen.st_mode & 0o077
-
-
 def _records(folder: Path) -> Iterator[tuple[Path, ServerRecord | None]]:
     """Yield each record's file and content; None for an unreadable file."""
     with contextlib.suppress(OSError):
@@ -182,27 +164,11 @@ def _records(folder: Path) -> Iterator[tuple[Path, ServerRecord | None]]:
                 yield path, None
 
 
-def _lives(record: ServerRecord) -> bool:
-    return record.pid_namespace == _pid_namespace() and start_ticks(record.pid) == record.start_ticks
-
-
 def _remove_stale(folder: Path) -> None:
-    """Remove the records of processes that have ended; a process that cannot be looked at has not ended."""
+    """Remove the records of processes that have ended for certain."""
     for path, record in _records(folder):
-        if record is None or record.pid_namespace != _pid_namespace():
-            continue
-        if start_ticks(record.pid) != record.start_ticks and not _may_live(record):
+        if record is not None and record.process.has_ended:
             path.unlink(missing_ok=True)
-
-
-def _may_live(record: ServerRecord) -> bool:
-    return start_ticks(record.pid) is None and Path(f"/proc/{record.pid}").exists()
-
-
-def _pid_namespace() -> int:
-    with contextlib.suppress(OSError):
-        return os.stat("/proc/self/ns/pid").st_ino
-    return 0
 
 
 def _write_private(path: Path, content: bytes) -> Path:

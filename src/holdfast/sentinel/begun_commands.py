@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections import OrderedDict
 from concurrent.futures import Future
 
-from holdfast.core.errors import CommandConflict
+from holdfast.core.errors import CommandConflict, RecoveryFailed
 from holdfast.core.protocol.commands import Command
 from holdfast.core.protocol.events import InstanceView
 
 MAX_REMEMBERED = 1024
+_UNKNOWN = "the first caller of this command has left, and the outcome went to nobody"
 
 
 class BegunCommands:
@@ -51,7 +52,7 @@ class BegunCommands:
 def _pass_on(done: Future[None], ended: Future[None]) -> None:
     if not ended.set_running_or_notify_cancel():  # the caller has left
         return
-    error = None if done.cancelled() else done.exception()
+    error = RecoveryFailed(_UNKNOWN, hint="poll the status") if done.cancelled() else done.exception()
     if error is None:
         ended.set_result(None)
     else:

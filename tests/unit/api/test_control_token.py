@@ -107,11 +107,15 @@ def test_a_token_is_found_by_address_and_never_sent_elsewhere(
     assert find_token(asked, 8001) is None
 
 
+def with_process(record: ServerRecord, **differs: int) -> ServerRecord:
+    return msgspec.structs.replace(record, process=msgspec.structs.replace(record.process, **differs))
+
+
 def test_the_record_of_an_ended_process_is_not_believed_and_is_removed(runtime: Path) -> None:
     file = announce("127.0.0.1", 8000, b"token", is_open=False)
     assert file is not None
     old = msgspec.json.decode(file.read_bytes(), type=ServerRecord)
-    file.write_bytes(msgspec.json.encode(msgspec.structs.replace(old, start_ticks=old.start_ticks - 1)))
+    file.write_bytes(msgspec.json.encode(with_process(old, start_ticks=old.process.start_ticks - 1)))
     assert find_token("127.0.0.1", 8000) is None
     announce("127.0.0.1", 8001, b"other", is_open=False)
     assert [p.name for p in runtime.iterdir()] == [f"8001-{os.getpid()}.json"]
@@ -121,7 +125,7 @@ def test_the_record_of_a_process_of_another_namespace_is_left_alone(runtime: Pat
     file = announce("127.0.0.1", 8000, b"token", is_open=False)
     assert file is not None
     mine = msgspec.json.decode(file.read_bytes(), type=ServerRecord)
-    foreign = msgspec.structs.replace(mine, pid=2**30, pid_namespace=mine.pid_namespace + 1)
+    foreign = with_process(mine, pid=2**30, pid_namespace=mine.process.pid_namespace + 1)
     (runtime / "8002-1.json").write_bytes(msgspec.json.encode(foreign))
     announce("127.0.0.1", 8001, b"other", is_open=False)
     assert (runtime / "8002-1.json").exists()

@@ -13,6 +13,7 @@ from holdfast.cli.doctor import judge_access, judge_hooks, judge_host, judge_not
 from holdfast.cli.traps import Severity
 from holdfast.core.config import NOTIFY_PORT
 from holdfast.hosts.vllm.contract.touchpoint import Touchpoint
+from holdfast.progress.identity import Identity
 
 
 @pytest.mark.parametrize(
@@ -60,7 +61,7 @@ def test_a_blank_token_is_a_problem_before_the_start() -> None:
 
 
 def test_a_running_server_whose_control_is_open_is_a_warning() -> None:
-    record = ServerRecord(pid=1, start_ticks=1, pid_namespace=1, host="", port=8000, token=b"t", is_open=True)
+    record = ServerRecord(process=Identity.of(1), host="", port=8000, token=b"t", is_open=True)
     fine, warning = judge_access({}, [record, msgspec.structs.replace(record, is_open=False)])
     assert (fine.severity, warning.severity) == ("fine", "warning")
     assert "port 8000" in warning.text

@@ -22,7 +22,8 @@ pytest.importorskip("vllm")
 
 from holdfast.hosts.vllm.owner.guard import look
 from holdfast.hosts.vllm.process import members
-from holdfast.hosts.vllm.process.members import Identity, end_dead_instances, end_remains
+from holdfast.hosts.vllm.process.members import end_dead_instances, end_remains
+from holdfast.progress.identity import Identity
 from holdfast.progress.processes import GONE, ZOMBIE, look_at
 
 WITHIN_S = 5.0

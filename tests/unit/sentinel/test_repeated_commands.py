@@ -7,7 +7,7 @@ from concurrent.futures import Future
 import pytest
 
 from holdfast.core.config import HoldfastConfig
-from holdfast.core.errors import CommandConflict
+from holdfast.core.errors import CommandConflict, RecoveryFailed
 from holdfast.core.protocol import messages as m
 from holdfast.core.protocol.commands import Command, Pause, RestartEngine
 from holdfast.core.protocol.effects import ReplaceEngine
@@ -76,6 +76,13 @@ def test_a_repetition_whose_caller_has_left_disturbs_nothing(owner: ClientSentin
     assert begin(owner, RestartEngine(command_id="key", engine_id=1)).cancel()
     attach(owner, 1, pid=99)
     assert first.result(timeout=0) is None
+
+
+def test_the_outcome_of_a_command_whose_first_caller_has_left_is_unknown_and_no_success(owner: ClientSentinel) -> None:
+    assert begin(owner, RestartEngine(command_id="key", engine_id=1)).cancel()
+    again = begin(owner, RestartEngine(command_id="key", engine_id=1))
+    assert isinstance(again.exception(timeout=0), RecoveryFailed)
+    assert owner._host.replaced == [1]  # type: ignore[attr-defined]
 
 
 def test_so_many_commands_are_remembered_and_no_more(owner: ClientSentinel) -> None:

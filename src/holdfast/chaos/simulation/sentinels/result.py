@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Tally:
-    """What a run has seen, for the coverage of many runs."""
+    """Counts of a run, for the coverage of many runs."""
 
     transitions: Counter[str] = field(default_factory=Counter)
     failed_effects: Counter[str] = field(default_factory=Counter)

@@ -22,6 +22,7 @@ import msgspec
 import psutil
 
 from holdfast.hosts.vllm.process.shared_memory import remove_dead_segments
+from holdfast.progress.identity import Identity, is_private_folder
 from holdfast.progress.processes import GONE, ZOMBIE, look_at, start_ticks
 
 PREFIX = "holdfast-"  # of the folders of instances
@@ -31,42 +32,6 @@ _OWNER = "owner"
 _SOCKETS = "sockets"
 _IPC = "ipc://"
 _TRACKER = b"resource_tracker"  # removes what it knows of once all its processes are gone, so has to outlive them
-
-
-class Identity(msgspec.Struct, frozen=True):
-    """What tells a process from every other: the id counts in a namespace and since a start of the machine."""
-
-    pid: int
-    start_ticks: int
-    pid_namespace: int
-    boot: str
-
-    @classmethod
-    def of(cls, pid: int) -> Identity:
-        """Return the identity of a living process of this namespace."""
-        return cls(pid, start_ticks(pid) or 0, _pid_namespace(), _boot())
-
-    @property
-    def has_ended(self) -> bool:
-        """Return whether the process has ended for certain; of another namespace nothing is certain."""
-        if self.boot != _boot():
-            return True
-        if self.pid_namespace != _pid_namespace():
-            return False
-        started = start_ticks(self.pid)
-        return look_at(self.pid).state in (GONE, ZOMBIE) or (started is not None and started != self.start_ticks)
-
-
-def _pid_namespace() -> int:
-    with contextlib.suppress(OSError):
-        return os.stat("/proc/self/ns/pid").st_ino
-    return 0
-
-
-def _boot() -> str:
-    with contextlib.suppress(OSError):
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    return ""
 
 
 def join_members(folder: str) -> None:
@@ -178,16 +143,8 @@ def end_dead_instances() -> list[str]:
     """End what dead instances of the current user have left, and return their folders."""
     ended = []
     for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
-        owner = _read(folder / _OWNER) if _is_ours(folder) else None
+        owner = _read(folder / _OWNER) if is_private_folder(folder) else None
         if owner is not None and owner.has_ended:
             end_remains(str(folder))
             ended.append(str(folder))
     return ended
-
-
-def _is_ours(folder: Path) -> bool:
-    try:
-        seen = os.lstat(folder)
-    except OSError:
-        return False
-    return stat.S_ISDIR(seen.st_mode) and seen.st_uid == os.getuid() and not seen.st_mode & 0o077
