@@ -1,6 +1,6 @@
 """The one stream of events; status, history, PUB, log and metrics are views of it.
 
-An event is a fact in the past tense, frozen, without prompt text or tokens.
+An event is a fact in the past tense, frozen. The text of a fault is that of the exception, as it is.
 """
 
 from __future__ import annotations
