@@ -14,7 +14,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .PHONY: help setup demo test test-servers nightly nightly-status check contract-wheels bench figures settings constraints clean
-.PHONY: check-tests check-core check-host check-links check-other check-ruff check-format check-mypy check-imports
+.PHONY: check-tests check-core check-host check-links check-front check-other check-ruff check-format check-mypy check-imports
 .PHONY: format mutate hops release-check
 
 BIN := .venv/bin
@@ -32,11 +32,12 @@ FAULT ?= exception
 PART ?= matrix
 WORKERS ?= 1
 BENCH_TOPOLOGIES ?= one tp2 pp2 dp2 moe moe-ep
-# Four runs of pytest, four jobs at a time: a run imports only what its own tests need, and some tests mostly wait.
+# Five runs of pytest, four jobs at a time: a run imports only what its own tests need, and some tests mostly wait.
 CORE_TESTS := tests/unit/core tests/unit/sentinel
 LINK_TESTS := $(addprefix tests/contract/,communicators wire progress)
 HOST_TESTS := tests/unit/hosts $(filter-out $(LINK_TESTS) %/__pycache__ %/__init__.py,$(wildcard tests/contract/*))
-OTHER_TESTS := $(filter-out $(CORE_TESTS) $(HOST_TESTS) %/__pycache__,$(wildcard tests/unit/*)) tests/simulation
+FRONT_TESTS := tests/unit/api tests/unit/cli
+OTHER_TESTS := $(filter-out $(CORE_TESTS) $(HOST_TESTS) $(FRONT_TESTS) %/__pycache__,$(wildcard tests/unit/*)) tests/simulation
 SERVER_TESTS := $(wildcard tests/integration tests/e2e)
 
 help: ## list the targets
@@ -70,13 +71,15 @@ check: setup ## ruff, mypy, import-linter, unit, contract and simulation tests: 
 	@$(MAKE) --no-print-directory --keep-going --jobs=4 --output-sync=target \
 		check-tests check-mypy check-ruff check-format check-imports
 
-check-tests: check-host check-other check-core check-links
+check-tests: check-host check-core check-other check-front check-links
 check-host: # without the list of what Triton's modules leak when Python ends
 	$(BIN)/python -m pytest -q $(HOST_TESTS) 2> >(sed '/^nanobind: leaked/,$$d' >&2)
 check-links: # processes and sockets that wait for each other
 	$(BIN)/python -m pytest -q $(LINK_TESTS)
 check-core: # all branches of holdfast.core are covered
 	$(BIN)/python -m pytest -q --cov --cov-report=term $(CORE_TESTS)
+check-front: # HTTP and commands: real servers without a model
+	$(BIN)/python -m pytest -q $(FRONT_TESTS)
 check-other:
 	$(BIN)/python -m pytest -q $(OTHER_TESTS)
 check-ruff:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from holdfast.progress.processes import GONE, UNKNOWN, ZOMBIE, look_at, start_ticks, ticks_now
+from holdfast.progress.processes import GONE, ZOMBIE, look_at, start_ticks, ticks_now
 
 # A name of sixteen bytes at most, which the system cuts between the bytes of a character.
 CUT_NAME = """
@@ -19,32 +18,6 @@ import ctypes, sys
 ctypes.CDLL(None).prctl(15, "ÄÖÜßÄÖÜß".encode(), 0, 0, 0)
 print("named", flush=True)
 sys.stdin.read()
-"""
-
-# Uses up every file descriptor, and then looks at the process that has started this one.
-WITHOUT_FILES = """
-import json, os, resource, sys
-from pathlib import Path
-from holdfast.hosts.vllm.process import shared_memory
-from holdfast.progress.processes import look_at, start_ticks
-folder = Path(sys.argv[1])
-parent = os.getppid()
-(folder / f"shm-{parent}").write_text("psm_of_a_living_process\\n")
-resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
-held = []
-try:
-    while True:
-        held.append(os.dup(0))
-except OSError:
-    pass
-try:
-    shared_memory.remove_dead_segments(str(folder))
-except OSError:
-    pass
-state, started = look_at(parent).state, start_ticks(parent)
-for fd in held:
-    os.close(fd)
-print(json.dumps([state, started, (folder / f"shm-{parent}").exists()]))
 """
 
 
@@ -62,13 +35,6 @@ def test_a_name_that_is_cut_inside_a_character_hides_nothing(cut_name: int) -> N
         Path(f"/proc/{cut_name}/stat").read_text(encoding="utf-8")
     assert look_at(cut_name).state in {"S", "R"}
     assert start_ticks(cut_name) is not None
-
-
-def test_without_a_file_descriptor_a_living_process_is_unknown_and_keeps_its_memory(tmp_path: Path) -> None:
-    pytest.importorskip("vllm")
-    command = [sys.executable, "-c", WITHOUT_FILES, str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, timeout=60, check=True)
-    assert json.loads(done.stdout) == [UNKNOWN, None, True]
 
 
 def test_an_ended_process_is_a_zombie_and_then_gone() -> None:

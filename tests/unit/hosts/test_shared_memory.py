@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import signal
 import subprocess
@@ -27,6 +28,7 @@ from holdfast.hosts.vllm.process.shared_memory import (
     recorded,
     remove_dead_segments,
 )
+from holdfast.progress.processes import UNKNOWN
 
 
 def ring_buffer(memory: SharedMemory, *, is_creator: bool = True) -> Any:
@@ -149,3 +151,36 @@ def test_the_memory_of_a_killed_writer_of_a_host_queue_is_removed(tmp_path: Path
     remove_dead_segments(str(tmp_path))
     assert not memory.exists()
     assert not list(tmp_path.glob("shm-*"))
+
+
+# Uses up every file descriptor, and then looks at the process that has started this one.
+WITHOUT_FILES = """
+import json, os, resource, sys
+from pathlib import Path
+from holdfast.hosts.vllm.process import shared_memory
+from holdfast.progress.processes import look_at, start_ticks
+folder = Path(sys.argv[1])
+parent = os.getppid()
+(folder / f"shm-{parent}").write_text("psm_of_a_living_process\\n")
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+held = []
+try:
+    while True:
+        held.append(os.dup(0))
+except OSError:
+    pass
+try:
+    shared_memory.remove_dead_segments(str(folder))
+except OSError:
+    pass
+state, started = look_at(parent).state, start_ticks(parent)
+for fd in held:
+    os.close(fd)
+print(json.dumps([state, started, (folder / f"shm-{parent}").exists()]))
+"""
+
+
+def test_without_a_file_descriptor_a_living_process_is_unknown_and_keeps_its_memory(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", WITHOUT_FILES, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, timeout=60, check=True)
+    assert json.loads(done.stdout) == [UNKNOWN, None, True]
