@@ -37,7 +37,7 @@ def apply(  # noqa: PLR0913, PLR0917 - one parameter per option
     url: Url = DEFAULT_URL,
     api_key: ApiKey = "",
 ) -> None:
-    """Send a command: pause, resume, retry after a fault, restart-worker, restart-engine or configure."""
+    """Send a command to a running server, and wait for the end of the command."""
     changes = _read_settings(settings or ())
     if (command is CommandName.CONFIGURE) != bool(changes) or (changes and (engine or rank or soft)):
         raise typer.BadParameter("configure takes --set NAME=VALUE and nothing else; other commands take no --set")
