@@ -55,7 +55,8 @@ def bootstrapped(context: Any, *, background: bool) -> Iterator[None]:
 
     vars(context)["Process"] = make
     try:
-        yield
+        with priority.hurry_is_kept() if background else contextlib.nullcontext():
+            yield
     finally:
         del vars(context)["Process"]
 

@@ -14,25 +14,38 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from types import FrameType
 
 QUANTUM_S = 0.01  # own processor time between two checks
 REST_S = 0.09
 CONTENDED = 0.2  # waiting time as a share of running time
 
-# Ignored by default, hence harmless when it comes too early or too late.
+# Ignored by default, hence harmless when it comes too late.
 HURRY = signal.SIGURG
 
 _seen = (0, 0)
 
 
 def begin() -> None:
-    """Give the process background priority. Main thread, before any heavy import."""
-    slow_down(os.getpid())
+    """Give the process background priority, unless it was hurried already. Main thread, before any heavy import."""
     signal.signal(HURRY, _hurried)
     signal.signal(signal.SIGPROF, _look)
     signal.siginterrupt(signal.SIGPROF, False)
     signal.setitimer(signal.ITIMER_PROF, QUANTUM_S, QUANTUM_S)
+    if HURRY not in signal.sigpending():
+        slow_down(os.getpid())
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {HURRY})
+
+
+@contextlib.contextmanager
+def hurry_is_kept() -> Iterator[None]:
+    """Let every process that the thread starts in the block keep a hurry that comes before `begin` handles it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {HURRY})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def end() -> None:
