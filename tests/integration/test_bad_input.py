@@ -85,7 +85,7 @@ def guarded(ahead: Ahead) -> Server:
 
 
 def start_guarded(servers: Servers, folder: Path) -> Server:
-    return servers.start("--api-key", "client-key", cold=True, HOLDFAST_API_KEY="control-key")
+    return servers.start("--api-key", "client-key", HOLDFAST_API_KEY="control-key")
 
 
 def bearer(key: str) -> dict[str, str]:
@@ -353,7 +353,7 @@ def start_without_a_hook(servers: Servers, folder: Path, hook: tuple[str, str, s
 
 STARTS: dict[Hashable, Start] = {
     GUARDED: start_guarded,
-    MISSPELT: lambda servers, folder: failed_start(servers, *SENSELESS[MISSPELT], cold=True),
+    MISSPELT: lambda servers, folder: failed_start(servers, *SENSELESS[MISSPELT]),
     "own entry point": start_own_entry_point,
     "own entry point without endpoints": start_without_endpoints,
     "listed neighbour": functools.partial(start_beside_a_neighbour, VLLM_PLUGINS="neighbour"),

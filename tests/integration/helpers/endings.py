@@ -41,11 +41,9 @@ def last_line(server: Server) -> str:
     return log_tail(server.spec.log, 1)
 
 
-def failed_start(
-    servers: Servers, *arguments: str, cold: bool = False, **environment: str
-) -> tuple[int | None, list[str]]:
-    """Return exit code and log of a start that fails; forked, except `cold` or in another environment."""
-    server = servers.unstarted(servers.spec(*arguments, **environment), cold=cold)
+def failed_start(servers: Servers, *arguments: str, **environment: str) -> tuple[int | None, list[str]]:
+    """Return exit code and log of a start that fails; forked, except in another environment."""
+    server = servers.unstarted(servers.spec(*arguments, **environment))
     with pytest.raises(Exception, match="exit code"):
         server.start()
     said = log_tail(server.spec.log, 1000).partition("nanobind: leaked")[0]  # a library, as a forked process ends
