@@ -20,11 +20,13 @@ from holdfast.api.control_token import announce, instance_token, withdraw
 from holdfast.api.gate import install_gate
 from holdfast.api.routes import install
 from holdfast.api.systemd import Listening, Serving, start_telling_systemd
+from holdfast.core.config import HoldfastConfig
 from holdfast.core.errors import HookNotAttached
 from holdfast.hosts.vllm.hooks import current_control
 from holdfast.hosts.vllm.owner.exit import attach_exit_hook
 from holdfast.hosts.vllm.owner.owner import current_owner
 from holdfast.hosts.vllm.process.logs import SERVER_LOGGERS, write_log_beside
+from holdfast.hosts.vllm.process.members import keep_with
 from holdfast.hosts.vllm.process.settings import asks_for_protection
 
 logger = logging.getLogger("holdfast")
@@ -61,7 +63,7 @@ class HoldfastEndpoint:
         # Added last, hence outermost: the host's own guard on /v1 must not demand a second token.
         install_gate(self._app, control)
         attach_exit_hook()
-        _announce(args, self._token, is_open=control.config.open_control_to_this_machine)
+        _announce(args, self._token, control.config)
         serving = Serving(self._app, asyncio.get_running_loop())
         start_telling_systemd(_listening(args), serving=serving)
 
@@ -90,8 +92,9 @@ def _listening(args: Namespace) -> Listening:
     )
 
 
-def _announce(args: Namespace, token: bytes, *, is_open: bool) -> None:
+def _announce(args: Namespace, token: bytes, config: HoldfastConfig) -> None:
     """Let commands of the same user find the token, and log where the token is."""
+    is_open = config.open_control_to_this_machine
     file = None if args.uds else announce(args.host, args.port, token, is_open=is_open)
     if is_open:
         logger.warning(
@@ -99,6 +102,7 @@ def _announce(args: Namespace, token: bytes, *, is_open: bool) -> None:
             "server; leave out --open-control-to-this-machine to require the control token"
         )
     if file is not None:
+        keep_with(config.runtime_dir, file)
         atexit.register(withdraw, file)
         if (owner := current_owner()) is not None:  # the last line of a defeated instance is followed by nothing
             owner.call_at_close(functools.partial(withdraw, file))

@@ -41,12 +41,14 @@ def _join_instance() -> None:
     from holdfast.hosts.vllm.hooks import attach_request_hooks
     from holdfast.hosts.vllm.process.logs import write_log_beside
     from holdfast.hosts.vllm.process.members import join_members
+    from holdfast.hosts.vllm.process.shared_memory import attach_semaphore_records
     from holdfast.hosts.vllm.worker.worker import attach_worker_hooks
 
     write_log_beside()
     config = inherited_settings()
     if config is not None and config.runtime_dir:
         join_members(config.runtime_dir)
+    attach_semaphore_records()
     attach_solo_join_hooks()  # the first to attach stays
     attach_worker_hooks()
     attach_request_hooks()

@@ -158,8 +158,8 @@ def _of_cgroup(root: Path) -> tuple[Path, ...]:
 
 def own_group(root: Path) -> str:
     """Return the path of the process's control group, without a leading slash; empty without a group."""
-    with contextlib.suppress(OSError):
-        for line in (root / "proc/self/cgroup").read_text().splitlines():
+    with contextlib.suppress(OSError, ValueError):
+        for line in os.fsdecode((root / "proc/self/cgroup").read_bytes()).splitlines():
             _, controllers, path = line.split(":", 2)
             if controllers in ("", "memory"):
                 return path.lstrip("/")

@@ -40,9 +40,12 @@ def ask_for_stacks(folder: str, pids: Iterable[int]) -> dict[int, str]:
             answers[pid] = f"not asked: {error.strerror}\n"
     _await_answers(folder, asked)
     for pid, before in asked.items():
-        with _path(folder, pid).open(errors="replace") as file:
-            file.seek(before)
-            answers[pid] = file.read(MAX_CHARS) or f"no answer within {ANSWER_S:g} s\n"
+        try:
+            with _path(folder, pid).open(errors="replace") as file:
+                file.seek(before)
+                answers[pid] = file.read(MAX_CHARS) or f"no answer within {ANSWER_S:g} s\n"
+        except OSError as error:
+            answers[pid] = f"not readable: {error.strerror}\n"
     return answers
 
 
@@ -51,10 +54,18 @@ def _await_answers(folder: str, asked: dict[int, int]) -> None:
     deadline, sizes = time.monotonic() + ANSWER_S, dict(asked)
     while time.monotonic() < deadline:
         time.sleep(_LOOK_S)
-        now = {pid: _path(folder, pid).stat().st_size for pid in asked}
+        now = {pid: _size(folder, pid) for pid in asked}
         if all(now[pid] > asked[pid] and now[pid] == sizes[pid] for pid in asked):
             return
         sizes = now
+
+
+def _size(folder: str, pid: int) -> int:
+    """Return the size of a process's answers; 0 when the file cannot be looked at."""
+    try:
+        return _path(folder, pid).stat().st_size
+    except OSError:
+        return 0
 
 
 def forget_stacks(folder: str, pid: int) -> None:

@@ -85,14 +85,22 @@ def publish_progress(folder: str) -> mmap.mmap:
 def _forget_the_gone(folder: Path) -> None:
     """Remove the links and stacks of processes that have ended."""
     for link in folder.glob(f"{_PREFIX}*"):
-        if not link.exists():  # the link points into a process that has ended
+        if not _may_exist(link):  # the link points into a process that has ended
             link.unlink(missing_ok=True)
             (folder / link.name.replace(_PREFIX, "stacks-", 1)).unlink(missing_ok=True)
 
 
+def _may_exist(link: Path) -> bool:
+    """Return whether a link's process may live; a process that cannot be looked at may."""
+    try:
+        return link.exists()
+    except OSError:
+        return True
+
+
 def published(folder: str) -> set[int]:
     """Return the processes with a published record that still exist."""
-    numbers = (link.name.removeprefix(_PREFIX) for link in Path(folder).glob(f"{_PREFIX}*") if link.exists())
+    numbers = (link.name.removeprefix(_PREFIX) for link in Path(folder).glob(f"{_PREFIX}*") if _may_exist(link))
     return {int(number) for number in numbers if number.isdecimal()}
 
 

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from multiprocessing.shared_memory import SharedMemory
@@ -20,6 +21,7 @@ import pytest
 
 pytest.importorskip("vllm")
 
+from holdfast.hosts.vllm.owner import guard
 from holdfast.hosts.vllm.owner.guard import look
 from holdfast.hosts.vllm.process import members
 from holdfast.hosts.vllm.process.members import end_dead_instances, end_remains
@@ -264,3 +266,35 @@ def test_a_real_cleaner_leaves_a_guarded_instance_alone(
     command = ["systemd-tmpfiles", "--clean", str(rules)]
     subprocess.run(command, check=True, timeout=30, capture_output=True)
     assert old.exists() is is_guarded
+
+
+def test_the_guard_touches_the_files_until_the_owner_is_done(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    listens, says = os.pipe()
+    stdin = os.dup(0)
+    os.dup2(listens, 0)
+    request.addfinalizer(lambda: os.dup2(stdin, 0))
+    touched: list[str] = []
+
+    def touch(folder: str) -> None:
+        touched.append(folder)
+        os.write(says, b"done")
+
+    late = threading.Timer(WITHIN_S, os.write, (says, b"done"))
+    late.start()
+    request.addfinalizer(late.cancel)
+    monkeypatch.setattr(guard, "TOUCH_S", 0.01)
+    monkeypatch.setattr(guard, "touch_files", touch)
+    assert guard._await_done(os.getppid(), str(folder), {})
+    assert touched == [str(folder)]
+
+
+def test_a_file_outside_is_kept_as_young_as_the_folder(folder: Path, tmp_path: Path) -> None:
+    record = tmp_path / "8000-1.json"
+    record.write_text("{}")
+    members.keep_with(str(folder), record)
+    members.keep_with(str(folder), tmp_path / "absent")
+    os.utime(record, (LONG_AGO, LONG_AGO))
+    members.touch_files(str(folder))
+    assert record.stat().st_mtime > LONG_AGO + 1

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 import multiprocessing
+import resource
 import signal
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
@@ -24,8 +26,7 @@ from holdfast.hosts.vllm.process.settings import handed_down
 from holdfast.hosts.vllm.process.shared_memory import (
     _make_and_record,
     attach_segment_records,
-    record_semaphores,
-    recorded,
+    attach_semaphore_records,
     remove_dead_segments,
 )
 from holdfast.progress.processes import UNKNOWN
@@ -103,22 +104,59 @@ def test_a_process_that_only_opens_a_segment_records_nothing(tmp_path: Path, seg
     assert list(tmp_path.iterdir()) == []
 
 
-def a_lock_of_the_hosts(context: Any) -> Any:
-    with record_semaphores():
-        return context.Lock()
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # the lock removes itself too
-@pytest.mark.parametrize("make_lock", [a_lock_of_the_hosts, lambda context: recorded(context.Lock())])
-def test_only_the_shared_lock_of_a_dead_process_is_removed(tmp_path: Path, make_lock: Callable[[Any], Any]) -> None:
-    context = multiprocessing.get_context("spawn")  # there a lock has a name by which others find it
-    before = context.Lock()
-    with handed_down(HoldfastConfig(runtime_dir=str(tmp_path))):
-        made = make_lock(context)
-    [notes] = tmp_path.iterdir()
-    as_if_by_the_dead(notes)
+def test_without_a_file_descriptor_the_memory_of_the_dead_is_removed_by_the_next_call(
+    tmp_path: Path, segment: SharedMemory
+) -> None:
+    as_if_by_the_dead(notes_of(tmp_path, ring_buffer(segment)))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        remove_dead_segments(str(tmp_path))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     remove_dead_segments(str(tmp_path))
-    assert [semaphore_of(lock).exists() for lock in (before, made)] == [True, False]
+    assert not is_there(segment)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_takes_no_note_fails_no_start(tmp_path: Path, segment: SharedMemory) -> None:
+    with handed_down(HoldfastConfig(runtime_dir=str(tmp_path / "absent"))):
+        _make_and_record(make, ring_buffer(segment))
+
+
+# ---- named semaphores
+
+
+def make_semaphores_and_die(said: Connection, shared: Any) -> None:
+    """Run in a spawned process: there a lock has a name by which others find it, also the lock of a library."""
+    attach_semaphore_records()
+    attach_semaphore_records()
+    import tqdm
+
+    tqdm.tqdm(range(1), disable=False, file=io.StringIO()).close()
+    assert shared.acquire()
+    locks = (tqdm.tqdm.get_lock().locks[0], multiprocessing.Lock())
+    said.send([semaphore_of(lock).name for lock in locks])
+    signal.pause()
+
+
+def test_the_semaphores_of_a_killed_process_are_removed_and_those_of_its_parent_stay(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    hears, says = context.Pipe(duplex=False)
+    shared = context.Lock()
+    with handed_down(HoldfastConfig(runtime_dir=str(tmp_path))):
+        process = context.Process(target=make_semaphores_and_die, args=(says, shared), daemon=True)
+        process.start()
+    assert hears.poll(60.0)
+    made = [Path("/dev/shm", name) for name in hears.recv()]
+    remove_dead_segments(str(tmp_path))
+    assert all(path.exists() for path in made)
+    process.kill()
+    process.join()
+    assert all(path.exists() for path in made)
+    remove_dead_segments(str(tmp_path))
+    assert not any(path.exists() for path in made)
+    assert semaphore_of(shared).exists()
 
 
 def semaphore_of(lock: Any) -> Path:

@@ -30,6 +30,7 @@ KILL_WAIT_S = 3.0
 _MEMBER = "member-"
 _OWNER = "owner"
 _SOCKETS = "sockets"
+_KEPT = "kept-"
 _IPC = "ipc://"
 _TRACKER = b"resource_tracker"  # removes what it knows of once all its processes are gone, so has to outlive them
 
@@ -58,6 +59,15 @@ def touch_files(folder: str) -> None:
             _touch(os.path.join(root, name))
     for path in (folder, *_recorded_sockets(folder)):
         _touch(path)
+
+
+def keep_with(folder: str, file: Path) -> None:
+    """Keep a file outside of the folder as young as the folder's files, by a second name of the same file.
+
+    Without effect on another file system: `/run` is not cleaned by age.
+    """
+    with contextlib.suppress(OSError):
+        os.link(file, Path(folder) / f"{_KEPT}{os.getpid()}")
 
 
 def _touch(path: str) -> None:

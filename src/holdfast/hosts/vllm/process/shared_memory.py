@@ -1,14 +1,15 @@
-"""Shared memory of dead processes, removed while the instance serves on.
+"""Shared memory and named semaphores of dead processes, removed while the instance serves on.
 
-Every process records the segments that it makes in the instance's folder, under its process id. No process opens the
-segments of a dead process any more, and a process that has a segment mapped keeps the memory until it unmaps.
+Every process records the segments and semaphores that it makes in the instance's folder, under its process id. No
+process opens the segments of a dead process any more, and a process that has a segment mapped keeps the memory until it
+unmaps.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
-from multiprocessing.shared_memory import SharedMemory
+from collections.abc import Callable, Iterable
+from multiprocessing import resource_tracker
 from os import getpid
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from holdfast.progress.processes import GONE
 
 _SHARED = Path("/dev/shm")
 _PREFIX = "shm-"
+_SEMAPHORE = "semaphore"  # the kind, for the tracker of resources
+_SEMAPHORE_PREFIX = "sem."  # of the file
 _GONE = (GONE, "Z")  # a zombie has no memory either
 
 
@@ -35,58 +38,68 @@ def _make_and_record(original: Callable[..., None], buffer: Any, *args: Any, **k
         _record([buffer.shared_memory.name])
 
 
-@contextlib.contextmanager
-def record_semaphores() -> Iterator[None]:
-    """Record the semaphores of shared locks that the host makes within the block."""
-    before = _mapped_semaphores()
-    yield
-    _record(_mapped_semaphores() - before)
+def attach_semaphore_records() -> None:
+    """Record every named semaphore that the current process makes from now on, also those of libraries. Idempotent.
 
-
-def recorded(lock: Any) -> Any:
-    """Record the semaphore of a lock that several processes share, and return the lock."""
-    _record([f"sem.{lock._semlock.name.removeprefix('/')}"])
-    return lock
-
-
-def _mapped_semaphores() -> set[str]:
-    """Return the names of all mapped semaphores; empty when the system does not say.
-
-    The maker maps a semaphore under a temporary name: hence a comparison by inode.
+    `multiprocessing` registers each semaphore with its tracker, in the process that makes the semaphore.
     """
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
-        inodes = {int(line.split()[4]) for line in lines if f"{_SHARED / 'sem.'}" in line}
-        return {path.name for path in _SHARED.glob("sem.*") if path.lstat().st_ino in inodes}
-    return set()
+    if not isinstance(resource_tracker.register, _Register):
+        resource_tracker.register = _Register(resource_tracker.register)
+
+
+class _Register:
+    """Stands for `resource_tracker.register`: records, then registers."""
+
+    def __init__(self, original: Callable[[Any, str], None]) -> None:
+        self._original = original
+
+    def __call__(self, name: Any, rtype: str) -> None:
+        if rtype == _SEMAPHORE:
+            _record([f"{_SEMAPHORE_PREFIX}{name.removeprefix('/')}"])
+        self._original(name, rtype)
 
 
 def _record(names: Iterable[str]) -> None:
+    """Add names to the notes of the current process. A full disk costs the note only."""
     config = inherited_settings()
     if config is not None and config.runtime_dir:
-        with (Path(config.runtime_dir) / f"{_PREFIX}{getpid()}").open("a", encoding="utf-8") as notes:
+        path = Path(config.runtime_dir) / f"{_PREFIX}{getpid()}"
+        with contextlib.suppress(OSError), path.open("a", encoding="utf-8") as notes:
             notes.writelines(f"{name}\n" for name in names)
 
 
 def remove_dead_segments(runtime_dir: str) -> None:
-    """Remove the segments of all dead processes of the instance. Any process, any thread."""
-    for notes in Path(runtime_dir).glob(f"{_PREFIX}*"):
+    """Remove the segments and semaphores of all dead processes of the instance. Any process, any thread.
+
+    What cannot be removed now keeps its note, for the next call.
+    """
+    recorded: list[Path] = []
+    with contextlib.suppress(OSError):
+        recorded = list(Path(runtime_dir).glob(f"{_PREFIX}*"))
+    for notes in recorded:
         pid = notes.name.removeprefix(_PREFIX)
         if pid.isdecimal() and look_at(int(pid)).state in _GONE:
-            _remove_recorded(notes)
-
-
-def _remove_recorded(notes: Path) -> None:
-    mine = notes.with_name(f"of-{notes.name}")
-    with contextlib.suppress(OSError):  # another process removes them
-        notes.rename(mine)
-        for name in mine.read_text(encoding="utf-8").split():
-            _remove(name)
-        mine.unlink()
+            with contextlib.suppress(OSError):
+                for name in notes.read_text(encoding="utf-8", errors="replace").split():
+                    _remove(name)
+                notes.unlink(missing_ok=True)
 
 
 def _remove(name: str) -> None:
-    with contextlib.suppress(FileNotFoundError):  # removed in an orderly end
-        segment = SharedMemory(name=name)
-        segment.close()
-        segment.unlink()
+    """Remove a segment or semaphore, without a file descriptor, which may be lacking; absent is no error."""
+    (_SHARED / name).unlink(missing_ok=True)
+    if name.startswith(_SEMAPHORE_PREFIX):
+        _forget(f"/{name.removeprefix(_SEMAPHORE_PREFIX)}", _SEMAPHORE)
+    else:
+        _forget(f"/{name}", "shared_memory")
+
+
+def _forget(name: str, rtype: str) -> None:
+    """Make the tracker of resources forget a name, which the tracker would take for a leak at the end.
+
+    Registered first: the tracker of the dead process may have been another, and complains about unknown names.
+    """
+    tracker = resource_tracker._resource_tracker
+    with contextlib.suppress(OSError, ValueError):
+        tracker.register(name, rtype)
+        tracker.unregister(name, rtype)

@@ -34,7 +34,7 @@ from holdfast.hosts.vllm.engine.worker_pool.standby_pool import StandbyPool
 from holdfast.hosts.vllm.process.bootstrap import bootstrapped
 from holdfast.hosts.vllm.process.queues import bounded, retire, wait_until_ready
 from holdfast.hosts.vllm.process.settings import inherited_settings
-from holdfast.hosts.vllm.process.shared_memory import record_semaphores, remove_dead_segments
+from holdfast.hosts.vllm.process.shared_memory import remove_dead_segments
 from holdfast.hosts.vllm.protocol import JOIN, PREPARE, JoinCommand, encode, of_handle
 from holdfast.hosts.vllm.worker.restore import RESTORE, RestoreCommand, RestoreReply, decode_reply, encode_command
 
@@ -64,7 +64,7 @@ class WorkerPoolExecutor(MultiprocExecutor):
         config = inherited_settings()
         size, preload = (config.standby_workers, config.standby_preload) if config else (0, False)
         self.standbys = StandbyPool(size, lambda slot: self._start_standby(slot, preload), self._report_standbys)
-        with record_semaphores(), bootstrapped(get_mp_context(), background=False):
+        with bootstrapped(get_mp_context(), background=False):
             super()._init_executor()
         self._call_over(self.rpc_broadcast_mq)
 

@@ -16,7 +16,6 @@ from vllm.v1.executor.multiproc_executor import OMPProcessManager, UnreadyWorker
 from holdfast.core.errors import RecoveryFailed
 from holdfast.hosts.vllm.process.bootstrap import Bootstrap
 from holdfast.hosts.vllm.process.lifecycle import describe_exit
-from holdfast.hosts.vllm.process.shared_memory import recorded
 from holdfast.hosts.vllm.protocol import TakeOver, encode, of_handle
 from holdfast.hosts.vllm.worker.replacement_main import replacement_main, standby_main
 
@@ -41,7 +40,7 @@ class WorkerSeed:
             "rank": rank,
             "distributed_init_method": _NOWHERE,
             "input_shm_handle": queue,
-            "shared_worker_lock": recorded(_SPAWN.Lock()),
+            "shared_worker_lock": _SPAWN.Lock(),
             "is_driver_worker": is_driver,
             "inherited_fds": [],
         }
