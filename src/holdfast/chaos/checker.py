@@ -1,5 +1,8 @@
 """Checks the law of exactly once: compares a faulted run with a fault-free run, token by token.
 
+Tokens that were sampled without a seed differ from run to run. They are compared with the model itself: each token's
+logprob must equal the logprob of the same token when the model reads prompt and answer again.
+
 Pure: no clock, no I/O. A history with any difference is never called equal, however the difference is counted.
 """
 
@@ -15,6 +18,7 @@ from holdfast.chaos.history import History
 
 # Recomputing a prompt in one piece rounds differently from computing it token by token.
 LOGPROB_TOLERANCE = 1e-3
+READ_AGAIN_TOLERANCE = 0.05
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,8 @@ def compare_histories(reference: History, observed: History | None) -> StreamCom
     expected = len(reference.token_ids)
     if observed is None:
         return StreamComparison(reference.name, 0, expected, lost=expected, reasons=("the answer is missing",))
+    if observed.is_unseeded:
+        return _judge_unseeded(reference, observed)
     lost, repeated, changed = count_differences(reference.token_ids, observed.token_ids)
     return StreamComparison(
         reference.name,
@@ -86,6 +92,46 @@ def compare_histories(reference: History, observed: History | None) -> StreamCom
         changed=changed,
         reasons=tuple(_reasons(reference, observed, lost, repeated, changed)),
     )
+
+
+def _judge_unseeded(reference: History, observed: History) -> StreamComparison:
+    """Judge an answer that was sampled without a seed: its length, its end, and the model's own view of its tokens."""
+    expected, tokens = len(reference.token_ids), len(observed.token_ids)
+    changed = sum(gap > READ_AGAIN_TOLERANCE for gap in read_again_gaps(observed))
+    return StreamComparison(
+        reference.name,
+        tokens,
+        expected,
+        lost=max(expected - tokens, 0),
+        repeated=max(tokens - expected, 0),
+        changed=changed,
+        reasons=tuple(_unseeded_reasons(reference, observed, changed)),
+    )
+
+
+def _unseeded_reasons(reference: History, observed: History, changed: int) -> list[str]:
+    reasons = _reasons_of_the_end(reference, observed)
+    expected, tokens = len(reference.token_ids), len(observed.token_ids)
+    if tokens != expected:
+        reasons.append(f"{tokens} tokens instead of {expected}")
+    if len(observed.logprobs) != tokens:
+        reasons.append(f"{len(observed.logprobs)} logprobs for {tokens} tokens")
+    if observed.read_again_logprobs is None:
+        reasons.append(f"the answer was not read again: {observed.read_again_error or 'nobody asked'}")
+    if changed:
+        gaps = read_again_gaps(observed)
+        first = next(position for position, gap in enumerate(gaps) if gap > READ_AGAIN_TOLERANCE)
+        reasons.append(
+            f"{changed} tokens are not the model's own, the first at {first}: sampled with other logprobs than the "
+            f"model gives when it reads the answer again (up to {max(gaps):.3f} nats apart)"
+        )
+    return reasons
+
+
+def read_again_gaps(history: History) -> list[float]:
+    """Return how far each token's logprob is from the logprob that the model gives when it reads the answer again."""
+    pairs = zip(history.logprobs, history.read_again_logprobs or (), strict=False)
+    return [abs(sampled - read) for sampled, read in pairs]
 
 
 def count_differences(expected: Sequence[int], seen: Sequence[int]) -> tuple[int, int, int]:
@@ -114,16 +160,22 @@ def _reasons(reference: History, observed: History, lost: int, repeated: int, ch
     reasons = [f"{count} tokens {word}" for count, word in ((lost, "lost"), (repeated, "repeated")) if count]
     if changed:
         reasons.append(f"{changed} tokens changed, the first at {_first_difference(reference, observed)}")
+    reasons += _reasons_of_the_end(reference, observed)
+    if observed.text != reference.text:
+        reasons.append("the text differs")
+    if not _same_logprobs(reference.logprobs, observed.logprobs):
+        reasons.append("the logprobs differ")
+    return reasons
+
+
+def _reasons_of_the_end(reference: History, observed: History) -> list[str]:
+    reasons = []
     if reference.error is not None:
         reasons.append(f"the fault-free run failed: {reference.error}")
     if observed.error is not None:
         reasons.append(f"ended with an error: {observed.error}")
-    if observed.text != reference.text:
-        reasons.append("the text differs")
     if observed.finish_reason != reference.finish_reason:
         reasons.append(f"finished with {observed.finish_reason!r} instead of {reference.finish_reason!r}")
-    if not _same_logprobs(reference.logprobs, observed.logprobs):
-        reasons.append("the logprobs differ")
     return reasons
 
 

@@ -15,6 +15,9 @@ class History:
 
     `engine_id` is the engine of the request, None when the server chooses; `port` is the client's port of the
     connection, None before the answer arrives.
+
+    An `is_unseeded` answer differs from run to run. Its tokens are judged by `read_again_logprobs` instead: the
+    logprobs of the same tokens when the model reads prompt and answer as one prompt. None until then.
     """
 
     name: str
@@ -27,6 +30,10 @@ class History:
     error: str | None = None
     engine_id: int | None = None
     port: int | None = None
+    is_unseeded: bool = False
+    prompt_token_ids: list[int] = field(default_factory=list)
+    read_again_logprobs: list[float] | None = None
+    read_again_error: str | None = None
 
     @property
     def finished(self) -> bool:

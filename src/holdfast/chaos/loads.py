@@ -27,7 +27,7 @@ def fresh_salt() -> str:
 
 
 def every_feature(salt: str, tokens: int = 90) -> list[StreamSpec]:
-    """Return requests: greedy, seeded with penalties, n=2, logprobs, stop string, JSON schema, shared prefix."""
+    """Return requests: greedy, seeded, unseeded, penalties, n=2, logprobs, stop string, JSON schema, shared prefix."""
 
     def spec(name: str, prompt: str, **options: object) -> StreamSpec:
         return StreamSpec(name, prompt, max_tokens=tokens, cache_salt=salt, **options)  # type: ignore[arg-type]
@@ -50,6 +50,8 @@ def every_feature(salt: str, tokens: int = 90) -> list[StreamSpec]:
         spec("schema", "Answer in JSON: ", json_schema=SCHEMA, ignore_eos=False),
         spec("shared one", LONG + "first"),
         spec("shared two", LONG + "second"),
+        spec("unseeded", "The words of the storm", temperature=1.0, logprobs=0),
+        spec("unseeded pair", "Nobody knows", temperature=0.8, top_p=0.9, n=2, logprobs=0),
     ]
 
 
@@ -60,5 +62,6 @@ def few_tokens(salt: str, tokens: int = 14) -> list[StreamSpec]:
         StreamSpec("seeded", "A storm crosses", max_tokens=tokens, cache_salt=salt, temperature=0.9, seed=7),
         StreamSpec("pair", "Every word", max_tokens=tokens, cache_salt=salt, temperature=0.8, seed=5, n=2),
         StreamSpec("logprobs", "Once more", max_tokens=tokens, cache_salt=salt, logprobs=2),
+        StreamSpec("unseeded", "Nobody knows", max_tokens=tokens, cache_salt=salt, temperature=1.0, logprobs=0),
         StreamSpec("long", LONG, max_tokens=tokens, cache_salt=salt),
     ]

@@ -30,6 +30,7 @@ class StreamSpec:
     prompt: str
     max_tokens: int = 200
     temperature: float = 0.0
+    top_p: float = 1.0
     seed: int | None = None
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
@@ -52,6 +53,7 @@ class StreamSpec:
             "stream": True,
             "max_tokens": self.max_tokens,
             "temperature": self.temperature,
+            "top_p": self.top_p,
             "seed": self.seed,
             "presence_penalty": self.presence_penalty,
             "frequency_penalty": self.frequency_penalty,
@@ -78,6 +80,11 @@ class StreamSpec:
             schema = {"name": "answer", "schema": dict(self.json_schema)}
             fields["response_format"] = {"type": "json_schema", "json_schema": schema}
         return fields
+
+    @property
+    def is_unseeded(self) -> bool:
+        """Tell whether the answer differs from run to run, and is judged by its logprobs."""
+        return self.temperature > 0 and self.seed is None and self.logprobs is not None
 
     def history_names(self) -> list[str]:
         return [self.name] if self.n == 1 else [f"{self.name}#{index}" for index in range(self.n)]
@@ -116,7 +123,7 @@ class Load:
         return [history for group in self._by_spec for history in group]
 
     async def run(self) -> list[History]:
-        """Send everything at once and wait until each answer has ended or timed out."""
+        """Send everything at once, wait until each answer has ended or timed out, and read unseeded answers again."""
         from openai import AsyncOpenAI
 
         async with AsyncOpenAI(
@@ -126,7 +133,25 @@ class Load:
             pairs = zip(self._specs, self._by_spec, strict=True)
             await asyncio.gather(*(self._bounded(client, spec, group) for spec, group in pairs))
             probe.cancel()
+            unseeded = [one for one in self.histories if one.is_unseeded and one.error is None]
+            await asyncio.gather(*(self._read_again(client, one) for one in unseeded))
         return self.histories
+
+    async def _read_again(self, client: Any, history: History) -> None:
+        """Record the logprobs of an answer's tokens when the model reads prompt and answer as one prompt."""
+        try:
+            answer = await client.completions.create(
+                model=self._model,
+                prompt=history.prompt_token_ids + history.token_ids,
+                max_tokens=1,
+                temperature=0.0,
+                extra_body={"prompt_logprobs": 0},
+            )
+            read = answer.choices[0].prompt_logprobs[len(history.prompt_token_ids) :]
+            pairs = zip(history.token_ids, read, strict=True)
+            history.read_again_logprobs = [float(found[str(token)]["logprob"]) for token, found in pairs]
+        except Exception as error:  # the client's errors are many; each leaves the answer without a judgement
+            history.read_again_error = f"{type(error).__name__}: {error}"
 
     async def _watch_lag(self) -> None:
         while True:
@@ -170,10 +195,14 @@ def _port_of(response: Any) -> int | None:
 
 
 def _histories_of(spec: StreamSpec, now_s: float) -> list[History]:
-    return [History(name, now_s, engine_id=spec.data_parallel_rank) for name in spec.history_names()]
+    return [
+        History(name, now_s, engine_id=spec.data_parallel_rank, is_unseeded=spec.is_unseeded)
+        for name in spec.history_names()
+    ]
 
 
 def _record(history: History, choice: Any, now_s: float) -> None:
+    history.prompt_token_ids = history.prompt_token_ids or list(getattr(choice, "prompt_token_ids", None) or ())
     history.add(list(getattr(choice, "token_ids", None) or ()), choice.text, now_s)
     if choice.logprobs is not None:
         history.logprobs.extend(value for value in choice.logprobs.token_logprobs or () if value is not None)
