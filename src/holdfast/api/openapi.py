@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from holdfast.api.requests import AcceptedRequest, AwaitedRequest, Changes, Params
+from holdfast.api.requests import MAX_SEQUENCE, AcceptedRequest, AwaitedRequest, Changes, Params
 from holdfast.core.faults.injection import InjectionSpec
 
 Schema: TypeAlias = dict[str, Any]
@@ -32,7 +32,7 @@ _AFTER = {
     "in": "query",
     "required": False,
     "description": "only events with a greater sequence number",
-    "schema": {"type": "integer", "minimum": 0, "maximum": 10**15 - 1},
+    "schema": {"type": "integer", "minimum": 0, "maximum": MAX_SEQUENCE},
 }
 
 

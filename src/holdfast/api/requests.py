@@ -27,6 +27,7 @@ MAX_ENGINE_IDS = 1024
 MAX_RANKS = 1024
 MAX_KEY_CHARS = 200
 MAX_SHOWN_CHARS = 300
+MAX_SEQUENCE = 10**15 - 1
 
 
 T = TypeVar("T")
@@ -180,7 +181,7 @@ def parse_after(text: str | None) -> int:
     """Return the sequence number of `?after=`, 0 without `after`. Raises `BadCommand`."""
     if text is None:
         return 0
-    if not (text.isascii() and text.isdigit() and len(text) <= 15):
+    if not (text.isascii() and text.isdigit() and len(text) <= len(str(MAX_SEQUENCE))):
         raise BadCommand("'after' must be a sequence number", hint="a whole number from 0 up")
     return int(text)
 

@@ -10,20 +10,26 @@ import typer
 from holdfast.api.formats import Executed
 from holdfast.api.requests import MAX_TIMEOUT_S, AwaitedRequest, Changes, CommandName, Params, PauseMode
 from holdfast.cli.client import ControlClient, reporting
-from holdfast.cli.options import DEFAULT_URL, ApiKey, Url
+from holdfast.cli.options import DEFAULT_URL, SHORTEST_S, ApiKey, Url
 from holdfast.core.config import SettingValue
+from holdfast.core.faults.injection import MAX_ID
 
 # The server ends the wait; the client only gives its answer time to arrive.
 _ANSWER_MARGIN_S = 5.0
+_LARGEST = 2**53  # every larger number is out of the range of every setting
 
 
 def apply(  # noqa: PLR0913, PLR0917 - one parameter per option
     command: Annotated[CommandName, typer.Argument(help="What the engines, and those in lockstep, are to do.")],
     engine: Annotated[
-        list[int] | None, typer.Option(help="An engine; may be repeated. Without it, all that the command applies to.")
+        list[int] | None,
+        typer.Option(
+            min=0, max=MAX_ID, help="An engine; may be repeated. Without it, all that the command applies to."
+        ),
     ] = None,
     rank: Annotated[
-        list[int] | None, typer.Option(help="Of restart-worker: a rank; may be repeated. Without it, every one.")
+        list[int] | None,
+        typer.Option(min=0, max=MAX_ID, help="Of restart-worker: a rank; may be repeated. Without it, every one."),
     ] = None,
     soft: Annotated[bool, typer.Option("--soft", help="Pause at the next step boundary, not at once.")] = False,
     settings: Annotated[
@@ -32,7 +38,9 @@ def apply(  # noqa: PLR0913, PLR0917 - one parameter per option
     ] = None,
     timeout: Annotated[
         float | None,
-        typer.Option(help=f"Seconds to wait for the end, up to {MAX_TIMEOUT_S}.  [default: 30; of a restart 300]"),
+        typer.Option(
+            min=SHORTEST_S, max=MAX_TIMEOUT_S, help="Seconds to wait for the end.  [default: 30; of a restart 300]"
+        ),
     ] = None,
     url: Url = DEFAULT_URL,
     api_key: ApiKey = "",
@@ -53,7 +61,7 @@ def apply(  # noqa: PLR0913, PLR0917 - one parameter per option
         fault_tolerance_params=changes or params,
     )
     with reporting():
-        answer = ControlClient(url, api_key).post("apply", request, Executed, max(timeout_s, 0) + _ANSWER_MARGIN_S)
+        answer = ControlClient(url, api_key).post("apply", request, Executed, timeout_s + _ANSWER_MARGIN_S)
     typer.echo(answer.message)
 
 
@@ -64,7 +72,9 @@ def _read_settings(texts: Sequence[str]) -> dict[str, SettingValue]:
         name, _, value = text.partition("=")
         if not name or not value:
             raise typer.BadParameter(f"{text!r} is not NAME=VALUE, such as max_retries=100", param_hint="--set")
-        settings[name.strip().removeprefix("--").replace("-", "_")] = _read_value(value.strip())
+        settings[name.strip().removeprefix("--").replace("-", "_")] = setting = _read_value(value.strip())
+        if isinstance(setting, (int, float)) and not abs(setting) <= _LARGEST:  # nor is any comparison with NaN true
+            raise typer.BadParameter(f"{text!r} is out of range", param_hint="--set")
     return settings
 
 

@@ -20,6 +20,7 @@ from holdfast.bench.topologies import ONE, Standby, Topology
 from holdfast.chaos.model import default_model_folder
 from holdfast.cli.bench_tables import overhead_report, recovery_report
 from holdfast.cli.measuring import measured, publish, require_client, say
+from holdfast.cli.options import MAX_RUNS, MAX_SEED
 from holdfast.cli.topology_options import Topologies
 
 Document = TypeVar("Document", RecoveryDocument, OverheadDocument)
@@ -45,9 +46,13 @@ def recovery(  # noqa: PLR0913, PLR0917 - one parameter per option
     scenario: Annotated[
         list[str] | None, typer.Option(help="Only scenarios with this word in their name or phase.")
     ] = None,
-    repeat: Annotated[int, typer.Option(min=1, help="Number of runs of every scenario.")] = 1,
-    soak: Annotated[int, typer.Option(min=0, help="Run this many random faults instead, one after another.")] = 0,
-    seed: Annotated[int | None, typer.Option(help="Seed of the soak's faults; by default a new seed, printed.")] = None,
+    repeat: Annotated[int, typer.Option(min=1, max=MAX_RUNS, help="Number of runs of every scenario.")] = 1,
+    soak: Annotated[
+        int, typer.Option(min=0, max=MAX_RUNS, help="Run this many random faults instead, one after another.")
+    ] = 0,
+    seed: Annotated[
+        int | None, typer.Option(min=0, max=MAX_SEED, help="Seed of the soak's faults; by default a new seed, printed.")
+    ] = None,
     streams: Streams = 8,
     tokens: Tokens = 200,
     as_json: Json = False,
@@ -88,7 +93,7 @@ def _draw(topologies: Sequence[Topology], count: int, seed: int) -> Chosen:
 
 @app.command()
 def overhead(
-    pairs: Annotated[int, typer.Option(min=1, help="Interleaved pairs of bursts.")] = 15,
+    pairs: Annotated[int, typer.Option(min=1, max=MAX_RUNS, help="Interleaved pairs of bursts.")] = 15,
     streams: Streams = 8,
     tokens: Tokens = 400,
     as_json: Json = False,

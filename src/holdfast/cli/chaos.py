@@ -28,14 +28,19 @@ from holdfast.chaos.temporary_files import left_in, temporary_folder
 from holdfast.chaos.victims import ProcessKind
 from holdfast.cli.chaos_report import ChaosDocument, chaos_report, document_of
 from holdfast.cli.measuring import EXIT_BROKEN, measured, publish, require_client, say
+from holdfast.cli.options import MAX_SEED
 from holdfast.cli.topology_options import OneTopology
 
 
 def chaos(  # noqa: PLR0913, PLR0917 - one parameter per option
     topology: OneTopology = None,
     minutes: Annotated[float, typer.Option(min=0.1, max=24 * 60, help="How long processes are killed.")] = 5.0,
-    period_s: Annotated[float, typer.Option("--period-s", min=1, help="Seconds between two kills, at least.")] = 60.0,
-    seed: Annotated[int | None, typer.Option(help="Draws the victims; by default a new one, printed.")] = None,
+    period_s: Annotated[
+        float, typer.Option("--period-s", min=1, max=24 * 3600, help="Seconds between two kills, at least.")
+    ] = 60.0,
+    seed: Annotated[
+        int | None, typer.Option(min=0, max=MAX_SEED, help="Draws the victims; by default a new one, printed.")
+    ] = None,
     kinds: Annotated[list[ProcessKind] | None, typer.Option(help="Only such processes; may be repeated.")] = None,
     standby: Annotated[Standby, typer.Option(help="Workers kept ready for a dead one's place.")] = Standby.PRELOADED,
     clients: Annotated[int, typer.Option(min=1, max=16, help="Loads of nine answers side by side.")] = 2,

@@ -24,6 +24,8 @@ _TYPED = re.compile(
     r"^(?:[A-Za-z_]\w*\.)*([A-Z]\w*(?:Error|Exception|Fault|Interrupt|Exit|Silent|Fenced|Logits)): (.*)$", re.S
 )
 _WIDTH = 180  # columns when the output is not a terminal
+_LAST_SIGNAL = 64
+_LAST_EXIT_CODE = 255
 _SIGNALLED = 128  # a shell adds the number of the signal to 128
 
 
@@ -44,7 +46,12 @@ def classify(
         str, typer.Option("--type", help="Type of the exception, when the text does not begin with the type.")
     ] = "",
     exit_code: Annotated[
-        int | None, typer.Option(help="Exit code of a process; negative, or above 128: ended by a signal.")
+        int | None,
+        typer.Option(
+            min=-_LAST_SIGNAL,
+            max=_LAST_EXIT_CODE,
+            help="Exit code of a process; negative, or above 128: ended by a signal.",
+        ),
     ] = None,
     signal: Annotated[str, typer.Option(help="Signal that ended a process: SIGKILL.")] = "",
     fault_classes: Annotated[str, typer.Option(metavar="FILE", help="Your own rows, as for `serve`.")] = "",

@@ -30,7 +30,7 @@ from holdfast.cli.measuring import EXIT_BROKEN, EXIT_CANNOT_RUN, EXIT_INTERRUPTE
 from holdfast.cli.topology_options import OneTopology, choose_place
 from holdfast.core.errors import HoldfastError
 from holdfast.core.faults.faults import Phase
-from holdfast.core.faults.injection import InjectionSpec
+from holdfast.core.faults.injection import MAX_ID, InjectionSpec
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,10 @@ class DemoOptions:
 
 def demo(  # noqa: PLR0913, PLR0917 - one parameter per option
     topology: OneTopology = None,
-    engine: Annotated[int | None, typer.Option(min=0, help="Engine of the fault; by default the last.")] = None,
-    rank: Annotated[int | None, typer.Option(min=0, help="Rank of the fault; by default the last.")] = None,
+    engine: Annotated[
+        int | None, typer.Option(min=0, max=MAX_ID, help="Engine of the fault; by default the last.")
+    ] = None,
+    rank: Annotated[int | None, typer.Option(min=0, max=MAX_ID, help="Rank of the fault; by default the last.")] = None,
     streams: Annotated[int, typer.Option(min=1, max=16, help="Concurrent answers.")] = 8,
     tokens: Annotated[int, typer.Option(min=40, max=1500, help="Tokens per answer.")] = 400,
     phase: Annotated[

@@ -20,7 +20,7 @@ from rich.text import Text
 
 import holdfast
 from holdfast.api.control_token import VARIABLE, ServerRecord, configured_token, running_servers
-from holdfast.cli.options import AsJson
+from holdfast.cli.options import MAX_PORT, MAX_RANKS, AsJson
 from holdfast.cli.traps import Finding, Severity, Surroundings, find_traps
 from holdfast.core.config import NO_NOTIFY_PORT, NOTIFY_PORT
 from holdfast.core.errors import BadConfiguration
@@ -47,11 +47,17 @@ class Report(msgspec.Struct, frozen=True):
 
 def doctor(
     as_json: AsJson = False,
-    port: Annotated[int, typer.Option(help="Port of the server.")] = _SERVER_PORT,
+    port: Annotated[int, typer.Option(min=0, max=MAX_PORT, help="Port of the server.")] = _SERVER_PORT,
     notify_port: Annotated[
-        int | None, typer.Option(help="Port for fault notifications; -1: none.", show_default=str(NOTIFY_PORT))
+        int | None,
+        typer.Option(
+            min=NO_NOTIFY_PORT,
+            max=MAX_PORT,
+            help="Port for fault notifications; -1: none.",
+            show_default=str(NOTIFY_PORT),
+        ),
     ] = None,
-    ranks: Annotated[int, typer.Option(help="Number of workers on this machine.")] = 1,
+    ranks: Annotated[int, typer.Option(min=1, max=MAX_RANKS, help="Number of workers on this machine.")] = 1,
 ) -> None:
     """Check host, hooks, ports, and traps in the environment. Exit code 0 when a protected server can be served."""
     report = examine(port, notify_port, ranks)

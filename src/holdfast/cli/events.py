@@ -12,6 +12,7 @@ import msgspec
 import typer
 
 from holdfast.api.formats import EventsPage, describe_event
+from holdfast.api.requests import MAX_SEQUENCE
 from holdfast.cli.client import ClientFailure, ControlClient, printable, reporting
 from holdfast.cli.options import DEFAULT_URL, ApiKey, AsJson, Url
 from holdfast.core.protocol.events import Event
@@ -23,7 +24,9 @@ Fetch = Callable[[int], EventsPage]
 
 
 def events(
-    after: Annotated[int, typer.Option(min=0, help="Only events with a greater sequence number.")] = 0,
+    after: Annotated[
+        int, typer.Option(min=0, max=MAX_SEQUENCE, help="Only events with a greater sequence number.")
+    ] = 0,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Continue until interrupted.")] = False,
     url: Url = DEFAULT_URL,
     api_key: ApiKey = "",

@@ -1,4 +1,4 @@
-"""The options that every control command shares."""
+"""The options that commands share, and the bounds of the numbers that they take."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ from typing import Annotated
 import typer
 
 DEFAULT_URL = "http://127.0.0.1:8000"
+MAX_PORT = 65535
+MAX_RANKS = 1024
+MAX_RUNS = 1_000_000
+MAX_SEED = 2**31 - 1
+SHORTEST_S = 0.001
 
 Url = Annotated[str, typer.Option("--url", envvar="HOLDFAST_URL", help="Address of the server.")]
 ApiKey = Annotated[str, typer.Option("--api-key", envvar="HOLDFAST_API_KEY", help="Token for the control endpoints.")]

@@ -89,7 +89,8 @@ def test_bodies_that_are_almost_right_get_a_documented_answer(
     assert client.get("/fault_tolerance/status").status_code == 200
 
 
-schema = schemathesis.openapi.from_asgi("/openapi.json", build_app(_obedient_control()))
+served = _obedient_control()
+schema = schemathesis.openapi.from_asgi("/openapi.json", build_app(served))
 
 
 @schema.include(path_regex="^/fault_tolerance").parametrize()
@@ -98,3 +99,17 @@ def test_the_openapi_document_tells_the_truth(case: schemathesis.Case) -> None:
     case.call_and_validate(
         headers={"Authorization": f"Bearer {TOKEN}"}, checks=[not_a_server_error, status_code_conformance]
     )
+
+
+@schema.include(path_regex="^/fault_tolerance/(status|events|apply|inject)$").parametrize()
+@settings(max_examples=4, deadline=None, suppress_health_check=list(HealthCheck))
+def test_no_generated_call_without_the_token_or_with_a_wrong_one_reads_or_changes_anything(
+    case: schemathesis.Case,
+) -> None:
+    before = served.view()
+    for headers, refusal in (({}, 401), ({"Authorization": "Bearer wrong"}, 403)):
+        answer = case.call(headers=headers)
+        assert answer.status_code == (refusal if case.method == case.operation.method.upper() else 405)
+        assert "engines" not in answer.text
+        assert "events" not in answer.text
+    assert served.view() is before

@@ -12,6 +12,10 @@ from holdfast.core.faults.faults import Phase
 
 MAX_ID = 2**31 - 1  # of an engine or a rank: what every process can decode
 MAX_TIMES = 1000
+MAX_STEPS = 1_000_000
+MAX_REQUEST_INDEX = 100_000
+MAX_SECONDS = 600
+MAX_TOGETHER = 16
 
 
 class FaultKind(enum.StrEnum):
@@ -52,13 +56,13 @@ class InjectionSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     kind: FaultKind = FaultKind.RAISE
     engine_id: Annotated[int, msgspec.Meta(ge=-MAX_ID, le=MAX_ID)] = 0
     rank: Annotated[int, msgspec.Meta(ge=-MAX_ID, le=MAX_ID)] = 0
-    after_steps: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 0
+    after_steps: Annotated[int, msgspec.Meta(ge=0, le=MAX_STEPS)] = 0
     times: Annotated[int, msgspec.Meta(ge=1, le=MAX_TIMES)] = 1
-    request_index: Annotated[int, msgspec.Meta(ge=0, le=100_000)] = 1
+    request_index: Annotated[int, msgspec.Meta(ge=0, le=MAX_REQUEST_INDEX)] = 1
     message: Annotated[str, msgspec.Meta(max_length=200)] = "injected fault"
-    seconds: Annotated[float, msgspec.Meta(gt=0, le=600)] = 0.5
+    seconds: Annotated[float, msgspec.Meta(gt=0, le=MAX_SECONDS)] = 0.5
     request: Annotated[str, msgspec.Meta(max_length=200)] = ""
-    together: Annotated[int, msgspec.Meta(ge=1, le=16)] = 1
+    together: Annotated[int, msgspec.Meta(ge=1, le=MAX_TOGETHER)] = 1
 
     def __post_init__(self) -> None:
         if self.kind is FaultKind.NAN and self.phase is not Phase.FORWARD:
