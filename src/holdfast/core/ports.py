@@ -111,6 +111,8 @@ class EngineHost(Protocol):
     def break_collectives(self) -> int:
         """Make every collective of the engine core itself fail at once, also at the peers. Any thread.
 
+        The reply of a step under way is not delivered, whatever the ranks say: the busy loop ends as interrupted.
+
         Returns:
             The number of connections broken; 0 outside of a lockstep group.
         """
@@ -222,6 +224,8 @@ class WorkerHost(Protocol):
 
     def break_collectives(self, epoch: int) -> int | None:
         """Refuse every further step in `epoch` and make every collective fail at once, also at the peers.
+
+        The result of a step under way is refused as well, even if the step ends without an error.
 
         Returns:
             The number of connections broken, 0 when broken already; None where this rank is in a later epoch,

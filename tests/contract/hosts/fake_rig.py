@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from contract.hosts.rig import BLOCK_SIZE, BLOCKS, LONG_S, MAX_RUNNING, RANKS, STEP_TOKENS, Reports, Rig, WaitingRank
+from holdfast.core.faults.faults import Phase
 from holdfast.hosts.fake import EngineOptions, FakeEngineCore, FakeWorker
 from holdfast.hosts.fake.communicators import FakeNetwork
 from holdfast.hosts.fake.model import KVMemory
@@ -44,6 +45,18 @@ class FakeRig(Rig):
     def spoil_kv(self) -> None:
         for worker in self._core.workers:
             worker.memory = KVMemory(worker.rank, BLOCKS, BLOCK_SIZE)
+
+    def break_before_the_next_reply(self) -> None:
+        worker = self._core.workers[0]
+        reach = worker.faults.reach
+
+        def break_first(phase: Phase, request_index: int | None = None) -> None:
+            if phase is Phase.SAMPLE_END:
+                worker.faults.reach = reach  # type: ignore[method-assign]
+                worker.break_collectives(worker.epoch)
+            reach(phase, request_index)
+
+        worker.faults.reach = break_first  # type: ignore[method-assign]
 
     def close(self) -> None:
         self._threads.close()

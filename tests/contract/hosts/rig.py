@@ -84,6 +84,10 @@ class Rig(ABC):
         """Overwrite the KV memory of every rank, which no host notices by itself."""
 
     @abstractmethod
+    def break_before_the_next_reply(self) -> None:
+        """Have the collectives of rank 0 broken in the next step, after the last collective of the step."""
+
+    @abstractmethod
     def _accept(self, request_id: str, prompt: Sequence[int], max_tokens: int, client_index: int) -> None:
         """Add a request as the front end does."""
 

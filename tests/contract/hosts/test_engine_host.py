@@ -92,6 +92,20 @@ def test_a_recovery_takes_back_the_interrupts_before_it(rig):
     assert rig.is_exact
 
 
+def test_the_reply_of_a_step_whose_collectives_were_broken_is_not_delivered(rig):
+    """Another rank has reported a fault meanwhile: the busy loop ends as interrupted, and the step is repeated."""
+    rig.add("a", 8)
+    rig.step()
+    sent = list(rig.answers["a"])
+    rig.engine.break_collectives()
+    error = rig.failing_step()
+    assert rig.engine.is_interrupt(error)
+    assert rig.answers["a"] == sent
+    rig.recover(error)
+    rig.run()
+    assert rig.is_exact
+
+
 # ---- faults
 
 

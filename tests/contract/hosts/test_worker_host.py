@@ -44,6 +44,19 @@ def test_a_rank_whose_collectives_were_broken_takes_no_step(rig, rank):
     assert rank not in {reported.fault.rank for reported in rig.faults}
 
 
+def test_the_result_of_a_step_during_which_the_collectives_were_broken_is_refused(rig):
+    """The step ends without an error, as on an aborted communicator: no token of the step is delivered."""
+    rig.add("a", 8)
+    rig.step()
+    sent = list(rig.answers["a"])
+    rig.break_before_the_next_reply()
+    error = rig.failing_step()
+    assert rig.answers["a"] == sent
+    rig.recover(error)
+    rig.run()
+    assert rig.is_exact
+
+
 def test_breaking_twice_breaks_nothing_more(rig):
     """The second break finds no connection, and is no error."""
     assert rig.workers[0].break_collectives(0) == RANKS - 1

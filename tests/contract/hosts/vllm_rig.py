@@ -95,6 +95,19 @@ class VllmRig(Rig):
         for rank in self._core.model_executor.ranks:
             rank.proc.worker.worker.model_runner.memory = KVMemory(rank.proc.rank, BLOCKS, BLOCK_SIZE)
 
+    def break_before_the_next_reply(self) -> None:
+        rank = self._core.model_executor.ranks[0]
+        runner = rank.proc.worker.worker.model_runner
+        sample = runner.sample_tokens
+
+        def break_after(grammar: Any) -> Any:
+            runner.sample_tokens = sample
+            sampled = sample(grammar)
+            rank.host.break_collectives(0)
+            return sampled
+
+        runner.sample_tokens = break_after
+
     def close(self) -> None:
         self._core.model_executor.shutdown()
 

@@ -92,7 +92,7 @@ class FakeEngineCore:
         self.compiles_in_steps = False
         self._data_parallel = data_parallel
         self._faults = ArmedFaults()
-        self._interrupted = False
+        self._interrupted = self._step_is_broken = False
         self._clients_gone: deque[int] = deque()  # their requests are dropped at the next step boundary
         self._steps: deque[tuple[list[Part], Reply]] = deque()
         self._processed: list[OutputToken] = []
@@ -159,7 +159,10 @@ class FakeEngineCore:
         if not self._steps:
             return False
         parts, reply = self._steps.popleft()
-        self._process(parts, reply())
+        sampled = reply()
+        if self._step_is_broken:
+            raise Interrupted(f"engine {self._engine_id}: collectives were broken during the step")
+        self._process(parts, sampled)
         return True
 
     def _agree(self, busy: bool) -> bool:
@@ -209,6 +212,7 @@ class FakeEngineCore:
         self._interrupted = True
 
     def break_collectives(self) -> int:
+        self._step_is_broken = True
         return 0 if self._data_parallel is None else self._data_parallel.break_all()
 
     def unrebuildable(self) -> tuple[str, ...]:
@@ -245,7 +249,7 @@ class FakeEngineCore:
         self, error: Exception, epoch: int, rendezvous: Rendezvous | None, replace: Sequence[int] = ()
     ) -> RecoveryReport:
         """Drop stale replies, rewind, restore the workers and let the ranks take steps in `epoch`."""
-        self._interrupted = False
+        self._interrupted = self._step_is_broken = False
         stale = len(self._steps)
         self._steps.clear()
         self._faults.reach(Phase.RECOVERY)

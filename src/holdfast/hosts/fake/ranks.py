@@ -57,10 +57,12 @@ class RankThreads:
 def _step(worker: FakeWorker, parts: Sequence[Part]) -> dict[str, int]:
     worker.refuse_if_fenced()
     try:
-        return _phases(worker, parts)
+        sampled = _phases(worker, parts)
     except Exception as error:
         worker.fence(error, getattr(error, "phase", None))
         raise WorkerFailed(f"a worker raised: {error}") from error
+    worker.refuse_if_fenced()  # the step may have ended well on broken collectives
+    return sampled
 
 
 def _phases(worker: FakeWorker, parts: Sequence[Part]) -> dict[str, int]:

@@ -100,6 +100,7 @@ class VllmEngineHost:
         if config.enable_fault_injection:
             arm_engine(self._faults, engine)
         record_engine_progress(engine, config)
+        self._broken_step = BrokenStep(engine.scheduler)
         rules = StepRules(engine.scheduler)
         self.requests = VllmRequestHost(engine, rules)
         paced = PacedPrefill(engine, rules, config.recovery_prefill_tokens, in_lockstep=in_lockstep(engine))
@@ -136,6 +137,7 @@ class VllmEngineHost:
         return not self.lost_a_worker() and (interrupted or TOLD_TO_STOP in str(error))
 
     def break_collectives(self) -> int:
+        self._broken_step.note()
         return self._communicators.break_all()
 
     def unrebuildable(self) -> tuple[str, ...]:
@@ -168,4 +170,31 @@ class VllmEngineHost:
     def recover(
         self, error: Exception, epoch: int, rendezvous: Rendezvous | None, replace: Sequence[int] = ()
     ) -> RecoveryReport:
+        self._broken_step.forget()
         return self._recovery.recover(error, epoch, rendezvous, replace)
+
+
+class BrokenStep:
+    """Refuses the reply of a step that was under way as the collectives of the engine core's ranks were broken.
+
+    A rank that reports a fault, and a pause that is ordered at once, break collectives. The rank whose reply is read
+    may have taken part in none of that. On the step path this is one attribute, read without a lock.
+    """
+
+    def __init__(self, scheduler: Any) -> None:
+        self._is_broken = False
+        self._update = scheduler.update_from_output
+        scheduler.update_from_output = self._update_or_refuse
+
+    def note(self) -> None:
+        """Refuse replies from now on. Any thread."""
+        self._is_broken = True
+
+    def forget(self) -> None:
+        """Take replies again: replies of earlier steps are dropped by the recovery that begins."""
+        self._is_broken = False
+
+    def _update_or_refuse(self, *args: Any, **kwargs: Any) -> Any:
+        if self._is_broken:
+            raise RuntimeError(EXECUTOR_FAILED)  # an interrupt: the cause is known elsewhere
+        return self._update(*args, **kwargs)

@@ -1,7 +1,9 @@
 """The fence of a rank: a rank that raised takes no further step until a restore lets the rank back in.
 
 Without the fence the steps already queued would run on a broken state, and in a lockstep group pair up with the wrong
-collectives. On the step path the fence is one attribute, read without a lock.
+collectives. A step under way as the fence closes may end as if nothing had happened: an aborted communicator leaves
+any values. So the fence is looked at again before a result leaves the rank. On the step path the fence is one
+attribute, read without a lock.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ from holdfast.core.ports import Communicators, FaultReporter
 from holdfast.hosts.vllm.protocol import TOLD_TO_STOP
 
 Step = Callable[..., Any]
+
+_EPOCH = "holdfast_epoch"  # attribute of an asynchronous output: the epoch of the step
 
 
 class StepFence:
@@ -42,21 +46,45 @@ class StepFence:
     def fenced(self, phase: Phase, step: Step) -> Step:
         """Wrap a step so that a fenced rank refuses the step, and an exception fences the rank.
 
-        Only `execute_model` and `execute_dummy_batch` count as a step: sampling belongs to the same step.
+        The result of a step during which the fence was closed is refused too. Only `execute_model` and
+        `execute_dummy_batch` count as a step: sampling belongs to the same step.
         """
         counts = phase is Phase.FORWARD
 
         def run(*args: Any, **kwargs: Any) -> Any:
             if self._fenced_by is not None:
-                raise RankFenced(f"rank {self._rank} is fenced since {self._fenced_by}")
+                raise self._refusal()
             self.steps += counts
             try:
-                return step(*args, **kwargs)
+                result = step(*args, **kwargs)
             except Exception as error:
                 self.close(error, phase)
                 raise
+            if self._fenced_by is not None:
+                raise self._refusal()
+            if hasattr(result, "get_output"):  # computed by another thread, perhaps in a later epoch
+                setattr(result, _EPOCH, self._epoch)
+            return result
 
         return run
+
+    def complete(self, output: Any, compute: Callable[[Callable[[], Any]], Any]) -> Any:
+        """Return what an asynchronous output of a step contains, or the error that replaces the contents.
+
+        An output of an earlier epoch is refused, and an error in such an output is no fault of the present epoch.
+        Thread of the outputs.
+        """
+        epoch = getattr(output, _EPOCH, self._epoch)
+        try:
+            contents = compute(output.get_output)
+        except Exception as error:
+            if epoch == self._epoch:
+                self.close(error, Phase.SAMPLE_END)
+            return error
+        return contents if self._fenced_by is None and epoch == self._epoch else self._refusal()
+
+    def _refusal(self) -> RankFenced:
+        return RankFenced(f"rank {self._rank} is fenced since {self._fenced_by or TOLD_TO_STOP}")
 
     def close(self, error: Exception, phase: Phase) -> None:
         """Fence the rank after an error, report the fault once per epoch, and release the peers from collectives."""

@@ -127,13 +127,7 @@ class VllmWorkerHost:
         finished = progress.finished if progress is not None else lambda compute: compute()
 
         def run(output: Any) -> None:
-            if hasattr(output, "get_output"):
-                try:
-                    output = finished(output.get_output)
-                except Exception as error:
-                    self._fence.close(error, Phase.SAMPLE_END)
-                    output = error
-            enqueue(output)
+            enqueue(self._fence.complete(output, finished) if hasattr(output, "get_output") else output)
 
         return run
 
