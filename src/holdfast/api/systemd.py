@@ -15,7 +15,6 @@ import logging
 import os
 import socket
 import ssl
-import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ import httpx
 from starlette.types import ASGIApp
 
 from holdfast.api.routes import PREFIXES
+from holdfast.sentinel.watching import WatchThread
 
 logger = logging.getLogger("holdfast")
 
@@ -92,30 +92,25 @@ class SystemdReports:
     def __init__(self, ask: Ask, send: Send, period_s: float) -> None:
         self._ask = ask
         self._send = send
-        self._period_s = period_s
         self._was_ready = False
         self._status = ""
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="SystemdReports", daemon=True)
+        self._thread = WatchThread("SystemdReports", self.look, period_s)
 
     def start(self) -> None:
         self._thread.start()
 
     def close(self) -> None:
-        self._stop.set()
-
-    def _run(self) -> None:
-        while not self._stop.wait(self._period_s):
-            self.look()
+        self._thread.close()
 
     def look(self) -> None:
         alive, (code, body) = self._ask(ALIVE)[0] == http.HTTPStatus.OK, self._ask(READY)
         told = [f"STATUS={status}"] if (status := _status(alive, code, body)) != self._status else []
-        told += ["READY=1"] if code == http.HTTPStatus.OK and not self._was_ready else []
+        is_ready = alive and code == http.HTTPStatus.OK
+        told += ["READY=1"] if is_ready and not self._was_ready else []
         told += ["WATCHDOG=1"] if alive else []
-        self._status, self._was_ready = status, self._was_ready or code == http.HTTPStatus.OK
         if told:
             self._send("\n".join(told))
+        self._status, self._was_ready = status, self._was_ready or is_ready
 
 
 def _status(alive: bool, code: int, body: bytes) -> str:

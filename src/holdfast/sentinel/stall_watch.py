@@ -5,6 +5,8 @@ An observation reads a little shared memory, and once from /proc, for each proce
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import logging
 import os
 from collections.abc import Collection, Mapping
@@ -18,6 +20,7 @@ from holdfast.progress.activity import Activity
 logger = logging.getLogger("holdfast")
 
 PERIOD_S = 0.1
+_UNREADABLE = "cannot read the progress of process %d; only a stopped process is detected: %s"
 _CLOSER_S = 0.25  # a call that is older is looked at more closely
 
 
@@ -40,6 +43,7 @@ class ProgressWatch:
         self._folder = folder
         self._with_peers = with_peers
         self._watched: dict[int, _Watched] = {}
+        self._known_peers: set[int] = set()
         self._observed_at: float | None = None
         self._closer = False
 
@@ -59,24 +63,38 @@ class ProgressWatch:
         return self.detector.observe(now, PERIOD_S, observations)
 
     def _peers(self, own: Collection[int]) -> set[int]:
-        return published(self._folder) - {*own, os.getpid()} if self._with_peers else set()
+        if self._with_peers:
+            with contextlib.suppress(OSError):  # no descriptor is left to look with: unknown is not gone
+                self._known_peers = published(self._folder) - {os.getpid()}
+        return self._known_peers.difference(own)
 
     def _forget_others(self, pids: Collection[int]) -> None:
         self._watched = {pid: watched for pid, watched in self._watched.items() if pid in pids}
 
     def _observe(self, pid: int, elapsed_s: float, *, is_peer: bool = False) -> Observation:
-        watched = self._watched.get(pid)
-        if watched is None:
-            activity = Activity(pid, with_children=self._limits.may_compile)
-            watched = self._watched[pid] = _Watched(self._open(pid), activity)
+        watched = self._watched.get(pid) or self._begin(pid)
         process = look_at(pid)
-        seen = watched.reader.look() if watched.reader is not None else Seen()
+        seen = self._read(pid, watched)
         doing = watched.activity.look(process, elapsed_s, closer=self._closer)
         return Observation(pid, process.state, seen.running, seen.ended, doing.starved_s, doing.is_computing, is_peer)
 
-    def _open(self, pid: int) -> ProgressReader | None:
+    def _begin(self, pid: int) -> _Watched:
+        activity = Activity(pid, with_children=self._limits.may_compile)
         try:
-            return ProgressReader.of(self._folder, pid)
-        except OSError as error:
-            logger.error("cannot read the progress of process %d; only a stopped process is detected: %s", pid, error)
-            return None
+            watched = _Watched(ProgressReader.of(self._folder, pid), activity)
+        except (OSError, ValueError) as error:
+            watched = _Watched(None, activity)
+            if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+                return watched  # not kept: the record is looked for again once a descriptor is free
+            logger.error(_UNREADABLE, pid, error)
+        self._watched[pid] = watched
+        return watched
+
+    def _read(self, pid: int, watched: _Watched) -> Seen:
+        """Read the record of a process; a record that makes no sense costs the others nothing."""
+        try:
+            return watched.reader.look() if watched.reader is not None else Seen()
+        except Exception as error:
+            logger.error(_UNREADABLE, pid, error)
+            self._watched[pid] = _Watched(None, watched.activity)
+            return Seen()

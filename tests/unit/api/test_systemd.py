@@ -74,6 +74,23 @@ def test_who_was_never_ready_is_not_called_ready() -> None:
     assert not any("READY=1" in lines for lines in told(SILENT, RECOVERING))
 
 
+def test_a_report_that_fails_is_made_at_the_next_look() -> None:
+    sent: list[str] = []
+    enough = threading.Event()
+
+    def send_at_third(text: str) -> None:
+        sent.append(text)
+        if len(sent) < 3:
+            raise ValueError("cannot be sent")
+        enough.set()
+
+    reports = SystemdReports(lambda path: WELL[path], send_at_third, 0.001)
+    reports.start()
+    assert enough.wait(10.0)
+    reports.close()
+    assert sent[2].splitlines() == ["STATUS=ready", "READY=1", "WATCHDOG=1"]
+
+
 def test_the_watchdog_is_fed_well_within_its_time() -> None:
     assert period_of({"WATCHDOG_USEC": "9000000"}) == pytest.approx(3.0)
     assert period_of({}) == period_of({"WATCHDOG_USEC": "soon"}) == systemd.USUAL_PERIOD_S

@@ -7,6 +7,7 @@ import signal
 
 import pytest
 
+from holdfast.hosts.vllm.engine.worker_pool import exit_watch
 from holdfast.hosts.vllm.engine.worker_pool.exit_watch import WorkerExitWatch
 from holdfast.hosts.vllm.process.lifecycle import describe_exit
 
@@ -38,3 +39,26 @@ def test_the_death_of_a_process_is_reported_once_with_rank_and_cause():
     os.kill(process.pid, signal.SIGKILL)
     assert told.get(timeout=WAIT_S) == (3, "killed by SIGKILL", -signal.SIGKILL)
     assert told.empty()
+
+
+def test_a_death_that_cannot_be_told_or_explained_is_told_at_a_later_look(monkeypatch):
+    told = queue.Queue()
+    refusals = [OSError(24, "Too many open files"), ValueError("not to be decoded")]
+
+    def tell(rank, how, exit_code):
+        if refusals:
+            raise refusals.pop()
+        told.put((rank, how, exit_code))
+
+    def unexplained(*_):
+        raise UnicodeDecodeError("utf-8", b"\xc3", 0, 1, "cut")
+
+    monkeypatch.setattr(exit_watch, "explain_exit", unexplained)
+    process = multiprocessing.get_context("spawn").Process(target=signal.pause, daemon=True)
+    process.start()
+    watch = WorkerExitWatch({0: process}, tell)
+    watch.start()
+    os.kill(process.pid, signal.SIGKILL)
+    rank, how, exit_code = told.get(timeout=WAIT_S)
+    assert (rank, exit_code) == (0, -signal.SIGKILL)
+    assert how.startswith("how is unknown")

@@ -49,8 +49,11 @@ class ApiServer:
         self.process = Process()
         self.noted = threading.Event()
         self.fails: Exception | None = None
+        self.cannot_note: Exception | None = None
 
     def note_loss(self) -> None:
+        if self.cannot_note is not None:
+            raise self.cannot_note
         self.noted.set()
 
     def unrecoverable_reason(self) -> str:
@@ -108,6 +111,15 @@ def test_a_process_that_dies_is_reported_and_noted(instance: Instance) -> None:
     assert instance.server.noted.is_set()
 
 
+def test_a_loss_is_told_even_when_the_shared_state_cannot_be_corrected_and_so_is_the_next(instance: Instance) -> None:
+    instance.server.cannot_note = OSError(24, "Too many open files")
+    for _ in range(2):
+        instance.server.process.end(-9)
+        assert instance.next() == ("lost", NAME, "exit code -9")
+        instance.watch.replace(ReplaceProcess(NAME, 0.0))
+        assert instance.next() == ("returned", NAME)
+
+
 def test_the_host_does_not_see_a_death_that_a_replacement_repairs(instance: Instance) -> None:
     proxy = instance.watch.proxy(NAME)
     instance.server.process.end(-9)
@@ -156,14 +168,14 @@ def test_at_a_defeat_the_host_sees_the_end_of_a_lost_process(instance: Instance)
 def test_while_all_processes_are_being_ended_none_is_lost(instance: Instance) -> None:
     instance.watch.close()
     instance.server.process.end(-9)
-    instance.watch._thread.join(WAIT_S)
+    instance.watch._thread._thread.join(WAIT_S)
     assert instance.told.empty()
 
 
 def test_a_signal_for_the_whole_session_may_reach_the_owner_later(instance: Instance) -> None:
     instance.server.process.end(-signal.SIGTERM)
     instance.ends.set()
-    instance.watch._thread.join(WAIT_S)
+    instance.watch._thread._thread.join(WAIT_S)
     assert instance.told.empty()
 
 

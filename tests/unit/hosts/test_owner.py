@@ -64,3 +64,20 @@ def test_the_host_keeps_waiting_while_a_replacement_starts(bench: Bench) -> None
     bench.waiting.start()
     bench.waiting.join(1.5)
     assert bench.waiting.is_alive()
+
+
+def test_a_look_at_exits_that_fails_is_repeated(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[int] = []
+    again = threading.Event()
+
+    def fail(manager: Any, engine_id: int) -> bool:
+        looks.append(engine_id)
+        if len(looks) > 1:
+            again.set()
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(bench.owner, "_survives_exit", fail)
+    bench.process.kill()
+    bench.waiting.start()
+    assert again.wait(WAIT_S)
+    assert bench.waiting.is_alive()

@@ -56,6 +56,8 @@ class Standby:
 class World:
     """Starts standbys; records the reported states of the pool and the changes of priority."""
 
+    refusal: Exception = OSError("no memory")
+
     def __init__(self, *, preloaded: bool = True, refusals: int = 0) -> None:
         self.made: list[Standby] = []
         self.told: list[Standbys] = []
@@ -65,7 +67,7 @@ class World:
     def start(self, slot: int) -> Any:
         if self.refusals:
             self.refusals -= 1
-            raise OSError("no memory")
+            raise self.refusal
         self.made.append(Standby(1000 + len(self.made), slot if self.preloaded else None))
         return self.made[-1]
 
@@ -174,8 +176,9 @@ def test_a_dead_standby_is_replaced_and_never_taken(world: World, pool_of: Pools
     until(lambda: ready(world, 1))
 
 
-def test_a_start_that_fails_is_repeated(world: World, pool_of: Pools) -> None:
-    world.refusals = 3
+@pytest.mark.parametrize("refusal", [OSError("no memory"), RuntimeError("can't start new thread")])
+def test_a_start_that_fails_is_repeated(world: World, pool_of: Pools, refusal: Exception) -> None:
+    world.refusals, world.refusal = 3, refusal
     pool_of(1)
     fill(world, 1)
     assert (world.refusals, len(world.made)) == (0, 1)

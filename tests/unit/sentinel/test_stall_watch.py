@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -134,3 +136,43 @@ def test_every_other_process_with_a_record_is_looked_at_as_a_peer_in_lockstep(
         **({-peer.pid: True} if with_peers else {}),
     }
     assert len(looks.seen.get(-peer.pid, looks.seen[0]).running) == with_peers
+
+
+# ---- records that cannot be read
+
+
+@contextlib.contextmanager
+def no_descriptor_left() -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_record_is_read_and_peers_are_known_once_a_descriptor_is_free_again(
+    tmp_path: Path, make_rank: Callable[[], Rank], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rank, peer = make_rank(), make_rank()
+    rank.begin()
+    knows, begins = ProgressWatch(str(tmp_path), with_peers=True), ProgressWatch(str(tmp_path))
+    looks, later = Looks(knows, monkeypatch), Looks(begins, monkeypatch)
+    knows.observe(time.monotonic(), {0: peer.pid})
+    with no_descriptor_left():
+        knows.observe(time.monotonic(), {0: peer.pid})
+        begins.observe(time.monotonic(), {0: rank.pid})
+    assert -rank.pid in looks.seen, "an unknown peer is not gone"
+    assert later.seen[0].running == ()
+    begins.observe(time.monotonic(), {0: rank.pid})
+    assert len(later.seen[0].running) == 1
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff" * RECORD_BYTES])
+def test_a_record_that_makes_no_sense_costs_the_others_nothing(
+    tmp_path: Path, make_rank: Callable[[], Rank], content: bytes
+) -> None:
+    ranks = [make_rank(), make_rank()]
+    ranks[0].memory.write_bytes(content)
+    ranks[1].stop()
+    assert first_stall(ProgressWatch(str(tmp_path)), {0: ranks[0].pid, 1: ranks[1].pid}).rank == 1

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import threading
 import time
 from collections.abc import Callable, Mapping
 
@@ -21,6 +20,7 @@ from holdfast.hosts.vllm.process.device_health import device_health
 from holdfast.progress.processes import GONE, ZOMBIE, look_at, start_ticks
 from holdfast.sentinel.incident_files import IncidentFiles
 from holdfast.sentinel.stall_watch import PERIOD_S, ProgressWatch
+from holdfast.sentinel.watching import WatchThread
 
 logger = logging.getLogger("holdfast")
 
@@ -50,23 +50,14 @@ class EngineWatch:
         ] = {}  # by engine id: an engine core is judged without regard to the others
         self._stalled: set[int] = set()  # process ids
         self._devices: Devices | None = None
-        self._failed = False
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="EngineWatch", daemon=True)
+        self._thread = WatchThread("EngineWatch", lambda: self.look(time.monotonic()), PERIOD_S)
 
     def start(self) -> None:
         self._devices = device_health()
         self._thread.start()
 
     def close(self) -> None:
-        self._stop.set()
-
-    def _run(self) -> None:
-        while not self._stop.wait(PERIOD_S):
-            try:
-                self.look(time.monotonic())
-            except Exception:
-                self._note_failure()
+        self._thread.close()
 
     def look(self, now: float) -> None:
         """Examine every engine core once; `now` is monotonic seconds. A failure with one costs the others nothing."""
@@ -74,13 +65,7 @@ class EngineWatch:
             try:
                 self._look_at(engine_id, pid, now)
             except Exception:
-                self._note_failure()
-
-    def _note_failure(self) -> None:
-        """Log the first failure: a watch outlives its own mistakes."""
-        if not self._failed:
-            logger.exception("the watch over the engine cores failed once, and goes on; told once")
-        self._failed = True
+                self._thread.note_failure()
 
     def _look_at(self, engine_id: int, pid: int, now: float) -> None:
         if self._has_exited(engine_id, pid):
@@ -110,6 +95,11 @@ class EngineWatch:
             self._on_stall(stall)
 
     def _keep_evidence(self, stall: Stall, engine_id: int, then: Callable[[], None]) -> None:
-        files = IncidentFiles(self._config.incident_dir, self._config.runtime_dir, engine_id)
+        try:
+            files = IncidentFiles(self._config.incident_dir, self._config.runtime_dir, engine_id)
+        except Exception:  # the repair counts more than the evidence
+            self._thread.note_failure()
+            then()
+            return
         files.devices = self._devices
         files.keep_within(stall, {}, then)

@@ -17,6 +17,7 @@ from typing import Any, Protocol, cast
 from holdfast.core.protocol.effects import ReplaceProcess
 from holdfast.hosts.vllm.process.lifecycle import EXIT_CODE_TIMEOUT_S
 from holdfast.sentinel import ClientSentinel
+from holdfast.sentinel.watching import WatchThread
 
 logger = logging.getLogger("holdfast")
 
@@ -93,7 +94,7 @@ class FrontEndWatch:
         self._proxies: dict[str, ProcessProxy] = {}
         self._starts: dict[str, ReplaceProcess] = {}  # the latest order for each process; older ones are void
         self._lost: set[str] = set()  # being replaced, or ended for good
-        self._thread = threading.Thread(target=self._watch, name="FrontEndWatch", daemon=True)
+        self._thread = WatchThread("FrontEndWatch", self._look)
 
     def start(self, processes: Sequence[FrontEndProcess]) -> None:
         """Watch `processes`, on a thread."""
@@ -123,14 +124,16 @@ class FrontEndWatch:
 
     # ---- losses
 
-    def _watch(self) -> None:
-        while not self._ends_within(0.0):
-            watched = {p.process.sentinel: p for p in self._processes.values() if p.name not in self._lost}
-            if not watched:
-                self._closed.wait(_WATCH_S)
-                continue
-            for sentinel in multiprocessing.connection.wait(list(watched), _WATCH_S):
-                self._judge_exit(watched[cast(int, sentinel)])
+    def _look(self) -> None:
+        if self._ends_within(0.0):
+            self._thread.close()
+            return
+        watched = {p.process.sentinel: p for p in self._processes.values() if p.name not in self._lost}
+        if not watched:
+            self._closed.wait(_WATCH_S)
+            return
+        for sentinel in multiprocessing.connection.wait(list(watched), _WATCH_S):
+            self._judge_exit(watched[cast(int, sentinel)])
 
     def _judge_exit(self, lost: FrontEndProcess) -> None:
         process = lost.process
@@ -139,8 +142,15 @@ class FrontEndWatch:
         if process.exitcode == 0:
             self._end_proxy(lost.name)
         elif not self._ends_within(REQUESTED_S if process.exitcode in (-signal.SIGTERM, -signal.SIGINT) else 0.0):
+            self._report_loss(lost, f"exit code {process.exitcode}")
+
+    def _report_loss(self, lost: FrontEndProcess, why: str) -> None:
+        """Tell the sentinel of a loss, whatever goes wrong with the state that the lost process shared."""
+        try:
             lost.note_loss()
-            self._sentinel.process_lost(lost.name, f"exit code {process.exitcode}", lost.unrecoverable_reason())
+        except Exception:
+            logger.exception("the state that %s shared cannot be corrected", lost.name)
+        self._sentinel.process_lost(lost.name, why, lost.unrecoverable_reason())
 
     def _end_proxy(self, name: str) -> None:
         if (proxy := self._proxies.get(name)) is not None:
@@ -176,8 +186,6 @@ class FrontEndWatch:
 
     def _report_failed_start(self, lost: FrontEndProcess, error: Exception) -> None:
         lost.process.kill()
-        lost.note_loss()
         if not self._ends_within(0.0):
             logger.error("the replacement of %s did not start", lost.name, exc_info=error)
-            why = f"the replacement did not start: {' '.join(str(error).split())}"
-            self._sentinel.process_lost(lost.name, why, lost.unrecoverable_reason())
+            self._report_loss(lost, f"the replacement did not start: {' '.join(str(error).split())}")

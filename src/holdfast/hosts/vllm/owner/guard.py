@@ -108,10 +108,11 @@ def _await_done(owner: int, folder: str, known: dict[int, int]) -> bool:
         waits.append(os.pidfd_open(owner))
     touched = time.monotonic()
     while os.getppid() == owner and not select.select(waits, [], [], min(LOOK_S, TOUCH_S))[0]:
-        look(owner, known)
-        if time.monotonic() - touched >= TOUCH_S:
-            touch_files(folder)
-            touched = time.monotonic()
+        with contextlib.suppress(Exception):  # the guard outlives what it looks at
+            look(owner, known)
+            if time.monotonic() - touched >= TOUCH_S:
+                touched = time.monotonic()
+                touch_files(folder)
     readable, _, _ = select.select([0], [], [], 0)
     return bool(readable) and os.read(0, len(_DONE)) == _DONE
 

@@ -40,7 +40,13 @@ from holdfast.hosts.vllm.owner.engine_spawning import Launch
 from holdfast.hosts.vllm.owner.engine_watch import EngineWatch
 from holdfast.hosts.vllm.owner.front_end_watch import FrontEndWatch
 from holdfast.hosts.vllm.owner.guard import Guard
-from holdfast.hosts.vllm.process.lifecycle import EXIT_CODE_TIMEOUT_S, explain_exit, kill_tree, why_cannot_spawn
+from holdfast.hosts.vllm.process.lifecycle import (
+    EXIT_CODE_TIMEOUT_S,
+    describe_exit,
+    explain_exit,
+    kill_tree,
+    why_cannot_spawn,
+)
 from holdfast.hosts.vllm.process.logs import write_log_beside
 from holdfast.hosts.vllm.process.members import PREFIX, end_dead_instances, end_remains, record_owner
 from holdfast.progress.processes import oom_kills, ticks_now
@@ -197,18 +203,27 @@ class VllmFrontEndHost:
         would otherwise take the exit for a requested one.
         """
         while not manager.manager_stopped.is_set():
-            watched = self._engines.watched
-            by_sentinel = {self._engines.processes[i].sentinel: i for i in watched}
-            exited = multiprocessing.connection.wait(list(by_sentinel), _WATCH_S) if watched else []
-            if not watched:
-                manager.manager_stopped.wait(_WATCH_S)
-                if self.defeat is not None:  # and no watched engine core is left to exit
-                    self._await_known()
+            try:
+                if self._has_fatal_exit(manager):
                     return
-            ended = (by_sentinel[cast(int, sentinel)] for sentinel in exited)
-            # The exit of an engine core that was killed for its replacement, meanwhile, is expected.
-            if not all(i not in self._engines.watched or self._survives_exit(manager, i) for i in ended):
-                return
+            except Exception:  # without this thread of the host's no exit would be noticed any more
+                logger.exception("a look at the engine cores' exits failed; looking again")
+                manager.manager_stopped.wait(_WATCH_S)
+
+    def _has_fatal_exit(self, manager: Any) -> bool:
+        """Wait a moment for exits, and return whether the instance does not survive one of them."""
+        watched = self._engines.watched
+        if not watched:
+            manager.manager_stopped.wait(_WATCH_S)
+            if self.defeat is None:
+                return False
+            self._await_known()  # no watched engine core is left to exit
+            return True
+        by_sentinel = {self._engines.processes[i].sentinel: i for i in watched}
+        exited = multiprocessing.connection.wait(list(by_sentinel), _WATCH_S)
+        ended = (by_sentinel[cast(int, sentinel)] for sentinel in exited)
+        # The exit of an engine core that was killed for its replacement, meanwhile, is expected.
+        return not all(i not in self._engines.watched or self._survives_exit(manager, i) for i in ended)
 
     def _survives_exit(self, manager: Any, engine_id: int) -> bool:
         """Report the exit of an engine core, and return whether the instance survives."""
@@ -238,12 +253,16 @@ class VllmFrontEndHost:
 
     def _report_lost(self, engine_id: int, exit_code: int | None) -> None:
         if self._engines.unwatch(engine_id):
-            why = self._stall_reasons.pop(engine_id, self._exit_reason(exit_code))
+            why = self._stall_reasons.pop(engine_id, "") or self._exit_reason(exit_code)
             self.sentinel.engine_lost(engine_id, why, self.unrecoverable_reason())
 
     def _exit_reason(self, exit_code: int | None) -> str:
-        reason = Classifier(self.config.fault_classes).of_exit(exit_code).reason
-        return f"{explain_exit(exit_code, self._oom_kills)} ({reason})"
+        try:
+            reason = Classifier(self.config.fault_classes).of_exit(exit_code).reason
+            return f"{explain_exit(exit_code, self._oom_kills)} ({reason})"
+        except Exception:  # the loss counts more than the cause
+            logger.exception("the cause of an exit cannot be found")
+            return describe_exit(exit_code)
 
     def _engine_pids(self) -> dict[int, int]:
         engines = self.sentinel.view().engines if self.defeat is None else ()

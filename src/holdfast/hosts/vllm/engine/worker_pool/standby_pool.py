@@ -20,6 +20,7 @@ from holdfast.core.protocol.messages import Standbys
 from holdfast.hosts.vllm.engine.worker_pool.spawning import ReplacementProcess
 from holdfast.hosts.vllm.process import priority
 from holdfast.hosts.vllm.process.lifecycle import describe_exit
+from holdfast.sentinel.watching import WatchThread
 
 logger = logging.getLogger("holdfast")
 
@@ -55,9 +56,8 @@ class StandbyPool:
         self._standbys: list[_Standby] = []
         self._fill_at = 0.0
         self._failures = 0
-        self._stopped = threading.Event()
         self._changed = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="StandbyPool", daemon=True)
+        self._thread = WatchThread("StandbyPool", self._turn)
 
     def start(self) -> None:
         if self._size:
@@ -65,9 +65,7 @@ class StandbyPool:
 
     def close(self) -> None:
         """Stop the thread and kill every standby. Bounded."""
-        self._stopped.set()
-        if self._thread.is_alive():
-            self._thread.join(2 * LOOK_S)
+        self._thread.close(2 * LOOK_S)
         with self._lock:
             left, self._standbys = self._standbys, []
         for standby in left:
@@ -92,12 +90,11 @@ class StandbyPool:
         with self._lock:
             self._postpone(why)
 
-    def _run(self) -> None:
-        while not self._stopped.is_set():
-            self._fill()
-            if self._look() or self._changed.is_set():
-                self._changed.clear()
-                self._report()
+    def _turn(self) -> None:
+        self._fill()
+        if self._look() or self._changed.is_set():
+            self._changed.clear()
+            self._report()
 
     def _fill(self) -> None:
         """Start the standby of an empty slot, unless the pool is full or a delay is running."""
@@ -108,7 +105,7 @@ class StandbyPool:
                 return
         try:
             replacement = self._start(missing[0])
-        except OSError as error:  # no process or no memory left
+        except Exception as error:  # no process, no memory, no thread left
             self._postpone(f"cannot be started: {error}")
             return
         priority.slow_down(replacement.process.pid)
