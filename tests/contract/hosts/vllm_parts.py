@@ -146,6 +146,7 @@ class PretendRunner:
         self.num_prompt_logprobs: dict[str, int] = {}
         self.execute_model_state: dict[str, int] | None = None
         self.device = torch.device("cpu")
+        self.eplb_state = None
 
     def execute_model(self, work: Any) -> ModelRunnerOutput | None:
         """Write the KV of a step and gather the attention results of all ranks."""

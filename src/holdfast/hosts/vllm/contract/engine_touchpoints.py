@@ -16,6 +16,8 @@ _BATCH_V1 = "vllm.v1.worker.gpu_input_batch"
 _RUNNER_V2 = "vllm.v1.worker.gpu.model_runner"
 
 _COMPARED = "a second request, with which the only present request can be compared"
+_EXPERTS = "vllm.distributed.eplb.eplb_state"
+_EQUAL = "state that every rank holds for itself is made equal on all ranks"
 _LOOKED_AT = "flags of a step's logits are looked at once its tokens are there"
 
 ENGINE_INIT = wrap(
@@ -188,6 +190,12 @@ ENGINE_TOUCHPOINTS: tuple[Touchpoint, ...] = (
     ),
     *attributes(_RUNNER_V2, "GPUModelRunner", "req_states execute_model_state", "restoring runner V2"),
     call(_RUNNER_V2, "GPUModelRunner._remove_request", ("req_id",), "restoring runner V2"),
+    call("vllm.utils.torch_utils", "set_random_seed", ("seed",), _EQUAL),
+    *attributes("vllm.v1.worker.gpu.states", "RequestState", "free_indices max_num_reqs", _EQUAL),
+    *attributes(_RUNNER_V1, "GPUModelRunner", "eplb_state", _EQUAL),
+    call(_RUNNER_V2, "GPUModelRunner.eplb_state", None, _EQUAL),
+    *attributes(_EXPERTS, "EplbState", "model_states expert_rearrangement_step", _EQUAL),
+    *attributes(_EXPERTS, "EplbModelState", "physical_to_logical_map", _EQUAL),
     call(
         "vllm.model_executor.models.interfaces_base",
         "VllmModelForTextGeneration.compute_logits",

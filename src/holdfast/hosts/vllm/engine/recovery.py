@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -28,6 +29,7 @@ from holdfast.hosts.vllm.engine.rewind import FreedInFlight, only_full_attention
 from holdfast.hosts.vllm.engine.salvage import request_being_added, salvage
 from holdfast.hosts.vllm.engine.worker_pool.replacement_processes import ReplacementResult
 from holdfast.hosts.vllm.injection import ArmedFaults
+from holdfast.hosts.vllm.worker.equal_state import SEED_BITS
 from holdfast.hosts.vllm.worker.restore import (
     TAIL_TOKENS,
     NotRestorable,
@@ -43,11 +45,17 @@ logger = logging.getLogger("holdfast")
 
 @dataclass(frozen=True)
 class _RestoreResult:
-    """The outcome of restoring the workers; `lost_requests` failed because no worker could restore them."""
+    """The outcome of restoring the workers.
+
+    Attributes:
+        lost_requests: requests that failed because no worker could restore them.
+        expert_placement: of the ranks' replies.
+    """
 
     stale_replies: int
     lost_requests: int
     rebuild_s: float
+    expert_placement: int
 
 
 class Recovery:
@@ -105,7 +113,7 @@ class Recovery:
         rewound_at = time.monotonic()
         restored = self._restore_workers(epoch, rendezvous)
         if in_lockstep(engine):
-            agree_on_wave(engine)
+            agree_on_wave(engine, restored.expert_placement)
         self._faults.reach(Phase.RESUME)
         return RecoveryReport(
             requests=rewound.requests,
@@ -171,6 +179,7 @@ class Recovery:
             nonce=uuid.uuid4().hex,
             epoch=epoch,
             requests=self._positions(),
+            seed=secrets.randbits(SEED_BITS),
             rendezvous=rendezvous,
             rebuild_timeout_s=rebuild_timeout_s,
             histories=self._encoded_histories(),
@@ -182,11 +191,14 @@ class Recovery:
         )
         if errors := [r.error for r in replies if r.error]:
             raise RecoveryFailed(f"restoring a worker failed: {errors[0]}")
+        if len(placements := {r.expert_placement for r in replies}) > 1:
+            raise RecoveryFailed(EXPERTS_DIFFER)
         self._salvaged = None
         self._ranks_without_requests.clear()
         if self._freed is not None:
             self._freed.clear()
-        return _RestoreResult(stale, self._fail_unknown(replies), max(r.rebuild_s for r in replies))
+        rebuild_s = max(r.rebuild_s for r in replies)
+        return _RestoreResult(stale, self._fail_unknown(replies), rebuild_s, placements.pop())
 
     def _rebuild_own_collectives(self, rendezvous: Rendezvous | None, timeout_s: float) -> None:
         if rendezvous is not None:
@@ -254,6 +266,10 @@ def drop_interrupts(engine: Any) -> None:
         waiting.queue.extend(kept)
 
 
+EXPERTS_DIFFER = (
+    "the ranks hold the experts in different places: a new process starts with the placement of the start, which the "
+    "host's balancing of experts (EPLB) has changed since; restart the server"
+)
 _WAVES_PER_EPOCH = 1 << 32  # more than a group runs between two recoveries; 64 bits hold two billion such epochs
 
 
@@ -272,18 +288,24 @@ def start_after_any_wave(engine: Any, epoch: int) -> None:
     engine.current_wave = (epoch + 1) * _WAVES_PER_EPOCH
 
 
-def agree_on_wave(engine: Any) -> None:
+def agree_on_wave(engine: Any, expert_placement: int = 0) -> None:
     """Let the engine cores of a lockstep group resume at the same step of the same wave, or all stay idle.
 
     Engine cores count steps to know when to ask each other for remaining work. After a fault the counts may differ, or
     a member may have ended the wave. With work anywhere all members run, so that the wave ends with the message that
     coordinator and front ends wait for. A pause by the host continues only if every member was paused.
+
+    Raises:
+        RecoveryFailed: on every member, when `expert_placement` is not the same everywhere.
     """
     has_work = engine.scheduler.has_unfinished_requests()
     ranks_say = [engine.current_wave, has_work, engine.pending_pause, not engine.ignore_start_dp_wave]
-    state = torch.tensor([int(value) for value in ranks_say], dtype=torch.int64)
+    places = [expert_placement, -expert_placement]  # equal everywhere if the maximum of both is the same number
+    state = torch.tensor([*map(int, ranks_say), *places], dtype=torch.int64)
     torch.distributed.all_reduce(state, op=torch.distributed.ReduceOp.MAX, group=engine.dp_group)
-    wave, any_work, any_pending, any_unpaused = state.tolist()
+    wave, any_work, any_pending, any_unpaused, highest, lowest = state.tolist()
+    if highest != -lowest:
+        raise RecoveryFailed(EXPERTS_DIFFER)
     engine.current_wave = wave
     engine.engines_running = bool(any_work or any_pending or any_unpaused)
     engine.pending_pause = bool(any_pending)

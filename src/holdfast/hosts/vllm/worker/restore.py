@@ -14,7 +14,6 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
-import torch
 from vllm.lora.request import LoRARequest
 from vllm.sampling_params import SamplingParams
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
@@ -24,7 +23,9 @@ from holdfast.core.faults.faults import Phase, describe_error
 from holdfast.core.ports import Communicators
 from holdfast.core.protocol.messages import Rendezvous
 from holdfast.hosts.vllm.injection import ArmedFaults
+from holdfast.hosts.vllm.worker.equal_state import expert_placement, make_equal
 from holdfast.hosts.vllm.worker.fence import StepFence
+from holdfast.hosts.vllm.worker.seeded_generator import new_generator, set_generator
 
 logger = logging.getLogger("holdfast")
 
@@ -45,24 +46,32 @@ class RequestPosition(msgspec.Struct, frozen=True, array_like=True):
 class RestoreCommand(msgspec.Struct, frozen=True):
     """Keep only `requests`, rewound to their positions, and take work again under `epoch`.
 
-    With a `rendezvous` the rank first rebuilds its collectives, within `rebuild_timeout_s`.
+    With a `rendezvous` the rank first rebuilds its collectives, within `rebuild_timeout_s`. From `seed` every rank
+    draws the same numbers for requests without a seed of their own.
     """
 
     nonce: str
     epoch: int
     requests: tuple[RequestPosition, ...]
+    seed: int
     rendezvous: Rendezvous | None = None
     rebuild_timeout_s: float = 0.0
     histories: bytes = b""  # encoded `RequestHistory` of the same requests, where a rank may not know them
 
 
 class RestoreReply(msgspec.Struct, frozen=True):
-    """Reply of a rank. `unknown`: requests of the command that the rank never saw."""
+    """Reply of a rank.
+
+    Attributes:
+        unknown: requests of the command that the rank never saw.
+        expert_placement: digest of the placement of experts; 0 where the host does not move experts.
+    """
 
     nonce: str
     unknown: tuple[str, ...] = ()
     error: str | None = None
     rebuild_s: float = 0.0
+    expert_placement: int = 0
 
 
 _commands = msgspec.msgpack.Decoder(RestoreCommand)
@@ -168,6 +177,8 @@ class RankRestore:
             if self.is_replacement and command.histories:  # runner V2 is sent every request in full when scheduled
                 add_requests(self._runner, decode_histories(command.histories))
             unknown = restore_runner(self._runner, command.requests)
+            make_equal(self._runner, command.seed)
+            placement = expert_placement(self._runner)
         except Exception as error:
             logger.exception("restoring rank %d failed", self._proc.rank)
             self._fence.fail_restore(error, command.epoch)
@@ -175,7 +186,14 @@ class RankRestore:
         self.is_replacement = False
         self._fence.reopen(command.epoch)
         logger.info("rank %d takes work again (epoch %d, pid %d)", self._proc.rank, command.epoch, os.getpid())
-        return encode_reply(RestoreReply(nonce=command.nonce, unknown=unknown, rebuild_s=rebuilt_at - began_at))
+        return encode_reply(
+            RestoreReply(
+                nonce=command.nonce,
+                unknown=unknown,
+                rebuild_s=rebuilt_at - began_at,
+                expert_placement=placement,
+            )
+        )
 
     def add_requests(self, data: bytes) -> None:
         """Add requests that another engine core began, before they are scheduled."""
@@ -230,7 +248,7 @@ def _new_state(runner: Any, request: RequestHistory) -> Any:
         prompt_token_ids=request.prompt_token_ids,
         mm_features=[],
         sampling_params=params,
-        generator=_new_generator(params, len(request.output_token_ids), runner),
+        generator=new_generator(params, len(request.output_token_ids), runner),
         block_ids=tuple([] for _ in range(groups)),
         num_computed_tokens=0,
         output_token_ids=list(request.output_token_ids),
@@ -279,65 +297,3 @@ def _rewind_state(runner: Any, state: Any, position: RequestPosition) -> None:
 
 def _reaches(state: Any | None, position: RequestPosition) -> bool:
     return state is not None and len(state.output_token_ids) == position.output_tokens
-
-
-# ---- the random generator of a seeded request, runner V1
-#
-# The host draws once per token; the kind of the draw depends on the sampler. A generator on the CPU has no position
-# that could be set, so the draws are repeated; on a GPU the offset is set.
-
-
-def _new_generator(params: Any, tokens: int, runner: Any) -> torch.Generator | None:
-    """Return a generator for a rank that never had the request, advanced by `tokens` tokens; None without a seed."""
-    if params.seed is None or params.temperature == 0:
-        return None
-    generator = torch.Generator(device=runner.device)
-    set_generator(generator, params.seed, tokens, runner)
-    return generator
-
-
-def set_generator(generator: torch.Generator, seed: int, tokens: int, runner: Any) -> None:
-    """Set `generator` to the state that the host's sampler reaches after `tokens` tokens of a request with `seed`."""
-    generator.manual_seed(seed)
-    if tokens == 0:
-        return
-    if generator.device.type == "cpu":
-        _repeat_draws(generator, tokens, runner)
-    else:
-        generator.set_offset(tokens * _offset_per_draw(seed, runner))
-
-
-def _repeat_draws(generator: torch.Generator, tokens: int, runner: Any) -> None:
-    if not _draws_exponential(runner):
-        # One call draws the same as `tokens` calls for one number: the CPU's generator is a plain sequence.
-        torch.randint(0, 2**31, (tokens,), generator=generator, dtype=torch.long)
-        return
-    noise = torch.empty(_vocab_size(runner), dtype=_noise_dtype(runner))
-    for _ in range(tokens):
-        noise.exponential_(generator=generator)
-
-
-def _offset_per_draw(seed: int, runner: Any) -> int:
-    scratch = torch.Generator(device=runner.device)
-    scratch.manual_seed(seed)
-    torch.empty(_vocab_size(runner), device=runner.device, dtype=_noise_dtype(runner)).exponential_(generator=scratch)
-    return scratch.get_offset()
-
-
-def _sampler(runner: Any) -> Any:
-    return runner.sampler.topk_topp_sampler
-
-
-def _draws_exponential(runner: Any) -> bool:
-    sampler = _sampler(runner)
-    uses_cpu_kernel = getattr(sampler.forward, "__name__", "") == "forward_cpu"
-    return not uses_cpu_kernel or bool(getattr(sampler, "use_fp64_gumbel", False))
-
-
-def _noise_dtype(runner: Any) -> torch.dtype:
-    return torch.float64 if getattr(_sampler(runner), "use_fp64_gumbel", False) else torch.float32
-
-
-def _vocab_size(runner: Any) -> int:
-    size: int = runner.model_config.get_vocab_size()
-    return size
