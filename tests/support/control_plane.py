@@ -38,6 +38,7 @@ class MemoryControl:
             config,
             wall_clock=lambda: 1_700_000_000.0,
             new_command_id=lambda: uuid.uuid4().hex,
+            instance_id=uuid.uuid4().hex,
             notify_address="tcp://127.0.0.1:22867",
         )
         self._lock = threading.RLock()

@@ -28,6 +28,7 @@ class Bench:
             config,
             wall_clock=lambda: 0.0,
             new_command_id=lambda: f"own-{next(ids)}",
+            instance_id="this-life",
         )
         self.now = 1000.0
         self.effects = []

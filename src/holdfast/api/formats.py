@@ -29,6 +29,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     """Status of the instance: the host's fields first, then ours."""
 
     schema_version: int = 1
+    instance_id: str
     total_engines: int
     engines: tuple[EngineStatus, ...]
     policy: str
@@ -48,10 +49,15 @@ class Notification(Status, frozen=True, kw_only=True):
 
 
 class EventsPage(msgspec.Struct, frozen=True, kw_only=True):
-    """Some events; `next` is the `after` that asks for the ones that follow."""
+    """Some events; `next` is the `after` that asks for the ones that follow.
 
+    `restarted`: the caller asked about another instance, so that the events are those of this one from the first.
+    """
+
+    instance_id: str
     events: tuple[Event, ...]
     next: int
+    restarted: bool = False
 
 
 class Readiness(msgspec.Struct, frozen=True, kw_only=True):
@@ -112,6 +118,7 @@ def instance_state(view: InstanceView) -> EngineState:
 
 def _status_fields(view: InstanceView) -> dict[str, Any]:
     return {
+        "instance_id": view.instance_id,
         "total_engines": len(view.engines),
         "engines": view.engines,
         "policy": view.settings.fault_policy,

@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from holdfast.api.requests import MAX_SEQUENCE, AcceptedRequest, AwaitedRequest, Changes, Params
+from holdfast.api.requests import INSTANCE_ID, MAX_SEQUENCE, AcceptedRequest, AwaitedRequest, Changes, Params
 from holdfast.core.faults.injection import InjectionSpec
 
 Schema: TypeAlias = dict[str, Any]
@@ -33,6 +33,13 @@ _AFTER = {
     "required": False,
     "description": "only events with a greater sequence number",
     "schema": {"type": "integer", "minimum": 0, "maximum": MAX_SEQUENCE},
+}
+_INSTANCE_ID = {
+    "name": "instance_id",
+    "in": "query",
+    "required": False,
+    "description": "the instance that the sequence number is of; the events of another one come from the first",
+    "schema": {"type": "string", "pattern": f"^{INSTANCE_ID}$"},
 }
 
 
@@ -63,16 +70,16 @@ APPLY_BODY: Schema = {
 INJECT_BODY: Schema = _schema(InjectionSpec)
 
 
-def describe(body: Schema | None, *, takes_after: bool = False) -> Schema:
+def describe(body: Schema | None, *, is_of_events: bool = False) -> Schema:
     """Describe the body, the query and the answers of a handler, which FastAPI cannot see."""
     answers = dict(ANSWERS["GET" if body is None else "POST"])
-    if takes_after:
-        answers["400"] = "Not a sequence number"
+    if is_of_events:
+        answers["400"] = "Not a sequence number, or not an instance"
     if body is None:
         answers["503"] = "The instance makes no progress (ready only)"
     described: Schema = {"responses": {code: {"description": text} for code, text in answers.items()}}
     if body is not None:
         described["requestBody"] = {"required": True, "content": {"application/json": {"schema": body}}}
-    if takes_after:
-        described["parameters"] = [_AFTER]
+    if is_of_events:
+        described["parameters"] = [_AFTER, _INSTANCE_ID]
     return described

@@ -1,4 +1,4 @@
-"""Bodies and queries of the control endpoints: commands in both request formats, faults to inject, `?after=`.
+"""Bodies and queries of the control endpoints: commands in both formats, faults to inject, places in the events.
 
 Pure: bytes in, structs out, or a `BadCommand` that names the field. Nothing here knows a web framework.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import enum
 import hashlib
+import re
 import uuid
 from collections import Counter
 from collections.abc import Sequence
@@ -27,6 +28,7 @@ MAX_ENGINE_IDS = 1024
 MAX_RANKS = 1024
 MAX_KEY_CHARS = 200
 MAX_SHOWN_CHARS = 300
+INSTANCE_ID = "[0-9a-f]{32}"
 MAX_SEQUENCE = 10**15 - 1
 
 
@@ -184,6 +186,13 @@ def parse_after(text: str | None) -> int:
     if not (text.isascii() and text.isdigit() and len(text) <= len(str(MAX_SEQUENCE))):
         raise BadCommand("'after' must be a sequence number", hint="a whole number from 0 up")
     return int(text)
+
+
+def parse_instance_id(text: str | None) -> str | None:
+    """Return the instance of `?instance_id=`, None without one. Raises `BadCommand`."""
+    if text is not None and not re.fullmatch(INSTANCE_ID, text):
+        raise BadCommand("'instance_id' must be that of a status or of an event", hint="32 digits and letters a to f")
+    return text
 
 
 def is_json(content_type: str | None) -> bool:

@@ -79,7 +79,7 @@ def install(app: FastAPI, control: ControlSource, access: Access) -> None:
                 summary=route.handler.__doc__,
                 operation_id=f"{prefix}{route.path}".strip("/").replace("/", "_"),
                 response_class=Response,
-                openapi_extra=openapi.describe(route.body, takes_after=route.handler is _events),
+                openapi_extra=openapi.describe(route.body, is_of_events=route.handler is _events),
             )
 
 
@@ -116,12 +116,17 @@ async def _ready(request: Request, control: ControlPlane) -> Response:
 
 
 async def _events(request: Request, control: ControlPlane) -> Response:
-    """Return the events after a sequence number, oldest first."""
+    """Return the events after a sequence number, oldest first; those of another instance from the first."""
     after = requests.parse_after(request.query_params.get("after"))
-    events = control.history(after)
-    # A number beyond the last event is from an earlier life of this server: `next` leads back.
-    following = events[-1].sequence if events else min(after, control.view().sequence)
-    return _json(formats.EventsPage(events=events, next=following))
+    asked_about = requests.parse_instance_id(request.query_params.get("instance_id"))
+    view = control.view()
+    restarted = asked_about is not None and asked_about != view.instance_id
+    events = control.history(0 if restarted else after)
+    page = formats.EventsPage(instance_id=view.instance_id, events=events, next=after, restarted=restarted)
+    if events or restarted:
+        return _json(msgspec.structs.replace(page, next=events[-1].sequence if events else 0))
+    # Without an instance a number beyond the last event may be of an earlier life of this server: `next` leads back.
+    return _json(page if asked_about else msgspec.structs.replace(page, next=min(after, view.sequence)))
 
 
 async def _apply(request: Request, control: ControlPlane) -> Response:

@@ -49,7 +49,7 @@ class ControlClient:
         """The token to send: the stated one, else that of the current user's server at the address; None without."""
         return self._stated or find_token(self._host, self._port)
 
-    def get(self, path: str, kind: type[T], **params: int) -> T:
+    def get(self, path: str, kind: type[T], **params: int | str) -> T:
         """Return the answer of an endpoint, decoded as `kind`."""
         return self._call("GET", path, kind, DEFAULT_TIMEOUT_S, params=params)
 

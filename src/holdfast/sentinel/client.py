@@ -76,6 +76,7 @@ class ClientSentinel:
             config,
             wall_clock=time.time,
             new_command_id=lambda: uuid.uuid4().hex,
+            instance_id=uuid.uuid4().hex,
             notify_address=notify_address,
         )
         self._view = self._instance.view()

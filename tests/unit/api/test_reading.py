@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 from starlette.testclient import TestClient
 
@@ -61,11 +63,48 @@ def test_events_begin_after_the_given_number(client: TestClient, control: Memory
 
 
 def test_no_new_events_lead_to_the_same_place(client: TestClient) -> None:
-    assert client.get("/fault_tolerance/events?after=1").json() == {"events": [], "next": 1}
+    page = client.get("/fault_tolerance/events?after=1").json()
+    assert (page["events"], page["next"], page["restarted"]) == ([], 1, False)
 
 
 def test_a_number_from_an_earlier_life_of_the_server_leads_back(client: TestClient) -> None:
-    assert client.get("/fault_tolerance/events?after=900").json() == {"events": [], "next": 1}
+    page = client.get("/fault_tolerance/events?after=900").json()
+    assert (page["events"], page["next"], page["restarted"]) == ([], 1, False)
+
+
+def test_status_and_events_name_the_instance_and_another_life_has_another_name(
+    client: TestClient, control: MemoryControl
+) -> None:
+    name = client.get("/fault_tolerance/status").json()["instance_id"]
+    page = client.get("/fault_tolerance/events").json()
+    assert {name, page["instance_id"], *(e["instance_id"] for e in page["events"])} == {name}
+    assert re.fullmatch("[0-9a-f]{32}", name)
+    assert MemoryControl().attach().view().instance_id != name
+
+
+def test_events_after_a_number_of_another_life_are_those_of_this_one_from_the_first(
+    client: TestClient, control: MemoryControl
+) -> None:
+    control.break_down()
+    own = {"after": 3, "instance_id": control.view().instance_id}
+    page = client.get("/fault_tolerance/events", params=own).json()
+    assert ([e["sequence"] for e in page["events"]], page["restarted"]) == ([4], False)
+    page = client.get("/fault_tolerance/events", params={**own, "instance_id": "0" * 32}).json()
+    assert ([e["sequence"] for e in page["events"]], page["next"], page["restarted"]) == ([1, 2, 3, 4], 4, True)
+
+
+def test_an_api_server_that_is_behind_leads_nobody_back(client: TestClient, control: MemoryControl) -> None:
+    """Several API servers answer at one address, and one may have seen an event before another."""
+    seen_elsewhere = {"after": 2, "instance_id": control.view().instance_id}
+    page = client.get("/fault_tolerance/events", params=seen_elsewhere).json()
+    assert (page["events"], page["next"], page["restarted"]) == ([], 2, False)
+
+
+@pytest.mark.parametrize("instance_id", ["", "x", "0" * 31, "0" * 33, "A" * 32, "0" * 32 + "\n", "٣" * 32])
+def test_events_of_a_nonsensical_instance_are_refused(client: TestClient, instance_id: str) -> None:
+    answer = client.get("/fault_tolerance/events", params={"instance_id": instance_id})
+    assert answer.status_code == 400
+    assert "'instance_id'" in answer.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("after", ["x", "-1", "1.5", "", "99999999999999999999"])

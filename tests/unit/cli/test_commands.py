@@ -170,6 +170,15 @@ def test_events_as_json_are_one_object_per_line(run: Run, control: MemoryControl
     assert [json.loads(line)["sequence"] for line in shown.splitlines()] == [3, 4]
 
 
+def test_events_of_another_instance_are_shown_from_the_first_and_that_is_said(run: Run, control: MemoryControl) -> None:
+    control.break_down()
+    for life, count in ((control.view().instance_id, 1), ("0" * 32, 4)):
+        shown = run("events", "--after", "3", "--instance-id", life)
+        assert (shown.exit_code, len(shown.stdout.splitlines())) == (0, count)
+        assert ("the server was restarted" in shown.stderr) is (count == 4)
+    assert run("events", "--instance-id", "nonsense").exit_code == 2
+
+
 def test_inject_orders_the_fault_as_it_was_given(run: Run, control: MemoryControl) -> None:
     line = "inject --phase output-request --after-steps 4 --times 2 --request-index 3 --message boom"
     shown = run(*line.split())

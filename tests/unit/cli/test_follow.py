@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from holdfast.api.formats import EventsPage
-from holdfast.cli.client import REFUSED, UNREACHABLE, ClientFailure
-from holdfast.cli.events import MAX_PAUSE_S, POLL_INTERVAL_S, follow_events
+from holdfast.cli.client import REFUSED, UNREACHABLE, ClientFailure, ControlClient
+from holdfast.cli.events import MAX_PAUSE_S, POLL_INTERVAL_S, Place, follow_events
+from holdfast.core.protocol.events import Event
 from support.control_plane import MemoryControl
+from support.live_server import LiveServer
 
 LOST = ClientFailure("cannot reach it", UNREACHABLE, passing=True)
 REFUSAL = ClientFailure("the token is wrong", REFUSED)
@@ -20,12 +22,12 @@ class Server:
 
     def __init__(self, *answers: EventsPage | ClientFailure) -> None:
         self._answers: Iterator[EventsPage | ClientFailure] = iter(answers)
-        self.asked: list[int] = []
+        self.asked: list[Place] = []
         self.pauses: list[float] = []
         self.said: list[ClientFailure] = []
 
-    def fetch(self, after: int) -> EventsPage:
-        self.asked.append(after)
+    def fetch(self, place: Place) -> EventsPage:
+        self.asked.append(place)
         answer = next(self._answers, REFUSAL)
         if isinstance(answer, ClientFailure):
             raise answer
@@ -35,7 +37,7 @@ class Server:
         """The sequence numbers that a follower sees until the answers end."""
         seen: list[int] = []
         with contextlib.suppress(ClientFailure):
-            for event in follow_events(self.fetch, 0, self.pauses.append, self.said.append):
+            for event in follow_events(self.fetch, Place(), self.pauses.append, self.said.append):
                 seen.append(event.sequence)
         return seen
 
@@ -44,9 +46,9 @@ class Server:
 def page() -> Callable[..., EventsPage]:
     events = MemoryControl().attach().break_down().events
 
-    def make(*sequences: int, following: int | None = None) -> EventsPage:
+    def make(*sequences: int, following: int | None = None, life: str = "first") -> EventsPage:
         chosen = tuple(e for e in events if e.sequence in sequences)
-        return EventsPage(events=chosen, next=following if following is not None else sequences[-1])
+        return EventsPage(instance_id=life, events=chosen, next=following if following is not None else sequences[-1])
 
     return make
 
@@ -54,7 +56,7 @@ def page() -> Callable[..., EventsPage]:
 def test_each_event_is_seen_once(page: Callable[..., EventsPage]) -> None:
     server = Server(page(1, 2), page(following=2), page(3, 4))
     assert server.follow() == [1, 2, 3, 4]
-    assert server.asked == [0, 2, 2, 4]
+    assert server.asked == [Place(), Place(2, "first"), Place(2, "first"), Place(4, "first")]
     assert server.pauses == [POLL_INTERVAL_S] * 3
 
 
@@ -73,9 +75,29 @@ def test_a_loss_is_told_once_and_the_pace_returns_with_the_server(page: Callable
 
 
 def test_a_new_server_is_followed_from_its_first_event(page: Callable[..., EventsPage]) -> None:
-    server = Server(page(3, 4), LOST, page(following=1), page(1))
-    assert server.follow() == [3, 4, 1]
-    assert server.asked[-2:] == [0, 1]
+    server = Server(page(1, 2), LOST, page(1, 2, 3, life="second"), page(following=3, life="second"))
+    assert server.follow() == [1, 2, 1, 2, 3]
+    assert server.asked[2:] == [Place(2, "first"), Place(3, "second"), Place(3, "second")]
+
+
+def test_no_event_of_a_restarted_server_is_skipped(server: LiveServer) -> None:
+    """The second life has more events than the first: their numbers alone would hide its first ones."""
+    client = ControlClient(server.open_url)
+    lives = iter([MemoryControl().attach().break_down()])
+    seen: list[Event] = []
+
+    def fetch(place: Place) -> EventsPage:
+        named = {"instance_id": place.instance_id} if place.instance_id else {}
+        return client.get("events", EventsPage, after=place.after, **named)
+
+    def pause(_: float) -> None:
+        server.control = next(lives)
+
+    with contextlib.suppress(RuntimeError):  # the last pause finds no further life
+        for event in follow_events(fetch, Place(), pause, lambda failure: None):
+            seen.append(event)
+    assert [e.sequence for e in seen] == [1, 1, 2, 3, 4]
+    assert len({e.instance_id for e in seen}) == 2
 
 
 def test_a_server_that_was_never_there_is_not_waited_for() -> None:

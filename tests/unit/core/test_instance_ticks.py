@@ -20,7 +20,8 @@ def events(bench, kind):
 
 def test_an_instance_shows_where_external_faults_are_notified_and_nothing_by_default():
     def shown(**about):
-        return Instance([(0,)], AUTO, wall_clock=lambda: 0.0, new_command_id=str, **about).view().notify_address
+        made = Instance([(0,)], AUTO, wall_clock=lambda: 0.0, new_command_id=str, instance_id="this-life", **about)
+        return made.view().notify_address
 
     assert (shown(), shown(notify_address="tcp://host:1")) == ("", "tcp://host:1")
 
@@ -129,7 +130,9 @@ def test_a_new_coordinator_is_introduced_once_at_each_time():
 
 def test_events_are_numbered_and_dated_and_name_the_epoch():
     clock = itertools.count(500.0)
-    instance = Instance([(0,)], AUTO, wall_clock=lambda: next(clock), new_command_id=lambda: "own")
+    instance = Instance(
+        [(0,)], AUTO, wall_clock=lambda: next(clock), new_command_id=lambda: "own", instance_id="this-life"
+    )
     reports = [
         m.EngineAttached(engine_id=0, pid=7, hooks=(), workers=()),
         m.EngineFaulted(engine_id=0, epoch=0, fault=a_fault()),
@@ -138,6 +141,7 @@ def test_events_are_numbered_and_dated_and_name_the_epoch():
     told = [e.event for report in reports for e in instance.observe(report, 1.0) if isinstance(e, Publish)]
     assert [(event.sequence, event.at) for event in told] == [(n, 499.0 + n) for n in range(1, 6)]
     assert [event.epoch for event in told] == [0, 0, 0, 0, 1]
+    assert {event.instance_id for event in told} == {instance.view().instance_id} == {"this-life"}
     assert instance.view().sequence == 5
 
 

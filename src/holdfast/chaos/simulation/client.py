@@ -38,6 +38,7 @@ class SimulatedClient:
             world.conditions.config,
             wall_clock=lambda: world.time.now,
             new_command_id=lambda: f"own-{next(self._ids)}",
+            instance_id="simulated",
         )
         self.events: list[Event] = []
         self.ended: str | None = None

@@ -35,6 +35,7 @@ class Instance:
 
     Args:
         groups: the engine ids of each lockstep group.
+        instance_id: of this life of the instance, in the status and in every event.
     """
 
     def __init__(
@@ -44,9 +45,10 @@ class Instance:
         *,
         wall_clock: Callable[[], float],
         new_command_id: Callable[[], str],
+        instance_id: str,
         notify_address: str = "",
     ) -> None:
-        self._state = InstanceState(config, Roster(groups), wall_clock, new_command_id, notify_address)
+        self._state = InstanceState(config, Roster(groups), wall_clock, new_command_id, instance_id, notify_address)
 
     @property
     def config(self) -> HoldfastConfig:

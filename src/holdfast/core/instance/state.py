@@ -185,6 +185,7 @@ class InstanceState:
     roster: Roster
     wall_clock: Callable[[], float]
     new_command_id: Callable[[], str]
+    instance_id: str
     notify_address: str = ""
     commands: OpenCommands = field(default_factory=OpenCommands)
     settings: RuntimeSettings = field(init=False)
@@ -213,6 +214,7 @@ def view_of(state: InstanceState) -> InstanceView:
         engines=tuple(group.status_of(engine) for group in state.roster.groups for engine in group.engines),
         settings=state.settings,
         sequence=state.sequence,
+        instance_id=state.instance_id,
         notify_address=state.notify_address,
         defeat=state.roster.defeat,
         processes=tuple(process.view() for process in state.roster.processes.values()),
@@ -237,5 +239,5 @@ def publish_of_instance(state: InstanceState, kind: EventKind, **about: object) 
 def _publish(instance: InstanceState, kind: EventKind, /, **about: object) -> Publish:
     instance.sequence += 1
     sequence, at = instance.sequence, instance.wall_clock()
-    event = Event(sequence=sequence, at=at, kind=kind, **about)  # type: ignore[arg-type]
+    event = Event(instance_id=instance.instance_id, sequence=sequence, at=at, kind=kind, **about)  # type: ignore[arg-type]
     return Publish(event, view_of(instance))

@@ -64,7 +64,7 @@ class DecisionRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Event. `at` is wall-clock seconds since 1970; `sequence` counts from 1 without gaps.
+    """Event. `at` is wall-clock seconds since 1970; `sequence` counts from 1 without gaps, in one life of the instance.
 
     An event of a `process` beside the engine cores has no `engine_id` and no `state`; an event of the whole instance
     has neither an engine nor a process.
@@ -73,6 +73,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     sequence: int
     at: float
     kind: EventKind
+    instance_id: str = ""
     engine_id: int | None = None
     state: EngineState | None = None
     process: str | None = None
@@ -135,6 +136,7 @@ class InstanceView(msgspec.Struct, frozen=True, kw_only=True):
 
     engines: tuple[EngineStatus, ...]
     settings: RuntimeSettings  # in force
+    instance_id: str = ""  # of this life of the instance
     sequence: int = 0
     notify_address: str = ""
     defeat: str | None = None
