@@ -56,6 +56,37 @@ def test_any_difference_in_tokens_is_inexact() -> None:
     assert comparison.lost + comparison.repeated + comparison.changed > 0
 
 
+def unseeded(
+    tokens: list[int], *, sampled: list[float], read: list[float] | None, finish: str | None = "length"
+) -> History:
+    answer = history(tokens, finish=finish)
+    answer.is_unseeded, answer.logprobs, answer.read_again_logprobs = True, sampled, read
+    return answer
+
+
+def test_an_unseeded_answer_is_exact_when_the_model_reads_it_as_it_was_sampled() -> None:
+    reference = unseeded([1, 2], sampled=[-1.0, -2.0], read=[-1.0, -2.0])
+    other_tokens = unseeded([7, 8], sampled=[-0.5, -3.0], read=[-0.51, -2.96])
+    assert compare_histories(reference, other_tokens).exact
+
+
+@pytest.mark.parametrize(
+    ("observed", "reason"),
+    [
+        (unseeded([7, 8], sampled=[-0.5, -3.0], read=[-0.5, -2.9]), "1 tokens are not the model's own, the first at 1"),
+        (unseeded([7, 8], sampled=[-0.5, -3.0], read=None), "the answer was not read again"),
+        (unseeded([7], sampled=[-0.5], read=[-0.5]), "1 tokens instead of 2"),
+        (unseeded([7, 8], sampled=[-0.5], read=[-0.5]), "1 logprobs for 2 tokens"),
+        (unseeded([7, 8], sampled=[-0.5, -1.0], read=[-0.5, -1.0], finish="stop"), "finished with 'stop'"),
+    ],
+    ids=["another logprob", "never read", "a token lost", "a logprob lost", "another end"],
+)
+def test_an_unseeded_answer_that_is_not_the_models_own_is_wrong(observed: History, reason: str) -> None:
+    comparison = compare_histories(unseeded([1, 2], sampled=[-1.0, -2.0], read=[-1.0, -2.0]), observed)
+    assert not comparison.exact
+    assert any(reason in said for said in comparison.reasons)
+
+
 def test_a_changed_token_is_located() -> None:
     """The reason names the first position that differs."""
     comparison = compare_histories(history([1, 2, 3]), history([1, 9, 3]))

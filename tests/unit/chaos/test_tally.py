@@ -80,3 +80,10 @@ def test_what_is_told_is_bounded() -> None:
     for _ in range(MAX_PROBLEMS + 5):
         tally.add([answer([2])], [])
     assert (len(tally.problems), tally.wrong) == (MAX_PROBLEMS, MAX_PROBLEMS + 5)
+
+
+def test_an_unseeded_answer_that_ended_with_its_api_server_has_no_twin_to_differ_from() -> None:
+    cut_off = answer([9, 9], error="connection reset")
+    cut_off.is_unseeded = True
+    tally = tally_of(cut_off, kills=(killed(),))
+    assert (tally.severed, tally.wrong) == (1, 0)
