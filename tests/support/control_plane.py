@@ -15,6 +15,7 @@ from holdfast.core.protocol import messages as m
 from holdfast.core.protocol.commands import Command
 from holdfast.core.protocol.effects import BeginRecovery, Effect, Publish, Send, Settle
 from holdfast.core.protocol.events import Event, InstanceView
+from support.instance_bench import signed
 
 
 def some_fault(engine_id: int = 0, fault_class: FaultClass = FaultClass.TRANSIENT) -> Fault:
@@ -157,7 +158,7 @@ class MemoryControl:
     def _observe(self, fact: m.FromEngine) -> None:
         arrived = m.decode_from_engine(m.encode(fact))  # over the wire nothing stays the same object
         with self._lock:
-            self._perform(self._instance.observe(arrived, self.now))
+            self._perform(self._instance.observe(signed(arrived, self._instance.view()), self.now))
 
     def _perform(self, effects: Sequence[Effect]) -> None:
         orders: list[Send] = []

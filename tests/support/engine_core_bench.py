@@ -1,5 +1,7 @@
 """One machine of an engine core on virtual time, and everything that the machine asked for."""
 
+import msgspec
+
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.engine_core import effects as fx
 from holdfast.core.engine_core import facts
@@ -35,6 +37,8 @@ class EngineCoreBench:
 
     def tell(self, fact):
         """Tell the machine a fact; return the effects of the fact and of the answers to the tasks in it."""
+        if isinstance(fact, m.FromWorker) and not fact.pid:
+            fact = msgspec.structs.replace(fact, pid=self.machine.registry.pids().get(fact.rank, 0))
         asked = []
         for effect in self.machine.handle(fact, self.now):
             asked.append(effect)
@@ -78,8 +82,9 @@ class EngineCoreBench:
         assert self.tasks[-1].command.epoch == epoch
         self.tell(facts.RecoveryFinished(m.RecoveryReport()))
 
-    def lose(self, rank, how="killed by SIGKILL", exit_code=-9):
-        return self.tell(facts.RankLost(rank, how, exit_code))
+    def lose(self, rank, how="killed by SIGKILL", exit_code=-9, pid=None):
+        pid = self.machine.registry.pids()[rank] if pid is None else pid
+        return self.tell(facts.RankLost(rank, pid, how, exit_code))
 
     def look(self, *stalls, is_rebuildable=True):
         """One look at the ranks, `PERIOD_S` after the last."""

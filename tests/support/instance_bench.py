@@ -2,6 +2,8 @@
 
 import itertools
 
+import msgspec
+
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.faults.faults import Fault, FaultClass, Phase
 from holdfast.core.faults.injection import InjectionSpec
@@ -14,6 +16,12 @@ AUTO = HoldfastConfig(max_retries=3, retry_window_s=60.0, max_engine_restarts=0)
 NO_RESTARTS = HoldfastConfig(max_retries=3, retry_window_s=60.0, max_worker_restarts=0, max_engine_restarts=0)
 EXTERNAL = HoldfastConfig(fault_policy="external", engine_recovery_timeout_s=120.0)
 SPEC = InjectionSpec(phase=Phase.FORWARD)
+
+
+def signed(fact, view):
+    """Return a fact with the present process of the engine core, unless the fact names a process."""
+    known = view.engine(fact.engine_id)
+    return fact if fact.pid or known is None else msgspec.structs.replace(fact, pid=known.pid or 1)
 
 
 class Bench:
@@ -62,7 +70,8 @@ class Bench:
         return self.observe(m.EngineAttached(engine_id=engine, pid=pid, hooks=("h",), workers=tuple(workers)))
 
     def observe(self, fact):
-        return self.did(self.instance.observe(fact, self.now))
+        """Tell the instance a fact; a fact without a process is of the present process."""
+        return self.did(self.instance.observe(signed(fact, self.instance.view()), self.now))
 
     def faulted(self, engine=0, epoch=None, fault=None):
         epoch = self.view(engine).epoch if epoch is None else epoch
@@ -128,8 +137,8 @@ class Bench:
         self.now += after_s
         return self.did(self.instance.tick(self.now))
 
-    def lost(self, engine=0):
-        return self.did(self.instance.lost(engine, "killed by signal 9", self.now))
+    def lost(self, engine=0, pid=None):
+        return self.did(self.instance.lost(engine, "killed by signal 9", self.now, pid=pid))
 
 
 def a_fault(engine=0, message="boom", fault_class=FaultClass.TRANSIENT, rank=0):

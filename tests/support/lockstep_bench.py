@@ -1,5 +1,6 @@
 """One lockstep group in threads: the real sentinels over the in-memory wire, pretend engine cores and ranks."""
 
+import os
 import threading
 import time
 
@@ -164,7 +165,7 @@ class Lockstep:
 
         def lose():
             engine.core.kill_rank(rank)
-            engine.sentinel.rank_lost(rank, "killed by SIGKILL")
+            engine.sentinel.rank_lost(rank, os.getpid(), "killed by SIGKILL")
 
         engine.before_step[step] = lose
 

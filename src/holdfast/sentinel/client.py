@@ -135,19 +135,24 @@ class ClientSentinel:
         deadline = time.monotonic() + timeout_s
         return all(s.flush(max(0.0, deadline - time.monotonic())) for s in (self._follower, *self._sinks))
 
-    def engine_lost(self, engine_id: int, why: str, unrecoverable_reason: str = "") -> None:
-        """Report the loss of an engine core; `unrecoverable_reason` says why no replacement is possible. Any thread."""
+    def engine_lost(self, engine_id: int, why: str, unrecoverable_reason: str = "", pid: int | None = None) -> None:
+        """Report the loss of an engine core. Any thread.
+
+        Args:
+            unrecoverable_reason: why no replacement is possible; else empty.
+            pid: the lost process; None for a replacement that has no process yet.
+        """
         self._thread.post(
-            lambda: self._perform(self._instance.lost(engine_id, why, time.monotonic(), unrecoverable_reason))
+            lambda: self._perform(self._instance.lost(engine_id, why, time.monotonic(), unrecoverable_reason, pid))
         )
 
     def process_attached(self, name: str, pid: int | None) -> None:
         """Report that a process beside the engine cores is watched. Any thread."""
         self._thread.post(lambda: self._perform(self._instance.process_attached(name, pid)))
 
-    def process_lost(self, name: str, why: str, unrecoverable_reason: str = "") -> None:
+    def process_lost(self, name: str, why: str, unrecoverable_reason: str = "", pid: int | None = None) -> None:
         """Report the loss of a process beside the engine cores, as `engine_lost` does. Any thread."""
-        self._thread.post(lambda: self._process_lost(name, why, unrecoverable_reason))
+        self._thread.post(lambda: self._process_lost(name, why, unrecoverable_reason, pid))
 
     def process_returned(self, name: str, pid: int | None) -> None:
         """Report that the replacement of a process beside the engine cores serves. Any thread."""
@@ -208,10 +213,10 @@ class ClientSentinel:
 
     # ---- the sentinel's thread
 
-    def _process_lost(self, name: str, why: str, unrecoverable_reason: str) -> None:
+    def _process_lost(self, name: str, why: str, unrecoverable_reason: str, pid: int | None) -> None:
         if (link_id := index_of_api_server(name)) is not None:
-            self._links.forget(link_id)
-        self._perform(self._instance.process_lost(name, why, time.monotonic(), unrecoverable_reason))
+            self._links.forget(link_id, pid)
+        self._perform(self._instance.process_lost(name, why, time.monotonic(), unrecoverable_reason, pid))
 
     def _begin(self, command: Command, ended: Future[None]) -> None:
         """Begin a command once: a repeated command id gets the outcome of the first."""

@@ -15,6 +15,8 @@ import time
 from collections.abc import Callable, Mapping
 from queue import Empty, SimpleQueue
 
+import msgspec
+
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.engine_core import effects as fx
 from holdfast.core.engine_core import facts
@@ -102,6 +104,7 @@ class EngineCoreSentinel:
     def await_processes(self, pids: Mapping[int, int], timeout_s: float) -> None:
         """Wait for the reports of new processes, by rank. Raises `HookNotAttached` for a report that is late."""
         known = self._machine.registry
+        self._feed(facts.RanksStarted(dict(pids)))
         with self._changed:
             if not self._changed.wait_for(lambda: not known.unreported(pids), timeout_s):
                 missing = known.unreported(pids)
@@ -205,9 +208,9 @@ class EngineCoreSentinel:
 
     # ---- the sentinel's thread
 
-    def rank_lost(self, rank: int, how: str, exit_code: int | None = None) -> None:
+    def rank_lost(self, rank: int, pid: int, how: str, exit_code: int | None = None) -> None:
         """Report that the process of a rank ended. Any thread."""
-        self._thread.post(lambda: self._feed(facts.RankLost(rank, how, exit_code)))
+        self._thread.post(lambda: self._feed(facts.RankLost(rank, pid, how, exit_code)))
 
     def _deliver(self, delivery: Delivery) -> None:
         from_client = delivery.endpoint is self._client
@@ -307,7 +310,8 @@ class EngineCoreSentinel:
     # ---- sockets: the sentinel's thread
 
     def _send(self, message: m.FromEngine) -> None:
-        if not self._client.send(m.encode(message)):
+        """Sign a message with the process id, and send the message."""
+        if not self._client.send(m.encode(msgspec.structs.replace(message, pid=os.getpid()))):
             logger.error("EngineCoreSentinel-%d: the client did not accept a message", self._engine_id)
 
     def _send_to_rank(self, rank: int, message: m.ToWorker) -> None:

@@ -7,6 +7,7 @@ nothing and never waits for a link.
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 
@@ -19,6 +20,7 @@ from holdfast.wire import Hub
 logger = logging.getLogger("holdfast")
 
 EVENTS_PER_MESSAGE = 32  # of the longest events, still under the bound of a frame
+MAX_GONE = 8  # processes of a link that are remembered after their end
 MAX_ENDED = 256  # submissions of links that are remembered after their end
 
 
@@ -30,7 +32,7 @@ class LinkRegistry:
         self._control = control
         self._expected: dict[bytes, int] = {}
         self._seen: dict[int, lm.LinkReported] = {}
-        self._gone: dict[int, int] = {}  # the last process of each link that is gone
+        self._gone: dict[int, deque[int]] = {}  # the latest processes of each link that are gone
         self._under_way: set[str] = set()
         self._ended: dict[str, lm.Settled] = {}  # the latest, in case a submission arrives twice
         self._on_report: Callable[[], None] = lambda: None
@@ -55,10 +57,15 @@ class LinkRegistry:
 
     # ---- the sentinel's thread
 
-    def forget(self, link_id: int) -> None:
-        """Forget the link of a lost API server; late messages of the process have no effect."""
-        if (report := self._seen.pop(link_id, None)) is not None:
-            self._gone[link_id] = report.pid
+    def forget(self, link_id: int, pid: int | None) -> None:
+        """Forget the link of a lost API server; late reports of the process have no effect."""
+        gone = self._gone.setdefault(link_id, deque(maxlen=MAX_GONE))
+        if pid is not None:
+            gone.append(pid)
+        report = self._seen.get(link_id)
+        if report is not None and pid in (None, report.pid):
+            gone.append(report.pid)
+            del self._seen[link_id]
             self._on_report()
 
     def publish(self, event: Event, view: InstanceView) -> None:
@@ -84,7 +91,7 @@ class LinkRegistry:
             self._submit(peer, message)
 
     def _take_report(self, report: lm.LinkReported) -> None:
-        if report.pid == self._gone.get(report.link_id):
+        if report.pid in self._gone.get(report.link_id, ()):
             return
         self._seen[report.link_id] = report
         self._on_report()

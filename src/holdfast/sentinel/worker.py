@@ -6,6 +6,8 @@ import logging
 import os
 import time
 
+import msgspec
+
 from holdfast.core.faults.faults import Fault
 from holdfast.core.ports import WorkerHost
 from holdfast.core.protocol import messages as m
@@ -77,8 +79,9 @@ class WorkerSentinel:
         if waits_in is None or waits_in == before:
             self._broken = None
         if waits_in is not None and waits_in == before:
-            self._send(m.RankStuck(rank=self._rank, pid=os.getpid(), collective=waits_in))
+            self._send(m.RankStuck(rank=self._rank, collective=waits_in))
 
     def _send(self, message: m.FromWorker) -> None:
-        if not self._spoke.send(m.encode(message)):
+        """Sign a message with the process id, and send the message."""
+        if not self._spoke.send(m.encode(msgspec.structs.replace(message, pid=os.getpid()))):
             logger.error("WorkerSentinel-%d: engine core does not take %s", self._rank, type(message).__name__)

@@ -341,7 +341,7 @@ class PretendSentinel:
     def __init__(self) -> None:
         self.lost: list[int] = []
 
-    def rank_lost(self, rank: int, how: str, exit_code: int | None = None) -> None:
+    def rank_lost(self, rank: int, pid: int, how: str, exit_code: int | None = None) -> None:
         self.lost.append(rank)
 
     def report_standbys(self, *_: object) -> None:

@@ -15,6 +15,10 @@ from support.engine_core_bench import EngineCoreBench, a_fault
 BOUND_S = 5.0  # of an acknowledgement
 
 
+def a_report(rank, pid):
+    return m.WorkerAttached(rank=rank, pid=pid, hooks=())
+
+
 def a_call(number=1):
     return Running(0, number, 20, Phase.FORWARD, BatchShape(8, 8), 0.0)
 
@@ -142,6 +146,7 @@ def test_the_death_of_a_rank_that_was_killed_on_purpose_is_no_new_loss():
     bench.lose(0)
     assert [fault.fault_class for fault in bench.faults] == [FaultClass.UNRESPONSIVE]
     assert bench.interrupts == 1
+    bench.attach(0, pid=200)
     bench.lose(0)
     assert bench.faults[-1].fault_class is FaultClass.WORKER_LOST, "its replacement may be lost as well"
 
@@ -175,11 +180,54 @@ def test_a_rank_that_does_not_leave_a_broken_collective_is_killed():
     )
 
 
-def test_a_report_of_an_old_process_kills_nothing():
+@pytest.mark.parametrize(
+    "late",
+    [
+        m.RankStuck(rank=0, pid=100, collective="all_reduce"),
+        m.RankFaulted(rank=0, pid=100, epoch=0, fault=a_fault()),
+        m.WorkerAnswered(rank=0, pid=100, command_id="arm"),
+        m.CollectivesBroken(rank=0, pid=100, epoch=0),
+        a_report(0, 100),
+        facts.RankLost(0, 100, "killed by SIGKILL", -9),
+    ],
+    ids=lambda fact: type(fact).__name__,
+)
+def test_a_late_report_of_an_old_process_changes_nothing(late):
     bench = EngineCoreBench()
     bench.attach(0, pid=200)
-    bench.tell(m.RankStuck(rank=0, pid=100, collective="all_reduce"))
-    assert bench.effects == []
+    assert bench.tell(late) == []
+    assert bench.machine.registry.pids() == {0: 200}
+
+
+def test_a_report_of_a_process_that_has_not_introduced_itself_changes_nothing():
+    bench = EngineCoreBench()
+    assert bench.tell(m.RankFaulted(rank=1, pid=101, epoch=0, fault=a_fault(rank=1))) == []
+
+
+def test_a_process_that_ended_before_its_first_report_is_not_taken_for_its_replacement():
+    bench = EngineCoreBench()
+    bench.tell(facts.RanksStarted({0: 200}))
+    assert bench.machine.registry.unreported({0: 200}) == [0]
+    bench.tell(facts.RanksStarted({0: 300}))
+    bench.attach(0, pid=200)
+    assert bench.machine.registry.unreported({0: 300}) == [0]
+    bench.attach(0, pid=300)
+    assert bench.machine.registry.unreported({0: 300}) == []
+
+
+def test_the_present_process_is_found_when_its_report_overtakes_the_news_of_its_start():
+    bench = EngineCoreBench()
+    bench.attach(0, pid=200)
+    bench.tell(facts.RanksStarted({0: 200}))
+    assert bench.machine.registry.unreported({0: 200}) == []
+
+
+def test_evidence_that_is_kept_after_the_rank_was_replaced_kills_no_new_process():
+    bench = EngineCoreBench()
+    bench.look(bench.stall(0, call=a_call()))
+    bench.attach(0, pid=200)
+    bench.keep_evidence()
+    assert bench.killed == []
 
 
 # ---- ranks that make no progress
@@ -295,10 +343,6 @@ def test_a_rank_without_peers_needs_no_collectives_to_be_rebuilt():
 
 
 # ---- the registry of ranks
-
-
-def a_report(rank, pid):
-    return m.WorkerAttached(rank=rank, pid=pid, hooks=())
 
 
 def test_a_rank_that_has_not_reported_is_missing():

@@ -9,7 +9,7 @@ from holdfast.core.protocol import messages as m
 from holdfast.core.protocol.commands import RestartEngine
 from holdfast.core.protocol.effects import BeginRecovery, CloseRendezvous, Publish, ReplaceEngine, Send, Settle
 from holdfast.core.states import EngineState
-from support.instance_bench import Bench, kinds
+from support.instance_bench import Bench, a_fault, kinds
 from support.ladder_world import World
 
 CONFIG = HoldfastConfig(max_engine_restarts=3, engine_restart_window_s=100.0)
@@ -355,6 +355,61 @@ def test_nobody_can_join_where_collectives_cannot_be_rebuilt():
     bench.attached(1)
     lost(bench, 1)
     assert "captured graphs cannot be rebuilt in place" in bench.defeat
+
+
+# ---- late reports of an old process
+
+
+def test_the_first_report_of_a_replacement_that_has_ended_is_not_taken_for_the_next_ones():
+    bench = Bench(CONFIG)
+    lost(bench)
+    bench.lost(pid=9)
+    assert bench.attached(pid=9) == []
+    assert bench.view().state is EngineState.RESTARTING
+    bench.attached(pid=11)
+    assert (bench.view().state, bench.view().pid) == (EngineState.HEALTHY, 11)
+
+
+@pytest.mark.parametrize(
+    "late",
+    [
+        m.EngineAttached(engine_id=0, pid=7, hooks=(), workers=()),
+        m.EngineFaulted(engine_id=0, pid=7, epoch=0, fault=a_fault()),
+        m.EnginePaused(engine_id=0, pid=7, epoch=0, fault=a_fault(), unfinished_requests=0),
+        m.RequestsSuspected(engine_id=0, pid=7, epoch=0, suspects=2, reason="late"),
+        m.StandbysChanged(engine_id=0, pid=7, standbys=m.Standbys(wanted=1, ready=1, memory_bytes=1)),
+    ],
+    ids=lambda fact: type(fact).__name__,
+)
+@pytest.mark.parametrize("has_reported", [False, True])
+def test_a_late_report_of_a_lost_process_changes_nothing(late, has_reported):
+    bench = Bench(CONFIG)
+    lost(bench)
+    if has_reported:
+        bench.attached(pid=9)
+    before = bench.view()
+    assert bench.observe(late) == []
+    assert bench.view() == before
+
+
+def test_the_first_report_of_a_process_that_was_given_up_before_is_not_taken_for_its_replacement():
+    bench = Bench(CONFIG, attached=False)
+    bench.faulted()
+    bench.instance.lost(0, "killed by signal 9", bench.now)
+    assert bench.attached(pid=1) == []
+    bench.attached(pid=9)
+    assert (bench.view().state, bench.view().pid) == (EngineState.HEALTHY, 9)
+
+
+@pytest.mark.parametrize("has_reported", [False, True])
+def test_the_loss_of_a_process_that_is_lost_already_is_no_loss_of_its_replacement(has_reported):
+    bench = Bench(CONFIG)
+    lost(bench)
+    if has_reported:
+        bench.attached(pid=9)
+    before = bench.view()
+    assert bench.lost(pid=7) == []
+    assert bench.view() == before
 
 
 # ---- beside it

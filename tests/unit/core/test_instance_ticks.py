@@ -135,8 +135,8 @@ def test_events_are_numbered_and_dated_and_name_the_epoch():
     )
     reports = [
         m.EngineAttached(engine_id=0, pid=7, hooks=(), workers=()),
-        m.EngineFaulted(engine_id=0, epoch=0, fault=a_fault()),
-        m.EnginePaused(engine_id=0, epoch=0, fault=a_fault(), unfinished_requests=0),
+        m.EngineFaulted(engine_id=0, pid=7, epoch=0, fault=a_fault()),
+        m.EnginePaused(engine_id=0, pid=7, epoch=0, fault=a_fault(), unfinished_requests=0),
     ]
     told = [e.event for report in reports for e in instance.observe(report, 1.0) if isinstance(e, Publish)]
     assert [(event.sequence, event.at) for event in told] == [(n, 499.0 + n) for n in range(1, 6)]

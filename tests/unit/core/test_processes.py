@@ -46,6 +46,15 @@ def test_a_lost_process_is_replaced_at_once_and_no_engine_stops_for_it(name):
     assert bench.states(0, 1) == ["healthy", "healthy"]
 
 
+def test_the_loss_of_an_old_process_is_no_loss_of_its_replacement():
+    bench = make_bench()
+    bench.did(bench.instance.process_attached(SECOND, 7))
+    lost(bench, SECOND)
+    bench.did(bench.instance.process_returned(SECOND, bench.now, 9))
+    assert bench.instance.process_lost(SECOND, "exit code -9", bench.now, pid=7) == []
+    assert kinds(bench.instance.process_lost(SECOND, "exit code -9", bench.now, pid=9))[-1] == "ReplaceProcess"
+
+
 def test_events_name_the_process_and_how_long_it_was_missing():
     bench = make_bench()
     lost(bench, SECOND)

@@ -32,7 +32,7 @@ class Sentinel:
         self.config = config
         self.lost: list[str] = []
 
-    def engine_lost(self, engine_id: int, why: str, unrecoverable_reason: str = "") -> None:
+    def engine_lost(self, engine_id: int, why: str, unrecoverable_reason: str = "", pid: int | None = None) -> None:
         self.lost.append(why)
 
     def await_known(self, sequence: int, timeout_s: float) -> bool:

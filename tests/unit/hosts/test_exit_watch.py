@@ -33,11 +33,11 @@ def test_the_death_of_a_process_is_reported_once_with_rank_and_cause():
     process = multiprocessing.get_context("spawn").Process(target=signal.pause, daemon=True)
     process.start()
     watch = WorkerExitWatch(
-        {3: process}, lambda rank, how, exit_code: told.put((rank, how.partition(",")[0], exit_code))
+        {3: process}, lambda rank, pid, how, exit_code: told.put((rank, pid, how.partition(",")[0], exit_code))
     )
     watch.start()
     os.kill(process.pid, signal.SIGKILL)
-    assert told.get(timeout=WAIT_S) == (3, "killed by SIGKILL", -signal.SIGKILL)
+    assert told.get(timeout=WAIT_S) == (3, process.pid, "killed by SIGKILL", -signal.SIGKILL)
     assert told.empty()
 
 

@@ -76,7 +76,7 @@ class Instance:
         self.watch = FrontEndWatch(self, self.ends.wait)  # type: ignore[arg-type]
         self.watch.start([self.server])
 
-    def process_lost(self, name: str, why: str, unrecoverable_reason: str) -> None:
+    def process_lost(self, name: str, why: str, unrecoverable_reason: str, pid: int) -> None:
         self.told.put(("lost", name, why))
 
     def process_attached(self, name: str, pid: int) -> None:

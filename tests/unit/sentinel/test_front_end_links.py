@@ -77,7 +77,7 @@ class Owner:
         self.sentinel.await_attached(WAIT_S)
 
     def say(self, report: m.FromEngine) -> None:
-        assert self.spokes[report.engine_id].send(m.encode(report))
+        assert self.spokes[report.engine_id].send(m.encode(msgspec.structs.replace(report, pid=1)))
 
     def told(self) -> m.ToEngine:
         """The next order to any engine core."""
@@ -459,15 +459,25 @@ def test_nobody_waits_for_an_api_server_that_is_gone(owner: Owner) -> None:
 def test_a_late_word_of_a_process_that_is_gone_does_not_bring_it_back() -> None:
     links, said = make_links(), lm.LinkReported(link_id=0, pid=7, hooks=())
     links.deliver(link_identity(0), lm.encode(said))
-    links.forget(0)
+    links.forget(0, None)
     links.deliver(link_identity(0), lm.encode(said))
     assert links.reports() == ()
+
+
+def test_a_process_that_ended_before_its_first_report_is_not_taken_for_its_replacement() -> None:
+    links = make_links()
+    links.forget(0, 7)
+    links.deliver(link_identity(0), lm.encode(lm.LinkReported(link_id=0, pid=7, hooks=())))
+    assert links.reports() == ()
+    links.deliver(link_identity(0), lm.encode(lm.LinkReported(link_id=0, pid=8, hooks=())))
+    links.forget(0, 7)
+    assert [r.pid for r in links.reports()] == [8]
 
 
 def test_the_process_that_takes_its_place_is_waited_for_like_the_others() -> None:
     links = make_links()
     links.deliver(link_identity(0), lm.encode(lm.LinkReported(link_id=0, pid=7, hooks=())))
-    links.forget(0)
+    links.forget(0, 7)
     links.deliver(link_identity(0), lm.encode(lm.LinkReported(link_id=0, pid=8, hooks=(), sequence=1)))
     assert [r.pid for r in links.reports()] == [8]
     assert links.behind(2) == [0]

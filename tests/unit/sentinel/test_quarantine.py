@@ -168,4 +168,4 @@ def test_suspicion_survives_workers_that_died_of_it_and_not_those_that_were_repl
 
 def test_no_message_carries_more_than_ids_and_reasons():
     fields = {f.name for kind in (m.RequestsSuspected, m.RequestEnded) for f in msgspec.structs.fields(kind)}
-    assert fields == {"engine_id", "epoch", "suspects", "reason", "request_id", "incident"}
+    assert fields == {"engine_id", "pid", "epoch", "suspects", "reason", "request_id", "incident"}

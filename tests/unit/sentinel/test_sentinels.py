@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -343,7 +344,7 @@ def test_garbage_on_every_link_is_dropped(bench: Bench) -> None:
 
 
 def test_a_rank_whose_process_is_gone_is_reported_interrupts_the_busy_loop_and_is_replaced(bench: Bench) -> None:
-    bench.engine.rank_lost(0, "killed by SIGKILL")
+    bench.engine.rank_lost(0, os.getpid(), "killed by SIGKILL")
     bench.settled(EventKind.FAULT_REPORTED)
     assert bench.host.interrupted.wait(WAIT_S)
     [fault] = [e.fault for e in bench.client.history() if e.kind is EventKind.FAULT_REPORTED]
@@ -425,7 +426,7 @@ def test_a_rank_that_makes_no_progress_in_a_step_is_killed_and_gets_a_new_proces
     [fault] = [e.fault for e in bench.client.history() if e.fault is not None]
     assert (fault.fault_class, fault.rank, fault.phase, fault.step) == (FaultClass.UNRESPONSIVE, 0, Phase.FORWARD, 20)
     progress.end()
-    bench.engine.rank_lost(0, "killed by SIGKILL")
+    bench.engine.rank_lost(0, os.getpid(), "killed by SIGKILL")
     assert bench.host.interrupted.wait(WAIT_S)
     bench.run(RuntimeError("Executor failed."))
     bench.settled(EventKind.ENGINE_RECOVERED)

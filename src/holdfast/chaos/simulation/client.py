@@ -80,8 +80,8 @@ class SimulatedClient:
                 in_time = self._world.time.now - since <= self._world.conditions.recovery_bound_s
                 self._world.law(in_time, "a recovery ends in bounded time")
 
-    def lost(self, engine_id: int) -> None:
-        self._perform(self.instance.lost(engine_id, "killed by signal 9", self._world.time.now))
+    def lost(self, engine_id: int, pid: int | None) -> None:
+        self._perform(self.instance.lost(engine_id, "killed by signal 9", self._world.time.now, pid=pid))
 
     def _perform(self, effects: list[Effect]) -> None:
         self._view = None

@@ -6,6 +6,8 @@ from collections import deque
 from collections.abc import Callable
 from functools import partial
 
+import msgspec
+
 from holdfast.chaos.simulation.requests import Request
 from holdfast.chaos.simulation.world import World
 from holdfast.core.engine_core import effects as fx
@@ -43,7 +45,6 @@ class SimulatedEngine:
         self._error: Exception | None = None  # from the end of a step until the busy loop runs again
         self._noticed: set[int] = set()  # ranks whose death the watch has noticed
         self._wakes_at = float("inf")
-        self._is_introduced = False
         self._gone = False
 
     @property
@@ -77,19 +78,13 @@ class SimulatedEngine:
             self._feed(report)
         self._feed(facts.HostAttached(in_lockstep=False))
         attached = m.EngineAttached(engine_id=self._id, pid=self.pid, hooks=("step",), workers=tuple(reports))
-        self._world.carry(attached, self._introduce)
+        self._world.carry(attached, self._world.client.deliver)
         conditions, dice = self._world.conditions, self._world.dice
         if dice.random() < conditions.worker_lost:
             self._after(dice.uniform(0.0, 2.0), self._lose_worker)
         if dice.random() < conditions.lost:
             self._after(dice.uniform(0.0, 2.0), self.die)
         self._turn()
-
-    def _introduce(self, data: bytes) -> None:
-        """Deliver the first message; not of a process that is gone before: on a connection, the first comes first."""
-        self._is_introduced |= not self._gone
-        if self._is_introduced:
-            self._world.client.deliver(data)
 
     def _attached(self, rank: int) -> m.WorkerAttached:
         return m.WorkerAttached(rank=rank, pid=self._pids[rank], hooks=("step",))
@@ -106,7 +101,7 @@ class SimulatedEngine:
         """End the process; the client hears of the loss a little later."""
         if not self._gone:
             self._gone = True
-            self._soon(0.1, lambda: self._world.client.lost(self._id))
+            self._soon(0.1, lambda: self._world.client.lost(self._id, self.pid))
 
     @property
     def runs(self) -> bool:
@@ -163,7 +158,7 @@ class SimulatedEngine:
         """Never come back from a fault that was reported; the owner's watch of engine cores ends the process."""
         self._world.note(f"engine {self._id} is stuck")
         fault = fault_of(error, default_classifier(), engine_id=self._id)
-        self._feed(m.RankFaulted(rank=0, epoch=self._machine.epoch, fault=fault))
+        self._feed(m.RankFaulted(rank=0, pid=self._pids[0], epoch=self._machine.epoch, fault=fault))
         config = self._world.conditions.config
         self._after(config.engine_recovery_timeout_s + config.containment_timeout_s, self.die)
 
@@ -219,7 +214,8 @@ class SimulatedEngine:
     def report(self, fault: Fault, epoch: int) -> None:
         """Take a rank's own account, which travels beside the reply to the step."""
         assert fault.rank is not None
-        self._soon(REPORT_S, partial(self._feed, m.RankFaulted(rank=fault.rank, epoch=epoch, fault=fault)))
+        pid = self._pids[fault.rank]
+        self._soon(REPORT_S, partial(self._feed, m.RankFaulted(rank=fault.rank, pid=pid, epoch=epoch, fault=fault)))
 
     def _lose_worker(self) -> None:
         """End the process of a worker, in any state of the busy loop."""
@@ -241,7 +237,7 @@ class SimulatedEngine:
             if worker.gone and not worker.hangs and worker.rank not in self._noticed:
                 self._noticed.add(worker.rank)
                 self._world.note(f"rank {worker.rank} of engine {self._id} is gone")
-                self._feed(facts.RankLost(worker.rank, KILLED, -9))
+                self._feed(facts.RankLost(worker.rank, self._pids[worker.rank], KILLED, -9))
 
     def _tell_rank(self, rank: int, message: m.ToWorker) -> None:
         worker = self._host.workers[rank]
@@ -252,7 +248,8 @@ class SimulatedEngine:
                 silent = self._world.conditions.silent
                 is_silent = silent > 0.0 and self._world.dice.random() < silent
                 if worker.break_collectives(message.epoch) is not None and not is_silent:
-                    self._soon(REPORT_S, partial(self._feed, m.CollectivesBroken(rank=rank, epoch=message.epoch)))
+                    broken = m.CollectivesBroken(rank=rank, pid=self._pids[rank], epoch=message.epoch)
+                    self._soon(REPORT_S, partial(self._feed, broken))
             case m.ArmWorkerFault():
                 worker.arm(message.spec)
 
@@ -316,7 +313,7 @@ class SimulatedEngine:
                 self._world.law(False, f"{effect} is not asked for in a simulation")
 
     def _send(self, message: m.FromEngine) -> None:
-        self._world.carry(message, self._world.client.deliver)
+        self._world.carry(msgspec.structs.replace(message, pid=self.pid), self._world.client.deliver)
 
     def _soon(self, within_s: float, call: Callable[[], None]) -> None:
         self._after(self._world.dice.uniform(0.0, within_s), call)

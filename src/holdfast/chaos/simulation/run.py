@@ -97,7 +97,7 @@ class Simulation(BaseWorld):
         if self.client.ended is not None:
             return
         if fails:
-            self.client.lost(engine_id)
+            self.client.lost(engine_id, None)
             return
         old = self.engines[engine_id]
         newcomer = self.engines[engine_id] = SimulatedEngine(self, engine_id, old.options, old.pid + 10)
@@ -110,7 +110,7 @@ class Simulation(BaseWorld):
         waited_for = known is not None and known.state is EngineState.RESTARTING
         if waited_for and not newcomer.is_gone and self.client.ended is None:
             newcomer.stop()
-            self.client.lost(newcomer.engine_id)
+            self.client.lost(newcomer.engine_id, newcomer.pid)
 
     def _tick(self) -> None:
         self.client.tick()

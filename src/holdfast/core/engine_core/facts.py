@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from holdfast.core.protocol import messages as m
@@ -62,11 +63,19 @@ class RecoveryFailed:
 
 @dataclass(frozen=True)
 class RankLost:
-    """The process of a rank ended; `how` in words, for people."""
+    """The process of a rank ended; `how` in words, for people. The end of an old process changes nothing."""
 
     rank: int
+    pid: int
     how: str
     exit_code: int | None = None
+
+
+@dataclass(frozen=True)
+class RanksStarted:
+    """New processes of ranks were started: process ids by rank. The processes before have ended."""
+
+    pids: Mapping[int, int]
 
 
 @dataclass(frozen=True)
@@ -97,5 +106,5 @@ class TimePassed:
 
 
 BusyLoopFact = JoinAwaited | StepRaised | WorkersChecked | FaultStudied | RecoveryFinished | RecoveryFailed
-ShellFact = HostAttached | RankLost | StallsSeen | EvidenceKept | ArmingUndelivered | TimePassed
+ShellFact = HostAttached | RankLost | RanksStarted | StallsSeen | EvidenceKept | ArmingUndelivered | TimePassed
 Fact = BusyLoopFact | ShellFact | m.FromWorker | m.ToEngine

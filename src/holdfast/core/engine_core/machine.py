@@ -132,16 +132,21 @@ class EngineCoreMachine:
                 self._context.do_on_host(fx.DropRequestsOf(command.client_index))
 
     def _from_worker(self, report: m.FromWorker, now: float) -> None:
+        """Take a report of a rank; ignore an old process, and a process that has not introduced itself."""
+        if isinstance(report, m.WorkerAttached):
+            self._ranks.attached(report)
+        elif self.registry.is_present(report.rank, report.pid):
+            self._from_present_worker(report, now)
+
+    def _from_present_worker(self, report: m.FromWorker, now: float) -> None:
         match report:
-            case m.WorkerAttached():
-                self._ranks.attached(report)
             case m.RankFaulted():
                 self._ranks.rank_faulted(report, now)
             case m.CollectivesBroken():
                 self._ranks.containment.acknowledged(report.rank, report.epoch)
             case m.WorkerAnswered():
                 self._context.answer(report.command_id, report.refused)
-            case _:  # RankStuck
+            case m.RankStuck():
                 self._ranks.rank_stuck(report, now)
 
     def _from_shell(self, fact: facts.ShellFact, now: float) -> None:
@@ -150,6 +155,8 @@ class EngineCoreMachine:
                 self._context.host = fact
             case facts.RankLost():
                 self._ranks.rank_lost(fact, now)
+            case facts.RanksStarted():
+                self._ranks.started(fact.pids)
             case facts.StallsSeen():
                 self._ranks.stalls_seen(fact, now)
             case facts.EvidenceKept():

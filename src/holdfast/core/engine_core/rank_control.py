@@ -70,7 +70,7 @@ class RankControl:
         self._armed = RequestFaults()
         self._search = StallSearch()
         self._evidence_due: dict[int, Fault] = {}  # by process id: hung ranks that are killed once evidence is kept
-        self._killed: set[int] = set()  # ranks whose death is due, also in a later epoch, until a new process reports
+        self._killed: dict[int, int] = {}  # by rank: the process that was killed last, whose death is expected
         self._said_unrebuildable = False
 
     @property
@@ -115,10 +115,15 @@ class RankControl:
 
     def attached(self, report: m.WorkerAttached) -> None:
         """Note a new process of a rank, and arm in the process the faults of requests."""
-        self.registry.note(report)
-        self._killed.discard(report.rank)
+        if not self.registry.note(report):
+            return
         for command in self._armed.of_rank(report.rank):
             self._context.do(fx.SendToRank(report.rank, command))
+
+    def started(self, pids: Mapping[int, int]) -> None:
+        """Take new processes of ranks as the present processes, before the processes report."""
+        for rank, pid in pids.items():
+            self.registry.expect(rank, pid)
 
     def rank_faulted(self, report: m.RankFaulted, now: float) -> None:
         """Take a rank's own account, or the finding about a rank that reports nothing."""
@@ -131,10 +136,9 @@ class RankControl:
             self._interrupt()
 
     def rank_stuck(self, report: m.RankStuck, now: float) -> None:
-        """Kill a rank that does not leave a broken collective; ignore the report of an old process."""
-        if self.registry.pids().get(report.rank) == report.pid:
-            why = f"did not leave {report.collective} after collectives were broken; declared hung"
-            self._kill(self._hung(report.rank, why), report.rank, now)
+        """Kill a rank that does not leave a broken collective."""
+        why = f"did not leave {report.collective} after collectives were broken; declared hung"
+        self._kill(self._hung(report.rank, why), report.rank, now)
 
     # ---- ranks that report nothing
 
@@ -146,11 +150,12 @@ class RankControl:
             self._kill(self._hung(rank, why), rank, now)
 
     def rank_lost(self, lost: facts.RankLost, now: float) -> None:
-        """Report the death of a rank, unless the rank was killed; end the busy loop."""
+        """Report the death of a rank, unless the rank was killed; end the busy loop. Ignore an old process."""
+        self.registry.note_gone(lost.rank, lost.pid)
+        if not self.registry.is_present(lost.rank, lost.pid):
+            return
         epoch = self.containment.epoch
-        if lost.rank in self._killed:  # the reason for the kill is reported, and says more than the death
-            self._killed.discard(lost.rank)
-        else:
+        if self._killed.get(lost.rank) != lost.pid:  # else the reason for the kill is reported, and says more
             self.rank_faulted(m.RankFaulted(rank=lost.rank, epoch=epoch, fault=self._loss(lost)), now)
         self._interrupt()  # also without peers: nothing else would end the busy loop
 
@@ -158,7 +163,7 @@ class RankControl:
         """Report a hung rank and kill the process: the death ends every wait for the rank."""
         epoch = self.containment.epoch
         self.rank_faulted(m.RankFaulted(rank=rank, epoch=epoch, fault=fault), now)
-        self._killed.add(rank)
+        self._killed[rank] = self.registry.pids()[rank]
         self._context.do_on_host(fx.KillRank(rank))
 
     def _hung(self, rank: int, why: str) -> Fault:
@@ -233,9 +238,9 @@ class RankControl:
         return hung(self._context.engine_id, stall.rank, why, at, phase=phase, step=step)
 
     def evidence_kept(self, stall: Stall, now: float) -> None:
-        """Kill a hung rank; end the search after the last rank."""
+        """Kill a hung rank, unless a new process has taken its place; end the search after the last rank."""
         fault = self._evidence_due.pop(stall.pid, None)
-        if fault is not None:
+        if fault is not None and self.registry.is_present(stall.rank, stall.pid):
             self._kill(fault, stall.rank, now)
         if not self._evidence_due:
             self.containment.end_search()

@@ -122,25 +122,50 @@ class CommandQueue:
 
 
 MAX_ARMED = 16
+MAX_GONE = 8
 
 
 class RankRegistry:
-    """Registry of the ranks of an engine core, by the latest report of each rank."""
+    """Registry of the ranks of an engine core: the present process of each rank, and the first report of it."""
 
     def __init__(self) -> None:
         self._reports: dict[int, m.WorkerAttached] = {}
+        self._present: dict[int, int] = {}
+        self._gone: dict[int, deque[int]] = {}  # by rank: old processes, whose late reports change nothing
 
-    def note(self, report: m.WorkerAttached) -> None:
-        """Take a report as the latest of the rank."""
+    def note(self, report: m.WorkerAttached) -> bool:
+        """Take the first report of a process; return False for an old process, which changes nothing."""
+        if report.pid in self._gone_of(report.rank):
+            return False
+        self.expect(report.rank, report.pid)
         self._reports[report.rank] = report
+        return True
+
+    def expect(self, rank: int, pid: int) -> None:
+        """Take a process as the present process of a rank."""
+        known = self._present.get(rank, pid)
+        if known != pid:
+            self.note_gone(rank, known)
+        self._present[rank] = pid
+
+    def note_gone(self, rank: int, pid: int) -> None:
+        """Remember that a process of a rank has ended, also a process that has never reported."""
+        self._gone_of(rank).append(pid)
+
+    def is_present(self, rank: int, pid: int) -> bool:
+        """Return whether a process is the present process of a rank."""
+        return self._present.get(rank) == pid
+
+    def _gone_of(self, rank: int) -> deque[int]:
+        return self._gone.setdefault(rank, deque(maxlen=MAX_GONE))
 
     def ranks(self) -> set[int]:
         """Return the ranks that have reported."""
         return set(self._reports)
 
     def pids(self) -> dict[int, int]:
-        """Return the process id of every rank that has reported."""
-        return {rank: report.pid for rank, report in self._reports.items()}
+        """Return the present process id of every rank that has reported."""
+        return {rank: self._present[rank] for rank in self._reports}
 
     def can_rebuild(self) -> bool:
         """Return True when the collectives of every rank can be rebuilt."""

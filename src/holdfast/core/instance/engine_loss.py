@@ -72,7 +72,7 @@ def replacement_reported(
     state: InstanceState, group: LockstepGroup, engine: Engine, fact: m.FromEngine, now: float
 ) -> list[Effect]:
     """Take a report that arrives while a replacement starts. Only the replacement's first report counts."""
-    if not isinstance(fact, m.EngineAttached) or fact.pid == engine.lost_pid:
+    if not isinstance(fact, m.EngineAttached):
         return []
     incident = group.open_incident(now)
     incident.waiting_since = now

@@ -7,6 +7,7 @@ phases decide what follows.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -20,6 +21,7 @@ from holdfast.core.protocol.messages import Standbys
 from holdfast.core.states import EngineState, Trigger, next_state
 
 MAX_POISONS = 16
+MAX_GONE_PIDS = 8
 STOPPING = (EngineState.FAULTED, EngineState.PAUSING)
 
 
@@ -38,13 +40,14 @@ class Engine:
     engine_id: int
     state: EngineState = EngineState.STARTING
     pid: int | None = None
+    heard_pid: int | None = None  # the sender of the last report, also before the first report of all
     ranks: int = 0
     hooks: tuple[str, ...] = ()
     worker_hooks: tuple[str, ...] = ()
     worker_pids: tuple[int, ...] = ()
     unrebuildable: tuple[str, ...] = ()
-    # the process that is lost
-    lost_pid: int | None = None
+    # the processes that are lost
+    gone_pids: deque[int] = field(default_factory=lambda: deque(maxlen=MAX_GONE_PIDS))  # late reports change nothing
     lost_ranks: int = 0
     # faults and recoveries
     fault: Fault | None = None
@@ -88,13 +91,22 @@ class Engine:
     def lose(self) -> None:
         """Forget the process that is lost, and everything that was known about the process."""
         self.move(Trigger.LOST)
-        self.lost_pid = self.pid if self.pid is not None else self.lost_pid
+        self.note_gone(self.heard_pid)
         self.pid, self.lost_ranks, self.ranks, self.worker_pids = None, self.size, 0, ()
         self.hooks = self.worker_hooks = self.unrebuildable = ()
         self.fault = self.fault_in_recovery = self.last_error = self.standbys = self.left_out_reason = None
         self.sick_ranks.clear()
         self.suspects = 0
         self.restarts += 1
+
+    def note_gone(self, pid: int | None) -> None:
+        """Remember that a process is lost, also a process that has never reported."""
+        if pid is not None and pid not in self.gone_pids:
+            self.gone_pids.append(pid)
+
+    def may_be(self, pid: int) -> bool:
+        """Return whether a process may be the present process: until that has reported, any that is not lost."""
+        return pid == self.pid or (self.pid is None and pid not in self.gone_pids)
 
     def note_sick_rank(self, fault: Fault) -> None:
         """Mark the rank of a fault for a new process, where nothing in the present process can be trusted."""

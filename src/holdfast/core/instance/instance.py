@@ -62,13 +62,16 @@ class Instance:
     # ---- facts of engine cores
 
     def observe(self, fact: m.FromEngine, now: float) -> list[Effect]:
-        """Take a report. A report from an unknown engine or another epoch changes nothing.
+        """Take a report. A report from an unknown engine, an old process or another epoch changes nothing.
 
         Never raises: reports may be late, lost, repeated or out of order.
         """
         state, found = self._state, self._state.roster.look_up(fact.engine_id)
         if found is None or state.has_ended or found[1].state is EngineState.LEFT_OUT:
             return []
+        if not found[1].may_be(fact.pid):
+            return []
+        found[1].heard_pid = fact.pid
         settings = self._hand_settings_to(fact)
         if found[1].state is EngineState.RESTARTING:
             return [*settings, *engine_loss.replacement_reported(state, *found, fact, now)]
@@ -102,14 +105,22 @@ class Instance:
             return []
         return [Send(fact.engine_id, m.ChangeSettings(settings=self._state.settings))]
 
-    def lost(self, engine_id: int, why: str, now: float, unrecoverable_reason: str = "") -> list[Effect]:
+    def lost(
+        self, engine_id: int, why: str, now: float, unrecoverable_reason: str = "", pid: int | None = None
+    ) -> list[Effect]:
         """Take the loss of an engine core's process; after the end of the instance that is no news.
 
-        `unrecoverable_reason` says why no replacement can start; else empty.
+        Args:
+            unrecoverable_reason: why no replacement can start; else empty.
+            pid: the lost process; None for a replacement that has no process yet. The loss of an old process
+                changes nothing.
         """
         found = self._state.roster.look_up(engine_id)
         if found is None or self._state.has_ended:
             return []
+        if pid is not None and not found[1].may_be(pid):
+            return []
+        found[1].note_gone(pid)
         return engine_loss.engine_lost(self._state, *found, why, unrecoverable_reason, now)
 
     def poison_request_ended(self, blamed: PoisonRequestEnded) -> list[Effect]:
@@ -125,9 +136,13 @@ class Instance:
         """Take the report that a process runs and is watched."""
         return processes.process_attached(self._state, name, pid)
 
-    def process_lost(self, name: str, why: str, now: float, unrecoverable_reason: str = "") -> list[Effect]:
-        """Take the loss of a process; `unrecoverable_reason` as for an engine core."""
-        if self._state.has_ended:
+    def process_lost(
+        self, name: str, why: str, now: float, unrecoverable_reason: str = "", pid: int | None = None
+    ) -> list[Effect]:
+        """Take the loss of a process; `unrecoverable_reason` and `pid` as for an engine core."""
+        known = self._state.roster.processes.get(name)
+        is_old = known is not None and pid is not None and known.pid not in (None, pid)
+        if self._state.has_ended or is_old:
             return []
         return processes.process_lost(self._state, name, why, unrecoverable_reason, now)
 

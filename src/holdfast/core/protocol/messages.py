@@ -44,42 +44,43 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
 # ---- worker -> engine core
 
 
-class WorkerAttached(Message, frozen=True, tag="worker-attached"):
-    """First report of a worker. `unrebuildable` names state that a rebuild of the rank's collectives loses."""
+class WorkerReport(Message, frozen=True, kw_only=True):
+    """Base of the reports of a rank. `pid` is the process that sends; a report of an old process changes nothing."""
 
     rank: int
+    pid: int = 0  # until the sentinel that sends the report has signed
+
+
+class WorkerAttached(WorkerReport, frozen=True, tag="worker-attached"):
+    """First report of a worker. `unrebuildable` names state that a rebuild of the rank's collectives loses."""
+
     pid: int
     hooks: tuple[str, ...]
     unrebuildable: tuple[str, ...] = ()
 
 
-class RankFaulted(Message, frozen=True, tag="rank-faulted"):
+class RankFaulted(WorkerReport, frozen=True, tag="rank-faulted"):
     """Fault of a rank, which has fenced itself. `epoch` is the epoch of the failed step."""
 
-    rank: int
     epoch: int
     fault: Fault
 
 
-class WorkerAnswered(Message, frozen=True, tag="worker-answered"):
-    rank: int
+class WorkerAnswered(WorkerReport, frozen=True, tag="worker-answered"):
     command_id: str
     refused: str | None = None
 
 
-class CollectivesBroken(Message, frozen=True, tag="collectives-broken"):
+class CollectivesBroken(WorkerReport, frozen=True, tag="collectives-broken"):
     """The rank takes no further step, and no peer waits in a collective with the rank."""
 
-    rank: int
     epoch: int
     connections: int = 0
 
 
-class RankStuck(Message, frozen=True, tag="rank-stuck"):
+class RankStuck(WorkerReport, frozen=True, tag="rank-stuck"):
     """The rank still waits in a collective that was broken a while ago, and will not return from the call."""
 
-    rank: int
-    pid: int
     collective: str
 
 
@@ -106,30 +107,34 @@ ToWorker = ArmWorkerFault | BreakCollectives
 # ---- engine core -> client
 
 
-class EngineAttached(Message, frozen=True, tag="engine-attached"):
-    """First report of an engine core. `unrebuildable` concerns the engine core's own collectives, not the workers'."""
+class EngineReport(Message, frozen=True, kw_only=True):
+    """Base of the reports of an engine core. `pid` as for a `WorkerReport`."""
 
     engine_id: int
+    pid: int = 0
+
+
+class EngineAttached(EngineReport, frozen=True, tag="engine-attached"):
+    """First report of an engine core. `unrebuildable` concerns the engine core's own collectives, not the workers'."""
+
     pid: int
     hooks: tuple[str, ...]
     workers: tuple[WorkerAttached, ...]
     unrebuildable: tuple[str, ...] = ()
 
 
-class EngineFaulted(Message, frozen=True, tag="engine-faulted"):
-    engine_id: int
+class EngineFaulted(EngineReport, frozen=True, tag="engine-faulted"):
     epoch: int
     fault: Fault
 
 
-class EnginePaused(Message, frozen=True, tag="engine-paused"):
+class EnginePaused(EngineReport, frozen=True, tag="engine-paused"):
     """The busy loop is paused and waits for a command.
 
     `fault` is None when the engine core was only told to pause. `broken` says whether collectives were broken,
     `search_progressed` that the fault was part of a search for a guilty request, and has advanced that search.
     """
 
-    engine_id: int
     epoch: int
     fault: Fault | None
     unfinished_requests: int
@@ -137,10 +142,9 @@ class EnginePaused(Message, frozen=True, tag="engine-paused"):
     search_progressed: bool = False
 
 
-class RequestsSuspected(Message, frozen=True, tag="requests-suspected"):
+class RequestsSuspected(EngineReport, frozen=True, tag="requests-suspected"):
     """State of the search for a poison request; the search is over with 0 `suspects`."""
 
-    engine_id: int
     epoch: int
     suspects: int
     reason: str
@@ -149,10 +153,9 @@ class RequestsSuspected(Message, frozen=True, tag="requests-suspected"):
 MAX_ID_CHARS = 200  # a client may choose the id of a request
 
 
-class RequestEnded(Message, frozen=True, tag="request-ended"):
+class RequestEnded(EngineReport, frozen=True, tag="request-ended"):
     """A poison request was ended with an error that names the `incident`."""
 
-    engine_id: int
     epoch: int
     request_id: str
     incident: str
@@ -179,27 +182,24 @@ class RecoveryReport(msgspec.Struct, frozen=True, kw_only=True):
     replace_s: float = 0.0
 
 
-class EngineRecovered(Message, frozen=True, tag="engine-recovered"):
+class EngineRecovered(EngineReport, frozen=True, tag="engine-recovered"):
     """End of a successful recovery. `worker_pids` are the present processes: ranks may have been replaced."""
 
-    engine_id: int
     command_id: str
     epoch: int
     report: RecoveryReport
     worker_pids: tuple[int, ...] = ()
 
 
-class RecoveryAborted(Message, frozen=True, tag="recovery-aborted"):
+class RecoveryAborted(EngineReport, frozen=True, tag="recovery-aborted"):
     """A recovery raised; the engine is paused again."""
 
-    engine_id: int
     command_id: str
     epoch: int
     fault: Fault
 
 
-class EngineAnswered(Message, frozen=True, tag="engine-answered"):
-    engine_id: int
+class EngineAnswered(EngineReport, frozen=True, tag="engine-answered"):
     command_id: str
     refused: str | None = None
 
@@ -215,10 +215,9 @@ class Standbys(msgspec.Struct, frozen=True, kw_only=True):
         return f"{self.ready} of {self.wanted} ready, {self.memory_bytes / 2**20:.0f} MiB"
 
 
-class StandbysChanged(Message, frozen=True, tag="standbys-changed"):
+class StandbysChanged(EngineReport, frozen=True, tag="standbys-changed"):
     """The number of standby workers, or their memory, has changed."""
 
-    engine_id: int
     standbys: Standbys
 
 

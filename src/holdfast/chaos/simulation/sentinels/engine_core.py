@@ -244,9 +244,8 @@ class EngineProcess:
             self.run.scheduler.after(self.run.dice.uniform(0.0, 0.1), lambda: self._tell_loss(known), self.process)
 
     def _tell_loss(self, lost: WorkerProcess) -> None:
-        """Tell the sentinel of a loss; the host watches a process until a replacement is started."""
-        if self.workers[lost.rank] is lost:
-            self.sentinel.rank_lost(lost.rank, KILLED, -9)
+        """Tell the sentinel of a loss, late enough at times for a replacement to have started."""
+        self.sentinel.rank_lost(lost.rank, lost.process.pid, KILLED, -9)
 
     def start_ranks(self, ranks: Sequence[int]) -> None:
         """Start new processes for ranks, and wait for their reports."""

@@ -142,7 +142,7 @@ class Operator:
         self._lost.add(name)
         if process is not None:
             self._run.scheduler.end(process)
-        self._run.client.process_lost(name, "killed by signal 9")
+        self._run.client.process_lost(name, "killed by signal 9", pid=None if process is None else process.pid)
 
     def process_starts(self, name: str) -> None:
         run = self._run

@@ -114,8 +114,9 @@ class Run:
         self.scheduler.after(self.dice.uniform(0.0, after_s), lambda: self._report_loss(engine, how))
 
     def _report_loss(self, engine: EngineProcess, how: str) -> None:
-        if self.ended is None and self.engines[engine.engine_id] is engine:
-            self.client.engine_lost(engine.engine_id, how)
+        """Report the loss of a process, late enough at times for a replacement to have started."""
+        if self.ended is None:
+            self.client.engine_lost(engine.engine_id, how, pid=engine.process.pid)
 
     def start_engine(self, engine_id: int, joins_epoch: int | None) -> None:
         """Start a replacement; report the loss of a replacement that does not attach in time."""

@@ -72,9 +72,7 @@ class VirtualSpoke:
 
     def _arrive(self, data: bytes) -> None:
         hub = self.station.network.hubs.get(self._address)
-        # The first report of a process that ends at once may be taken for its replacement's: a known limit, kept out.
-        is_late_report = self.station.process.is_gone and b"engine-attached" in data[:30]
-        if hub is not None and not is_late_report:
+        if hub is not None:
             if not self.station.process.is_gone:
                 hub.peers[self._identity] = self  # as ROUTER_HANDOVER does
             hub.station.arrived(Delivery(hub, self._identity, data))

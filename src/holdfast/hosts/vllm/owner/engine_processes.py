@@ -127,7 +127,7 @@ class EngineProcesses:
         remove_dead_segments(self._config.runtime_dir)
 
     def _replace(self, effect: ReplaceEngine, lost_at_ticks: int) -> None:
-        engine_id = effect.engine_id
+        engine_id, old = effect.engine_id, self.processes[effect.engine_id]
         try:
             self._clear(effect, lost_at_ticks)
             if not self._sentinel.await_known(effect.known_at, LINK_KNOWN_TIMEOUT_S):
@@ -140,7 +140,9 @@ class EngineProcesses:
                 logger.exception("the replacement of engine core %d did not start", engine_id)
                 self._kill(engine_id)
                 why = f"the replacement did not start: {' '.join(str(error).split())}"
-                self._sentinel.engine_lost(engine_id, why, self._unrecoverable_reason())
+                started = self.processes[engine_id]
+                pid = None if started is old else started.pid
+                self._sentinel.engine_lost(engine_id, why, self._unrecoverable_reason(), pid)
 
     def _start_replacement(self, engine_id: int, joins_epoch: int | None) -> None:
         assert self.launch is not None

@@ -150,7 +150,7 @@ class FrontEndWatch:
             lost.note_loss()
         except Exception:
             logger.exception("the state that %s shared cannot be corrected", lost.name)
-        self._sentinel.process_lost(lost.name, why, lost.unrecoverable_reason())
+        self._sentinel.process_lost(lost.name, why, lost.unrecoverable_reason(), lost.process.pid)
 
     def _end_proxy(self, name: str) -> None:
         if (proxy := self._proxies.get(name)) is not None:

@@ -45,11 +45,11 @@ class WorkerPoolExecutor(MultiprocExecutor):
     Busy loop's thread, except where a method says otherwise.
 
     Attributes:
-        on_rank_lost: called with a lost rank, how its process ended and the exit code. Any thread.
+        on_rank_lost: called with a lost rank, its process id, how the process ended and the exit code. Any thread.
         on_standbys: called with the state of the standby pool after each change. Any thread.
     """
 
-    on_rank_lost: Callable[[int, str, int | None], None] = staticmethod(lambda rank, how, exit_code: None)
+    on_rank_lost: Callable[[int, int, str, int | None], None] = staticmethod(lambda rank, pid, how, exit_code: None)
     on_standbys: Callable[[Standbys], None] = staticmethod(lambda state: None)
     kv_cache_configs: Sequence[Any] = ()
     kv_cache_layout: str | None = None
@@ -96,11 +96,11 @@ class WorkerPoolExecutor(MultiprocExecutor):
         """Kill the process of a rank. Any thread."""
         self.workers[rank].proc.kill()
 
-    def _rank_lost(self, rank: int, how: str, exit_code: int | None) -> None:
+    def _rank_lost(self, rank: int, pid: int, how: str, exit_code: int | None) -> None:
         if getattr(self, "shutting_down", False):
             return
         self.is_failed = True
-        self.on_rank_lost(rank, how, exit_code)
+        self.on_rank_lost(rank, pid, how, exit_code)
         if rank < len(self.response_mqs):
             self.response_mqs[rank].shutdown()  # ends a wait for the rank's reply
 

@@ -17,13 +17,13 @@ LOOK_S = 1.0  # bound of the time until the thread notices `stop`
 
 REAP_S = 0.2
 
-OnDeath = Callable[[int, str, int | None], None]
+OnDeath = Callable[[int, int, str, int | None], None]
 
 
 class WorkerExitWatch:
     """Watches the process of each rank until stopped.
 
-    `on_death` is called with the rank, how the process ended, and the exit code.
+    `on_death` is called with the rank, the process id, how the process ended, and the exit code.
     """
 
     def __init__(self, processes: Mapping[int, Any], on_death: OnDeath) -> None:
@@ -54,7 +54,7 @@ class WorkerExitWatch:
         if self._thread.is_closed:
             return  # the rank is being replaced already
         logger.error("rank %d (pid %s) is gone: %s", rank, process.pid, how)
-        self._on_death(rank, how, process.exitcode)
+        self._on_death(rank, process.pid, how, process.exitcode)
 
     def _explain(self, process: Any) -> str:
         try:
