@@ -45,10 +45,10 @@ def test_a_death_that_cannot_be_told_or_explained_is_told_at_a_later_look(monkey
     told = queue.Queue()
     refusals = [OSError(24, "Too many open files"), ValueError("not to be decoded")]
 
-    def tell(rank, how, exit_code):
+    def tell(rank, pid, how, exit_code):
         if refusals:
             raise refusals.pop()
-        told.put((rank, how, exit_code))
+        told.put((rank, pid, how, exit_code))
 
     def unexplained(*_):
         raise UnicodeDecodeError("utf-8", b"\xc3", 0, 1, "cut")
@@ -59,6 +59,6 @@ def test_a_death_that_cannot_be_told_or_explained_is_told_at_a_later_look(monkey
     watch = WorkerExitWatch({0: process}, tell)
     watch.start()
     os.kill(process.pid, signal.SIGKILL)
-    rank, how, exit_code = told.get(timeout=WAIT_S)
-    assert (rank, exit_code) == (0, -signal.SIGKILL)
+    rank, pid, how, exit_code = told.get(timeout=WAIT_S)
+    assert (rank, pid, exit_code) == (0, process.pid, -signal.SIGKILL)
     assert how.startswith("how is unknown")

@@ -254,8 +254,8 @@ class VllmFrontEndHost:
     def _report_lost(self, engine_id: int, exit_code: int | None) -> None:
         if self._engines.unwatch(engine_id):
             why = self._stall_reasons.pop(engine_id, "") or self._exit_reason(exit_code)
-            pid = self._engines.processes[engine_id].pid
-            self.sentinel.engine_lost(engine_id, why, self.unrecoverable_reason(), pid)
+            lost = self._engines.processes[engine_id]
+            self.sentinel.engine_lost(engine_id, why, self.unrecoverable_reason(), lost.pid)
 
     def _exit_reason(self, exit_code: int | None) -> str:
         try:
