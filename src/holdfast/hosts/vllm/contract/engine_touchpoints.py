@@ -104,8 +104,8 @@ ENGINE_TOUCHPOINTS: tuple[Touchpoint, ...] = (
     *attributes(
         "vllm.v1.core.sched.output",
         "SchedulerOutput",
-        "total_num_scheduled_tokens num_scheduled_tokens",
-        "how much work a step is",
+        "total_num_scheduled_tokens num_scheduled_tokens scheduled_spec_decode_tokens",
+        "how much work a step is, and what a salvage finds",
     ),
     call("vllm.v1.worker.worker_base", "WorkerWrapperBase.execute_model", ("scheduler_output",), "guarding steps"),
     *attributes(
@@ -129,6 +129,9 @@ ENGINE_TOUCHPOINTS: tuple[Touchpoint, ...] = (
         "request",
         "new_token_ids",
         "new_logprobs",
+        "output_is_stale",
+        "generated_token_ids",
+        "num_rejected",
     ),
     call(_CORE, "EngineCoreProc._handle_client_request", ("request_type", "request"), "salvage", "req"),
     call(_SCHEDULER, "Scheduler._update_request_with_output", ("request", "new_token_ids"), "injection"),

@@ -74,7 +74,9 @@ NAME_TOUCHPOINTS: tuple[Touchpoint, ...] = (
     *attributes("vllm.distributed.device_communicators.custom_all_reduce", "CustomAllreduce", "disabled", "limits"),
     *attributes("vllm.config", "CompilationConfig", "cudagraph_mode", "limits of a rebuild"),
     *attributes("vllm.v1.core.sched.output", "NewRequestData", "prefill_token_ids req_id", "salvage"),
-    *attributes("vllm.v1.core.sched.output", "CachedRequestData", "req_ids num_output_tokens", "salvage"),
+    *attributes(
+        "vllm.v1.core.sched.output", "CachedRequestData", "req_ids num_output_tokens num_computed_tokens", "salvage"
+    ),
     *attributes("vllm.v1.core.sched.output", "SchedulerOutput", "scheduled_new_reqs scheduled_cached_reqs", "salvage"),
     *attributes("vllm.v1.request", "Request", "_block_hasher", "block hashes of tokens that are taken back"),
     *attributes("vllm.v1.structured_output.request", "StructuredOutputRequest", "grammar", "salvage"),

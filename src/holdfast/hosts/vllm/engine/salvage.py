@@ -65,7 +65,7 @@ def _salvage_partial(engine: Any, found: dict[str, Any]) -> int:
     interrupted = found.get("request")
     if interrupted is not None and not _has_output(interrupted.request_id, outputs):
         if interrupted.request_id in engine.scheduler.requests:
-            _undo(interrupted, _delivered(found["scheduler_output"], interrupted))
+            _undo(engine.scheduler, interrupted, _delivered(found, interrupted))
         else:
             outputs.setdefault(interrupted.client_index, []).append(_last_output(interrupted, found))
     _drop_finished(engine.scheduler)
@@ -95,21 +95,38 @@ def _last_output(request: Any, found: dict[str, Any]) -> Any:
     )
 
 
-def _delivered(scheduler_output: Any, request: Any) -> int:
-    """Return the number of output tokens, in-flight tokens included, when the step was scheduled.
+def _delivered(found: dict[str, Any], request: Any) -> int:
+    """Return the number of output tokens that steps before the interrupted step have delivered.
 
-    Steps are processed in order, so all of these tokens have been delivered by now.
+    As a step is scheduled, the host counts the tokens of steps in flight as output, drafts included. Steps are
+    processed in order, so those tokens have been delivered by now, except for drafts that were rejected meanwhile. The
+    host has taken rejected drafts off `num_computed_tokens`, maybe those of the interrupted step as well. Where the
+    host has not, no token of the interrupted step was appended either.
     """
-    cached = scheduler_output.scheduled_cached_reqs
-    if request.request_id in cached.req_ids:
-        tokens: int = cached.num_output_tokens[cached.req_ids.index(request.request_id)]
-        return tokens
-    new = next(r for r in scheduler_output.scheduled_new_reqs if r.req_id == request.request_id)
-    resumed = getattr(new, "prefill_token_ids", None)
-    return len(resumed) - request.num_prompt_tokens if resumed is not None else 0
+    step, request_id = found["scheduler_output"], request.request_id
+    cached = step.scheduled_cached_reqs
+    if request_id not in cached.req_ids:
+        new = next(r for r in step.scheduled_new_reqs if r.req_id == request_id)
+        resumed = getattr(new, "prefill_token_ids", None)
+        return len(resumed) - request.num_prompt_tokens if resumed is not None else 0
+    index = cached.req_ids.index(request_id)
+    if found["output_is_stale"]:  # preempted since: the count of computed tokens says nothing about this step
+        return min(cached.num_output_tokens[index], request.num_output_tokens - _appended(found, request))
+    reached = cached.num_computed_tokens[index] + step.num_scheduled_tokens[request_id] + request.num_in_flight_tokens
+    rejected = reached - request.num_computed_tokens
+    of_this_step = found.get("num_rejected", 0) if request_id in step.scheduled_spec_decode_tokens else 0
+    earlier = max(0, rejected - of_this_step)
+    return min(cached.num_output_tokens[index] - earlier, request.num_output_tokens)
 
 
-def _undo(request: Any, delivered: int) -> None:
+def _appended(found: dict[str, Any], request: Any) -> int:
+    """Return how many tokens of the interrupted step stand at the end of the output, as far as the tokens tell."""
+    generated = list(found.get("generated_token_ids") or ())
+    output = list(request.output_token_ids)
+    return next((n for n in range(len(generated), 0, -1) if output[-n:] == generated[:n]), 0)
+
+
+def _undo(scheduler: Any, request: Any, delivered: int) -> None:
     """Remove tokens that were appended and never sent, and let the request run again."""
     undelivered = request.num_output_tokens - delivered
     if undelivered > 0:
@@ -118,7 +135,8 @@ def _undo(request: Any, delivered: int) -> None:
         del request.block_hashes[_whole_blocks(request) :]
     _undo_grammar(request)
     request.stop_reason = None
-    request.status = RequestStatus.RUNNING
+    # A request that was preempted while the step was in flight waits already.
+    request.status = RequestStatus.RUNNING if request in scheduler.running else RequestStatus.PREEMPTED
 
 
 def _whole_blocks(request: Any) -> int:
