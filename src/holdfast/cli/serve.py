@@ -22,9 +22,11 @@ def serve(arguments: Sequence[str]) -> int:
     try:
         flags, rest = split_flags(arguments)
         settings = settle_upstream_flags(flags)
+        from holdfast.hosts.vllm.process.output import never_block_output
         from holdfast.hosts.vllm.serving.serve_command import known_flags, prepare
         from holdfast.hosts.vllm.serving.serve_command import serve as serve_with_host
 
+        never_block_output()
         prepare(allow_unknown_host=bool(settings.get("allow_unknown_host")))
         refuse_misspelt(rest, known_flags())
         serve_with_host(rest, settings)

@@ -27,6 +27,7 @@ from holdfast.hosts.vllm.contract.front_end_touchpoints import (
     LAUNCH_IN_LAUNCHER,
     ROUTE,
     SERVE_HEADLESS,
+    SERVE_HTTP,
     START_API_SERVERS,
     START_COORDINATOR,
     START_ENGINES,
@@ -46,6 +47,7 @@ from holdfast.hosts.vllm.owner.engine_spawning import save_engine_arguments
 from holdfast.hosts.vllm.owner.exit import end_start_on_signal
 from holdfast.hosts.vllm.owner.owner import LINK_TIMEOUT_S, OpenSinks, VllmFrontEndHost, current_owner
 from holdfast.hosts.vllm.process.members import record_sockets
+from holdfast.hosts.vllm.process.output import never_block_output
 from holdfast.hosts.vllm.process.settings import asks_for_protection, handed_down, inherited_settings, take_settings
 from holdfast.hosts.vllm.serving.client_hooks import attach_client_hooks, protect_clients, request_router, serve_until
 from holdfast.hosts.vllm.serving.takeover import Takeover, greet_engine_cores
@@ -110,6 +112,8 @@ def _launch_protected(
             yield launch
         return
     _prepare(config, bound.arguments)
+    if SERVE_HTTP.module in sys.modules or LAUNCH_IN_LAUNCHER.module in sys.modules:
+        never_block_output()  # of a server only: the output of a program around `vllm.LLM` is the program's
     owner = VllmFrontEndHost(
         config, lockstep_groups(vllm_config), count_links(bound.arguments["addresses"]), open_sinks
     )

@@ -21,6 +21,7 @@ from holdfast.hosts.vllm.contract.front_end_touchpoints import SERVE_HTTP, SERVE
 from holdfast.hosts.vllm.contract.hooks import attach
 from holdfast.hosts.vllm.owner.owner import VllmFrontEndHost, current_owner
 from holdfast.hosts.vllm.process.logs import FLUSH_S, flush_log
+from holdfast.hosts.vllm.process.output import await_output
 
 TRACKER_TIMEOUT_S = 2.0
 EXIT_DEFEATED = 70  # EX_SOFTWARE of sysexits.h
@@ -50,6 +51,7 @@ def end_start_on_signal(owner: VllmFrontEndHost) -> Callable[[], None]:
     def end(signum: int, frame: object) -> None:
         owner.end_start()
         _say_at_once(f"holdfast: {signal.Signals(signum).name} while the server was starting: ended\n")
+        await_output()
         signal.signal(signum, signal.SIG_DFL)
         os.kill(os.getpid(), signum)  # the supervisor sees the end that was asked for
 
@@ -118,6 +120,7 @@ def _last_line(reason: str) -> None:
     last = threading.Thread(target=_print_last_line, args=(reason,), daemon=True)
     last.start()
     last.join(FLUSH_S)  # a log that nobody reads must not keep the process
+    await_output()
     os._exit(EXIT_DEFEATED)
 
 

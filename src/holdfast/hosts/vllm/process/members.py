@@ -21,6 +21,7 @@ from types import MappingProxyType
 import msgspec
 import psutil
 
+from holdfast.hosts.vllm.process import log_drain
 from holdfast.hosts.vllm.process.shared_memory import remove_dead_segments
 from holdfast.progress.identity import Identity, is_private_folder
 from holdfast.progress.processes import GONE, ZOMBIE, look_at, start_ticks
@@ -32,7 +33,8 @@ _OWNER = "owner"
 _SOCKETS = "sockets"
 _KEPT = "kept-"
 _IPC = "ipc://"
-_TRACKER = b"resource_tracker"  # removes what it knows of once all its processes are gone, so has to outlive them
+# They end by themselves once all processes that they serve are gone, so have to outlive these.
+_OUTLIVING = (b"resource_tracker", log_drain.__file__.encode())
 
 
 def join_members(folder: str) -> None:
@@ -119,12 +121,12 @@ def end_remains(folder: str, known: Mapping[int, int] = MappingProxyType({})) ->
 
 
 def _living(folder: str, known: Mapping[int, int]) -> Iterator[int]:
-    """Yield the living processes of an instance with all descendants, without the current process and trackers."""
+    """Yield the living processes of an instance and descendants, without the current process and processes that outlive them."""
     roots = {i.pid for i in map(_read, Path(folder).glob(f"{_MEMBER}*")) if i is not None and not i.has_ended}
     roots |= {pid for pid, started in known.items() if start_ticks(pid) == started}
     for pid in roots | set(_of_environment(folder)):
         for each in (pid, *_descendants(pid)):
-            if each != os.getpid() and look_at(each).state not in (GONE, ZOMBIE) and not _is_tracker(each):
+            if each != os.getpid() and look_at(each).state not in (GONE, ZOMBIE) and not _outlives(each):
                 yield each
 
 
@@ -143,9 +145,10 @@ def _descendants(pid: int) -> list[int]:
     return []
 
 
-def _is_tracker(pid: int) -> bool:
+def _outlives(pid: int) -> bool:
     with contextlib.suppress(OSError):
-        return _TRACKER in Path(f"/proc/{pid}/cmdline").read_bytes()
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
+        return any(name in command for name in _OUTLIVING)
     return False
 
 
