@@ -180,7 +180,7 @@ def _fork_what_starts_next() -> None:
         if target is None or os.path.exists(os.environ[SPAWN_FLAG]):
             return spawn_for_real(path, args, passfds)
         request = {"tracker": int(target[1]), "pipe": int(target[2])}
-        return _request(ours, request, os.environ, os.getcwd(), sorted(set(passfds)))
+        return _request(ours, request, os.environ, os.getcwd(), sorted({0, 1, 2, *passfds}))
 
     multiprocessing.util.spawnv_passfds = start
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-import signal
 import socket
 import sys
 import threading
@@ -160,10 +159,9 @@ def _write(descriptor: int, data: bytes) -> None:
 def main(channels: list[str]) -> None:
     """Forward until every writer has ended. Each channel is given as `SOURCE:TARGET`, numbers of descriptors.
 
-    The control socket asks with a byte whether all output so far is written; the same byte is the answer.
+    The control socket asks with a byte whether all output so far is written; the same byte is the answer. The signals
+    that end an instance are blocked from the start.
     """
-    for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
-        signal.signal(ignored, signal.SIG_IGN)
     forwards = {one.source: one for one in (Forward(*map(int, channel.split(":"))) for channel in channels)}
     for forward in forwards.values():
         forward.start()

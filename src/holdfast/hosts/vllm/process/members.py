@@ -121,7 +121,7 @@ def end_remains(folder: str, known: Mapping[int, int] = MappingProxyType({})) ->
 
 
 def _living(folder: str, known: Mapping[int, int]) -> Iterator[int]:
-    """Yield the living processes of an instance and descendants, without the current process and processes that outlive them."""
+    """Yield the living processes of an instance and descendants, without this process and those that outlive them."""
     roots = {i.pid for i in map(_read, Path(folder).glob(f"{_MEMBER}*")) if i is not None and not i.has_ended}
     roots |= {pid for pid, started in known.items() if start_ticks(pid) == started}
     for pid in roots | set(_of_environment(folder)):

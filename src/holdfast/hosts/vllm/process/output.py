@@ -13,6 +13,7 @@ import fcntl
 import logging
 import os
 import select
+import signal
 import socket
 import stat
 import subprocess
@@ -21,7 +22,7 @@ import termios
 import threading
 import time
 import tty
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from holdfast.hosts.vllm.process import log_drain
@@ -96,7 +97,7 @@ class _Output:
         ours, its = socket.socketpair()
         passed = [descriptor for channel in self._channels for descriptor in (channel.source, channel.target)]
         names = [f"{channel.source}:{channel.target}" for channel in self._channels]
-        with its:
+        with its, _signals_blocked():
             try:
                 drain = subprocess.Popen(
                     [*_PYTHON, log_drain.__file__, *names],
@@ -117,11 +118,13 @@ class _Output:
 
     def _keep(self) -> None:
         """Replace a drain that ends before its writers have ended."""
+        lost_at_once = 0
         while True:
             began_s = time.monotonic()
             if self._drain.wait() == 0:
                 return  # every writer has closed its end
-            if time.monotonic() - began_s < RETRY_S:
+            lost_at_once = lost_at_once + 1 if time.monotonic() - began_s < RETRY_S else 0
+            if lost_at_once > 1:
                 self._discard(RETRY_S)
             while not self._replace():
                 self._discard(RETRY_S)
@@ -167,6 +170,16 @@ class _Output:
         finally:
             self._asking.release()
         return False
+
+
+@contextlib.contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """Block the signals that everybody gets, in this thread and in processes that start meanwhile."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _flush_at_exit(process: int) -> None:
