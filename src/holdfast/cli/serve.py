@@ -26,7 +26,8 @@ def serve(arguments: Sequence[str]) -> int:
         from holdfast.hosts.vllm.serving.serve_command import known_flags, prepare
         from holdfast.hosts.vllm.serving.serve_command import serve as serve_with_host
 
-        never_block_output()
+        if settings.get("enable_fault_tolerance") is not False:
+            never_block_output()
         prepare(allow_unknown_host=bool(settings.get("allow_unknown_host")))
         refuse_misspelt(rest, known_flags())
         serve_with_host(rest, settings)
