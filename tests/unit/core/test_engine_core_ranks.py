@@ -4,6 +4,7 @@ import pytest
 
 from holdfast.core.engine_core import effects as fx
 from holdfast.core.engine_core import facts
+from holdfast.core.engine_core.machine import REANNOUNCE_S
 from holdfast.core.engine_core.rank_control import PROBE_S, SEARCH_MARGIN_S
 from holdfast.core.engine_core.state import MAX_ARMED, RankRegistry
 from holdfast.core.faults.faults import FaultClass, Phase
@@ -197,6 +198,47 @@ def test_a_late_report_of_an_old_process_changes_nothing(late):
     bench.attach(0, pid=200)
     assert bench.tell(late) == []
     assert bench.machine.registry.pids() == {0: 200}
+
+
+def test_a_new_process_in_an_epoch_with_broken_collectives_is_told_to_break_as_well():
+    bench = EngineCoreBench(ranks=2)
+    bench.step_raises()
+    bench.command_recovery(epoch=1)
+    bench.lose(1)
+    assert bench.told_to_break == [0]
+    bench.tell(facts.RanksStarted({1: 200}))
+    bench.attach(1, pid=200)
+    bench.effects.clear()
+    bench.tell(facts.RecoveryFailed(ValueError("the peer did not come"), lost_a_worker=False))
+    assert bench.told_to_break == [1]
+    assert bench.announced == []
+    bench.acknowledge(0)
+    assert bench.announced == []
+    bench.acknowledge(1)
+    assert len(bench.announced) == 1
+
+
+def test_a_repeated_first_report_of_a_process_changes_nothing_about_the_order_to_break():
+    bench = EngineCoreBench(ranks=2)
+    bench.rank_faults(1)
+    bench.attach(0, pid=100)
+    bench.attach(1, pid=101)
+    bench.step_raises()
+    assert bench.told_to_break == [0]
+
+
+def test_a_pause_is_announced_again_only_when_ranks_have_acknowledged_a_later_break():
+    bench = EngineCoreBench(ranks=2)
+    bench.tell(m.PauseEngine(command_id="soft", epoch=0, soft=True))
+    bench.step_raises(is_interrupt=True)
+    assert len(bench.announced) == 1
+    bench.wait(REANNOUNCE_S - 0.1)
+    bench.tell(m.PauseEngine(command_id="hard", epoch=0))
+    bench.wait(0.2)
+    assert len(bench.announced) == 1
+    bench.acknowledge(0)
+    bench.acknowledge(1)
+    assert [task.broken for task in bench.announced] == [False, True]
 
 
 def test_a_report_of_a_process_that_has_not_introduced_itself_changes_nothing():

@@ -96,7 +96,7 @@ class EngineCoreMachine:
             case BusyLoop.STOPPING_RANKS:
                 due.append(self._ranks.containment.awaited_until)
             case BusyLoop.PAUSED:
-                due.append(self._pause.announce_at)
+                due.append(max(self._pause.announce_at, self._ranks.containment.awaited_until))
         return min(due)
 
     # ---- facts
@@ -236,7 +236,8 @@ class EngineCoreMachine:
 
     def _follow_next_command(self, now: float) -> None:
         command = self._commands.next(self.epoch)
-        if command is None and now >= self._pause.announce_at:
+        # A hard pause of a paused busy loop breaks collectives: acknowledgements are due again.
+        if command is None and now >= max(self._pause.announce_at, self._ranks.containment.awaited_until):
             command = self._commands.end_when_silent(self._silence_bound_s, now)
             if command is None:
                 self._announce(now)

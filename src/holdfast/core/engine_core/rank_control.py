@@ -115,15 +115,20 @@ class RankControl:
 
     def attached(self, report: m.WorkerAttached) -> None:
         """Note a new process of a rank, and arm in the process the faults of requests."""
+        is_new = not self.registry.is_present(report.rank, report.pid)
         if not self.registry.note(report):
             return
+        if is_new:
+            self.containment.renew(report.rank)
         for command in self._armed.of_rank(report.rank):
             self._context.do(fx.SendToRank(report.rank, command))
 
     def started(self, pids: Mapping[int, int]) -> None:
         """Take new processes of ranks as the present processes, before the processes report."""
         for rank, pid in pids.items():
-            self.registry.expect(rank, pid)
+            if not self.registry.is_present(rank, pid):
+                self.registry.expect(rank, pid)
+                self.containment.renew(rank)
 
     def rank_faulted(self, report: m.RankFaulted, now: float) -> None:
         """Take a rank's own account, or the finding about a rank that reports nothing."""

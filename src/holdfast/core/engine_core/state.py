@@ -31,8 +31,8 @@ class Containment:
         self.fault: Fault | None = None  # the deepest that a rank reported
         self.broken = False  # whether collectives were broken
         self._faulted: set[int] = set()
-        self._owing: set[int] = set()  # ranks whose acknowledgement is due
-        self._acknowledge_by = math.inf
+        self._told: set[int] = set()  # ranks that were told to break collectives
+        self._owing: dict[int, float] = {}  # ranks whose acknowledgement is due, and by when
         self.end_search()
 
     def rank_faulted(self, rank: int, fault: Fault, epoch: int) -> bool:
@@ -40,33 +40,37 @@ class Containment:
         if epoch != self.epoch:
             return False
         self._faulted.add(rank)
-        self._owing.discard(rank)  # a rank that faulted has stopped and broken its collectives by itself
+        self._owing.pop(rank, None)  # a rank that faulted has stopped and broken its collectives by itself
         is_news = deeper(self.fault, fault) is fault
         self.fault = deeper(self.fault, fault)
         return is_news
 
     def break_ranks(self, ranks: set[int], acknowledge_by: float) -> set[int]:
-        """Return the ranks to tell to break collectives; empty when collectives are broken already.
+        """Return the ranks to tell to break collectives, each process once.
 
         The returned ranks have to acknowledge by `acknowledge_by`, on the monotonic clock.
         """
-        if self.broken:
-            return set()
         self.broken = True
-        self._owing = ranks - self._faulted
-        self._acknowledge_by = acknowledge_by
-        return set(self._owing)
+        untold = ranks - self._faulted - self._told
+        self._told |= untold
+        self._owing |= dict.fromkeys(untold, acknowledge_by)
+        return untold
+
+    def renew(self, rank: int) -> None:
+        """Forget the process of a rank, because a new process takes its place: that was told nothing yet."""
+        self._faulted.discard(rank)
+        self._told.discard(rank)
+        self._owing.pop(rank, None)
 
     def acknowledged(self, rank: int, epoch: int) -> None:
         """Note that a rank has stopped; ignore an acknowledgement of another epoch."""
         if epoch == self.epoch:
-            self._owing.discard(rank)
+            self._owing.pop(rank, None)
 
     def overdue(self, now: float) -> set[int]:
         """Return the ranks that did not acknowledge in time, each rank once."""
-        if now < self._acknowledge_by:
-            return set()
-        late, self._owing = self._owing, set()
+        late = {rank for rank, due_at in self._owing.items() if now >= due_at}
+        self._owing = {rank: due_at for rank, due_at in self._owing.items() if rank not in late}
         return late
 
     def search(self, until: float) -> None:
@@ -80,12 +84,12 @@ class Containment:
     @property
     def acknowledgement_due_at(self) -> float:
         """Time by which an acknowledgement is due; infinity when none is due."""
-        return self._acknowledge_by if self._owing else math.inf
+        return min(self._owing.values(), default=math.inf)
 
     @property
     def awaited_until(self) -> float:
         """Time until which the pause is not announced: ranks may still stop, or a search may still end."""
-        return max(self._searching_until, self._acknowledge_by if self._owing else 0.0)
+        return max(self._searching_until, *self._owing.values(), 0.0)
 
 
 Command = m.RecoverEngine | m.EndEngine

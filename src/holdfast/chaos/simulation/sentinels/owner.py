@@ -263,28 +263,25 @@ class OwnerLaws:
         """Check the effects that an engine core's machine asks for."""
         run, machine = self._run, engine.sentinel._machine
         handle = machine.handle
+        condemned: set[tuple[int, int]] = set()  # ranks that were declared hung: owing nothing, also if a kill fails
 
         def checked(fact: Any, now: float) -> Any:
             epoch = machine.epoch
             effects = handle(fact, now)
             run.law(machine.epoch >= epoch, "an epoch never goes back")
-            told = {effect.rank for effect in effects if isinstance(effect, fx.KillRank)}
-            told |= machine._ranks.containment._faulted  # a rank whose fault is known owes nothing
+            pids = machine.registry.pids()
+            condemned.update((e.rank, pids[e.rank]) for e in effects if isinstance(e, fx.KillRank))
+            told = {rank for rank, pid in pids.items() if (rank, pid) in condemned}
             for effect in effects:
                 match effect:
                     case fx.Release(task=fx.RunRecovery(command=command)):
                         run.law(command.epoch > epoch, "a recovery has a newer epoch than the engine core")
-                    case fx.Release(task=fx.AnnouncePause(broken=True)) if self._is_strict(engine, machine):
+                    case fx.Release(task=fx.AnnouncePause(broken=True)):
                         running = [w.rank for w in engine.core.workers if not (w.fenced or w.gone or w.rank in told)]
                         run.law(not running, "a pause is announced when every rank has stopped")
             return effects
 
         machine.handle = checked
-
-    def _is_strict(self, engine: EngineProcess, machine: Any) -> bool:
-        """Return whether every acknowledgement comes, and comes once."""
-        fails = self._run.tally.failed_effects["worker_break"] > 0
-        return engine.stepped_in == machine.epoch and not self._run.schedule.weather.duplication and not fails
 
     def at_the_end(self) -> None:
         """Check that every link that lives has the owner's view."""
