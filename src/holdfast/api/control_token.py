@@ -135,9 +135,12 @@ def find_token(host: str, port: int) -> bytes | None:
 
     A server on a wildcard address is found under a loopback address only: a name may lead to another machine.
     """
-    for record in running_servers():
-        is_here = host == record.host or (_is_here(host) and (record.host in _WILDCARDS or _is_here(record.host)))
-        if record.port == port and is_here:
+    records = [record for record in running_servers() if record.port == port]
+    for record in records:
+        if record.host == host:  # another server may have the same port of another address
+            return record.token
+    for record in records:
+        if _is_here(host) and (record.host in _WILDCARDS or _is_here(record.host)):
             return record.token
     return None
 

@@ -21,6 +21,7 @@ from typing import Any
 
 from holdfast.core.ports import Devices
 from holdfast.core.stalls.stalls import Stall
+from holdfast.progress.identity import is_private_folder
 from holdfast.progress.stacks import ask_for_stacks, forget_stacks
 from holdfast.progress.surroundings import fields, look_around, read
 
@@ -38,6 +39,7 @@ class IncidentFiles:
     """Writer of the incidents of an engine core. `runtime_dir`: folder in which processes answer for stacks."""
 
     def __init__(self, incident_dir: str, runtime_dir: str, engine_id: int) -> None:
+        self._is_given = bool(incident_dir)
         self._folder = Path(incident_dir) if incident_dir else default_folder()
         self._runtime_dir = runtime_dir
         self._engine_id = engine_id
@@ -83,9 +85,7 @@ class IncidentFiles:
             return None
 
     def _keep(self, stall: Stall, pids: Mapping[int, int]) -> Path:
-        stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
-        folder = self._folder / f"{stamp}-engine{self._engine_id}-{stall.pid}"
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder = self._new_folder(stall.pid)
         summary = {"number": 1 + max(map(_number_of, self._incidents()), default=0), **self._summary(stall, pids)}
         (folder / "incident.json").write_text(json.dumps(summary, indent=2) + "\n")
         ranks = {pid: rank for rank, pid in {**pids, stall.rank: stall.pid}.items()}
@@ -95,10 +95,26 @@ class IncidentFiles:
         self._drop_oldest()
         return folder
 
+    def _new_folder(self, pid: int) -> Path:
+        """Make a folder for one incident. Other instances may share the parent, also from containers with equal ids."""
+        if not self._is_given and self._folder.parent == fallback_folder():
+            self._folder.parent.mkdir(mode=0o700, exist_ok=True)
+            if not is_private_folder(self._folder.parent):
+                raise OSError(f"{self._folder.parent} belongs to another user, or others can read it")
+        stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
+        for number in range(1, MAX_INCIDENTS):
+            again = f"-{number}" if number > 1 else ""
+            folder = self._folder / f"{stamp}-engine{self._engine_id}-{pid}{again}"
+            with contextlib.suppress(FileExistsError):
+                folder.mkdir(mode=0o700, parents=True)
+                return folder
+        raise OSError(f"too many incidents at {stamp}")
+
     def _summary(self, stall: Stall, pids: Mapping[int, int]) -> dict[str, Any]:
         call, deadline = stall.call, stall.deadline
         return {
             "at": time.time(),
+            "instance": os.path.basename(self._runtime_dir),
             "engine_id": self._engine_id,
             "rank": stall.rank,
             "pid": stall.pid,
@@ -152,7 +168,12 @@ def default_folder() -> Path:
     try:
         return Path.home() / ".local" / "state" / "holdfast" / "incidents"
     except RuntimeError:  # neither HOME nor an entry for the user
-        return Path(tempfile.gettempdir()) / f"holdfast-{os.getuid()}" / "incidents"
+        return fallback_folder() / "incidents"
+
+
+def fallback_folder() -> Path:
+    """Return the current user's folder below the temporary folder, where every other user could have made it."""
+    return Path(tempfile.gettempdir()) / f"holdfast-{os.getuid()}"
 
 
 def _process(pid: int) -> dict[str, Any]:

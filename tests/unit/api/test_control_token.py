@@ -107,6 +107,15 @@ def test_a_token_is_found_by_address_and_never_sent_elsewhere(
     assert find_token(asked, 8001) is None
 
 
+def test_of_two_servers_with_one_port_number_each_is_found_by_its_address(runtime: Path) -> None:
+    addresses = ("127.0.0.1", "127.0.0.2", "::1", "0.0.0.0")
+    for number, address in enumerate(addresses):
+        file = announce(address, 8000, address.encode(), is_open=False)
+        assert file is not None
+        file.rename(runtime / f"8000-{number}.json")
+    assert [find_token(address, 8000) for address in addresses] == [address.encode() for address in addresses]
+
+
 def with_process(record: ServerRecord, **differs: int) -> ServerRecord:
     return msgspec.structs.replace(record, process=msgspec.structs.replace(record.process, **differs))
 

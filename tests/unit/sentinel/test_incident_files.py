@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from holdfast.core.faults.faults import Phase
 from holdfast.core.stalls.stalls import Stall
 from holdfast.core.stalls.step_deadlines import Deadline
 from holdfast.core.stalls.steps import BatchShape, Running
+from holdfast.progress.identity import is_private_folder
 from holdfast.sentinel import incident_files
 from holdfast.sentinel.incident_files import MAX_INCIDENTS, MAX_WRITERS, IncidentFiles, default_folder
 
@@ -178,10 +180,50 @@ def test_evidence_that_fails_in_any_way_costs_the_evidence_only(
     assert files.keep(a_stall(2**22 + 1), {}) is None
 
 
-def test_a_user_without_a_home_keeps_evidence_below_the_temporary_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_user_without_a_home_keeps_evidence_below_the_temporary_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_home(tmp_path, monkeypatch)
+    assert str(os.getuid()) in str(default_folder())
+
+
+def test_two_incidents_of_one_second_are_two_folders(tmp_path: Path) -> None:
+    """Instances of several containers may share the folder and have the same process ids."""
+    stall = a_stall(2**22 + 1)
+    instances = [IncidentFiles(str(tmp_path / "incidents"), str(tmp_path / name), 0) for name in ("one", "two")]
+    kept_in = [files.keep(stall, {}) for files in instances]
+    told = [json.loads((folder / "incident.json").read_text())["instance"] for folder in kept_in if folder is not None]
+    assert len(set(kept_in)) == 2
+    assert told == ["one", "two"]
+
+
+@pytest.mark.parametrize("harm", ["readable by others", "link"])
+def test_a_folder_below_the_temporary_folder_that_others_have_prepared_gets_no_evidence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, harm: str
+) -> None:
+    prepared = tmp_path / f"holdfast-{os.getuid()}"
+    if harm == "link":
+        (tmp_path / "theirs").mkdir(mode=0o700)
+        prepared.symlink_to(tmp_path / "theirs")
+    else:
+        prepared.mkdir(mode=0o755)
+    without_home(tmp_path, monkeypatch)
+    assert IncidentFiles("", str(tmp_path), 0).keep(a_stall(2**22 + 1), {}) is None
+    assert list(tmp_path.rglob("incident.json")) == []
+
+
+def test_evidence_below_the_temporary_folder_leaves_room_for_a_token(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_home(tmp_path, monkeypatch)
+    assert IncidentFiles("", str(tmp_path), 0).keep(a_stall(2**22 + 1), {}) is not None
+    assert is_private_folder(tmp_path / f"holdfast-{os.getuid()}")
+
+
+def without_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def nobody() -> Path:
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.delenv("XDG_STATE_HOME", raising=False)
     monkeypatch.setattr(Path, "home", nobody)
-    assert str(os.getuid()) in str(default_folder())
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))

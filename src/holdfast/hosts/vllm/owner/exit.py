@@ -8,9 +8,11 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
+import errno
 import os
 import select
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Awaitable, Callable
@@ -22,6 +24,7 @@ from holdfast.hosts.vllm.contract.hooks import attach
 from holdfast.hosts.vllm.owner.owner import VllmFrontEndHost, current_owner
 from holdfast.hosts.vllm.process.logs import FLUSH_S, flush_log
 from holdfast.hosts.vllm.process.output import await_output
+from holdfast.hosts.vllm.process.settings import asks_for_protection
 
 TRACKER_TIMEOUT_S = 2.0
 EXIT_DEFEATED = 70  # EX_SOFTWARE of sysexits.h
@@ -91,6 +94,8 @@ async def _shut_down_then_exit(shutdown: Awaitable[Any]) -> None:
 
 def _serve_many_then_exit(original: Callable[[Any], None], args: Any) -> None:
     """Run the host's launcher, which raises after a death once all processes have ended."""
+    if asks_for_protection(args) and not args.uds:
+        refuse_shared_port(args.host or "", args.port)
     try:
         original(args)
     finally:
@@ -99,6 +104,22 @@ def _serve_many_then_exit(original: Callable[[Any], None], args: Any) -> None:
             owner.await_end()  # the host's own thread for that would not outlive the last line
             owner.close()
             end_defeated(owner.defeat)
+
+
+def refuse_shared_port(host: str, port: int) -> None:
+    """Raise `OSError` for a port on which another process listens.
+
+    Several API servers listen on one port, in a way that lets another server of the same user join in: connections, and
+    commands, would reach either of the two.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise
 
 
 def end_defeated(reason: str) -> NoReturn:

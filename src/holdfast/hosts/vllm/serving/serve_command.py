@@ -43,8 +43,17 @@ def serve(arguments: Sequence[str], settings: Mapping[str, Any]) -> None:
         command.cmd(args)
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            raise PortInUse(f"port {args.port} is in use", hint="choose another one with --port") from error
+            raise _in_use(args) from error
         raise
+
+
+def _in_use(args: argparse.Namespace) -> PortInUse:
+    if args.uds:
+        return PortInUse(
+            f"the socket {args.uds} is there already",
+            hint="choose another one with --uds, or remove that of a dead server",
+        )
+    return PortInUse(f"port {args.port} is in use", hint="choose another one with --port")
 
 
 def refuse_unhooked() -> None:
