@@ -218,6 +218,15 @@ def test_a_drain_that_cannot_stay_costs_the_lines_and_nothing_else(program: Prog
         assert program.do("lines 2000") == "lines"
 
 
+def test_a_drain_that_hangs_is_replaced_before_long(program: Program, pipe: tuple[int, int]) -> None:
+    hung = program.drain()
+    hung.suspend()
+    assert program.do("lines 4000") == "lines"  # twice as much as waits for it
+    assert program.do("write and on") == "write"
+    read_until(pipe[0], b"and on\n")
+    hung.wait(WITHIN_S)
+
+
 def test_the_end_of_the_instance_leaves_the_drain_for_the_last_lines(program: Program, pipe: tuple[int, int]) -> None:
     drain = program.drain()
     known = {drain.pid: int(drain.create_time())}

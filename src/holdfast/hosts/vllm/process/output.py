@@ -16,6 +16,7 @@ import select
 import signal
 import socket
 import stat
+import struct
 import subprocess
 import sys
 import termios
@@ -31,6 +32,8 @@ logger = logging.getLogger("holdfast")
 
 FLUSH_S = 2.5  # longer than the drain itself waits for a reader
 RETRY_S = 1.0
+LOOK_S = 1.0
+HUNG_S = 4.0  # without an answer, which takes two seconds at most
 _ROOM_BYTES = 2**20  # of the pipes: the whole time of a new drain's start
 _STANDARD = (1, 2)
 _PASSED_ON = ("LD_LIBRARY_PATH",)  # an interpreter may need it
@@ -121,7 +124,7 @@ class _Output:
         lost_at_once = 0
         while True:
             began_s = time.monotonic()
-            if self._drain.wait() == 0:
+            if self._await_end() == 0:
                 return  # every writer has closed its end
             lost_at_once = lost_at_once + 1 if time.monotonic() - began_s < RETRY_S else 0
             if lost_at_once > 1:
@@ -129,6 +132,15 @@ class _Output:
             while not self._replace():
                 self._discard(RETRY_S)
             logger.warning("the process that forwards the log was lost; another one goes on, lines may be missing")
+
+    def _await_end(self) -> int:
+        """Wait for the end of the drain, and bring a hung one to its end."""
+        poll = select.poll()
+        poll.register(self._control, 0)  # a hangup is always told
+        while not poll.poll(LOOK_S * 1000):
+            if any(map(_is_filling, self._channels)) and not self.ask(HUNG_S):
+                self._drain.kill()
+        return self._drain.wait()
 
     def _replace(self) -> bool:
         try:
@@ -192,6 +204,11 @@ def _flush_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError, AttributeError):
             stream.flush()
+
+
+def _is_filling(channel: _Channel) -> bool:
+    unread = struct.unpack("i", fcntl.ioctl(channel.source, termios.FIONREAD, bytes(4)))[0]
+    return bool(unread >= select.PIPE_BUF // 2)
 
 
 def _destinations() -> list[tuple[int, ...]]:
