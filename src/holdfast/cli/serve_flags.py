@@ -108,6 +108,12 @@ def _add_deciding(add: Add) -> None:
         help="most ranks that may be out at once, as a number or a share of all; beyond that the engine core is "
         "replaced as a whole",
     )
+    add(
+        "--accept-stale-state",
+        action=_SWITCH,
+        help="let a new process serve without state that was set at run time and cannot be repeated, such as weights "
+        "that a trainer sent; without the flag no process is replaced then",
+    )
     add("--fault-classes", metavar="FILE", help="JSON file of your own rows that classify faults")
 
 

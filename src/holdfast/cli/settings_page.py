@@ -28,6 +28,7 @@ _FAILURE_MODEL = "../failure-model.md"
 _SECTIONS = {
     "fault_policy": "the-ladder",
     "max_ranks_out": "the-ladder",
+    "accept_stale_state": "state-that-is-set-at-run-time",
     "fault_classes": "fault-classes",
     "max_worker_restarts": "worker-restarts",
     "standby_workers": "worker-restarts",

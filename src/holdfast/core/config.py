@@ -49,6 +49,7 @@ class RuntimeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     external_fallback: Literal["none", "auto"] = "none"  # when no command came in time
     max_ranks_out: Count | str = "100%"  # at once, a number of ranks or a share of all
     engine_recovery_timeout_s: Seconds = 120.0
+    accept_stale_state: bool = False  # let a new process serve without state that was set at run time
     max_retries: Count = 10
     retry_window_s: Seconds = 60.0
     drain_timeout_s: Seconds = 10.0

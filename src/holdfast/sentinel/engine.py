@@ -114,6 +114,10 @@ class EngineCoreSentinel:
         """Report the standby workers to the client. Any thread."""
         self._post(m.StandbysChanged(engine_id=self._engine_id, standbys=standbys))
 
+    def report_runtime_state(self, calls: bytes, unrepeatable: str) -> None:
+        """Report the state that callers set at run time to the client. Any thread."""
+        self._post(m.RuntimeStateChanged(engine_id=self._engine_id, calls=calls, unrepeatable=unrepeatable))
+
     def announce(self, host: EngineHost, hooks: tuple[str, ...], workers: tuple[m.WorkerAttached, ...]) -> None:
         """Report to the client that the engine core is protected from now on."""
         if self._config.stall_detection and self._config.runtime_dir:

@@ -42,6 +42,7 @@ FIELDS = {
     int: numbers,
     bool: st.booleans(),
     str: st.text(),
+    bytes: st.binary(),
     str | None: st.none() | st.text(),
     tuple[int, ...]: ranks,
     tuple[str, ...]: st.lists(st.text()).map(tuple),

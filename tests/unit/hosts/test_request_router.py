@@ -16,7 +16,9 @@ from holdfast.core.config import RuntimeSettings
 from holdfast.core.protocol.events import EngineStatus, InstanceView
 from holdfast.core.protocol.link_messages import PoisonRequestEnded
 from holdfast.core.states import EngineState
+from holdfast.hosts.vllm.serving.client_hooks import _set_every_state
 from holdfast.hosts.vllm.serving.error_reasons import error_reason
+from holdfast.hosts.vllm.serving.lost_engines import EngineLost
 from holdfast.hosts.vllm.serving.request_router import RequestRouter
 
 ENGINES = [b"\x00\x00", b"\x01\x00"]
@@ -278,3 +280,88 @@ def test_calls_of_a_dead_api_server_are_not_answered_to_its_replacement(call_id:
     client.utility_results = {6: None}  # type: ignore[attr-defined]
     taken = RequestRouter(client).deliver(EngineCoreOutputs(utility_output=UtilityOutput(call_id)))
     assert (taken.utility_output is not None) is is_heard
+
+
+async def no_wait() -> str:
+    return "set"
+
+
+def test_a_call_that_sets_state_waits_for_the_replacement_of_a_lost_engine_core() -> None:
+    async def scenario() -> None:
+        client = Client()
+        router = RequestRouter(client)
+        router.bind(asyncio.get_running_loop())
+        router.follow(view((DOWN, 1), (UP, 0)))
+        await settle()
+        calling = asyncio.create_task(router.set_state(no_wait, ENGINES[0]))
+        await settle()
+        assert not calling.done()
+        client.input_socket.said.put_nowait([ENGINES[0], b""])
+        await settle()
+        router.follow(view((UP, 1), (UP, 0)))
+        assert await calling == "set"
+
+    asyncio.run(scenario())
+
+
+def test_a_call_that_sets_state_and_meets_the_loss_is_made_again_with_the_replacement() -> None:
+    async def scenario() -> None:
+        client, calls = Client(), []
+
+        async def call() -> str:
+            calls.append("called")
+            if len(calls) == 1:
+                await asyncio.Event().wait()  # the lost engine core never answers
+            return "set"
+
+        router = RequestRouter(client)
+        router.bind(asyncio.get_running_loop())
+        calling = asyncio.create_task(router.set_state(call, ENGINES[0]))
+        await settle()
+        router.follow(view((DOWN, 1), (UP, 0)))
+        await settle()
+        client.input_socket.said.put_nowait([ENGINES[0], b""])
+        await settle()
+        router.follow(view((UP, 1), (UP, 0)))
+        assert await calling == "set"
+        assert len(calls) == 2
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(("state", "why"), [(OUT, "left out"), (DOWN, "not replaced within")])
+def test_a_call_that_sets_state_ends_where_no_replacement_comes(state: EngineState, why: str) -> None:
+    async def scenario() -> None:
+        client = Client()
+        router = RequestRouter(client, state_call_timeout_s=0.05)
+        router.bind(asyncio.get_running_loop())
+        router.follow(view((state, 1), (UP, 0)))
+        await settle()
+        with pytest.raises(EngineLost, match=why):
+            await router.set_state(no_wait, ENGINES[0])
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "expected"),
+    [
+        ({ENGINES[0]: "a", ENGINES[1]: "b"}, ["a", "b"]),
+        ({ENGINES[0]: EngineLost("left out"), ENGINES[1]: "b"}, ["b"]),
+        ({ENGINES[0]: EngineLost("left out"), ENGINES[1]: EngineLost("left out")}, EngineLost),
+        ({ENGINES[0]: "a", ENGINES[1]: ValueError("no such method")}, ValueError),
+    ],
+    ids=["all", "one left out", "all left out", "an error"],
+)
+def test_state_is_set_in_every_engine_core_that_is_not_left_out(outcomes: dict[bytes, Any], expected: Any) -> None:
+    async def call(method: str, *args: Any, engine: bytes) -> Any:
+        if isinstance(outcomes[engine], Exception):
+            raise outcomes[engine]
+        return outcomes[engine]
+
+    client = SimpleNamespace(core_engines=ENGINES, _call_utility_async=call)
+    if isinstance(expected, list):
+        assert asyncio.run(_set_every_state(client, "sleep", 1)) == expected
+    else:
+        with pytest.raises(expected):
+            asyncio.run(_set_every_state(client, "sleep", 1))

@@ -7,7 +7,7 @@ from holdfast.core.instance.group import Engine, FailedStart, LockstepGroup
 from holdfast.core.instance.repair import leave_out_engine, publish_decision, replace_engine
 from holdfast.core.instance.reports import engine_attached, finish_engine_restarts, finish_recovery
 from holdfast.core.instance.state import InstanceState, publish
-from holdfast.core.policy.incident import engine_restart_intensity
+from holdfast.core.policy.incident import engine_restart_intensity, why_stale
 from holdfast.core.policy.ladder import Action, Decision, decide_engine_restart, decide_on_engine, is_due_again
 from holdfast.core.protocol import messages as m
 from holdfast.core.protocol.effects import Effect, Send
@@ -63,6 +63,11 @@ def restart_left_out_engine(state: InstanceState, group: LockstepGroup, now: flo
     """Start a left-out engine core again as soon as the restart budget allows."""
     engine = group.engines[0]  # an engine core in lockstep is never left out
     if not group.is_left_out or not is_due_again(now, engine.left_out_at, state.config):
+        return []
+    if sibling := next((e for e in state.roster.engines if e.state.is_attached), None):
+        # Every call that sets state goes to all engine cores: a sibling knows those since the loss.
+        engine.runtime_state, engine.unrepeatable_state = sibling.runtime_state, sibling.unrepeatable_state
+    if why_stale(engine.unrepeatable_state) and not state.config.accept_stale_state:
         return []
     why = f"engine core {engine.engine_id} was left out for {now - engine.left_out_at:.0f} s and is started again"
     return replace_engine(state, group, engine, Decision(Action.RESTART_ENGINE, why), now, kill=False)

@@ -68,6 +68,9 @@ class Engine:
     restart_command: str | None = None  # the operator's command to replace the engine core
     left_out_at: float = 0.0
     left_out_reason: str | None = None
+    # set at run time, and outlasts the process
+    runtime_state: bytes = b""  # the calls that a replacement repeats
+    unrepeatable_state: str = ""  # what no call brings back
     # requests and injected faults
     suspects: int = 0
     ended_requests: int = 0
@@ -282,6 +285,7 @@ class LockstepGroup:
             suspects=engine.suspects,
             ended_requests=engine.ended_requests,
             standbys=UNSET if engine.standbys is None else engine.standbys,
+            unrepeatable_state=_optional(engine.unrepeatable_state or None),
         )
 
 

@@ -94,6 +94,8 @@ class Instance:
                 return reports.requests_suspected(state, group, engine, fact)
             case m.RequestEnded():
                 return reports.request_ended(state, group, engine, fact)
+            case m.RuntimeStateChanged():
+                return reports.runtime_state_changed(state, group, engine, fact)
             case m.StandbysChanged():
                 return reports.standbys_changed(state, group, engine, fact)
             case _:  # m.EngineAnswered

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from holdfast.core.config import change_settings, compare_settings
+from holdfast.core.config import HoldfastConfig, change_settings, compare_settings
 from holdfast.core.errors import BadCommand, BadConfiguration, CommandConflict
 from holdfast.core.instance import engine_loss
 from holdfast.core.instance.group import Engine, LockstepGroup
 from holdfast.core.instance.repair import decide_anew, pause, recover
 from holdfast.core.instance.state import InstanceState, publish_of_instance
+from holdfast.core.policy.incident import why_stale
 from holdfast.core.protocol import commands as c
 from holdfast.core.protocol import messages as m
 from holdfast.core.protocol.effects import Effect, Send, Settle
@@ -53,6 +54,17 @@ def require_healthy(group: LockstepGroup) -> None:
             f"engine {unwell[0].engine_id} is {unwell[0].state}, it cannot be paused now",
             state=unwell[0].state,
             hint="pause makes sense while every engine of the lockstep group is healthy",
+        )
+
+
+def require_repeatable_state(engine: Engine, config: HoldfastConfig) -> None:
+    """Raise `CommandConflict` if a new process would serve without state that was set at run time."""
+    stale = why_stale(engine.unrepeatable_state)
+    if stale and not config.accept_stale_state:
+        raise CommandConflict(
+            f"engine core {engine.engine_id} gets no new process: {stale}",
+            state=engine.state,
+            hint="set the state again afterwards: holdfast apply configure --set accept_stale_state=true",
         )
 
 
@@ -134,6 +146,7 @@ def restart_workers(state: InstanceState, command: c.RestartWorkers, now: float)
     require_known_ranks(engine, ranks)
     require_healthy(group)
     require_resumable(group, soft=False)
+    require_repeatable_state(engine, state.config)
     state.commands.begin(command_id, [group.group_id])
     group.open_incident(now).restart_command = command_id
     engine.sick_ranks.update(ranks or range(engine.ranks))
@@ -154,6 +167,7 @@ def restart_engine(
     group, engine = state.roster.find(command.engine_id)
     _require_new_command(state, group, command.command_id)
     require_replaceable(group, engine, unrecoverable_reason)
+    require_repeatable_state(engine, state.config)
     return engine_loss.restart_engine(state, group, engine, command.command_id, now)
 
 

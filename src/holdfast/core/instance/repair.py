@@ -296,6 +296,7 @@ def replace_engine(
         processes=processes,
         kill=kill,
         joins_epoch=group.epoch if group.is_lockstep else None,
+        runtime_state=engine.runtime_state,
     )
     return [*effects, lost, order, *contain(state, group, now)]
 

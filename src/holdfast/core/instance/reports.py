@@ -253,6 +253,18 @@ def _publish_ended_request(
     return [publish(state, EventKind.REQUEST_ENDED, group, engine, **about)]
 
 
+def runtime_state_changed(
+    state: InstanceState, group: LockstepGroup, engine: Engine, fact: m.RuntimeStateChanged
+) -> list[Effect]:
+    """Keep the state that callers set at run time for a replacement, and tell what a replacement would lose."""
+    is_news = fact.unrepeatable != engine.unrepeatable_state
+    engine.runtime_state, engine.unrepeatable_state = fact.calls, fact.unrepeatable
+    if not is_news:
+        return []
+    reason = f"a new process would lose {fact.unrepeatable or 'nothing'}"
+    return [publish(state, EventKind.RUNTIME_STATE_CHANGED, group, engine, reason=reason)]
+
+
 def standbys_changed(
     state: InstanceState, group: LockstepGroup, engine: Engine, fact: m.StandbysChanged
 ) -> list[Effect]:

@@ -92,6 +92,7 @@ class Roster:
             out_elsewhere=everywhere - by_engine[engine.engine_id],
             engine_ranks=engine.size,
             total_ranks=sum(e.size for e in self.engines),
+            unrepeatable_state=engine.unrepeatable_state,
         )
 
     def count_siblings(self, group: LockstepGroup) -> int:

@@ -156,6 +156,11 @@ class Capacity(msgspec.Struct, frozen=True, kw_only=True):
     out_elsewhere: int = 0
     engine_ranks: int = 0
     total_ranks: int = 0
+    unrepeatable_state: str = ""  # of the engine core: what a new process would lose
+
+    def why_no_new_process(self, accept_stale_state: bool) -> str | None:
+        """Return why no process of the engine core is replaced, None where a replacement may serve."""
+        return None if accept_stale_state else why_stale(self.unrepeatable_state)
 
     def why_no_worker_restart(self, cap: int | str) -> str | None:
         """Return why single ranks are not replaced, None where that is allowed."""
@@ -169,6 +174,16 @@ class Capacity(msgspec.Struct, frozen=True, kw_only=True):
 
     def _exceeded(self, out: int, cap: int | str) -> str:
         return f"{out} of {self.total_ranks} ranks would be out at once (--max-ranks-out {cap})"
+
+
+def why_stale(unrepeatable_state: str) -> str | None:
+    """Return why a new process would serve stale state, None where it would not."""
+    if not unrepeatable_state:
+        return None
+    return (
+        f"a new process would serve stale state, without {unrepeatable_state} (--accept-stale-state serves it all the "
+        "same)"
+    )
 
 
 def ranks_allowed_out(cap: int | str, total_ranks: int) -> float:

@@ -128,7 +128,11 @@ def decide_engine_restart(used: int, config: HoldfastConfig, capacity: Capacity 
         )
     if not config.max_engine_restarts:
         return Decision(Action.END, "engine core restarts are off (--max-engine-restarts 0)")
-    refusal = engine_restart_intensity(config).exhausted(used) or capacity.why_no_engine_restart(config.max_ranks_out)
+    refusal = (
+        capacity.why_no_new_process(config.accept_stale_state)
+        or engine_restart_intensity(config).exhausted(used)
+        or capacity.why_no_engine_restart(config.max_ranks_out)
+    )
     if refusal is not None:
         return Decision(Action.END, refusal)
     tries, limit = used + 1, config.max_engine_restarts
@@ -272,6 +276,8 @@ def _decide_worker_restart(now: float, situation: Situation, config: HoldfastCon
 def _why_no_worker_restart(used: int, situation: Situation, config: HoldfastConfig) -> str | None:
     if not config.max_worker_restarts:
         return "worker restarts are off (--max-worker-restarts 0)"
+    if stale := situation.capacity.why_no_new_process(config.accept_stale_state):
+        return stale
     exhausted = worker_restart_intensity(config).exhausted(used)
     return exhausted or situation.capacity.why_no_worker_restart(config.max_ranks_out)
 

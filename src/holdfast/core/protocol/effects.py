@@ -75,7 +75,8 @@ class ReplaceEngine:
 
     Wait until the API servers have seen the event `known_at`, and until none of `processes`, which
     its workers were, is still there. `kill`: it is still there itself, and has to go first. With `joins_epoch` it
-    starts alone and stands until its lockstep group lets it in, out of that epoch.
+    starts alone and stands until its lockstep group lets it in, out of that epoch. `runtime_state` is what
+    callers set in the lost process at run time, encoded by the lost process.
     """
 
     engine_id: int
@@ -84,6 +85,7 @@ class ReplaceEngine:
     processes: tuple[int, ...] = ()
     kill: bool = False
     joins_epoch: int | None = None
+    runtime_state: bytes = b""
 
 
 @dataclass(frozen=True)

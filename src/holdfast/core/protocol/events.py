@@ -29,6 +29,7 @@ class EventKind(enum.StrEnum):
     ENGINE_LOST = "engine-lost"
     ENGINE_RESTARTED = "engine-restarted"
     STANDBYS_CHANGED = "standbys-changed"
+    RUNTIME_STATE_CHANGED = "runtime-state-changed"
     REQUESTS_SUSPECTED = "requests-suspected"
     REQUEST_ENDED = "request-ended"
     PROCESS_ATTACHED = "process-attached"
@@ -118,6 +119,7 @@ class EngineStatus(msgspec.Struct, frozen=True, kw_only=True, rename=_STATUS_NAM
     suspects: int = 0  # requests of which one may be a poison request
     ended_requests: int = 0  # poison requests
     standbys: Standbys | UnsetType = UNSET
+    unrepeatable_state: str | UnsetType = UNSET  # set at run time, and lost in a new process
 
 
 class ProcessStatus(msgspec.Struct, frozen=True, kw_only=True):

@@ -221,6 +221,20 @@ class StandbysChanged(EngineReport, frozen=True, tag="standbys-changed"):
     standbys: Standbys
 
 
+MAX_STATE_BYTES = 1 << 16  # of the calls that are told to a replacement; they travel in its environment
+
+
+class RuntimeStateChanged(EngineReport, frozen=True, tag="runtime-state-changed"):
+    """State that callers set at run time: adapters, weights, sleep, a pause of the host.
+
+    `calls` are the calls that set the state, encoded by the engine core's host for a replacement. `unrepeatable` names
+    state that no call brings back; empty when there is none.
+    """
+
+    calls: bytes = b""
+    unrepeatable: str = ""
+
+
 FromEngine = (
     EngineAttached
     | EngineFaulted
@@ -229,6 +243,7 @@ FromEngine = (
     | RecoveryAborted
     | EngineAnswered
     | StandbysChanged
+    | RuntimeStateChanged
     | RequestsSuspected
     | RequestEnded
 )

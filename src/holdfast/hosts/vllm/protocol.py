@@ -15,9 +15,13 @@ HISTORY = "holdfast_history"  # private key of the sampling parameters: the toke
 # Names under which an engine core's commands are bound to a worker.
 JOIN = "holdfast_join"
 PREPARE = "holdfast_prepare"
+REPEAT = "holdfast_repeat"
 ADD_REQUESTS = "holdfast_add_requests"
 
 TOLD_TO_STOP = "it was told to stop"  # reason of a worker's fence that its engine core recognises in an error
+
+
+WorkerCall = tuple[str, tuple[Any, ...], dict[str, Any]]  # of a method of the host's worker, with arguments
 
 
 class QueueHandle(msgspec.Struct, frozen=True):

@@ -12,6 +12,37 @@ EXECUTOR_FAILED = "Executor failed."
 WORKER_FAILED = "Worker failed with error"
 ENGINE_CORE_DEAD = b"ENGINE_CORE_DEAD"
 
+# Calls of an engine core, and of the workers by `collective_rpc`, that set state at run time.
+ADD_LORA, REMOVE_LORA, PIN_LORA = "add_lora", "remove_lora", "pin_lora"
+SLEEP, WAKE_UP, PAUSE, RESUME = "sleep", "wake_up", "pause_scheduler", "resume_scheduler"
+COLLECTIVE_RPC, SET_WEIGHT_VERSION, PROFILE = "collective_rpc", "set_weight_version", "profile"
+RELOAD_WEIGHTS = "reload_weights"
+UPDATE_WEIGHTS = "update_weights"
+BEGIN_WEIGHT_TRANSFER, END_WEIGHT_TRANSFER = "init_weight_transfer_engine", "shutdown_weight_transfer_engine"
+WEIGHT_TRANSFER = (
+    BEGIN_WEIGHT_TRANSFER,
+    "start_weight_update",
+    "start_draft_weight_update",
+    UPDATE_WEIGHTS,
+    "finish_weight_update",
+    END_WEIGHT_TRANSFER,
+)
+# Calls of the workers that set nothing.
+READING_CALLS = (
+    "compute_weight_checksums",
+    "get_encoder_timing_stats",
+    "get_model_inspection",
+    "get_supported_tasks",
+    "list_loras",
+    "reset_encoder_cache",
+    "reset_mm_cache",
+    "save_sharded_state",
+    "synchronize_device",
+)
+# Calls of an engine core that set state, by their names on the wire.
+CALLS_OF_WORKERS = (ADD_LORA, PIN_LORA, SLEEP, WAKE_UP, COLLECTIVE_RPC, PROFILE)
+STATE_CALLS = (*CALLS_OF_WORKERS, REMOVE_LORA, SET_WEIGHT_VERSION, PAUSE, RESUME)
+
 _CORE = "vllm.v1.engine.core"
 _EXECUTOR = "vllm.v1.executor.multiproc_executor"
 _CLASSIFIED = "the fault table knows the error by its message"
@@ -19,6 +50,7 @@ _TITLES = "chaos and the demo find processes by their titles"
 _IMPORTED_EARLY = "imported before a replacement is needed: a missing module only costs time"
 _PLUGINS = "the allow-list of plugins names the groups"
 _STARTED = "servers of the demo, the benchmarks and chaos are started with the flag"
+_KEPT = "a new process repeats, or must not lose, what the call has set"
 _SAMPLED = "how many numbers a seeded generator draws per token"
 
 NAME_TOUCHPOINTS: tuple[Touchpoint, ...] = (
@@ -32,6 +64,21 @@ NAME_TOUCHPOINTS: tuple[Touchpoint, ...] = (
     text(_CORE, ENGINE_CORE_DEAD.decode(), "the last message of an engine core; the client must not end with it"),
     *attributes(_CORE, "EngineCoreProc", "ENGINE_CORE_DEAD", "the last message of an engine core"),
     text("vllm.v1.engine", "error", "the finish reason of a request that the engine core ended with an error"),
+    # ---- calls that set state at run time
+    call(_CORE, "EngineCore.add_lora", ("lora_request",), _KEPT),
+    call(_CORE, "EngineCore.remove_lora", ("lora_id",), _KEPT),
+    call(_CORE, "EngineCore.pin_lora", ("lora_id",), _KEPT),
+    call(_CORE, "EngineCore.sleep", ("level",), _KEPT),
+    call(_CORE, "EngineCore.wake_up", ("tags",), _KEPT),
+    call(_CORE, "EngineCore.collective_rpc", ("method", "timeout", "args", "kwargs"), _KEPT),
+    call(_CORE, "EngineCore.set_weight_version", ("weight_version",), _KEPT),
+    call(_CORE, "EngineCoreProc.pause_scheduler", ("mode", "clear_cache"), _KEPT),
+    call(_CORE, "EngineCore.resume_scheduler", (), _KEPT),
+    call(_CORE, "EngineCore.profile", ("is_start", "profile_prefix"), _KEPT),
+    call(_CORE, "EngineCoreProc._convert_msgspec_args", ("method", "args"), _KEPT),
+    call("vllm.v1.worker.gpu_worker", "Worker.reload_weights", None, _KEPT),
+    *(call("vllm.v1.worker.gpu_worker", f"Worker.{name}", None, _KEPT) for name in WEIGHT_TRANSFER),
+    *attributes("vllm.lora.request", "LoRARequest", "lora_int_id", _KEPT),
     # ---- titles of processes, names of loggers
     call("vllm.utils.system_utils", "set_process_title", ("name", "suffix", "prefix"), _TITLES),
     *variables("VLLM_PROCESS_NAME_PREFIX", _TITLES),

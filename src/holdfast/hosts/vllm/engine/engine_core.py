@@ -20,6 +20,7 @@ from holdfast.hosts.vllm.engine.pacing import PacedPrefill, StepRules
 from holdfast.hosts.vllm.engine.recovery import Recovery, announce_to_coordinator, in_lockstep, start_after_any_wave
 from holdfast.hosts.vllm.engine.request_admission import VllmRequestHost
 from holdfast.hosts.vllm.engine.resumed_requests import attach_resumption_hooks, pace_resumed_requests
+from holdfast.hosts.vllm.engine.runtime_state import RuntimeState
 from holdfast.hosts.vllm.injection import ArmedFaults, arm_engine
 from holdfast.hosts.vllm.process.device_health import device_health
 from holdfast.hosts.vllm.process.init_store import attach_init_store
@@ -67,6 +68,7 @@ def _protect_engine(original: Callable[..., None], engine: Any, *args: Any, **kw
     host = VllmEngineHost(engine, config, sentinel)
     workers = sentinel.await_workers(engine.model_executor.world_size, ATTACH_TIMEOUT_S)
     engine.holdfast = sentinel
+    host.state.repeat_inherited()
     sentinel.announce(host, attached(), workers)
     engine.model_executor.standbys.start()
 
@@ -106,7 +108,8 @@ class VllmEngineHost:
         paced = PacedPrefill(engine, rules, config.recovery_prefill_tokens, in_lockstep=in_lockstep(engine))
         pace_resumed_requests(engine, paced)
         wait = sentinel.await_processes
-        self._recovery = Recovery(engine, config, self._communicators, self._faults, paced, wait)
+        self.state = RuntimeState(engine, sentinel.report_runtime_state)
+        self._recovery = Recovery(engine, config, self._communicators, self._faults, paced, wait, self.state)
         if (joins := joins_epoch()) is not None:
             self._recovery.mark_all_ranks_replaced()
             start_after_any_wave(engine, joins)

@@ -26,6 +26,7 @@ from holdfast.core.protocol.messages import RecoveryReport, Rendezvous
 from holdfast.hosts.vllm.communicators import EngineCommunicators
 from holdfast.hosts.vllm.engine.pacing import PacedPrefill
 from holdfast.hosts.vllm.engine.rewind import FreedInFlight, only_full_attention, rewind
+from holdfast.hosts.vllm.engine.runtime_state import RuntimeState
 from holdfast.hosts.vllm.engine.salvage import request_being_added, salvage
 from holdfast.hosts.vllm.engine.worker_pool.replacement_processes import ReplacementResult
 from holdfast.hosts.vllm.injection import ArmedFaults
@@ -62,6 +63,7 @@ class Recovery:
     """The recovery of an engine core. Busy loop's thread, which is paused meanwhile.
 
     Args:
+        state: set by callers at run time; repeated in every new worker.
         await_processes: waits until the new processes of ranks have reported; arguments: pids by rank, seconds.
     """
 
@@ -73,6 +75,7 @@ class Recovery:
         faults: ArmedFaults,
         paced: PacedPrefill,
         await_processes: Callable[[Mapping[int, int], float], None],
+        state: RuntimeState,
     ) -> None:
         self._engine = engine
         self.config = config  # in force; replaced as a whole when an operator changes settings
@@ -80,6 +83,7 @@ class Recovery:
         self._faults = faults
         self._paced = paced
         self._await_processes = await_processes
+        self._state = state
         self._ranks_without_requests: set[int] = set()  # replaced and not yet restored
         self._unprepared_ranks: set[int] = set()  # ranks whose replacement has begun and has not worked
         self._salvaged: Exception | None = None
@@ -167,6 +171,8 @@ class Recovery:
             sorted(ranks), config.worker_start_timeout_s, config.drain_timeout_s
         )
         self._await_processes(replaced.pids, config.drain_timeout_s)
+        if calls := self._state.calls_of_workers():
+            self._engine.model_executor.repeat_calls(sorted(ranks), calls, config.worker_start_timeout_s)
         self._unprepared_ranks = set()
         return replaced
 

@@ -134,7 +134,7 @@ class EngineProcesses:
                 logger.warning("an API server does not know yet that engine core %d is lost", engine_id)
             if self._ends_within(effect.after_s) or self._starts.get(engine_id) is not effect:
                 return
-            self._start_replacement(engine_id, effect.joins_epoch)
+            self._start_replacement(effect)
         except Exception as error:
             if not self._ends_within(0.0) and self._starts.get(engine_id) is effect:
                 logger.exception("the replacement of engine core %d did not start", engine_id)
@@ -144,12 +144,21 @@ class EngineProcesses:
                 pid = None if started is old else started.pid
                 self._sentinel.engine_lost(engine_id, why, self._unrecoverable_reason(), pid)
 
-    def _start_replacement(self, engine_id: int, joins_epoch: int | None) -> None:
+    def _start_replacement(self, effect: ReplaceEngine) -> None:
         assert self.launch is not None
+        engine_id, joins_epoch = effect.engine_id, effect.joins_epoch
         put_in_place = functools.partial(self._put_in_place, engine_id)
         background = joins_epoch is None and self._siblings_serve(engine_id)
         config = self._sentinel.config  # the settings in force
-        start_engine_core(self.launch, engine_id, config, put_in_place, joins_epoch, background=background)
+        start_engine_core(
+            self.launch,
+            engine_id,
+            config,
+            put_in_place,
+            joins_epoch,
+            runtime_state=effect.runtime_state,
+            background=background,
+        )
         if not self._sentinel.await_attached_again(engine_id, ATTACH_TIMEOUT_S):
             raise HookNotAttached(f"engine core {engine_id} did not report its hooks within {ATTACH_TIMEOUT_S:g} s")
         view = self._sentinel.view().engine(engine_id)

@@ -72,6 +72,7 @@ def start_engine_core(
     on_started: Callable[[Any], None],
     joins_epoch: int | None = None,
     *,
+    runtime_state: bytes = b"",
     background: bool = False,
 ) -> None:
     """Start the engine core with the given index and wait until the process is ready.
@@ -79,6 +80,7 @@ def start_engine_core(
     Args:
         on_started: is given the process at once.
         joins_epoch: epoch of the lockstep group that the engine core joins; until it is admitted it has no peers.
+        runtime_state: calls of the process that is replaced, which the engine core repeats before it serves.
         background: leave the processors to serving siblings, for `BACKGROUND_S` at most.
 
     Raises:
@@ -95,7 +97,8 @@ def start_engine_core(
     parallel = copy.copy(arguments["vllm_config"].parallel_config)
     parallel.data_parallel_size_local = 1
     with zmq_socket_ctx(address, zmq.ROUTER, bind=True) as handshake:
-        with spawning(config, joins_epoch, sockets), bootstrapped(get_mp_context(), background=background):
+        inherited = spawning(config, joins_epoch, sockets, runtime_state)
+        with inherited, bootstrapped(get_mp_context(), background=background):
             manager = CoreEngineProcManager(**arguments)
         manager._finalizer.detach()  # the process belongs to the first manager from now on
         # Looking at an exit code takes it out of the process table, where the host's own shutdown fails without it.

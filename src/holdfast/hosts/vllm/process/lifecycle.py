@@ -30,12 +30,14 @@ _spawning = threading.Lock()  # the settings travel in the environment, which al
 
 
 @contextlib.contextmanager
-def spawning(config: HoldfastConfig, joins_epoch: int | None = None, sockets: str | None = None) -> Iterator[None]:
+def spawning(
+    config: HoldfastConfig, joins_epoch: int | None = None, sockets: str | None = None, runtime_state: bytes = b""
+) -> Iterator[None]:
     """Let processes that are started inside inherit the settings of the instance. Threads take turns.
 
-    `joins_epoch` and `sockets` are passed on as by `handed_down`.
+    The arguments are passed on as by `handed_down`.
     """
-    with _spawning, handed_down(config, joins_epoch, sockets):
+    with _spawning, handed_down(config, joins_epoch, sockets, runtime_state):
         yield
 
 

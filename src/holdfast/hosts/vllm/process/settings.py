@@ -7,6 +7,7 @@ compile anew. The processes of the instance find the settings in the environment
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -24,6 +25,7 @@ KEY = "holdfast"
 ENVIRONMENT = "HOLDFAST_SETTINGS"
 MAX_FILE_CHARS = 1 << 18
 JOINS_EPOCH = "HOLDFAST_JOINS_EPOCH"
+RUNTIME_STATE = "HOLDFAST_RUNTIME_STATE"  # of the process in whose place a process starts, in base 64
 
 
 def take_settings(vllm_config: Any) -> HoldfastConfig | None:
@@ -81,14 +83,18 @@ def joins_epoch() -> int | None:
 
 
 @contextmanager
-def handed_down(config: HoldfastConfig, joins_epoch: int | None = None, sockets: str | None = None) -> Iterator[None]:
-    """Let processes started inside inherit `config`, the epoch to join, and the folder for `sockets`.
+def handed_down(
+    config: HoldfastConfig, joins_epoch: int | None = None, sockets: str | None = None, runtime_state: bytes = b""
+) -> Iterator[None]:
+    """Let processes started inside inherit `config`, the epoch to join, the folder for `sockets`, and run-time state.
 
     The folder is the instance's own unless `sockets` names another.
     """
     inherited = {ENVIRONMENT: json.dumps(dump_config(config)), **_place_of_sockets(sockets or config.runtime_dir)}
     if joins_epoch is not None:
         inherited[JOINS_EPOCH] = str(joins_epoch)
+    if runtime_state:
+        inherited[RUNTIME_STATE] = base64.b64encode(runtime_state).decode()
     os.environ.update(inherited)
     try:
         yield

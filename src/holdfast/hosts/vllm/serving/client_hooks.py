@@ -21,7 +21,7 @@ from holdfast.hosts.vllm.contract.front_end_touchpoints import (
     VALIDATE_ALIVE,
 )
 from holdfast.hosts.vllm.contract.hooks import attach
-from holdfast.hosts.vllm.contract.name_touchpoints import ENGINE_CORE_DEAD
+from holdfast.hosts.vllm.contract.name_touchpoints import ENGINE_CORE_DEAD, STATE_CALLS
 from holdfast.hosts.vllm.process.settings import inherited_settings
 from holdfast.hosts.vllm.serving.error_reasons import attach_error_reasons
 from holdfast.hosts.vllm.serving.lost_engines import EngineLost
@@ -57,7 +57,9 @@ def request_router(client: Any) -> RequestRouter | None:
     """Return the router of a client's requests, made at the first call; None when the client is not protected."""
     known: RequestRouter | None = client.__dict__.get(_NAME)
     if known is None and (config := _own_config or inherited_settings()) is not None:
-        known = client.__dict__[_NAME] = RequestRouter(client, detects_poison=config.poison_detection)
+        known = client.__dict__[_NAME] = RequestRouter(
+            client, detects_poison=config.poison_detection, state_call_timeout_s=config.engine_start_timeout_s
+        )
     return known
 
 
@@ -129,17 +131,32 @@ async def _call_utility(
     router = request_router(client)
     if router is None:
         return await original(client, method, *args, engine=engine)
+    if method in STATE_CALLS:
+        return await router.set_state(lambda: original(client, method, *args, engine=engine), engine)
     return await router.call_utility(lambda: original(client, method, *args, engine=engine), engine)
 
 
 async def _call_every_utility(
     original: Callable[..., Awaitable[list[Any]]], client: Any, method: str, *args: Any
 ) -> list[Any]:
-    """Call every engine core that is not lost, and return the results."""
+    """Call every engine core that is not lost, and return the results. A call that sets state waits for the lost."""
     router = request_router(client)
+    if router is not None and method in STATE_CALLS:
+        return await _set_every_state(client, method, *args)
     if router is None or not any(map(router.is_lost, client.core_engines)):
         return await original(client, method, *args)
     present = [engine for engine in client.core_engines if not router.is_lost(engine)]
     if not present:
         raise EngineLost("every engine core is lost; a replacement is being started")
     return list(await asyncio.gather(*(client._call_utility_async(method, *args, engine=e) for e in present)))
+
+
+async def _set_every_state(client: Any, method: str, *args: Any) -> list[Any]:
+    """Set state in every engine core but those that are left out, which take the state over from a sibling later."""
+    calls = (client._call_utility_async(method, *args, engine=engine) for engine in client.core_engines)
+    results = await asyncio.gather(*calls, return_exceptions=True)
+    errors = [result for result in results if isinstance(result, BaseException)]
+    failures = [error for error in errors if not isinstance(error, EngineLost)]
+    if failures or len(errors) == len(results):
+        raise (failures or errors)[0]
+    return [result for result in results if not isinstance(result, BaseException)]

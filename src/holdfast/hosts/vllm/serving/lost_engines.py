@@ -20,6 +20,7 @@ class LostEngines:
         self._is_ready: dict[bytes, bool] = {}  # whether the replacement has reported ready
         self._losses: dict[bytes, asyncio.Future[None]] = {}
         self._left_out: set[bytes] = set()
+        self._returned = asyncio.Event()  # replaced by a new event as soon as any engine core is back, or left out
 
     def __contains__(self, engine: object) -> bool:
         return engine in self._is_ready
@@ -48,6 +49,8 @@ class LostEngines:
     def set_left_out(self, engine: bytes, left_out: bool) -> None:
         """Record whether an engine core is left out."""
         (self._left_out.add if left_out else self._left_out.discard)(engine)
+        if left_out:
+            self._tell_returned()
 
     def mark_ready(self, engine: bytes) -> bool:
         """Record that a replacement is ready, and return whether the engine core was lost."""
@@ -59,6 +62,23 @@ class LostEngines:
         """Remove an engine core: the replacement serves."""
         del self._is_ready[engine]
         self._losses.pop(engine, None)
+        self._tell_returned()
+
+    def _tell_returned(self) -> None:
+        self._returned.set()
+        self._returned = asyncio.Event()
+
+    async def await_return(self, engine: bytes, timeout_s: float) -> None:
+        """Wait until an engine core serves, or its replacement does. Raises `EngineLost` for one that is left out."""
+        name = f"engine core {int.from_bytes(engine, 'little')}"
+        try:
+            async with asyncio.timeout(timeout_s):
+                while engine in self and engine not in self._left_out:
+                    await self._returned.wait()
+        except TimeoutError:
+            raise EngineLost(f"{name} is lost and was not replaced within {timeout_s:g} s") from None
+        if engine in self:
+            raise EngineLost(f"{name} is lost and left out")
 
     async def call(self, call: Callable[[], Awaitable[Any]], engine: bytes) -> Any:
         """Call an engine core. Raises `EngineLost` when the engine core is lost meanwhile."""

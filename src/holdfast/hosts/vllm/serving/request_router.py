@@ -24,7 +24,7 @@ from holdfast.core.requests.journal import RequestJournal
 from holdfast.core.requests.readmission import Readmission
 from holdfast.core.states import EngineState
 from holdfast.hosts.vllm.serving.error_reasons import keep_error_reason
-from holdfast.hosts.vllm.serving.lost_engines import LostEngines, idle_outputs_of
+from holdfast.hosts.vllm.serving.lost_engines import EngineLost, LostEngines, idle_outputs_of
 from holdfast.hosts.vllm.serving.resumption import resumption, strip_history, unmovable
 
 logger = logging.getLogger("holdfast")
@@ -38,9 +38,11 @@ class RequestRouter:
 
     Args:
         detects_poison: end a request that kills every engine core.
+        state_call_timeout_s: how long a call that sets state waits for the replacement of a lost engine core.
     """
 
-    def __init__(self, client: Any, *, detects_poison: bool = False) -> None:
+    def __init__(self, client: Any, *, detects_poison: bool = False, state_call_timeout_s: float = 600.0) -> None:
+        self._state_call_timeout_s = state_call_timeout_s
         self.journal: RequestJournal[Any] = RequestJournal()
         self._readmission = Readmission() if detects_poison else None
         self.on_poison: Callable[[PoisonRequestEnded], None] = lambda blamed: None
@@ -136,6 +138,20 @@ class RequestRouter:
     async def call_utility(self, call: Callable[[], Awaitable[Any]], engine: bytes) -> Any:
         """Call an engine core. Raises `EngineLost` when the engine core is lost meanwhile."""
         return await self._lost.call(call, engine)
+
+    async def set_state(self, call: Callable[[], Awaitable[Any]], engine: bytes) -> Any:
+        """Call an engine core to set state; while the engine core is lost, wait and call the replacement.
+
+        Raises:
+            EngineLost: the engine core is left out, or not replaced in time.
+        """
+        until = time.monotonic() + self._state_call_timeout_s
+        while True:
+            await self._lost.await_return(engine, max(0.0, until - time.monotonic()))
+            try:
+                return await self._lost.call(call, engine)
+            except EngineLost:
+                logger.warning("a call that sets state met the loss of an engine core and waits for the replacement")
 
     # ---- outputs
 

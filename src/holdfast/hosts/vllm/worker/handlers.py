@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from vllm.distributed.device_communicators.shm_broadcast import MessageQueue
 
 from holdfast.core.faults.faults import describe_error
 from holdfast.hosts.vllm.communicators import holders
+from holdfast.hosts.vllm.contract.name_touchpoints import ADD_LORA, PIN_LORA
 from holdfast.hosts.vllm.process.queues import retire, wait_until_ready
-from holdfast.hosts.vllm.protocol import JoinCommand, decode_join, to_handle
+from holdfast.hosts.vllm.protocol import JoinCommand, WorkerCall, decode_join, to_handle
 from holdfast.hosts.vllm.worker.restore import RestoreReply, encode_reply
 from holdfast.hosts.vllm.worker.zeroed_memory import FreshZeros
 
@@ -48,6 +49,24 @@ def prepare(proc: Any, nonce: str, ranks: tuple[int, ...], layout: str | None, k
         with FreshZeros():
             wrapper.initialize_from_config(kv_cache_configs)
         wrapper.worker.compile_or_warm_up_model()
+
+    return _answer(nonce, act if proc.rank in ranks else lambda: None)
+
+
+def repeat(proc: Any, nonce: str, ranks: tuple[int, ...], calls: Sequence[WorkerCall]) -> bytes:
+    """Repeat calls that set state at run time, in their order, on the replaced ranks. Never raises.
+
+    The calls came from the host's own `collective_rpc` and its kin, over the same queue, and were carried out then.
+    """
+
+    def act() -> None:
+        for method, args, kwargs in calls:
+            try:
+                getattr(proc.worker, method)(*args, **kwargs)
+            except Exception:
+                if method not in (ADD_LORA, PIN_LORA):
+                    raise
+                logger.exception("rank %d cannot load an adapter; requests for it will end with that error", proc.rank)
 
     return _answer(nonce, act if proc.rank in ranks else lambda: None)
 

@@ -20,9 +20,9 @@ from holdfast.hosts.vllm.injection import ArmedFaults, arm_logits, arm_model, in
 from holdfast.hosts.vllm.process.settings import inherited_settings
 from holdfast.hosts.vllm.process.shared_memory import attach_segment_records
 from holdfast.hosts.vllm.process.step_progress import WorkerProgress, worker_progress
-from holdfast.hosts.vllm.protocol import ADD_REQUESTS, JOIN, PREPARE
+from holdfast.hosts.vllm.protocol import ADD_REQUESTS, JOIN, PREPARE, REPEAT
 from holdfast.hosts.vllm.worker.fence import Step, StepFence
-from holdfast.hosts.vllm.worker.handlers import join, prepare
+from holdfast.hosts.vllm.worker.handlers import join, prepare, repeat
 from holdfast.hosts.vllm.worker.logits_check import NonFiniteLogitsDetector
 from holdfast.hosts.vllm.worker.restore import RESTORE, RankRestore
 from holdfast.hosts.vllm.worker.standby import assigned_queue
@@ -104,6 +104,7 @@ class VllmWorkerHost:
         setattr(wrapper, ADD_REQUESTS, self.restores.add_requests)
         setattr(wrapper, JOIN, functools.partial(join, proc))
         setattr(wrapper, PREPARE, functools.partial(prepare, proc))
+        setattr(wrapper, REPEAT, functools.partial(repeat, proc))
 
     def _wrap_steps(
         self, detector: NonFiniteLogitsDetector | None, injection: bool, progress: WorkerProgress | None

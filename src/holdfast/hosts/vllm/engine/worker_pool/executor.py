@@ -35,7 +35,7 @@ from holdfast.hosts.vllm.process.bootstrap import bootstrapped
 from holdfast.hosts.vllm.process.queues import bounded, retire, wait_until_ready
 from holdfast.hosts.vllm.process.settings import inherited_settings
 from holdfast.hosts.vllm.process.shared_memory import remove_dead_segments
-from holdfast.hosts.vllm.protocol import JOIN, PREPARE, JoinCommand, encode, of_handle
+from holdfast.hosts.vllm.protocol import JOIN, PREPARE, REPEAT, JoinCommand, WorkerCall, encode, of_handle
 from holdfast.hosts.vllm.worker.restore import RESTORE, RestoreCommand, RestoreReply, decode_reply, encode_command
 
 
@@ -212,6 +212,17 @@ class WorkerPoolExecutor(MultiprocExecutor):
         arguments = (nonce, tuple(ranks), self.kv_cache_layout, self.kv_cache_configs)
         self._enqueue((PREPARE, arguments, {}, None), deadline - time.monotonic())
         self._await_replies(nonce, range(self.world_size), deadline)
+
+    def repeat_calls(self, ranks: Sequence[int], calls: Sequence[WorkerCall], timeout_s: float) -> None:
+        """Have the replaced ranks repeat the calls that set state at run time.
+
+        Raises:
+            RecoveryFailed: a call failed.
+            PeerSilent: a worker did not answer within `timeout_s`.
+        """
+        nonce = uuid.uuid4().hex
+        self._enqueue((REPEAT, (nonce, tuple(ranks), tuple(calls)), {}, None), timeout_s)
+        self._await_replies(nonce, range(self.world_size), time.monotonic() + timeout_s)
 
     # ---- restoring workers
 
