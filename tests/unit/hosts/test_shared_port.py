@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import errno
 import socket
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from holdfast.hosts.vllm.owner.exit import refuse_shared_port
+from holdfast.hosts.vllm.owner.exit import _serve_many_then_exit, refuse_shared_port
+from holdfast.hosts.vllm.process.settings import KEY
+from holdfast.hosts.vllm.serving.serve_command import _in_use
 
 SHARED = (socket.SO_REUSEADDR, socket.SO_REUSEPORT)  # as the host's launcher of several API servers listens
 
@@ -40,3 +44,20 @@ def test_a_free_port_and_a_port_of_ended_connections_are_not_refused() -> None:
             accepted, _ = server.accept()
             accepted.close()  # closed first: the connection lingers in TIME_WAIT on the server's port
     refuse_shared_port("127.0.0.1", port)
+
+
+def test_the_hosts_launcher_starts_nothing_on_the_port_of_another_server() -> None:
+    started: list[Any] = []
+    with listening(*SHARED) as other:
+        args = SimpleNamespace(host=None, port=other.getsockname()[1], uds=None, additional_config={KEY: {}})
+        with pytest.raises(OSError, match="in use"):
+            _serve_many_then_exit(started.append, args)
+        assert started == []
+        args.additional_config = None  # without protection the host decides
+        _serve_many_then_exit(started.append, args)
+    assert started == [args]
+
+
+def test_what_is_in_use_is_named() -> None:
+    assert "port 8000 is in use" in str(_in_use(SimpleNamespace(uds=None, port=8000)))  # type: ignore[arg-type]
+    assert "the socket /run/vllm is there already" in str(_in_use(SimpleNamespace(uds="/run/vllm", port=8000)))  # type: ignore[arg-type]
