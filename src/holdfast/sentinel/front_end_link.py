@@ -116,9 +116,7 @@ class FrontEndLink:
     def _report(self) -> None:
         self._reported_at = time.monotonic()
         self._unanswered += 1
-        report = lm.LinkReported(
-            link_id=self._link_id, pid=os.getpid(), hooks=self._hooks, sequence=self._view.sequence
-        )
+        report = lm.LinkReported(link_id=self._link_id, pid=os.getpid(), hooks=self._hooks, sequence=self._seen)
         if not self._owner.send(lm.encode(report)):
             logger.warning("%s: the owner takes no report", self._name)
 
@@ -140,7 +138,8 @@ class FrontEndLink:
         self._unanswered = 0
         match message:
             case lm.Past():
-                self._learn(message.events)
+                if message.after <= self._last_sequence:  # else the portion before is missing, and is asked for again
+                    self._learn(message.events)
             case lm.Present():
                 self._show(message.view)
                 self._attached.set()
@@ -161,6 +160,11 @@ class FrontEndLink:
     @property
     def _last_sequence(self) -> int:
         return self._history[-1].sequence if self._history else 0
+
+    @property
+    def _seen(self) -> int:
+        """The latest event that both history and view show: a message with either may have been lost."""
+        return min(self._view.sequence, self._last_sequence)
 
     def _learn(self, events: Sequence[Event]) -> None:
         news = tuple(e for e in events if e.sequence > self._last_sequence)

@@ -97,8 +97,10 @@ class LinkRegistry:
         self._on_report()
         view = self._control.view()
         if report.sequence < view.sequence:
-            for events in _portions(self._control.history(report.sequence)):
-                self._send(link_identity(report.link_id), lm.Past(events=events))
+            after = report.sequence
+            for events in _portions(self._control.history(after)):
+                self._send(link_identity(report.link_id), lm.Past(events=events, after=after))
+                after = events[-1].sequence
         self._send(link_identity(report.link_id), lm.Present(view=view))
 
     def _submit(self, peer: bytes, submitted: lm.Submitted) -> None:

@@ -69,9 +69,10 @@ FromLink = LinkReported | PoisonRequestEnded | Submitted
 
 
 class Past(m.Message, frozen=True, tag="past"):
-    """Events that a link has not seen, oldest first."""
+    """Events that a link has not seen, oldest first: all that the owner still knows after the event `after`."""
 
     events: tuple[Event, ...]
+    after: int = 0
 
 
 class Present(m.Message, frozen=True, tag="present"):

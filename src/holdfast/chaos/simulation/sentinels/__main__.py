@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import argparse
 import logging
+import signal
 import time
+from typing import NoReturn
 
 from holdfast.chaos.simulation.sentinels import Tally, draw_schedule, explain, simulate
 from holdfast.chaos.simulation.world import LawBroken
+
+
+RUN_S = 60.0  # of real time, which bounds a run that stays at one moment of virtual time
+
+
+def _run_out(*_: object) -> NoReturn:
+    raise LawBroken(f"a run ends within {RUN_S:g} s")
 
 
 def main() -> None:
@@ -17,6 +26,7 @@ def main() -> None:
     parser.add_argument("--keep-going", action="store_true")
     parser.add_argument("--first", action="store_true", help="end at the first failure, without shrinking")
     chosen = parser.parse_args()
+    signal.signal(signal.SIGALRM, _run_out)
     logging.getLogger("holdfast").setLevel(logging.CRITICAL + 1)
     first, _, end = chosen.seeds.partition(":")
     tally, began, broken = Tally(), time.monotonic(), 0
@@ -24,6 +34,7 @@ def main() -> None:
         schedule = draw_schedule(seed)
         if chosen.only is not None:
             schedule = schedule.only(tuple(int(i) for i in chosen.only.split(",") if i.isdigit()))
+        signal.setitimer(signal.ITIMER_REAL, RUN_S)
         try:
             tally.add(simulate(schedule).tally)
         except LawBroken as error:

@@ -27,6 +27,8 @@ Run = Any  # of the module `run`, which imports this one
 CLIENT_INDEX = 99  # of requests: no simulated API server
 WORKER_STARTS_IN_S = (0.2, 1.0)
 STALL_S = (0.8, 3.0)
+SLOW_TO_LEAVE = 0.1  # the odds that a rank stays for a while in a collective that was broken
+LEAVES_AFTER_S = (0.5, 1.6)
 KILLED = "killed by SIGKILL"
 
 
@@ -36,6 +38,8 @@ class WorkerProcess:
     def __init__(self, engine: EngineProcess, worker: FakeWorker) -> None:
         self._engine, self._worker, self._run, self.rank = engine, worker, engine.run, worker.rank
         self.process = self._run.new_process(f"worker-{engine.engine_id}-{worker.rank}")
+        self.looks: list[str | None] = []
+        self._leaves_at = 0.0
         worker.reporter = self
         with self._run.as_process(self.process):
             station: Any = self._run.network.station()
@@ -48,10 +52,16 @@ class WorkerProcess:
 
     def break_collectives(self, epoch: int) -> int | None:
         self._run.effect("worker_break")
-        return self._worker.break_collectives(epoch)
+        connections, run = self._worker.break_collectives(epoch), self._run
+        if connections is not None and run.dice.random() < SLOW_TO_LEAVE:
+            self._leaves_at = run.scheduler.now + run.dice.uniform(*LEAVES_AFTER_S)
+        return connections
 
     def collective_under_way(self, epoch: int) -> str | None:
-        return self._worker.collective_under_way(epoch)
+        """Return the collective that the main thread is slow to leave; a hanging rank never leaves."""
+        is_in = self._worker.hangs or self._run.scheduler.now < self._leaves_at
+        self.looks.append("all_reduce" if is_in and self._worker.epoch <= epoch else None)
+        return self.looks[-1]
 
     def report(self, fault: Fault, epoch: int) -> None:
         """Report a fault of the main thread; a process that has ended reports nothing."""
@@ -153,6 +163,7 @@ class EngineProcess:
         self._data_parallel = data_parallel
         self.workers: dict[int, WorkerProcess] = {}
         self.sentinel: Any = None
+        self.laws: Any = None
         self.process.on_end.append(self._ended)
 
     @property
@@ -179,7 +190,7 @@ class EngineProcess:
             self._id, run.schedule.config, station, "client", self.address, joins_epoch=self._joins_epoch
         )
         self.sentinel._incidents = SimpleNamespace(keep_within=self._keep_evidence, devices=None)
-        run.watch_machine(self)
+        self.laws = run.machine_laws(self)
         self.sentinel.start()
         for worker in self.core.workers:
             self.workers[worker.rank] = WorkerProcess(self, worker)
@@ -221,6 +232,7 @@ class EngineProcess:
         """Keep evidence, or fail; what follows comes in any case."""
         with contextlib.suppress(OSError):
             self.run.effect("evidence")
+            self.run.evidence.keep(self._id, stall, pids)
         then()
 
     # ---- ranks
@@ -255,6 +267,7 @@ class EngineProcess:
             self.workers[rank] = WorkerProcess(self, self.core.workers[rank])
         pids = {rank: self.workers[rank].process.pid for rank in ranks}
         self.sentinel.await_processes(pids, run.schedule.config.worker_start_timeout_s)
+        run.law(all(one in self.laws.attached for one in pids.items()), "a new process is ready when it has reported")
 
     def report(self, fault: Fault, epoch: int) -> None:
         """Drop the report of a rank without a process."""

@@ -1,4 +1,4 @@
-"""The owner of a simulated instance: its host, whose effects may fail, an operator, and the laws of the instance."""
+"""The owner of a simulated instance: its host, whose effects may fail, and an operator."""
 
 from __future__ import annotations
 
@@ -6,19 +6,21 @@ import itertools
 from concurrent.futures import Future
 from typing import Any
 
+import msgspec
+
 from holdfast.chaos.simulation.sentinels.engine_core import EngineProcess
 from holdfast.chaos.simulation.sentinels.plan import Planned
 from holdfast.chaos.simulation.sentinels.scheduler import Process
-from holdfast.core.engine_core import effects as fx
 from holdfast.core.protocol import commands as c
-from holdfast.core.protocol.effects import BeginRecovery, End, LeaveOut, ReplaceEngine, ReplaceProcess, Settle
-from holdfast.core.protocol.events import Event, EventKind, InstanceView
+from holdfast.core.protocol.effects import End, LeaveOut, ReplaceEngine, ReplaceProcess
 from holdfast.core.protocol.messages import Rendezvous
 from holdfast.core.states import EngineState
 
 Run = Any  # of the module `run`, which imports this one
 
 MAX_RETRIES = 8  # by the operator, who then gives up
+ARMINGS = 3  # more than are kept in a simulation
+NO_REQUEST = "a request of nobody"
 
 
 class OwnerHost:
@@ -73,6 +75,7 @@ class Operator:
         self._futures: list[tuple[str, float, Process, Future[None]]] = []
         self._lost: set[str] = set()
         self._retries = 0
+        self._paused_since: dict[int, float] = {}
 
     @property
     def waits(self) -> list[str]:
@@ -94,11 +97,14 @@ class Operator:
     def command(self, item: Planned) -> None:
         run = self._run
         via = run.links[item.target % len(run.links)] if item.via_link and run.links else None
-        self.submit(self._command_of(item), via)
+        for _ in range(ARMINGS if item.what == "inject-many" else 1):
+            self.submit(self._command_of(item), via)
 
     def _command_of(self, item: Planned) -> c.Command:
         command_id, one = f"planned-{next(self._ids)}", (item.target,)
         match item.what:
+            case "pause-all":
+                return c.Pause(command_id=command_id)
             case "pause" | "soft-pause":
                 return c.Pause(command_id=command_id, engine_ids=one, soft=item.what == "soft-pause")
             case "resume":
@@ -113,7 +119,10 @@ class Operator:
                 return c.Configure(command_id=command_id, settings={"max_retries": 3})
             case _:
                 assert item.spec is not None
-                return c.InjectFault(command_id=command_id, spec=item.spec)
+                spec = item.spec
+                if item.what == "inject-many":  # armed for a request that never comes
+                    spec = msgspec.structs.replace(spec, request=NO_REQUEST)
+                return c.InjectFault(command_id=command_id, spec=spec)
 
     def look(self) -> None:
         """Resume what an operator paused, and order a retry where the policy waits for one."""
@@ -125,14 +134,29 @@ class Operator:
             "a command ends within its bound",
         )
         policy = run.client.config.fault_policy
+        if policy != "auto" and self._retries < MAX_RETRIES and run.dice.random() < 0.15:
+            self._retry_all()
         for engine in run.client.view().engines:
-            if engine.state is not EngineState.PAUSED or run.dice.random() > 0.3:
+            if engine.state is not EngineState.PAUSED:
+                self._paused_since.pop(engine.engine_id, None)
+                continue
+            since = self._paused_since.setdefault(engine.engine_id, run.scheduler.now)
+            if run.dice.random() > 0.3:
                 continue
             if engine.paused_by_operator:
+                if run.scheduler.now - since < run.schedule.pauses_s:
+                    continue
                 self.submit(c.Resume(command_id=f"resume-{next(self._ids)}", engine_ids=(engine.engine_id,)))
             elif policy != "auto" and self._retries < MAX_RETRIES and run.dice.random() < run.schedule.operator_answers:
                 self._retries += 1
                 self.submit(c.Retry(command_id=f"retry-{next(self._ids)}", engine_ids=(engine.engine_id,)))
+
+    def _retry_all(self) -> None:
+        """Order a retry of every paused group with a single command."""
+        paused = [e for e in self._run.client.view().engines if e.state is EngineState.PAUSED]
+        if len(paused) > 1 and not any(e.paused_by_operator for e in paused):
+            self._retries += 1
+            self.submit(c.Retry(command_id=f"retry-{next(self._ids)}"))
 
     # ---- processes beside the engine cores
 
@@ -155,139 +179,3 @@ class Operator:
             run.start_link(index)
             pid = run.link_processes[index].pid
         run.client.process_returned(name, pid)
-
-
-class OwnerLaws:
-    """Laws of the instance, checked at every effect, event and turn of the owner."""
-
-    def __init__(self, run: Run) -> None:
-        self._run = run
-        self._sequence = 0
-        self._uncalm_since: dict[int, float] = {}
-        self._settled: set[str] = set()
-        self._epochs: dict[tuple[int, ...], int] = {}
-        self._touched: set[int] = set()
-        self._retries: dict[int, list[float]] = {}
-        for item in run.schedule.planned:
-            if item.target < len(run.schedule.engines):
-                self._touched.add(item.target)
-        self._effects_fail = any(item.what in ("open_rendezvous",) for item in run.schedule.planned)
-
-    # ---- effects of the instance
-
-    def watch(self, client: Any) -> None:
-        """Check what the instance asks for, before the shell carries out the effects."""
-        instance = client._instance
-        for name in ("observe", "lost", "tick", "submit", "effect_failed"):
-            self._wrap(instance, name)
-
-    def _wrap(self, instance: Any, name: str) -> None:
-        original = getattr(instance, name)
-
-        def checked(*args: Any, **options: Any) -> Any:
-            was_over, before = instance._state.has_ended, instance._state.sequence
-            effects = original(*args, **options)
-            if name != "submit":
-                self._run.law(not (was_over and effects), "after the end nothing changes anything")
-            published = sum(type(e).__name__ == "Publish" for e in effects)
-            self._run.law(instance._state.sequence == before + published, "every event is published")
-            for effect in effects:
-                self._check(effect, instance)
-            return effects
-
-        setattr(instance, name, checked)
-
-    def _check(self, effect: Any, instance: Any) -> None:
-        run = self._run
-        match effect:
-            case Settle():
-                run.law(effect.command_id not in self._settled, "a command is settled once")
-                self._settled.add(effect.command_id)
-            case BeginRecovery():
-                run.law(effect.epoch > self._epochs.get(effect.engine_ids, 0), "every recovery has an epoch of its own")
-                self._epochs[effect.engine_ids] = effect.epoch
-                for engine_id in effect.engine_ids:
-                    sentinel = run.engines[engine_id].sentinel
-                    if sentinel is not None and not run.engines[engine_id].is_gone:
-                        state = sentinel._machine.busy_loop.name
-                        # After a failed recovery the ranks may still stop; the command waits for them.
-                        run.law(state != "RUNNING", f"a recovery begins when all pause (engine {engine_id})")
-
-    # ---- events
-
-    def sink(self, event: Event, view: InstanceView) -> None:
-        """Take an event; a planned failure of a sink changes nothing."""
-        run = self._run
-        run.note(
-            f"event {event.sequence}: {event.kind} of {event.engine_id}, {event.state}, epoch {event.epoch}"
-            f" {event.reason or ''}"
-        )
-        run.law(event.sequence == self._sequence + 1 == view.sequence, "events have no gaps")
-        self._sequence = event.sequence
-        if event.engine_id is not None and event.kind is EventKind.ENGINE_LOST:
-            self._epochs.pop((event.engine_id,), None)  # alone, a new process begins anew
-            run.front_end.lost(event.engine_id)
-        if event.engine_id is not None and event.kind is EventKind.ENGINE_RESTARTED:
-            run.front_end.returned(event.engine_id)
-        if event.kind is EventKind.FAULT_REPORTED and event.engine_id is not None:
-            near = next(g for g in run.schedule.groups if event.engine_id in g)
-            run.law(bool(self._touched.intersection(near)), "a neighbour never notices")
-        run.effect("sink")
-
-    # ---- at every turn
-
-    def after_turn(self) -> None:
-        """Check that status and core agree."""
-        run = self._run
-        shown = [(e.engine_id, e.state, e.epoch) for e in run.client.view().engines]
-        known = [(e.engine_id, e.state, e.epoch) for e in run.client._instance.view().engines]
-        run.law(shown == known, f"status and core agree: {shown} is not {known}")
-
-    def look(self) -> None:
-        """Check that every recovery ends in bounded time."""
-        run = self._run
-        for engine in run.client.view().engines:
-            is_calm = engine.state in (EngineState.STARTING, EngineState.HEALTHY, EngineState.LEFT_OUT)
-            if is_calm or engine.paused_by_operator or run.ended is not None:
-                self._uncalm_since.pop(engine.engine_id, None)
-            else:
-                since = self._uncalm_since.setdefault(engine.engine_id, run.scheduler.now)
-                in_time = run.scheduler.now - since <= run.schedule.recovery_bound_s
-                run.law(in_time, "a recovery ends in bounded time")
-        for link in run.links:
-            if link is not None:
-                numbers = [e.sequence for e in link.history()]
-                run.law(numbers == sorted(set(numbers)), "a link tells events in order, each once")
-
-    def watch_machine(self, engine: EngineProcess) -> None:
-        """Check the effects that an engine core's machine asks for."""
-        run, machine = self._run, engine.sentinel._machine
-        handle = machine.handle
-        condemned: set[tuple[int, int]] = set()  # ranks that were declared hung: owing nothing, also if a kill fails
-
-        def checked(fact: Any, now: float) -> Any:
-            epoch = machine.epoch
-            effects = handle(fact, now)
-            run.law(machine.epoch >= epoch, "an epoch never goes back")
-            pids = machine.registry.pids()
-            condemned.update((e.rank, pids[e.rank]) for e in effects if isinstance(e, fx.KillRank))
-            told = {rank for rank, pid in pids.items() if (rank, pid) in condemned}
-            for effect in effects:
-                match effect:
-                    case fx.Release(task=fx.RunRecovery(command=command)):
-                        run.law(command.epoch > epoch, "a recovery has a newer epoch than the engine core")
-                    case fx.Release(task=fx.AnnouncePause(broken=True)):
-                        running = [w.rank for w in engine.core.workers if not (w.fenced or w.gone or w.rank in told)]
-                        run.law(not running, "a pause is announced when every rank has stopped")
-            return effects
-
-        machine.handle = checked
-
-    def at_the_end(self) -> None:
-        """Check that every link that lives has the owner's view."""
-        run = self._run
-        if run.ended is not None or run.schedule.weather.loss or run.network.muted_until:
-            return
-        for index, link in enumerate(run.links):
-            if not run.link_processes[index].is_gone:
-                run.law(link.view().sequence == run.client.view().sequence, "a link shows what the owner shows")

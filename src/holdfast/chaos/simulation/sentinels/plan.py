@@ -49,7 +49,18 @@ SETTINGS_EFFECTS = ("configure", "drop_requests_of", "introduce_to_coordinator")
 WORKER_EFFECTS = ("worker_break", "worker_arm")
 EFFECTS = (*OWNER_EFFECTS, *ENGINE_EFFECTS, *SETTINGS_EFFECTS, *WORKER_EFFECTS)
 MOST_TIMES = 6
-COMMANDS = ("pause", "soft-pause", "resume", "retry", "restart-workers", "restart-engine", "configure", "inject-fault")
+COMMANDS = (
+    "pause",
+    "soft-pause",
+    "pause-all",
+    "resume",
+    "retry",
+    "restart-workers",
+    "restart-engine",
+    "configure",
+    "inject-fault",
+    "inject-many",
+)
 
 
 @dataclass(frozen=True)
@@ -84,10 +95,16 @@ class Schedule:
     planned: tuple[Planned, ...] = ()
     requests_per_engine: int = 3
     operator_answers: float = 0.95
+    pauses_s: float = 0.0  # how long an operator pauses at least
+    has_short_history: bool = False
 
     @property
     def faults(self) -> int:
         return sum(p.kind in FAULTS for p in self.planned)
+
+    def has(self, kind: Kind) -> bool:
+        """Return whether an item of a kind is planned."""
+        return any(item.kind is kind for item in self.planned)
 
     def only(self, kept: tuple[int, ...]) -> Schedule:
         """Return the schedule with some of the planned items."""
@@ -159,7 +176,17 @@ def draw_schedule(seed: int) -> Schedule:
     planned = tuple(sorted((*faults, *others), key=lambda p: p.at))
     if policy != "auto":  # a fault in every step outlasts every operator: retries that slow are within each budget
         planned = tuple(_seldom(item) for item in planned)
-    return Schedule(seed, groups, engines, links, weather, config, planned)
+    return Schedule(
+        seed,
+        groups,
+        engines,
+        links,
+        weather,
+        config,
+        planned,
+        pauses_s=dice.choice([0.0, 0.0, 0.0, 40.0]),
+        has_short_history=dice.random() < 0.2,
+    )
 
 
 def _seldom(item: Planned) -> Planned:

@@ -12,11 +12,13 @@ from typing import Any
 from holdfast.chaos.simulation.front_end import SimulatedFrontEnd
 from holdfast.chaos.simulation.requests import Request
 from holdfast.chaos.simulation.sentinels.engine_core import EngineProcess
-from holdfast.chaos.simulation.sentinels.owner import Operator, OwnerHost, OwnerLaws
+from holdfast.chaos.simulation.sentinels.evidence import Evidence
+from holdfast.chaos.simulation.sentinels.laws import MachineLaws, OwnerLaws
+from holdfast.chaos.simulation.sentinels.owner import Operator, OwnerHost
 from holdfast.chaos.simulation.sentinels.plan import Kind, Planned, Schedule
 from holdfast.chaos.simulation.sentinels.result import RunResult, Tally
 from holdfast.chaos.simulation.sentinels.scheduler import Process, Scheduler, VirtualCondition
-from holdfast.chaos.simulation.sentinels.shell import on_virtual_time
+from holdfast.chaos.simulation.sentinels.shell import on_virtual_time, small_bounds
 from holdfast.chaos.simulation.sentinels.wire import VirtualNetwork
 from holdfast.chaos.simulation.world import LawBroken
 from holdfast.core import states
@@ -45,6 +47,7 @@ class Run:
         self.time = self.scheduler  # for the front end
         self.network = VirtualNetwork(self.scheduler, schedule.weather, random.Random(f"link {schedule.seed}"))
         self.network.note, self.network.is_exempt = self.note, self._is_exempt
+        self.evidence = Evidence(self)
         self.tally = Tally(faults=schedule.faults, runs=1)
         self.ended: str | None = None
         self._pids = itertools.count(100)
@@ -156,6 +159,9 @@ class Run:
         """Return True for reports whose loss would be a failed start, which the owner's launcher ends."""
         return b"worker-attached" in data[:30] or (not self.started and b"engine-attached" in data[:30])
 
+    def machine_laws(self, engine: EngineProcess) -> MachineLaws:
+        return MachineLaws(self, engine)
+
     # ---- planned items
 
     def effect(self, name: str) -> None:
@@ -226,10 +232,8 @@ class Run:
             self._check_the_end()
             for process in [self.owner, *self.link_processes, *(e.process for e in self.engines)]:
                 self.scheduler.end(process)
-        history = self.client.history()
-        self.tally.events.update(str(e.kind) for e in history)
-        finished = self.front_end.finished
-        return RunResult(self.schedule.seed, self.ended, finished, len(history), self.scheduler.now, self.tally)
+        finished, events = self.front_end.finished, sum(self.tally.events.values())
+        return RunResult(self.schedule.seed, self.ended, finished, events, self.scheduler.now, self.tally)
 
     @contextlib.contextmanager
     def _virtual(self) -> Iterator[None]:
@@ -242,9 +246,13 @@ class Run:
 
         group_module.next_state = counted  # type: ignore[attr-defined]
         try:
-            with on_virtual_time(self.scheduler, self.error_of_a_sentinel, self._after_turn):
+            with (
+                on_virtual_time(self.scheduler, self.error_of_a_sentinel, self._after_turn),
+                small_bounds(self.schedule.has_short_history),
+            ):
                 yield
         finally:
+            self.evidence.close()
             group_module.next_state = next_state  # type: ignore[attr-defined]
 
     def _build(self) -> None:
@@ -313,10 +321,6 @@ class Run:
         if process is self.owner:
             self.started = self.started or all(e.state is not EngineState.STARTING for e in self.client.view().engines)
             self.laws.after_turn()
-
-    def watch_machine(self, engine: EngineProcess) -> None:
-        """Check the laws of an engine core at each of its facts."""
-        self.laws.watch_machine(engine)
 
     def _is_over(self) -> bool:
         if self.ended is not None:

@@ -19,10 +19,12 @@ from holdfast.chaos.simulation.sentinels.scheduler import (
     VirtualEvent,
     VirtualQueue,
 )
-from holdfast.sentinel import client, engine, front_end_link, quarantine, worker
+from holdfast.core.engine_core import state as engine_core_state
+from holdfast.core.instance import group
+from holdfast.sentinel import client, engine, front_end_link, incident_files, quarantine, worker
 from holdfast.wire import Delivery
 
-MODULES: tuple[ModuleType, ...] = (client, engine, front_end_link, quarantine, worker)
+MODULES: tuple[ModuleType, ...] = (client, engine, front_end_link, incident_files, quarantine, worker)
 
 
 class VirtualThread:
@@ -113,6 +115,31 @@ class VirtualBeside:
         self._process.is_gone = True
 
 
+SMALL_BOUNDS: tuple[tuple[ModuleType, str, int], ...] = (
+    (engine_core_state, "MAX_ARMED", 2),
+    (group, "MAX_POISONS", 2),
+    (incident_files, "MAX_INCIDENTS", 1),
+)
+SHORT_HISTORY: tuple[tuple[ModuleType, str, int], ...] = (
+    (client, "MAX_HISTORY", 25),
+    (front_end_link, "MAX_HISTORY", 25),
+)
+
+
+@contextlib.contextmanager
+def small_bounds(has_short_history: bool) -> Iterator[None]:
+    """Reach the bounds of what is kept within a run."""
+    originals = []
+    for module, name, bound in (*SMALL_BOUNDS, *(SHORT_HISTORY if has_short_history else ())):
+        originals.append((module, name, getattr(module, name)))
+        setattr(module, name, bound)
+    try:
+        yield
+    finally:
+        for module, name, original in originals:
+            setattr(module, name, original)
+
+
 def _shims(scheduler: Scheduler) -> dict[str, Any]:
     """Return the replacements by the name under which a module imports the original."""
     clock = SimpleNamespace(
@@ -139,6 +166,8 @@ def _shims(scheduler: Scheduler) -> dict[str, Any]:
         "queue": SimpleNamespace(SimpleQueue=lambda: VirtualQueue(scheduler), Empty=queue.Empty),
         "SimpleQueue": lambda: VirtualQueue(scheduler),
         "SentinelThread": VirtualThread,
+        "ask_for_stacks": lambda folder, ranks: {},
+        "forget_stacks": lambda folder, pid: None,
         "Beside": VirtualBeside,
     }
 

@@ -1,0 +1,278 @@
+"""The laws of a simulated instance, and of each engine core, checked at every effect, event and turn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from holdfast.chaos.simulation.sentinels.engine_core import EngineProcess
+from holdfast.chaos.simulation.sentinels.plan import Kind
+from holdfast.core.engine_core import effects as fx
+from holdfast.core.engine_core import facts
+from holdfast.core.engine_core import state as engine_core_state
+from holdfast.core.faults.faults import FaultClass
+from holdfast.core.instance import group as group_module
+from holdfast.core.protocol import messages as m
+from holdfast.core.protocol.effects import BeginRecovery, CloseRendezvous, Publish, Settle
+from holdfast.core.protocol.events import Event, EventKind, InstanceView
+from holdfast.core.states import EngineState
+from holdfast.sentinel import client as client_module
+
+STOPS = (fx.BreakOwnCollectives, fx.InterruptBusyLoop)
+LOST = FaultClass.WORKER_LOST
+
+Run = Any  # of the module `run`, which imports this one
+
+
+class OwnerLaws:
+    """Laws of the instance, checked at every effect, event and turn of the owner."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._sequence = 0
+        self._uncalm_since: dict[int, float] = {}
+        self._settled: set[str] = set()
+        self._epochs: dict[tuple[int, ...], int] = {}
+        self._touched: set[int] = set()
+        for item in run.schedule.planned:
+            if item.target < len(run.schedule.engines):
+                self._touched.add(item.target)
+        self._first_errors: dict[str, str] = {}
+        self._lost_pids: set[tuple[int, int]] = set()
+
+    # ---- effects of the instance
+
+    def watch(self, client: Any) -> None:
+        """Check what the instance asks for, before the shell carries out the effects."""
+        instance = client._instance
+        for name in ("observe", "lost", "tick", "submit", "effect_failed"):
+            self._wrap(instance, name)
+        self._note_first_errors(instance._state.commands)
+
+    def _wrap(self, instance: Any, name: str) -> None:
+        original = getattr(instance, name)
+
+        def checked(*args: Any, **options: Any) -> Any:
+            state = instance._state
+            was_over, before, view = state.has_ended, state.sequence, state.sequence and instance.view()
+            recoveries = {group.engine_ids: group.recovery for group in state.roster.groups}
+            old = self._names_old_process(name, args, options)
+            effects = original(*args, **options)
+            if name != "submit":
+                self._run.law(not (was_over and effects), "after the end nothing changes anything")
+            self._run.law(not (old and effects), "a late report of an old process changes nothing")
+            published = [e.event for e in effects if isinstance(e, Publish)]
+            self._run.law(state.sequence == before + len(published), "every event is published")
+            for effect in effects:
+                self._check(effect, instance)
+            self._check_losses(published, view, instance)
+            self._check_failures(published, effects, recoveries, instance)
+            self._check_bounds(instance)
+            return effects
+
+        setattr(instance, name, checked)
+
+    def _note_first_errors(self, commands: Any) -> None:
+        end_in_group = commands.end_in_group
+
+        def noted(command_id: str | None, group_id: int, error: str | None = None) -> Any:
+            if error and command_id is not None and commands.is_open(command_id):
+                self._first_errors.setdefault(command_id, error)
+            return end_in_group(command_id, group_id, error)
+
+        commands.end_in_group = noted
+
+    def _names_old_process(self, name: str, args: Any, options: Any) -> bool:
+        """Return whether a report or a loss is of a process that is known to be lost."""
+        if name == "observe":
+            return (args[0].engine_id, args[0].pid) in self._lost_pids
+        pid = options.get("pid") if name == "lost" else None
+        pid = args[4] if name == "lost" and len(args) > 4 else pid
+        if pid is None:
+            return False
+        was_lost = (args[0], pid) in self._lost_pids
+        self._lost_pids.add((args[0], pid))
+        return was_lost
+
+    def _check_losses(self, published: Sequence[Event], view: Any, instance: Any) -> None:
+        """Note the processes that are lost; their group begins with all its retries."""
+        for event in published:
+            if event.kind is not EventKind.ENGINE_LOST or event.engine_id is None or not view:
+                continue
+            if (pid := view.engine(event.engine_id).pid) is not None:
+                self._lost_pids.add((event.engine_id, pid))
+            budgets = instance._state.roster.find(event.engine_id)[0].budgets
+            self._run.law(not budgets.retries.tried_at, "a replacement begins with all retries")
+
+    def _check_failures(self, published: Sequence[Event], effects: Any, recoveries: Any, instance: Any) -> None:
+        """Check that no rank waits at the rendezvous of a recovery that has failed."""
+        closed = {effect.engine_ids for effect in effects if isinstance(effect, CloseRendezvous)}
+        for event in published:
+            if event.kind is EventKind.RECOVERY_FAILED and event.engine_id is not None:
+                ids = instance._state.roster.find(event.engine_id)[0].engine_ids
+                rebuilds = recoveries[ids] is not None and recoveries[ids].rebuilds
+                self._run.law(ids in closed or not rebuilds, "who waits at a failed rendezvous is let go")
+
+    def _check_bounds(self, instance: Any) -> None:
+        kept = max(len(engine.poisons) for engine in instance._state.roster.engines)
+        self._run.law(kept <= group_module.MAX_POISONS, "the owner keeps a bounded number of armings")
+
+    def _check(self, effect: Any, instance: Any) -> None:
+        run = self._run
+        match effect:
+            case Settle():
+                run.law(effect.command_id not in self._settled, "a command is settled once")
+                self._settled.add(effect.command_id)
+                first = self._first_errors.get(effect.command_id, effect.error)
+                run.law(effect.error == first, "the first error of a command is told")
+            case BeginRecovery():
+                run.law(effect.epoch > self._epochs.get(effect.engine_ids, 0), "every recovery has an epoch of its own")
+                self._epochs[effect.engine_ids] = effect.epoch
+                for engine_id in effect.engine_ids:
+                    sentinel = run.engines[engine_id].sentinel
+                    if sentinel is not None and not run.engines[engine_id].is_gone:
+                        state = sentinel._machine.busy_loop.name
+                        # After a failed recovery the ranks may still stop; the command waits for them.
+                        run.law(state != "RUNNING", f"a recovery begins when all pause (engine {engine_id})")
+
+    # ---- events
+
+    def sink(self, event: Event, view: InstanceView) -> None:
+        """Take an event; a planned failure of a sink changes nothing."""
+        run = self._run
+        run.note(
+            f"event {event.sequence}: {event.kind} of {event.engine_id}, {event.state}, epoch {event.epoch}"
+            f" {event.reason or ''}"
+        )
+        run.law(event.sequence == self._sequence + 1 == view.sequence, "events have no gaps")
+        self._sequence = event.sequence
+        run.tally.events[str(event.kind)] += 1
+        if event.engine_id is not None and event.kind is EventKind.ENGINE_LOST:
+            self._epochs.pop((event.engine_id,), None)  # alone, a new process begins anew
+            run.front_end.lost(event.engine_id)
+        if event.engine_id is not None and event.kind is EventKind.ENGINE_RESTARTED:
+            run.front_end.returned(event.engine_id)
+        if event.kind is EventKind.FAULT_REPORTED and event.engine_id is not None:
+            near = next(g for g in run.schedule.groups if event.engine_id in g)
+            run.law(bool(self._touched.intersection(near)), "a neighbour never notices")
+        run.effect("sink")
+
+    # ---- at every turn
+
+    def after_turn(self) -> None:
+        """Check that status and core agree."""
+        run = self._run
+        shown = [(e.engine_id, e.state, e.epoch) for e in run.client.view().engines]
+        known = [(e.engine_id, e.state, e.epoch) for e in run.client._instance.view().engines]
+        run.law(shown == known, f"status and core agree: {shown} is not {known}")
+
+    def look(self) -> None:
+        """Check that every recovery ends in bounded time."""
+        run = self._run
+        for engine in run.client.view().engines:
+            is_calm = engine.state in (EngineState.STARTING, EngineState.HEALTHY, EngineState.LEFT_OUT)
+            if is_calm or engine.paused_by_operator or run.ended is not None:
+                self._uncalm_since.pop(engine.engine_id, None)
+            else:
+                since = self._uncalm_since.setdefault(engine.engine_id, run.scheduler.now)
+                in_time = run.scheduler.now - since <= run.schedule.recovery_bound_s
+                run.law(in_time, "a recovery ends in bounded time")
+        run.law(len(run.client.history()) <= client_module.MAX_HISTORY, "the owner keeps a bounded history")
+        for link in run.links:
+            if link is not None:
+                self._look_at_link([e.sequence for e in link.history()])
+
+    def _look_at_link(self, numbers: list[int]) -> None:
+        run = self._run
+        run.law(numbers == sorted(set(numbers)), "a link tells events in order, each once")
+        run.law(len(numbers) <= client_module.MAX_HISTORY, "a link keeps a bounded history")
+        is_whole = not numbers or len(numbers) == numbers[-1] - numbers[0] + 1
+        # An owner with a short history has forgotten what a link has missed.
+        run.law(is_whole or run.schedule.has_short_history, "a link misses no event")
+
+    def at_the_end(self) -> None:
+        """Check that every link that lives has the owner's view."""
+        run = self._run
+        if run.ended is not None or run.schedule.weather.loss or run.network.muted_until:
+            return
+        for index, link in enumerate(run.links):
+            if not run.link_processes[index].is_gone:
+                run.law(link.view().sequence == run.client.view().sequence, "a link shows what the owner shows")
+
+
+class MachineLaws:
+    """Laws of the machine of an engine core, checked at each of its facts."""
+
+    def __init__(self, run: Run, engine: EngineProcess) -> None:
+        self._run, self._engine, self._machine = run, engine, engine.sentinel._machine
+        self._condemned: set[tuple[int, int]] = set()  # declared hung: owing nothing, also if a kill fails
+        self._present: dict[int, int] = {}
+        self._old: set[tuple[int, int]] = set()
+        self.attached: set[tuple[int, int]] = set()
+        handle = self._machine.handle
+
+        def checked(fact: Any, now: float) -> Any:
+            epoch = self._machine.epoch
+            self._note(fact)
+            effects = handle(fact, now)
+            run.law(self._machine.epoch >= epoch, "an epoch never goes back")
+            self._check_fact(fact, epoch, effects)
+            self._check_effects(epoch, effects)
+            return effects
+
+        self._machine.handle = checked
+
+    def _note(self, fact: Any) -> None:
+        """Note the present process of each rank."""
+        started = fact.pids if isinstance(fact, facts.RanksStarted) else {}
+        if isinstance(fact, m.WorkerAttached):
+            self.attached.add((fact.rank, fact.pid))
+            started = {} if (fact.rank, fact.pid) in self._old else {fact.rank: fact.pid}
+        for rank, pid in started.items():
+            if self._present.get(rank, pid) != pid:
+                self._old.add((rank, self._present[rank]))
+            self._present[rank] = pid
+
+    def _check_fact(self, fact: Any, epoch: int, effects: Any) -> None:
+        law = self._run.law
+        acts = [e for e in effects if isinstance(e, (*STOPS, fx.SendToClient, fx.KillRank, fx.SendToRank, fx.ArmRank))]
+        match fact:
+            case m.PauseEngine() if fact.epoch != epoch:
+                law(not any(isinstance(e, STOPS) for e in effects), "a pause of another epoch is void")
+            case facts.RankLost() | m.WorkerReport() if (fact.rank, fact.pid) in self._old:
+                law(not acts, "a late report of an old rank changes nothing")
+            case facts.RankLost() if (fact.rank, fact.pid) in self._condemned:
+                told = [e.message for e in effects if isinstance(e, fx.SendToClient)]
+                is_told = any(isinstance(t, m.EngineFaulted) and t.fault.fault_class is LOST for t in told)
+                law(not is_told, "the death of a rank that was killed is no new loss")
+            case facts.EvidenceKept(stall=stall) if (stall.rank, stall.pid) in self._old:
+                law(not acts, "late evidence kills no new process")
+            case facts.RecoveryFailed() if self._machine._ranks.has_peers():
+                is_broken = any(isinstance(e, fx.BreakOwnCollectives) for e in effects)
+                law(is_broken, "peers of a failed recovery are let go")
+            case m.RankStuck():
+                looks = self._engine.workers[fact.rank].looks
+                is_old = self._engine.workers[fact.rank].process.pid != fact.pid
+                is_stuck = len(looks) > 1 and looks[-1] is not None and looks[-1] == looks[-2]
+                law(is_old or is_stuck, "a rank is accused after two looks")
+
+    def _check_effects(self, epoch: int, effects: Any) -> None:
+        run, machine = self._run, self._machine
+        pids = machine.registry.pids()
+        self._condemned.update((e.rank, pids[e.rank]) for e in effects if isinstance(e, fx.KillRank))
+        told = {rank for rank, pid in pids.items() if (rank, pid) in self._condemned}
+        kept = machine._ranks._armed._kept
+        run.law(len(kept) <= engine_core_state.MAX_ARMED, "an engine core keeps a bounded number of armings")
+        for effect in effects:
+            match effect:
+                case fx.Release(task=fx.RunRecovery(command=command)):
+                    run.law(command.epoch > epoch, "a recovery has a newer epoch than the engine core")
+                    is_anew = any(isinstance(e, fx.RelearnDeadlines) for e in effects)
+                    run.law(is_anew, "deadlines of steps are learned anew after a recovery")
+                case fx.Release(task=fx.AnnouncePause(broken=True)):
+                    workers = self._engine.core.workers
+                    running = [w.rank for w in workers if not (w.fenced or w.gone or w.rank in told)]
+                    run.law(not running, "a pause is announced when every rank has stopped")
+                case fx.Release(task=fx.EndBusyLoop(reason=reason)):
+                    is_heard = not run.schedule.weather.loss and not run.schedule.has(Kind.MUTE)
+                    run.law("silent" not in reason or not is_heard, "a paused engine core hears that the owner lives")
