@@ -55,6 +55,10 @@ def test_the_schedules_between_them_see_most_that_can_happen():
     assert len(tally.failed_effects) > len(EFFECTS) // 2
 
 
+def test_what_is_planned_for_a_failing_effect_is_planned_again_with_the_seed():
+    assert [draw_schedule(seed) for seed in range(50)] == [draw_schedule(seed) for seed in range(50)]
+
+
 def test_a_seed_replays_its_run():
     assert [simulate(draw_schedule(seed)) for seed in range(8)] == [simulate(draw_schedule(seed)) for seed in range(8)]
 

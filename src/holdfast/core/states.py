@@ -65,10 +65,8 @@ TRANSITIONS: dict[tuple[EngineState, Trigger], EngineState] = {
     (S.RECOVERING, T.RECOVERED): S.HEALTHY,
     (S.RECOVERING, T.RECOVERY_FAILED): S.PAUSED,
     **{(state, T.LOST): S.RESTARTING for state in S if state not in (S.STARTING, S.DEAD)},
-    (S.RESTARTING, T.FAULT): S.RESTARTING,
     (S.RESTARTING, T.ATTACHED): S.HEALTHY,
     (S.RESTARTING, T.LEFT_OUT): S.LEFT_OUT,
-    (S.LEFT_OUT, T.FAULT): S.LEFT_OUT,
     **{(state, T.DEFEATED): S.DEAD for state in S if state is not S.DEAD},
 }
 

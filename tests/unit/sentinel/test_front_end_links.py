@@ -32,7 +32,7 @@ from holdfast.sentinel import ClientSentinel, FrontEndLink, client, link_registr
 from holdfast.sentinel import front_end_link as link
 from holdfast.sentinel.link_registry import EVENTS_PER_MESSAGE, LinkRegistry
 from holdfast.sentinel.thread import engine_identity, link_identity
-from holdfast.wire import MemoryNetwork
+from holdfast.wire import Delivery, MemoryNetwork
 
 WAIT_S = 10.0
 FAULT = Fault(fault_class=FaultClass.TRANSIENT, error_type="InjectedFault", message="boom", engine_id=0)
@@ -190,6 +190,21 @@ def test_a_link_that_missed_an_event_asks_for_it(owner: Owner) -> None:
     owner.break_down()
     wait_until(lambda: made.view() == owner.sentinel.view() and made.history() == owner.sentinel.history())
     assert [e.sequence for e in made.history()] == list(range(1, made.view().sequence + 1))
+
+
+def test_events_are_learned_in_order_also_when_the_portion_before_was_lost(
+    make_owner: Callable[..., Owner], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(link_registry, "EVENTS_PER_MESSAGE", 1)
+    owner = make_owner()
+    owner.attach()
+    first, second = owner.sentinel.history()
+    made = owner.make_link()
+    for message in (lm.Past(events=(second,), after=first.sequence), lm.Present(view=owner.sentinel.view())):
+        made._deliver(Delivery(made._owner, b"", lm.encode(message)))
+    assert made.history() == ()
+    made.start(("hook",))
+    wait_until(lambda: made.history() == (first, second))
 
 
 def test_what_was_heard_twice_is_known_once(owner: Owner) -> None:

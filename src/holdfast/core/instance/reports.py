@@ -70,6 +70,7 @@ def engine_faulted(
     if engine.state is EngineState.RECOVERING:
         # The report may have overtaken the report that the recovery succeeded: kept until the recovery is over. If
         # the recovery fails, a peer that waits for this rank at the rendezvous would wait in vain.
+        engine.move(Trigger.FAULT)
         engine.fault_in_recovery = deeper(engine.fault_in_recovery, fault)
         return close_rendezvous(group)
     engine.begin_to_stop(Trigger.FAULT, now)

@@ -11,7 +11,6 @@ from typing import NoReturn
 from holdfast.chaos.simulation.sentinels import Tally, draw_schedule, explain, simulate
 from holdfast.chaos.simulation.world import LawBroken
 
-
 RUN_S = 60.0  # of real time, which bounds a run that stays at one moment of virtual time
 
 

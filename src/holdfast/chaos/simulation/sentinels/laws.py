@@ -13,13 +13,14 @@ from holdfast.core.engine_core import state as engine_core_state
 from holdfast.core.faults.faults import FaultClass
 from holdfast.core.instance import group as group_module
 from holdfast.core.protocol import messages as m
-from holdfast.core.protocol.effects import BeginRecovery, CloseRendezvous, Publish, Settle
+from holdfast.core.protocol.effects import BeginRecovery, CloseRendezvous, Publish, ReplaceEngine, Settle
 from holdfast.core.protocol.events import Event, EventKind, InstanceView
 from holdfast.core.states import EngineState
 from holdfast.sentinel import client as client_module
 
 STOPS = (fx.BreakOwnCollectives, fx.InterruptBusyLoop)
 LOST = FaultClass.WORKER_LOST
+RETRIED_WITHIN_S = 2.0
 
 Run = Any  # of the module `run`, which imports this one
 
@@ -68,6 +69,8 @@ class OwnerLaws:
             self._check_losses(published, view, instance)
             self._check_failures(published, effects, recoveries, instance)
             self._check_bounds(instance)
+            if name == "effect_failed":
+                self._check_failed_start(args[0], instance)
             return effects
 
         setattr(instance, name, checked)
@@ -112,6 +115,12 @@ class OwnerLaws:
                 ids = instance._state.roster.find(event.engine_id)[0].engine_ids
                 rebuilds = recoveries[ids] is not None and recoveries[ids].rebuilds
                 self._run.law(ids in closed or not rebuilds, "who waits at a failed rendezvous is let go")
+
+    def _check_failed_start(self, effect: Any, instance: Any) -> None:
+        if isinstance(effect, ReplaceEngine):
+            engine, now = instance._state.roster.find(effect.engine_id)[1], self._run.scheduler.now
+            waits_s = engine.replacement_due_at - now if engine.state is EngineState.RESTARTING else 0.0
+            self._run.law(waits_s <= effect.after_s + RETRIED_WITHIN_S, "a start that failed is tried again soon")
 
     def _check_bounds(self, instance: Any) -> None:
         kept = max(len(engine.poisons) for engine in instance._state.roster.engines)
@@ -193,6 +202,7 @@ class OwnerLaws:
     def at_the_end(self) -> None:
         """Check that every link that lives has the owner's view."""
         run = self._run
+        run.operator.check_repeated()
         if run.ended is not None or run.schedule.weather.loss or run.network.muted_until:
             return
         for index, link in enumerate(run.links):

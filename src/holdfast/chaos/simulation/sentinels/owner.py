@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
 from holdfast.chaos.simulation.sentinels.engine_core import EngineProcess
 from holdfast.chaos.simulation.sentinels.plan import Planned
 from holdfast.chaos.simulation.sentinels.scheduler import Process
+from holdfast.core.errors import OperatorError, PeerSilent
 from holdfast.core.protocol import commands as c
 from holdfast.core.protocol.effects import End, LeaveOut, ReplaceEngine, ReplaceProcess
 from holdfast.core.protocol.messages import Rendezvous
@@ -19,6 +20,7 @@ from holdfast.core.states import EngineState
 Run = Any  # of the module `run`, which imports this one
 
 MAX_RETRIES = 8  # by the operator, who then gives up
+REPEATS = 0.2  # the odds that the caller of a command repeats the command
 ARMINGS = 3  # more than are kept in a simulation
 NO_REQUEST = "a request of nobody"
 
@@ -75,6 +77,7 @@ class Operator:
         self._futures: list[tuple[str, float, Process, Future[None]]] = []
         self._lost: set[str] = set()
         self._retries = 0
+        self._repeated: list[tuple[Future[None], Future[None]]] = []
         self._paused_since: dict[int, float] = {}
 
     @property
@@ -86,19 +89,39 @@ class Operator:
         """Return the commands that have not ended, without those of an API server that is gone."""
         return [name for name, _, process, ended in self._futures if not ended.done() and not process.is_gone]
 
-    def submit(self, command: c.Command, via: Any = None) -> None:
+    def _repeat(self, command: c.Command, first: Future[None]) -> None:
+        """Repeat a command, as a caller does whose answer was lost."""
+        if self._run.ended is None:
+            self._repeated.append((first, self.submit(command)))
+
+    def check_repeated(self) -> None:
+        """Check that a repeated command has ended as the first; a refused or lost command counts as never given."""
+        for first, again in self._repeated:
+            if first.done() and again.done() and not isinstance(first.exception(), (OperatorError, PeerSilent)):
+                is_alike = type(first.exception()) is type(again.exception())
+                self._run.law(
+                    is_alike,
+                    f"a repeated command ends as the first: {again.exception()!r} is not {first.exception()!r}",
+                )
+
+    def submit(self, command: c.Command, via: Any = None) -> Future[None]:
         """Give a command; the command ends within its bound, which is a law."""
         run, control = self._run, via or self._run.client
         run.note(f"command {type(command).__name__} {command.command_id}")
         bound_s = command.longest_s(run.client.config) + 10.0
         process = run.owner if via is None else run.link_processes[run.links.index(via)]
-        self._futures.append((command.command_id, run.scheduler.now + bound_s, process, control.submit(command)))
+        ended = control.submit(command)
+        self._futures.append((command.command_id, run.scheduler.now + bound_s, process, ended))
+        return cast("Future[None]", ended)
 
     def command(self, item: Planned) -> None:
         run = self._run
         via = run.links[item.target % len(run.links)] if item.via_link and run.links else None
         for _ in range(ARMINGS if item.what == "inject-many" else 1):
-            self.submit(self._command_of(item), via)
+            command = self._command_of(item)
+            first = self.submit(command, via)
+            if run.dice.random() < REPEATS:
+                run.scheduler.after(run.dice.uniform(0.0, 3.0), lambda c=command, f=first: self._repeat(c, f))
 
     def _command_of(self, item: Planned) -> c.Command:
         command_id, one = f"planned-{next(self._ids)}", (item.target,)

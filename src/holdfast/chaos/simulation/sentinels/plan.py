@@ -161,7 +161,7 @@ def draw_schedule(seed: int) -> Schedule:
         containment_timeout_s=5.0,
         acknowledge_timeout_s=1.0,
         max_engine_restarts=dice.choice([0, 2, 3, 3]),
-        engine_restart_window_s=120.0,
+        engine_restart_window_s=dice.choice([15.0, 120.0, 120.0]),
         engine_start_timeout_s=8.0,
         max_worker_restarts=dice.choice([0, 2, 3]),
         worker_restart_window_s=120.0,
@@ -173,6 +173,8 @@ def draw_schedule(seed: int) -> Schedule:
     links = dice.choice([0, 0, 1, 2])
     faults = [_draw_fault(dice, engines, links) for _ in range(dice.randint(3, 7))]
     others = [_draw_other(dice, engines, links) for _ in range(dice.randint(0, 3))]
+    others += [provoked for item in faults for provoked in _provoke(dice, item, engines, links)]
+    others += _draw_early(dice, engines)
     planned = tuple(sorted((*faults, *others), key=lambda p: p.at))
     if policy != "auto":  # a fault in every step outlasts every operator: retries that slow are within each budget
         planned = tuple(_seldom(item) for item in planned)
@@ -223,6 +225,38 @@ def _draw_fault(dice: random.Random, engines: tuple[EngineOptions, ...], links: 
             return Planned(at, kind, dice.randrange(max(1, links)))
         case _:
             return Planned(at, kind, target)
+
+
+def _provoke(dice: random.Random, item: Planned, engines: tuple[EngineOptions, ...], links: int) -> list[Planned]:
+    """Draw what asks for the effect that is to fail or block: some effects are seldom asked for."""
+    at, target = item.at + round(dice.uniform(0.01, 1.0), 3), dice.randrange(len(engines))
+    spec, rank = _draw_injection(dice, target, engines[target].ranks), dice.randrange(engines[target].ranks)
+    hang = InjectionSpec(phase=Phase.FORWARD, kind=FaultKind.HANG, engine_id=target, rank=rank, after_steps=2)
+    match item.what if item.kind in (Kind.FAIL_EFFECT, Kind.BLOCK_EFFECT) else "":
+        case "arm":
+            spec = msgspec.structs.replace(spec, phase=Phase.STEP_START, kind=FaultKind.RAISE, rank=0)
+            return [Planned(at, Kind.COMMAND, target, "inject-fault", spec=spec)]
+        case "worker_arm":
+            return [Planned(at, Kind.COMMAND, target, "inject-fault", spec=hang)]
+        case "configure":
+            return [Planned(at, Kind.COMMAND, target, "configure")]
+        case "evidence" | "kill_rank":
+            return [Planned(at, Kind.FAULT, target, spec=hang)]
+        case "drop_requests_of" | "replace_process" if links:
+            return [Planned(at, Kind.KILL_LINK, dice.randrange(links))]
+        case "leave_out_engine":
+            return [Planned(at + wait_s, Kind.KILL_ENGINE, target) for wait_s in (0.0, 3.0, 7.0, 14.0)]
+    return []
+
+
+def _draw_early(dice: random.Random, engines: tuple[EngineOptions, ...]) -> list[Planned]:
+    """Draw faults that come before an engine core has attached: few, because most of them end the instance."""
+    at, target = round(dice.uniform(0.0, 0.1), 3), dice.randrange(len(engines))
+    spec = InjectionSpec(phase=Phase.STEP_START, kind=FaultKind.RAISE, engine_id=target)
+    drawn = dice.random()
+    if drawn < 0.01:
+        return [Planned(at, Kind.KILL_ENGINE, target)]
+    return [Planned(0.0, Kind.FAULT, target, spec=spec)] if drawn < 0.06 else []
 
 
 def _draw_other(dice: random.Random, engines: tuple[EngineOptions, ...], links: int) -> Planned:
