@@ -30,7 +30,7 @@ endif
 
 FAULT ?= exception
 PART ?= matrix
-WORKERS ?= 1
+WORKERS ?= 2
 BENCH_TOPOLOGIES ?= one tp2 pp2 dp2 moe moe-ep
 # Five runs of pytest, four jobs at a time: a run imports only what its own tests need, and some tests mostly wait.
 CORE_TESTS := tests/unit/core tests/unit/sentinel
@@ -58,7 +58,7 @@ else
 	@$(MAKE) --no-print-directory test-servers
 endif
 
-test-servers: setup ## the part of the suite that starts real servers; WORKERS=2 runs two tests at a time
+test-servers: setup ## the part of the suite that starts real servers; WORKERS=1 runs one test at a time
 	$(BIN)/python -m pytest $(if $(filter-out 1,$(WORKERS)),-n $(WORKERS) --dist loadgroup) $(SERVER_TESTS) $(PYTEST_ARGS)
 
 nightly: setup ## what `make test` leaves out, in parts that resume: PART=matrix, simulation, fuzz, mutation, tools or soak

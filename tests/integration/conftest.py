@@ -9,7 +9,7 @@ import pytest
 
 from holdfast.bench.topologies import Topology
 from holdfast.chaos.model import make_dense_model
-from integration.helpers.servers import Figures, Kind, Servers, group_of, summary, told_last
+from integration.helpers.servers import Figures, Kind, Servers, group_of, lane_of, summary, told_last
 from support.warm_start import WarmServer
 
 
@@ -26,14 +26,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Give all tests of a group to one worker."""
+    """Give all tests of a lane to one of two workers, and all tests of a group to one of more."""
     if config.getvalue("dist") != "loadgroup":
         return None
     from xdist.scheduler import LoadScopeScheduling
 
+    has_lanes = config.getvalue("numprocesses") == 2
+
     class LoadServerScheduling(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return group_of(nodeid)
+            return lane_of(nodeid) if has_lanes else group_of(nodeid)
 
     return LoadServerScheduling(config, log)
 

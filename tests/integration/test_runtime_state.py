@@ -92,6 +92,7 @@ def test_reloaded_weights_are_in_the_process_that_replaces_a_worker_and_an_engin
     assert compare_runs(expected, answers(server)).reasons == ()
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("server", [DP2], indirect=True, ids=["dp2"])
 def test_weights_that_are_reloaded_while_an_engine_core_is_replaced_reach_the_replacement(
     server: Server, other_weights: Path

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from integration.helpers.servers import group_of
+from integration.helpers.servers import group_of, lane_of
 from support.taking_turns import turn
 
 WITHIN_S = 10.0
@@ -86,3 +86,16 @@ def test_one_process_that_runs_all_tests_waits_for_nobody():
 )
 def test_tests_on_one_shared_server_are_one_group(nodeid, group):
     assert group_of(nodeid) == group
+
+
+@pytest.mark.parametrize(
+    ("nodeid", "lane"),
+    [
+        ("tests/integration/test_bad_input.py::test_a_server_port_in_use_is_named", "beside"),
+        ("tests/integration/test_temporary_files.py::test_a_defeated_instance_leaves_nothing[one]", "beside"),
+        ("tests/integration/test_worker_death.py::test_a_killed_worker[one-v1-async-0]", "main"),
+        ("tests/integration/test_numerical.py::test_a_step[tp2-v1-async]", "main"),
+    ],
+)
+def test_only_servers_of_one_rank_run_beside_another_lane(nodeid: str, lane: str) -> None:
+    assert lane_of(nodeid) == lane
