@@ -16,6 +16,8 @@ import ipaddress
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+from holdfast.core.protocol.commands import Credential
+
 HOW_TO_GET_A_TOKEN = (
     "send 'Authorization: Bearer TOKEN'; `holdfast token` prints the token for the user of the server, and "
     "HOLDFAST_API_KEY or --control-token-file sets the token at the start of the server"
@@ -65,16 +67,27 @@ class Refusal:
 
 @dataclass(frozen=True, repr=False)
 class Access:
-    """Rule of a server: the digest of the token, the server's own user, and whether control is open to this machine."""
+    """Rule of a server: the digest of the token, the server's own user, and whether control is open to this machine.
+
+    `source` says where the server has the token from.
+    """
 
     digest: bytes
     uid: int | None = None
     is_open: bool = False
+    source: Credential = Credential.TOKEN_MADE_AT_START
 
     @classmethod
-    def by_token(cls, token: bytes, *, uid: int | None = None, is_open: bool = False) -> Access:
+    def by_token(
+        cls,
+        token: bytes,
+        *,
+        uid: int | None = None,
+        is_open: bool = False,
+        source: Credential = Credential.TOKEN_MADE_AT_START,
+    ) -> Access:
         """Return the access by `token`, which is not blank."""
-        return cls(_digest(token), uid, is_open)
+        return cls(_digest(token), uid, is_open, source)
 
     def knows(self, token: bytes) -> bool:
         """Return whether a token is the right one, in a time that does not depend on the bytes that differ."""
@@ -83,14 +96,23 @@ class Access:
 
 def decide_access(purpose: Purpose, caller: Caller, access: Access) -> Refusal | None:
     """Return the reason to refuse a call, None for an admitted call."""
-    if purpose is Purpose.PROBE:
+    if purpose is Purpose.PROBE or find_credential(caller, access) is not None:
         return None
+    if _bearer_token(caller.authorization) is not None:
+        return Refusal(403, "the token is wrong", HOW_TO_GET_A_TOKEN)
+    return Refusal(401, "a token is needed", HOW_TO_GET_A_TOKEN, challenge=True)
+
+
+def find_credential(caller: Caller, access: Access) -> Credential | None:
+    """Return what admits a caller to more than probes, None for a caller that nothing admits."""
     token = _bearer_token(caller.authorization)
     if token is not None:
-        return None if access.knows(token) else Refusal(403, "the token is wrong", HOW_TO_GET_A_TOKEN)
-    if _is_same_user(caller.peer, access) or (access.is_open and _is_of_this_machine(caller)):
-        return None
-    return Refusal(401, "a token is needed", HOW_TO_GET_A_TOKEN, challenge=True)
+        return access.source if access.knows(token) else None
+    if _is_same_user(caller.peer, access):
+        return Credential.SAME_USER
+    if access.is_open and _is_of_this_machine(caller):
+        return Credential.OPEN_TO_THIS_MACHINE
+    return None
 
 
 def _is_same_user(peer: Peer, access: Access) -> bool:

@@ -18,6 +18,7 @@ import msgspec
 
 from holdfast.api.access import is_loopback
 from holdfast.core.errors import BadConfiguration
+from holdfast.core.protocol.commands import Credential
 from holdfast.progress.identity import Identity, is_private_folder
 
 VARIABLE = "HOLDFAST_API_KEY"
@@ -54,6 +55,13 @@ def configured_token(token_file: str, environ: Mapping[bytes, bytes]) -> bytes |
     if stated is not None:
         return _fit(stated, VARIABLE)
     return _fit(_read_token(Path(token_file)), f"the file {token_file}") if token_file else None
+
+
+def token_source(token_file: str, environ: Mapping[bytes, bytes]) -> Credential:
+    """Return where a server has its token from; `configured_token` refuses a server with two tokens."""
+    if VARIABLE.encode() in environ:
+        return Credential.TOKEN_FROM_ENVIRONMENT
+    return Credential.TOKEN_FROM_FILE if token_file else Credential.TOKEN_MADE_AT_START
 
 
 def instance_token(folder: Path, token_file: str, environ: Mapping[bytes, bytes]) -> bytes:

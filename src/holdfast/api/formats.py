@@ -138,7 +138,7 @@ def _status_fields(view: InstanceView) -> dict[str, Any]:
 def describe_event(event: Event) -> str:
     """Return the log line of an event."""
     if event.kind is EventKind.CONFIGURED:
-        return f"settings changed: {event.reason} (command {event.command_id})"
+        return f"settings changed: {event.reason}{_command(event)}"
     return _describe_process(event) if event.process is not None else _describe_engine(event)
 
 
@@ -151,21 +151,21 @@ def _describe_engine(event: Event) -> str:  # noqa: PLR0912 - one line for each 
         case EventKind.FAULT_REPORTED:
             return f"{engine} faulted: {cause}"
         case EventKind.PAUSE_ORDERED:
-            return f"{engine} is told to pause: {event.reason} (command {event.command_id})"
+            return f"{engine} is told to pause: {event.reason}{_command(event)}"
         case EventKind.ENGINE_PAUSED:
             return f"{engine} is paused"
         case EventKind.DECISION_MADE:
             return _describe_decision(engine, event)
         case EventKind.ENGINE_LOST:
-            return f"{engine}: {event.reason}"
+            return f"{engine}: {event.reason}{_command(event)}"
         case EventKind.RECOVERY_STARTED:
-            return f"{engine} recovering, epoch {event.epoch} (command {event.command_id})"
+            return f"{engine} recovering, epoch {event.epoch}{_command(event)}"
         case EventKind.ENGINE_RECOVERED:
             return f"{engine} recovered after {event.interruption_s or 0.0:.3f} s: {_describe_report(event.report)}"
         case EventKind.RECOVERY_FAILED:
             return f"{engine} did not recover: {cause}"
         case EventKind.FAULT_ARMED:
-            return f"{engine} has a fault armed (command {event.command_id})"
+            return f"{engine} has a fault armed{_command(event)}"
         case EventKind.ENGINE_RESTARTED:
             return (
                 f"{engine} is another process and takes load again, {event.interruption_s or 0.0:.1f} s after its loss"
@@ -175,6 +175,18 @@ def _describe_engine(event: Event) -> str:  # noqa: PLR0912 - one line for each 
         case EventKind.REQUESTS_SUSPECTED | EventKind.REQUEST_ENDED:
             return f"{engine}: {_describe_suspicion(event)}"
     return _describe_process(event)
+
+
+def _command(event: Event) -> str:
+    """Return the command of an event in brackets, with the giver of a command that an operator gave."""
+    if event.command_id is None:
+        return ""
+    giver = event.given_by
+    if giver is None:
+        return f" (command {event.command_id})"
+    peer = giver.address or ("an unknown address" if giver.uid is None else f"user {giver.uid}")
+    key = f", idempotency key {giver.idempotency_key}" if giver.idempotency_key else ""
+    return f" (command {event.command_id}, given from {peer} by {giver.credential}{key})"
 
 
 def _describe_decision(engine: str, event: Event) -> str:

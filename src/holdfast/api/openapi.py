@@ -6,7 +6,16 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from holdfast.api.requests import INSTANCE_ID, MAX_SEQUENCE, AcceptedRequest, AwaitedRequest, Changes, Params
+from holdfast.api.requests import (
+    IDEMPOTENCY_KEY,
+    INSTANCE_ID,
+    KEY_FIELD,
+    MAX_SEQUENCE,
+    AcceptedRequest,
+    AwaitedRequest,
+    Changes,
+    Params,
+)
 from holdfast.core.faults.injection import InjectionSpec
 
 Schema: TypeAlias = dict[str, Any]
@@ -61,13 +70,20 @@ def _resolve(node: Any, definitions: Schema) -> Any:
     return node
 
 
+def _command(kind: type[msgspec.Struct]) -> Schema:
+    """Return the schema of a body that may have an idempotency key as well."""
+    schema = _schema(kind)
+    key = {"type": "string", "pattern": f"^{IDEMPOTENCY_KEY}$"}
+    return {**schema, "properties": {**schema["properties"], KEY_FIELD: key}}
+
+
 APPLY_BODY: Schema = {
     "anyOf": [
-        _schema(kind)
+        _command(kind)
         for kind in (AcceptedRequest[Params], AwaitedRequest[Params], AcceptedRequest[Changes], AwaitedRequest[Changes])
     ]
 }
-INJECT_BODY: Schema = _schema(InjectionSpec)
+INJECT_BODY: Schema = _command(InjectionSpec)
 
 
 def describe(body: Schema | None, *, is_of_events: bool = False) -> Schema:

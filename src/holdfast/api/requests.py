@@ -11,7 +11,7 @@ import re
 import uuid
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Generic, TypeVar
 
 import msgspec
@@ -20,7 +20,17 @@ from holdfast.core.config import SettingValue, changeable_keys
 from holdfast.core.errors import BadCommand
 from holdfast.core.faults.faults import Phase
 from holdfast.core.faults.injection import MAX_ID, InjectionSpec
-from holdfast.core.protocol.commands import Command, Configure, Pause, RestartEngine, RestartWorkers, Resume, Retry
+from holdfast.core.protocol.commands import (
+    Command,
+    Configure,
+    Giver,
+    InjectFault,
+    Pause,
+    RestartEngine,
+    RestartWorkers,
+    Resume,
+    Retry,
+)
 
 MAX_BODY_BYTES = 64 * 1024
 MAX_TIMEOUT_S = 3600
@@ -29,6 +39,8 @@ MAX_RANKS = 1024
 MAX_KEY_CHARS = 200
 MAX_SHOWN_CHARS = 300
 INSTANCE_ID = "[0-9a-f]{32}"
+IDEMPOTENCY_KEY = f"[!-~]{{1,{MAX_KEY_CHARS}}}"
+KEY_FIELD = "idempotency_key"
 MAX_SEQUENCE = 10**15 - 1
 
 
@@ -41,14 +53,31 @@ def command_id_of(idempotency_key: str | None) -> str:
     """Return the id of a command: drawn anew, or made from the caller's key, so that a repetition has the same id.
 
     Raises:
-        BadCommand: the key is blank or too long.
+        BadCommand: the key is blank, too long, or no visible ASCII.
     """
     if idempotency_key is None:
         return uuid.uuid4().hex
-    key = idempotency_key.strip()
-    if not key or len(key) > MAX_KEY_CHARS:
-        raise BadCommand(f"an idempotency key has 1 to {MAX_KEY_CHARS} characters", hint="a UUID, for instance")
-    return hashlib.sha256(b"idempotency-key:" + key.encode(errors="surrogateescape")).hexdigest()[:32]
+    if not re.fullmatch(IDEMPOTENCY_KEY, idempotency_key):
+        text = f"an idempotency key has 1 to {MAX_KEY_CHARS} visible ASCII characters"
+        raise BadCommand(text, hint="a UUID, for instance")
+    return hashlib.sha256(b"idempotency-key:" + idempotency_key.encode()).hexdigest()[:32]
+
+
+def _identify(fields: dict[str, Any], giver: Giver, keys: Sequence[str]) -> tuple[str, Giver]:
+    """Take the idempotency key out of a body; return the id of the command, and the giver with the key.
+
+    `keys` are those of the call's headers.
+    """
+    found = {key.strip() for key in keys}
+    if KEY_FIELD in fields:
+        in_body = fields.pop(KEY_FIELD)
+        if not isinstance(in_body, str):
+            raise BadCommand(f"bad field: {KEY_FIELD!r} must be a text")
+        found.add(in_body)
+    if len(found) > 1:
+        raise BadCommand("the call has two idempotency keys", hint="send one, in the header or in the body")
+    key = found.pop() if found else None
+    return command_id_of(key), msgspec.structs.replace(giver, idempotency_key=key)
 
 
 class CommandName(enum.StrEnum):
@@ -136,9 +165,15 @@ _AWAITED_KEY = "fault_tolerance_instruction"
 _ACCEPTED_KEY = "instruction"
 
 
-def parse_apply(body: bytes, command_id: str) -> AppliedCommand:
-    """Return the command in a request's body, under an id. Raises `BadCommand`."""
+def parse_apply(body: bytes, giver: Giver, keys: Sequence[str] = ()) -> AppliedCommand:
+    """Return the command in a request's body; `keys` are the idempotency keys of the headers. Raises `BadCommand`."""
     fields = _parse_object(body)
+    command_id, giver = _identify(fields, giver, keys)
+    applied = _parse_formats(fields, command_id)
+    return replace(applied, command=msgspec.structs.replace(applied.command, given_by=giver))
+
+
+def _parse_formats(fields: dict[str, Any], command_id: str) -> AppliedCommand:
     match _AWAITED_KEY in fields, _ACCEPTED_KEY in fields:
         case True, False:
             return _parse_awaited(fields, command_id)
@@ -171,12 +206,13 @@ def _parse_accepted(fields: dict[str, Any], command_id: str) -> AppliedCommand:
     return AppliedCommand(_command(command_id, name, request.params))
 
 
-def parse_injection(body: bytes) -> InjectionSpec:
-    """Return the fault to inject that a body describes. Raises `BadCommand`."""
+def parse_injection(body: bytes, giver: Giver, keys: Sequence[str] = ()) -> InjectFault:
+    """Return the command to inject the fault that a body describes, as `parse_apply` does. Raises `BadCommand`."""
     fields = _parse_object(body)
+    command_id, giver = _identify(fields, giver, keys)
     if isinstance(phase := fields.get("phase"), str):
         _known(phase, Phase, "phase")
-    return _convert(fields, InjectionSpec)
+    return InjectFault(command_id=command_id, given_by=giver, spec=_convert(fields, InjectionSpec))
 
 
 def parse_after(text: str | None) -> int:

@@ -20,7 +20,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from holdfast.api import formats, openapi, requests
-from holdfast.api.access import Access, Caller, Purpose, Refusal, decide_access
+from holdfast.api.access import Access, Caller, Purpose, Refusal, decide_access, find_credential
 from holdfast.api.peer import peer_of
 from holdfast.api.source import ControlSource, control_getter
 from holdfast.core.errors import (
@@ -34,7 +34,7 @@ from holdfast.core.errors import (
 )
 from holdfast.core.faults.injection import InjectionSpec
 from holdfast.core.ports import ControlPlane
-from holdfast.core.protocol.commands import InjectFault
+from holdfast.core.protocol.commands import Giver
 from holdfast.core.protocol.events import InstanceView
 
 PREFIXES = ("/fault_tolerance", "/v1/fault_tolerance")
@@ -46,7 +46,17 @@ _ARM_MARGIN_S = 5.0
 
 logger = logging.getLogger("holdfast")
 
-Handler = Callable[[Request, ControlPlane], Awaitable[Response]]
+
+@dataclass(frozen=True)
+class _Call:
+    """Admitted call; `giver` is None for a probe that nothing else admits."""
+
+    request: Request
+    control: ControlPlane
+    giver: Giver | None
+
+
+Handler = Callable[[_Call], Awaitable[Response]]
 
 
 class _Rejected(Exception):
@@ -86,8 +96,8 @@ def install(app: FastAPI, control: ControlSource, access: Access) -> None:
 def _guarded(route: _Route, get_control: Callable[[], ControlPlane], access: Access) -> Callable[..., Any]:
     async def endpoint(request: Request) -> Response:
         try:
-            _check_access(route.purpose, request, access)
-            return await route.handler(request, get_control())
+            giver = _check_access(route.purpose, request, access)
+            return await route.handler(_Call(request, get_control(), giver))
         except _Rejected as rejected:
             return rejected.response
         except HoldfastError as error:
@@ -102,23 +112,24 @@ def _guarded(route: _Route, get_control: Callable[[], ControlPlane], access: Acc
 # ---- handlers
 
 
-async def _status(request: Request, control: ControlPlane) -> Response:
+async def _status(call: _Call) -> Response:
     """Return the state of every engine."""
-    return _json(formats.render_status(control.view()))
+    return _json(formats.render_status(call.control.view()))
 
 
-async def _ready(request: Request, control: ControlPlane) -> Response:
+async def _ready(call: _Call) -> Response:
     """Return 200 while the instance makes progress, else 503."""
-    readiness = formats.render_readiness(control.view())
+    readiness = formats.render_readiness(call.control.view())
     if readiness.ready:
         return _json(readiness)
     return _json(readiness, 503, {"Retry-After": "1"})
 
 
-async def _events(request: Request, control: ControlPlane) -> Response:
+async def _events(call: _Call) -> Response:
     """Return the events after a sequence number, oldest first; those of another instance from the first."""
-    after = requests.parse_after(request.query_params.get("after"))
-    asked_about = requests.parse_instance_id(request.query_params.get("instance_id"))
+    query, control = call.request.query_params, call.control
+    after = requests.parse_after(query.get("after"))
+    asked_about = requests.parse_instance_id(query.get("instance_id"))
     view = control.view()
     restarted = asked_about is not None and asked_about != view.instance_id
     events = control.history(0 if restarted else after)
@@ -129,26 +140,25 @@ async def _events(request: Request, control: ControlPlane) -> Response:
     return _json(page if asked_about else msgspec.structs.replace(page, next=min(after, view.sequence)))
 
 
-async def _apply(request: Request, control: ControlPlane) -> Response:
+async def _apply(call: _Call) -> Response:
     """Run a command, in either request format."""
-    command_id = requests.command_id_of(request.headers.get("idempotency-key"))
-    applied = requests.parse_apply(await _read_body(request), command_id)
-    outcome = _watch(control.submit(applied.command))
+    applied = requests.parse_apply(await _read_body(call.request), *_origin(call))
+    outcome = _watch(call.control.submit(applied.command))
     if applied.timeout_s is None:
-        return await _accept(outcome, command_id)
+        return await _accept(outcome, applied.command.command_id)
     return await _execute(outcome, applied.timeout_s)
 
 
-async def _inject(request: Request, control: ControlPlane) -> Response:
+async def _inject(call: _Call) -> Response:
     """Arm a fault; only on a server that was started with fault injection."""
+    control = call.control
     if not control.config.enable_fault_injection:
         raise _Rejected(404, "fault injection is off", "start the server with --enable-fault-injection")
-    spec = requests.parse_injection(await _read_body(request))
-    _check_rank(spec, control.view())
-    command_id = requests.command_id_of(request.headers.get("idempotency-key"))
-    outcome = _watch(control.submit(InjectFault(command_id=command_id, spec=spec)))
+    command = requests.parse_injection(await _read_body(call.request), *_origin(call))
+    _check_rank(command.spec, control.view())
+    outcome = _watch(control.submit(command))
     await _wait_ended(outcome, control.config.drain_timeout_s + _ARM_MARGIN_S)
-    return _json(formats.Accepted(message="Fault armed.", request_id=command_id))
+    return _json(formats.Accepted(message="Fault armed.", request_id=command.command_id))
 
 
 _ROUTES = (
@@ -161,6 +171,12 @@ _ROUTES = (
 
 
 # ---- commands
+
+
+def _origin(call: _Call) -> tuple[Giver, list[str]]:
+    """Return the giver of a command, and the idempotency keys of the headers."""
+    assert call.giver is not None, "a command without a credential was admitted"
+    return call.giver, call.request.headers.getlist("idempotency-key")
 
 
 def _watch(command: Future[None]) -> asyncio.Future[None]:
@@ -208,7 +224,8 @@ def _check_rank(spec: InjectionSpec, view: InstanceView) -> None:
 # ---- requests and responses
 
 
-def _check_access(purpose: Purpose, request: Request, access: Access) -> None:
+def _check_access(purpose: Purpose, request: Request, access: Access) -> Giver | None:
+    """Return the giver of an admitted call. Raises `_Rejected`."""
     headers = request.headers
     authorization = [value for name, value in headers.raw if name == b"authorization"]
     caller = Caller(
@@ -219,6 +236,8 @@ def _check_access(purpose: Purpose, request: Request, access: Access) -> None:
     match decide_access(purpose, caller, access):
         case Refusal(status, message, hint, challenge):
             raise _Rejected(status, message, hint, {"WWW-Authenticate": "Bearer"} if challenge else None)
+    credential, peer = find_credential(caller, access), caller.peer
+    return None if credential is None else Giver(credential=credential, address=peer.address, uid=peer.uid)
 
 
 async def _read_body(request: Request) -> bytes:

@@ -220,16 +220,17 @@ class ClientSentinel:
 
     def _begin(self, command: Command, ended: Future[None]) -> None:
         """Begin a command once: a repeated command id gets the outcome of the first."""
-        if self._begun.answer_again(command, ended, self._view):
+        now = time.monotonic()
+        if self._begun.answer_again(command, ended, self._view, now):
             return
         try:
-            effects = self._instance.submit(command, time.monotonic(), self._host.unrecoverable_reason())
+            effects = self._instance.submit(command, now, self._host.unrecoverable_reason())
         except Exception as error:  # whoever waits for the command must learn how it ended
             ended.set_exception(error)
             if not isinstance(error, OperatorError):
                 raise
             return
-        self._begun.remember(command, ended)
+        self._begun.remember(command, ended, now)
         self._waiting[command.command_id] = ended
         self._perform(effects)
 

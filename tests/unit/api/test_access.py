@@ -6,7 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from holdfast.api.access import UNKNOWN_USER, Access, Caller, Peer, Purpose, decide_access, is_loopback
+from holdfast.api.access import (
+    UNKNOWN_USER,
+    Access,
+    Caller,
+    Peer,
+    Purpose,
+    decide_access,
+    find_credential,
+    is_loopback,
+)
+from holdfast.core.protocol.commands import Credential
 
 OWN_USER = 1000
 GUARDED = Access.by_token(b"secret", uid=OWN_USER)
@@ -97,6 +107,31 @@ def test_control_that_was_opened_takes_nothing_from_a_foreign_page(origin: str) 
 @pytest.mark.parametrize("origin", ["http://localhost:8000", "http://127.0.0.1:8000", "http://[::1]:8000"])
 def test_control_that_was_opened_takes_commands_from_a_page_of_this_machine(origin: str) -> None:
     assert status(Purpose.COMMAND, Caller(peer=NEAR, origin=origin), OPEN) is None
+
+
+@pytest.mark.parametrize("source", [Credential.TOKEN_FROM_ENVIRONMENT, Credential.TOKEN_FROM_FILE])
+@pytest.mark.parametrize("peer", [Peer(), NEAR, Peer(uid=OWN_USER)])
+def test_a_token_is_named_by_its_source_wherever_a_call_comes_from(source: Credential, peer: Peer) -> None:
+    access = Access.by_token(b"secret", uid=OWN_USER, is_open=True, source=source)
+    assert find_credential(Caller(b"Bearer secret", peer), access) is source
+    assert find_credential(Caller(b"Bearer wrong", peer), access) is None
+
+
+@pytest.mark.parametrize(
+    ("peer", "access", "credential"),
+    [
+        (Peer(uid=OWN_USER), GUARDED, Credential.SAME_USER),
+        (Peer(uid=OWN_USER), OPEN, Credential.SAME_USER),
+        (Peer(uid=7), OPEN, Credential.OPEN_TO_THIS_MACHINE),
+        (NEAR, OPEN, Credential.OPEN_TO_THIS_MACHINE),
+        (NEAR, GUARDED, None),
+        (FAR, OPEN, None),
+    ],
+)
+def test_without_a_token_the_connection_is_what_admits(
+    peer: Peer, access: Access, credential: Credential | None
+) -> None:
+    assert find_credential(Caller(peer=peer), access) is credential
 
 
 def test_tokens_are_not_shown() -> None:

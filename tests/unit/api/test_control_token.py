@@ -12,7 +12,15 @@ import msgspec
 import pytest
 
 from holdfast.api import control_token
-from holdfast.api.control_token import ServerRecord, announce, configured_token, find_token, instance_token, withdraw
+from holdfast.api.control_token import (
+    ServerRecord,
+    announce,
+    configured_token,
+    find_token,
+    instance_token,
+    token_source,
+    withdraw,
+)
 from holdfast.core.errors import BadConfiguration
 
 KEY = b"HOLDFAST_API_KEY"
@@ -50,6 +58,12 @@ def test_nothing_configured_is_no_token() -> None:
 def test_a_token_that_no_header_can_carry_is_an_error(bad: bytes) -> None:
     with pytest.raises(BadConfiguration):
         configured_token("", {KEY: bad})
+
+
+def test_the_source_of_a_token_is_known_without_the_token() -> None:
+    assert token_source("", {}) == "token-made-at-start"
+    assert token_source("gone", {}) == "token-from-file"
+    assert token_source("", {KEY: b"x"}) == "token-from-environment"
 
 
 def test_a_missing_file_and_two_tokens_are_errors(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from holdfast.api.formats import describe_event
 from holdfast.api.notify import log_event
-from holdfast.core.protocol.commands import Pause, Resume, Retry
+from holdfast.core.protocol.commands import Credential, Giver, Pause, RestartEngine, Resume, Retry
 from holdfast.core.protocol.events import Event, EventKind
 from support.control_plane import MemoryControl
 
@@ -44,6 +44,26 @@ def test_a_pause_by_operator_reads_as_a_story() -> None:
         "engine 0 recovering, epoch 1 (command cafe)",
         "engine 1 recovering, epoch 1 (command cafe)",
     ]
+
+
+@pytest.mark.parametrize(
+    ("giver", "said"),
+    [
+        (
+            Giver(credential=Credential.TOKEN_FROM_FILE, address="10.0.0.1", idempotency_key="night-7"),
+            "given from 10.0.0.1 by token-from-file, idempotency key night-7",
+        ),
+        (Giver(credential=Credential.SAME_USER, uid=1000), "given from user 1000 by same-user"),
+        (Giver(credential=Credential.TOKEN_MADE_AT_START), "given from an unknown address by token-made-at-start"),
+    ],
+)
+def test_the_line_of_a_command_says_who_gave_the_command(giver: Giver, said: str) -> None:
+    control = MemoryControl(((0,), (1,))).attach()
+    control.submit(Pause(command_id="c0ffee", engine_ids=(0,), given_by=giver))
+    control.submit(RestartEngine(command_id="cafe", engine_id=1, given_by=giver))
+    paused, lost = [describe_event(e) for e in control.events[2:4]]
+    assert paused == f"engine 0 is told to pause: ordered by operator (command c0ffee, {said})"
+    assert lost == f"engine 1: engine core 1 is restarted: ordered by operator (command cafe, {said})"
 
 
 @pytest.mark.parametrize(("rebuild_s", "said"), [(0.25, True), (0.00001, False), (0.0, False)])

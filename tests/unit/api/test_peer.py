@@ -19,6 +19,8 @@ from holdfast.api import peer
 from holdfast.api.access import Access, Peer
 from holdfast.api.gate import install_gate
 from holdfast.api.routes import install
+from holdfast.core.protocol.commands import Credential, Giver
+from holdfast.core.protocol.events import EventKind
 from support.control_plane import MemoryControl
 from support.http_app import BEARER, TOKEN, build_app
 
@@ -134,3 +136,28 @@ def test_a_server_that_shows_no_transport_has_unknown_peers() -> None:
 
     assert peer.peer_of(peer.with_peer({"type": "http", "client": ("127.0.0.1", 1)}, receive)) == Peer()
     assert peer.peer_of({"client": None}) == Peer()
+
+
+def _givers(control: MemoryControl) -> list[Giver | None]:
+    return [event.given_by for event in control.events if event.kind is EventKind.PAUSE_ORDERED]
+
+
+@HTTP
+def test_the_event_of_a_command_says_what_the_transport_says_of_its_giver(
+    control: MemoryControl, http: str, tmp_path: Path
+) -> None:
+    header = f"Authorization: {BEARER['Authorization']}\r\nX-Forwarded-For: 203.0.113.9\r\nIdempotency-Key: k\r\n"
+    listening = socket.create_server(("127.0.0.1", 0))
+    with serving(build_app(control), listening, http), socket.create_connection(listening.getsockname()) as caller:
+        assert answer_of(caller, POST % header.encode()) in {200, 202}
+    token = Credential.TOKEN_MADE_AT_START
+    assert _givers(control) == [Giver(credential=token, address="127.0.0.1", idempotency_key="k")]
+
+    local, path = MemoryControl().attach(), str(tmp_path / "socket")
+    listening = socket.socket(socket.AF_UNIX)
+    listening.bind(path)
+    listening.listen()
+    with serving(build_app(local), listening, http), socket.socket(socket.AF_UNIX) as caller:
+        caller.connect(path)
+        assert answer_of(caller, POST % b"") in {200, 202}
+    assert _givers(local) == [Giver(credential=Credential.SAME_USER, uid=os.getuid())]

@@ -1,16 +1,38 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
+import msgspec
 import pytest
 
 from holdfast.api import requests
 from holdfast.api.requests import AppliedCommand, CommandName
 from holdfast.core.errors import BadCommand
 from holdfast.core.faults.faults import Phase
-from holdfast.core.protocol.commands import Configure, Pause, RestartEngine, RestartWorkers, Retry
+from holdfast.core.faults.injection import InjectionSpec
+from holdfast.core.protocol.commands import (
+    Command,
+    Configure,
+    Credential,
+    Giver,
+    Pause,
+    RestartEngine,
+    RestartWorkers,
+    Retry,
+)
+
+GIVER = Giver(credential=Credential.TOKEN_FROM_FILE, address="10.0.0.1")
 
 
 def parse_apply(body: bytes) -> AppliedCommand:
-    return requests.parse_apply(body, "c")
+    """The command of a body without what is drawn for each call."""
+    applied = requests.parse_apply(body, GIVER)
+    return replace(applied, command=msgspec.structs.replace(applied.command, command_id="c", given_by=None))
+
+
+def parse_injection(body: bytes) -> InjectionSpec:
+    return requests.parse_injection(body, GIVER).spec
 
 
 TEMPLATES = (
@@ -155,7 +177,7 @@ def test_a_body_that_makes_no_sense_is_refused_with_the_reason(body: bytes, says
 
 
 def test_an_injection_is_read_with_its_defaults() -> None:
-    spec = requests.parse_injection(b'{"phase": "forward"}')
+    spec = parse_injection(b'{"phase": "forward"}')
     assert (spec.phase, spec.times, spec.engine_id) == ("forward", 1, 0)
 
 
@@ -177,12 +199,12 @@ def test_an_injection_is_read_with_its_defaults() -> None:
 )
 def test_an_injection_that_makes_no_sense_is_refused(body: bytes) -> None:
     with pytest.raises(BadCommand):
-        requests.parse_injection(body)
+        parse_injection(body)
 
 
 def test_an_unknown_phase_is_answered_with_the_known_ones() -> None:
     with pytest.raises(BadCommand, match="unknown phase 'lunch'") as caught:
-        requests.parse_injection(b'{"phase": "lunch"}')
+        parse_injection(b'{"phase": "lunch"}')
     assert [phase for phase in Phase if phase not in caught.value.hint] == []
 
 
@@ -258,3 +280,57 @@ def test_a_restart_that_does_not_say_whose_workers_is_refused(key: str, params: 
 def test_ranks_are_for_restart_worker_only(name: str, ranks: str) -> None:
     with pytest.raises(BadCommand, match="is for whole engines"):
         parse_apply(f'{{"instruction": "{name}", "params": {{{ranks}}}}}'.encode())
+
+
+# ---- idempotency keys and givers
+
+
+BODIES = {
+    "awaited": b'{"fault_tolerance_instruction": "pause"',
+    "accepted": b'{"instruction": "pause"',
+    "inject": b'{"phase": "forward"',
+}
+EVERY_BODY = pytest.mark.parametrize("name", BODIES)
+
+
+def command_of(name: str, fields: bytes = b"", keys: Sequence[str] = ()) -> Command:
+    body = BODIES[name] + fields + b"}"
+    if name == "inject":
+        return requests.parse_injection(body, GIVER, keys)
+    return requests.parse_apply(body, GIVER, keys).command
+
+
+@EVERY_BODY
+def test_the_key_may_be_in_the_header_or_in_the_body_or_the_same_in_both(name: str) -> None:
+    in_body = b', "idempotency_key": "one"'
+    commands = [
+        command_of(name, keys=["one"]),
+        command_of(name, in_body),
+        command_of(name, in_body, [" one "]),
+        command_of(name, in_body, ["one", "one"]),
+    ]
+    assert {c.command_id for c in commands} == {requests.command_id_of("one")}
+    assert {c.given_by for c in commands} == {msgspec.structs.replace(GIVER, idempotency_key="one")}
+
+
+@EVERY_BODY
+def test_a_command_without_a_key_has_an_id_of_its_own_and_a_giver_without_key(name: str) -> None:
+    first, second = command_of(name), command_of(name)
+    assert first.command_id != second.command_id
+    assert first.given_by == second.given_by == GIVER
+
+
+@EVERY_BODY
+@pytest.mark.parametrize(("fields", "keys"), [(b', "idempotency_key": "one"', ["two"]), (b"", ["one", "two"])])
+def test_two_different_keys_are_refused(name: str, fields: bytes, keys: list[str]) -> None:
+    with pytest.raises(BadCommand, match="two idempotency keys"):
+        command_of(name, fields, keys)
+
+
+@EVERY_BODY
+@pytest.mark.parametrize(
+    "key", ['""', '" "', '"a b"', '"k\\n"', '"\\u001b[2J"', '"ü"', "null", "5", '["one"]', '"' + "x" * 201 + '"']
+)
+def test_a_key_in_the_body_that_is_no_key_is_refused(name: str, key: str) -> None:
+    with pytest.raises(BadCommand, match="key"):
+        command_of(name, f', "idempotency_key": {key}'.encode())

@@ -24,7 +24,7 @@ from holdfast.core.faults.faults import Fault, FaultClass, Phase
 from holdfast.core.faults.injection import InjectionSpec
 from holdfast.core.protocol import link_messages as lm
 from holdfast.core.protocol import messages as m
-from holdfast.core.protocol.commands import Command, Configure, InjectFault, Pause, Resume, Retry
+from holdfast.core.protocol.commands import Command, Configure, Credential, Giver, InjectFault, Pause, Resume, Retry
 from holdfast.core.protocol.effects import End
 from holdfast.core.protocol.events import EventKind, InstanceView
 from holdfast.core.protocol.messages import Rendezvous
@@ -567,3 +567,13 @@ def test_a_link_that_missed_one_event_takes_no_later_event_before_the_gap_is_fil
     made._take(late, msgspec.structs.replace(view, sequence=late.sequence))
     assert made.history()[-1] == last
     assert made.view() == view
+
+
+def test_a_command_through_a_link_keeps_its_giver(owner: Owner) -> None:
+    giver = Giver(credential=Credential.TOKEN_FROM_ENVIRONMENT, address="10.0.0.1", idempotency_key="k")
+    made = owner.link()
+    made.submit(Pause(command_id="c0ffee", engine_ids=(0,), given_by=giver))
+    owner.told()
+    wait_until(lambda: made.history()[-1].command_id == "c0ffee")
+    assert made.history()[-1].given_by == giver
+    assert made.view().instance_id == owner.sentinel.view().instance_id == made.history()[-1].instance_id

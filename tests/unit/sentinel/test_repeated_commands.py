@@ -9,10 +9,10 @@ import pytest
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.errors import CommandConflict, RecoveryFailed
 from holdfast.core.protocol import messages as m
-from holdfast.core.protocol.commands import Command, Pause, RestartEngine
+from holdfast.core.protocol.commands import Command, Credential, Giver, Pause, RestartEngine
 from holdfast.core.protocol.effects import ReplaceEngine
 from holdfast.sentinel import ClientSentinel
-from holdfast.sentinel.begun_commands import MAX_REMEMBERED, BegunCommands
+from holdfast.sentinel.begun_commands import MAX_REMEMBERED, REMEMBERED_S, BegunCommands
 from holdfast.wire import MemoryNetwork
 
 
@@ -88,7 +88,26 @@ def test_the_outcome_of_a_command_whose_first_caller_has_left_is_unknown_and_no_
 def test_so_many_commands_are_remembered_and_no_more(owner: ClientSentinel) -> None:
     begun = BegunCommands()
     for number in range(MAX_REMEMBERED + 5):
-        begun.remember(Pause(command_id=str(number)), Future())
+        begun.remember(Pause(command_id=str(number)), Future(), now=0.0)
     assert len(begun) == MAX_REMEMBERED
-    assert not begun.answer_again(Pause(command_id="0"), Future(), owner.view())
-    assert begun.answer_again(Pause(command_id=str(MAX_REMEMBERED)), Future(), owner.view())
+    assert not begun.answer_again(Pause(command_id="0"), Future(), owner.view(), now=0.0)
+    assert begun.answer_again(Pause(command_id=str(MAX_REMEMBERED)), Future(), owner.view(), now=0.0)
+
+
+def test_a_command_is_remembered_for_a_day_and_then_its_key_is_new_again(owner: ClientSentinel) -> None:
+    begun, command = BegunCommands(), Pause(command_id="key")
+    begun.remember(command, Future(), now=100.0)
+    begun.remember(Pause(command_id="later"), Future(), now=200.0)
+    assert begun.answer_again(command, Future(), owner.view(), now=100.0 + REMEMBERED_S - 1)
+    assert not begun.answer_again(command, Future(), owner.view(), now=100.0 + REMEMBERED_S)
+    assert len(begun) == 1
+
+
+def test_a_repetition_from_elsewhere_is_a_repetition_and_the_first_giver_stays(owner: ClientSentinel) -> None:
+    """The first call may have come through a proxy that is gone."""
+    for address in ("10.0.0.1", "10.0.0.2"):
+        giver = Giver(credential=Credential.TOKEN_FROM_FILE, address=address, idempotency_key="key")
+        begin(owner, RestartEngine(command_id="key", engine_id=1, given_by=giver))
+    assert owner._host.replaced == [1]  # type: ignore[attr-defined]
+    givers = [event.given_by for event in owner.history() if event.command_id == "key"]
+    assert [giver and giver.address for giver in givers] == ["10.0.0.1"]

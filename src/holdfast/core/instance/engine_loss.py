@@ -86,7 +86,8 @@ def replacement_reported(
     armed = [Send(engine.engine_id, m.ArmFault(command_id="", spec=spec)) for spec in engine.poisons]
     attached = engine_attached(state, group, engine, fact, now)
     interruption_s = now - incident.opened_at
-    restarted = publish(state, EventKind.ENGINE_RESTARTED, group, engine, interruption_s=interruption_s)
+    about = {"command_id": engine.restart_command, "interruption_s": interruption_s}
+    restarted = publish(state, EventKind.ENGINE_RESTARTED, group, engine, **about)
     # In lockstep the command ends with the recovery in which the replacement joins.
     ended = [] if group.is_lockstep else finish_engine_restarts(state, group)
     return [*armed, *attached, restarted, *ended]

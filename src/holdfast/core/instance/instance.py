@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from holdfast.core.config import HoldfastConfig
+from holdfast.core.errors import OperatorError
 from holdfast.core.instance import engine_loss, failed_effects, operator, processes, repair, reports
 from holdfast.core.instance.deadlines import (
     find_late_replacement,
@@ -162,6 +163,16 @@ class Instance:
         Raises:
             OperatorError: the command cannot be carried out. Nothing has changed then.
         """
+        givers, command_id = self._state.givers, command.command_id
+        earlier = givers.find(command_id)
+        givers.name(command_id, command.given_by)
+        try:
+            return self._begin(command, now, unrecoverable_reason)
+        except OperatorError:
+            givers.name(command_id, earlier)
+            raise
+
+    def _begin(self, command: c.Command, now: float, unrecoverable_reason: str) -> list[Effect]:
         match command:
             case c.Retry():
                 return operator.retry(self._state, command, now)

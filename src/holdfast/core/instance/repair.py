@@ -288,7 +288,7 @@ def replace_engine(
     group.lose(engine, now)
     engine.failed_start = None
     engine.replacement_due_at = now + replacement_bound_s(restart.after_s, state.config)
-    lost = _publish_loss(state, group, engine, restart.reason, now)
+    lost = _publish_loss(state, group, engine, restart.reason, command_id, now)
     order = ReplaceEngine(
         engine.engine_id,
         restart.after_s,
@@ -322,9 +322,11 @@ def _give_up_commands(state: InstanceState, group: LockstepGroup, engine: Engine
     return [*failed, CloseRendezvous(group.engine_ids, group.epoch)]
 
 
-def _publish_loss(state: InstanceState, group: LockstepGroup, engine: Engine, reason: str, now: float) -> Publish:
+def _publish_loss(
+    state: InstanceState, group: LockstepGroup, engine: Engine, reason: str, command_id: str | None, now: float
+) -> Publish:
     group.open_incident(now).reason = reason
-    return publish(state, EventKind.ENGINE_LOST, group, engine, reason=reason)
+    return publish(state, EventKind.ENGINE_LOST, group, engine, command_id=command_id, reason=reason)
 
 
 def _processes_to_end(engine: Engine, kill: bool) -> tuple[int, ...]:

@@ -12,9 +12,12 @@ from holdfast.core.config import HoldfastConfig, RuntimeSettings, runtime_settin
 from holdfast.core.errors import UnknownEngine
 from holdfast.core.instance.group import Engine, LockstepGroup, make_groups
 from holdfast.core.policy.incident import NOT_OPEN, Budget, Capacity
+from holdfast.core.protocol.commands import Giver
 from holdfast.core.protocol.effects import Effect, Publish, Settle
 from holdfast.core.protocol.events import Event, EventKind, InstanceView, ProcessStatus
 from holdfast.core.states import Trigger
+
+MAX_GIVERS = 1024
 
 # ---- members
 
@@ -170,6 +173,25 @@ def fail_armings(engine: Engine, error: str) -> list[Effect]:
     return settled
 
 
+class Givers:
+    """Givers of the latest commands of operators, for the events of each command."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, Giver] = {}
+
+    def find(self, command_id: object) -> Giver | None:
+        """Return the giver of a command; None for a command of the instance itself."""
+        return self._known.get(command_id) if isinstance(command_id, str) else None
+
+    def name(self, command_id: str, giver: Giver | None) -> None:
+        """Name the giver of a command; forget the oldest beyond the bound."""
+        self._known.pop(command_id, None)
+        if giver is not None:
+            self._known[command_id] = giver
+        if len(self._known) > MAX_GIVERS:
+            del self._known[next(iter(self._known))]
+
+
 # ---- the state
 
 
@@ -189,6 +211,7 @@ class InstanceState:
     instance_id: str
     notify_address: str = ""
     commands: OpenCommands = field(default_factory=OpenCommands)
+    givers: Givers = field(default_factory=Givers)
     settings: RuntimeSettings = field(init=False)
     settings_changed: bool = False
     sequence: int = 0
@@ -239,6 +262,12 @@ def publish_of_instance(state: InstanceState, kind: EventKind, **about: object) 
 
 def _publish(instance: InstanceState, kind: EventKind, /, **about: object) -> Publish:
     instance.sequence += 1
-    sequence, at = instance.sequence, instance.wall_clock()
-    event = Event(instance_id=instance.instance_id, sequence=sequence, at=at, kind=kind, **about)  # type: ignore[arg-type]
+    event = Event(
+        instance_id=instance.instance_id,
+        sequence=instance.sequence,
+        at=instance.wall_clock(),
+        kind=kind,
+        given_by=instance.givers.find(about.get("command_id")),
+        **about,  # type: ignore[arg-type]
+    )
     return Publish(event, view_of(instance))

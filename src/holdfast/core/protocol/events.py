@@ -12,6 +12,7 @@ from msgspec import UNSET, UnsetType
 
 from holdfast.core.config import RuntimeSettings, SettingChange
 from holdfast.core.faults.faults import Fault
+from holdfast.core.protocol.commands import Giver
 from holdfast.core.protocol.messages import RecoveryReport, Standbys
 from holdfast.core.states import EngineState
 
@@ -80,6 +81,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     process: str | None = None
     epoch: int = 0
     command_id: str | None = None
+    given_by: Giver | None = None  # of the command, where an operator gave the command
     fault: Fault | None = None
     reason: str | None = None
     decision: DecisionRecord | None = None
