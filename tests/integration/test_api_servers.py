@@ -60,6 +60,11 @@ def test_an_instruction_may_land_on_any_api_server(server: Server) -> None:
                 assert (await apply(client, "resume")).status_code == 200
             async with control_client(server.url, timeout_s=30) as client:
                 assert (await apply(client, "resume")).status_code == 409
+        events = (await agreed_by_all(server, "/fault_tolerance/events"))[-1].json()["events"]
+        orders = [event["given_by"] for event in events if event["kind"] == "pause-ordered" and "given_by" in event]
+        assert {order["address"] for order in orders} == {"127.0.0.1"}
+        assert len(orders) >= ASKS // 2
+        assert len({event["instance_id"] for event in events}) == 1
 
     run(scenario())
 
