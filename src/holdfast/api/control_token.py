@@ -19,7 +19,8 @@ import msgspec
 from holdfast.api.access import is_loopback
 from holdfast.core.errors import BadConfiguration
 from holdfast.core.protocol.commands import Credential
-from holdfast.progress.identity import Identity, is_private_folder
+from holdfast.progress.identity import Identity
+from holdfast.progress.places import is_private_folder
 
 VARIABLE = "HOLDFAST_API_KEY"
 FILE_SETTING = "control_token_file"

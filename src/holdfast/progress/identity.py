@@ -1,10 +1,9 @@
-"""Identity of a process beyond its id, and folders that only the current user can reach."""
+"""Identity of a process beyond its id."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import stat
 from pathlib import Path
 
 import msgspec
@@ -43,15 +42,6 @@ class Identity(msgspec.Struct, frozen=True):
         """Return whether the process lives for certain."""
         is_here = self.boot == _boot() and self.pid_namespace == _pid_namespace()
         return is_here and start_ticks(self.pid) == self.start_ticks
-
-
-def is_private_folder(path: Path) -> bool:
-    """Return whether only the current user can reach a folder; a link is no folder."""
-    try:
-        seen = os.lstat(path)
-    except OSError:
-        return False
-    return stat.S_ISDIR(seen.st_mode) and seen.st_uid == os.getuid() and not seen.st_mode & 0o077
 
 
 def _pid_namespace() -> int:

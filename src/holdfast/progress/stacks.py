@@ -7,11 +7,16 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import logging
 import os
 import signal
 import time
 from collections.abc import Iterable
 from pathlib import Path
+
+from holdfast.progress.places import find, make_in, places
+
+logger = logging.getLogger("holdfast")
 
 ANSWER_S = 0.2
 MAX_CHARS = 200_000
@@ -23,8 +28,14 @@ def answer_for_stacks(folder: str) -> None:
     """Make the process write the stacks of all threads into `folder` on demand. Main thread only."""
     if signal.getsignal(_SIGNAL) is not signal.SIG_DFL:
         return  # another handler is installed: without the file no process asks
-    file = _path(folder, os.getpid()).open("w")
-    faulthandler.register(_SIGNAL, file=file, all_threads=True)
+
+    def answer_in(place: Path) -> None:
+        faulthandler.register(_SIGNAL, file=(place / _name(os.getpid())).open("w"), all_threads=True)
+
+    try:
+        make_in(folder, answer_in)
+    except OSError as error:
+        logger.warning("this process cannot tell the stacks of its threads: %s", error)
 
 
 def ask_for_stacks(folder: str, pids: Iterable[int]) -> dict[int, str]:
@@ -70,9 +81,14 @@ def _size(folder: str, pid: int) -> int:
 
 def forget_stacks(folder: str, pid: int) -> None:
     """Remove the answers of a process that is gone."""
-    with contextlib.suppress(OSError):
-        _path(folder, pid).unlink()
+    for place in places(folder):
+        with contextlib.suppress(OSError):
+            (place / _name(pid)).unlink()
 
 
 def _path(folder: str, pid: int) -> Path:
-    return Path(folder) / f"stacks-{pid}"
+    return find(folder, _name(pid))
+
+
+def _name(pid: int) -> str:
+    return f"stacks-{pid}"

@@ -5,6 +5,7 @@ On the step path: no lock, no system call (the clock is read without one), nothi
 
 from __future__ import annotations
 
+import logging
 import mmap
 import os
 import time
@@ -14,7 +15,10 @@ from typing import Any
 
 from holdfast.core.faults.faults import Phase
 from holdfast.core.stalls.steps import BatchShape
+from holdfast.progress.places import find, make_in, places
 from holdfast.progress.record import HEADER, PHASE_NUMBERS, RECORD_BYTES, SLOT, Lane, header_at, slot_at
+
+logger = logging.getLogger("holdfast")
 
 _PREFIX = "progress-"
 
@@ -73,12 +77,20 @@ def publish_progress(folder: str) -> mmap.mmap:
     The record has no file of its own: the entry in the folder points at a descriptor of the process. Therefore nothing
     is written to a disk, which could delay a store, and the record disappears with the process.
     """
-    _forget_the_gone(Path(folder))
+    for place in places(folder):
+        _forget_the_gone(place)
     descriptor = os.memfd_create("holdfast-progress", os.MFD_CLOEXEC)
     os.ftruncate(descriptor, RECORD_BYTES)
-    link = record_path(folder, os.getpid())
-    link.unlink(missing_ok=True)  # process ids come back
-    link.symlink_to(f"/proc/{os.getpid()}/fd/{descriptor}")
+    for place in places(folder):
+        (place / _name(os.getpid())).unlink(missing_ok=True)  # process ids come back
+
+    def publish_in(place: Path) -> None:
+        (place / _name(os.getpid())).symlink_to(f"/proc/{os.getpid()}/fd/{descriptor}")
+
+    try:
+        make_in(folder, publish_in)
+    except OSError as error:
+        logger.warning("the progress of this process cannot be watched, only whether it is stopped: %s", error)
     return mmap.mmap(descriptor, RECORD_BYTES)
 
 
@@ -100,9 +112,14 @@ def _may_exist(link: Path) -> bool:
 
 def published(folder: str) -> set[int]:
     """Return the processes with a published record that still exist."""
-    numbers = (link.name.removeprefix(_PREFIX) for link in Path(folder).glob(f"{_PREFIX}*") if _may_exist(link))
+    links = (link for place in places(folder) for link in place.glob(f"{_PREFIX}*"))
+    numbers = (link.name.removeprefix(_PREFIX) for link in links if _may_exist(link))
     return {int(number) for number in numbers if number.isdecimal()}
 
 
 def record_path(folder: str, pid: int) -> Path:
-    return Path(folder) / f"{_PREFIX}{pid}"
+    return find(folder, _name(pid))
+
+
+def _name(pid: int) -> str:
+    return f"{_PREFIX}{pid}"

@@ -21,7 +21,7 @@ from typing import Any
 
 from holdfast.core.ports import Devices
 from holdfast.core.stalls.stalls import Stall
-from holdfast.progress.identity import is_private_folder
+from holdfast.progress.places import is_private_folder
 from holdfast.progress.stacks import ask_for_stacks, forget_stacks
 from holdfast.progress.surroundings import fields, look_around, read
 

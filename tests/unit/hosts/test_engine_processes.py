@@ -20,6 +20,7 @@ from holdfast.core.protocol.effects import End, LeaveOut, ReplaceEngine
 from holdfast.hosts.vllm.owner import engine_processes as module
 from holdfast.hosts.vllm.owner.engine_processes import EngineProcesses
 from holdfast.hosts.vllm.process import lifecycle
+from holdfast.hosts.vllm.process.reserve import Reserve
 
 WAIT_S = 10.0
 SPAWN = multiprocessing.get_context("spawn")
@@ -47,8 +48,8 @@ class Bench:
         self.process = SPAWN.Process(target=time.sleep, args=(60,))
         self.process.start()
         config = HoldfastConfig(runtime_dir=str(folder))
-        self.sentinel = Sentinel(config)
-        self.engines = EngineProcesses(self.sentinel, config, lambda seconds: False, lambda: "")  # type: ignore[arg-type]
+        self.sentinel, self.reserve = Sentinel(config), Reserve()
+        self.engines = EngineProcesses(self.sentinel, config, lambda seconds: False, lambda: "", self.reserve)  # type: ignore[arg-type]
         self.engines.adopt(object(), [self.process])  # type: ignore[arg-type]
 
     def die(self) -> None:
@@ -62,6 +63,7 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
     yield made
     made.process.kill()
     made.process.join(WAIT_S)
+    made.reserve.close()
 
 
 def wait_until(holds: Callable[[], bool]) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from holdfast.core.protocol.effects import ReplaceProcess
 from holdfast.hosts.vllm.owner.front_end_watch import FrontEndWatch
+from holdfast.hosts.vllm.process.reserve import Reserve
 
 WAIT_S = 10.0
 NAME = "api-server-1"
@@ -73,7 +74,8 @@ class Instance:
         self.told: queue.Queue[tuple[str, ...]] = queue.Queue()
         self.ends = threading.Event()
         self.server = ApiServer()
-        self.watch = FrontEndWatch(self, self.ends.wait)  # type: ignore[arg-type]
+        self.reserve = Reserve()
+        self.watch = FrontEndWatch(self, self.ends.wait, self.reserve)  # type: ignore[arg-type]
         self.watch.start([self.server])
 
     def process_lost(self, name: str, why: str, unrecoverable_reason: str, pid: int) -> None:
@@ -95,6 +97,7 @@ def instance() -> Iterator[Instance]:
     yield made
     made.ends.set()
     made.watch.close()
+    made.reserve.close()
 
 
 def has_ended(proxy: Any, within_s: float = 0.0) -> bool:

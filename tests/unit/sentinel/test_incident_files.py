@@ -20,7 +20,7 @@ from holdfast.core.faults.faults import Phase
 from holdfast.core.stalls.stalls import Stall
 from holdfast.core.stalls.step_deadlines import Deadline
 from holdfast.core.stalls.steps import BatchShape, Running
-from holdfast.progress.identity import is_private_folder
+from holdfast.progress.places import is_private_folder
 from holdfast.sentinel import incident_files
 from holdfast.sentinel.incident_files import MAX_INCIDENTS, MAX_WRITERS, IncidentFiles, default_folder
 

@@ -25,6 +25,9 @@ FILE_STORE = wrap(
     (),
     "killed workers leave the rendezvous file: it is put into the instance's folder",
 )
+SOCKET_PATH = wrap(
+    _QUEUE, "get_open_zmq_ipc_path", (), "a full disk must not prevent a repair: the path is in a folder with room"
+)
 RING_BUFFER = wrap(
     _QUEUE,
     "ShmRingBuffer.__init__",
@@ -38,6 +41,7 @@ WORKER_TOUCHPOINTS: tuple[Touchpoint, ...] = (
     SAME_NODE,
     BROADCAST_QUEUE,
     FILE_STORE,
+    SOCKET_PATH,
     RING_BUFFER,
     *attributes(_QUEUE, "ShmRingBuffer", "is_creator shared_memory", "what a process has made"),
     *attributes("vllm.distributed.parallel_state", "GroupCoordinator", "mq_broadcaster", "gone after a rebuild"),

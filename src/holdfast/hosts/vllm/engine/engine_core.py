@@ -25,7 +25,8 @@ from holdfast.hosts.vllm.injection import ArmedFaults, arm_engine
 from holdfast.hosts.vllm.process.device_health import device_health
 from holdfast.hosts.vllm.process.init_store import attach_init_store
 from holdfast.hosts.vllm.process.lifecycle import exit_within
-from holdfast.hosts.vllm.process.settings import inherited_settings, joins_epoch
+from holdfast.hosts.vllm.process.queues import attach_socket_paths
+from holdfast.hosts.vllm.process.settings import inherited_settings, joins_epoch, place_of_files
 from holdfast.hosts.vllm.process.shared_memory import attach_segment_records
 from holdfast.hosts.vllm.process.step_progress import record_engine_progress
 from holdfast.hosts.vllm.protocol import TOLD_TO_STOP
@@ -48,6 +49,7 @@ def attach_engine_hooks() -> None:
     attach_resumption_hooks()
     attach_init_store()
     attach_segment_records()
+    attach_socket_paths()
 
 
 def _protect_engine(original: Callable[..., None], engine: Any, *args: Any, **kwargs: Any) -> None:
@@ -58,7 +60,7 @@ def _protect_engine(original: Callable[..., None], engine: Any, *args: Any, **kw
         return
     engine_id = kwargs.get("engine_index", 0)
     folder = config.runtime_dir
-    addresses = client_address(folder), engine_address(folder, engine_id)
+    addresses = client_address(folder), engine_address(place_of_files(folder), engine_id)
     sentinel = EngineCoreSentinel(engine_id, config, ZmqStation(), *addresses, joins_epoch=joins_epoch())
     answer_greetings(engine)
     original(engine, *args, **kwargs)

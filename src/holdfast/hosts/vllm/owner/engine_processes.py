@@ -23,6 +23,7 @@ from holdfast.hosts.vllm.contract.engine_touchpoints import (
 from holdfast.hosts.vllm.contract.hooks import missing
 from holdfast.hosts.vllm.owner.engine_spawning import Launch, start_engine_core
 from holdfast.hosts.vllm.process.lifecycle import LINGER_S, end_processes, kill_tree
+from holdfast.hosts.vllm.process.reserve import Reserve
 from holdfast.hosts.vllm.process.shared_memory import remove_dead_segments
 from holdfast.hosts.vllm.process.sockets import remove_sockets
 from holdfast.progress.processes import ticks_now
@@ -43,6 +44,7 @@ class EngineProcesses:
     Args:
         ends_within: waits so many seconds for the instance to end, and returns whether it has ended.
         unrecoverable_reason: returns why no engine core can be replaced; empty when replacement is possible.
+        reserve: what a replacement needs where the system has nothing left.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class EngineProcesses:
         config: HoldfastConfig,
         ends_within: Callable[[float], bool],
         unrecoverable_reason: Callable[[], str],
+        reserve: Reserve,
     ) -> None:
         self.launch: Launch | None = None
         self.processes: Sequence[Any] = ()
@@ -58,6 +61,7 @@ class EngineProcesses:
         self._config = config
         self._ends_within = ends_within
         self._unrecoverable_reason = unrecoverable_reason
+        self._reserve = reserve
         self._unwatched: set[int] = set()  # engine cores whose exit is expected
         self._unwatching = threading.Lock()
         self._starts: dict[int, ReplaceEngine] = {}  # the latest order for each engine core; older ones are void
@@ -107,9 +111,12 @@ class EngineProcesses:
         end_processes(effect.processes, began_at_ticks)
         remove_dead_segments(self._config.runtime_dir)
 
-    @staticmethod
-    def _begin(name: str, engine_id: int, work: Callable[..., None], *about: Any) -> None:
-        threading.Thread(target=work, args=about, name=f"{name}-{engine_id}", daemon=True).start()
+    def _begin(self, name: str, engine_id: int, work: Callable[..., None], *about: Any) -> None:
+        def run() -> None:
+            with self._reserve.released():
+                work(*about)
+
+        self._reserve.run(f"{name}-{engine_id}", run)
 
     def remove_sockets(self) -> None:
         """Remove the sockets between the engine cores and their clients."""

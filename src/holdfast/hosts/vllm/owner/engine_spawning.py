@@ -25,18 +25,22 @@ BACKGROUND_S = 60.0  # then the missing capacity costs more than the disturbance
 
 @dataclass(frozen=True)
 class Launch:
-    """Arguments and addresses with which the host started the engine cores."""
+    """Arguments and addresses with which the host started the engine cores.
+
+    `context` of ZeroMQ is from before the start: a new context ends this process where no file descriptor is left.
+    """
 
     arguments: dict[str, Any]
     coordinator: Any
     addresses: Any
     tensor_queue: Any
+    context: Any
 
     @classmethod
-    def of(cls, launch: Any) -> Launch:
+    def of(cls, launch: Any, context: Any) -> Launch:
         """Read the host's own record of a launch."""
         saved = launch.engine_manager.holdfast_arguments
-        return cls(saved, launch.coordinator, launch.addresses, launch.tensor_queue)
+        return cls(saved, launch.coordinator, launch.addresses, launch.tensor_queue, context)
 
     def arguments_for(self, index: int, handshake_address: str, *, alone: bool) -> dict[str, Any]:
         """Return the arguments of one engine core; with `alone` the process meets no peers as it starts."""
@@ -86,8 +90,6 @@ def start_engine_core(
     Raises:
         Exception: the engine core is not ready within the engine start timeout; it may still be running then.
     """
-    import zmq
-    from vllm.utils.network_utils import zmq_socket_ctx
     from vllm.utils.system_utils import get_mp_context
     from vllm.v1.engine.utils import CoreEngine, CoreEngineLaunch, CoreEngineProcManager, wait_for_engine_startup
 
@@ -96,7 +98,7 @@ def start_engine_core(
     arguments = launch.arguments_for(index, address, alone=joins_epoch is not None)
     parallel = copy.copy(arguments["vllm_config"].parallel_config)
     parallel.data_parallel_size_local = 1
-    with zmq_socket_ctx(address, zmq.ROUTER, bind=True) as handshake:
+    with _listening(launch.context, address) as handshake:
         inherited = spawning(config, joins_epoch, sockets, runtime_state)
         with inherited, bootstrapped(get_mp_context(), background=background):
             manager = CoreEngineProcManager(**arguments)
@@ -112,6 +114,18 @@ def start_engine_core(
             wait_for_engine_startup(
                 handshake, [CoreEngine(index=arguments["start_index"], local=True)], parallel, False, cache, one
             )
+
+
+@contextlib.contextmanager
+def _listening(context: Any, address: str) -> Iterator[Any]:
+    import zmq
+    from vllm.utils.network_utils import make_zmq_socket
+
+    handshake = make_zmq_socket(context, address, zmq.ROUTER, bind=True)
+    try:
+        yield handshake
+    finally:
+        handshake.close(linger=0)
 
 
 @contextlib.contextmanager

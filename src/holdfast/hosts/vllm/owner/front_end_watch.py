@@ -16,6 +16,7 @@ from typing import Any, Protocol, cast
 
 from holdfast.core.protocol.effects import ReplaceProcess
 from holdfast.hosts.vllm.process.lifecycle import EXIT_CODE_TIMEOUT_S
+from holdfast.hosts.vllm.process.reserve import Reserve
 from holdfast.sentinel import ClientSentinel
 from holdfast.sentinel.watching import WatchThread
 
@@ -84,11 +85,13 @@ class FrontEndWatch:
 
     Args:
         ends_within: waits so many seconds for the instance to end, and returns whether it has ended.
+        reserve: what a replacement needs where the system has nothing left.
     """
 
-    def __init__(self, sentinel: ClientSentinel, ends_within: Callable[[float], bool]) -> None:
+    def __init__(self, sentinel: ClientSentinel, ends_within: Callable[[float], bool], reserve: Reserve) -> None:
         self._sentinel = sentinel
         self._instance_ends_within = ends_within
+        self._reserve = reserve
         self._closed = threading.Event()
         self._processes: dict[str, FrontEndProcess] = {}
         self._proxies: dict[str, ProcessProxy] = {}
@@ -166,13 +169,14 @@ class FrontEndWatch:
         lost = self._processes[effect.process]
         name = f"Restart-{effect.process}"
         self._starts[lost.name] = effect
-        threading.Thread(target=self._replace, args=(lost, effect), name=name, daemon=True).start()
+        self._reserve.run(name, lambda: self._replace(lost, effect))
 
     def _replace(self, lost: FrontEndProcess, effect: ReplaceProcess) -> None:
         if self._ends_within(effect.after_s) or self._starts.get(lost.name) is not effect:
             return
         try:
-            lost.start_replacement(lambda: self._kill_if_ending(lost))
+            with self._reserve.released():
+                lost.start_replacement(lambda: self._kill_if_ending(lost))
         except Exception as error:
             self._report_failed_start(lost, error)
             return

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import multiprocessing.connection
 import os
-import shutil
 import signal
 import tempfile
 import threading
@@ -47,8 +46,11 @@ from holdfast.hosts.vllm.process.lifecycle import (
     kill_tree,
     why_cannot_spawn,
 )
+from holdfast.hosts.vllm.process.limits import raise_descriptor_limit
 from holdfast.hosts.vllm.process.logs import write_log_beside
-from holdfast.hosts.vllm.process.members import PREFIX, end_dead_instances, end_remains, record_owner
+from holdfast.hosts.vllm.process.members import end_dead_instances, end_remains, record_owner, remove_folder
+from holdfast.hosts.vllm.process.reserve import Reserve
+from holdfast.progress.places import PREFIX
 from holdfast.progress.processes import oom_kills, ticks_now
 from holdfast.sentinel import ClientSentinel
 from holdfast.sentinel.client import Sink
@@ -59,6 +61,7 @@ logger = logging.getLogger("holdfast")
 
 LINK_TIMEOUT_S = 180.0  # an API server is imported anew, on a busy machine beside every engine core
 KNOWN_TIMEOUT_S = 1.0  # until the links and this process have heard of a loss or a defeat
+RENDEZVOUS_S = 30.0  # for which the ranks that meet there may need descriptors of this process
 _WATCH_S = 1.0
 _JUDGED = (EngineState.RESTARTING, EngineState.LEFT_OUT, EngineState.DEAD)
 
@@ -96,6 +99,7 @@ class VllmFrontEndHost:
     """
 
     def __init__(self, config: HoldfastConfig, groups: Groups, links: int, open_sinks: OpenSinks) -> None:
+        raise_descriptor_limit()
         write_log_beside()  # when the plugin was loaded the host had not set up its log yet
         self.defeat: str | None = None
         self._at_close: list[Callable[[], None]] = []
@@ -123,18 +127,21 @@ class VllmFrontEndHost:
             notify_address=self._events.address,
         )
         self.sentinel.expect_links(links)
-        self._engines = EngineProcesses(self.sentinel, self.config, self._ends_within, self.unrecoverable_reason)
+        self._reserve = reserve = Reserve()
+        self._engines = EngineProcesses(
+            self.sentinel, self.config, self._ends_within, self.unrecoverable_reason, reserve
+        )
         self._watch = EngineWatch(self.config, self._engine_pids, self._kill_stalled, self._report_killed)
         self._stall_reasons: dict[int, str] = {}
         self._oom_kills = oom_kills()
-        self._front_end = FrontEndWatch(self.sentinel, self._ends_within)
+        self._front_end = FrontEndWatch(self.sentinel, self._ends_within, reserve)
 
     # ---- the start
 
     def adopt(self, launch: Any) -> None:
         """Take charge of the engine cores that the host has started; `launch` is the host's own record."""
         manager = launch.engine_manager
-        self._engines.adopt(Launch.of(launch), manager.processes)
+        self._engines.adopt(Launch.of(launch, self._reserve.context), manager.processes)
         self._manager = weakref.ref(manager)
         weakref.finalize(manager, self.close)
 
@@ -314,6 +321,7 @@ class VllmFrontEndHost:
         return why_cannot_spawn()
 
     def open_rendezvous(self, group: tuple[int, ...], epoch: int) -> Rendezvous:
+        self._reserve.lend(RENDEZVOUS_S)
         return self._rendezvous.setdefault(group, RendezvousHost()).open(epoch)
 
     def close_rendezvous(self, group: tuple[int, ...], epoch: int) -> None:
@@ -354,5 +362,6 @@ class VllmFrontEndHost:
         for rendezvous in self._rendezvous.values():
             rendezvous.close_all()
         self._engines.remove_sockets()
+        self._reserve.close()
         self._guard.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        remove_folder(self._folder)

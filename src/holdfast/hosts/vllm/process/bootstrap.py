@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from holdfast.hosts.vllm.process import priority
+from holdfast.hosts.vllm.process.limits import raise_descriptor_limit
 
 
 class Bootstrap:
@@ -64,6 +65,7 @@ def bootstrapped(context: Any, *, background: bool) -> Iterator[None]:
 def _begin(module: str, name: str, background: bool) -> Callable[..., None]:
     if background:
         priority.begin()
+    raise_descriptor_limit()
     gc.disable()
     return functools.partial(_run, pkgutil.resolve_name(f"{module}:{name}"), background)
 

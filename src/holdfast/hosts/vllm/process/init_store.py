@@ -10,8 +10,7 @@ from collections.abc import Callable
 
 from holdfast.hosts.vllm.contract.hooks import attach
 from holdfast.hosts.vllm.contract.worker_touchpoints import FILE_STORE
-from holdfast.hosts.vllm.process.settings import inherited_settings
-from holdfast.hosts.vllm.process.sockets import VARIABLE as SOCKETS
+from holdfast.hosts.vllm.process.settings import inherited_settings, place_of_files
 
 
 def attach_init_store() -> None:
@@ -23,6 +22,4 @@ def _in_own_folder(original: Callable[[], str]) -> str:
     address, config = original(), inherited_settings()
     if config is None or not config.runtime_dir:
         return address
-    sockets = os.environ.get(SOCKETS, "")  # beside the sockets, unless the operator keeps sockets elsewhere
-    folder = sockets if sockets.startswith(config.runtime_dir) else config.runtime_dir
-    return f"file://{folder}/{os.path.basename(address)}"
+    return f"file://{place_of_files(config.runtime_dir)}/{os.path.basename(address)}"

@@ -23,10 +23,10 @@ import psutil
 
 from holdfast.hosts.vllm.process import log_drain
 from holdfast.hosts.vllm.process.shared_memory import remove_dead_segments
-from holdfast.progress.identity import Identity, is_private_folder
+from holdfast.progress.identity import Identity
+from holdfast.progress.places import MEMORY, PREFIX, is_private_folder, make_in, places, ready_reserve
 from holdfast.progress.processes import GONE, ZOMBIE, look_at, start_ticks
 
-PREFIX = "holdfast-"  # of the folders of instances
 KILL_WAIT_S = 3.0
 _MEMBER = "member-"
 _OWNER = "owner"
@@ -38,13 +38,23 @@ _OUTLIVING = (b"resource_tracker", log_drain.__file__.encode())
 
 
 def join_members(folder: str) -> None:
-    """Record the current process as a member. A full disk costs the record only."""
-    _write(Path(folder) / f"{_MEMBER}{os.getpid()}")
+    """Record the current process as a member. Two full folders cost the record only."""
+    with contextlib.suppress(OSError):
+        make_in(folder, lambda place: _write(place / f"{_MEMBER}{os.getpid()}"))
 
 
 def record_owner(folder: str) -> None:
-    """Record the current process as the owner of the instance."""
-    _write(Path(folder) / _OWNER)
+    """Record the current process as the owner of the instance, in the instance's folder and in the reserve."""
+    for place in (Path(folder), ready_reserve(folder)):
+        with contextlib.suppress(OSError):
+            if place is not None:
+                _write(place / _OWNER)
+
+
+def remove_folder(folder: str) -> None:
+    """Remove the folder of an instance, and the reserve."""
+    for place in places(folder):
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def record_sockets(folder: str, addresses: Iterable[str]) -> None:
@@ -84,8 +94,7 @@ def _recorded_sockets(folder: str) -> list[str]:
 
 
 def _write(path: Path) -> None:
-    with contextlib.suppress(OSError):
-        path.write_bytes(msgspec.json.encode(Identity.of(os.getpid())))
+    path.write_bytes(msgspec.json.encode(Identity.of(os.getpid())))
 
 
 def _read(path: Path) -> Identity | None:
@@ -116,13 +125,14 @@ def end_remains(folder: str, known: Mapping[int, int] = MappingProxyType({})) ->
         with contextlib.suppress(OSError):
             if stat.S_ISSOCK(os.lstat(path).st_mode):
                 os.unlink(path)
-    shutil.rmtree(folder, ignore_errors=True)
+    remove_folder(folder)
     return len(killed)
 
 
 def _living(folder: str, known: Mapping[int, int]) -> Iterator[int]:
     """Yield the living processes of an instance and descendants, without this process and those that outlive them."""
-    roots = {i.pid for i in map(_read, Path(folder).glob(f"{_MEMBER}*")) if i is not None and not i.has_ended}
+    records = (path for place in places(folder) for path in place.glob(f"{_MEMBER}*"))
+    roots = {i.pid for i in map(_read, records) if i is not None and not i.has_ended}
     roots |= {pid for pid, started in known.items() if start_ticks(pid) == started}
     for pid in roots | set(_of_environment(folder)):
         for each in (pid, *_descendants(pid)):
@@ -155,7 +165,7 @@ def _outlives(pid: int) -> bool:
 def end_dead_instances() -> list[str]:
     """End what dead instances of the current user have left, and return their folders."""
     ended = []
-    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+    for folder in (f for place in (Path(tempfile.gettempdir()), MEMORY) for f in place.glob(f"{PREFIX}*")):
         owner = _read(folder / _OWNER) if is_private_folder(folder) else None
         if owner is not None and owner.has_ended:
             end_remains(str(folder))

@@ -1,4 +1,4 @@
-"""Message queues of the host: release, and a bounded wait for the other side."""
+"""Message queues of the host: paths of their sockets, release, and a bounded wait for the other side."""
 
 from __future__ import annotations
 
@@ -6,13 +6,18 @@ import functools
 import time
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import zmq
 
 from holdfast.core.errors import PeerSilent
+from holdfast.hosts.vllm.contract.hooks import attach
 from holdfast.hosts.vllm.contract.name_touchpoints import EXECUTOR_FAILED
-from holdfast.hosts.vllm.process.sockets import remove_sockets
+from holdfast.hosts.vllm.contract.worker_touchpoints import SOCKET_PATH
+from holdfast.hosts.vllm.process.settings import inherited_settings
+from holdfast.hosts.vllm.process.sockets import IPC, remove_sockets, try_out
+from holdfast.progress.places import ready_reserve
 
 LOOK_S = 0.1  # interval at which a writer that waits for room looks whether a reader has failed
 
@@ -71,3 +76,21 @@ def bounded(queue: Any, has_failed: Callable[[], bool]) -> Any:
 
     queue.enqueue = enqueue_bounded
     return queue
+
+
+def attach_socket_paths() -> None:
+    """Attach the hook that draws the paths of the host's queues, in an engine core or a worker."""
+    attach(SOCKET_PATH, _in_a_folder_with_room)
+
+
+def _in_a_folder_with_room(original: Callable[[], str]) -> str:
+    address, config = original(), inherited_settings()
+    if config is None or not config.runtime_dir:
+        return address
+    path = Path(address.removeprefix(IPC))
+    try:
+        try_out(path.parent, 1)
+    except OSError:
+        if (reserve := ready_reserve(config.runtime_dir)) is not None:
+            return f"{IPC}{reserve / path.name}"
+    return address

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,12 +21,14 @@ from holdfast.core.errors import BadConfiguration
 from holdfast.core.faults.classification import SETTING as FAULT_CLASSES
 from holdfast.hosts.vllm.process.sockets import VARIABLE as SOCKETS
 from holdfast.hosts.vllm.process.sockets import holds_sockets
+from holdfast.progress.places import has_reserve, reserve_of
 
 KEY = "holdfast"
 ENVIRONMENT = "HOLDFAST_SETTINGS"
 MAX_FILE_CHARS = 1 << 18
 JOINS_EPOCH = "HOLDFAST_JOINS_EPOCH"
 RUNTIME_STATE = "HOLDFAST_RUNTIME_STATE"  # of the process in whose place a process starts, in base 64
+PLACE = "HOLDFAST_PLACE"
 
 
 def take_settings(vllm_config: Any) -> HoldfastConfig | None:
@@ -90,7 +93,10 @@ def handed_down(
 
     The folder is the instance's own unless `sockets` names another.
     """
-    inherited = {ENVIRONMENT: json.dumps(dump_config(config)), **_place_of_sockets(sockets or config.runtime_dir)}
+    place = sockets or config.runtime_dir
+    inherited = {ENVIRONMENT: json.dumps(dump_config(config)), **_place_of_sockets(place), **_temporary(config)}
+    if place:
+        inherited[PLACE] = place
     if joins_epoch is not None:
         inherited[JOINS_EPOCH] = str(joins_epoch)
     if runtime_state:
@@ -101,6 +107,22 @@ def handed_down(
     finally:
         for name in inherited:
             os.environ.pop(name, None)
+
+
+def place_of_files(runtime_dir: str) -> str:
+    """Return the folder for sockets and files of this engine core and of the workers."""
+    return os.environ.get(PLACE) or runtime_dir
+
+
+def _temporary(config: HoldfastConfig) -> dict[str, str]:
+    """Return variables that name the reserve as a temporary folder, for where the folder in use has no room left.
+
+    Without any such folder the host could not even be imported.
+    """
+    if not has_reserve(config.runtime_dir):
+        return {}
+    wanted = {"TMPDIR": tempfile.gettempdir(), "TMP": str(reserve_of(config.runtime_dir))}
+    return {name: path for name, path in wanted.items() if name not in os.environ}
 
 
 def _place_of_sockets(folder: str) -> dict[str, str]:

@@ -18,6 +18,7 @@ from holdfast.hosts.vllm.contract.hooks import attach
 from holdfast.hosts.vllm.contract.worker_touchpoints import RING_BUFFER
 from holdfast.hosts.vllm.process.settings import inherited_settings
 from holdfast.progress import look_at
+from holdfast.progress.places import make_in, places
 from holdfast.progress.processes import GONE
 
 _SHARED = Path("/dev/shm")
@@ -60,12 +61,17 @@ class _Register:
 
 
 def _record(names: Iterable[str]) -> None:
-    """Add names to the notes of the current process. A full disk costs the note only."""
+    """Add names to the notes of the current process. Two full folders cost the note only."""
     config = inherited_settings()
     if config is not None and config.runtime_dir:
-        path = Path(config.runtime_dir) / f"{_PREFIX}{getpid()}"
-        with contextlib.suppress(OSError), path.open("a", encoding="utf-8") as notes:
-            notes.writelines(f"{name}\n" for name in names)
+        text = "".join(f"{name}\n" for name in names)
+
+        def note_in(place: Path) -> None:
+            with (place / f"{_PREFIX}{getpid()}").open("a", encoding="utf-8") as notes:
+                notes.write(text)
+
+        with contextlib.suppress(OSError):
+            make_in(config.runtime_dir, note_in)
 
 
 def remove_dead_segments(runtime_dir: str) -> None:
@@ -75,7 +81,7 @@ def remove_dead_segments(runtime_dir: str) -> None:
     """
     recorded: list[Path] = []
     with contextlib.suppress(OSError):
-        recorded = list(Path(runtime_dir).glob(f"{_PREFIX}*"))
+        recorded = [notes for place in places(runtime_dir) for notes in place.glob(f"{_PREFIX}*")]
     for notes in recorded:
         pid = notes.name.removeprefix(_PREFIX)
         if pid.isdecimal() and look_at(int(pid)).state in _GONE:

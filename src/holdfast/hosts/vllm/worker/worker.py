@@ -17,7 +17,8 @@ from holdfast.hosts.vllm.communicators.placeholder_groups import use_real_groups
 from holdfast.hosts.vllm.contract.engine_touchpoints import WORKER_QUEUES
 from holdfast.hosts.vllm.contract.hooks import attach, attached
 from holdfast.hosts.vllm.injection import ArmedFaults, arm_logits, arm_model, inject_around
-from holdfast.hosts.vllm.process.settings import inherited_settings
+from holdfast.hosts.vllm.process.queues import attach_socket_paths
+from holdfast.hosts.vllm.process.settings import inherited_settings, place_of_files
 from holdfast.hosts.vllm.process.shared_memory import attach_segment_records
 from holdfast.hosts.vllm.process.step_progress import WorkerProgress, worker_progress
 from holdfast.hosts.vllm.protocol import ADD_REQUESTS, JOIN, PREPARE, REPEAT
@@ -45,6 +46,7 @@ def attach_worker_hooks() -> None:
     """Protect every worker that starts in the process from now on. Idempotent."""
     attach_communicator_hooks()
     attach_segment_records()
+    attach_socket_paths()
     attach(WORKER_QUEUES, _protect_worker)
 
 
@@ -70,7 +72,9 @@ def _protect_worker(original: Step, proc: Any, input_shm_handle: Any, vllm_confi
         check_logits=config.check_logits,
         progress=worker_progress(config),
     )
-    sentinel = WorkerSentinel(host, proc.rank, ZmqStation(), engine_address(config.runtime_dir, engine_id))
+    sentinel = WorkerSentinel(
+        host, proc.rank, ZmqStation(), engine_address(place_of_files(config.runtime_dir), engine_id)
+    )
     fence.reporter = sentinel
     proc.holdfast = host
     host.restores.is_replacement = is_replacement

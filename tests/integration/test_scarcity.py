@@ -1,0 +1,66 @@
+"""Repairs on a machine that is out of something: no room on the disk, no descriptor for a further file."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from holdfast.bench.topologies import ONE
+from holdfast.chaos.checker import compare_runs
+from holdfast.chaos.history import History
+from holdfast.chaos.loads import every_feature, fresh_salt
+from holdfast.chaos.server import Server
+from holdfast.chaos.streams import Load, StreamSpec
+from holdfast.chaos.temporary_files import left_in, temporary_folder
+from holdfast.chaos.victims import ProcessKind, find_victims, kill
+from integration.helpers.engines import RESTART_S
+from integration.helpers.servers import NO_LIMITS, Servers, left_behind, run, well
+from integration.helpers.streams import begun
+from support.full_disk import can_mount, fill, small_disk
+
+pytestmark = [pytest.mark.host, pytest.mark.server, pytest.mark.slow]
+
+TOKENS = 60
+
+
+def asked(salt: str) -> list[StreamSpec]:
+    return every_feature(salt, TOKENS)[:4]
+
+
+async def killed_run(server: Server, kind: ProcessKind) -> list[History]:
+    """Kill a process in the middle of a load, and wait until all is well again."""
+    running = Load(server.url, asked(fresh_salt()))
+    streams = asyncio.create_task(running.run())
+    await begun(running)
+    [victim] = [one for one in find_victims(server.pid) if one.kind is kind]
+    kill(victim)
+    histories = await streams
+    async with asyncio.timeout(RESTART_S):
+        while await well(server) is not None:
+            await asyncio.sleep(0.1)
+    assert victim.pid not in {one.pid for one in find_victims(server.pid)}
+    return histories
+
+
+def assert_repaired(server: Server, expected: list[History]) -> None:
+    for kind in (ProcessKind.WORKER, ProcessKind.ENGINE_CORE, ProcessKind.WORKER):
+        verdict = compare_runs(expected, run(killed_run(server, kind)))
+        assert verdict.exact, (kind, verdict.reasons)
+
+
+@pytest.mark.skipif(not can_mount(), reason="mounts a file system")
+@pytest.mark.spawned
+def test_killed_processes_are_replaced_on_a_full_disk(servers: Servers) -> None:
+    with temporary_folder() as disk, small_disk(Path(disk), files=4000):
+        with servers.of(ONE, arguments=NO_LIMITS, TMPDIR=str(disk), HOLDFAST_API_KEY="token") as server:
+            expected = run(Load(server.url, asked(fresh_salt())).run())
+            fill(disk)
+            assert_repaired(server, expected)
+            os.kill(server.pid, signal.SIGTERM)
+        assert left_behind(server) == []
+        assert [name for name in left_in(disk) if not name.startswith(("content", "file-"))] == []
+    assert [path.name for path in Path("/dev/shm").glob("holdfast-*")] == []
