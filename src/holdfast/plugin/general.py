@@ -14,7 +14,7 @@ from holdfast.hosts.vllm.contract.versions import OVERRIDE, host_version, is_sup
 from holdfast.hosts.vllm.process.settings import ENVIRONMENT, inherited_settings
 
 if TYPE_CHECKING:
-    from holdfast.hosts.vllm.owner.owner import EventSinks
+    from holdfast.sentinel.beside import EventSinks
 
 
 def register() -> None:
@@ -67,7 +67,7 @@ def _open_event_sinks(config: HoldfastConfig) -> EventSinks:
     """Open the log and the PUB socket of an instance's events. Raises `BadConfiguration` for an unfit control token."""
     from holdfast.api.control_token import configured_token
     from holdfast.api.notify import log_event, open_publisher
-    from holdfast.hosts.vllm.owner.owner import EventSinks
+    from holdfast.sentinel.beside import EventSinks
 
     configured_token(config.control_token_file, os.environb)  # a token that is unfit ends the start here
     publisher = open_publisher(

@@ -6,16 +6,32 @@ import contextlib
 import os
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
 
+from holdfast.core.protocol.events import Event, InstanceView
+
 T = TypeVar("T")
+Sink = Callable[[Event, InstanceView], None]
 
 CAPACITY = 1000
 
 _elsewhere: dict[str, int] = {}
 _all: list[weakref.ref[Beside[Any]]] = []
+
+
+@dataclass(frozen=True)
+class EventSinks:
+    """Destinations of an instance's events, opened before any engine core starts.
+
+    `address` is where the PUB socket is bound; `close` closes it.
+    """
+
+    address: str = ""
+    sinks: Mapping[str, Sink] = field(default_factory=dict)
+    close: Callable[[], None] = lambda: None
 
 
 class Beside(Generic[T]):

@@ -41,7 +41,7 @@ from holdfast.core.protocol.events import Event, InstanceView
 from holdfast.core.protocol.link_messages import LinkReported, PoisonRequestEnded
 from holdfast.core.states import EngineState
 from holdfast.sentinel.begun_commands import BegunCommands
-from holdfast.sentinel.beside import Beside, dropped_items
+from holdfast.sentinel.beside import Beside, Sink, dropped_items
 from holdfast.sentinel.link_registry import LinkRegistry
 from holdfast.sentinel.thread import SentinelThread, engine_identity, is_link
 from holdfast.wire import Delivery, Hub, Station
@@ -51,8 +51,6 @@ logger = logging.getLogger("holdfast")
 MAX_HISTORY = 1000
 SINK_TIMEOUT_S = 1.0  # at the end
 TICK_S = 0.25  # deadlines are of seconds
-
-Sink = Callable[[Event, InstanceView], None]
 
 
 class ClientSentinel:

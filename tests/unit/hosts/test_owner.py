@@ -15,7 +15,8 @@ pytest.importorskip("vllm")
 
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.protocol.effects import End
-from holdfast.hosts.vllm.owner.owner import EventSinks, VllmFrontEndHost
+from holdfast.hosts.vllm.owner.owner import VllmFrontEndHost
+from holdfast.sentinel.beside import EventSinks
 
 WAIT_S = 10.0
 SPAWN = multiprocessing.get_context("spawn")

@@ -27,7 +27,7 @@ from holdfast.hosts.fake.requests import FakeRequests
 from holdfast.hosts.fake.scheduler import FakeScheduler
 from holdfast.progress import ProgressWriter, publish_progress
 from holdfast.sentinel import ClientSentinel, EngineCoreSentinel, EngineDefeated, WorkerSentinel
-from holdfast.sentinel.client import Sink
+from holdfast.sentinel.beside import Sink
 from holdfast.sentinel.thread import engine_identity, worker_identity
 from holdfast.wire import MemoryNetwork
 

@@ -14,8 +14,7 @@ import tempfile
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -53,7 +52,7 @@ from holdfast.hosts.vllm.process.reserve import Reserve
 from holdfast.progress.places import PREFIX
 from holdfast.progress.processes import oom_kills, ticks_now
 from holdfast.sentinel import ClientSentinel
-from holdfast.sentinel.client import Sink
+from holdfast.sentinel.beside import EventSinks
 from holdfast.sentinel.thread import client_address
 from holdfast.wire import ZmqStation
 
@@ -64,18 +63,6 @@ KNOWN_TIMEOUT_S = 1.0  # until the links and this process have heard of a loss o
 RENDEZVOUS_S = 30.0  # for which the ranks that meet there may need descriptors of this process
 _WATCH_S = 1.0
 _JUDGED = (EngineState.RESTARTING, EngineState.LEFT_OUT, EngineState.DEAD)
-
-
-@dataclass(frozen=True)
-class EventSinks:
-    """Destinations of an instance's events, opened before any engine core starts.
-
-    `address` is where the PUB socket is bound; `close` closes it.
-    """
-
-    address: str = ""
-    sinks: Mapping[str, Sink] = field(default_factory=dict)
-    close: Callable[[], None] = lambda: None
 
 
 OpenSinks = Callable[[HoldfastConfig], EventSinks]
