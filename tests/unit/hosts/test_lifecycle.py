@@ -86,3 +86,11 @@ def test_without_a_list_of_descendants_the_process_itself_is_killed(
     monkeypatch.setattr(lifecycle.psutil, "Process", refuse)
     lifecycle.kill_tree(sleeper.pid)
     assert sleeper.wait(10) == -signal.SIGKILL
+
+
+def test_an_exit_is_told_also_when_its_cause_cannot_be_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreadable() -> dict[str, int]:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(lifecycle, "oom_kills", unreadable)
+    assert lifecycle.explain_exit(-signal.SIGKILL, {}) == "killed by SIGKILL"

@@ -40,7 +40,6 @@ from holdfast.hosts.vllm.owner.front_end_watch import FrontEndWatch
 from holdfast.hosts.vllm.owner.guard import Guard
 from holdfast.hosts.vllm.process.lifecycle import (
     EXIT_CODE_TIMEOUT_S,
-    describe_exit,
     explain_exit,
     kill_tree,
     why_cannot_spawn,
@@ -247,17 +246,11 @@ class VllmFrontEndHost:
 
     def _report_lost(self, engine_id: int, exit_code: int | None) -> None:
         if self._engines.unwatch(engine_id):
-            why = self._stall_reasons.pop(engine_id, "") or self._exit_reason(exit_code)
+            because = Classifier(self.config.fault_classes).of_exit(exit_code).reason
+            how = f"{explain_exit(exit_code, self._oom_kills)} ({because})"
+            why = self._stall_reasons.pop(engine_id, "") or how
             lost = self._engines.processes[engine_id]
             self.sentinel.engine_lost(engine_id, why, self.unrecoverable_reason(), lost.pid)
-
-    def _exit_reason(self, exit_code: int | None) -> str:
-        try:
-            reason = Classifier(self.config.fault_classes).of_exit(exit_code).reason
-            return f"{explain_exit(exit_code, self._oom_kills)} ({reason})"
-        except Exception:  # the loss counts more than the cause
-            logger.exception("the cause of an exit cannot be found")
-            return describe_exit(exit_code)
 
     def _engine_pids(self) -> dict[int, int]:
         engines = self.sentinel.view().engines if self.defeat is None else ()

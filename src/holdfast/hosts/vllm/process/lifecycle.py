@@ -57,12 +57,16 @@ def why_cannot_spawn() -> str:
 
 
 def explain_exit(exit_code: int | None, oom_kills_before: Mapping[str, int]) -> str:
-    """Describe an exit; for SIGKILL, add whether the kernel killed the process because memory ran out.
+    """Describe an exit; for SIGKILL, add whether the kernel killed the process because memory ran out. Never raises.
 
     `oom_kills_before` are the kernel's counts when the process was known to be alive.
     """
     how = describe_exit(exit_code)
-    return f"{how}, {why_killed(oom_kills_before, oom_kills())}" if exit_code == -signal.SIGKILL else how
+    try:
+        return f"{how}, {why_killed(oom_kills_before, oom_kills())}" if exit_code == -signal.SIGKILL else how
+    except Exception:  # the exit counts more than the cause
+        logger.exception("the cause of an exit cannot be found")
+        return how
 
 
 def describe_exit(exit_code: int | None) -> str:
