@@ -6,10 +6,14 @@ import importlib.util
 import json
 import sys
 import time
+from dataclasses import replace
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 
 import pytest
+
+from holdfast.chaos.simulation.sentinels import EFFECTS
+from holdfast.core.states import TRANSITIONS
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "nightly"
 CODE = ("abc1234", "code-now")
@@ -150,6 +154,44 @@ def test_a_block_of_seeds_names_the_seeds_that_it_runs():
     first, second, *_ = nightly.simulation_items()
     assert nightly.simulation_environment(first) == {"HOLDFAST_SEEDS": "0:500"}
     assert nightly.simulation_environment(second) == {"HOLDFAST_SEEDS": "500:1000"}
+
+
+TALLY = {"runs": 500, "faults": 1500, "transitions": {}, "failed_effects": {}}
+
+
+def block_rows(tally):
+    blocks = [replace(row(item), detail=json.dumps(tally)) for item in nightly.seed_blocks()]
+    return {one.item: one for one in blocks}
+
+
+def test_all_seeds_have_no_outcome_as_long_as_a_block_has_not_passed():
+    known = block_rows(TALLY)
+    del known[nightly.seed_blocks()[7]]
+    assert nightly.judge_simulation(known) is None
+
+
+def test_all_seeds_fail_when_a_row_or_a_failing_effect_is_seen_too_seldom_and_the_row_says_which():
+    names = {f"{state} + {trigger}": 3 for state, trigger in TRANSITIONS}
+    seen = {**TALLY, "transitions": names, "failed_effects": dict.fromkeys(EFFECTS, 3)}
+    assert nightly.judge_simulation(block_rows(seen)).outcome == "passed"
+    seldom = {**seen, "failed_effects": {**seen["failed_effects"], "kill_rank": 2}, "faults": 1499}
+    judged = nightly.judge_simulation(block_rows(seldom))
+    assert (judged.outcome, judged.detail) == ("failed", "kill_rank: 80 of 100; 59960 faults in 20000 schedules")
+
+
+def test_what_processes_have_seen_is_added_up():
+    one = {**TALLY, "transitions": {"a": 1, "b": 2}, "events": {"x": 1}}
+    assert nightly.add_tallies([one, one])["transitions"] == {"a": 2, "b": 4}
+
+
+def test_the_item_about_all_rows_is_judged_after_the_run(tmp_path):
+    clock = Clock()
+    judged = nightly.Part(
+        lambda: ["a", "all"],
+        lambda items, end: clock.run(["a"], end),
+        lambda rows: nightly.Outcome("all", "passed", 0.0),
+    )
+    assert nightly.work("some", judged, tmp_path / "rows.json", CODE, 150, clock) == 2
 
 
 def test_a_module_passes_when_each_of_its_mutants_is_noticed_or_explained_and_waits_while_some_have_no_verdict():

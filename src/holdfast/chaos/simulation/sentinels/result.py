@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass
@@ -22,6 +23,11 @@ class Tally:
         self.events.update(other.events)
         self.faults += other.faults
         self.runs += other.runs
+
+    def figures(self) -> dict[str, Any]:
+        """Return the counts as plain numbers and mappings, for a file."""
+        counted = {"transitions": self.transitions, "failed_effects": self.failed_effects, "events": self.events}
+        return {"runs": self.runs, "faults": self.faults, **{name: dict(count) for name, count in counted.items()}}
 
 
 @dataclass(frozen=True)
