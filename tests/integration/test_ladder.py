@@ -25,6 +25,7 @@ from integration.helpers.servers import V1_SYNC, Servers, run
 pytestmark = [pytest.mark.host, pytest.mark.server]
 
 WAIT_S = 2.0
+PROMPT = "Dear doctor, my password is hunter2"
 OWN_ROWS = [{"message": "our adapter is gone", "class": "device", "reason": "the adapter needs a new context"}]
 
 
@@ -44,6 +45,11 @@ async def through(server: Server, injection: InjectionSpec) -> tuple[list[Histor
         return found, await control.wait_recovered(before, timeout_s=90.0)
 
 
+async def full_texts(server: Server) -> str:
+    async with control_client(server.url, timeout_s=30) as client:
+        return (await client.get("/fault_tolerance/status", params={"full_texts": "true"})).text
+
+
 def decisions(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [e["decision"] for e in events if e["kind"] == "decision-made"]
 
@@ -55,7 +61,7 @@ def test_a_fallback_climbs_the_ladder_when_nobody_gave_an_instruction(servers: S
         expected = run(Load(server.url, four()).run())
         for message, action, fault_class in (
             ("injected fault", "retry", "transient"),
-            ("our adapter is gone", "restart-workers", "device"),
+            (f"{PROMPT}: our adapter is gone", "restart-workers", "device"),
         ):
             found, events = run(through(server, injected(message)))
             assert compare_runs(expected, found).exact
@@ -64,7 +70,9 @@ def test_a_fallback_climbs_the_ladder_when_nobody_gave_an_instruction(servers: S
             [recovered] = [e for e in events if e["kind"] == RECOVERED]
             assert recovered["interruption_s"] >= WAIT_S
             [fault] = [e["fault"] for e in events if e["kind"] == FAULT]
+            assert PROMPT not in json.dumps(events)
         assert fault["class_reason"] == "the adapter needs a new context"
+        assert PROMPT in run(full_texts(server))
 
 
 def test_a_dry_run_says_what_it_would_do_and_waits_for_an_instruction(servers: Servers) -> None:

@@ -185,7 +185,9 @@ def test_the_rank_that_raised_reports_it_once_and_its_peers_stay_silent():
         rank=1,
         phase="forward",
         class_reason=default_classifier().of_error("InjectedFault", "").reason,
+        place=driver.reports[0][0].place,
     )
+    assert fault.place.startswith("hosts/fake/worker.py:")
     assert driver.reports == [(fault, 0)]
 
 

@@ -13,7 +13,10 @@ from msgspec import UNSET, UnsetType
 
 from holdfast.core.config import RuntimeSettings
 from holdfast.core.errors import CommandConflict, HoldfastError
-from holdfast.core.protocol.events import EngineStatus, Event, EventKind, InstanceView, ProcessStatus
+from holdfast.core.faults.faults import Fault
+from holdfast.core.faults.known_sentences import HELD_BACK
+from holdfast.core.faults.redaction import WITHHELD
+from holdfast.core.protocol.events import EngineStatus, Event, EventKind, FullText, InstanceView, ProcessStatus
 from holdfast.core.protocol.messages import RecoveryReport
 from holdfast.core.states import EngineState
 
@@ -40,6 +43,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     defeat: str | UnsetType = UNSET
     processes: tuple[ProcessStatus, ...] = ()
     dropped: dict[str, int] = {}
+    full_texts: tuple[FullText, ...] | UnsetType = UNSET
 
 
 class Notification(Status, frozen=True, kw_only=True):
@@ -93,9 +97,9 @@ def describe_problem(error: HoldfastError) -> Problem:
     return Problem(message=error.message, hint=error.hint, state=str(state))
 
 
-def render_status(view: InstanceView) -> Status:
-    """Return the status of a view."""
-    return Status(**_status_fields(view))
+def render_status(view: InstanceView, *, with_full_texts: bool = False) -> Status:
+    """Return the status of a view; with full texts only for a caller who asks for them."""
+    return Status(**_status_fields(view), full_texts=view.full_texts if with_full_texts else UNSET)
 
 
 def render_notification(event: Event, view: InstanceView) -> Notification:
@@ -144,7 +148,7 @@ def describe_event(event: Event) -> str:
 
 def _describe_engine(event: Event) -> str:  # noqa: PLR0912 - one line for each kind of event
     engine = f"engine {event.engine_id}"
-    cause = event.fault.summary() if event.fault else "no cause given"
+    cause = _cause(event.fault) if event.fault else "no cause given"
     match event.kind:
         case EventKind.ENGINE_ATTACHED:
             return f"{engine} is protected"
@@ -187,6 +191,11 @@ def _command(event: Event) -> str:
     peer = giver.address or ("an unknown address" if giver.uid is None else f"user {giver.uid}")
     key = f", idempotency key {giver.idempotency_key}" if giver.idempotency_key else ""
     return f" (command {event.command_id}, given from {peer} by {giver.credential}{key})"
+
+
+def _cause(fault: Fault) -> str:
+    held_back = WITHHELD in fault.message or HELD_BACK in fault.message
+    return fault.summary() + ("; `holdfast status --full-texts` shows the whole text" if held_back else "")
 
 
 def _describe_decision(engine: str, event: Event) -> str:

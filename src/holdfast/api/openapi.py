@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import msgspec
@@ -36,19 +37,26 @@ ANSWERS = {
         "500": "It was tried and did not work",
     },
 }
-_AFTER = {
+AFTER: Schema = {
     "name": "after",
     "in": "query",
     "required": False,
     "description": "only events with a greater sequence number",
     "schema": {"type": "integer", "minimum": 0, "maximum": MAX_SEQUENCE},
 }
-_INSTANCE_ID = {
+INSTANCE_OF_EVENTS: Schema = {
     "name": "instance_id",
     "in": "query",
     "required": False,
     "description": "the instance that the sequence number is of; the events of another one come from the first",
     "schema": {"type": "string", "pattern": f"^{INSTANCE_ID}$"},
+}
+FULL_TEXTS: Schema = {
+    "name": "full_texts",
+    "in": "query",
+    "required": False,
+    "description": "also the texts of the latest exceptions as they are, which may quote requests",
+    "schema": {"type": "boolean"},
 }
 
 
@@ -86,16 +94,16 @@ APPLY_BODY: Schema = {
 INJECT_BODY: Schema = _command(InjectionSpec)
 
 
-def describe(body: Schema | None, *, is_of_events: bool = False) -> Schema:
+def describe(body: Schema | None, queries: Sequence[Schema] = ()) -> Schema:
     """Describe the body, the query and the answers of a handler, which FastAPI cannot see."""
     answers = dict(ANSWERS["GET" if body is None else "POST"])
-    if is_of_events:
-        answers["400"] = "Not a sequence number, or not an instance"
+    if queries:
+        answers["400"] = "Not a value of " + " or ".join(query["name"] for query in queries)
     if body is None:
         answers["503"] = "The instance makes no progress (ready only)"
     described: Schema = {"responses": {code: {"description": text} for code, text in answers.items()}}
     if body is not None:
         described["requestBody"] = {"required": True, "content": {"application/json": {"schema": body}}}
-    if is_of_events:
-        described["parameters"] = [_AFTER, _INSTANCE_ID]
+    if queries:
+        described["parameters"] = [*queries]
     return described

@@ -231,6 +231,13 @@ def parse_instance_id(text: str | None) -> str | None:
     return text
 
 
+def parse_flag(name: str, text: str | None) -> bool:
+    """Return the value of a query parameter, False without a value. Raises `BadCommand`."""
+    if text not in (None, "true", "false"):
+        raise BadCommand(f"{name!r} must be true or false")
+    return text == "true"
+
+
 def is_json(content_type: str | None) -> bool:
     """Return whether a Content-Type header names JSON."""
     return (content_type or "").partition(";")[0].strip().lower() == "application/json"

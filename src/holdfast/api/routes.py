@@ -89,7 +89,7 @@ def install(app: FastAPI, control: ControlSource, access: Access) -> None:
                 summary=route.handler.__doc__,
                 operation_id=f"{prefix}{route.path}".strip("/").replace("/", "_"),
                 response_class=Response,
-                openapi_extra=openapi.describe(route.body, is_of_events=route.handler is _events),
+                openapi_extra=openapi.describe(route.body, _QUERIES.get(route.path, ())),
             )
 
 
@@ -114,7 +114,8 @@ def _guarded(route: _Route, get_control: Callable[[], ControlPlane], access: Acc
 
 async def _status(call: _Call) -> Response:
     """Return the state of every engine."""
-    return _json(formats.render_status(call.control.view()))
+    with_full_texts = requests.parse_flag("full_texts", call.request.query_params.get("full_texts"))
+    return _json(formats.render_status(call.control.view(), with_full_texts=with_full_texts))
 
 
 async def _ready(call: _Call) -> Response:
@@ -168,6 +169,7 @@ _ROUTES = (
     _Route("POST", "/apply", Purpose.COMMAND, _apply, openapi.APPLY_BODY),
     _Route("POST", "/inject", Purpose.COMMAND, _inject, openapi.INJECT_BODY),
 )
+_QUERIES = {"/events": (openapi.AFTER, openapi.INSTANCE_OF_EVENTS), "/status": (openapi.FULL_TEXTS,)}
 
 
 # ---- commands

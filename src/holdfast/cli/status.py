@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Annotated
 
 import msgspec
 import typer
@@ -19,16 +20,25 @@ from holdfast.core.states import EngineState
 _COLOURS = {"healthy": "green", "unhealthy": "yellow", "dead": "red"}
 
 
-def status(url: Url = DEFAULT_URL, api_key: ApiKey = "", as_json: AsJson = False) -> None:
+FullTexts = Annotated[
+    bool, typer.Option("--full-texts", help="Also the texts of exceptions as they are, which may quote requests.")
+]
+
+
+def status(
+    url: Url = DEFAULT_URL, api_key: ApiKey = "", as_json: AsJson = False, full_texts: FullTexts = False
+) -> None:
     """Show the state of a running server's engines."""
+    asked = {"full_texts": "true"} if full_texts else {}
     with reporting():
-        found = ControlClient(url, api_key).get("status", Status)
+        found = ControlClient(url, api_key).get("status", Status, **asked)
     if as_json:
         typer.echo(msgspec.json.encode(found))
         return
     console = Console()
     console.print(_table(found))
-    for line in (*_limits(found), *_standbys(found), *_suspicions(found), *_processes(found), _summary(found)):
+    more = (_limits, _standbys, _suspicions, _processes, _texts)
+    for line in (*(line for lines in more for line in lines(found)), _summary(found)):
         console.print(Text(line))
 
 
@@ -99,6 +109,12 @@ def _processes(found: Status) -> Iterator[str]:
         where = f"pid {process.pid}" if process.pid is not None else "gone, another one is being started"
         times = f", replaced {process.restarts} times" if process.restarts else ""
         yield f"{printable(process.name)}: {where}{times}"
+
+
+def _texts(found: Status) -> Iterator[str]:
+    for each in found.full_texts or ():
+        rank = "" if each.rank is None else f", rank {each.rank}"
+        yield f"{each.error_type} in engine {each.engine_id}{rank} ({each.place}): {printable(each.text)}"
 
 
 def _summary(found: Status) -> str:

@@ -20,6 +20,7 @@ import msgspec
 
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.errors import BadCommand, HookNotAttached, OperatorError, RecoveryFailed
+from holdfast.core.faults.redaction import account_of
 from holdfast.core.instance.instance import Instance
 from holdfast.core.instance.processes import index_of_api_server
 from holdfast.core.ports import FrontEndHost
@@ -258,7 +259,7 @@ class ClientSentinel:
             try:
                 self._carry_out(effect)
             except Exception as error:
-                what, why = type(effect).__name__, " ".join(str(error).split()) or type(error).__name__
+                what, why = type(effect).__name__, account_of(error).message
                 logger.exception("ClientSentinel: the effect %s failed; the repair goes on without it", what)
                 pending += self._instance.effect_failed(effect, why, time.monotonic())
 

@@ -23,6 +23,7 @@ from holdfast.core.engine_core import facts
 from holdfast.core.engine_core.machine import BusyLoop, EngineCoreMachine
 from holdfast.core.errors import HookNotAttached
 from holdfast.core.faults.injection import UncontainedFault
+from holdfast.core.faults.redaction import PublicText
 from holdfast.core.ports import EngineHost
 from holdfast.core.protocol import messages as m
 from holdfast.core.stalls.step_deadlines import Limits
@@ -167,7 +168,7 @@ class EngineCoreSentinel:
                     if self._recover(recovery.command, error, host):
                         return
                 case fx.EndBusyLoop() as end:
-                    raise EngineDefeated(end.reason) from error
+                    raise EngineDefeated(PublicText(end.reason)) from error
 
     def _next_task(self, is_running: Callable[[], bool]) -> fx.Task:
         """Wait for a task; every wait of the machine is bounded. Raises `SystemExit` in an orderly shutdown."""

@@ -8,9 +8,10 @@ import pytest
 
 from holdfast.api.formats import describe_event
 from holdfast.api.notify import log_event
+from holdfast.core.faults.redaction import WITHHELD
 from holdfast.core.protocol.commands import Credential, Giver, Pause, RestartEngine, Resume, Retry
 from holdfast.core.protocol.events import Event, EventKind
-from support.control_plane import MemoryControl
+from support.control_plane import MemoryControl, some_fault
 
 
 def test_a_recovered_fault_reads_as_a_story() -> None:
@@ -141,3 +142,10 @@ def test_what_has_no_engine_says_so_by_leaving_it_out() -> None:
         "process": "api-server-1",
     }
     assert msgspec.json.decode(msgspec.json.encode(event), type=Event) == event
+
+
+def test_a_fault_whose_text_is_held_back_says_where_the_whole_text_is() -> None:
+    for message in ("the prompt <...> is too long", WITHHELD):
+        fault = msgspec.structs.replace(some_fault(), message=message)
+        event = Event(sequence=1, at=0.0, kind=EventKind.FAULT_REPORTED, engine_id=0, fault=fault)
+        assert describe_event(event).endswith(f"{message}; `holdfast status --full-texts` shows the whole text")

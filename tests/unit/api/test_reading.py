@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import re
 
+import msgspec
 import pytest
 from starlette.testclient import TestClient
 
-from support.control_plane import MemoryControl
+from support.control_plane import MemoryControl, some_fault
 from support.http_app import Connect
 
 BOTH_PREFIXES = pytest.mark.parametrize("prefix", ["/fault_tolerance", "/v1/fault_tolerance"])
@@ -139,3 +140,13 @@ def test_every_endpoint_describes_itself_under_both_prefixes(client: TestClient)
     paths = client.get("/openapi.json").json()["paths"]
     names = ("status", "events", "ready", "apply", "inject")
     assert set(paths) == {f"{prefix}/{n}" for prefix in ("/fault_tolerance", "/v1/fault_tolerance") for n in names}
+
+
+def test_full_texts_are_shown_on_request_only(client: TestClient, control: MemoryControl) -> None:
+    secret = "the prompt of somebody"
+    fault = msgspec.structs.replace(some_fault(), message="<...>", full_text=secret)
+    control.attach().hold(0, fault)
+    for path in ("status", "events", "status?full_texts=false"):
+        assert secret not in client.get(f"/fault_tolerance/{path}").text
+    assert [t["text"] for t in client.get("/fault_tolerance/status?full_texts=true").json()["full_texts"]] == [secret]
+    assert client.get("/fault_tolerance/status?full_texts=yes").status_code == 400

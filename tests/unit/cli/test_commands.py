@@ -4,12 +4,13 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 
 from holdfast.core.faults.faults import Phase
 from holdfast.core.protocol import messages as m
 from holdfast.core.protocol.commands import Pause
-from support.control_plane import MemoryControl
+from support.control_plane import MemoryControl, some_fault
 from support.live_server import LiveServer
 
 Run = Callable[..., Any]
@@ -22,6 +23,15 @@ def test_status_shows_the_engines_as_a_table(run: Run, control: MemoryControl) -
     assert "paused" in shown.stdout
     assert "InjectedFault in engine 0" in shown.stdout
     assert "not ready · policy external · 4 events · notifies at tcp://127.0.0.1:22867" in shown.stdout
+
+
+@pytest.mark.parametrize(("rank", "where"), [(0, "engine 0, rank 0"), (None, "engine 0")])
+def test_status_shows_full_texts_on_request(run: Run, control: MemoryControl, rank: int | None, where: str) -> None:
+    secret = "the prompt of somebody"
+    control.hold(0, msgspec.structs.replace(some_fault(), rank=rank, place="model.py:7 forward", full_text=secret))
+    assert secret not in run("status").stdout
+    shown = " ".join(run("status", "--full-texts").stdout.split())
+    assert f"InjectedFault in {where} (model.py:7 forward): {secret}" in shown
 
 
 def test_status_shows_a_defeat(run: Run, control: MemoryControl) -> None:

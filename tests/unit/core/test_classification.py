@@ -10,8 +10,9 @@ from holdfast.core.config import HoldfastConfig, dump_config, parse_config
 from holdfast.core.errors import BadConfiguration
 from holdfast.core.faults.classification import Classifier, OwnRow, default_classifier, fault_of, parse_rows
 from holdfast.core.faults.fault_table import SIGNAL_NUMBERS
-from holdfast.core.faults.faults import MAX_CAUSE_CHARS, MAX_REQUEST_ID_CHARS, MAX_REQUEST_IDS, FaultClass
+from holdfast.core.faults.faults import MAX_REQUEST_ID_CHARS, MAX_REQUEST_IDS, FaultClass
 from holdfast.core.faults.patterns import compile_pattern
+from holdfast.core.faults.redaction import MAX_TEXT_CHARS
 
 
 def classify(error_type, message):
@@ -133,7 +134,7 @@ def test_every_error_has_a_class_and_a_reason(error_type, message):
     assert classification.reason
 
 
-@pytest.mark.parametrize("text", ["a" * MAX_CAUSE_CHARS, "RPC call to " * 160, "Xid (PCI:" * 200, "CUDA error " * 180])
+@pytest.mark.parametrize("text", ["a" * MAX_TEXT_CHARS, "RPC call to " * 160, "Xid (PCI:" * 200, "CUDA error " * 180])
 def test_a_long_message_is_classified_at_once(text):
     began_at = time.perf_counter()
     default_classifier().of_error("RuntimeError", text)

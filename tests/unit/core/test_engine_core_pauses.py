@@ -7,6 +7,7 @@ from holdfast.core.engine_core import effects as fx
 from holdfast.core.engine_core import facts
 from holdfast.core.engine_core.machine import REANNOUNCE_S, REPORT_WAIT_S, BusyLoop
 from holdfast.core.faults.faults import FaultClass
+from holdfast.core.faults.redaction import PublicText
 from holdfast.core.protocol import messages as m
 from support.engine_core_bench import WALL, EngineCoreBench, a_fault
 
@@ -15,7 +16,7 @@ SILENCE = {"engine_recovery_timeout_s": 6.0, "containment_timeout_s": 4.0}
 
 def test_an_error_of_a_step_is_studied_and_announced_with_its_fault():
     bench = EngineCoreBench()
-    bench.step_raises(ValueError("boom"))
+    bench.step_raises(ValueError(PublicText("boom")))
     study, announced = bench.tasks[-2:]
     assert (study.fault.error_type, study.fault.message, study.fault.at) == ("ValueError", "boom", WALL + bench.now)
     assert announced == fx.AnnouncePause(0, study.fault, broken=False)
@@ -42,7 +43,7 @@ def test_the_text_of_a_workers_reply_waits_for_the_workers_own_account():
 
 def test_a_worker_that_gives_no_account_in_time_leaves_the_text_of_its_reply():
     bench = EngineCoreBench()
-    bench.step_raises(RuntimeError("Worker failed"), is_workers_reply=True)
+    bench.step_raises(RuntimeError(PublicText("Worker failed")), is_workers_reply=True)
     bench.wait(REPORT_WAIT_S)
     assert [pause.fault.message for pause in bench.announced] == ["Worker failed"]
 
@@ -183,9 +184,9 @@ def test_deadlines_of_steps_are_learned_anew_with_every_recovery():
 
 def test_a_failed_recovery_is_reported_and_the_pause_announced_with_the_first_fault():
     bench = EngineCoreBench()
-    bench.step_raises(ValueError("first"))
+    bench.step_raises(ValueError(PublicText("first")))
     bench.command_recovery()
-    bench.tell(facts.RecoveryFailed(RuntimeError("again"), lost_a_worker=False))
+    bench.tell(facts.RecoveryFailed(RuntimeError(PublicText("again")), lost_a_worker=False))
     aborted = bench.told_client[-1]
     assert (type(aborted), aborted.epoch, aborted.fault.message) == (m.RecoveryAborted, 1, "again")
     assert (bench.announced[-1].epoch, bench.announced[-1].fault.message) == (1, "first")
@@ -199,7 +200,7 @@ def test_peers_that_wait_in_a_failed_recovery_are_let_go(about):
     bench.step_raises(is_interrupt=True)
     bench.command_recovery()
     bench.effects.clear()
-    bench.tell(facts.RecoveryFailed(RuntimeError("again"), lost_a_worker=False))
+    bench.tell(facts.RecoveryFailed(RuntimeError(PublicText("again")), lost_a_worker=False))
     assert bench.told_to_break == list(bench.machine.registry.ranks())
     assert len(bench.all_of(fx.BreakOwnCollectives)) == 1
 

@@ -3,20 +3,15 @@
 import itertools
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from holdfast.core.faults.faults import (
-    MAX_CAUSE_CHARS,
     Fault,
     FaultClass,
     Phase,
     deeper,
-    describe_error,
     hung,
     unresponsive,
 )
-from holdfast.core.protocol import messages as m
 
 BY_DEPTH = [
     FaultClass.COMMUNICATOR,
@@ -33,36 +28,13 @@ def fault(fault_class=FaultClass.TRANSIENT, **about):
     return Fault(fault_class=fault_class, error_type="E", message="m", engine_id=0, **about)
 
 
-def test_a_message_is_described_on_one_line():
-    assert describe_error(ValueError("a\n  b\tc")) == ("ValueError", "a b c")
-
-
-def test_an_error_without_text_is_described_as_such():
-    assert describe_error(ValueError()) == ("ValueError", "no message")
-
-
-def test_an_error_whose_text_raises_is_described_all_the_same():
-    class Broken(Exception):
-        def __str__(self):
-            raise RuntimeError
-
-    assert describe_error(Broken()) == ("Broken", "no message: its text raises RuntimeError")
-
-
-@given(st.text(alphabet=st.characters(codec=None), max_size=3000))
-def test_whatever_an_error_says_can_be_sent(text):
-    error_type, message = describe_error(RuntimeError(text))
-    sent = Fault(fault_class=FaultClass.TRANSIENT, error_type=error_type, message=message, engine_id=0)
-    m.encode(m.EngineFaulted(engine_id=0, epoch=0, fault=sent))
-    assert 0 < len(message) <= MAX_CAUSE_CHARS
-
-
 @pytest.mark.parametrize(
     ("about", "summary"),
     [
         ({}, "E in engine 0: m"),
         ({"rank": 0}, "E in engine 0, rank 0: m"),
         ({"rank": 1, "phase": "forward"}, "E in engine 0, rank 1 at forward: m"),
+        ({"place": "model.py:7 forward"}, "E in engine 0: m (model.py:7 forward)"),
     ],
 )
 def test_a_summary_says_what_where_and_why(about, summary):
@@ -96,10 +68,6 @@ def test_a_phase_belongs_to_the_worker_or_to_the_engine_core():
     in_worker = [p for p in Phase if p.in_worker]
     steps = [Phase.STEP_START, Phase.FORWARD, Phase.STEP_END, Phase.SAMPLE_START, Phase.SAMPLE_END]
     assert in_worker == [*steps, Phase.REBUILD]
-
-
-def test_characters_that_cannot_be_sent_are_replaced():
-    assert describe_error(ValueError("half a pair: \ud800")) == ("ValueError", "half a pair: ?")
 
 
 def test_a_process_that_does_not_answer_is_unresponsive_and_says_what_is_missing():

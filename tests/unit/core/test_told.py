@@ -4,14 +4,15 @@ import pytest
 
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.errors import RecoveryFailed
+from holdfast.core.faults.redaction import WITHHELD
 from holdfast.core.protocol import messages as m
 from holdfast.core.protocol.events import DecisionRecord
 from holdfast.core.protocol.link_messages import CommandError, ErrorKind, describe
 from support.instance_bench import Bench
 
 
-def test_an_error_of_no_known_kind_is_a_failure_with_its_type():
-    assert describe(ValueError("boom")) == CommandError(kind=ErrorKind.FAILED, message="ValueError: boom")
+def test_an_error_of_no_known_kind_is_a_failure_with_its_type_and_without_its_text():
+    assert describe(ValueError("boom")) == CommandError(kind=ErrorKind.FAILED, message=f"ValueError: {WITHHELD}")
 
 
 def test_an_error_of_a_recovery_keeps_its_hint():

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from holdfast.core.faults.redaction import PublicText
 from holdfast.core.protocol.effects import ReplaceProcess
 from holdfast.hosts.vllm.owner.front_end_watch import FrontEndWatch
 from holdfast.hosts.vllm.process.reserve import Reserve
@@ -153,7 +154,7 @@ def test_a_requested_exit_is_no_loss_and_the_host_sees_it(instance: Instance) ->
 def test_a_start_that_fails_is_a_loss_and_leaves_no_process(instance: Instance) -> None:
     instance.server.process.end(-9)
     instance.next()
-    instance.server.fails = RuntimeError("it bound\nno addresses")
+    instance.server.fails = RuntimeError(PublicText("it bound no addresses"))
     instance.watch.replace(ReplaceProcess(NAME, 0.0))
     assert instance.next() == ("lost", NAME, "the replacement did not start: it bound no addresses")
     assert instance.server.process.exitcode == -signal.SIGKILL

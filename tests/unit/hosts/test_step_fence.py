@@ -10,6 +10,7 @@ pytest.importorskip("vllm")
 
 from holdfast.core.errors import RankFenced
 from holdfast.core.faults.faults import Phase
+from holdfast.core.faults.redaction import PublicText
 from holdfast.hosts.fake.communicators import FakeNetwork
 from holdfast.hosts.vllm.worker.fence import StepFence
 
@@ -68,7 +69,7 @@ def test_the_result_of_a_step_during_which_the_rank_was_stopped_is_refused(fence
 
 def test_the_result_of_a_step_during_which_another_thread_reported_a_fault_is_refused(fence: StepFence) -> None:
     def step() -> str:
-        fence.close(ValueError("an earlier output"), Phase.SAMPLE_END)
+        fence.close(ValueError(PublicText("an earlier output")), Phase.SAMPLE_END)
         return "tokens"
 
     with pytest.raises(RankFenced, match="an earlier output"):

@@ -16,6 +16,7 @@ from holdfast.core.config import HoldfastConfig
 from holdfast.core.errors import BadCommand, CommandConflict, HookNotAttached, RecoveryFailed
 from holdfast.core.faults.faults import Fault, FaultClass, Phase
 from holdfast.core.faults.injection import FaultKind, InjectionSpec, UncontainedFault
+from holdfast.core.faults.redaction import PublicText
 from holdfast.core.protocol import messages as m
 from holdfast.core.protocol.commands import Configure, InjectFault, Retry
 from holdfast.core.protocol.effects import End, ReplaceEngine
@@ -266,7 +267,7 @@ def test_beyond_the_retries_the_engine_core_ends_with_the_original_error_as_its_
 ) -> None:
     bench = make_bench(max_retries=0, max_engine_restarts=0)
     bench.attach()
-    error = ValueError("boom")
+    error = ValueError(PublicText("boom"))
     with pytest.raises(EngineDefeated, match="0 retries") as ended:
         bench.run(error)
     assert ended.value.__cause__ is error
@@ -289,7 +290,7 @@ def test_a_paused_engine_waits_for_the_instruction_and_follows_it(make_bench: Ca
 def test_an_instruction_that_fails_says_so_and_leaves_the_engine_paused(make_bench: Callable[..., Bench]) -> None:
     bench = make_bench(fault_policy="external")
     bench.attach()
-    bench.host.failures = [RuntimeError("again")]
+    bench.host.failures = [RuntimeError(PublicText("again"))]
     threading.Thread(target=bench.run, args=(ValueError("boom"),), daemon=True).start()
     bench.settled(EventKind.DECISION_MADE)
     with pytest.raises(RecoveryFailed, match="again"):

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import msgspec
+from msgspec import UNSET
 
 from holdfast.core.errors import BadConfiguration
 from holdfast.core.faults.fault_table import (
@@ -24,8 +25,9 @@ from holdfast.core.faults.fault_table import (
     UNKNOWN_ERROR,
     Row,
 )
-from holdfast.core.faults.faults import MAX_CAUSE_CHARS, Fault, FaultClass, bounded_ids, describe_error
+from holdfast.core.faults.faults import Fault, FaultClass, bounded_ids
 from holdfast.core.faults.patterns import compile_pattern
+from holdfast.core.faults.redaction import MAX_TEXT_CHARS, account_of
 
 MAX_ROWS = 200
 SETTING = "fault_classes"
@@ -71,7 +73,7 @@ class Classifier:
 
     def of_error(self, error_type: str, message: str) -> Classification:
         """Return the class of an exception from the name of the type and the message."""
-        text = message[:MAX_CAUSE_CHARS]
+        text = message[:MAX_TEXT_CHARS]
         for row, by_type, by_message in (*self._errors, *_built_in_errors()):
             typed = by_type is None or by_type.fullmatch(error_type)
             if typed and (by_message is None or by_message.search(text)):
@@ -116,12 +118,14 @@ def default_classifier() -> Classifier:
 
 def fault_of(error: BaseException, classifier: Classifier, **about: Any) -> Fault:
     """Return an exception as a fault. `about`: further fields of the fault, such as engine and rank."""
-    error_type, message = describe_error(error)
-    classification = classifier.of_error(error_type, message)
+    account = account_of(error)
+    classification = classifier.of_error(account.error_type, account.full_text or account.message)
     return Fault(
         fault_class=classification.fault_class,
-        error_type=error_type,
-        message=message,
+        error_type=account.error_type,
+        message=account.message,
+        place=account.place,
+        full_text=account.full_text or UNSET,
         class_reason=classification.reason,
         request_ids=bounded_ids(getattr(error, "request_ids", ())),
         **about,

@@ -11,8 +11,8 @@ import itertools
 from collections.abc import Iterable
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
-MAX_CAUSE_CHARS = 2000
 MAX_REQUEST_IDS = 64
 MAX_REQUEST_ID_CHARS = 256
 
@@ -60,7 +60,9 @@ class FaultClass(enum.StrEnum):
 class Fault(msgspec.Struct, frozen=True, kw_only=True):
     """A fault, as sent between processes and shown to people. `at`: wall-clock seconds of detection, 0 if unknown.
 
-    `class_reason` explains the class. `request_ids`: requests in whose part of the step the fault showed, where known,
+    `message` is without user data, `place` says where in the code the exception was raised, and `full_text` is the text
+    as it is, where something was held back; only the status shows that, on request. `class_reason` explains the class.
+    `request_ids`: requests in whose part of the step the fault showed, where known,
     at most `MAX_REQUEST_IDS`.
     """
 
@@ -74,11 +76,17 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True):
     at: float = 0.0
     class_reason: str = ""
     request_ids: tuple[str, ...] = ()
+    place: str = ""
+    full_text: str | UnsetType = UNSET
+
+    def __repr__(self) -> str:
+        return f"Fault({self.fault_class}: {self.summary()})"  # without the full text
 
     def summary(self) -> str:
         where = f"engine {self.engine_id}" + ("" if self.rank is None else f", rank {self.rank}")
         phase = f" at {self.phase}" if self.phase else ""
-        return f"{self.error_type} in {where}{phase}: {self.message}"
+        place = f" ({self.place})" if self.place else ""
+        return f"{self.error_type} in {where}{phase}: {self.message}{place}"
 
 
 def unresponsive(engine_id: int, what: str) -> Fault:
@@ -131,13 +139,3 @@ _UNANSWERED_TYPE = "PeerSilent"  # a bounded wait of ours
 def bounded_ids(request_ids: Iterable[str]) -> tuple[str, ...]:
     """Return as many request ids as a fault carries, each bounded in length."""
     return tuple(i[:MAX_REQUEST_ID_CHARS] for i in itertools.islice(request_ids, MAX_REQUEST_IDS))
-
-
-def describe_error(error: BaseException) -> tuple[str, str]:
-    """Return name and one-line message of an exception, both bounded and safe to send. Never raises."""
-    try:
-        text = " ".join(str(error).split()) or "no message"
-    except Exception as broken:
-        text = f"no message: its text raises {type(broken).__name__}"
-    sendable = text[:MAX_CAUSE_CHARS].encode(errors="replace").decode()
-    return type(error).__name__, sendable

@@ -8,16 +8,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
+import msgspec
+from msgspec import UNSET
+
 from holdfast.core.config import HoldfastConfig, RuntimeSettings, runtime_settings
 from holdfast.core.errors import UnknownEngine
+from holdfast.core.faults.faults import Fault
 from holdfast.core.instance.group import Engine, LockstepGroup, make_groups
 from holdfast.core.policy.incident import NOT_OPEN, Budget, Capacity
 from holdfast.core.protocol.commands import Giver
 from holdfast.core.protocol.effects import Effect, Publish, Settle
-from holdfast.core.protocol.events import Event, EventKind, InstanceView, ProcessStatus
+from holdfast.core.protocol.events import Event, EventKind, FullText, InstanceView, ProcessStatus
 from holdfast.core.states import Trigger
 
 MAX_GIVERS = 1024
+MAX_FULL_TEXTS = 8  # they are in every view
 
 # ---- members
 
@@ -216,6 +221,7 @@ class InstanceState:
     settings_changed: bool = False
     sequence: int = 0
     introduce_coordinator_at: tuple[float, ...] = ()
+    full_texts: tuple[FullText, ...] = ()
 
     def __post_init__(self) -> None:
         self.settings = runtime_settings(self.config)
@@ -223,6 +229,16 @@ class InstanceState:
     def configure(self, config: HoldfastConfig) -> None:
         """Replace the settings in force."""
         self.config, self.settings, self.settings_changed = config, runtime_settings(config), True
+
+    def keep_full_text(self, fault: Fault) -> Fault:
+        """Return a fault without its full text; keep the text for the status, at most `MAX_FULL_TEXTS`."""
+        if fault.full_text is UNSET:
+            return fault
+        about = {"error_type": fault.error_type, "place": fault.place, "text": fault.full_text}
+        told = FullText(engine_id=fault.engine_id, rank=fault.rank, at=fault.at, **about)
+        if told not in self.full_texts:  # several events tell the same fault
+            self.full_texts = (*self.full_texts, told)[-MAX_FULL_TEXTS:]
+        return msgspec.structs.replace(fault, full_text=UNSET)
 
     @property
     def has_ended(self) -> bool:
@@ -242,6 +258,7 @@ def view_of(state: InstanceState) -> InstanceView:
         notify_address=state.notify_address,
         defeat=state.roster.defeat,
         processes=tuple(process.view() for process in state.roster.processes.values()),
+        full_texts=state.full_texts,
     )
 
 
@@ -262,6 +279,8 @@ def publish_of_instance(state: InstanceState, kind: EventKind, **about: object) 
 
 def _publish(instance: InstanceState, kind: EventKind, /, **about: object) -> Publish:
     instance.sequence += 1
+    if isinstance(fault := about.get("fault"), Fault):
+        about["fault"] = instance.keep_full_text(fault)
     event = Event(
         instance_id=instance.instance_id,
         sequence=instance.sequence,

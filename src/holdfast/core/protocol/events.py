@@ -1,6 +1,6 @@
 """The one stream of events; status, history, PUB, log and metrics are views of it.
 
-An event is a fact in the past tense, frozen. The text of a fault is that of the exception, as it is.
+An event is a fact in the past tense, frozen. The message of a fault is without user data.
 """
 
 from __future__ import annotations
@@ -135,6 +135,17 @@ class ProcessStatus(msgspec.Struct, frozen=True, kw_only=True):
     restarts: int = 0  # replacements of the process
 
 
+class FullText(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Text of an exception as it is, of a fault whose message leaves something out. For the status, on request."""
+
+    engine_id: int
+    rank: int | None = None
+    at: float = 0.0
+    error_type: str
+    place: str = ""
+    text: str
+
+
 class InstanceView(msgspec.Struct, frozen=True, kw_only=True):
     """Status of the instance in the core; a new view is made at every change."""
 
@@ -146,6 +157,7 @@ class InstanceView(msgspec.Struct, frozen=True, kw_only=True):
     defeat: str | None = None
     processes: tuple[ProcessStatus, ...] = ()
     dropped: dict[str, int] = {}  # what each consumer of events or log lines lost, in the owner's process
+    full_texts: tuple[FullText, ...] = ()  # the latest
 
     @property
     def ready(self) -> bool:

@@ -11,6 +11,7 @@ import enum
 import msgspec
 
 from holdfast.core.errors import BadCommand, CommandConflict, HoldfastError, RecoveryFailed, UnknownEngine
+from holdfast.core.faults.redaction import account_of
 from holdfast.core.protocol import messages as m
 from holdfast.core.protocol.commands import Command
 from holdfast.core.protocol.events import Event, InstanceView
@@ -133,7 +134,7 @@ def describe(error: BaseException) -> CommandError:
             kind = ErrorKind.FAILED
     if isinstance(error, HoldfastError):
         return CommandError(kind=kind, message=error.message, hint=error.hint)
-    return CommandError(kind=kind, message=f"{type(error).__name__}: {error}")
+    return CommandError(kind=kind, message=str(account_of(error)))
 
 
 def as_error(told: CommandError) -> HoldfastError:

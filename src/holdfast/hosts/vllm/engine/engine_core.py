@@ -10,6 +10,7 @@ from vllm.v1.engine import EngineCoreRequestType
 
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.faults.injection import InjectionSpec
+from holdfast.core.faults.redaction import PublicText, account_of
 from holdfast.core.protocol.messages import RecoveryReport, Rendezvous
 from holdfast.hosts.vllm.communicators import EngineCommunicators, attach_communicator_hooks
 from holdfast.hosts.vllm.contract.engine_touchpoints import BUSY_LOOP, ENGINE_INIT, LOCKSTEP_BUSY_LOOP
@@ -31,6 +32,7 @@ from holdfast.hosts.vllm.process.shared_memory import attach_segment_records
 from holdfast.hosts.vllm.process.step_progress import record_engine_progress
 from holdfast.hosts.vllm.protocol import TOLD_TO_STOP
 from holdfast.sentinel import EngineCoreSentinel
+from holdfast.sentinel.engine import EngineDefeated
 from holdfast.sentinel.thread import client_address, engine_address
 from holdfast.wire import ZmqStation
 
@@ -83,9 +85,11 @@ def _run_protected(original: Callable[..., None], engine: Any) -> None:
         return
     try:
         sentinel.run(lambda: original(engine), engine.is_running)
-    except Exception:
+    except Exception as error:
         exit_within(EXIT_WITHIN_S)
-        raise
+        logger.error("engine core %d ends", engine.engine_index, exc_info=error)
+        # The host writes the error to the log, and Python to stderr: here is where its text is left out.
+        raise EngineDefeated(PublicText(account_of(error).message)) from None
     finally:
         sentinel.close()
 

@@ -22,6 +22,7 @@ from vllm.v1.request import RequestStatus
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.errors import RecoveryFailed
 from holdfast.core.faults.faults import Phase
+from holdfast.core.faults.redaction import PublicText
 from holdfast.core.protocol.messages import RecoveryReport, Rendezvous
 from holdfast.hosts.vllm.communicators import EngineCommunicators
 from holdfast.hosts.vllm.engine.pacing import PacedPrefill
@@ -196,7 +197,7 @@ class Recovery:
             lambda: self._rebuild_own_collectives(rendezvous, rebuild_timeout_s),
         )
         if errors := [r.error for r in replies if r.error]:
-            raise RecoveryFailed(f"restoring a worker failed: {errors[0]}")
+            raise RecoveryFailed(PublicText(f"restoring a worker failed: {errors[0]}"))
         if len(placements := {r.expert_placement for r in replies}) > 1:
             raise RecoveryFailed(EXPERTS_DIFFER)
         self._salvaged = None

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.errors import HookNotAttached
+from holdfast.core.faults.redaction import account_of
 from holdfast.core.protocol.effects import End, LeaveOut, ReplaceEngine
 from holdfast.core.protocol.events import EngineStatus
 from holdfast.hosts.vllm.contract.engine_touchpoints import (
@@ -146,7 +147,7 @@ class EngineProcesses:
             if not self._ends_within(0.0) and self._starts.get(engine_id) is effect:
                 logger.exception("the replacement of engine core %d did not start", engine_id)
                 self._kill(engine_id)
-                why = f"the replacement did not start: {' '.join(str(error).split())}"
+                why = f"the replacement did not start: {account_of(error).message}"
                 started = self.processes[engine_id]
                 pid = None if started is old else started.pid
                 self._sentinel.engine_lost(engine_id, why, self._unrecoverable_reason(), pid)

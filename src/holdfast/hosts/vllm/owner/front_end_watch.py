@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, cast
 
+from holdfast.core.faults.redaction import account_of
 from holdfast.core.protocol.effects import ReplaceProcess
 from holdfast.hosts.vllm.process.lifecycle import EXIT_CODE_TIMEOUT_S
 from holdfast.hosts.vllm.process.reserve import Reserve
@@ -192,4 +193,4 @@ class FrontEndWatch:
         lost.process.kill()
         if not self._ends_within(0.0):
             logger.error("the replacement of %s did not start", lost.name, exc_info=error)
-            self._report_loss(lost, f"the replacement did not start: {' '.join(str(error).split())}")
+            self._report_loss(lost, f"the replacement did not start: {account_of(error).message}")

@@ -16,6 +16,7 @@ from multiprocessing import util
 from queue import SimpleQueue
 from typing import Any
 
+from holdfast.hosts.vllm.process.log_texts import without_texts
 from holdfast.sentinel.beside import Beside
 
 FLUSH_S = 2.0  # at the end of a process
@@ -58,6 +59,7 @@ class _Queued(logging.handlers.QueueHandler):
 
     def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
         """Return the record to write later: with plain arguments, which some formatters read, else as a text."""
+        record = without_texts(record)
         plain = isinstance(record.args, tuple) and all(
             isinstance(a, (str, int, float, type(None))) for a in record.args
         )

@@ -16,6 +16,7 @@ from typing import Any
 
 import zmq
 
+from holdfast.core.faults.redaction import account_of
 from holdfast.core.poison.detector import poison_request_error
 from holdfast.core.protocol.events import InstanceView
 from holdfast.core.protocol.link_messages import PoisonRequestEnded
@@ -298,7 +299,7 @@ class RequestRouter:
         try:
             await add(client, request)
         except Exception as error:  # else the client would wait for ever, and so would later requests
-            self._fail(client, request.request_id, f"sending it failed: {error}")
+            self._fail(client, request.request_id, f"sending the request failed: {account_of(error).message}")
 
     def _fail(self, client: Any, request_id: str, why: str) -> None:
         """End a request alone, with an error."""

@@ -15,7 +15,8 @@ from typing import Any
 
 from holdfast.core.errors import RankFenced
 from holdfast.core.faults.classification import Classifier, default_classifier, fault_of
-from holdfast.core.faults.faults import Phase, describe_error
+from holdfast.core.faults.faults import Phase
+from holdfast.core.faults.redaction import PublicText, account_of
 from holdfast.core.ports import Communicators, FaultReporter
 from holdfast.hosts.vllm.protocol import TOLD_TO_STOP
 
@@ -84,15 +85,15 @@ class StepFence:
         return contents if self._fenced_by is None and epoch == self._epoch else self._refusal()
 
     def _refusal(self) -> RankFenced:
-        return RankFenced(f"rank {self._rank} is fenced since {self._fenced_by or TOLD_TO_STOP}")
+        return RankFenced(PublicText(f"rank {self._rank} is fenced since {self._fenced_by or TOLD_TO_STOP}"))
 
     def close(self, error: Exception, phase: Phase) -> None:
         """Fence the rank after an error, report the fault once per epoch, and release the peers from collectives."""
         if self._reported_in == self._epoch:
             return
-        error_type, message = describe_error(error)
+        fenced_by = str(account_of(error))
         with self._lock:
-            self._fenced_by, self._fenced_in = f"{error_type}: {message}", self._epoch
+            self._fenced_by, self._fenced_in = fenced_by, self._epoch
             self._reported_in = self._epoch
             # Report before the break: errors of the peers follow from the break and must not arrive before the cause.
             self._report(error, phase, self._epoch)

@@ -9,7 +9,7 @@ from typing import Any
 
 from vllm.distributed.device_communicators.shm_broadcast import MessageQueue
 
-from holdfast.core.faults.faults import describe_error
+from holdfast.core.faults.redaction import account_of
 from holdfast.hosts.vllm.communicators import holders
 from holdfast.hosts.vllm.contract.name_touchpoints import ADD_LORA, PIN_LORA
 from holdfast.hosts.vllm.process.queues import retire, wait_until_ready
@@ -77,5 +77,5 @@ def _answer(nonce: str, act: Callable[[], object]) -> bytes:
         act()
     except Exception as error:
         logger.exception("a command of the engine core failed")
-        return encode_reply(RestoreReply(nonce=nonce, error=": ".join(describe_error(error))))
+        return encode_reply(RestoreReply(nonce=nonce, error=str(account_of(error))))
     return encode_reply(RestoreReply(nonce=nonce))

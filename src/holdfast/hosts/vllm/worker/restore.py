@@ -19,7 +19,8 @@ from vllm.sampling_params import SamplingParams
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
 from holdfast.core.errors import RecoveryError, RecoveryFailed
-from holdfast.core.faults.faults import Phase, describe_error
+from holdfast.core.faults.faults import Phase
+from holdfast.core.faults.redaction import account_of
 from holdfast.core.ports import Communicators
 from holdfast.core.protocol.messages import Rendezvous
 from holdfast.hosts.vllm.injection import ArmedFaults
@@ -182,7 +183,7 @@ class RankRestore:
         except Exception as error:
             logger.exception("restoring rank %d failed", self._proc.rank)
             self._fence.fail_restore(error, command.epoch)
-            return encode_reply(RestoreReply(nonce=command.nonce, error=": ".join(describe_error(error))))
+            return encode_reply(RestoreReply(nonce=command.nonce, error=str(account_of(error))))
         self.is_replacement = False
         self._fence.reopen(command.epoch)
         logger.info("rank %d takes work again (epoch %d, pid %d)", self._proc.rank, command.epoch, os.getpid())

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from holdfast.core.errors import RecoveryFailed
+from holdfast.core.faults.redaction import account_of
 from holdfast.hosts.vllm.engine.worker_pool.spawning import ReplacementProcess
 from holdfast.hosts.vllm.engine.worker_pool.standby_pool import StandbyPool
 
@@ -94,4 +95,4 @@ class ReplacementProcesses:
     def _discard(self, standby: ReplacementProcess, error: RecoveryFailed) -> None:
         logger.warning("a standby failed to become rank %s; starting a new process instead: %s", standby.rank, error)
         standby.kill()
-        self._standbys.report_failure(str(error))
+        self._standbys.report_failure(account_of(error).message)

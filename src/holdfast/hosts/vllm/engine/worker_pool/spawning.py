@@ -14,6 +14,7 @@ from typing import Any, cast
 from vllm.v1.executor.multiproc_executor import OMPProcessManager, UnreadyWorkerProcHandle, WorkerProc
 
 from holdfast.core.errors import RecoveryFailed
+from holdfast.core.faults.redaction import PublicText
 from holdfast.hosts.vllm.process.bootstrap import Bootstrap
 from holdfast.hosts.vllm.process.lifecycle import describe_exit
 from holdfast.hosts.vllm.protocol import TakeOver, encode, of_handle
@@ -88,7 +89,7 @@ class ReplacementProcess:
         found = multiprocessing.connection.wait([self.ready, self.process.sentinel], left_s)
         if self.ready not in found:
             why = f"the process ended: {describe_exit(self.process.exitcode)}" if found else "timed out"
-            raise RecoveryFailed(f"the new process of rank {self.rank} did not start: {why}")
+            raise RecoveryFailed(PublicText(f"the new process of rank {self.rank} did not start: {why}"))
         handle = UnreadyWorkerProcHandle(self.process, 0, self.ready, self.death_writer)
         try:
             [ready] = WorkerProc.wait_for_ready([handle])

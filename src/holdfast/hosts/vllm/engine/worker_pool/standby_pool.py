@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import psutil
 
+from holdfast.core.faults.redaction import account_of
 from holdfast.core.protocol.messages import Standbys
 from holdfast.hosts.vllm.engine.worker_pool.spawning import ReplacementProcess
 from holdfast.hosts.vllm.process import priority
@@ -106,7 +107,7 @@ class StandbyPool:
         try:
             replacement = self._start(missing[0])
         except Exception as error:  # no process, no memory, no thread left
-            self._postpone(f"cannot be started: {error}")
+            self._postpone(f"cannot be started: {account_of(error).message}")
             return
         priority.slow_down(replacement.process.pid)
         with self._lock:
