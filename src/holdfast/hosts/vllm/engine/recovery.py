@@ -28,7 +28,7 @@ from holdfast.hosts.vllm.communicators import EngineCommunicators
 from holdfast.hosts.vllm.engine.pacing import PacedPrefill
 from holdfast.hosts.vllm.engine.rewind import FreedInFlight, only_full_attention, rewind
 from holdfast.hosts.vllm.engine.runtime_state import RuntimeState
-from holdfast.hosts.vllm.engine.salvage import request_being_added, salvage
+from holdfast.hosts.vllm.engine.salvage import Input, drop_unknown, input_under_way, salvage
 from holdfast.hosts.vllm.engine.worker_pool.replacement_processes import ReplacementResult
 from holdfast.hosts.vllm.injection import ArmedFaults
 from holdfast.hosts.vllm.worker.equal_state import SEED_BITS
@@ -88,6 +88,7 @@ class Recovery:
         self._ranks_without_requests: set[int] = set()  # replaced and not yet restored
         self._unprepared_ranks: set[int] = set()  # ranks whose replacement has begun and has not worked
         self._salvaged: Exception | None = None
+        self._taken_again: Any = None  # content of the input that raised last, and was put back
         self._freed = self._track_freed_requests()
 
     def mark_all_ranks_replaced(self) -> None:
@@ -143,15 +144,30 @@ class Recovery:
         if error is self._salvaged:
             return 0, 0
         sent = salvage(self._engine, error)
-        failed = self._fail_unadmitted(request_being_added(error))
+        failed = self._take_input_again(input_under_way(error))
         self._salvaged = error
         return sent, failed
 
-    def _fail_unadmitted(self, request: Any | None) -> int:
-        if request is None or request.request_id in self._engine.scheduler.requests:
+    def _take_input_again(self, taken: Input | None) -> int:
+        """Put the input that raised back, once: an admission or an abort. Return the requests failed instead."""
+        if taken is None or not self._is_unfinished(*taken):
             return 0
-        self._engine._send_error_outputs_to_client([request.request_id], request.client_index)
-        return 1
+        drop_unknown(self._engine.scheduler)
+        kind, content = taken
+        is_second = content is self._taken_again
+        self._taken_again = None if is_second else content
+        if not is_second:
+            put_first(self._engine, taken)
+        elif kind is EngineCoreRequestType.ADD:
+            self._engine._send_error_outputs_to_client([content[0].request_id], content[0].client_index)
+            return 1
+        return 0
+
+    def _is_unfinished(self, kind: EngineCoreRequestType, content: Any) -> bool:
+        """Tell whether an input that raised has to be taken again. An abort may be repeated at any time."""
+        if kind is EngineCoreRequestType.ADD:
+            return content[0].request_id not in self._engine.scheduler.requests
+        return kind is EngineCoreRequestType.ABORT
 
     def _track_freed_requests(self) -> FreedInFlight | None:
         """Track freed requests where suspect blocks are told from good blocks; further caches are dropped anyway."""
@@ -277,6 +293,16 @@ EXPERTS_DIFFER = (
     "the ranks hold the experts in different places: a new process starts with the placement of the start, which the "
     "host's balancing of experts (EPLB) has changed since; restart the server"
 )
+
+
+def put_first(engine: Any, taken: Input) -> None:
+    """Let an input be the next that the busy loop takes."""
+    waiting = engine.input_queue
+    with waiting.mutex:
+        waiting.queue.appendleft(taken)
+        waiting.not_empty.notify()
+
+
 _WAVES_PER_EPOCH = 1 << 32  # more than a group runs between two recoveries; 64 bits hold two billion such epochs
 
 

@@ -19,6 +19,8 @@ _SCHEDULER_MODULE = "vllm.v1.core.sched.scheduler"
 _ENGINE_MODULE = "vllm.v1.engine.core"
 _STEPS = ("step", "step_with_batch_queue")
 
+Input = tuple[Any, Any]  # type and content of a message of a client
+
 
 def salvage(engine: Any, error: Exception) -> int:
     """Send the outputs that were processed, undo the output that was half processed; return the number sent."""
@@ -31,11 +33,21 @@ def salvage(engine: Any, error: Exception) -> int:
     return _send(engine, step.f_locals.get("engine_core_outputs") or {})
 
 
-def request_being_added(error: Exception) -> Any | None:
-    """Return the request that was being admitted as the error was raised, and is in no queue; None without any."""
+def input_under_way(error: Exception) -> Input | None:
+    """Return the input of a client that was being handled as the error was raised, and is in no queue any more."""
     frame = _frame(error, _ENGINE_MODULE, ("_handle_client_request",))
-    request = frame.f_locals.get("req") if frame is not None else None
-    return request if hasattr(request, "request_id") else None
+    return None if frame is None else (frame.f_locals["request_type"], frame.f_locals["request"])
+
+
+def drop_unknown(scheduler: Any) -> None:
+    """Remove requests from the queues that the scheduler does not know, or not any more.
+
+    The host forgets finished requests before the queues do, and queues a new request before the request is known.
+    """
+    scheduler.running = [r for r in scheduler.running if r.request_id in scheduler.requests]
+    for queue in (scheduler.waiting, scheduler.kv_holding_waiting):
+        if unknown := [r for r in queue if r.request_id not in scheduler.requests]:
+            queue.remove_requests(unknown)
 
 
 def _frame(error: Exception, module: str, names: tuple[str, ...]) -> FrameType | None:
@@ -68,16 +80,8 @@ def _salvage_partial(engine: Any, found: dict[str, Any]) -> int:
             _undo(engine.scheduler, interrupted, _delivered(found, interrupted))
         else:
             outputs.setdefault(interrupted.client_index, []).append(_last_output(interrupted, found))
-    _drop_finished(engine.scheduler)
+    drop_unknown(engine.scheduler)
     return _send(engine, {client: EngineCoreOutputs(outputs=outs) for client, outs in outputs.items()})
-
-
-def _drop_finished(scheduler: Any) -> None:
-    """Remove finished requests from the queues: the host does so only at the end of a batch."""
-    scheduler.running = [r for r in scheduler.running if r.request_id in scheduler.requests]
-    for queue in (scheduler.waiting, scheduler.kv_holding_waiting):
-        if finished := [r for r in queue if r.request_id not in scheduler.requests]:
-            queue.remove_requests(finished)
 
 
 def _has_output(request_id: str, outputs: dict[int, list[Any]]) -> bool:
