@@ -77,16 +77,18 @@ class Bench:
         epoch = self.view(engine).epoch if epoch is None else epoch
         return self.observe(m.EngineFaulted(engine_id=engine, epoch=epoch, fault=fault or a_fault(engine)))
 
-    def paused_by_fault(self, engine=0, epoch=None, fault=None, broken=False):
-        return self._paused(engine, epoch, fault or a_fault(engine), broken)
+    def paused_by_fault(self, engine=0, epoch=None, fault=None, broken=False, progressed=True):
+        return self._paused(engine, epoch, fault or a_fault(engine), broken, progressed)
 
     def paused(self, engine=0, epoch=None, broken=True):
         """Report an engine core as paused without a fault, as ordered."""
         return self._paused(engine, epoch, None, broken)
 
-    def _paused(self, engine, epoch, fault, broken):
+    def _paused(self, engine, epoch, fault, broken, progressed=True):
         epoch = self.view(engine).epoch if epoch is None else epoch
-        held = m.EnginePaused(engine_id=engine, epoch=epoch, fault=fault, unfinished_requests=2, broken=broken)
+        held = m.EnginePaused(
+            engine_id=engine, epoch=epoch, fault=fault, unfinished_requests=2, broken=broken, progressed=progressed
+        )
         return self.observe(held)
 
     def recovered(self, engine=0, command_id=None, epoch=None, replaced=(), worker_pids=()):

@@ -126,6 +126,11 @@ class EngineHost(Protocol):
         """Return the number of requests that were accepted and have not finished. Any thread."""
         ...
 
+    @property
+    def step_ended_well(self) -> bool:
+        """Whether the outputs of a step were processed since the last call of `recover` began."""
+        ...
+
     def is_workers_reply(self, error: Exception) -> bool:
         """Tell whether an error of the busy loop only repeats the text of a worker's error."""
         ...

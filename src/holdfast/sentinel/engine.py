@@ -189,6 +189,7 @@ class EngineCoreSentinel:
                 unfinished_requests=host.unfinished_requests(),
                 broken=pause.broken,
                 search_progressed=self._quarantine is not None and self._quarantine.search_progressed,
+                progressed=host.step_ended_well or not host.unfinished_requests(),
             )
         )
 

@@ -225,6 +225,7 @@ def test_a_group_whose_recoveries_fail_ends_when_the_retries_are_used_up():
     for _ in range(AUTO.max_retries):
         bench.aborted(0)
         bench.aborted(1)
+        bench.tick(after_s=1.0)
     assert "3 retries within 60 s did not last" in bench.defeat
     assert len(orders(bench)) == AUTO.max_retries
     assert len(bench.all(End)) == 1

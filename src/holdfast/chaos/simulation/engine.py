@@ -188,6 +188,7 @@ class SimulatedEngine:
                 unfinished_requests=self._host.unfinished_requests(),
                 broken=pause.broken,
                 search_progressed=self._quarantine.search_progressed,
+                progressed=self._host.step_ended_well or not self._host.unfinished_requests(),
             )
         )
 

@@ -56,6 +56,7 @@ class Engine:
     faults: int = 0
     recoveries: int = 0
     stopping_since: float = 0.0  # while faulted or pausing
+    progressed: bool = False  # a step has ended well since the last recovery, as the last pause reported
     # workers
     sick_ranks: set[int] = field(default_factory=set)  # they get a new process in the next recovery
     worker_restarts: int = 0

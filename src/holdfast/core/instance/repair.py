@@ -7,6 +7,7 @@ the view that an engine core was lost, and moves its requests.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.faults.faults import Fault, FaultClass, deeper
@@ -16,6 +17,7 @@ from holdfast.core.instance.group import Engine, LockstepGroup
 from holdfast.core.instance.state import InstanceState, fail_armings, publish
 from holdfast.core.poison.detector import named_by
 from holdfast.core.policy.incident import (
+    Fruitless,
     Recovery,
     Situation,
     engine_restart_intensity,
@@ -148,8 +150,15 @@ def _decide(state: InstanceState, group: LockstepGroup, decide: Decide, now: flo
         unrebuildable=group.unrebuildable,
         is_lockstep=group.is_lockstep,
         siblings=state.roster.count_siblings(group),
+        fruitless=_fruitless(group),
     )
     return decide(now, situation, state.config)
+
+
+def _fruitless(group: LockstepGroup) -> Fruitless:
+    """Return the repairs since a step last ended well; none in a search for a poison request, which ends by itself."""
+    engine = group.representative
+    return Fruitless() if engine.progressed or engine.suspects else group.budgets.fruitless
 
 
 def _carry_out(state: InstanceState, group: LockstepGroup, decision: Decision, now: float) -> list[Effect]:
@@ -231,6 +240,7 @@ def recover(state: InstanceState, group: LockstepGroup, command_id: str, now: fl
     waiting_since = now if incident.paused_by_operator else incident.waiting_since
     group.incident = incident.begin_recovery(recovery, waiting_since)
     for engine in group.engines:
+        engine.progressed = False
         engine.move(Trigger.RECOVERY_ORDERED)
     started = (publish(state, EventKind.RECOVERY_STARTED, group, e, command_id=command_id) for e in group.engines)
     return [order, *started]
@@ -246,6 +256,7 @@ def _count_try(state: InstanceState, group: LockstepGroup, now: float) -> None:
     """Count a recovery against the budget of the rung."""
     incident, budgets, config, opened_at = group.open_incident(now), group.budgets, state.config, group.opened_at
     is_unneeded = incident.paused_by_operator and incident.fault is None
+    budgets.fruitless = _fruitless(group)
     if incident.search_progressed:
         pass  # each try leaves fewer suspects: the search ends by itself
     elif group.needs_worker_restart:
@@ -253,6 +264,7 @@ def _count_try(state: InstanceState, group: LockstepGroup, now: float) -> None:
         budgets.forget_retries()
     elif not incident.is_joining and not is_unneeded:
         budgets.retries = budgets.retries.spend(retry_intensity(config), now, opened_at)
+        budgets.fruitless = replace(budgets.fruitless, retries=budgets.fruitless.retries + 1)
         if incident.fault is not None and incident.fault.fault_class is FaultClass.UNKNOWN:
             intensity = unknown_retry_intensity(config)
             budgets.unknown_retries = budgets.unknown_retries.spend(intensity, now, opened_at)
@@ -285,7 +297,10 @@ def replace_engine(
     if command_id is None:
         intensity = engine_restart_intensity(state.config)
         engine.restart_budget = engine.restart_budget.spend(intensity, now, group.opened_at)
+    is_in_a_row = kill and command_id is None and not engine.progressed and group.budgets.fruitless != Fruitless()
     group.lose(engine, now)
+    restarts = group.budgets.fruitless.engine_restarts + 1
+    group.budgets.fruitless = replace(group.budgets.fruitless, engine_restarts=restarts) if is_in_a_row else Fruitless()
     engine.failed_start = None
     engine.replacement_due_at = now + replacement_bound_s(restart.after_s, state.config)
     lost = _publish_loss(state, group, engine, restart.reason, command_id, now)

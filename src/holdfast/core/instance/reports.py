@@ -5,6 +5,8 @@ Must never raise: reports may be late, lost, repeated or out of order.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from holdfast.core.faults.faults import Fault, FaultClass, deeper, unresponsive
 from holdfast.core.instance.group import STOPPING, Engine, LockstepGroup
 from holdfast.core.instance.repair import (
@@ -90,6 +92,7 @@ def engine_paused(
     """Take the report that an engine core is paused. The repair is decided once all engine cores of the group are."""
     if fact.epoch != group.epoch:
         return []
+    engine.progressed = fact.progressed
     if engine.state in (EngineState.PAUSED, EngineState.RECOVERING):
         return _paused_again(state, group, engine, fact, now)
     if engine.state not in STOPPING:
@@ -180,6 +183,9 @@ def finish_recovery(state: InstanceState, group: LockstepGroup, now: float) -> l
         return []
     if len(group.in_state(EngineState.HEALTHY)) == len(group.engines):
         group.incident = None
+        if recovery.replaces_workers:
+            fruitless = group.budgets.fruitless
+            group.budgets.fruitless = replace(fruitless, worker_restarts=fruitless.worker_restarts + 1)
         settled = state.commands.end_in_group(recovery.command_id, group.group_id)
         return settled + finish_engine_restarts(state, group) + _take_later_faults(state, group, now)
     incident.recovery = None

@@ -7,7 +7,7 @@ incident cannot outwait a budget: its own tries count for as long as the inciden
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 
@@ -20,6 +20,11 @@ MAX_NAMED = 16
 # An unknown error mostly leaves the process intact: a single retry is cheap. After a second unknown error in a row
 # the state may be damaged, so the rank gets a new process before the retry budget is used up.
 MAX_UNKNOWN_RETRIES = 1
+# Repairs in a row after which no step ended well. The first two retries come at once, the next after 1, 2, 4 s. New
+# processes are given fewer retries, but enough to begin a search for a poison request.
+MAX_FRUITLESS_RETRIES = 5
+MAX_FRUITLESS_RETRIES_AFTER_RESTART = 3
+MAX_FRUITLESS_WORKER_RESTARTS = 3
 NOT_OPEN = math.inf  # the opening time of an incident that is not open
 
 
@@ -81,6 +86,53 @@ class Budget:
         return Budget(tuple(at for at in self.tried_at if at in other.tried_at))
 
 
+@dataclass(frozen=True)
+class Fruitless:
+    """Repairs of a lockstep group in a row, since a step last ended well.
+
+    `retries` are those in the present processes, `earlier_retries` those in processes that were replaced since.
+    """
+
+    retries: int = 0
+    earlier_retries: int = 0
+    worker_restarts: int = 0
+    engine_restarts: int = 0
+
+    @property
+    def has_replaced(self) -> bool:
+        """Return whether a process was replaced, and no step has ended well since."""
+        return self.worker_restarts + self.engine_restarts > 0
+
+    @property
+    def retry_pause_s(self) -> float:
+        """Return the pause before the next retry: none before the first two, then 1, 2, 4 s."""
+        return backoff_s(max(0, self.retries - 1))
+
+    def why_no_retry(self) -> str | None:
+        """Return why a further retry would be in vain, None where a further retry may help."""
+        limit = MAX_FRUITLESS_RETRIES_AFTER_RESTART if self.has_replaced else MAX_FRUITLESS_RETRIES
+        return None if self.retries < limit else self._summary()
+
+    def why_no_worker_restart(self) -> str | None:
+        return None if self.worker_restarts < MAX_FRUITLESS_WORKER_RESTARTS else self._summary()
+
+    def why_no_engine_restart(self) -> str | None:
+        return f"{self._summary()}: the next engine core would fail as well" if self.engine_restarts else None
+
+    def in_new_processes(self) -> Fruitless:
+        """Return the same repairs, seen from the processes that replace the present processes."""
+        return replace(self, retries=0, earlier_retries=self.earlier_retries + self.retries)
+
+    def _summary(self) -> str:
+        counts = {
+            "retries": self.retries + self.earlier_retries,
+            "worker restarts": self.worker_restarts,
+            "engine core restarts": self.engine_restarts,
+        }
+        repairs = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+        return f"no step has ended well since {repairs}"
+
+
 @dataclass
 class GroupBudgets:
     """Budgets of a lockstep group. Outlasts the group's incidents.
@@ -93,6 +145,7 @@ class GroupBudgets:
     unknown_retries: Budget = Budget()
     worker_restarts: Budget = Budget()
     named_requests: tuple[Named, ...] = ()
+    fruitless: Fruitless = Fruitless()
 
     def note_named(self, names: tuple[str, ...], now: float) -> None:
         """Record a retry after a numerical fault that named requests; the latest `MAX_NAMED` records stay."""
@@ -103,10 +156,12 @@ class GroupBudgets:
         """Forget every retry, because later retries run in another process."""
         self.retries = self.unknown_retries = Budget()
         self.named_requests = ()
+        self.fruitless = self.fruitless.in_new_processes()
 
     def refund(self, tries: int) -> None:
         """Take back the last tries after the cause has ended: retries, or worker restarts where no retry is left."""
         self.named_requests = ()
+        self.fruitless = Fruitless()
         if self.retries.tried_at:
             self.retries = self.retries.refund(tries)
             self.unknown_retries = self.unknown_retries.shared_with(self.retries)
@@ -259,7 +314,8 @@ class Situation:
     """Everything that a decision about a paused lockstep group depends on. Read only.
 
     `engine_restarts` is the budget of the engine core at fault, `siblings` the number of engine cores that could serve
-    on without that engine core. `unrebuildable` lists the collectives that a rebuild cannot bring back.
+    on without that engine core. `unrebuildable` lists the collectives that a rebuild cannot bring back. `fruitless` are
+    the repairs since a step last ended well.
     """
 
     incident: Incident
@@ -271,6 +327,7 @@ class Situation:
     unrebuildable: tuple[str, ...] = ()
     is_lockstep: bool = False
     siblings: int = 0
+    fruitless: Fruitless = Fruitless()
 
     @property
     def fault(self) -> Fault | None:

@@ -223,13 +223,22 @@ def _decide_retry(now: float, situation: Situation, config: HoldfastConfig) -> D
     used = situation.budgets.retries.used(retry_intensity(config), now, situation.incident.opened_at)
     exhausted = _why_no_retry(now, used, situation, config)
     if exhausted is None:
-        tries, limit = used + 1, config.max_retries
-        repair = "collectives are rebuilt; " if situation.needs_rebuild else ""
-        reason = f"{why_retry(situation.fault)}; {repair}retry {tries} of {limit}"
-        return Decision(Action.RETRY, reason, tries=tries, limit=limit)
-    if may_restart:
+        return _retry(now, used + 1, situation, config)
+    if may_restart and not situation.fruitless.engine_restarts:
         return _decide_worker_restart(now, situation, config, exhausted)
     return _decide_engine_restart(now, situation, config, exhausted)
+
+
+def _retry(now: float, tries: int, situation: Situation, config: HoldfastConfig) -> Decision:
+    """Retry, at once or after a pause that grows with the retries in a row after which no step ended well."""
+    fruitless, limit = situation.fruitless, config.max_retries
+    retry_at = situation.budgets.retries.last_at + fruitless.retry_pause_s
+    if now < retry_at:
+        wait = f"no step has ended well since {fruitless.retries} retries; next try in {retry_at - now:.1f} s"
+        return Decision(Action.AWAIT, f"{why_retry(situation.fault)}; {wait}", retry_at)
+    repair = "collectives are rebuilt; " if situation.needs_rebuild else ""
+    reason = f"{why_retry(situation.fault)}; {repair}retry {tries} of {limit}"
+    return Decision(Action.RETRY, reason, tries=tries, limit=limit)
 
 
 def _is_rank_sick(now: float, situation: Situation, config: HoldfastConfig) -> bool:
@@ -240,7 +249,7 @@ def _is_rank_sick(now: float, situation: Situation, config: HoldfastConfig) -> b
 
 
 def _why_no_retry(now: float, used: int, situation: Situation, config: HoldfastConfig) -> str | None:
-    if exhausted := retry_intensity(config).exhausted(used):
+    if exhausted := retry_intensity(config).exhausted(used) or situation.fruitless.why_no_retry():
         return f"{exhausted}; last fault: {_summary(situation.fault)}"
     is_unknown = situation.fault is not None and situation.fault.fault_class is FaultClass.UNKNOWN
     intensity = unknown_retry_intensity(config)
@@ -278,7 +287,7 @@ def _why_no_worker_restart(used: int, situation: Situation, config: HoldfastConf
         return "worker restarts are off (--max-worker-restarts 0)"
     if stale := situation.capacity.why_no_new_process(config.accept_stale_state):
         return stale
-    exhausted = worker_restart_intensity(config).exhausted(used)
+    exhausted = worker_restart_intensity(config).exhausted(used) or situation.fruitless.why_no_worker_restart()
     return exhausted or situation.capacity.why_no_worker_restart(config.max_ranks_out)
 
 
@@ -296,6 +305,8 @@ def _decide_engine_restart(now: float, situation: Situation, config: HoldfastCon
         return Decision(Action.END, why)  # a replacement could not join either
     used = situation.engine_restarts.used(engine_restart_intensity(config), now, situation.incident.opened_at)
     restart = decide_engine_restart(used, config, situation.capacity)
+    if restart.action is Action.RESTART_ENGINE and (in_vain := situation.fruitless.why_no_engine_restart()):
+        restart = Decision(Action.END, in_vain)
     return decide_on_engine(why, restart, situation.siblings, config)
 
 

@@ -133,6 +133,7 @@ class EnginePaused(EngineReport, frozen=True, tag="engine-paused"):
 
     `fault` is None when the engine core was only told to pause. `broken` says whether collectives were broken,
     `search_progressed` that the fault was part of a search for a guilty request, and has advanced that search.
+    `progressed` is False when requests were open and no step has ended well since the last recovery.
     """
 
     epoch: int
@@ -140,6 +141,7 @@ class EnginePaused(EngineReport, frozen=True, tag="engine-paused"):
     unfinished_requests: int
     broken: bool = False
     search_progressed: bool = False
+    progressed: bool = True
 
 
 class RequestsSuspected(EngineReport, frozen=True, tag="requests-suspected"):

@@ -93,6 +93,7 @@ class FakeEngineCore:
         self._data_parallel = data_parallel
         self._faults = ArmedFaults()
         self._interrupted = self._step_is_broken = False
+        self.step_ended_well = False
         self._clients_gone: deque[int] = deque()  # their requests are dropped at the next step boundary
         self._steps: deque[tuple[list[Part], Reply]] = deque()
         self._processed: list[OutputToken] = []
@@ -190,6 +191,7 @@ class FakeEngineCore:
                 self._processed.append(OutputToken(part.request_id, token))
         self._scheduler.step_processed()
         self._faults.reach(Phase.OUTPUT_END)
+        self.step_ended_well = True
         self._send()
 
     def _send(self) -> int:
@@ -249,7 +251,7 @@ class FakeEngineCore:
         self, error: Exception, epoch: int, rendezvous: Rendezvous | None, replace: Sequence[int] = ()
     ) -> RecoveryReport:
         """Drop stale replies, rewind, restore the workers and let the ranks take steps in `epoch`."""
-        self._interrupted = self._step_is_broken = False
+        self._interrupted = self._step_is_broken = self.step_ended_well = False
         stale = len(self._steps)
         self._steps.clear()
         self._faults.reach(Phase.RECOVERY)

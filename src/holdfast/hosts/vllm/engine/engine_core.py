@@ -108,7 +108,7 @@ class VllmEngineHost:
         if config.enable_fault_injection:
             arm_engine(self._faults, engine)
         record_engine_progress(engine, config)
-        self._broken_step = BrokenStep(engine.scheduler)
+        self._replies = StepReplies(engine.scheduler)
         rules = StepRules(engine.scheduler)
         self.requests = VllmRequestHost(engine, rules)
         paced = PacedPrefill(engine, rules, config.recovery_prefill_tokens, in_lockstep=in_lockstep(engine))
@@ -146,7 +146,7 @@ class VllmEngineHost:
         return not self.lost_a_worker() and (interrupted or TOLD_TO_STOP in str(error))
 
     def break_collectives(self) -> int:
-        self._broken_step.note()
+        self._replies.refuse()
         return self._communicators.break_all()
 
     def unrebuildable(self) -> tuple[str, ...]:
@@ -154,6 +154,10 @@ class VllmEngineHost:
 
     def unfinished_requests(self) -> int:
         return len(self._engine.scheduler.requests)
+
+    @property
+    def step_ended_well(self) -> bool:
+        return self._replies.step_ended_well
 
     def is_workers_reply(self, error: Exception) -> bool:
         return isinstance(error, RuntimeError) and str(error).startswith(WORKER_FAILED)
@@ -179,31 +183,36 @@ class VllmEngineHost:
     def recover(
         self, error: Exception, epoch: int, rendezvous: Rendezvous | None, replace: Sequence[int] = ()
     ) -> RecoveryReport:
-        self._broken_step.forget()
+        self._replies.begin_anew()
         return self._recovery.recover(error, epoch, rendezvous, replace)
 
 
-class BrokenStep:
-    """Refuses the reply of a step that was under way as the collectives of the engine core's ranks were broken.
+class StepReplies:
+    """The replies of steps: which are refused, and whether one was processed. Busy loop's thread, but for `refuse`.
 
-    A rank that reports a fault, and a pause that is ordered at once, break collectives. The rank whose reply is read
-    may have taken part in none of that. On the step path this is one attribute, read without a lock.
+    Refused is the reply of a step that was under way as the collectives of the engine core's ranks were broken: by a
+    rank that reported a fault, or by a pause at once. The rank whose reply is read may have noticed nothing. On the
+    step path this is two attributes, without a lock.
     """
 
     def __init__(self, scheduler: Any) -> None:
+        self.step_ended_well = False
         self._is_broken = False
         self._update = scheduler.update_from_output
         scheduler.update_from_output = self._update_or_refuse
 
-    def note(self) -> None:
+    def refuse(self) -> None:
         """Refuse replies from now on. Any thread."""
         self._is_broken = True
 
-    def forget(self) -> None:
+    def begin_anew(self) -> None:
         """Take replies again: replies of earlier steps are dropped by the recovery that begins."""
-        self._is_broken = False
+        self._is_broken = self.step_ended_well = False
 
-    def _update_or_refuse(self, *args: Any, **kwargs: Any) -> Any:
+    def _update_or_refuse(self, step: Any, *args: Any, **kwargs: Any) -> Any:
         if self._is_broken:
             raise RuntimeError(EXECUTOR_FAILED)  # an interrupt: the cause is known elsewhere
-        return self._update(*args, **kwargs)
+        outputs = self._update(step, *args, **kwargs)
+        if step.total_num_scheduled_tokens:
+            self.step_ended_well = True
+        return outputs
