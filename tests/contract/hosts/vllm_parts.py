@@ -347,5 +347,8 @@ class PretendSentinel:
     def report_standbys(self, *_: object) -> None:
         """Ignore the pool: there is none."""
 
+    def report_runtime_state(self, *_: object) -> None:
+        """Ignore the state that callers set at run time: nobody sets any."""
+
     def await_processes(self, *_: Any) -> None:
         """Return at once: a rank on a thread is ready when made."""
