@@ -5,8 +5,8 @@ import pytest
 from holdfast.core.engine_core import effects as fx
 from holdfast.core.engine_core import facts
 from holdfast.core.engine_core.machine import REANNOUNCE_S
-from holdfast.core.engine_core.rank_control import PROBE_S, SEARCH_MARGIN_S
-from holdfast.core.engine_core.state import MAX_ARMED, RankRegistry
+from holdfast.core.engine_core.rank_control import KILL_AGAIN_S, PROBE_S, SEARCH_MARGIN_S
+from holdfast.core.engine_core.state import MAX_ARMED, MAX_KILLS, RankRegistry
 from holdfast.core.faults.faults import FaultClass, Phase
 from holdfast.core.faults.injection import InjectionSpec
 from holdfast.core.protocol import messages as m
@@ -98,6 +98,8 @@ def test_a_rank_that_does_not_acknowledge_in_time_is_declared_hung_and_killed_on
     bench.acknowledge(1)
     bench.wait(BOUND_S - 0.1)
     assert bench.killed == []
+    bench.wait(0.1)
+    bench.lose(0)
     bench.wait(1e4)
     assert bench.killed == [0]
     fault = bench.faults[-1]
@@ -179,6 +181,36 @@ def test_a_rank_that_does_not_leave_a_broken_collective_is_killed():
         [1],
         "rank 1 did not leave all_reduce after collectives were broken; declared hung",
     )
+
+
+def test_a_rank_is_killed_again_until_its_death_is_told_because_a_kill_may_fail():
+    bench = EngineCoreBench()
+    bench.tell(m.RankStuck(rank=0, pid=100, collective="all_reduce"))
+    bench.wait(2 * KILL_AGAIN_S)
+    assert bench.killed == [0, 0, 0]
+    bench.lose(0)
+    bench.wait(3 * KILL_AGAIN_S)
+    assert bench.killed == [0, 0, 0]
+
+
+def test_a_process_that_does_not_die_is_killed_a_bounded_number_of_times():
+    bench = EngineCoreBench()
+    bench.tell(m.RankStuck(rank=0, pid=100, collective="all_reduce"))
+    bench.wait(1000 * KILL_AGAIN_S)
+    assert bench.killed == [0] * MAX_KILLS
+
+
+@pytest.mark.parametrize("ends_by", ["recovery", "new process"])
+def test_no_process_is_killed_again_after_a_recovery_has_begun_or_a_new_process_has_come(ends_by):
+    bench = EngineCoreBench()
+    bench.tell(m.RankStuck(rank=0, pid=100, collective="all_reduce"))
+    if ends_by == "recovery":
+        bench.step_raises()
+        bench.command_recovery(epoch=1)
+    else:
+        bench.attach(0, pid=200)
+    bench.wait(3 * KILL_AGAIN_S)
+    assert bench.killed == [0]
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,7 @@ class EngineCoreMachine:
 
     def wakes_at(self) -> float:
         """Return the time by which `TimePassed` is due; infinity when nothing is due by time."""
-        due = [self._ranks.containment.acknowledgement_due_at]
+        due = [self._ranks.containment.acknowledgement_due_at, self._ranks.containment.kill_due_at]
         match self.busy_loop:
             case BusyLoop.FINDING_CAUSE:
                 due.append(self._pause.cause_awaited_until)
@@ -165,6 +165,7 @@ class EngineCoreMachine:
                 self._ranks.arming_undelivered(fact.command)
             case _:  # TimePassed
                 self._ranks.declare_overdue(now)
+                self._ranks.kill_again(now)
 
     def _from_busy_loop(self, fact: facts.BusyLoopFact, now: float) -> None:
         match fact:

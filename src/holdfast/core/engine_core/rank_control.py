@@ -16,6 +16,7 @@ from holdfast.core.faults.injection import InjectionSpec
 from holdfast.core.protocol import messages as m
 from holdfast.core.stalls.stalls import Stall
 
+KILL_AGAIN_S = 1.0  # the death of a killed process is told within milliseconds
 PROBE_S = 0.4  # until a rank whose collectives were broken has left its step, if it only waited in one
 
 
@@ -159,6 +160,7 @@ class RankControl:
         self.registry.note_gone(lost.rank, lost.pid)
         if not self.registry.is_present(lost.rank, lost.pid):
             return
+        self.containment.died(lost.rank)
         epoch = self.containment.epoch
         if self._killed.get(lost.rank) != lost.pid:  # else the reason for the kill is reported, and says more
             self.rank_faulted(m.RankFaulted(rank=lost.rank, epoch=epoch, fault=self._loss(lost)), now)
@@ -169,6 +171,15 @@ class RankControl:
         epoch = self.containment.epoch
         self.rank_faulted(m.RankFaulted(rank=rank, epoch=epoch, fault=fault), now)
         self._killed[rank] = self.registry.pids()[rank]
+        self._end(rank, now)
+
+    def kill_again(self, now: float) -> None:
+        """Kill each rank again whose death is not told in time: a kill may fail."""
+        for rank in self.containment.still_alive(now):
+            self._end(rank, now)
+
+    def _end(self, rank: int, now: float) -> None:
+        self.containment.kill(rank, now + KILL_AGAIN_S)
         self._context.do_on_host(fx.KillRank(rank))
 
     def _hung(self, rank: int, why: str) -> Fault:

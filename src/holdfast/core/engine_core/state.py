@@ -7,7 +7,7 @@ begins with an empty containment, and facts of another epoch are ignored.
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -17,6 +17,8 @@ from holdfast.core.engine_core.facts import HostAttached
 from holdfast.core.faults.classification import Classifier
 from holdfast.core.faults.faults import Fault, deeper
 from holdfast.core.protocol import messages as m
+
+MAX_KILLS = 5  # of a process that does not die: the owner's deadlines decide then
 
 
 class Containment:
@@ -33,6 +35,8 @@ class Containment:
         self._faulted: set[int] = set()
         self._told: set[int] = set()  # ranks that were told to break collectives
         self._owing: dict[int, float] = {}  # ranks whose acknowledgement is due, and by when
+        self._dying: dict[int, float] = {}  # ranks that were killed, and when to kill again
+        self._kills: Counter[int] = Counter()
         self.end_search()
 
     def rank_faulted(self, rank: int, fault: Fault, epoch: int) -> bool:
@@ -61,6 +65,8 @@ class Containment:
         self._faulted.discard(rank)
         self._told.discard(rank)
         self._owing.pop(rank, None)
+        self._dying.pop(rank, None)
+        self._kills[rank] = 0
 
     def acknowledged(self, rank: int, epoch: int) -> None:
         """Note that a rank has stopped; ignore an acknowledgement of another epoch."""
@@ -72,6 +78,24 @@ class Containment:
         late = {rank for rank, due_at in self._owing.items() if now >= due_at}
         self._owing = {rank: due_at for rank, due_at in self._owing.items() if rank not in late}
         return late
+
+    def kill(self, rank: int, again_at: float) -> None:
+        """Note that a rank is killed, again at `again_at` unless the death is told by then: a kill may fail."""
+        self._kills[rank] += 1
+        self._dying[rank] = again_at if self._kills[rank] < MAX_KILLS else math.inf
+
+    def died(self, rank: int) -> None:
+        """Note that the death of a rank is told."""
+        self._dying.pop(rank, None)
+
+    def still_alive(self, now: float) -> list[int]:
+        """Return the ranks to kill again."""
+        return sorted(rank for rank, again_at in self._dying.items() if now >= again_at)
+
+    @property
+    def kill_due_at(self) -> float:
+        """Time at which a rank is killed again; infinity when none is."""
+        return min(self._dying.values(), default=math.inf)
 
     def search(self, until: float) -> None:
         """Keep the pause unannounced while the stalled rank is searched, no longer than `until`."""

@@ -36,6 +36,8 @@ class OwnerLaws:
         self._epochs: dict[tuple[int, ...], int] = {}
         self._touched: set[int] = set()
         for item in run.schedule.planned:
+            if item.what == "pause-all":
+                self._touched.update(range(len(run.schedule.engines)))
             if item.target < len(run.schedule.engines):
                 self._touched.add(item.target)
         self._first_errors: dict[str, str] = {}
@@ -133,7 +135,8 @@ class OwnerLaws:
                 run.law(effect.command_id not in self._settled, "a command is settled once")
                 self._settled.add(effect.command_id)
                 first = self._first_errors.get(effect.command_id, effect.error)
-                run.law(effect.error == first, "the first error of a command is told")
+                is_first = effect.error in (first, instance._state.roster.defeat)
+                run.law(is_first, "the first error of a command is told")
             case BeginRecovery():
                 run.law(effect.epoch > self._epochs.get(effect.engine_ids, 0), "every recovery has an epoch of its own")
                 self._epochs[effect.engine_ids] = effect.epoch

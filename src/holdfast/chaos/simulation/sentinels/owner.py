@@ -157,7 +157,7 @@ class Operator:
             "a command ends within its bound",
         )
         policy = run.client.config.fault_policy
-        if policy != "auto" and self._retries < MAX_RETRIES and run.dice.random() < 0.15:
+        if policy != "auto" and self._retries < MAX_RETRIES and run.dice.random() < 0.4:
             self._retry_all()
         for engine in run.client.view().engines:
             if engine.state is not EngineState.PAUSED:

@@ -175,6 +175,8 @@ def draw_schedule(seed: int) -> Schedule:
     others = [_draw_other(dice, engines, links) for _ in range(dice.randint(0, 3))]
     others += [provoked for item in faults for provoked in _provoke(dice, item, engines, links)]
     others += _draw_early(dice, engines)
+    if policy == "external" and len(groups) > 1 and dice.random() < 0.3:
+        others += _draw_everywhere(dice, engines)
     planned = tuple(sorted((*faults, *others), key=lambda p: p.at))
     if policy != "auto":  # a fault in every step outlasts every operator: retries that slow are within each budget
         planned = tuple(_seldom(item) for item in planned)
@@ -247,6 +249,16 @@ def _provoke(dice: random.Random, item: Planned, engines: tuple[EngineOptions, .
         case "leave_out_engine":
             return [Planned(at + wait_s, Kind.KILL_ENGINE, target) for wait_s in (0.0, 3.0, 7.0, 14.0)]
     return []
+
+
+def _draw_everywhere(dice: random.Random, engines: tuple[EngineOptions, ...]) -> list[Planned]:
+    """Draw a fault of every engine core, and one of its next recovery: a single command fails in every group."""
+    at, drawn = round(dice.uniform(1.0, 8.0), 3), []
+    for target in range(len(engines)):
+        for phase in (Phase.RECOVERY, Phase.STEP_START):
+            spec = InjectionSpec(phase=phase, kind=FaultKind.RAISE, engine_id=target, times=2)
+            drawn.append(Planned(at, Kind.FAULT, target, spec=spec))
+    return drawn
 
 
 def _draw_early(dice: random.Random, engines: tuple[EngineOptions, ...]) -> list[Planned]:
