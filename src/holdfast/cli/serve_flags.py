@@ -27,6 +27,7 @@ _FOUND_LATER = {
     "fault_classes": "none",
     "external_fault_notify_port": f"{NOTIFY_PORT}, or a free port when that is taken",
     "control_token_file": "none",
+    "full_texts_file": "none",
 }
 
 
@@ -205,6 +206,12 @@ def _add_detection(add: Add) -> None:
     add("--poison-detection", action=_SWITCH, help="find a request that makes every step fail, and end that request")
     add("--check-logits", action=_SWITCH, help="treat non-finite logits (NaN or Inf) as a fault and repeat the step")
     add("--incident-dir", metavar="DIR", help="folder for the evidence of the last 32 stalls")
+    add(
+        "--full-texts-file",
+        metavar="FILE",
+        help="private file for texts of exceptions as they are, which may quote requests; without, they are kept in "
+        "memory only",
+    )
 
 
 def _add_serving(add: Add) -> None:

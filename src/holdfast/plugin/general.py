@@ -64,21 +64,24 @@ def _prepare_to_own() -> None:
 
 
 def _open_event_sinks(config: HoldfastConfig) -> EventSinks:
-    """Open the log and the PUB socket of an instance's events. Raises `BadConfiguration` for an unfit control token."""
+    """Open log, PUB socket and file of an instance's events. Raises `BadConfiguration` for what is unfit."""
     from holdfast.api.control_token import configured_token
+    from holdfast.api.full_texts import FullTextsFile
     from holdfast.api.notify import log_event, open_publisher
     from holdfast.sentinel.beside import EventSinks
 
     configured_token(config.control_token_file, os.environb)  # a token that is unfit ends the start here
+    full_texts = FullTextsFile(config.full_texts_file) if config.full_texts_file else None
     publisher = open_publisher(
         config.external_fault_notify_host,
         config.external_fault_notify_port,
         is_open=config.open_notifications_to_network,
     )
-    if publisher is None:
-        return EventSinks(sinks={"events in the log": log_event})
-    sinks = {"notifications": publisher.publish, "events in the log": log_event}
-    return EventSinks(publisher.address, sinks, publisher.close)
+    sinks = {"notifications": publisher.publish} if publisher is not None else {}
+    sinks["events in the log"] = log_event
+    if full_texts is not None:
+        sinks["full texts"] = full_texts.take
+    return EventSinks(sinks=sinks) if publisher is None else EventSinks(publisher.address, sinks, publisher.close)
 
 
 def _is_bystander() -> bool:
