@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import time
+from pathlib import Path
 
 import httpx
 import pytest
@@ -25,15 +26,18 @@ PROMPT = "Dear doctor, my password is hunter2"
 
 
 @pytest.mark.parametrize("kind", [in_matrix(V1_SYNC), V1_ASYNC], ids=lambda k: k.name)
-def test_a_fault_that_never_goes_away_ends_the_instance_after_the_retries(servers: Servers, kind: Kind) -> None:
+def test_a_fault_that_never_goes_away_ends_the_instance_after_the_retries(
+    servers: Servers, kind: Kind, tmp_path: Path
+) -> None:
     arguments = ("--enable-fault-injection", "--max-retries", "3", "--retry-window", "30", *NO_RESTARTS)
-    with servers.start(*arguments, kind=kind) as server:
+    with servers.start(*arguments, "--full-texts-file", str(tmp_path / "texts"), kind=kind) as server:
         answer = run(hurt(server, InjectionSpec(phase=Phase.FORWARD, times=1000, message=PROMPT)))
         assert isinstance(answer, httpx.HTTPError) or answer.status_code == 500
         assert wait_ended(server, 40) == EXIT_DEFEATED
         assert "3 retries within 30 s did not last" in last_line(server)
         assert "InjectedFault in engine 0, rank 0 at forward: <text withheld>" in last_line(server)
         assert PROMPT not in server.spec.log.read_text(errors="replace")  # stacks of the host are there, too
+        assert PROMPT in (tmp_path / "texts").read_text()
         assert left_behind(server) == []
 
 
