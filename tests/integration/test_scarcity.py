@@ -56,7 +56,9 @@ def assert_repaired(server: Server, expected: list[History]) -> None:
 @pytest.mark.spawned
 def test_killed_processes_are_replaced_on_a_full_disk(servers: Servers) -> None:
     with temporary_folder() as disk, small_disk(Path(disk), files=4000):
-        with servers.of(ONE, arguments=NO_LIMITS, TMPDIR=str(disk), HOLDFAST_API_KEY="token") as server:
+        with servers.of(
+            ONE, arguments=(*NO_LIMITS, "--no-stall-detection"), TMPDIR=str(disk), HOLDFAST_API_KEY="token"
+        ) as server:
             expected = run(Load(server.url, asked(fresh_salt())).run())
             fill(disk)
             assert_repaired(server, expected)

@@ -27,6 +27,7 @@ from holdfast.core.errors import BadConfiguration
 from holdfast.hosts.vllm.contract.plugin_names import OURS, extended_allow_list
 from holdfast.hosts.vllm.contract.touchpoint import Touchpoint
 from holdfast.hosts.vllm.contract.versions import OVERRIDE, SUPPORTED, host_version, is_supported
+from holdfast.progress.room import Room, look_for_room, shortages
 
 _SERVER_PORT = 8000
 _MARKS: dict[Severity, tuple[str, str]] = {
@@ -78,6 +79,7 @@ def examine(port: int, notify_port: int | None = None, ranks: int = 1) -> Report
         judge_port(port),
         judge_notify_port(notify_port),
         *judge_access(os.environb, running_servers()),
+        *judge_room(look_for_room(_temporary_folder()), ranks),
         *find_traps(_surroundings(f"{host} {version}", ranks)),
     )
     fit = all(finding.severity != "problem" for finding in findings)
@@ -166,6 +168,16 @@ def judge_access(environ: Mapping[bytes, bytes], servers: Iterable[ServerRecord]
             yield Finding(about="control", text=text, severity="warning", hint=hint)
 
 
+def judge_room(room: Room, ranks: int) -> Iterator[Finding]:
+    """Judge what the system leaves to a server: a repair needs more than a start."""
+    found = list(shortages(room, ranks))
+    for shortage in found:
+        yield Finding(about=shortage.about, text=shortage.text, severity="warning", hint=shortage.hint)
+    if not found:
+        text = "open files, threads, shared memory and temporary files suffice for a server and its repair"
+        yield Finding(about="room", text=text, severity="fine")
+
+
 def _host_distribution() -> str | None:
     found = metadata.packages_distributions().get("vllm")
     return found[0] if found else None
@@ -187,8 +199,16 @@ def _surroundings(host: str, ranks: int) -> Surroundings:
         cpu_flags=_cpu_flags(),
         cores=len(os.sched_getaffinity(0)),
         ranks=ranks,
-        temporary_folder=tempfile.gettempdir(),
+        temporary_folder=_temporary_folder(),
     )
+
+
+def _temporary_folder() -> str:
+    """Return the folder for temporary files; the stated or the usual folder when none can be written."""
+    try:
+        return tempfile.gettempdir()
+    except OSError:
+        return os.environ.get("TMPDIR", "/tmp")
 
 
 def _cpu_flags() -> frozenset[str]:

@@ -6,11 +6,12 @@ import argparse
 import errno
 import os
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from holdfast.core.config import parse_config
-from holdfast.core.errors import BadConfiguration, HookNotAttached, PortInUse
+from holdfast.core.errors import BadConfiguration, HookNotAttached, PortInUse, WorldError
 from holdfast.hosts.vllm.contract.front_end_touchpoints import CLIENT_INIT, LAUNCH_IN_CLIENT, LAUNCH_IN_LAUNCHER
 from holdfast.hosts.vllm.contract.hooks import attached, missing
 from holdfast.hosts.vllm.contract.plugin_names import VARIABLE, extended_allow_list
@@ -18,14 +19,24 @@ from holdfast.hosts.vllm.contract.versions import OVERRIDE, refuse_unknown_host
 from holdfast.hosts.vllm.cpu.enablement import SWITCH
 from holdfast.hosts.vllm.process.bootstrap import importing
 from holdfast.hosts.vllm.process.settings import KEY, with_files_read
+from holdfast.progress.room import ELSEWHERE
 
 
 def prepare(*, allow_unknown_host: bool) -> None:
     """Refuse an unknown host, and have the host load the plugin. Called before any import of the host."""
     refuse_unknown_host(allowed=allow_unknown_host)
+    refuse_full_disk()
     if allow_unknown_host:
         os.environ[OVERRIDE] = "1"
     os.environ[VARIABLE] = extended_allow_list(os.environ)
+
+
+def refuse_full_disk() -> None:
+    """Raise `WorldError` when no temporary folder can be written: the host could not even be imported."""
+    try:
+        tempfile.gettempdir()
+    except OSError as error:
+        raise WorldError(f"no temporary folder can be written: {error.strerror}", hint=ELSEWHERE) from None
 
 
 def serve(arguments: Sequence[str], settings: Mapping[str, Any]) -> None:
