@@ -15,6 +15,8 @@ import pytest
 
 pytest.importorskip("vllm")
 
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
 from holdfast.chaos.temporary_files import temporary_folder
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.errors import WorldError
@@ -125,9 +127,13 @@ def test_a_process_finds_a_temporary_folder_where_all_others_are_full(
     assert places.ready_reserve(folder)
     with handed_down(HoldfastConfig(runtime_dir=folder)):
         environ = dict(os.environ)
-    shown = [sys.executable, "-c", "import json, tempfile; print(json.dumps(tempfile.gettempdir()))"]
-    done = subprocess.run(shown, env=environ, capture_output=True, check=True, timeout=30)
-    assert json.loads(done.stdout) == str(places.reserve_of(folder))
+    shows = (
+        "import json, os, tempfile; from holdfast.hosts.vllm.process.limits import settle_temporary_folder as settle\n"
+    )
+    shows += "settle(); print(json.dumps([tempfile.gettempdir(), os.environ['TMPDIR']]))"
+    done = subprocess.run([sys.executable, "-c", shows], env=environ, capture_output=True, check=True, timeout=60)
+    assert json.loads(done.stdout) == [str(places.reserve_of(folder))] * 2
+    assert environ["TORCHINDUCTOR_CACHE_DIR"] == default_cache_dir(), "compiled code stays where torch puts it"
 
 
 def test_a_reserve_that_another_made_is_never_used(folder: str) -> None:

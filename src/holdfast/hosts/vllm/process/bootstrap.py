@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from holdfast.hosts.vllm.process import priority
-from holdfast.hosts.vllm.process.limits import raise_descriptor_limit
+from holdfast.hosts.vllm.process.limits import raise_descriptor_limit, settle_temporary_folder
 
 
 class Bootstrap:
@@ -66,6 +66,7 @@ def _begin(module: str, name: str, background: bool) -> Callable[..., None]:
     if background:
         priority.begin()
     raise_descriptor_limit()
+    settle_temporary_folder()
     gc.disable()
     return functools.partial(_run, pkgutil.resolve_name(f"{module}:{name}"), background)
 

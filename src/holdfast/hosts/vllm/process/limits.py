@@ -1,9 +1,11 @@
-"""Limits of the system on a process, and how far a server raises them."""
+"""Limits of the system on a process, how far a server raises them, and a temporary folder with room."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import resource
+import tempfile
 
 WANTED_DESCRIPTORS = 65535  # as the host wants
 
@@ -15,3 +17,10 @@ def raise_descriptor_limit() -> None:
     if soft != resource.RLIM_INFINITY and soft < wanted:
         with contextlib.suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def settle_temporary_folder() -> None:
+    """Have compilers and other programs use a temporary folder with room, where the stated folder has none."""
+    if "TMPDIR" in os.environ:
+        with contextlib.suppress(OSError):
+            os.environ["TMPDIR"] = tempfile.gettempdir()
