@@ -261,6 +261,28 @@ def test_an_unknown_host_version_is_refused_in_one_line_and_the_override_is_name
     assert "--allow-unknown-host" in refused.stderr
 
 
+@pytest.mark.parametrize(
+    "field",
+    [
+        '"top_k": 18446744073709551616',
+        '"stream_interval": 18446744073709551616',
+        '"stop": ["\\ud800"]',
+        '"bad_words": ["\\ud800"]',
+        '"request_id": "\\ud800"',
+    ],
+)
+@pytest.mark.parametrize("path", ["completions", "chat/completions"])
+def test_a_request_that_cannot_be_sent_to_an_engine_core_is_the_clients_error(
+    guarded: Server, path: str, field: str
+) -> None:
+    asked = '"prompt": "The"' if path == "completions" else '"messages": [{"role": "user", "content": "The"}]'
+    body = f'{{"model": "{MODEL_NAME}", {asked}, "max_tokens": 3, {field}}}'
+    headers = {**bearer("client-key"), "content-type": "application/json"}
+    answer = httpx.post(f"{guarded.url}/v1/{path}", content=body, headers=headers, timeout=60)
+    assert answer.status_code == 400, answer.text
+    assert "in the request" in answer.json()["error"]["message"]
+
+
 @pytest.mark.parametrize("started", ["own entry point"], indirect=True)
 def test_the_hosts_own_entry_point_is_protected_through_additional_config(started: Server) -> None:
     status = httpx.get(f"{started.url}/fault_tolerance/status", headers=token_headers(started.url)).json()

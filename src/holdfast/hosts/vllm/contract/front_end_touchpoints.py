@@ -35,6 +35,12 @@ WATCH_ENGINES = wrap(
 )
 ADD = wrap(_CLIENT, "AsyncMPClient.add_request_async", ("request",), "the journal of open requests begins here")
 ADD_DATA_PARALLEL = wrap(_CLIENT, "DPAsyncMPClient.add_request_async", ("request",), "the same with several engines")
+PROCESS_INPUTS = wrap(
+    "vllm.v1.engine.input_processor",
+    "InputProcessor.process_inputs",
+    ("request_id", "prompt", "params"),
+    "a request that cannot be encoded is refused before anything is kept of it",
+)
 ABORT = wrap(_CLIENT, "AsyncMPClient.abort_requests_async", ("request_ids",), "an aborted request is never resumed")
 ABORT_BALANCED = wrap(
     _CLIENT, "DPLBAsyncMPClient.abort_requests_async", ("request_ids",), "the same with several engines"
@@ -117,6 +123,7 @@ FRONT_END_TOUCHPOINTS: tuple[Touchpoint, ...] = (
     RECEIVE,
     VALIDATE_ALIVE,
     RAISE_IF_ERROR,
+    PROCESS_INPUTS,
     CALL_UTILITY,
     CALL_EVERY_UTILITY,
     START_ENGINES,

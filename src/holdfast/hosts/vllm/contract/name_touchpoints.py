@@ -79,6 +79,7 @@ NAME_TOUCHPOINTS: tuple[Touchpoint, ...] = (
     call("vllm.v1.worker.gpu_worker", "Worker.reload_weights", None, _KEPT),
     *(call("vllm.v1.worker.gpu_worker", f"Worker.{name}", None, _KEPT) for name in WEIGHT_TRANSFER),
     *attributes("vllm.lora.request", "LoRARequest", "lora_int_id", _KEPT),
+    call("vllm.exceptions", "VLLMValidationError.__init__", ("message",), "a bad request is answered with status 400"),
     # ---- titles of processes, names of loggers
     call("vllm.utils.system_utils", "set_process_title", ("name", "suffix", "prefix"), _TITLES),
     *variables("VLLM_PROCESS_NAME_PREFIX", _TITLES),

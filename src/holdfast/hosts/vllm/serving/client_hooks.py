@@ -17,6 +17,7 @@ from holdfast.hosts.vllm.contract.front_end_touchpoints import (
     ADD_DATA_PARALLEL,
     CALL_EVERY_UTILITY,
     CALL_UTILITY,
+    PROCESS_INPUTS,
     RECEIVE,
     VALIDATE_ALIVE,
 )
@@ -25,6 +26,7 @@ from holdfast.hosts.vllm.contract.name_touchpoints import ENGINE_CORE_DEAD, STAT
 from holdfast.hosts.vllm.process.settings import inherited_settings
 from holdfast.hosts.vllm.serving.error_reasons import attach_error_reasons
 from holdfast.hosts.vllm.serving.lost_engines import EngineLost
+from holdfast.hosts.vllm.serving.request_checks import check_inputs
 from holdfast.hosts.vllm.serving.request_router import RequestRouter
 
 _NAME = "holdfast"
@@ -45,6 +47,7 @@ def attach_client_hooks() -> None:
     """Attach every hook of the host's client."""
     attach(ADD, _add)
     attach(ADD_DATA_PARALLEL, _add)
+    attach(PROCESS_INPUTS, _process_inputs)
     attach(ABORT, _abort)
     attach(ABORT_BALANCED, _abort)
     attach(RECEIVE, _receive)
@@ -81,6 +84,12 @@ async def _add(original: Callable[..., Awaitable[None]], client: Any, request: A
         await original(client, request)
     else:
         await router.add(original, client, request)
+
+
+def _process_inputs(original: Callable[..., Any], processor: Any, *args: Any, **kwargs: Any) -> Any:
+    if _own_config is None and inherited_settings() is None:
+        return original(processor, *args, **kwargs)
+    return check_inputs(original, processor, *args, **kwargs)
 
 
 async def _abort(original: Callable[..., Awaitable[None]], client: Any, request_ids: Sequence[str]) -> None:
