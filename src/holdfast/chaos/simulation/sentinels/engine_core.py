@@ -39,6 +39,7 @@ class WorkerProcess:
         self._engine, self._worker, self._run, self.rank = engine, worker, engine.run, worker.rank
         self.process = self._run.new_process(f"worker-{engine.engine_id}-{worker.rank}")
         self.looks: list[str | None] = []
+        self.told_in: set[int] = set()  # epochs
         self._leaves_at = 0.0
         worker.reporter = self
         with self._run.as_process(self.process):
@@ -51,6 +52,7 @@ class WorkerProcess:
         self._worker.arm(spec)
 
     def break_collectives(self, epoch: int) -> int | None:
+        self.told_in.add(epoch)
         self._run.effect("worker_break")
         connections, run = self._worker.break_collectives(epoch), self._run
         if connections is not None and run.dice.random() < SLOW_TO_LEAVE:
@@ -229,11 +231,11 @@ class EngineProcess:
             run.scheduler.sleep(run.dice.uniform(0.02, 0.08) if busy else 0.25)
 
     def _keep_evidence(self, stall: Stall, pids: Mapping[int, int], then: Callable[[], None]) -> None:
-        """Keep evidence, or fail; what follows comes in any case."""
+        """Keep evidence, or fail; what follows comes in any case, and may come late."""
         with contextlib.suppress(OSError):
             self.run.effect("evidence")
             self.run.evidence.keep(self._id, stall, pids)
-        then()
+        self.run.scheduler.after(self.run.draw_lateness(0.05), then, self.process)
 
     # ---- ranks
 
@@ -253,7 +255,7 @@ class EngineProcess:
         self.run.scheduler.end(known.process)
         if is_told:
             self.run.note(f"rank {rank} of engine {self._id} is gone")
-            self.run.scheduler.after(self.run.dice.uniform(0.0, 0.1), lambda: self._tell_loss(known), self.process)
+            self.run.scheduler.after(self.run.draw_lateness(0.1), lambda: self._tell_loss(known), self.process)
 
     def _tell_loss(self, lost: WorkerProcess) -> None:
         """Tell the sentinel of a loss, late enough at times for a replacement to have started."""

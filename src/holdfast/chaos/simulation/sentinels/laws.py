@@ -21,6 +21,7 @@ from holdfast.sentinel import client as client_module
 STOPS = (fx.BreakOwnCollectives, fx.InterruptBusyLoop)
 LOST = FaultClass.WORKER_LOST
 RETRIED_WITHIN_S = 2.0
+CATCHES_UP_S = 30.0
 
 Run = Any  # of the module `run`, which imports this one
 
@@ -41,6 +42,8 @@ class OwnerLaws:
             if item.target < len(run.schedule.engines):
                 self._touched.add(item.target)
         self._first_errors: dict[str, str] = {}
+        self._retries: dict[tuple[int, ...], list[float]] = {}
+        self._behind_since: dict[int, float] = {}
         self._lost_pids: set[tuple[int, int]] = set()
 
     # ---- effects of the instance
@@ -59,6 +62,8 @@ class OwnerLaws:
             state = instance._state
             was_over, before, view = state.has_ended, state.sequence, state.sequence and instance.view()
             recoveries = {group.engine_ids: group.recovery for group in state.roster.groups}
+            incidents = {group.engine_ids: group.incident for group in state.roster.groups}
+            joins = {ids for ids, incident in incidents.items() if incident is not None and incident.is_joining}
             old = self._names_old_process(name, args, options)
             effects = original(*args, **options)
             if name != "submit":
@@ -68,6 +73,9 @@ class OwnerLaws:
             self._run.law(state.sequence == before + len(published), "every event is published")
             for effect in effects:
                 self._check(effect, instance)
+                if isinstance(effect, BeginRecovery) and effect.engine_ids not in joins:
+                    self._check_retry(effect)
+            self._check_groups(state.roster.groups)
             self._check_losses(published, view, instance)
             self._check_failures(published, effects, recoveries, instance)
             self._check_bounds(instance)
@@ -99,6 +107,24 @@ class OwnerLaws:
         self._lost_pids.add((args[0], pid))
         return was_lost
 
+    def _check_retry(self, effect: BeginRecovery) -> None:
+        """Check that the policy retries no more often than allowed; an operator may."""
+        config, now = self._run.schedule.config, self._run.scheduler.now
+        if effect.replace:
+            self._retries.pop(effect.engine_ids, None)
+        elif "-" not in effect.command_id:
+            tries = self._retries.setdefault(effect.engine_ids, [])
+            tries.append(now)
+            recent = sum(now - at < config.retry_window_s for at in tries)
+            self._run.law(recent <= config.max_retries, "a fault is retried no more often than allowed")
+
+    def _check_groups(self, groups: Any) -> None:
+        """Check that no engine core takes steps while a peer has stopped."""
+        for group in groups:
+            stopped = group.in_state(EngineState.FAULTED, EngineState.PAUSED, EngineState.RESTARTING)
+            healthy = group.in_state(EngineState.HEALTHY)
+            self._run.law(not (stopped and healthy), "peers of a stopped engine core are paused")
+
     def _check_losses(self, published: Sequence[Event], view: Any, instance: Any) -> None:
         """Note the processes that are lost; their group begins with all its retries."""
         for event in published:
@@ -106,6 +132,7 @@ class OwnerLaws:
                 continue
             if (pid := view.engine(event.engine_id).pid) is not None:
                 self._lost_pids.add((event.engine_id, pid))
+            self._retries.pop(instance._state.roster.find(event.engine_id)[0].engine_ids, None)
             budgets = instance._state.roster.find(event.engine_id)[0].budgets
             self._run.law(not budgets.retries.tried_at, "a replacement begins with all retries")
 
@@ -192,10 +219,15 @@ class OwnerLaws:
         run.law(len(run.client.history()) <= client_module.MAX_HISTORY, "the owner keeps a bounded history")
         for link in run.links:
             if link is not None:
-                self._look_at_link([e.sequence for e in link.history()])
+                self._look_at_link(link, [e.sequence for e in link.history()])
 
-    def _look_at_link(self, numbers: list[int]) -> None:
-        run = self._run
+    def _look_at_link(self, link: Any, numbers: list[int]) -> None:
+        run, now = self._run, self._run.scheduler.now
+        if link.view().sequence <= (numbers[-1] if numbers else 0):
+            self._behind_since[id(link)] = now
+        since = self._behind_since.setdefault(id(link), now)
+        is_gone = run.link_processes[run.links.index(link)].is_gone
+        run.law(is_gone or now - since < CATCHES_UP_S, "a link learns what has happened")
         run.law(numbers == sorted(set(numbers)), "a link tells events in order, each once")
         run.law(len(numbers) <= client_module.MAX_HISTORY, "a link keeps a bounded history")
         is_whole = not numbers or len(numbers) == numbers[-1] - numbers[0] + 1
@@ -250,6 +282,8 @@ class MachineLaws:
         law = self._run.law
         acts = [e for e in effects if isinstance(e, (*STOPS, fx.SendToClient, fx.KillRank, fx.SendToRank, fx.ArmRank))]
         match fact:
+            case m.PauseEngine() if fact.epoch == epoch and self._machine._context.host is not None:
+                law(any(isinstance(e, fx.InterruptBusyLoop) for e in effects), "a pause interrupts the busy loop")
             case m.PauseEngine() if fact.epoch != epoch:
                 law(not any(isinstance(e, STOPS) for e in effects), "a pause of another epoch is void")
             case facts.RankLost() | m.WorkerReport() if (fact.rank, fact.pid) in self._old:
@@ -272,6 +306,7 @@ class MachineLaws:
     def _check_effects(self, epoch: int, effects: Any) -> None:
         run, machine = self._run, self._machine
         pids = machine.registry.pids()
+        self._check_kills(effects, epoch)
         self._condemned.update((e.rank, pids[e.rank]) for e in effects if isinstance(e, fx.KillRank))
         told = {rank for rank, pid in pids.items() if (rank, pid) in self._condemned}
         kept = machine._ranks._armed._kept
@@ -289,3 +324,13 @@ class MachineLaws:
                 case fx.Release(task=fx.EndBusyLoop(reason=reason)):
                     is_heard = not run.schedule.weather.loss and not run.schedule.has(Kind.MUTE)
                     run.law("silent" not in reason or not is_heard, "a paused engine core hears that the owner lives")
+
+    def _check_kills(self, effects: Any, epoch: int) -> None:
+        """Check that a rank is accused of silence only after the rank was told to stop."""
+        run = self._run
+        faults = [e.message.fault for e in effects if isinstance(e, fx.SendToClient) and hasattr(e.message, "fault")]
+        is_certain = not (run.schedule.weather.loss or run.schedule.has(Kind.MUTE) or run.schedule.has(Kind.FREEZE))
+        for fault in faults:
+            if is_certain and fault is not None and "did not acknowledge" in fault.message:
+                is_told = epoch in self._engine.workers[int(fault.rank or 0)].told_in
+                run.law(is_told, "a rank is accused of silence after it was told to stop")

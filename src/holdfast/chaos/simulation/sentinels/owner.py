@@ -47,6 +47,8 @@ class OwnerHost:
     def replace_engine(self, effect: ReplaceEngine) -> None:
         self._run.effect("replace_engine")
         run, old = self._run, self._run.engines[effect.engine_id]
+        if not old.is_gone:
+            run.scheduler.after(run.draw_lateness(0.1), lambda: run.report_loss(old, "killed for its replacement"))
         run.scheduler.after(0.0, old.stop)
         starts_in_s = effect.after_s + run.dice.uniform(0.3, 1.5)
         run.scheduler.after(starts_in_s, lambda: self._start(effect, old))

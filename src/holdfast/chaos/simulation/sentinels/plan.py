@@ -48,6 +48,8 @@ ENGINE_EFFECTS = ("break_collectives", "interrupt", "kill_rank", "arm", "evidenc
 SETTINGS_EFFECTS = ("configure", "drop_requests_of", "introduce_to_coordinator")
 WORKER_EFFECTS = ("worker_break", "worker_arm")
 EFFECTS = (*OWNER_EFFECTS, *ENGINE_EFFECTS, *SETTINGS_EFFECTS, *WORKER_EFFECTS)
+SELDOM = ("leave_out_engine", "arm", "introduce_to_coordinator", "close_rendezvous")
+EFFECT_DRAWS = (*EFFECTS, *SELDOM, *SELDOM)
 MOST_TIMES = 6
 COMMANDS = (
     "pause",
@@ -174,7 +176,7 @@ def draw_schedule(seed: int) -> Schedule:
     faults = [_draw_fault(dice, engines, links) for _ in range(dice.randint(3, 7))]
     others = [_draw_other(dice, engines, links) for _ in range(dice.randint(0, 3))]
     others += [provoked for item in faults for provoked in _provoke(dice, item, engines, links)]
-    others += _draw_early(dice, engines)
+    others += _draw_early(dice, engines, weather)
     if policy == "external" and len(groups) > 1 and dice.random() < 0.3:
         others += _draw_everywhere(dice, engines)
     planned = tuple(sorted((*faults, *others), key=lambda p: p.at))
@@ -220,7 +222,7 @@ def _draw_fault(dice: random.Random, engines: tuple[EngineOptions, ...], links: 
         case Kind.MUTE:
             return Planned(at, kind, seconds=dice.choice([0.2, 1.0]))
         case Kind.FAIL_EFFECT:
-            return Planned(at, kind, what=dice.choice(EFFECTS), times=dice.choice([1, 1, 2]))
+            return Planned(at, kind, what=dice.choice(EFFECT_DRAWS), times=dice.choice([1, 1, 2]))
         case Kind.BLOCK_EFFECT:
             return Planned(at, kind, what=dice.choice(EFFECTS), seconds=dice.choice([0.2, 1.0]))
         case Kind.KILL_LINK:
@@ -236,7 +238,7 @@ def _provoke(dice: random.Random, item: Planned, engines: tuple[EngineOptions, .
     hang = InjectionSpec(phase=Phase.FORWARD, kind=FaultKind.HANG, engine_id=target, rank=rank, after_steps=2)
     match item.what if item.kind in (Kind.FAIL_EFFECT, Kind.BLOCK_EFFECT) else "":
         case "arm":
-            spec = msgspec.structs.replace(spec, phase=Phase.STEP_START, kind=FaultKind.RAISE, rank=0)
+            spec = msgspec.structs.replace(spec, phase=Phase.SCHEDULE_START, kind=FaultKind.RAISE, rank=0)
             return [Planned(at, Kind.COMMAND, target, "inject-fault", spec=spec)]
         case "worker_arm":
             return [Planned(at, Kind.COMMAND, target, "inject-fault", spec=hang)]
@@ -246,8 +248,12 @@ def _provoke(dice: random.Random, item: Planned, engines: tuple[EngineOptions, .
             return [Planned(at, Kind.FAULT, target, spec=hang)]
         case "drop_requests_of" | "replace_process" if links:
             return [Planned(at, Kind.KILL_LINK, dice.randrange(links))]
+        case "introduce_to_coordinator":
+            return [Planned(at, Kind.KILL_COORDINATOR)]
         case "leave_out_engine":
-            return [Planned(at + wait_s, Kind.KILL_ENGINE, target) for wait_s in (0.0, 3.0, 7.0, 14.0)]
+            kills = [Planned(at + wait_s, Kind.KILL_ENGINE, target) for wait_s in (0.0, 3.0, 7.0, 14.0)]
+            others = [i for i in range(len(engines)) if i != target] if dice.random() < 0.5 else []
+            return kills + [Planned(at + 4.0 * n, Kind.KILL_ENGINE, i) for i in others for n in (0.15, 1.0, 2.0)]
     return []
 
 
@@ -261,14 +267,17 @@ def _draw_everywhere(dice: random.Random, engines: tuple[EngineOptions, ...]) ->
     return drawn
 
 
-def _draw_early(dice: random.Random, engines: tuple[EngineOptions, ...]) -> list[Planned]:
-    """Draw faults that come before an engine core has attached: few, because most of them end the instance."""
-    at, target = round(dice.uniform(0.0, 0.1), 3), dice.randrange(len(engines))
-    spec = InjectionSpec(phase=Phase.STEP_START, kind=FaultKind.RAISE, engine_id=target)
-    drawn = dice.random()
-    if drawn < 0.01:
-        return [Planned(at, Kind.KILL_ENGINE, target)]
-    return [Planned(0.0, Kind.FAULT, target, spec=spec)] if drawn < 0.06 else []
+def _draw_early(dice: random.Random, engines: tuple[EngineOptions, ...], weather: Weather) -> list[Planned]:
+    """Draw faults that meet an engine core before it has attached, or while a fault of it is told."""
+    target, drawn, at = dice.randrange(len(engines)), dice.random(), round(dice.uniform(1.0, 9.0), 3)
+    if drawn < 0.02:
+        return [Planned(round(dice.uniform(0.0, 0.05), 3), Kind.KILL_ENGINE, target)]
+    if drawn < 0.1:
+        until_told_s = round(dice.uniform(0.08, 0.2), 3)
+        return [Planned(at, Kind.KILL_WORKER, target), Planned(at + until_told_s, Kind.KILL_ENGINE, target)]
+    if drawn < 0.35 and weather.delay_s >= 0.05:
+        return [Planned(round(dice.uniform(0.03, 0.25), 3), Kind.KILL_WORKER, target)]
+    return []
 
 
 def _draw_other(dice: random.Random, engines: tuple[EngineOptions, ...], links: int) -> Planned:

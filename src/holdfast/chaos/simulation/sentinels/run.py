@@ -11,6 +11,7 @@ from typing import Any
 
 from holdfast.chaos.simulation.front_end import SimulatedFrontEnd
 from holdfast.chaos.simulation.requests import Request
+from holdfast.chaos.simulation.sentinels.effects import EffectFailure, PlannedEffects
 from holdfast.chaos.simulation.sentinels.engine_core import EngineProcess
 from holdfast.chaos.simulation.sentinels.evidence import Evidence
 from holdfast.chaos.simulation.sentinels.laws import MachineLaws, OwnerLaws
@@ -23,6 +24,7 @@ from holdfast.chaos.simulation.sentinels.wire import VirtualNetwork
 from holdfast.chaos.simulation.world import LawBroken
 from holdfast.core import states
 from holdfast.core.instance import group as group_module
+from holdfast.core.protocol.events import EngineStatus
 from holdfast.core.states import EngineState
 from holdfast.hosts.fake.communicators import FakeCommunicators, FakeNetwork
 from holdfast.sentinel import client as client_module
@@ -30,11 +32,8 @@ from holdfast.sentinel import front_end_link as link_module
 
 CALM = (EngineState.HEALTHY, EngineState.LEFT_OUT)
 ATTACH_TIMEOUT_S = 8.0
+LATE, LATE_S = 0.15, 1.5  # the odds of late news, and how late
 PATIENCE_S = 120.0  # longer than the bound of every command
-
-
-class EffectFailure(OSError):
-    """The planned failure of an effect."""
 
 
 class Run:
@@ -52,7 +51,7 @@ class Run:
         self.ended: str | None = None
         self._pids = itertools.count(100)
         self._trace: deque[str] = deque(maxlen=80)
-        self._effects: dict[str, deque[tuple[int, float]]] = {}
+        self._effects = PlannedEffects(self)
         self._bad_starts: Counter[int] = Counter()
         self._networks: dict[tuple[int, ...], FakeNetwork] = {}
         self._broken: LawBroken | None = None
@@ -114,9 +113,13 @@ class Run:
             return
         self.note(f"engine {engine.engine_id} (pid {engine.process.pid}) is gone: {how}")
         self.scheduler.end(engine.process)
-        self.scheduler.after(self.dice.uniform(0.0, after_s), lambda: self._report_loss(engine, how))
+        self.scheduler.after(self.draw_lateness(after_s), lambda: self.report_loss(engine, how))
 
-    def _report_loss(self, engine: EngineProcess, how: str) -> None:
+    def draw_lateness(self, usual_s: float) -> float:
+        """Draw how late news come: at times so late that a replacement has started."""
+        return self.dice.uniform(0.0, LATE_S if self.dice.random() < LATE else usual_s)
+
+    def report_loss(self, engine: EngineProcess, how: str) -> None:
         """Report the loss of a process, late enough at times for a replacement to have started."""
         if self.ended is None:
             self.client.engine_lost(engine.engine_id, how, pid=engine.process.pid)
@@ -165,19 +168,8 @@ class Run:
     # ---- planned items
 
     def effect(self, name: str) -> None:
-        """Pass an effect; a planned failure raises, a planned block lets time pass."""
-        waiting = self._effects.get(name)
-        if not waiting:
-            return
-        times, seconds = waiting.popleft()
-        if times > 1:
-            waiting.appendleft((times - 1, seconds))
-        self.tally.failed_effects[name] += 1
-        self.note(f"effect {name} {'blocks' if seconds else 'fails'}")
-        if seconds:
-            self.scheduler.sleep(seconds)
-            return
-        raise EffectFailure(24, "Too many open files", name)
+        """Pass an effect, which may fail or block."""
+        self._effects.take(name)
 
     def _happen(self, item: Planned) -> None:
         if self.ended is not None:
@@ -199,7 +191,7 @@ class Run:
             case Kind.FREEZE:
                 self._freeze(item, engine)
             case Kind.FAIL_EFFECT | Kind.BLOCK_EFFECT:
-                self._effects.setdefault(item.what, deque()).append((item.times, item.seconds))
+                self._effects.plan(item)
             case Kind.MUTE:
                 self.network.muted_until = self.scheduler.now + item.seconds
             case Kind.BAD_START:
@@ -325,13 +317,21 @@ class Run:
     def _is_over(self) -> bool:
         if self.ended is not None:
             return not self.operator.open_futures()
-        if self.scheduler.now < self._last_s or not all(e.state in CALM for e in self.client.view().engines):
+        engines = self.client.view().engines
+        is_calm = all(e.state in CALM for e in engines) and not any(self._comes_back(e) for e in engines)
+        if self.scheduler.now < self._last_s or not is_calm:
             self._calm_since = self.scheduler.now
             return False
         is_late = self.scheduler.now - self._calm_since > PATIENCE_S
         self.law(self.front_end.is_done or not is_late, "an accepted request finishes once every engine is healthy")
         self.law(not self.operator.waits or not is_late, f"what is lost comes back: {self.operator.waits}")
         return self.front_end.is_done and not self.operator.waits
+
+    def _comes_back(self, engine: EngineStatus) -> bool:
+        """Return whether an engine core that is left out is started again soon."""
+        config = self.schedule.config
+        is_soon = config.max_engine_restarts > 0 and config.engine_restart_window_s < PATIENCE_S / 2
+        return is_soon and engine.state is EngineState.LEFT_OUT
 
     def _check_the_end(self) -> None:
         finished = self.front_end.is_done or self.ended is not None

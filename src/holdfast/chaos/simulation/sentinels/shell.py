@@ -21,7 +21,7 @@ from holdfast.chaos.simulation.sentinels.scheduler import (
 )
 from holdfast.core.engine_core import state as engine_core_state
 from holdfast.core.instance import group
-from holdfast.sentinel import client, engine, front_end_link, incident_files, quarantine, worker
+from holdfast.sentinel import client, engine, front_end_link, incident_files, link_registry, quarantine, worker
 from holdfast.wire import Delivery
 
 MODULES: tuple[ModuleType, ...] = (client, engine, front_end_link, incident_files, quarantine, worker)
@@ -119,6 +119,7 @@ SMALL_BOUNDS: tuple[tuple[ModuleType, str, int], ...] = (
     (engine_core_state, "MAX_ARMED", 2),
     (group, "MAX_POISONS", 2),
     (incident_files, "MAX_INCIDENTS", 2),
+    (link_registry, "EVENTS_PER_MESSAGE", 3),
 )
 SHORT_HISTORY: tuple[tuple[ModuleType, str, int], ...] = (
     (client, "MAX_HISTORY", 25),

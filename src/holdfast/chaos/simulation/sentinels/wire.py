@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from holdfast.chaos.simulation.sentinels.scheduler import Process, Scheduler
 from holdfast.wire import Delivery
 
+REPEATED_LATER = 10  # times as late as a message comes a repeated one, often of a process that has ended
+
 
 @dataclass(frozen=True)
 class Weather:
@@ -39,7 +41,7 @@ class VirtualNetwork:
         self.carried += 1
         dice, weather = self._dice, self.weather
         is_lost, copies = dice.random() < weather.loss, 1 + (dice.random() < weather.duplication)
-        delays = [dice.random() * weather.delay_s for _ in range(2)]
+        delays = [dice.random() * weather.delay_s, dice.random() * weather.delay_s * REPEATED_LATER]
         if (is_lost or self.scheduler.now < self.muted_until) and not self.is_exempt(data):
             self.lost += 1
             self.note(f"lost: {data[:60]!r}")
