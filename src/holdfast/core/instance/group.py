@@ -15,7 +15,7 @@ from msgspec import UNSET, UnsetType
 
 from holdfast.core.faults.faults import Fault, FaultClass, deeper, is_of_the_process
 from holdfast.core.faults.injection import InjectionSpec
-from holdfast.core.policy.incident import NOT_OPEN, Budget, GroupBudgets, Incident, Recovery
+from holdfast.core.policy.incident import NOT_OPEN, Budget, Fruitless, GroupBudgets, Incident, Recovery
 from holdfast.core.protocol.events import EngineStatus
 from holdfast.core.protocol.messages import Standbys
 from holdfast.core.states import EngineState, Trigger, next_state
@@ -187,6 +187,12 @@ class LockstepGroup:
     def opened_at(self) -> float:
         """Return when the open incident began, `NOT_OPEN` without an incident."""
         return self.incident.opened_at if self.incident else NOT_OPEN
+
+    @property
+    def fruitless(self) -> Fruitless:
+        """Return the repairs in vain; none in a search for a poison request, which ends by itself."""
+        engine = self.representative
+        return Fruitless() if engine.progressed or engine.suspects else self.budgets.fruitless
 
     @property
     def is_paused_by_operator(self) -> bool:

@@ -7,7 +7,6 @@ the view that an engine core was lost, and moves its requests.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.faults.faults import Fault, FaultClass, deeper
@@ -150,15 +149,9 @@ def _decide(state: InstanceState, group: LockstepGroup, decide: Decide, now: flo
         unrebuildable=group.unrebuildable,
         is_lockstep=group.is_lockstep,
         siblings=state.roster.count_siblings(group),
-        fruitless=_fruitless(group),
+        fruitless=group.fruitless,
     )
     return decide(now, situation, state.config)
-
-
-def _fruitless(group: LockstepGroup) -> Fruitless:
-    """Return the repairs since a step last ended well; none in a search for a poison request, which ends by itself."""
-    engine = group.representative
-    return Fruitless() if engine.progressed or engine.suspects else group.budgets.fruitless
 
 
 def _carry_out(state: InstanceState, group: LockstepGroup, decision: Decision, now: float) -> list[Effect]:
@@ -256,7 +249,8 @@ def _count_try(state: InstanceState, group: LockstepGroup, now: float) -> None:
     """Count a recovery against the budget of the rung."""
     incident, budgets, config, opened_at = group.open_incident(now), group.budgets, state.config, group.opened_at
     is_unneeded = incident.paused_by_operator and incident.fault is None
-    budgets.fruitless = _fruitless(group)
+    if group.representative.progressed:
+        budgets.fruitless = Fruitless()
     if incident.search_progressed:
         pass  # each try leaves fewer suspects: the search ends by itself
     elif group.needs_worker_restart:
@@ -264,7 +258,8 @@ def _count_try(state: InstanceState, group: LockstepGroup, now: float) -> None:
         budgets.forget_retries()
     elif not incident.is_joining and not is_unneeded:
         budgets.retries = budgets.retries.spend(retry_intensity(config), now, opened_at)
-        budgets.fruitless = replace(budgets.fruitless, retries=budgets.fruitless.retries + 1)
+        if not group.representative.suspects:
+            budgets.fruitless = budgets.fruitless.after_retry()
         if incident.fault is not None and incident.fault.fault_class is FaultClass.UNKNOWN:
             intensity = unknown_retry_intensity(config)
             budgets.unknown_retries = budgets.unknown_retries.spend(intensity, now, opened_at)
@@ -298,9 +293,9 @@ def replace_engine(
         intensity = engine_restart_intensity(state.config)
         engine.restart_budget = engine.restart_budget.spend(intensity, now, group.opened_at)
     is_in_a_row = kill and command_id is None and not engine.progressed and group.budgets.fruitless != Fruitless()
+    fruitless = group.budgets.fruitless.after_engine_restart() if is_in_a_row else Fruitless()
     group.lose(engine, now)
-    restarts = group.budgets.fruitless.engine_restarts + 1
-    group.budgets.fruitless = replace(group.budgets.fruitless, engine_restarts=restarts) if is_in_a_row else Fruitless()
+    group.budgets.fruitless = fruitless
     engine.failed_start = None
     engine.replacement_due_at = now + replacement_bound_s(restart.after_s, state.config)
     lost = _publish_loss(state, group, engine, restart.reason, command_id, now)

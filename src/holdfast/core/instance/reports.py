@@ -5,8 +5,6 @@ Must never raise: reports may be late, lost, repeated or out of order.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from holdfast.core.faults.faults import Fault, FaultClass, deeper, unresponsive
 from holdfast.core.instance.group import STOPPING, Engine, LockstepGroup
 from holdfast.core.instance.repair import (
@@ -184,8 +182,7 @@ def finish_recovery(state: InstanceState, group: LockstepGroup, now: float) -> l
     if len(group.in_state(EngineState.HEALTHY)) == len(group.engines):
         group.incident = None
         if recovery.replaces_workers:
-            fruitless = group.budgets.fruitless
-            group.budgets.fruitless = replace(fruitless, worker_restarts=fruitless.worker_restarts + 1)
+            group.budgets.fruitless = group.budgets.fruitless.after_worker_restart()
         settled = state.commands.end_in_group(recovery.command_id, group.group_id)
         return settled + finish_engine_restarts(state, group) + _take_later_faults(state, group, now)
     incident.recovery = None

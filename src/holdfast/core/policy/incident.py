@@ -119,6 +119,15 @@ class Fruitless:
     def why_no_engine_restart(self) -> str | None:
         return f"{self._summary()}: the next engine core would fail as well" if self.engine_restarts else None
 
+    def after_retry(self) -> Fruitless:
+        return replace(self, retries=self.retries + 1)
+
+    def after_worker_restart(self) -> Fruitless:
+        return replace(self, worker_restarts=self.worker_restarts + 1)
+
+    def after_engine_restart(self) -> Fruitless:
+        return replace(self.in_new_processes(), engine_restarts=self.engine_restarts + 1)
+
     def in_new_processes(self) -> Fruitless:
         """Return the same repairs, seen from the processes that replace the present processes."""
         return replace(self, retries=0, earlier_retries=self.earlier_retries + self.retries)

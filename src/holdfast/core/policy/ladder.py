@@ -224,7 +224,7 @@ def _decide_retry(now: float, situation: Situation, config: HoldfastConfig) -> D
     exhausted = _why_no_retry(now, used, situation, config)
     if exhausted is None:
         return _retry(now, used + 1, situation, config)
-    if may_restart and not situation.fruitless.engine_restarts:
+    if may_restart and not situation.fruitless.has_replaced:
         return _decide_worker_restart(now, situation, config, exhausted)
     return _decide_engine_restart(now, situation, config, exhausted)
 
