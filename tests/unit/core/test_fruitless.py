@@ -61,7 +61,8 @@ def test_a_new_engine_core_that_fails_as_well_is_not_replaced_again(siblings, ac
     decision = decide_repair(100.0, incident(97.0, 98.0, 99.0, fruitless=failed, siblings=siblings), DEFAULTS)
     assert decision.action is action
     assert "boom" in decision.reason
-    assert "1 engine core restarts: the next engine core would fail as well" in decision.reason
+    assert "1 engine core restarts; last fault: " in decision.reason
+    assert "fails like the replaced one is not replaced again" in decision.reason
 
 
 def test_workers_that_are_lost_in_every_step_are_not_replaced_for_ever():

@@ -117,7 +117,7 @@ class Fruitless:
         return None if self.worker_restarts < MAX_FRUITLESS_WORKER_RESTARTS else self._summary()
 
     def why_no_engine_restart(self) -> str | None:
-        return f"{self._summary()}: the next engine core would fail as well" if self.engine_restarts else None
+        return "an engine core that fails like the replaced one is not replaced again" if self.engine_restarts else None
 
     def after_retry(self) -> Fruitless:
         return replace(self, retries=self.retries + 1)
