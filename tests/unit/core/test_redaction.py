@@ -218,6 +218,28 @@ def _foreign_attribute():
     getattr(PROMPT, PROMPT)
 
 
+class _Taker:
+    @staticmethod
+    def take(what):
+        pass
+
+
+def callee(what):
+    pass
+
+
+def _missing_argument():
+    _Taker.take()
+
+
+def _unexpected_argument():
+    _Taker.take(**{PROMPT: 1})
+
+
+def _too_many_arguments():
+    callee(PROMPT, TOKENS)
+
+
 def _no_index():
     TOKENS[9]
 
@@ -231,6 +253,9 @@ def _no_index():
         (_no_attribute, "'str' object has no attribute 'no_such_thing'"),
         (_foreign_attribute, "'str' object has no attribute '<...>'"),
         (_no_index, "list index out of range"),
+        (_missing_argument, "<...>take() missing 1 required positional argument: <...>"),
+        (_unexpected_argument, "<...>take() got an unexpected keyword argument '<...>'"),
+        (_too_many_arguments, "callee() takes 1 positional argument but 2 were given"),
     ],
 )
 def test_of_an_error_of_native_code_known_sentences_are_kept(site, message):

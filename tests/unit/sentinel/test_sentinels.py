@@ -52,6 +52,7 @@ class Host:
     in_lockstep: bool = False
     requests: FakeRequests = field(default_factory=lambda: NO_REQUESTS)
     compiles_in_steps: bool = False
+    step_ended_well: bool = True
     devices: None = None
     rendezvous: list[Rendezvous | None] = field(default_factory=list)
 

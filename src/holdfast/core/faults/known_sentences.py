@@ -79,6 +79,9 @@ _SENTENCES = tuple(
         r"'([^']*)' object is not (?:callable|iterable|subscriptable)",
         r"unsupported operand type\(s\) for (?:[-+*/%@&|^]|//|\*\*|<<|>>)=?: '([^']*)' and '([^']*)'",
         r"No module named '([^']*)'",
+        rf"((?:[\w<>]+\.)*)(\w+)\(\) missing {_N} required (?:positional|keyword-only) arguments?: (.+)",
+        rf"((?:[\w<>]+\.)*)(\w+)\(\) takes (?:from {_N} to )?{_N} positional arguments? but {_N} (?:was|were) given",
+        r"((?:[\w<>]+\.)*)(\w+)\(\) got an unexpected keyword argument '([^']*)'",
     )
 )
 _NAMES_OF_TYPES = frozenset(
@@ -176,7 +179,7 @@ def _without_values(found: re.Match[str], names: Collection[str], by_code: bool)
     text, at = "", found.start()
     for group in range(1, found.re.groups + 1):
         start, stop = found.span(group)
-        is_name = found[group] in names or found[group] in _NAMES_OF_TYPES
+        is_name = not found[group] or found[group] in names or found[group] in _NAMES_OF_TYPES
         text += found.string[at:start] + (found[group] if is_name else HELD_BACK)
         at = stop
     text += found.string[at : found.end()]
