@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from support.full_disk import can_mount, fill, small_disk
 pytestmark = [pytest.mark.host, pytest.mark.server, pytest.mark.slow]
 
 TOKENS = 40
+FOR_CLIENTS = 12  # descriptors of the owner that are left for the connections of the test
 
 
 def asked(salt: str) -> list[StreamSpec]:
@@ -66,3 +68,20 @@ def test_killed_processes_are_replaced_on_a_full_disk(servers: Servers) -> None:
         assert left_behind(server) == []
         assert [name for name in left_in(disk) if not name.startswith(("content", "file-"))] == []
     assert [path.name for path in Path("/dev/shm").glob("holdfast-*")] == []
+
+
+def leave_descriptors(pid: int, left: int) -> None:
+    """Let a process open so many more files and no further one, whatever it raises."""
+    limit = max(map(int, os.listdir(f"/proc/{pid}/fd"))) + 1 + left
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (limit, limit))
+
+
+@pytest.mark.spawned
+def test_killed_processes_are_replaced_where_the_owner_has_no_descriptor_left(servers: Servers) -> None:
+    arguments = (*NO_LIMITS, "--no-stall-detection")
+    with servers.of(ONE, arguments=arguments, HOLDFAST_API_KEY="token") as server:
+        expected = run(Load(server.url, asked(fresh_salt())).run())
+        leave_descriptors(server.pid, FOR_CLIENTS)
+        assert_repaired(server, expected)
+        os.kill(server.pid, signal.SIGTERM)
+    assert left_behind(server) == []

@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -20,7 +21,7 @@ from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 from holdfast.chaos.temporary_files import temporary_folder
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.errors import WorldError
-from holdfast.hosts.vllm.process import members, sockets
+from holdfast.hosts.vllm.process import limits, members, sockets
 from holdfast.hosts.vllm.process.queues import _in_a_folder_with_room
 from holdfast.hosts.vllm.process.settings import handed_down, place_of_files
 from holdfast.hosts.vllm.process.shared_memory import _record, remove_dead_segments
@@ -133,7 +134,6 @@ def test_a_process_finds_a_temporary_folder_where_all_others_are_full(
     shows += "settle(); print(json.dumps([tempfile.gettempdir(), os.environ['TMPDIR']]))"
     done = subprocess.run([sys.executable, "-c", shows], env=environ, capture_output=True, check=True, timeout=60)
     assert json.loads(done.stdout) == [str(places.reserve_of(folder))] * 2
-    assert environ["TORCHINDUCTOR_CACHE_DIR"] == default_cache_dir(), "compiled code stays where torch puts it"
 
 
 def test_a_reserve_that_another_made_is_never_used(folder: str) -> None:
@@ -160,3 +160,19 @@ def test_a_dead_instance_of_which_only_the_reserve_is_left_is_removed(folder: st
     (reserve / "owner").write_text(json.dumps({**record, "start_ticks": 1} if isinstance(record, dict) else record))
     assert str(reserve) in members.end_dead_instances()
     assert not reserve.exists()
+
+
+@pytest.mark.parametrize("runs_code", [True, False])
+def test_compiled_code_stays_where_the_folder_with_room_runs_no_code(
+    monkeypatch: pytest.MonkeyPatch, runs_code: bool
+) -> None:
+    monkeypatch.setenv("TMPDIR", "/full")
+    monkeypatch.delenv(limits.COMPILED, raising=False)
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: "/dev/shm/holdfast-1")
+    flags = 0 if runs_code else os.ST_NOEXEC
+    monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_flag=flags))
+    limits.settle_temporary_folder()
+    assert os.environ["TMPDIR"] == "/dev/shm/holdfast-1"
+    expected = None if runs_code else f"/full/{Path(default_cache_dir()).name}"
+    assert os.environ.get(limits.COMPILED) == expected
+    monkeypatch.delenv(limits.COMPILED, raising=False)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import getpass
 import os
+import re
 import resource
 import tempfile
 
+COMPILED = "TORCHINDUCTOR_CACHE_DIR"
 WANTED_DESCRIPTORS = 65535  # as the host wants
 
 
@@ -20,7 +23,14 @@ def raise_descriptor_limit() -> None:
 
 
 def settle_temporary_folder() -> None:
-    """Have compilers and other programs use a temporary folder with room, where the stated folder has none."""
-    if "TMPDIR" in os.environ:
-        with contextlib.suppress(OSError):
-            os.environ["TMPDIR"] = tempfile.gettempdir()
+    """Have compilers and other programs use a temporary folder with room, where the stated folder has none.
+
+    Compiled code goes there too. Where such code cannot be run from there, the code compiled before is used, from where
+    torch has put it.
+    """
+    if stated := os.environ.get("TMPDIR"):
+        with contextlib.suppress(OSError, KeyError):  # no folder at all; a user without a name
+            os.environ["TMPDIR"] = found = tempfile.gettempdir()
+            if found != stated and os.statvfs(found).f_flag & os.ST_NOEXEC:
+                user = re.sub(r'[\\/:*?"<>|]', "_", getpass.getuser())
+                os.environ.setdefault(COMPILED, f"{stated}/torchinductor_{user}")

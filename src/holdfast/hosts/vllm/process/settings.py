@@ -8,11 +8,8 @@ compile anew. The processes of the instance find the settings in the environment
 from __future__ import annotations
 
 import base64
-import contextlib
-import getpass
 import json
 import os
-import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -32,7 +29,6 @@ MAX_FILE_CHARS = 1 << 18
 JOINS_EPOCH = "HOLDFAST_JOINS_EPOCH"
 RUNTIME_STATE = "HOLDFAST_RUNTIME_STATE"  # of the process in whose place a process starts, in base 64
 PLACE = "HOLDFAST_PLACE"
-_UNFIT = re.compile(r'[\\/:*?"<>|]')  # in names of files, as torch sees it
 
 
 def take_settings(vllm_config: Any) -> HoldfastConfig | None:
@@ -121,15 +117,11 @@ def place_of_files(runtime_dir: str) -> str:
 def _temporary(config: HoldfastConfig) -> dict[str, str]:
     """Return variables that name the reserve as a temporary folder, for where the folder in use has no room left.
 
-    Without any such folder the host could not even be imported. Compiled code stays where it is: what was compiled for
-    a lost process is read by the replacement, also from a full disk.
+    Without any such folder the host could not even be imported.
     """
     if not has_reserve(config.runtime_dir):
         return {}
-    folder = tempfile.gettempdir()
-    wanted = {"TMPDIR": folder, "TMP": str(reserve_of(config.runtime_dir))}
-    with contextlib.suppress(Exception):  # a user without a name
-        wanted["TORCHINDUCTOR_CACHE_DIR"] = f"{folder}/torchinductor_{_UNFIT.sub('_', getpass.getuser())}"
+    wanted = {"TMPDIR": tempfile.gettempdir(), "TMP": str(reserve_of(config.runtime_dir))}
     return {name: path for name, path in wanted.items() if name not in os.environ}
 
 
