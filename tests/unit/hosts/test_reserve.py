@@ -35,7 +35,7 @@ def main():
         handshake.bind(f"ipc://{path}/handshake")
         process = spawn.Process(target=answer, args=(f"ipc://{path}/handshake",))
         process.start()
-        assert handshake.poll(100_000)
+        assert handshake.poll(100_000), process.exitcode
         assert handshake.recv_multipart()[1] == b"ready"
         process.join()
         handshake.close(0)
@@ -50,7 +50,7 @@ def answer(address):
     socket = zmq.Context.instance().socket(zmq.DEALER)
     socket.connect(address)
     socket.send(b"ready")
-    socket.close(10_000)
+    socket.close(-1)  # the process waits until all is sent
 
 if __name__ == "__main__":
     main()
