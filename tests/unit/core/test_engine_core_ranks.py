@@ -250,6 +250,20 @@ def test_a_new_process_in_an_epoch_with_broken_collectives_is_told_to_break_as_w
     assert len(bench.announced) == 1
 
 
+def test_a_rank_that_died_in_an_earlier_epoch_owes_no_acknowledgement():
+    bench = EngineCoreBench(ranks=2, acknowledge_timeout_s=BOUND_S)
+    bench.lose(1)
+    bench.step_raises()
+    bench.acknowledge(0)
+    bench.command_recovery(epoch=1)
+    bench.effects.clear()
+    bench.tell(facts.RecoveryFailed(ValueError("before any rank was replaced"), lost_a_worker=True))
+    assert bench.told_to_break == [0]
+    bench.acknowledge(0)
+    bench.wait(2 * BOUND_S)
+    assert bench.killed == []
+
+
 def test_a_repeated_first_report_of_a_process_changes_nothing_about_the_order_to_break():
     bench = EngineCoreBench(ranks=2)
     bench.rank_faults(1)

@@ -96,7 +96,7 @@ class RankControl:
     def break_collectives(self, now: float) -> None:
         """Let no peer wait in a collective of the present epoch; ranks stop and have to acknowledge."""
         acknowledge_by = now + self._context.config.acknowledge_timeout_s
-        ranks = self.containment.break_ranks(self.registry.ranks(), acknowledge_by)
+        ranks = self.containment.break_ranks(self.registry.living(), acknowledge_by)
         self._context.do_on_host(fx.BreakOwnCollectives())
         for rank in sorted(ranks):
             self._context.do(fx.SendToRank(rank, m.BreakCollectives(epoch=self.containment.epoch)))

@@ -191,6 +191,10 @@ class RankRegistry:
         """Return the ranks that have reported."""
         return set(self._reports)
 
+    def living(self) -> set[int]:
+        """Return the ranks that have reported, without those whose present process is known to have ended."""
+        return {rank for rank, pid in self.pids().items() if pid not in self._gone_of(rank)}
+
     def pids(self) -> dict[int, int]:
         """Return the present process id of every rank that has reported."""
         return {rank: self._present[rank] for rank in self._reports}

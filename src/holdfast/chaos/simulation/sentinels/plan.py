@@ -235,7 +235,7 @@ def _provoke(dice: random.Random, item: Planned, engines: tuple[EngineOptions, .
     """Draw what asks for the effect that is to fail or block: some effects are seldom asked for."""
     at, target = item.at + round(dice.uniform(0.01, 1.0), 3), dice.randrange(len(engines))
     spec, rank = _draw_injection(dice, target, engines[target].ranks), dice.randrange(engines[target].ranks)
-    hang = InjectionSpec(phase=Phase.FORWARD, kind=FaultKind.HANG, engine_id=target, rank=rank, after_steps=2)
+    hang = InjectionSpec(phase=Phase.FORWARD, kind=FaultKind.HANG, engine_id=target, rank=rank, after_steps=2, times=3)
     match item.what if item.kind in (Kind.FAIL_EFFECT, Kind.BLOCK_EFFECT) else "":
         case "arm":
             spec = msgspec.structs.replace(spec, phase=Phase.SCHEDULE_START, kind=FaultKind.RAISE, rank=0)

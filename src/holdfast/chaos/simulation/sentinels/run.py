@@ -14,7 +14,8 @@ from holdfast.chaos.simulation.requests import Request
 from holdfast.chaos.simulation.sentinels.effects import EffectFailure, PlannedEffects
 from holdfast.chaos.simulation.sentinels.engine_core import EngineProcess
 from holdfast.chaos.simulation.sentinels.evidence import Evidence
-from holdfast.chaos.simulation.sentinels.laws import MachineLaws, OwnerLaws
+from holdfast.chaos.simulation.sentinels.laws import OwnerLaws
+from holdfast.chaos.simulation.sentinels.machine_laws import MachineLaws
 from holdfast.chaos.simulation.sentinels.owner import Operator, OwnerHost
 from holdfast.chaos.simulation.sentinels.plan import Kind, Planned, Schedule
 from holdfast.chaos.simulation.sentinels.result import RunResult, Tally
@@ -32,7 +33,7 @@ from holdfast.sentinel import front_end_link as link_module
 
 CALM = (EngineState.HEALTHY, EngineState.LEFT_OUT)
 ATTACH_TIMEOUT_S = 8.0
-LATE, LATE_S = 0.15, 1.5  # the odds of late news, and how late
+LATE, LATE_S = 0.2, 4.0  # the odds of late news, and how late
 PATIENCE_S = 120.0  # longer than the bound of every command
 
 
@@ -217,7 +218,7 @@ class Run:
             self._build()
             calm_since = None
             bound_s = 60.0 + self.schedule.last_s + 3 * self.schedule.recovery_bound_s
-            while calm_since is None or self.scheduler.now - calm_since < 3.0:
+            while calm_since is None or self.scheduler.now - calm_since < LATE_S + 1.0:
                 self._advance()
                 calm_since = (calm_since if calm_since is not None else self.scheduler.now) if self._is_over() else None
                 self.law(self.scheduler.now < bound_s, "a run ends")

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from holdfast.chaos.simulation.sentinels.scheduler import Process, Scheduler
 from holdfast.wire import Delivery
 
+LATEST, REPEATED_AT_THE_END, LATE_S = 3, 0.3, 2.5  # messages of a process that ends; the odds; how late at most
 REPEATED_LATER = 10  # times as late as a message comes a repeated one, often of a process that has ended
 
 
@@ -32,6 +33,9 @@ class VirtualNetwork:
         self.lost = self.carried = 0
         self.note: Callable[[str], None] = lambda text: None
         self.is_exempt: Callable[[bytes], bool] = lambda data: False
+
+    def draw(self) -> float:
+        return self._dice.random()
 
     def station(self) -> VirtualStation:
         return VirtualStation(self, self.scheduler.running)
@@ -66,9 +70,18 @@ class VirtualHub:
 class VirtualSpoke:
     def __init__(self, station: VirtualStation, address: str, identity: bytes) -> None:
         self.station, self._address, self._identity = station, address, identity
+        self._latest: deque[bytes] = deque(maxlen=LATEST)
+        station.process.on_end.append(self._repeat_late)
+
+    def _repeat_late(self) -> None:
+        """Let the latest messages of a process that has ended arrive again, when another process may have begun."""
+        network = self.station.network
+        for data in self._latest if network.draw() < REPEATED_AT_THE_END else ():
+            network.scheduler.after(LATE_S * network.draw(), lambda data=data: self._arrive(data))  # type: ignore[misc]
 
     def send(self, data: bytes) -> bool:
         network = self.station.network
+        self._latest.append(data)
         network.carry(data, lambda: self._arrive(data))
         return True
 
