@@ -162,17 +162,27 @@ def test_a_dead_instance_of_which_only_the_reserve_is_left_is_removed(folder: st
     assert not reserve.exists()
 
 
-@pytest.mark.parametrize("runs_code", [True, False])
-def test_compiled_code_stays_where_the_folder_with_room_runs_no_code(
-    monkeypatch: pytest.MonkeyPatch, runs_code: bool
+@pytest.mark.parametrize(
+    ("runs_code", "before", "expected"),
+    [
+        (True, "", None),
+        (True, "/full/torchinductor_me", None),
+        (True, "/of/the/operator", "/of/the/operator"),
+        (False, "", f"/full/{Path(default_cache_dir()).name}"),
+        (False, "/of/the/operator", "/of/the/operator"),
+    ],
+)
+def test_compiled_code_goes_where_there_is_room_unless_it_cannot_be_run_from_there(
+    monkeypatch: pytest.MonkeyPatch, runs_code: bool, before: str, expected: str | None
 ) -> None:
     monkeypatch.setenv("TMPDIR", "/full")
-    monkeypatch.delenv(limits.COMPILED, raising=False)
+    monkeypatch.setenv(limits.COMPILED, before)
+    if not before:
+        monkeypatch.delenv(limits.COMPILED)
     monkeypatch.setattr(tempfile, "gettempdir", lambda: "/dev/shm/holdfast-1")
     flags = 0 if runs_code else os.ST_NOEXEC
     monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_flag=flags))
     limits.settle_temporary_folder()
     assert os.environ["TMPDIR"] == "/dev/shm/holdfast-1"
-    expected = None if runs_code else f"/full/{Path(default_cache_dir()).name}"
     assert os.environ.get(limits.COMPILED) == expected
     monkeypatch.delenv(limits.COMPILED, raising=False)

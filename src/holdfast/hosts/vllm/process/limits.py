@@ -31,6 +31,10 @@ def settle_temporary_folder() -> None:
     if stated := os.environ.get("TMPDIR"):
         with contextlib.suppress(OSError, KeyError):  # no folder at all; a user without a name
             os.environ["TMPDIR"] = found = tempfile.gettempdir()
-            if found != stated and os.statvfs(found).f_flag & os.ST_NOEXEC:
+            if found == stated:
+                return
+            if os.statvfs(found).f_flag & os.ST_NOEXEC:
                 user = re.sub(r'[\\/:*?"<>|]', "_", getpass.getuser())
                 os.environ.setdefault(COMPILED, f"{stated}/torchinductor_{user}")
+            elif os.environ.get(COMPILED, "").startswith(f"{stated}/"):  # torch in a parent has set it
+                del os.environ[COMPILED]
