@@ -112,7 +112,8 @@ class MachineLaws:
         is_certain = not (run.schedule.weather.loss or any(run.schedule.has(kind) for kind in unsteady))
         for fault in faults:
             if is_certain and fault is not None and "did not acknowledge" in fault.message:
-                is_told = epoch in self._engine.workers[int(fault.rank or 0)].told_in
+                worker = self._engine.workers[int(fault.rank or 0)]
+                is_told = epoch in worker.told_in or worker.process.is_gone  # the news of the death may come late
                 run.law(is_told, "a rank is accused of silence after it was told to stop")
 
     def _check_deaths(self, fact: Any, effects: Any, now: float) -> None:

@@ -302,7 +302,6 @@ class Run:
         except LawBroken:
             raise
         except Exception as error:
-            self.note(repr(error))
             raise LawBroken(
                 f"nothing raises but what is meant to ({error!r}): broken by seed {self.schedule.seed}\n  "
                 + "\n  ".join(self._trace)
