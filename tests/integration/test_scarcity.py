@@ -76,7 +76,7 @@ def leave_descriptors(pid: int, left: int) -> None:
     resource.prlimit(pid, resource.RLIMIT_NOFILE, (limit, limit))
 
 
-@pytest.mark.spawned
+@pytest.mark.matrix  # the reserve has quick tests of its own
 def test_killed_processes_are_replaced_where_the_owner_has_no_descriptor_left(servers: Servers) -> None:
     arguments = (*NO_LIMITS, "--no-stall-detection")
     with servers.of(ONE, arguments=arguments, HOLDFAST_API_KEY="token") as server:
