@@ -135,10 +135,9 @@ class EngineCoreMachine:
         """Take a report of a rank; ignore an old process, and a process that has not introduced itself."""
         if isinstance(report, m.WorkerAttached):
             self._ranks.attached(report)
-        elif self.registry.is_present(report.rank, report.pid):
-            self._from_present_worker(report, now)
-
-    def _from_present_worker(self, report: m.FromWorker, now: float) -> None:
+            return
+        if not self.registry.is_present(report.rank, report.pid):
+            return
         match report:
             case m.RankFaulted():
                 self._ranks.rank_faulted(report, now)
@@ -146,7 +145,7 @@ class EngineCoreMachine:
                 self._ranks.containment.acknowledged(report.rank, report.epoch)
             case m.WorkerAnswered():
                 self._context.answer(report.command_id, report.refused)
-            case m.RankStuck():
+            case _:  # RankStuck
                 self._ranks.rank_stuck(report, now)
 
     def _from_shell(self, fact: facts.ShellFact, now: float) -> None:
