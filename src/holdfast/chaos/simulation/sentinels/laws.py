@@ -101,7 +101,7 @@ class OwnerLaws:
     def _check_retry(self, effect: BeginRecovery) -> None:
         """Check that the policy retries no more often than allowed; an operator may."""
         config, now = self._run.client.config, self._run.scheduler.now
-        if effect.replace:
+        if effect.replace or effect.extra_wait_s:  # new workers, also of ranks that the owner does not know as sick
             self._retries.pop(effect.engine_ids, None)
         elif "-" not in effect.command_id:
             tries = self._retries.setdefault(effect.engine_ids, [])
