@@ -337,6 +337,18 @@ def test_a_restart_in_lockstep_ends_once_the_whole_group_serves():
     assert Settle("restart") in bench.all(Settle)
 
 
+def test_a_restart_in_a_lockstep_group_that_an_operator_has_paused_ends_before_the_resume():
+    bench = lockstep_pair()
+    bench.pause()
+    bench.paused(0)
+    bench.paused(1)
+    restarting(bench, 1)
+    assert Settle("restart") not in bench.all(Settle)
+    joined(bench)
+    assert Settle("restart") in bench.all(Settle)
+    assert bench.states(0, 1) == ["paused", "paused"]
+
+
 def test_a_group_that_was_paused_by_operator_waits_for_the_operator_with_its_new_member():
     bench = lockstep_pair()
     bench.pause()

@@ -205,7 +205,10 @@ def test_closing_ends_every_standby_and_the_thread(world: World, pool_of: Pools)
     fill(world, 2)
     pool.close()
     assert all(one.killed for one in world.made)
-    assert not any(thread.name == "StandbyPool" for thread in threading.enumerate())
+    for thread in threading.enumerate():
+        if thread.name == "StandbyPool":
+            thread.join(10.0)
+            assert not thread.is_alive()
     assert pool.take(0) is None
 
 

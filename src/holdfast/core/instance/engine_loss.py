@@ -88,8 +88,10 @@ def replacement_reported(
     interruption_s = now - incident.opened_at
     about = {"command_id": engine.restart_command, "interruption_s": interruption_s}
     restarted = publish(state, EventKind.ENGINE_RESTARTED, group, engine, **about)
-    # In lockstep the command ends with the recovery in which the replacement joins.
-    ended = [] if group.is_lockstep else finish_engine_restarts(state, group)
+    # In lockstep the command ends with the recovery in which the replacement joins; in a pause by an operator there is
+    # none before the resume.
+    joins_now = group.is_lockstep and not incident.paused_by_operator
+    ended = [] if joins_now else finish_engine_restarts(state, group, [engine])
     return [*armed, *attached, restarted, *ended]
 
 

@@ -5,6 +5,8 @@ Must never raise: reports may be late, lost, repeated or out of order.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from holdfast.core.faults.faults import Fault, FaultClass, deeper, unresponsive
 from holdfast.core.instance.group import STOPPING, Engine, LockstepGroup
 from holdfast.core.instance.repair import (
@@ -184,7 +186,7 @@ def finish_recovery(state: InstanceState, group: LockstepGroup, now: float) -> l
         if recovery.replaces_workers:
             group.budgets.fruitless = group.budgets.fruitless.after_worker_restart()
         settled = state.commands.end_in_group(recovery.command_id, group.group_id)
-        return settled + finish_engine_restarts(state, group) + _take_later_faults(state, group, now)
+        return settled + finish_engine_restarts(state, group, group.engines) + _take_later_faults(state, group, now)
     incident.recovery = None
     has_failed = any(e.last_error for e in group.engines)
     if recovery.replaces_workers and has_failed:  # a single failure, however many engine cores report it
@@ -195,10 +197,10 @@ def finish_recovery(state: InstanceState, group: LockstepGroup, now: float) -> l
     return settled + _take_later_faults(state, group, now) + decide_once_paused(state, group, now)
 
 
-def finish_engine_restarts(state: InstanceState, group: LockstepGroup) -> list[Effect]:
-    """End the operator's commands to replace engine cores of a group as successful."""
+def finish_engine_restarts(state: InstanceState, group: LockstepGroup, engines: Iterable[Engine]) -> list[Effect]:
+    """End the operator's commands to replace some engine cores of a group as successful."""
     effects: list[Effect] = []
-    for engine in group.engines:
+    for engine in engines:
         effects += state.commands.end_in_group(engine.restart_command, group.group_id)
         engine.restart_command = None
     return effects
