@@ -18,7 +18,7 @@ from vllm.v1.worker.gpu.sample.states import SamplingStates
 from vllm.v1.worker.gpu.states import RequestState
 
 from holdfast.core.errors import RecoveryFailed
-from holdfast.hosts.vllm.engine.recovery import agree_on_wave
+from holdfast.hosts.vllm.engine.lockstep_wave import agree_on_wave
 from holdfast.hosts.vllm.worker.equal_state import expert_placement, make_equal
 
 SEED = 2**32 - 1

@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from holdfast.hosts.vllm.engine.recovery import announce_to_coordinator
+from holdfast.hosts.vllm.engine.lockstep_wave import announce_to_coordinator
 
 
 class EngineCore:

@@ -227,11 +227,7 @@ MAX_STATE_BYTES = 1 << 16  # of the calls that are told to a replacement; they t
 
 
 class RuntimeStateChanged(EngineReport, frozen=True, tag="runtime-state-changed"):
-    """State that callers set at run time: adapters, weights, sleep, a pause of the host.
-
-    `calls` are the calls that set the state, encoded by the engine core's host for a replacement. `unrepeatable` names
-    state that no call brings back; empty when there is none.
-    """
+    """State that callers set at run time: the calls, encoded for a replacement, and what no call brings back."""
 
     calls: bytes = b""
     unrepeatable: str = ""

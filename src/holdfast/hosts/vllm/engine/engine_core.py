@@ -17,8 +17,9 @@ from holdfast.hosts.vllm.contract.engine_touchpoints import BUSY_LOOP, ENGINE_IN
 from holdfast.hosts.vllm.contract.hooks import attach, attached
 from holdfast.hosts.vllm.contract.name_touchpoints import EXECUTOR_FAILED, WORKER_FAILED
 from holdfast.hosts.vllm.engine.api_server_clients import answer_greetings, drop_requests
+from holdfast.hosts.vllm.engine.lockstep_wave import announce_to_coordinator, in_lockstep, start_after_any_wave
 from holdfast.hosts.vllm.engine.pacing import PacedPrefill, StepRules
-from holdfast.hosts.vllm.engine.recovery import Recovery, announce_to_coordinator, in_lockstep, start_after_any_wave
+from holdfast.hosts.vllm.engine.recovery import Recovery
 from holdfast.hosts.vllm.engine.request_admission import VllmRequestHost
 from holdfast.hosts.vllm.engine.resumed_requests import attach_resumption_hooks, pace_resumed_requests
 from holdfast.hosts.vllm.engine.runtime_state import RuntimeState

@@ -10,7 +10,6 @@ import logging
 import multiprocessing.connection
 import os
 import signal
-import tempfile
 import threading
 import time
 import weakref
@@ -21,7 +20,7 @@ from typing import Any, cast
 import msgspec
 
 from holdfast.core.config import HoldfastConfig
-from holdfast.core.errors import HookNotAttached, WorldError
+from holdfast.core.errors import HookNotAttached
 from holdfast.core.faults.classification import Classifier
 from holdfast.core.instance.processes import COORDINATOR
 from holdfast.core.protocol.effects import End, LeaveOut, ReplaceEngine, ReplaceProcess
@@ -44,13 +43,11 @@ from holdfast.hosts.vllm.process.lifecycle import (
     kill_tree,
     why_cannot_spawn,
 )
-from holdfast.hosts.vllm.process.limits import raise_descriptor_limit
+from holdfast.hosts.vllm.process.limits import make_instance_folder, raise_descriptor_limit, warn_of_shortages
 from holdfast.hosts.vllm.process.logs import write_log_beside
 from holdfast.hosts.vllm.process.members import end_dead_instances, end_remains, record_owner, remove_folder
 from holdfast.hosts.vllm.process.reserve import Reserve
-from holdfast.progress.places import PREFIX
 from holdfast.progress.processes import oom_kills, ticks_now
-from holdfast.progress.room import ELSEWHERE, look_for_room, shortages
 from holdfast.sentinel import ClientSentinel
 from holdfast.sentinel.beside import EventSinks
 from holdfast.sentinel.thread import client_address
@@ -77,24 +74,6 @@ def current_owner() -> VllmFrontEndHost | None:
     return _current
 
 
-def warn_of_shortages(engines: int) -> None:
-    """Log in one line what the system leaves too little of."""
-    if found := list(shortages(look_for_room(tempfile.gettempdir()), engines)):
-        logger.warning(
-            "a repair may fail for lack of room, see `holdfast doctor`: %s", "; ".join(s.text for s in found)
-        )
-
-
-def _make_folder() -> str:
-    """Make the instance's folder: only this user reaches the sockets. Raises `WorldError` without room for it."""
-    try:
-        return tempfile.mkdtemp(prefix=PREFIX)
-    except OSError as error:
-        raise WorldError(
-            f"no folder can be made in {tempfile.gettempdir()}: {error.strerror}", hint=ELSEWHERE
-        ) from None
-
-
 class VllmFrontEndHost:
     """Owner of an instance; implements `FrontEndHost`. Binds all sockets before any engine core starts.
 
@@ -119,7 +98,7 @@ class VllmFrontEndHost:
         for folder in end_dead_instances():
             logger.warning("ended what a killed server of this user had left behind, known by %s", folder)
         warn_of_shortages(sum(len(group) for group in groups))
-        self._folder = _make_folder()
+        self._folder = make_instance_folder()
         record_owner(self._folder)
         self._guard = Guard(self._folder)
         self.config = msgspec.structs.replace(config, runtime_dir=self._folder)

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import getpass
+import logging
 import os
 import re
 import resource
 import tempfile
+
+from holdfast.core.errors import WorldError
+from holdfast.progress.places import PREFIX
+from holdfast.progress.room import ELSEWHERE, look_for_room, shortages
+
+logger = logging.getLogger("holdfast")
 
 COMPILED = "TORCHINDUCTOR_CACHE_DIR"
 WANTED_DESCRIPTORS = 65535  # as the host wants
@@ -38,3 +45,21 @@ def settle_temporary_folder() -> None:
                 os.environ.setdefault(COMPILED, f"{stated}/torchinductor_{user}")
             elif os.environ.get(COMPILED, "").startswith(f"{stated}/"):  # torch in a parent has set it
                 del os.environ[COMPILED]
+
+
+def warn_of_shortages(engines: int) -> None:
+    """Log in one line what the system leaves too little of."""
+    if found := list(shortages(look_for_room(tempfile.gettempdir()), engines)):
+        logger.warning(
+            "a repair may fail for lack of room, see `holdfast doctor`: %s", "; ".join(s.text for s in found)
+        )
+
+
+def make_instance_folder() -> str:
+    """Make the instance's folder: only this user reaches the sockets. Raises `WorldError` without room for it."""
+    try:
+        return tempfile.mkdtemp(prefix=PREFIX)
+    except OSError as error:
+        raise WorldError(
+            f"no folder can be made in {tempfile.gettempdir()}: {error.strerror}", hint=ELSEWHERE
+        ) from None
