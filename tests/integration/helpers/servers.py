@@ -20,7 +20,7 @@ import pytest
 from holdfast.bench.instrument import precise_client
 from holdfast.bench.loads import SERVER_ARGUMENTS
 from holdfast.bench.topologies import Topology
-from holdfast.chaos.control import FAULT, LOST, RECOVERED, Control
+from holdfast.chaos.control import FAULT, LOST, RECOVERED, RESTARTED, Control
 from holdfast.chaos.history import History
 from holdfast.chaos.loads import fresh_salt
 from holdfast.chaos.model import make_moe_model
@@ -206,7 +206,8 @@ class Servers:
 
     def figures(self) -> Figures:
         """Return counts of starts and events of the worker's servers."""
-        figures: Figures = {kind: self.tally.by_kind[kind] for kind in (FAULT, LOST, RECOVERED, "engine-restarted")}
+        # Plain texts as keys: xdist sends nothing else.
+        figures: Figures = {str(kind): self.tally.by_kind[kind] for kind in (FAULT, LOST, RECOVERED, RESTARTED)}
         for start in self.starts:
             name = "forked" if start.warm else "new interpreters"
             figures[f"{name}, starts"] = figures.get(f"{name}, starts", 0) + 1
