@@ -93,7 +93,7 @@ def test_tests_on_one_shared_server_are_one_group(nodeid, group):
     [
         ("tests/integration/test_bad_input.py::test_a_server_port_in_use_is_named", "beside"),
         ("tests/integration/test_temporary_files.py::test_a_defeated_instance_leaves_nothing[one]", "beside"),
-        ("tests/integration/test_worker_death.py::test_a_killed_worker[one-v1-async-0]", "main"),
+        ("tests/integration/test_worker_death.py::test_a_killed_worker[one-v1-async-0]", "beside"),
         ("tests/integration/test_numerical.py::test_a_step[tp2-v1-async]", "main"),
     ],
 )

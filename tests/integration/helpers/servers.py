@@ -261,17 +261,19 @@ def group_of(nodeid: str) -> str:
     return f"{module} {kind[0]}" if kind else module
 
 
-# Modules whose servers have a single rank each, and whose tests measure no time.
+# Modules whose servers have a single rank each, and whose tests measure no time; further tests by their parameters.
 BESIDE = (
     "e2e/test_release",
     "integration/test_bad_input",
     "integration/test_configure",
     "integration/test_endings",
     "integration/test_engine_death_alone",
+    "integration/test_exceptions",
     "integration/test_ladder",
     "integration/test_numerical",
     "integration/test_prefix_cache_trap",
     "integration/test_runtime_state",
+    "integration/test_soak",
     "integration/test_supervision",
     "integration/test_systemd",
     "integration/test_temporary_files",
@@ -281,8 +283,9 @@ BESIDE = (
 def lane_of(nodeid: str) -> str:
     """Return the lane of a test, of two that run side by side on two processors: a server of many ranks fills both."""
     path, _, parameters = nodeid.partition("[")
-    has_many_ranks = (served := _SERVED.search(parameters)) is not None and not served[0].startswith("one")
-    return "beside" if any(f"{module}.py" in path for module in BESIDE) and not has_many_ranks else "main"
+    if served := _SERVED.search(parameters):
+        return "beside" if served[0].startswith("one") else "main"
+    return "beside" if any(f"{module}.py" in path for module in BESIDE) else "main"
 
 
 def run(coroutine):  # type: ignore[no-untyped-def]
