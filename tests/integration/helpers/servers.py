@@ -273,10 +273,12 @@ BESIDE = (
     "integration/test_numerical",
     "integration/test_prefix_cache_trap",
     "integration/test_runtime_state",
+    "integration/test_scarcity",
     "integration/test_soak",
     "integration/test_supervision",
     "integration/test_systemd",
     "integration/test_temporary_files",
+    "integration/test_unread_log",
 )
 
 
