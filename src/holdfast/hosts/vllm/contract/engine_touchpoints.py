@@ -198,7 +198,7 @@ ENGINE_TOUCHPOINTS: tuple[Touchpoint, ...] = (
     call("vllm.utils.torch_utils", "set_random_seed", ("seed",), _EQUAL),
     *attributes("vllm.v1.worker.gpu.states", "RequestState", "free_indices max_num_reqs", _EQUAL),
     *attributes(_RUNNER_V1, "GPUModelRunner", "eplb_state", _EQUAL),
-    call(_RUNNER_V2, "GPUModelRunner.eplb_state", None, _EQUAL),
+    *attributes(_RUNNER_V2, "GPUModelRunner", "eplb_state", _EQUAL),
     *attributes(_EXPERTS, "EplbState", "model_states expert_rearrangement_step", _EQUAL),
     *attributes(_EXPERTS, "EplbModelState", "physical_to_logical_map", _EQUAL),
     call(
