@@ -56,6 +56,7 @@ def assert_repaired(server: Server, expected: list[History]) -> None:
 
 @pytest.mark.skipif(not can_mount(), reason="mounts a file system")
 @pytest.mark.spawned
+@pytest.mark.matrix  # a minute and more on two processors
 def test_killed_processes_are_replaced_on_a_full_disk(servers: Servers) -> None:
     with temporary_folder() as disk, small_disk(Path(disk), files=4000):
         with servers.of(
