@@ -136,9 +136,9 @@ def test_every_error_has_a_class_and_a_reason(error_type, message):
 
 @pytest.mark.parametrize("text", ["a" * MAX_TEXT_CHARS, "RPC call to " * 160, "Xid (PCI:" * 200, "CUDA error " * 180])
 def test_a_long_message_is_classified_at_once(text):
-    began_at = time.perf_counter()
+    began_at = time.process_time()  # other tests share the processors
     default_classifier().of_error("RuntimeError", text)
-    assert time.perf_counter() - began_at < 0.5
+    assert time.process_time() - began_at < 0.5
 
 
 def test_a_fault_carries_why_it_is_of_its_class_and_a_bounded_number_of_requests():
