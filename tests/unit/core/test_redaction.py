@@ -418,4 +418,4 @@ def test_an_account_takes_milliseconds_however_long_function_and_text_are():
         account = account_of(error)
         took_s = time.process_time() - began
     assert account.message.startswith("the thing <...> of ")
-    assert took_s < 0.5  # coverage is traced; a hundred thousand instructions; the host's longest function has a twentieth
+    assert took_s < 0.5  # traced; of a hundred thousand instructions, twenty times the longest function of the host
