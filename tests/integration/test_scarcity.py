@@ -18,6 +18,7 @@ from holdfast.chaos.server import Server
 from holdfast.chaos.streams import Load, StreamSpec
 from holdfast.chaos.temporary_files import left_in, temporary_folder
 from holdfast.chaos.victims import ProcessKind, find_victims, kill
+from holdfast.progress.places import PREFIX, reserve_of
 from integration.helpers.engines import RESTART_S
 from integration.helpers.servers import NO_LIMITS, Servers, left_behind, run, well
 from integration.helpers.streams import begun
@@ -63,12 +64,14 @@ def test_killed_processes_are_replaced_on_a_full_disk(servers: Servers) -> None:
             ONE, arguments=(*NO_LIMITS, "--no-stall-detection"), TMPDIR=str(disk), HOLDFAST_API_KEY="token"
         ) as server:
             expected = run(Load(server.url, asked(fresh_salt())).run())
+            reserves = [reserve_of(str(folder)) for folder in Path(disk).glob(f"{PREFIX}*")]
+            assert reserves
             fill(disk)
             assert_repaired(server, expected)
             os.kill(server.pid, signal.SIGTERM)
         assert left_behind(server) == []
         assert [name for name in left_in(disk) if not name.startswith(("content", "file-"))] == []
-    assert [path.name for path in Path("/dev/shm").glob("holdfast-*")] == []
+    assert [reserve for reserve in reserves if reserve.exists()] == []
 
 
 def leave_descriptors(pid: int, left: int) -> None:

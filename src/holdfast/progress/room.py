@@ -28,7 +28,7 @@ _MIB = 1 << 20
 
 
 class Room(msgspec.Struct, frozen=True, kw_only=True):
-    """What is left; None where the system sets no limit or does not tell."""
+    """Resources that are left; None where the system sets no limit or does not tell."""
 
     descriptors: int | None = None
     threads: int | None = None

@@ -64,7 +64,7 @@ def require_repeatable_state(engine: Engine, config: HoldfastConfig) -> None:
         raise CommandConflict(
             f"engine core {engine.engine_id} gets no new process: {stale}",
             state=engine.state,
-            hint="set the state again afterwards: holdfast apply configure --set accept_stale_state=true",
+            hint="to accept the loss: holdfast apply configure --set accept_stale_state=true",
         )
 
 

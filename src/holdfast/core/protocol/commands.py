@@ -16,7 +16,7 @@ from holdfast.core.protocol.messages import Message
 
 
 class Credential(enum.StrEnum):
-    """What admits the giver of a command: the control token, by its source, or the connection itself."""
+    """Reason to admit the giver of a command: the control token, by its source, or the connection itself."""
 
     TOKEN_FROM_ENVIRONMENT = "token-from-environment"
     TOKEN_FROM_FILE = "token-from-file"

@@ -67,7 +67,7 @@ class KeptCalls:
 
     @property
     def unrepeatable(self) -> str:
-        """What no call brings back, in words; empty when there is nothing."""
+        """Names of the state that no call brings back; empty when there is none."""
         return " and ".join(self._unrepeatable)
 
     def keep(self, call: Call) -> bool:
