@@ -13,7 +13,7 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
-.PHONY: help setup demo test test-servers nightly nightly-status check contract-wheels bench figures settings constraints clean
+.PHONY: help setup demo test test-servers nightly nightly-status check contract-wheels bench features figures settings constraints clean
 .PHONY: check-tests check-core check-host check-links check-front check-other check-ruff check-format check-mypy check-imports
 .PHONY: format mutate hops release-check
 
@@ -61,7 +61,7 @@ endif
 test-servers: setup ## the part of the suite that starts real servers; WORKERS=1 runs one test at a time
 	$(BIN)/python -m pytest $(if $(filter-out 1,$(WORKERS)),-n $(WORKERS) --dist loadgroup) $(SERVER_TESTS) $(PYTEST_ARGS)
 
-nightly: setup ## what `make test` leaves out, in parts that resume: PART=matrix, simulation, fuzz, mutation, tools or soak
+nightly: setup ## what `make test` leaves out, in parts that resume: PART=matrix, features, simulation, fuzz, mutation, tools or soak
 	@$(BIN)/python scripts/nightly $(PART) $(NIGHTLY_ARGS)
 
 nightly-status: setup ## what the committed rows of every nightly part cover
@@ -118,6 +118,9 @@ bench: setup ## measure recovery and overhead into docs/benchmarks
 
 settings: setup ## write the reference of the settings from the flags
 	@$(BIN)/python scripts/settings-reference
+
+features: setup ## write the matrix of features and faults into the failure model
+	@$(BIN)/python scripts/features-table
 
 figures: setup ## write the page of figures from the documents in docs/benchmarks
 	@$(BIN)/python scripts/figures

@@ -215,4 +215,4 @@ def test_the_row_of_all_mutants_fails_when_more_survivors_are_explained_than_the
 
 
 def test_every_part_of_the_documentation_is_known():
-    assert list(nightly.PARTS) == ["matrix", "simulation", "fuzz", "mutation", "tools", "soak"]
+    assert list(nightly.PARTS) == ["matrix", "simulation", "fuzz", "mutation", "features", "tools", "soak"]

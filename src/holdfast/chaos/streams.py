@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from holdfast.chaos.history import History
@@ -44,6 +44,7 @@ class StreamSpec:
     cache_salt: str | None = None
     data_parallel_rank: int | None = None
     request_id: str | None = None  # the host derives its own id from it
+    extra: Mapping[str, Any] = field(default_factory=dict)  # further fields of the host
 
     def request(self, model: str) -> dict[str, Any]:
         """Return the arguments for the client's `completions.create`."""
@@ -79,7 +80,7 @@ class StreamSpec:
         if self.json_schema is not None:
             schema = {"name": "answer", "schema": dict(self.json_schema)}
             fields["response_format"] = {"type": "json_schema", "json_schema": schema}
-        return fields
+        return {**fields, **self.extra}
 
     @property
     def is_unseeded(self) -> bool:
@@ -134,24 +135,8 @@ class Load:
             await asyncio.gather(*(self._bounded(client, spec, group) for spec, group in pairs))
             probe.cancel()
             unseeded = [one for one in self.histories if one.is_unseeded and one.error is None]
-            await asyncio.gather(*(self._read_again(client, one) for one in unseeded))
+            await asyncio.gather(*(read_again(client, one, self._model) for one in unseeded))
         return self.histories
-
-    async def _read_again(self, client: Any, history: History) -> None:
-        """Record the logprobs of an answer's tokens when the model reads prompt and answer as one prompt."""
-        try:
-            answer = await client.completions.create(
-                model=self._model,
-                prompt=history.prompt_token_ids + history.token_ids,
-                max_tokens=1,
-                temperature=0.0,
-                extra_body={"prompt_logprobs": 0},
-            )
-            read = answer.choices[0].prompt_logprobs[len(history.prompt_token_ids) :]
-            pairs = zip(history.token_ids, read, strict=True)
-            history.read_again_logprobs = [float(found[str(token)]["logprob"]) for token, found in pairs]
-        except Exception as error:  # the client's errors are many; each leaves the answer without a judgement
-            history.read_again_error = f"{type(error).__name__}: {error}"
 
     async def _watch_lag(self) -> None:
         while True:
@@ -185,6 +170,23 @@ class Load:
             now_s = time.monotonic()
             for choice in chunk.choices:
                 _record(group[choice.index], choice, now_s)
+
+
+async def read_again(client: Any, history: History, model: str = MODEL_NAME) -> None:
+    """Record the logprobs of an answer's tokens when the model reads prompt and answer as one prompt."""
+    try:
+        answer = await client.completions.create(
+            model=model,
+            prompt=history.prompt_token_ids + history.token_ids,
+            max_tokens=1,
+            temperature=0.0,
+            extra_body={"prompt_logprobs": 0},
+        )
+        read = answer.choices[0].prompt_logprobs[len(history.prompt_token_ids) :]
+        pairs = zip(history.token_ids, read, strict=True)
+        history.read_again_logprobs = [float(found[str(token)]["logprob"]) for token, found in pairs]
+    except Exception as error:  # the client's errors are many; each leaves the answer without a judgement
+        history.read_again_error = f"{type(error).__name__}: {error}"
 
 
 def _port_of(response: Any) -> int | None:

@@ -269,6 +269,7 @@ BESIDE = (
     "integration/test_endings",
     "integration/test_engine_death_alone",
     "integration/test_exceptions",
+    "integration/test_features",
     "integration/test_ladder",
     "integration/test_numerical",
     "integration/test_prefix_cache_trap",

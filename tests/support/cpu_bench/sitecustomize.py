@@ -88,3 +88,24 @@ if os.environ.get("HOLDFAST_BENCH_V2") == "1":
     os.environ["TRITON_INTERPRET"] = "1"
     os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "1"
     sys.meta_path.insert(0, _AfterImport("triton.backends", _add_cpu_backend))
+
+
+def _raise_where_told(runner):
+    """Make the next draft or encoding raise once a file appears; the name of the file is in the environment."""
+    flag = os.environ["HOLDFAST_BENCH_RAISE"]
+
+    def told(function):
+        def run(*args, **kwargs):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(flag)
+                raise RuntimeError(f"injected fault in {function.__name__}")
+            return function(*args, **kwargs)
+
+        return run
+
+    for name in ("_execute_mm_encoder", "propose_draft_token_ids"):
+        setattr(runner.GPUModelRunner, name, told(getattr(runner.GPUModelRunner, name)))
+
+
+if os.environ.get("HOLDFAST_BENCH_RAISE"):
+    sys.meta_path.insert(0, _AfterImport("vllm.v1.worker.gpu_model_runner", _raise_where_told))

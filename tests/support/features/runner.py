@@ -1,0 +1,262 @@
+"""Runs a row: two fault-free runs, then one run for each fault, on one server."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from holdfast.bench.incident import Window, window_of
+from holdfast.bench.loads import SERVER_ARGUMENTS
+from holdfast.bench.topologies import Standby
+from holdfast.chaos.control import Control, ControlFailed
+from holdfast.chaos.history import History
+from holdfast.chaos.loads import fresh_salt
+from holdfast.chaos.server import Server, ServerFailed, ServerSpec
+from holdfast.chaos.victims import ProcessKind, find_victims, kill
+from support.features.asks import Asks, Batch, Mode
+from support.features.columns import PART_FAULT, Column, injection
+from support.features.rows import FeatureRow
+from support.features.verdicts import (
+    Cell,
+    Pair,
+    Result,
+    interruption_steps,
+    judge,
+    not_repeated,
+    step_s,
+    was_under_way,
+)
+
+CPU_BENCH = Path(__file__).parents[1] / "cpu_bench"
+HEALED_WITHIN_S = 150.0
+BEGUN_TOKENS = 4
+PROTECTED = (
+    *("--enable-fault-injection", "--external-fault-notify-port", "0"),
+    *("--max-retries", "100000", "--max-worker-restarts", "100000", "--max-engine-restarts", "100000"),
+)
+
+
+@dataclass
+class Record:
+    """What a row has shown: cells by fault and sampling mode, and which answers plain vLLM does not repeat."""
+
+    row: str
+    cells: dict[str, dict[str, Cell]] = field(default_factory=dict)
+    unrepeated: dict[str, str] = field(default_factory=dict)
+    step_ms: float = 0.0
+
+    @property
+    def broken(self) -> list[str]:
+        return [
+            f"{column}, {mode}: {cell.why}"
+            for column, modes in self.cells.items()
+            for mode, cell in modes.items()
+            if cell.result is Result.BROKEN
+        ]
+
+    def document(self) -> dict[str, Any]:
+        cells = {column: {mode: cell.row() for mode, cell in modes.items()} for column, modes in self.cells.items()}
+        return {"row": self.row, "step_ms": self.step_ms, "unrepeated": self.unrepeated, "cells": cells}
+
+
+def columns_of(row: FeatureRow) -> list[Column]:
+    return [column for column in Column if row.draft_or_encoder or column is not Column.PART]
+
+
+def modes_of(asks: Asks) -> list[Mode]:
+    return [mode for mode in Mode if any(ask.mode is mode for ask in asks)]
+
+
+class RowRun:
+    """The runs of a row on a server that serves."""
+
+    def __init__(self, row: FeatureRow, server: Server, flag: Path | None = None) -> None:
+        self.row, self.server, self.flag = row, server, flag
+        self.record = Record(row.name)
+        self.reference: dict[str, History] = {}
+
+    async def fault_free(self) -> list[str]:
+        """Make the two fault-free runs; return the errors of answers."""
+        first, second = [by_name(await self._batch().run()) for _ in range(2)]
+        errors = [f"{name}: {one.error}" for name, one in second.items() if one.error is not None]
+        self.record.unrepeated = not_repeated(first, second)
+        self.record.step_ms = round(step_s(list(second.values())) * 1000, 2)
+        self.reference = second
+        return errors
+
+    def _batch(self) -> Batch:
+        return Batch(self.server.url, self.row.asks(fresh_salt()), frozenset(self.record.unrepeated))
+
+    async def column(self, column: Column) -> dict[str, Cell]:
+        """Let one fault happen during a run, and judge the answers of each mode."""
+        async with Control(self.server.url) as control:
+            before = await control.last_sequence()
+            await self._prepare(control, column)
+            batch = self._batch()
+            running = asyncio.create_task(batch.run())
+            if column is Column.PART:
+                await self._arm_part(batch)
+            observed = by_name(await running)
+            await control.wait_recovered(before, timeout_s=HEALED_WITHIN_S)
+            unwell = await healed(control, self.server)
+            events = [] if self.server.exit_code is not None else await control.events(before)
+        cells = self._judge(observed, window_of(events), unwell)
+        self.record.cells[str(column)] = cells
+        return cells
+
+    async def _prepare(self, control: Control, column: Column) -> None:
+        if column.wants_standby:
+            await control.await_standbys()
+        spec = injection(column, self.row.place, self.row.decode_after)
+        if spec is not None:
+            await control.inject(spec)
+        if column is Column.WORKER:
+            for victim in find_victims(self.server.pid):
+                if victim.kind is ProcessKind.STANDBY:
+                    kill(victim)
+
+    async def _arm_part(self, batch: Batch) -> None:
+        """Let the next draft raise once answers are under way; an encoder is asked at the beginning only."""
+        assert self.flag is not None, "the server was started without a file for this fault"
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(2.0):
+                while max(len(one.token_ids) for one in batch.histories) < BEGUN_TOKENS:
+                    await asyncio.sleep(0.002)
+        self.flag.touch()
+
+    def _judge(self, observed: dict[str, History], window: Window | None, unwell: str | None) -> dict[str, Cell]:
+        pairs: dict[Mode, list[Pair]] = {}
+        for ask in self.row.asks(""):
+            for name in ask.names:
+                pair = Pair(self.reference[name], observed[name], ask.is_valid)
+                pairs.setdefault(ask.mode, []).append(pair)
+        exact = {mode: not any(pair.reasons() for pair in of_mode) for mode, of_mode in pairs.items()}
+        cells = {}
+        for mode, of_mode in pairs.items():
+            # With one mode alone, the answers that are exact beside those with an error are the others.
+            others = any(exact[other] for other in pairs if other is not mode) or any(not p.reasons() for p in of_mode)
+            cell = judge(of_mode, others_are_exact=others, unwell=unwell)
+            if window is None:
+                cell = Cell(Result.BROKEN, "the fault did not happen")
+            elif not any(was_under_way(pair.observed, window) for pair in of_mode):
+                cell = Cell(Result.BROKEN, "every answer had ended before the fault")
+            else:
+                one_step_s = self.record.step_ms / 1000
+                cell = Cell(cell.result, cell.why, interruption_steps(of_mode, window, one_step_s))
+            cells[str(mode)] = cell
+        return cells
+
+
+def by_name(histories: Sequence[History]) -> dict[str, History]:
+    return {one.name: one for one in histories}
+
+
+async def healed(control: Control, server: Server) -> str | None:
+    """Wait until the instance is well; return what it lacks when the time is over."""
+    why: str | None = "not asked"
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(HEALED_WITHIN_S):
+            while server.exit_code is None:
+                try:
+                    why = await control.unwell()
+                except ControlFailed as error:
+                    why = str(error)
+                if why is None:
+                    return None
+                await asyncio.sleep(0.1)
+            return f"the server ended with exit code {server.exit_code}"
+    return why
+
+
+# ---- a row on a server of its own
+
+
+def run_row(row: FeatureRow, folder: Path, columns: Sequence[Column] = (), say: Any = print) -> Record:
+    """Run a row as in production: new interpreters, one server for all columns."""
+    columns = columns or columns_of(row)
+    with tempfile.TemporaryDirectory() as flags:
+        flag = Path(flags) / "raise"
+        try:
+            server = Server(server_spec(row, folder, flag)).start()
+        except ServerFailed as error:
+            return without_server(row, folder, columns, str(error))
+        with server:
+            say(f"{row.name}: served after {server.start_s:.0f} s", flush=True)
+            return asyncio.run(_run_columns(RowRun(row, server, flag), folder, columns, say))
+
+
+async def _run_columns(run: RowRun, folder: Path, columns: Sequence[Column], say: Any) -> Record:
+    errors = await run.fault_free()
+    if errors:
+        return await fails_fault_free(run.row, folder, columns, "; ".join(errors))
+    for column in columns:
+        try:
+            cells = await run.column(column)
+        except ControlFailed as error:
+            cells = {str(mode): Cell(Result.BROKEN, str(error)) for mode in modes_of(run.row.asks(""))}
+            run.record.cells[str(column)] = cells
+        for mode, cell in cells.items():
+            say(f"{run.row.name} | {column} | {mode}: {cell.result} {cell.steps or ''} {cell.why[:500]}", flush=True)
+        if run.server.exit_code is not None:
+            break
+    for column in columns:
+        ended = {str(mode): Cell(Result.BROKEN, "the server had ended") for mode in modes_of(run.row.asks(""))}
+        run.record.cells.setdefault(str(column), ended)
+    return run.record
+
+
+def server_spec(row: FeatureRow, folder: Path, flag: Path, *, holdfast: bool = True) -> ServerSpec:
+    standby = Standby.PRELOADED.arguments(row.ranks)
+    environment = {"PYTHONPATH": python_path(), **row.environment}
+    if row.draft_or_encoder and holdfast:
+        environment[PART_FAULT] = str(flag)
+    return ServerSpec(
+        model=row.model(),
+        log=folder / f"{''.join(c if c.isalnum() else '-' for c in row.name)}{'' if holdfast else '-plain'}.log",
+        arguments=(*SERVER_ARGUMENTS, *((*PROTECTED, *standby) if holdfast else ()), *row.arguments()),
+        environment=environment,
+        holdfast=holdfast,
+    )
+
+
+def python_path() -> str:
+    return os.pathsep.join([str(CPU_BENCH), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
+def without_server(row: FeatureRow, folder: Path, columns: Sequence[Column], why: str) -> Record:
+    """Judge a row whose server does not start: refused, or plain vLLM does not start either."""
+    if "refus" in why:
+        return everywhere(row, columns, Cell(Result.REFUSED, why[-200:]))
+    try:
+        Server(server_spec(row, folder, folder / "none", holdfast=False)).start().stop()
+    except ServerFailed as error:
+        return everywhere(row, columns, Cell(Result.HOST_FAILS, f"does not start: {error_line(str(error))}"))
+    return everywhere(row, columns, Cell(Result.BROKEN, f"starts with plain vLLM only: {error_line(why)}"))
+
+
+async def fails_fault_free(row: FeatureRow, folder: Path, columns: Sequence[Column], why: str) -> Record:
+    """Judge a row whose answers are errors without any fault, by the same requests to plain vLLM."""
+    with Server(server_spec(row, folder, folder / "none", holdfast=False)).start() as server:
+        histories = await Batch(server.url, row.asks(fresh_salt())).run()
+    if any(one.error for one in histories):
+        return everywhere(row, columns, Cell(Result.HOST_FAILS, why))
+    return everywhere(row, columns, Cell(Result.BROKEN, f"fails without a fault, plain vLLM does not: {why}"))
+
+
+def error_line(text: str) -> str:
+    """Return the last line of a log that names an error."""
+    lines = [line for line in text.splitlines() if "Error" in line and "See root cause" not in line]
+    return (lines or text.splitlines() or [""])[-1][-200:]
+
+
+def everywhere(row: FeatureRow, columns: Sequence[Column], cell: Cell) -> Record:
+    record = Record(row.name)
+    modes = {str(mode): cell for mode in modes_of(row.asks(""))}
+    record.cells = {str(column): dict(modes) for column in columns}
+    return record
