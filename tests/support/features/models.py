@@ -33,6 +33,12 @@ def draft() -> Path:
     return make_dense_model(default_model_folder().with_name(f"small-draft-{recipe.fingerprint()}"), recipe)
 
 
+def other_dense() -> Path:
+    """Return the same model with other weights."""
+    recipe = replace(DenseRecipe(), seed=23)
+    return make_dense_model(default_model_folder().with_name(f"small-other-{recipe.fingerprint()}"), recipe)
+
+
 def _kept(name: str, content: dict[str, Any], write: Callable[[Path], None]) -> Path:
     """Return the folder of a model, written unless it exists; of two writers the first one wins."""
     digest = hashlib.sha256(json.dumps([VERSION, content], sort_keys=True).encode()).hexdigest()[:16]

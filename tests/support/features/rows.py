@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from support.features.asks import Ask, Asks, Call
 
 TOKENS = 48
 TP2 = ("--tensor-parallel-size", "2")
+DEV_MODE = {"VLLM_SERVER_DEV_MODE": "1"}  # the host's own endpoints that set state
 DP2 = ("--data-parallel-size", "2")
 
 
@@ -28,7 +29,8 @@ class FeatureRow:
     """A feature and how it is served.
 
     `place` is the engine and rank that faults strike; `decode_after` the steps before a fault in decode. A row with
-    `draft_or_encoder` has a part beside the model that can fail alone. `needs` says what would be needed where answers
+    `draft_or_encoder` has a part beside the model that can fail alone. `prelude` are calls, paths and bodies, that set
+    state before the first run. `needs` says what would be needed where answers
     end with an error or a server is refused.
     """
 
@@ -41,6 +43,7 @@ class FeatureRow:
     ranks: int = 1  # of an engine core
     decode_after: int = 12
     draft_or_encoder: bool = False
+    prelude: Callable[[], Sequence[tuple[str, Mapping[str, Any]]]] = tuple
     needs: str = ""
 
 
@@ -72,6 +75,14 @@ ADAPTERS = ("one", "two")
 def lora_arguments() -> tuple[str, ...]:
     folders = [f"{name}={models.adapter(name, number)}" for number, name in enumerate(ADAPTERS, 1)]
     return ("--enable-lora", "--max-lora-rank", "8", "--max-loras", "2", "--lora-modules", *folders)
+
+
+def load_adapters() -> list[tuple[str, dict[str, Any]]]:
+    folders = {name: str(models.adapter(name, number)) for number, name in enumerate(ADAPTERS, 1)}
+    loads = [{"lora_name": name, "lora_path": folder} for name, folder in folders.items()]
+    return [
+        ("/v1/load_lora_adapter", body) for body in (*loads, {"lora_name": "gone", "lora_path": folders["two"]})
+    ] + [("/v1/unload_lora_adapter", {"lora_name": "gone"})]
 
 
 def lora(salt: str) -> list[Ask]:
@@ -208,6 +219,18 @@ def pooling(salt: str) -> Asks:
     ]
 
 
+# ---- state set at run time
+
+
+def reload_weights() -> list[tuple[str, dict[str, Any]]]:
+    weights = {"weights_path": str(models.other_dense())}
+    return [("/collective_rpc", {"method": "reload_weights", "kwargs": weights}), ("/reset_prefix_cache", {})]
+
+
+def pause_and_resume() -> list[tuple[str, dict[str, Any]]]:
+    return [("/pause", {}), ("/resume", {})]
+
+
 # ---- architectures
 
 HYBRID = {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 4, "num_key_value_heads": 2}
@@ -268,7 +291,20 @@ ROWS: tuple[FeatureRow, ...] = (
     LORA,
     NGRAM,
     STRUCTURED,
-    FeatureRow("sliding window", plain, gemma3),
+    FeatureRow("sliding window: Gemma 3", plain, gemma3),
+    FeatureRow(
+        "LoRA, loaded and unloaded at run time",
+        lora,
+        arguments=lambda: ("--enable-lora", "--max-lora-rank", "8", "--max-loras", "3"),
+        environment={"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"},
+        prelude=load_adapters,
+    ),
+    FeatureRow(
+        "weights reloaded at run time",
+        plain,
+        environment=DEV_MODE,
+        prelude=lambda: [*reload_weights(), *pause_and_resume()],
+    ),
     FeatureRow("documents: prompt logprobs, echo, n, beam search", documents),
     FeatureRow("chat completions, responses, messages", endpoints),
     FeatureRow("priorities, chunked prefill, preemption", scheduled, arguments=scheduling),

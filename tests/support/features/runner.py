@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import httpx
+
 from holdfast.bench.incident import Window, window_of
 from holdfast.bench.loads import SERVER_ARGUMENTS
 from holdfast.bench.topologies import Standby
@@ -82,7 +84,10 @@ class RowRun:
         self.reference: dict[str, History] = {}
 
     async def fault_free(self) -> list[str]:
-        """Make the two fault-free runs; return the errors of answers."""
+        """Set the row's state and make the two fault-free runs; return the errors of answers."""
+        async with httpx.AsyncClient(base_url=self.server.url, timeout=60, trust_env=False) as client:
+            for path, body in self.row.prelude():
+                (await client.post(path, json=body)).raise_for_status()
         first, second = [by_name(await self._batch().run()) for _ in range(2)]
         errors = [f"{name}: {one.error}" for name, one in second.items() if one.error is not None]
         self.record.unrepeated = not_repeated(first, second)
