@@ -296,3 +296,15 @@ def test_a_block_that_another_request_keeps_is_not_free():
     shared = [request("a", 8, 0, [1, 2], 20), request("b", 8, 0, [1, 3], 20)]
     assert kept_with(1, 4, shared) == "a"
     assert kept_with(0, 4, shared) == ""
+
+
+def test_where_the_host_admits_only_whole_sequences_the_rest_fits_as_a_whole():
+    """Two prefills of five blocks, of which each holds two: three more for the first, and one to spare."""
+    pair = [request("a", 8, 0, [1, 2], 20), request("b", 8, 0, [3, 4], 20)]
+    assert [kept_with(free, 20, pair) for free in (8, 7, 2, 1)] == ["ab", "a", "a", ""]
+
+
+def test_a_draft_may_need_more_than_one_block_to_spare():
+    plan = plan_rewind(pair := [request("a", 8, 0, [1, 2]), request("b", 8, 0, [3, 4])], BLOCK)
+    kept = [release_until_rest_fits(plan, pair, free, 1, spare_blocks=3).good_tokens for free in (8, 7)]
+    assert kept == [{"a": 8, "b": 8}, {"a": 8, "b": 0}]

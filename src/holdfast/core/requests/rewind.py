@@ -104,22 +104,25 @@ def _one_writer_per_block(holders: Sequence[RequestBlocks], good: Mapping[str, i
 
 
 def release_until_rest_fits(
-    plan: RewindPlan, requests: Sequence[RequestBlocks], free_blocks: int, step_tokens: int
+    plan: RewindPlan, requests: Sequence[RequestBlocks], free_blocks: int, step_tokens: int, *, spare_blocks: int = 1
 ) -> RewindPlan:
-    """Release whole requests, last first, until the blocks needed by the rest for a step are free.
+    """Release whole requests, last first, until the blocks that admit every other request are free at once.
 
     Requests that hold blocks while they wait are not preempted by the host for one another: without this, a head of
     the queue could wait for ever for a block that no request frees.
 
     Args:
+        requests: in the order in which the host will take them.
         free_blocks: blocks free once the plan is carried out.
-        step_tokens: most tokens that one step may compute.
+        step_tokens: most tokens for which the host needs free blocks to admit a request: those of a step, or of the
+            longest request where the host admits only a request whose whole sequence fits.
+        spare_blocks: blocks for each request beside these.
     """
     good = dict(plan.good_tokens)
     keepers = Counter(b for r in requests for b in r.blocks[: plan.kept_blocks(r.request_id)])
     free = free_blocks
     for r in reversed(requests):
-        if _needed_blocks(good, requests, plan.block_size, step_tokens) <= free:
+        if _needed_blocks(good, requests, plan.block_size, step_tokens, spare_blocks) <= free:
             break
         kept = r.blocks[: plan.kept_blocks(r.request_id)]
         keepers.subtract(kept)
@@ -135,12 +138,12 @@ def given_up_blocks(plan: RewindPlan, requests: Sequence[RequestBlocks]) -> int:
 
 
 def _needed_blocks(
-    good: Mapping[str, int], requests: Sequence[RequestBlocks], block_size: int, step_tokens: int
+    good: Mapping[str, int], requests: Sequence[RequestBlocks], block_size: int, step_tokens: int, spare_blocks: int
 ) -> int:
     needed = 0
     for r in requests:
         kept = good[r.request_id]
         if kept:
             reach = min(r.total, kept + step_tokens)
-            needed += -(-reach // block_size) + 1 - -(-kept // block_size)
+            needed += -(-reach // block_size) + spare_blocks - -(-kept // block_size)
     return needed

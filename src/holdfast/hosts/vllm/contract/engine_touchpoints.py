@@ -153,6 +153,13 @@ ENGINE_TOUCHPOINTS: tuple[Touchpoint, ...] = (
         "scheduler_config",
         "rewinding",
     ),
+    *attributes(
+        _SCHEDULER,
+        "Scheduler",
+        "policy scheduler_reserve_full_isl num_lookahead_tokens max_model_len",
+        "a rewind plans with the host's rule of admission, in the order of its queues",
+    ),
+    Touchpoint("vllm.v1.core.sched.request_queue", "SchedulingPolicy", "class", None, "the order of the queues"),
     call(_KV, "KVCacheManager.free", ("request",), "releasing a request's blocks"),
     call(_KV, "KVCacheManager.evict_blocks", ("block_ids",), "suspect KV leaves the prefix cache"),
     *attributes(_KV, "KVCacheManager", "coordinator block_pool", "rewinding"),

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from vllm.v1.core.sched.request_queue import SchedulingPolicy
 from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
 from vllm.v1.request import RequestStatus
 
@@ -158,7 +159,11 @@ def _rewind_to_start(scheduler: Any, manager: Any) -> RewindResult:
 
 
 def _requests_to_rewind(scheduler: Any, manager: Any) -> list[Any]:
-    """Return every request to rewind: running requests in their order, then waiting requests with blocks."""
+    """Return every request to rewind in the order of the host's queue.
+
+    That is by priority where the host goes by it, else running requests in their order, then waiting requests with
+    blocks.
+    """
     running = [r for r in scheduler.running if r.request_id in scheduler.requests]
     ran = {r.request_id for r in running}
     queued = {r.request_id for queue in _queues(scheduler) for r in queue}
@@ -170,7 +175,7 @@ def _requests_to_rewind(scheduler: Any, manager: Any) -> list[Any]:
         and not r.is_finished()
         and (manager.req_to_blocks.get(r.request_id) or r.request_id not in queued)
     ]
-    return running + others
+    return sorted(running + others) if scheduler.policy is SchedulingPolicy.PRIORITY else running + others
 
 
 def _queues(scheduler: Any) -> tuple[Any, Any]:
@@ -203,8 +208,12 @@ def _keepable(request: Any) -> bool:
 
 
 def _fitting_plan(scheduler: Any, plan: RewindPlan, present: Sequence[RequestBlocks]) -> RewindPlan:
+    """Release what the host would not admit beside the rest: by its rule, from the end of its queue."""
     free = scheduler.kv_cache_manager.block_pool.get_num_free_blocks() + given_up_blocks(plan, present)
-    return release_until_rest_fits(plan, present, free, scheduler.max_num_scheduled_tokens)
+    reserves = scheduler.scheduler_reserve_full_isl  # the host admits a request only if its whole sequence fits
+    tokens = scheduler.max_model_len if reserves else scheduler.max_num_scheduled_tokens
+    spare = 1 + scheduler.num_lookahead_tokens // plan.block_size
+    return release_until_rest_fits(plan, present, free, tokens, spare_blocks=spare)
 
 
 def _cached(scheduler: Any, suspect: Iterable[int]) -> set[int]:
