@@ -250,6 +250,16 @@ def test_a_new_process_in_an_epoch_with_broken_collectives_is_told_to_break_as_w
     assert len(bench.announced) == 1
 
 
+def test_a_new_process_of_a_rank_that_was_told_to_break_is_told_again_in_the_same_epoch():
+    bench = EngineCoreBench(ranks=2)
+    bench.rank_faults(0)
+    assert bench.told_to_break == [1]
+    bench.attach(1, pid=200)
+    bench.effects.clear()
+    bench.tell(m.PauseEngine(command_id="pause", epoch=0))
+    assert bench.told_to_break == [1]
+
+
 def test_a_rank_that_died_in_an_earlier_epoch_owes_no_acknowledgement():
     bench = EngineCoreBench(ranks=2, acknowledge_timeout_s=BOUND_S)
     bench.lose(1)
