@@ -11,6 +11,7 @@ import msgspec
 
 GREETING = "holdfast-greeting"  # an API server asks an engine core to say once more that it is ready
 HISTORY = "holdfast_history"  # private key of the sampling parameters: the tokens that were delivered as output
+DRAWN = "holdfast_drawn"  # another one: the tokens sampled in earlier turns of a streaming session
 
 # Names under which an engine core's commands are bound to a worker.
 JOIN = "holdfast_join"
@@ -22,6 +23,17 @@ TOLD_TO_STOP = "it was told to stop"  # reason of a worker's fence that its engi
 
 
 WorkerCall = tuple[str, tuple[Any, ...], dict[str, Any]]  # of a method of the host's worker, with arguments
+
+
+def drawn_before(request: Any) -> int:
+    """Return how many tokens were sampled in earlier turns of a streaming session; 0 for any other request."""
+    drawn: int = vars(request).get(DRAWN, 0)
+    return drawn
+
+
+def set_drawn_before(request: Any, tokens: int) -> None:
+    """Note how many tokens were sampled in earlier turns."""
+    vars(request)[DRAWN] = tokens
 
 
 class QueueHandle(msgspec.Struct, frozen=True):

@@ -18,6 +18,7 @@ _RUNNER_V2 = "vllm.v1.worker.gpu.model_runner"
 _COMPARED = "a second request, with which the only present request can be compared"
 _EXPERTS = "vllm.distributed.eplb.eplb_state"
 _EQUAL = "state that every rank holds for itself is made equal on all ranks"
+_SESSIONS = "a streaming session is parked between two turns, and what it keeps is the count of computed tokens"
 _LOOKED_AT = "flags of a step's logits are looked at once its tokens are there"
 
 ENGINE_INIT = wrap(
@@ -132,6 +133,7 @@ ENGINE_TOUCHPOINTS: tuple[Touchpoint, ...] = (
         "output_is_stale",
         "generated_token_ids",
         "num_rejected",
+        "finish_reason",
     ),
     call(_CORE, "EngineCoreProc._handle_client_request", ("request_type", "request"), "an input that raised"),
     call(_CORE, "DPEngineCoreProc._handle_client_request", ("request_type", "request"), "the same, in lockstep"),
@@ -141,6 +143,9 @@ ENGINE_TOUCHPOINTS: tuple[Touchpoint, ...] = (
     call(_SCHEDULER, "Scheduler.reset_prefix_cache", ("reset_running_requests",), "rewinding hybrid caches"),
     call(_SCHEDULER, "Scheduler.finish_requests", ("request_ids", "finished_status"), "failing one request"),
     call(_SCHEDULER, "Scheduler._handle_blocked_waiting_request", ("request",), "who waits is not scheduled"),
+    call(_SCHEDULER, "Scheduler._update_request_as_session", ("session", "update"), _SESSIONS),
+    call(_SCHEDULER, "Scheduler._enqueue_waiting_request", ("request",), _SESSIONS),
+    *attributes(_SCHEDULER, "Scheduler", "num_waiting_for_streaming_input", _SESSIONS),
     call(_SCHEDULER, "Scheduler._free_request_blocks", ("request",), "who leaves with a step in flight"),
     call(_KV, "KVCacheManager.get_block_ids", ("request_id",), "who leaves with a step in flight"),
     call(_SCHEDULER, "Scheduler._drain_deferred_frees", (), "deferred blocks return before a rewind"),

@@ -23,6 +23,7 @@ from holdfast.hosts.vllm.engine.recovery import Recovery
 from holdfast.hosts.vllm.engine.request_admission import VllmRequestHost
 from holdfast.hosts.vllm.engine.resumed_requests import attach_resumption_hooks, pace_resumed_requests
 from holdfast.hosts.vllm.engine.runtime_state import RuntimeState
+from holdfast.hosts.vllm.engine.streaming_sessions import follow_sessions
 from holdfast.hosts.vllm.injection import ArmedFaults, arm_engine
 from holdfast.hosts.vllm.process.device_health import device_health
 from holdfast.hosts.vllm.process.init_store import attach_init_store
@@ -109,6 +110,7 @@ class VllmEngineHost:
         if config.enable_fault_injection:
             arm_engine(self._faults, engine)
         record_engine_progress(engine, config)
+        follow_sessions(engine.scheduler)
         self._replies = StepReplies(engine.scheduler)
         rules = StepRules(engine.scheduler)
         self.requests = VllmRequestHost(engine, rules)

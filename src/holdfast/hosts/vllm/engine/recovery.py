@@ -28,8 +28,10 @@ from holdfast.hosts.vllm.engine.pacing import PacedPrefill
 from holdfast.hosts.vllm.engine.rewind import FreedInFlight, only_full_attention, rewind
 from holdfast.hosts.vllm.engine.runtime_state import RuntimeState
 from holdfast.hosts.vllm.engine.salvage import Input, drop_unknown, input_under_way, salvage
+from holdfast.hosts.vllm.engine.streaming_sessions import was_added
 from holdfast.hosts.vllm.engine.worker_pool.replacement_processes import ReplacementResult
 from holdfast.hosts.vllm.injection import ArmedFaults
+from holdfast.hosts.vllm.protocol import drawn_before
 from holdfast.hosts.vllm.worker.equal_state import SEED_BITS
 from holdfast.hosts.vllm.worker.restore import (
     TAIL_TOKENS,
@@ -158,6 +160,7 @@ class Recovery:
         if not is_second:
             put_first(self._engine, taken)
         elif kind is EngineCoreRequestType.ADD:
+            self._fail_requests([content[0].request_id])  # a session, whose input this is
             self._engine._send_error_outputs_to_client([content[0].request_id], content[0].client_index)
             return 1
         return 0
@@ -165,7 +168,7 @@ class Recovery:
     def _is_unfinished(self, kind: EngineCoreRequestType, content: Any) -> bool:
         """Tell whether an input that raised has to be taken again. An abort may be repeated at any time."""
         if kind is EngineCoreRequestType.ADD:
-            return content[0].request_id not in self._engine.scheduler.requests
+            return not was_added(content[0])
         return kind is EngineCoreRequestType.ABORT
 
     def _track_freed_requests(self) -> FreedInFlight | None:
@@ -236,7 +239,9 @@ class Recovery:
         if scheduler.use_v2_model_runner:
             return ()
         return tuple(
-            RequestPosition(r.request_id, r.num_output_tokens, tuple(r.output_token_ids[-TAIL_TOKENS:]))
+            RequestPosition(
+                r.request_id, r.num_output_tokens, tuple(r.output_token_ids[-TAIL_TOKENS:]), drawn_before(r)
+            )
             for r in self._requests_with_output()
         )
 
@@ -249,7 +254,7 @@ class Recovery:
     def _requests_with_output(self) -> list[Any]:
         """Return the requests that a rank must know before the next step."""
         requests = self._engine.scheduler.requests.values()
-        return [r for r in requests if r.num_output_tokens and not r.is_finished()]
+        return [r for r in requests if (r.num_output_tokens or drawn_before(r)) and not r.is_finished()]
 
     # ---- requests that cannot resume
 
@@ -277,6 +282,11 @@ class Recovery:
         ended = self._engine.scheduler.finish_requests(request_ids, RequestStatus.FINISHED_ERROR)
         for request in ended:
             self._engine._send_error_outputs_to_client([request.request_id], request.client_index)
+
+
+def _position_of(request: Any) -> RequestPosition:
+    tail = tuple(request.output_token_ids[-TAIL_TOKENS:])
+    return RequestPosition(request.request_id, request.num_output_tokens, tail, drawn_before(request))
 
 
 def drop_interrupts(engine: Any) -> None:

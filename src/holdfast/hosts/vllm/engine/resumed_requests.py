@@ -16,7 +16,7 @@ from holdfast.core.errors import RecoveryFailed
 from holdfast.hosts.vllm.contract.engine_touchpoints import ADD_TO_SCHEDULER, MAKE_REQUEST
 from holdfast.hosts.vllm.contract.hooks import attach
 from holdfast.hosts.vllm.engine.pacing import PacedPrefill
-from holdfast.hosts.vllm.protocol import ADD_REQUESTS, HISTORY
+from holdfast.hosts.vllm.protocol import ADD_REQUESTS, DRAWN, HISTORY, drawn_before, set_drawn_before
 from holdfast.hosts.vllm.worker.restore import encode_histories, history_of
 
 _PACED = "holdfast_paced"
@@ -36,8 +36,10 @@ def pace_resumed_requests(engine: Any, paced: PacedPrefill) -> None:
 
 def _make_request(original: Callable[..., tuple[Any, int]], engine: Any, request: Any) -> tuple[Any, int]:
     """Make the scheduler's request with its history. Input thread; an exception fails the request alone."""
-    history = _take_history(request)
+    history, drawn = _take_history(request)
     made, wave = original(engine, request)
+    if drawn:
+        set_drawn_before(made, drawn)
     if history:
         _append_history(engine, made, history)
     if history is not None and (paced := vars(engine).get(_PACED)) is not None:
@@ -45,14 +47,18 @@ def _make_request(original: Callable[..., tuple[Any, int]], engine: Any, request
     return made, wave
 
 
-def _take_history(request: Any) -> list[int] | None:
-    """Remove and return the history; empty for a request that was moved before any output; None for a new request."""
+def _take_history(request: Any) -> tuple[list[int] | None, int]:
+    """Remove and return the history, and the number of tokens that a session drew in earlier turns.
+
+    The history is empty for a request that was moved before any output, and None for a new request.
+    """
     params = request.sampling_params
     if params is None or not params.extra_args or HISTORY not in params.extra_args:
-        return None
+        return None, 0
     history: list[int] = params.extra_args.pop(HISTORY)
+    drawn: int = params.extra_args.pop(DRAWN, 0)
     params.extra_args = params.extra_args or None
-    return history
+    return history, drawn
 
 
 def _append_history(engine: Any, request: Any, history: Sequence[int]) -> None:
@@ -76,7 +82,7 @@ def _await_grammar(request: Any) -> None:
 
 def _add_to_scheduler(original: Callable[..., None], engine: Any, request: Any, request_wave: int = 0) -> None:
     """Make a resumed request known to the workers before it is scheduled. Busy loop's thread, between two steps."""
-    if request.num_output_tokens and not engine.scheduler.use_v2_model_runner:
+    if (request.num_output_tokens or drawn_before(request)) and not engine.scheduler.use_v2_model_runner:
         # Runner V1 keeps the tokens of a request in the worker; V2 is sent them when the request is scheduled.
         history = encode_histories([history_of(request)])
         engine.model_executor.collective_rpc(ADD_REQUESTS, timeout=ADD_REQUESTS_TIMEOUT_S, args=(history,))

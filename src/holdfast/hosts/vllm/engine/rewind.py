@@ -26,6 +26,7 @@ from holdfast.core.requests.rewind import (
     plan_rewind,
     release_until_rest_fits,
 )
+from holdfast.hosts.vllm.engine.streaming_sessions import keep_parked
 
 # States in which a request has blocks but no step in flight.
 _PARKED = frozenset({RequestStatus.WAITING_FOR_REMOTE_KVS, RequestStatus.WAITING_FOR_STREAMING_REQ})
@@ -92,6 +93,7 @@ def rewind(
         scheduler.processed_step_seq = scheduler.sched_step_seq
         scheduler._drain_deferred_frees()
     manager = only_full_attention(scheduler)
+    keep_parked(scheduler, kv_lost=memory_lost or manager is None)
     if memory_lost:
         scheduler.encoder_cache_manager.reset()
     if manager is None:

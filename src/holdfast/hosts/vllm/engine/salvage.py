@@ -15,6 +15,8 @@ from typing import Any
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
 from vllm.v1.request import RequestStatus
 
+from holdfast.hosts.vllm.engine.streaming_sessions import has_moved_on
+
 _SCHEDULER_MODULE = "vllm.v1.core.sched.scheduler"
 _ENGINE_MODULE = "vllm.v1.engine.core"
 _STEPS = ("step", "step_with_batch_queue")
@@ -76,10 +78,12 @@ def _salvage_partial(engine: Any, found: dict[str, Any]) -> int:
     outputs = {client: list(outs) for client, outs in (found.get("outputs") or {}).items()}
     interrupted = found.get("request")
     if interrupted is not None and not _has_output(interrupted.request_id, outputs):
-        if interrupted.request_id in engine.scheduler.requests:
+        if interrupted.request_id in engine.scheduler.requests and not has_moved_on(interrupted):
             _undo(engine.scheduler, interrupted, _delivered(found, interrupted))
         else:
-            outputs.setdefault(interrupted.client_index, []).append(_last_output(interrupted, found))
+            is_finished = interrupted.request_id not in engine.scheduler.requests
+            reason = interrupted.get_finished_reason() if is_finished else found["finish_reason"]
+            outputs.setdefault(interrupted.client_index, []).append(_last_output(interrupted, found, reason))
     drop_unknown(engine.scheduler)
     return _send(engine, {client: EngineCoreOutputs(outputs=outs) for client, outs in outputs.items()})
 
@@ -88,12 +92,12 @@ def _has_output(request_id: str, outputs: dict[int, list[Any]]) -> bool:
     return any(o.request_id == request_id for outs in outputs.values() for o in outs)
 
 
-def _last_output(request: Any, found: dict[str, Any]) -> Any:
-    """Build the output of a request that finished and was freed before the host had built the output."""
+def _last_output(request: Any, found: dict[str, Any], reason: Any) -> Any:
+    """Build the output of a request that finished, or of a session whose turn ended, in the host's place."""
     return EngineCoreOutput(
         request_id=request.request_id,
         new_token_ids=found.get("new_token_ids") or [],
-        finish_reason=request.get_finished_reason(),
+        finish_reason=reason,
         stop_reason=request.stop_reason,
         new_logprobs=found.get("new_logprobs"),
     )

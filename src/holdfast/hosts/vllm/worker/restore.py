@@ -24,6 +24,7 @@ from holdfast.core.faults.redaction import account_of
 from holdfast.core.ports import Communicators
 from holdfast.core.protocol.messages import Rendezvous
 from holdfast.hosts.vllm.injection import ArmedFaults
+from holdfast.hosts.vllm.protocol import drawn_before
 from holdfast.hosts.vllm.worker.equal_state import expert_placement, make_equal
 from holdfast.hosts.vllm.worker.fence import StepFence
 from holdfast.hosts.vllm.worker.seeded_generator import new_generator, set_generator
@@ -42,6 +43,7 @@ class RequestPosition(msgspec.Struct, frozen=True, array_like=True):
     request_id: str
     output_tokens: int
     tail: tuple[int, ...] = ()
+    drawn: int = 0  # tokens sampled in earlier turns of a streaming session
 
 
 class RestoreCommand(msgspec.Struct, frozen=True):
@@ -114,6 +116,7 @@ class RequestHistory(msgspec.Struct, frozen=True, array_like=True):
     output_token_ids: list[int]
     sampling_params: SamplingParams
     lora_request: LoRARequest | None = None
+    drawn: int = 0  # tokens sampled in earlier turns of a streaming session
 
 
 def history_of(request: Any) -> RequestHistory:
@@ -126,6 +129,7 @@ def history_of(request: Any) -> RequestHistory:
         output_token_ids=list(request.output_token_ids),
         sampling_params=request.sampling_params,
         lora_request=request.lora_request,
+        drawn=drawn_before(request),
     )
 
 
@@ -249,7 +253,7 @@ def _new_state(runner: Any, request: RequestHistory) -> Any:
         prompt_token_ids=request.prompt_token_ids,
         mm_features=[],
         sampling_params=params,
-        generator=new_generator(params, len(request.output_token_ids), runner),
+        generator=new_generator(params, request.drawn + len(request.output_token_ids), runner),
         block_ids=tuple([] for _ in range(groups)),
         num_computed_tokens=0,
         output_token_ids=list(request.output_token_ids),
@@ -293,7 +297,7 @@ def _rewind_state(runner: Any, state: Any, position: RequestPosition) -> None:
     state.output_token_ids[position.output_tokens - len(position.tail) :] = position.tail
     state.prev_num_draft_len = 0
     if state.generator is not None:
-        set_generator(state.generator, state.sampling_params.seed, position.output_tokens, runner)
+        set_generator(state.generator, state.sampling_params.seed, position.drawn + position.output_tokens, runner)
 
 
 def _reaches(state: Any | None, position: RequestPosition) -> bool:
