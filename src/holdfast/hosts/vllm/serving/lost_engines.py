@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from holdfast.core.errors import PeerSilent
+from holdfast.core.protocol.events import InstanceView
 
 
 class EngineLost(PeerSilent):
@@ -98,6 +99,27 @@ class LostEngines:
             if engine in self._is_ready:
                 self._losses[engine].set_result(None)
         return self._losses[engine]
+
+
+def error_output(request_id: str) -> Any:
+    """Return the output with which a request that was lost with its engine core ends."""
+    from vllm.v1.engine import EngineCoreOutput, FinishReason
+
+    return EngineCoreOutput(request_id, [], finish_reason=FinishReason.ERROR)
+
+
+def makes_progress(view: InstanceView, client: Any, engine: bytes) -> bool:
+    """Return whether an engine core makes progress, as far as the view tells."""
+    seen = view.engine(client.core_engines.index(engine))
+    return seen is None or seen.state.makes_progress
+
+
+def is_awaited(client: Any, answer: Any) -> bool:
+    """Return whether the current process made the call, or the id is below 0 and names no caller.
+
+    Calls of a dead API server are answered to the replacement.
+    """
+    return answer.call_id < 0 or answer.call_id in client.utility_results
 
 
 def idle_outputs_of(client: Any, engine: bytes) -> Any:

@@ -25,8 +25,16 @@ from holdfast.core.requests.journal import RequestJournal
 from holdfast.core.requests.readmission import Readmission
 from holdfast.core.states import EngineState
 from holdfast.hosts.vllm.serving.error_reasons import keep_error_reason
-from holdfast.hosts.vllm.serving.lost_engines import EngineLost, LostEngines, idle_outputs_of
+from holdfast.hosts.vllm.serving.lost_engines import (
+    EngineLost,
+    LostEngines,
+    error_output,
+    idle_outputs_of,
+    is_awaited,
+    makes_progress,
+)
 from holdfast.hosts.vllm.serving.resumption import resumption, strip_history, unmovable
+from holdfast.hosts.vllm.serving.streaming_sessions import StreamingSessions
 
 logger = logging.getLogger("holdfast")
 
@@ -43,10 +51,11 @@ class RequestRouter:
     """
 
     def __init__(self, client: Any, *, detects_poison: bool = False, state_call_timeout_s: float = 600.0) -> None:
-        self._state_call_timeout_s = state_call_timeout_s
         self.journal: RequestJournal[Any] = RequestJournal()
+        self._sessions = StreamingSessions(self.journal)
         self._readmission = Readmission() if detects_poison else None
         self.on_poison: Callable[[PoisonRequestEnded], None] = lambda blamed: None
+        self._state_call_timeout_s = state_call_timeout_s
         self._client = weakref.ref(client)
         self._add: Add | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -69,7 +78,10 @@ class RequestRouter:
         """Record a new request, and send the request or let the request wait."""
         self._add = original
         strip_history(request)
-        self.journal.open(request.request_id, request, unmovable(request))
+        if request.request_id in self._sessions:
+            await self._add_input(original, client, request)
+            return
+        self.journal.open(request.request_id, self._sessions.open(request), unmovable(request))
         self._unpin(client, request)
         if not self._has_taker(client, request):
             self._waiting[request.request_id] = False
@@ -80,9 +92,23 @@ class RequestRouter:
             self._forget([request.request_id])
             raise
 
+    async def _add_input(self, original: Add, client: Any, request: Any) -> None:
+        """Take a further input of a streaming session, or the message that ends the session."""
+        request_id = request.request_id
+        is_known = request_id in self.journal and request_id not in self._waiting  # to an engine core
+        if self._sessions.take(request):
+            self._forget([request_id])
+        elif not is_known:
+            self._start(self._resume())
+        elif self._sessions.send_later(request):
+            return
+        if is_known:
+            await original(client, request)
+
     async def abort(self, original: Callable[..., Awaitable[None]], client: Any, request_ids: Sequence[str]) -> None:
         """Forget aborted requests, and abort them in the engine cores."""
         self._forget(request_ids)
+        self._sessions.abort(request_ids)
         await original(client, request_ids)
 
     def _forget(self, request_ids: Sequence[str]) -> None:
@@ -92,6 +118,10 @@ class RequestRouter:
 
     def _close(self, request_id: str) -> None:
         self.journal.close(request_id)
+        self._sessions.close(request_id)
+        self._clear(request_id)
+
+    def _clear(self, request_id: str) -> None:
         if self._readmission is not None and self._readmission.closed(request_id):
             self._start(self._resume())
 
@@ -122,10 +152,10 @@ class RequestRouter:
         """
         is_bound = request.data_parallel_rank is not None or request.request_id in client.reqs_in_flight
         chosen = choose(request)
-        if is_bound or (_makes_progress(view, client, chosen) and not self.is_lost(chosen)):
+        if is_bound or (makes_progress(view, client, chosen) and not self.is_lost(chosen)):
             return chosen
         present = [engine for engine in client.core_engines if not self.is_lost(engine)]
-        others = [engine for engine in present if _makes_progress(view, client, engine)]
+        others = [engine for engine in present if makes_progress(view, client, engine)]
         if self.is_lost(chosen):
             others = others or present  # a request waits at a paused engine core
         if not others:
@@ -160,7 +190,7 @@ class RequestRouter:
         """Record the outputs of an engine core as delivered, and drop outputs of moved requests."""
         client = self._client()
         if client is not None and outputs.utility_output is not None:
-            return outputs if _is_awaited(client, outputs.utility_output) else type(outputs)()
+            return outputs if is_awaited(client, outputs.utility_output) else type(outputs)()
         if client is None or not (outputs.outputs or outputs.finished_requests):
             return outputs
         engine = client.core_engines[outputs.engine_index - client.engine_ranks_managed[0]]
@@ -168,20 +198,19 @@ class RequestRouter:
             outputs.outputs = [o for o in outputs.outputs if self._is_with(client, o.request_id, engine)]
             if outputs.finished_requests:
                 outputs.finished_requests = {i for i in outputs.finished_requests if self._is_with(client, i, engine)}
-        for output in outputs.outputs:
+        for output in tuple(outputs.outputs):
             self.journal.deliver(output.request_id, output.new_token_ids)
             if self._readmission is not None and self._readmission.is_trying:
                 self._note_progress(self._readmission, output.request_id)
             if output.finish_reason is not None:
-                self._close(output.request_id)
+                outputs.outputs += self._sessions.fail(output)
+                (self._close if self._sessions.ends(output) else self._clear)(output.request_id)
                 if str(output.finish_reason) == "error":
                     keep_error_reason(output.request_id, output.stop_reason)
         return outputs
 
     def _note_progress(self, readmission: Readmission, request_id: str) -> None:
-        """Resume waiting suspects when the request on trial has made progress."""
-        entry = self.journal.get(request_id)
-        if entry is not None and readmission.delivered(request_id, len(entry.delivered)):
+        if request_id in self.journal and readmission.delivered(request_id, self._sessions.progress(request_id)):
             self._start(self._resume())
 
     def _is_with(self, client: Any, request_id: str, engine: bytes) -> bool:
@@ -237,6 +266,7 @@ class RequestRouter:
         self._lost.lose(engine)
         leaving = [i for i in self.journal if self._engine_of(client, i) == engine]
         self._waiting.update(dict.fromkeys(leaving, True))
+        self._sessions.stop_sending(leaving)
         if hasattr(client, "reqs_in_flight"):
             for request_id in [i for i, at in client.reqs_in_flight.items() if at == engine]:
                 del client.reqs_in_flight[request_id]
@@ -252,7 +282,7 @@ class RequestRouter:
         """End a request that kills every engine core, before the request reaches the next engine core."""
         if self._readmission is None:
             return
-        there = {i: len(entry.delivered) for i in leaving if (entry := self.journal.get(i)) is not None}
+        there = {i: self._sessions.progress(i) for i in leaving if not self._sessions.is_parked(i)}
         if (poison := self._readmission.lost(there)) is not None:
             engine_id = int.from_bytes(engine, "little")
             incident = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-engine{engine_id}-lost"
@@ -280,20 +310,19 @@ class RequestRouter:
             return
         for request_id in list(self._waiting):
             entry = self.journal.get(request_id)
-            if request_id not in self._waiting or entry is None:
-                continue  # aborted or sent meanwhile
+            if request_id not in self._waiting or entry is None or self._sessions.is_parked(request_id):
+                continue  # aborted or sent meanwhile; or a session that needs no engine core before its next input
             had_started = self._waiting[request_id]
             if had_started and entry.unmovable:
                 self._fail(client, request_id, entry.unmovable)
                 continue
-            request = resumption(entry.request, entry.delivered) if had_started else entry.request
+            drawn = self._sessions.drawn(request_id)
+            request = resumption(entry.request, entry.delivered, drawn) if had_started else entry.request
             self._unpin(client, request)
-            if self._has_taker(client, request) and self._may_go(request_id):
+            if self._has_taker(client, request) and (self._readmission is None or self._readmission.may_go(request_id)):
                 del self._waiting[request_id]
-                await self._add_again(self._add, client, request)
-
-    def _may_go(self, request_id: str) -> bool:
-        return self._readmission is None or self._readmission.may_go(request_id)
+                for part in self._sessions.sending(request):
+                    await self._add_again(self._add, client, part)
 
     async def _add_again(self, add: Add, client: Any, request: Any) -> None:
         try:
@@ -303,12 +332,12 @@ class RequestRouter:
 
     def _fail(self, client: Any, request_id: str, why: str) -> None:
         """End a request alone, with an error."""
-        from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
+        from vllm.v1.engine import EngineCoreOutputs
 
         logger.error("request %s was lost with its engine core and cannot be resumed: %s", request_id, why)
+        outputs = [lost := error_output(request_id), *self._sessions.fail(lost)]
         self._forget([request_id])
-        lost = EngineCoreOutput(request_id, [], finish_reason=FinishReason.ERROR)
-        client.outputs_queue.put_nowait(EngineCoreOutputs(outputs=[lost]))
+        client.outputs_queue.put_nowait(EngineCoreOutputs(outputs=outputs))
 
     def _start(self, work: Any) -> None:
         assert self._loop is not None
@@ -320,16 +349,3 @@ class RequestRouter:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("moving requests failed", exc_info=error)
-
-
-def _is_awaited(client: Any, answer: Any) -> bool:
-    """Return whether the current process made the call, or the id is below 0 and names no caller.
-
-    Calls of a dead API server are answered to the replacement.
-    """
-    return answer.call_id < 0 or answer.call_id in client.utility_results
-
-
-def _makes_progress(view: InstanceView, client: Any, engine: bytes) -> bool:
-    seen = view.engine(client.core_engines.index(engine))
-    return seen is None or seen.state.makes_progress

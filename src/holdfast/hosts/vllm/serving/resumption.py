@@ -6,7 +6,7 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
-from holdfast.hosts.vllm.protocol import HISTORY
+from holdfast.hosts.vllm.protocol import DRAWN, HISTORY
 
 
 def unmovable(request: Any) -> str:
@@ -15,8 +15,6 @@ def unmovable(request: Any) -> str:
         return "its multimodal features are no longer at hand"
     if request.prompt_embeds is not None or request.prompt_token_ids is None:
         return "its prompt is embeddings, which are no longer at hand"
-    if request.resumable:
-        return "its input is still being streamed"
     return "its KV is handed over between instances" if _hands_over(request) else ""
 
 
@@ -26,19 +24,23 @@ def _hands_over(request: Any) -> bool:
 
 
 def strip_history(request: Any) -> None:
-    """Remove the private history key from a client's request."""
+    """Remove the private keys from a client's request."""
     params = request.sampling_params
-    if params is not None and params.extra_args and HISTORY in params.extra_args:
-        params.extra_args = {key: value for key, value in params.extra_args.items() if key != HISTORY}
+    if params is not None and params.extra_args and not params.extra_args.keys().isdisjoint((HISTORY, DRAWN)):
+        params.extra_args = {key: value for key, value in params.extra_args.items() if key not in (HISTORY, DRAWN)}
 
 
-def resumption(request: Any, delivered: Sequence[int]) -> Any:
-    """Return a copy of `request` that another engine core resumes behind the `delivered` tokens."""
+def resumption(request: Any, delivered: Sequence[int], drawn: int = 0) -> Any:
+    """Return a copy of `request` that another engine core resumes behind the `delivered` tokens.
+
+    Args:
+        drawn: tokens delivered in earlier turns of a streaming session, which are part of the prompt.
+    """
     again = copy.copy(request)
     again.data_parallel_rank = None
     if request.sampling_params is not None:
         again.sampling_params = params = request.sampling_params.clone()
-        params.extra_args = {**(params.extra_args or {}), HISTORY: list(delivered)}
-        if delivered:
+        params.extra_args = {**(params.extra_args or {}), HISTORY: list(delivered), DRAWN: drawn}
+        if delivered or drawn:
             params.prompt_logprobs = None  # delivered with the first token
     return again
