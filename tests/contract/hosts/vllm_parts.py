@@ -138,6 +138,7 @@ class PretendRunner:
     """A model runner V1 that computes the fake host's arithmetic and keeps the tokens of each request."""
 
     def __init__(self, rank: int, communicators: Any) -> None:
+        self.mamba_state_idx: dict[str, int] = {}
         self.memory = KVMemory(rank, BLOCKS, BLOCK_SIZE)
         self._communicators = communicators
         self.model = torch.nn.Identity()

@@ -140,7 +140,6 @@ ENGINE_TOUCHPOINTS: tuple[Touchpoint, ...] = (
     *attributes("vllm.v1.engine", "EngineCoreRequestType", "ADD", "an input that raised"),
     call(_SCHEDULER, "Scheduler._update_request_with_output", ("request", "new_token_ids"), "injection"),
     call(_SCHEDULER, "Scheduler._preempt_request", ("request", "timestamp"), "releasing a request's blocks"),
-    call(_SCHEDULER, "Scheduler.reset_prefix_cache", ("reset_running_requests",), "rewinding hybrid caches"),
     call(_SCHEDULER, "Scheduler.finish_requests", ("request_ids", "finished_status"), "failing one request"),
     call(_SCHEDULER, "Scheduler._handle_blocked_waiting_request", ("request",), "who waits is not scheduled"),
     call(_SCHEDULER, "Scheduler._update_request_as_session", ("session", "update"), _SESSIONS),
@@ -155,7 +154,8 @@ ENGINE_TOUCHPOINTS: tuple[Touchpoint, ...] = (
         "running waiting kv_holding_waiting requests kv_cache_manager encoder_cache_manager connector "
         "ec_connector prev_step_scheduled_req_ids max_num_scheduled_tokens use_v2_model_runner defer_block_free "
         "sched_step_seq processed_step_seq current_step _inflight_prefills deferred_waiting num_spec_tokens "
-        "scheduler_config",
+        "scheduler_config aux_output_connector reset_preempted_req_ids finished_recving_kv_req_ids "
+        "failed_recving_kv_req_ids",
         "rewinding",
     ),
     *attributes(
@@ -187,7 +187,7 @@ ENGINE_TOUCHPOINTS: tuple[Touchpoint, ...] = (
     *attributes(
         _RUNNER_V1,
         "GPUModelRunner",
-        "requests input_batch num_prompt_logprobs execute_model_state",
+        "requests input_batch num_prompt_logprobs execute_model_state mamba_state_idx kv_connector_output",
         "restoring runner V1",
     ),
     call(_BATCH_V1, "InputBatch.remove_request", ("req_id",), "restoring runner V1"),

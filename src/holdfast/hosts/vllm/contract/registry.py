@@ -6,6 +6,7 @@ A contract test walks the list against the installed host and the sources of eve
 from __future__ import annotations
 
 from holdfast.hosts.vllm.contract.communicator_touchpoints import COMMUNICATOR_TOUCHPOINTS
+from holdfast.hosts.vllm.contract.connector_touchpoints import CONNECTOR_TOUCHPOINTS
 from holdfast.hosts.vllm.contract.cpu_touchpoints import CPU_TOUCHPOINTS
 from holdfast.hosts.vllm.contract.engine_touchpoints import ENGINE_TOUCHPOINTS
 from holdfast.hosts.vllm.contract.front_end_touchpoints import FRONT_END_TOUCHPOINTS
@@ -19,5 +20,6 @@ TOUCHPOINTS: tuple[Touchpoint, ...] = (
     *FRONT_END_TOUCHPOINTS,
     *WORKER_TOUCHPOINTS,
     *ENGINE_TOUCHPOINTS,
+    *CONNECTOR_TOUCHPOINTS,
     *NAME_TOUCHPOINTS,
 )

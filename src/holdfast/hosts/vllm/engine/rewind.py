@@ -2,13 +2,12 @@
 
 With a single group of full attention a request keeps its good blocks and waits in the queue in which the host keeps
 requests whose KV arrived from another instance: with blocks, and a count of computed tokens. With any further cache
-(sliding window, Mamba, several groups, connectors) requests are preempted the host's way and the prefix cache is
-dropped.
+(sliding window, Mamba, several groups, connectors) requests return to their first token and the prefix cache is
+emptied (`further_caches`).
 """
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from holdfast.core.requests.rewind import (
     plan_rewind,
     release_until_rest_fits,
 )
+from holdfast.hosts.vllm.engine.further_caches import rewind_to_first_tokens
 from holdfast.hosts.vllm.engine.streaming_sessions import keep_parked
 
 # States in which a request has blocks but no step in flight.
@@ -97,7 +97,7 @@ def rewind(
     if memory_lost:
         scheduler.encoder_cache_manager.reset()
     if manager is None:
-        rewound = _rewind_all(scheduler)
+        rewound = _rewind_all(scheduler, memory_lost=memory_lost)
     elif memory_lost:
         rewound = _rewind_to_start(scheduler, manager)
     else:
@@ -116,7 +116,8 @@ def rewind(
 def only_full_attention(scheduler: Any) -> Any | None:
     """Return the only manager of the cache where requests can be rewound in place, else None."""
     managers = scheduler.kv_cache_manager.coordinator.single_type_managers
-    if scheduler.connector is not None or scheduler.ec_connector is not None or len(managers) != 1:
+    further = (scheduler.connector, scheduler.ec_connector, scheduler.aux_output_connector)
+    if any(connector is not None for connector in further) or len(managers) != 1:
         return None
     manager = managers[0]
     whole_blocks = manager.block_size == scheduler.kv_cache_manager.block_pool.hash_block_size
@@ -287,17 +288,11 @@ def recompute(scheduler: Any, request_id: str) -> None:
     request.num_computed_tokens = 0
 
 
-# ---- caches of further kinds: the host's preemption
+# ---- caches of further kinds
 
 
-def _rewind_all(scheduler: Any) -> RewindResult:
-    requests = list(scheduler.running)
-    scheduler.running = []
-    for request in reversed(requests):
-        if request.status is RequestStatus.RUNNING:
-            scheduler._preempt_request(request, time.monotonic(), drop_stale_output=True)
-            request.status = _waiting_status(request)
-    scheduler.reset_prefix_cache(reset_running_requests=True)
+def _rewind_all(scheduler: Any, *, memory_lost: bool) -> RewindResult:
+    requests = rewind_to_first_tokens(scheduler, memory_lost=memory_lost)
     return RewindResult(
         requests=len(requests),
         kept_blocks=0,

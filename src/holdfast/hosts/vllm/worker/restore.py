@@ -25,6 +25,7 @@ from holdfast.core.ports import Communicators
 from holdfast.core.protocol.messages import Rendezvous
 from holdfast.hosts.vllm.injection import ArmedFaults
 from holdfast.hosts.vllm.protocol import drawn_before
+from holdfast.hosts.vllm.worker.connector_transfers import end_transfers
 from holdfast.hosts.vllm.worker.equal_state import expert_placement, make_equal
 from holdfast.hosts.vllm.worker.fence import StepFence
 from holdfast.hosts.vllm.worker.seeded_generator import new_generator, set_generator
@@ -223,6 +224,7 @@ class RankRestore:
 def restore_runner(runner: Any, requests: Sequence[RequestPosition]) -> tuple[str, ...]:
     """Restore the runner; return the ids of requests that the rank never saw."""
     runner.execute_model_state = None
+    end_transfers(runner)
     if hasattr(runner, "req_states"):
         return _restore_v2(runner)
     return _restore_v1(runner, requests)
@@ -269,6 +271,7 @@ def _restore_v2(runner: Any) -> tuple[str, ...]:
 
 def _restore_v1(runner: Any, requests: Sequence[RequestPosition]) -> tuple[str, ...]:
     runner.kv_connector_output = None
+    runner.mamba_state_idx.clear()  # a request that is sent as new would go on from the state of its old blocks
     _empty_batch(runner.input_batch)
     positions = {r.request_id: r for r in requests}
     for request_id in [r for r in runner.requests if r not in positions]:

@@ -1,0 +1,155 @@
+"""Take back what a KV connector has begun in steps that failed, on the scheduler's side.
+
+A connector counts what it has asked of the workers: loads, stores, and the notices that end them. The notices of a
+failed step are lost, and a store of a failed step would keep KV that was never computed. So every open job is taken
+back: its blocks leave the connector's index or are released there, later notices of the job are ignored, and the
+workers end the transfers before the next step (`worker/connector_transfers.py`). KV that was kept before stays.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from holdfast.core.errors import RecoveryFailed
+from holdfast.core.faults.redaction import PublicText
+
+_HEADER_BYTES = 8  # length of the header, at the begin of a file of tensors
+
+
+def take_back_jobs(scheduler: Any, requests: Sequence[Any], *, memory_lost: bool) -> None:
+    """Take back all open jobs of the scheduler's connector.
+
+    Args:
+        requests: the requests that were released.
+        memory_lost: what the connector keeps in the memory of a worker is lost.
+
+    Raises:
+        RecoveryFailed: jobs of this connector cannot be taken back.
+    """
+    _take_back(scheduler.connector, requests, memory_lost)
+    for request in [r for r in scheduler.requests.values() if r.is_finished()]:  # waited for the end of their loads
+        scheduler._free_blocks(request)
+    scheduler.finished_recving_kv_req_ids.clear()
+    scheduler.failed_recving_kv_req_ids.clear()
+
+
+def unrewindable(connector: Any) -> str:
+    """Return the name of the first connector whose jobs cannot be taken back; empty without one."""
+    name = type(connector).__name__
+    if name == "MultiConnector":
+        return next(filter(None, map(unrewindable, connector._connectors)), "")
+    return "" if name in _KINDS else name
+
+
+def _take_back(connector: Any, requests: Sequence[Any], memory_lost: bool) -> None:
+    if unknown := unrewindable(connector):
+        raise RecoveryFailed(
+            PublicText(
+                f"transfers of the KV connector {unknown} cannot be taken back; its engine core must be replaced"
+            )
+        )
+    _KINDS[type(connector).__name__](connector, requests, memory_lost)
+
+
+def _of_several(connector: Any, requests: Sequence[Any], memory_lost: bool) -> None:
+    for each in connector._connectors:
+        _take_back(each, requests, memory_lost)
+    for request in requests:
+        connector._requests_to_connector.pop(request.request_id, None)
+    connector._extra_async_saves.clear()
+
+
+# ---- offloading into memory, and from there to disks
+
+
+def _of_offloading(connector: Any, requests: Sequence[Any], memory_lost: bool) -> None:
+    scheduler = connector.connector_scheduler
+    scheduler._current_batch_load_jobs.clear()
+    scheduler._current_batch_allocated_block_ids.clear()
+    to_end = scheduler._current_batch_jobs_to_flush | set(scheduler._jobs)
+    scheduler._current_batch_jobs_to_flush.clear()
+    if memory_lost:
+        scheduler.reset_cache()
+    else:
+        _end_jobs(scheduler)
+    for state in scheduler._req_status.values():
+        _begin_anew(state)
+    scheduler._current_batch_jobs_to_flush.update(to_end)
+
+
+def _end_jobs(scheduler: Any) -> None:
+    """End each job as failed, and forget finished requests: what is left of their KV may be of a failed step."""
+    for job in scheduler._jobs.values():
+        context = scheduler._req_status[job.req_id].req_context
+        if job.is_store:
+            scheduler.manager.complete_store(job.keys, context, success=False)
+        else:
+            scheduler.manager.complete_load(job.keys, context)
+    scheduler._stale_job_threshold = scheduler._job_counter  # later notices of these jobs are ignored
+    scheduler._jobs.clear()
+    scheduler._block_id_to_pending_jobs.clear()
+    if scheduler._chunks_being_loaded is not None:
+        scheduler._chunks_being_loaded.clear()
+    for request_id, state in list(scheduler._req_status.items()):
+        if state.req.is_finished():
+            if not state.finished_signaled:
+                scheduler.manager.on_request_finished(state.req_context)
+            del scheduler._req_status[request_id]
+
+
+def _begin_anew(state: Any) -> None:
+    """Let a request's state know no block, and no key of tokens that may have been undone."""
+    state.transfer_jobs.clear()
+    state.partial_tail_boundary = None
+    state.load_key_ranges.clear()
+    for group in state.group_states:
+        group.block_ids.clear()
+        group.offload_keys.clear()
+        group.next_stored_chunk_idx = group.num_hit_chunks = 0
+
+
+# ---- files, one folder per prompt
+
+
+def _of_files(connector: Any, requests: Sequence[Any], memory_lost: bool) -> None:
+    """Remove folders that a failed step left unfinished: the connector takes every folder for complete."""
+    connector._requests_need_load.clear()
+    names = [name for group in connector._kv_cache_config.kv_cache_groups for name in group.layer_names]
+    for request in requests:
+        folder = _folder_of(connector, request)
+        if folder.is_dir() and not all(_is_whole(folder / f"{name}.safetensors") for name in names):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _folder_of(connector: Any, request: Any) -> Path:
+    import torch
+    from vllm.distributed.kv_transfer.kv_connector.v1.example_connector import align_to_block_size
+
+    tokens = list(request.prompt_token_ids or [])
+    aligned = torch.tensor(tokens)[: align_to_block_size(len(tokens), connector._block_size)]
+    hashes = [feature.identifier for feature in request.mm_features]
+    return Path(connector._generate_foldername_debug(aligned, hashes, create_folder=False))
+
+
+def _is_whole(file: Path) -> bool:
+    """Tell whether a file of tensors is as long as its header says."""
+    import json
+
+    try:
+        with file.open("rb") as opened:
+            length = int.from_bytes(opened.read(_HEADER_BYTES), "little")
+            header = json.loads(opened.read(length))
+        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        return file.stat().st_size == _HEADER_BYTES + length + max(ends, default=0)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+_KINDS: Mapping[str, Callable[[Any, Sequence[Any], bool], None]] = {
+    "OffloadingConnector": _of_offloading,
+    "ExampleConnector": _of_files,
+    "MultiConnector": _of_several,
+}
