@@ -21,6 +21,7 @@ from holdfast.core.errors import BadConfiguration
 from holdfast.core.protocol.commands import Credential
 from holdfast.progress.identity import Identity
 from holdfast.progress.places import is_private_folder
+from holdfast.progress.records import read_record
 
 VARIABLE = "HOLDFAST_API_KEY"
 FILE_SETTING = "control_token_file"
@@ -170,10 +171,7 @@ def _records(folder: Path) -> Iterator[tuple[Path, ServerRecord | None]]:
     """Yield each record's file and content; None for an unreadable file."""
     with contextlib.suppress(OSError):
         for path in sorted(folder.glob(f"*{_SUFFIX}")):
-            try:
-                yield path, msgspec.json.decode(path.read_bytes(), type=ServerRecord)
-            except (OSError, msgspec.DecodeError, UnicodeDecodeError):
-                yield path, None
+            yield path, read_record(path, ServerRecord)
 
 
 def _remove_stale(folder: Path) -> None:

@@ -44,6 +44,7 @@ from holdfast.core.states import EngineState
 from holdfast.sentinel.begun_commands import BegunCommands
 from holdfast.sentinel.beside import Beside, Sink, dropped_items
 from holdfast.sentinel.link_registry import LinkRegistry
+from holdfast.sentinel.refused import RefusedMessages
 from holdfast.sentinel.thread import SentinelThread, engine_identity, is_link
 from holdfast.wire import Delivery, Hub, Station
 
@@ -86,7 +87,8 @@ class ClientSentinel:
         self._begun = BegunCommands()
         self._on_view: Callable[[InstanceView], None] = lambda view: None
         self._changed = threading.Condition()
-        self._links = LinkRegistry(self._hub, self)
+        self._refused = RefusedMessages("ClientSentinel")
+        self._links = LinkRegistry(self._hub, self, self._refused)
         self._serves_links = False
         self._thread = SentinelThread("ClientSentinel", station, self._deliver, self._tick, lambda: TICK_S)
 
@@ -240,11 +242,11 @@ class ClientSentinel:
             else:
                 self._observe(delivery.peer, m.decode_from_engine(delivery.data))
         except m.Undecodable as error:
-            logger.warning("ClientSentinel: dropped a message: %s", error)
+            self._refused.note(error)
 
     def _observe(self, peer: bytes, report: m.FromEngine) -> None:
         if peer != engine_identity(report.engine_id):
-            logger.warning("ClientSentinel: %s is not engine core %d", peer.decode(errors="replace"), report.engine_id)
+            self._refused.note(f"{peer!r} is not engine core {report.engine_id}")
             return
         self._perform(self._instance.observe(report, time.monotonic()))
 

@@ -29,6 +29,7 @@ from holdfast.core.protocol import messages as m
 from holdfast.core.stalls.step_deadlines import Limits
 from holdfast.sentinel.incident_files import IncidentFiles
 from holdfast.sentinel.quarantine import Quarantine
+from holdfast.sentinel.refused import RefusedMessages
 from holdfast.sentinel.stall_watch import PERIOD_S, ProgressWatch
 from holdfast.sentinel.thread import IDLE_S, SentinelThread, engine_identity, worker_identity
 from holdfast.wire import Delivery, Hub, Spoke, Station
@@ -73,6 +74,7 @@ class EngineCoreSentinel:
         self._machine = EngineCoreMachine(engine_id, config, time.time, joins_epoch)
         self._changed = threading.Condition()  # held for a fact and all its effects
         self._tasks: SimpleQueue[fx.Task] = SimpleQueue()
+        self._refused = RefusedMessages(f"EngineCoreSentinel-{engine_id}")
         self._joins = joins_epoch is not None  # pauses until its lockstep group lets it in
         self._host: EngineHost | None = None  # none while the engine core starts
         self._watch: ProgressWatch | None = None
@@ -219,13 +221,19 @@ class EngineCoreSentinel:
         self._thread.post(lambda: self._feed(facts.RankLost(rank, pid, how, exit_code)))
 
     def _deliver(self, delivery: Delivery) -> None:
-        from_client = delivery.endpoint is self._client
         try:
-            message: facts.Fact = (m.decode_to_engine if from_client else m.decode_from_worker)(delivery.data)
+            if delivery.endpoint is self._client:
+                self._feed(m.decode_to_engine(delivery.data))
+            else:
+                self._take_report(delivery.peer, m.decode_from_worker(delivery.data))
         except m.Undecodable as error:
-            logger.warning("EngineCoreSentinel-%d: dropped a message: %s", self._engine_id, error)
-            return
-        self._feed(message)
+            self._refused.note(error)
+
+    def _take_report(self, peer: bytes, report: m.FromWorker) -> None:
+        if peer == worker_identity(report.rank):
+            self._feed(report)
+        else:
+            self._refused.note(f"{peer!r} is not rank {report.rank}")
 
     def _idle_s(self) -> float:
         return self._wait_s(IDLE_S if self._watch is None else PERIOD_S)

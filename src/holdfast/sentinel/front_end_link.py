@@ -23,6 +23,7 @@ from holdfast.core.protocol import messages as m
 from holdfast.core.protocol.commands import Command
 from holdfast.core.protocol.events import Event, EventKind, InstanceView
 from holdfast.sentinel.client import MAX_HISTORY
+from holdfast.sentinel.refused import RefusedMessages
 from holdfast.sentinel.thread import SentinelThread, link_identity
 from holdfast.wire import Delivery, Spoke, Station
 
@@ -58,6 +59,7 @@ class FrontEndLink:
         self._reported_at = 0.0
         self._unanswered = 0
         self._attached = threading.Event()
+        self._refused = RefusedMessages(self._name)
         self._thread = SentinelThread(f"FrontEndLink-{link_id}", station, self._deliver, self._tick, lambda: _TICK_S)
 
     # ---- life
@@ -133,7 +135,7 @@ class FrontEndLink:
         try:
             message = lm.decode_to_link(delivery.data)
         except m.Undecodable as error:
-            logger.warning("%s: dropped a message: %s", self._name, error)
+            self._refused.note(error)
             return
         self._unanswered = 0
         match message:

@@ -14,6 +14,7 @@ from concurrent.futures import Future
 from holdfast.core.ports import ControlPlane
 from holdfast.core.protocol import link_messages as lm
 from holdfast.core.protocol.events import Event, InstanceView
+from holdfast.sentinel.refused import RefusedMessages
 from holdfast.sentinel.thread import link_identity
 from holdfast.wire import Hub
 
@@ -27,8 +28,9 @@ MAX_ENDED = 256  # submissions of links that are remembered after their end
 class LinkRegistry:
     """Registry of the links of the instance's API servers; foreign links are not served."""
 
-    def __init__(self, hub: Hub, control: ControlPlane) -> None:
+    def __init__(self, hub: Hub, control: ControlPlane, refused: RefusedMessages) -> None:
         self._hub = hub
+        self._refused = refused
         self._control = control
         self._expected: dict[bytes, int] = {}
         self._seen: dict[int, lm.LinkReported] = {}
@@ -80,7 +82,7 @@ class LinkRegistry:
         link_id = self._expected.get(peer)
         message = lm.decode_from_link(data)
         if link_id is None or (isinstance(message, lm.LinkReported) and message.link_id != link_id):
-            logger.warning("ClientSentinel: %s is none of the links of this instance", peer.decode(errors="replace"))
+            self._refused.note(f"{peer!r} is none of the links of this instance")
         elif isinstance(message, lm.LinkReported):
             self._take_report(message)
         elif isinstance(message, lm.PoisonRequestEnded):

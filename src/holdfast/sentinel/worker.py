@@ -11,6 +11,7 @@ import msgspec
 from holdfast.core.faults.faults import Fault
 from holdfast.core.ports import WorkerHost
 from holdfast.core.protocol import messages as m
+from holdfast.sentinel.refused import RefusedMessages
 from holdfast.sentinel.thread import IDLE_S, SentinelThread, worker_identity
 from holdfast.wire import Delivery, Station
 
@@ -30,6 +31,7 @@ class WorkerSentinel:
         self._thread = SentinelThread(f"WorkerSentinel-{rank}", station, self._deliver, self._tick, self._tick_s)
         self._broken: tuple[int, float] | None = None  # the epoch whose collectives were broken, and when
         self._waits_in: str | None = None
+        self._refused = RefusedMessages(f"WorkerSentinel-{rank}")
 
     def start(self, hooks: tuple[str, ...], unrebuildable: tuple[str, ...] = ()) -> None:
         self._send(m.WorkerAttached(rank=self._rank, pid=os.getpid(), hooks=hooks, unrebuildable=unrebuildable))
@@ -47,7 +49,7 @@ class WorkerSentinel:
         try:
             command = m.decode_to_worker(delivery.data)
         except m.Undecodable as error:
-            logger.warning("WorkerSentinel-%d: dropped a message: %s", self._rank, error)
+            self._refused.note(error)
             return
         match command:
             case m.ArmWorkerFault():

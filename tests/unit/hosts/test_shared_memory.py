@@ -22,6 +22,7 @@ import pytest
 pytest.importorskip("vllm")
 
 from holdfast.core.config import HoldfastConfig
+from holdfast.hosts.vllm.process import shared_memory
 from holdfast.hosts.vllm.process.settings import handed_down
 from holdfast.hosts.vllm.process.shared_memory import (
     _make_and_record,
@@ -36,7 +37,10 @@ def ring_buffer(memory: SharedMemory, *, is_creator: bool = True) -> Any:
     return SimpleNamespace(shared_memory=memory, is_creator=is_creator)
 
 
-def make(buffer: Any) -> None:
+SIZES = (1, 1 << 20, 10)  # readers, bytes of a chunk, chunks
+
+
+def make(buffer: Any, *sizes: Any) -> None:
     """Stand for the host's `__init__`, which has run already."""
 
 
@@ -57,7 +61,7 @@ def is_there(segment: SharedMemory) -> bool:
 
 def notes_of(folder: Path, buffer: Any) -> Path:
     with handed_down(HoldfastConfig(runtime_dir=str(folder))):
-        _make_and_record(make, buffer)
+        _make_and_record(make, buffer, *SIZES)
     [notes] = folder.iterdir()
     return notes
 
@@ -73,6 +77,21 @@ def test_segments_of_a_dead_process_are_removed(tmp_path: Path, segment: SharedM
     remove_dead_segments(str(tmp_path))
     assert not is_there(segment)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("free_mib", "chunk_bytes"), [(4096, 24 << 20), (64, (64 << 20) // 80), (1, 1 << 16), (240, (240 << 20) // 80)]
+)
+def test_where_shared_memory_is_short_queues_are_smaller(
+    monkeypatch: pytest.MonkeyPatch, free_mib: int, chunk_bytes: int
+) -> None:
+    """As in a container of Docker, with 64 MiB: the host refuses to start for want of 240 MiB."""
+    monkeypatch.setattr(shared_memory.shutil, "disk_usage", lambda path: SimpleNamespace(free=free_mib << 20))
+    made = []
+    buffer = SimpleNamespace(is_creator=False)
+    _make_and_record(lambda buffer, *sizes: made.append(sizes), buffer, 1, 24 << 20, 10)
+    _make_and_record(lambda buffer, *sizes: made.append(sizes), buffer, 1, 24 << 20, 10, "of another process")
+    assert made == [(1, chunk_bytes, 10, None), (1, 24 << 20, 10, "of another process")]
 
 
 def test_segments_of_a_live_process_stay(tmp_path: Path, segment: SharedMemory) -> None:
@@ -100,7 +119,7 @@ def test_a_segment_removed_in_an_orderly_end_is_no_error(tmp_path: Path, segment
 
 def test_a_process_that_only_opens_a_segment_records_nothing(tmp_path: Path, segment: SharedMemory) -> None:
     with handed_down(HoldfastConfig(runtime_dir=str(tmp_path))):
-        _make_and_record(make, ring_buffer(segment, is_creator=False))
+        _make_and_record(make, ring_buffer(segment, is_creator=False), *SIZES)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -121,7 +140,7 @@ def test_without_a_file_descriptor_the_memory_of_the_dead_is_removed_by_the_next
 
 def test_a_folder_that_takes_no_note_fails_no_start(tmp_path: Path, segment: SharedMemory) -> None:
     with handed_down(HoldfastConfig(runtime_dir=str(tmp_path / "absent"))):
-        _make_and_record(make, ring_buffer(segment))
+        _make_and_record(make, ring_buffer(segment), *SIZES)
 
 
 # ---- named semaphores

@@ -31,6 +31,7 @@ from holdfast.core.protocol.messages import Rendezvous
 from holdfast.sentinel import ClientSentinel, FrontEndLink, client, link_registry
 from holdfast.sentinel import front_end_link as link
 from holdfast.sentinel.link_registry import EVENTS_PER_MESSAGE, LinkRegistry
+from holdfast.sentinel.refused import RefusedMessages
 from holdfast.sentinel.thread import engine_identity, link_identity
 from holdfast.wire import Delivery, MemoryNetwork
 
@@ -517,7 +518,7 @@ def test_a_submission_that_arrives_again_after_its_end_is_answered_and_not_submi
             ended.set_result(None)
             return ended
 
-    links = LinkRegistry(Hub(), Control())  # type: ignore[arg-type]
+    links = LinkRegistry(Hub(), Control(), RefusedMessages("test"))  # type: ignore[arg-type]
     links.expect(1, lambda: None)
     for submission in ("a", "a", "b", "a"):
         command = Configure(command_id="same", settings={})
@@ -536,7 +537,7 @@ def make_links() -> LinkRegistry:
         def view(self) -> InstanceView:
             return InstanceView(engines=(), settings=RuntimeSettings())
 
-    links = LinkRegistry(Deaf(), Quiet())  # type: ignore[arg-type]
+    links = LinkRegistry(Deaf(), Quiet(), RefusedMessages("test"))  # type: ignore[arg-type]
     links.expect(1, lambda: None)
     return links
 

@@ -26,6 +26,7 @@ from holdfast.hosts.vllm.process.shared_memory import remove_dead_segments
 from holdfast.progress.identity import Identity
 from holdfast.progress.places import MEMORY, PREFIX, is_private_folder, make_in, places, ready_reserve
 from holdfast.progress.processes import GONE, ZOMBIE, look_at, start_ticks
+from holdfast.progress.records import read_record
 
 KILL_WAIT_S = 3.0
 _MEMBER = "member-"
@@ -83,14 +84,12 @@ def keep_with(folder: str, file: Path) -> None:
 
 
 def _touch(path: str) -> None:
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, ValueError):
         os.utime(path, follow_symlinks=False)
 
 
 def _recorded_sockets(folder: str) -> list[str]:
-    with contextlib.suppress(OSError, msgspec.DecodeError, UnicodeDecodeError):
-        return msgspec.json.decode((Path(folder) / _SOCKETS).read_bytes(), type=list[str])
-    return []
+    return read_record(Path(folder) / _SOCKETS, list[str]) or []
 
 
 def _write(path: Path) -> None:
@@ -98,10 +97,7 @@ def _write(path: Path) -> None:
 
 
 def _read(path: Path) -> Identity | None:
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=Identity)
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
-        return None
+    return read_record(path, Identity)
 
 
 # ---- the end of an instance whose owner is gone
@@ -122,7 +118,7 @@ def end_remains(folder: str, known: Mapping[int, int] = MappingProxyType({})) ->
         time.sleep(0.02)
     remove_dead_segments(folder)
     for path in _recorded_sockets(folder):
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ValueError):
             if stat.S_ISSOCK(os.lstat(path).st_mode):
                 os.unlink(path)
     remove_folder(folder)

@@ -8,6 +8,9 @@ unmaps.
 from __future__ import annotations
 
 import contextlib
+import logging
+import re
+import shutil
 from collections.abc import Callable, Iterable
 from multiprocessing import resource_tracker
 from os import getpid
@@ -21,10 +24,17 @@ from holdfast.progress import look_at
 from holdfast.progress.places import make_in, places
 from holdfast.progress.processes import GONE
 
+logger = logging.getLogger("holdfast")
+
 _SHARED = Path("/dev/shm")
 _PREFIX = "shm-"
 _SEMAPHORE = "semaphore"  # the kind, for the tracker of resources
 _SEMAPHORE_PREFIX = "sem."  # of the file
+_NAME = re.compile(rb"(?!\.)[\w.+-]{1,255}")  # of a file in the folder of shared memory
+_MAX_NOTES_BYTES = 1 << 20
+_PART = 8  # of the room goes to a queue where the room is short
+_LEAST_CHUNK_BYTES = 1 << 16
+_MARGIN_BYTES = 1 << 20  # for what the host keeps beside the chunks of a queue
 _GONE = (GONE, "Z")  # a zombie has no memory either
 
 
@@ -33,10 +43,37 @@ def attach_segment_records() -> None:
     attach(RING_BUFFER, _make_and_record)
 
 
-def _make_and_record(original: Callable[..., None], buffer: Any, *args: Any, **kwargs: Any) -> None:
-    original(buffer, *args, **kwargs)
+def _make_and_record(
+    original: Callable[..., None],
+    buffer: Any,
+    n_reader: int,
+    max_chunk_bytes: int,
+    max_chunks: int,
+    name: str | None = None,
+) -> None:
+    if name is None:
+        max_chunk_bytes = _fitting(max_chunk_bytes, max_chunks)
+    original(buffer, n_reader, max_chunk_bytes, max_chunks, name)
     if buffer.is_creator:
         _record([buffer.shared_memory.name])
+
+
+def _fitting(chunk_bytes: int, chunks: int) -> int:
+    """Return the size of a chunk for which there is room; the host itself would refuse to start.
+
+    Containers often have 64 MiB of shared memory, and the host asks for 240 MiB. A message that is larger than a chunk
+    goes through a socket. A queue gets a part of the room: further queues and those of a repair need room too.
+    """
+    try:
+        free = shutil.disk_usage(_SHARED).free
+    except OSError:
+        return chunk_bytes
+    if chunk_bytes * chunks < free - _MARGIN_BYTES:
+        return chunk_bytes
+    fitting = min(chunk_bytes, max(free // _PART // chunks, _LEAST_CHUNK_BYTES))
+    text = "%s has room for %d MiB only: messages above %d KiB take a slower way; enlarge it with --shm-size"
+    logger.warning(text, _SHARED, free >> 20, fitting >> 10)
+    return fitting
 
 
 def attach_semaphore_records() -> None:
@@ -86,9 +123,16 @@ def remove_dead_segments(runtime_dir: str) -> None:
         pid = notes.name.removeprefix(_PREFIX)
         if pid.isdecimal() and look_at(int(pid)).state in _GONE:
             with contextlib.suppress(OSError):
-                for name in notes.read_text(encoding="utf-8", errors="replace").split():
+                for name in _noted(notes):
                     _remove(name)
                 notes.unlink(missing_ok=True)
+
+
+def _noted(notes: Path) -> list[str]:
+    """Return the names in a note: whole lines only, since a full disk may have cut the last line, and no paths."""
+    with notes.open("rb") as file:
+        lines = file.read(_MAX_NOTES_BYTES).split(b"\n")[:-1]
+    return [line.decode("ascii") for line in lines if _NAME.fullmatch(line)]
 
 
 def _remove(name: str) -> None:
