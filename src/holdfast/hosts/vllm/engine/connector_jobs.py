@@ -8,6 +8,7 @@ workers end the transfers before the next step (`worker/connector_transfers.py`)
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -25,9 +26,6 @@ def take_back_jobs(scheduler: Any, requests: Sequence[Any], *, memory_lost: bool
     Args:
         requests: the requests that were released.
         memory_lost: what the connector keeps in the memory of a worker is lost.
-
-    Raises:
-        RecoveryFailed: jobs of this connector cannot be taken back.
     """
     _take_back(scheduler.connector, requests, memory_lost)
     for request in [r for r in scheduler.requests.values() if r.is_finished()]:  # waited for the end of their loads
@@ -36,21 +34,22 @@ def take_back_jobs(scheduler: Any, requests: Sequence[Any], *, memory_lost: bool
     scheduler.failed_recving_kv_req_ids.clear()
 
 
-def unrewindable(connector: Any) -> str:
-    """Return the name of the first connector whose jobs cannot be taken back; empty without one."""
+def require_rewindable(connector: Any | None) -> None:
+    """Raise `RecoveryFailed` for a connector whose transfers cannot be taken back."""
+    if connector is not None and (name := _first_unknown(connector)):
+        raise RecoveryFailed(
+            PublicText(f"transfers of the KV connector {name} cannot be taken back: its engine core has to be replaced")
+        )
+
+
+def _first_unknown(connector: Any) -> str:
     name = type(connector).__name__
     if name == "MultiConnector":
-        return next(filter(None, map(unrewindable, connector._connectors)), "")
+        return next(filter(None, map(_first_unknown, connector._connectors)), "")
     return "" if name in _KINDS else name
 
 
 def _take_back(connector: Any, requests: Sequence[Any], memory_lost: bool) -> None:
-    if unknown := unrewindable(connector):
-        raise RecoveryFailed(
-            PublicText(
-                f"transfers of the KV connector {unknown} cannot be taken back; its engine core must be replaced"
-            )
-        )
     _KINDS[type(connector).__name__](connector, requests, memory_lost)
 
 
@@ -136,8 +135,6 @@ def _folder_of(connector: Any, request: Any) -> Path:
 
 def _is_whole(file: Path) -> bool:
     """Tell whether a file of tensors is as long as its header says."""
-    import json
-
     try:
         with file.open("rb") as opened:
             length = int.from_bytes(opened.read(_HEADER_BYTES), "little")

@@ -11,7 +11,7 @@ from typing import Any
 
 from vllm.v1.request import RequestStatus
 
-from holdfast.hosts.vllm.engine.connector_jobs import take_back_jobs
+from holdfast.hosts.vllm.engine.connector_jobs import require_rewindable, take_back_jobs
 
 
 def rewind_to_first_tokens(scheduler: Any, *, memory_lost: bool) -> list[Any]:
@@ -19,10 +19,14 @@ def rewind_to_first_tokens(scheduler: Any, *, memory_lost: bool) -> list[Any]:
 
     Args:
         memory_lost: the memory of a rank is lost, and with it what a connector kept there.
+
+    Raises:
+        RecoveryFailed: transfers of the connector cannot be taken back.
     """
+    require_rewindable(scheduler.connector)
     _drop_pending_copies(scheduler)
     requests = _requests_with_blocks(scheduler)
-    running, scheduler.running = scheduler.running, []
+    scheduler.running = []
     _remove_from_waiting(scheduler, requests)
     began_at = time.monotonic()
     for request in reversed(requests):
@@ -32,7 +36,6 @@ def rewind_to_first_tokens(scheduler: Any, *, memory_lost: bool) -> list[Any]:
             _put_back(scheduler, request)
     for request in requests:
         _wait_anew(request)
-    scheduler.running = [r for r in running if r.status is RequestStatus.RUNNING and r not in requests]
     if scheduler.connector is not None:
         # The restore tells the workers. The connector would take loads of the next step for jobs from before.
         scheduler.reset_preempted_req_ids.clear()
@@ -43,7 +46,7 @@ def rewind_to_first_tokens(scheduler: Any, *, memory_lost: bool) -> list[Any]:
 
 def _requests_with_blocks(scheduler: Any) -> list[Any]:
     """Return the running requests in their order, then the waiting requests that hold blocks."""
-    running = [r for r in scheduler.running if r.request_id in scheduler.requests]
+    running = [r for r in scheduler.running if r.request_id in scheduler.requests and not r.is_finished()]
     ran = {r.request_id for r in running}
     return running + [
         r
