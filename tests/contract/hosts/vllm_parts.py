@@ -145,6 +145,8 @@ class PretendRunner:
         self.requests: dict[str, CachedRequestState] = {}
         self.input_batch = PretendBatch()
         self.num_prompt_logprobs: dict[str, int] = {}
+        self.encoder_cache: dict[str, Any] = {}
+        self.uses_mrope = False
         self.execute_model_state: dict[str, int] | None = None
         self.device = torch.device("cpu")
         self.eplb_state = None

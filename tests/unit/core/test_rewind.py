@@ -1,5 +1,6 @@
 """Where requests go on after a failed step: laws over drawn block tables, and a few told stories."""
 
+import dataclasses
 from collections import Counter
 
 from hypothesis import given, settings
@@ -308,3 +309,9 @@ def test_a_draft_may_need_more_than_one_block_to_spare():
     plan = plan_rewind(pair := [request("a", 8, 0, [1, 2]), request("b", 8, 0, [3, 4])], BLOCK)
     kept = [release_until_rest_fits(plan, pair, free, 1, spare_blocks=3).good_tokens for free in (8, 7)]
     assert kept == [{"a": 8, "b": 8}, {"a": 8, "b": 0}]
+
+
+def test_tokens_that_belong_together_are_kept_whole_or_not_at_all():
+    requests = [RequestBlocks(name, 13, 12, 1, [1, 2, 3], together=n) for name, n in (("whole", 11), ("cut", 12))]
+    apart = [dataclasses.replace(r, blocks=[b + 10 * i for b in r.blocks]) for i, r in enumerate(requests)]
+    assert plan_rewind(apart, BLOCK).good_tokens == {"whole": 11, "cut": 0}

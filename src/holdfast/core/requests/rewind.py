@@ -19,7 +19,7 @@ class RequestBlocks:
 
     `computed` counts the tokens whose KV is written or about to be written, `in_flight` the tokens of steps whose
     output was never processed, `total` all tokens (prompt and output). `blocks` are block ids in order. `keepable` is
-    False for a request that must start from its first token.
+    False for a request that must start from its first token. The first `together` tokens are kept whole or not at all.
     """
 
     request_id: str
@@ -28,6 +28,7 @@ class RequestBlocks:
     in_flight: int
     blocks: Sequence[int]
     keepable: bool = True
+    together: int = 0
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,9 @@ def plan_rewind(requests: Iterable[RequestBlocks], block_size: int) -> RewindPla
     while cut := _cut_at_suspects(holders, written, trusted, block_size):  # ends: written tokens only shrink
         written |= cut
     good = {r.request_id: written[r.request_id] if r.keepable else 0 for r in holders}
-    return RewindPlan(_one_writer_per_block(holders, good, block_size), frozenset(trusted), block_size)
+    good = _one_writer_per_block(holders, good, block_size)
+    good = {r.request_id: n if (n := good[r.request_id]) >= r.together else 0 for r in holders}
+    return RewindPlan(good, frozenset(trusted), block_size)
 
 
 def plan_restart(requests: Iterable[RequestBlocks], block_size: int) -> RewindPlan:

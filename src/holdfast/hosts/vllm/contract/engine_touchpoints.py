@@ -15,6 +15,9 @@ _RUNNER_V1 = "vllm.v1.worker.gpu_model_runner"
 _BATCH_V1 = "vllm.v1.worker.gpu_input_batch"
 _RUNNER_V2 = "vllm.v1.worker.gpu.model_runner"
 
+_ENCODER_CACHE = "vllm.v1.core.encoder_cache_manager"
+
+_ENCODED = "no output of the encoder counts as computed after a rewind"
 _COMPARED = "a second request, with which the only present request can be compared"
 _EXPERTS = "vllm.distributed.eplb.eplb_state"
 _EQUAL = "state that every rank holds for itself is made equal on all ranks"
@@ -179,17 +182,24 @@ ENGINE_TOUCHPOINTS: tuple[Touchpoint, ...] = (
         "num_computed_tokens num_in_flight_tokens num_output_placeholders num_stale_output_tokens drop_stale_output "
         "spec_token_ids next_decode_eligible_step is_prefill_chunk num_preemptions block_hashes _output_token_ids "
         "_all_token_ids status stop_reason client_index structured_output_request sampling_params pooling_params "
-        "resumable",
+        "resumable mm_features",
         "rewinding",
     ),
+    *attributes(_REQUEST, "Request", "lora_request prompt_embeds prompt_is_token_ids", "the history of a request"),
+    call(_ENCODER_CACHE, "EncoderCacheManager.reset", (), _ENCODED),
+    call(_ENCODER_CACHE, "EncoderDecoderCacheManager.reset", (), _ENCODED),
+    *attributes("vllm.multimodal.inputs", "MultiModalFeatureSpec", "data mm_position", _ENCODED),
+    *attributes("vllm.multimodal.inputs", "PlaceholderRange", "offset length", _ENCODED),
     *attributes("vllm.v1.core.kv_cache_utils", "KVCacheBlock", "block_hash", "which suspect blocks are cached"),
     Touchpoint(_REQUEST, "RequestStatus", "class", None, "rewinding"),
     *attributes(
         _RUNNER_V1,
         "GPUModelRunner",
-        "requests input_batch num_prompt_logprobs execute_model_state mamba_state_idx kv_connector_output",
+        "requests input_batch num_prompt_logprobs execute_model_state mamba_state_idx kv_connector_output encoder_cache "
+        "uses_mrope",
         "restoring runner V1",
     ),
+    call(_RUNNER_V1, "GPUModelRunner._init_mrope_positions", ("req_state",), "restoring runner V1"),
     call(_BATCH_V1, "InputBatch.remove_request", ("req_id",), "restoring runner V1"),
     call(_BATCH_V1, "InputBatch.condense", (), "restoring runner V1"),
     call(_BATCH_V1, "InputBatch.refresh_metadata", (), "restoring runner V1"),
@@ -205,7 +215,8 @@ ENGINE_TOUCHPOINTS: tuple[Touchpoint, ...] = (
         ("logits", "generators"),
         "one draw of each generator per token",
     ),
-    *attributes(_RUNNER_V2, "GPUModelRunner", "req_states execute_model_state", "restoring runner V2"),
+    *attributes(_RUNNER_V2, "GPUModelRunner", "req_states execute_model_state encoder_cache", "restoring runner V2"),
+    call("vllm.v1.worker.gpu.mm.encoder_cache", "EncoderCache.reset_encoder_cache", (), "restoring runner V2"),
     call(_RUNNER_V2, "GPUModelRunner._remove_request", ("req_id",), "restoring runner V2"),
     call("vllm.utils.torch_utils", "set_random_seed", ("seed",), _EQUAL),
     *attributes("vllm.v1.worker.gpu.states", "RequestState", "free_indices max_num_reqs", _EQUAL),

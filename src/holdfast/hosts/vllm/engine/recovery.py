@@ -6,7 +6,6 @@ In lockstep the engine cores agree on the wave before they resume. Runs on the b
 from __future__ import annotations
 
 import logging
-import os
 import secrets
 import time
 import uuid
@@ -25,7 +24,8 @@ from holdfast.core.protocol.messages import RecoveryReport, Rendezvous
 from holdfast.hosts.vllm.communicators import EngineCommunicators
 from holdfast.hosts.vllm.engine.lockstep_wave import EXPERTS_DIFFER, agree_on_wave, in_lockstep
 from holdfast.hosts.vllm.engine.pacing import PacedPrefill
-from holdfast.hosts.vllm.engine.rewind import FreedInFlight, only_full_attention, rewind
+from holdfast.hosts.vllm.engine.resumed_requests import tell_workers
+from holdfast.hosts.vllm.engine.rewind import FreedInFlight, encodes_again, only_full_attention, rewind
 from holdfast.hosts.vllm.engine.runtime_state import RuntimeState
 from holdfast.hosts.vllm.engine.salvage import Input, drop_unknown, input_under_way, salvage
 from holdfast.hosts.vllm.engine.streaming_sessions import was_added
@@ -33,30 +33,17 @@ from holdfast.hosts.vllm.engine.worker_pool.replacement_processes import Replace
 from holdfast.hosts.vllm.injection import ArmedFaults
 from holdfast.hosts.vllm.protocol import drawn_before
 from holdfast.hosts.vllm.worker.equal_state import SEED_BITS
-from holdfast.hosts.vllm.worker.restore import (
-    TAIL_TOKENS,
-    NotRestorable,
-    RequestPosition,
-    RestoreCommand,
-    RestoreReply,
-    encode_histories,
-    history_of,
-)
+from holdfast.hosts.vllm.worker.request_history import NotRestorable, encode_histories, history_of
+from holdfast.hosts.vllm.worker.restore import TAIL_TOKENS, RequestPosition, RestoreCommand, RestoreReply
 
 logger = logging.getLogger("holdfast")
 
 
 @dataclass(frozen=True)
 class _RestoreResult:
-    """The outcome of restoring the workers.
-
-    Attributes:
-        lost_requests: requests that failed because no worker could restore them.
-        expert_placement: of the ranks' replies.
-    """
+    """The outcome of restoring the workers. `expert_placement` is of the ranks' replies."""
 
     stale_replies: int
-    lost_requests: int
     rebuild_s: float
     expert_placement: int
 
@@ -129,7 +116,7 @@ class Recovery:
             tokens_to_recompute=rewound.tokens_to_recompute,
             stale_replies=restored.stale_replies,
             salvaged_outputs=salvaged,
-            failed_requests=failed + restored.lost_requests,
+            failed_requests=failed,
             rewind_s=rewound_at - started,
             restore_s=time.monotonic() - rewound_at,
             rebuild_s=restored.rebuild_s,
@@ -223,7 +210,8 @@ class Recovery:
         if self._freed is not None:
             self._freed.clear()
         rebuild_s = max(r.rebuild_s for r in replies)
-        return _RestoreResult(stale, self._fail_unknown(replies), rebuild_s, placements.pop())
+        self._send_unknown(replies)
+        return _RestoreResult(stale, rebuild_s, placements.pop())
 
     def _rebuild_own_collectives(self, rendezvous: Rendezvous | None, timeout_s: float) -> None:
         if rendezvous is not None:
@@ -238,12 +226,7 @@ class Recovery:
         scheduler = self._engine.scheduler
         if scheduler.use_v2_model_runner:
             return ()
-        return tuple(
-            RequestPosition(
-                r.request_id, r.num_output_tokens, tuple(r.output_token_ids[-TAIL_TOKENS:]), drawn_before(r)
-            )
-            for r in self._requests_with_output()
-        )
+        return tuple(_position_of(r) for r in self._requests_with_output())
 
     def _encoded_histories(self) -> bytes:
         """Encode the histories for replaced ranks; empty for runner V2, which is sent every request in full."""
@@ -267,15 +250,14 @@ class Recovery:
                 logger.error("engine %d: %s", self._engine.engine_index, error)
                 self._fail_requests([request.request_id])
 
-    def _fail_unknown(self, replies: Sequence[RestoreReply]) -> int:
-        """Fail each request that a worker never saw; return how many."""
+    def _send_unknown(self, replies: Sequence[RestoreReply]) -> None:
+        """Send the workers each request that a worker cannot resume from what the worker has of it."""
         unknown = {request_id for reply in replies for request_id in reply.unknown}
-        if unknown:
-            logger.error(
-                "engine %d (pid %d): cannot restore %d request(s)", self._engine.engine_index, os.getpid(), len(unknown)
+        if requests := [r for r in self._requests_with_output() if r.request_id in unknown]:
+            logger.info(
+                "engine %d: %d request(s) are sent to the workers again", self._engine.engine_index, len(requests)
             )
-            self._fail_requests(unknown)
-        return len(unknown)
+            tell_workers(self._engine, requests)
 
     def _fail_requests(self, request_ids: Iterable[str]) -> None:
         """End requests with an error to the clients."""
@@ -286,7 +268,9 @@ class Recovery:
 
 def _position_of(request: Any) -> RequestPosition:
     tail = tuple(request.output_token_ids[-TAIL_TOKENS:])
-    return RequestPosition(request.request_id, request.num_output_tokens, tail, drawn_before(request))
+    return RequestPosition(
+        request.request_id, request.num_output_tokens, tail, drawn_before(request), encodes_again(request)
+    )
 
 
 def drop_interrupts(engine: Any) -> None:

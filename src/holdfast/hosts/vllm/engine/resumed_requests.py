@@ -6,7 +6,7 @@ were delivered as output stay output. The engine core removes the key before any
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -17,7 +17,7 @@ from holdfast.hosts.vllm.contract.engine_touchpoints import ADD_TO_SCHEDULER, MA
 from holdfast.hosts.vllm.contract.hooks import attach
 from holdfast.hosts.vllm.engine.pacing import PacedPrefill
 from holdfast.hosts.vllm.protocol import ADD_REQUESTS, DRAWN, HISTORY, drawn_before, set_drawn_before
-from holdfast.hosts.vllm.worker.restore import encode_histories, history_of
+from holdfast.hosts.vllm.worker.request_history import encode_histories, history_of
 
 _PACED = "holdfast_paced"
 GRAMMAR_TIMEOUT_S = 20.0
@@ -45,6 +45,12 @@ def _make_request(original: Callable[..., tuple[Any, int]], engine: Any, request
     if history is not None and (paced := vars(engine).get(_PACED)) is not None:
         paced.expect(made.request_id)
     return made, wave
+
+
+def tell_workers(engine: Any, requests: Iterable[Any]) -> None:
+    """Make requests with output known to the workers, under runner V1. Busy loop's thread, between two steps."""
+    histories = encode_histories(map(history_of, requests))
+    engine.model_executor.collective_rpc(ADD_REQUESTS, timeout=ADD_REQUESTS_TIMEOUT_S, args=(histories,))
 
 
 def _take_history(request: Any) -> tuple[list[int] | None, int]:
@@ -84,8 +90,7 @@ def _add_to_scheduler(original: Callable[..., None], engine: Any, request: Any, 
     """Make a resumed request known to the workers before it is scheduled. Busy loop's thread, between two steps."""
     if (request.num_output_tokens or drawn_before(request)) and not engine.scheduler.use_v2_model_runner:
         # Runner V1 keeps the tokens of a request in the worker; V2 is sent them when the request is scheduled.
-        history = encode_histories([history_of(request)])
-        engine.model_executor.collective_rpc(ADD_REQUESTS, timeout=ADD_REQUESTS_TIMEOUT_S, args=(history,))
+        tell_workers(engine, [request])
     if (paced := vars(engine).get(_PACED)) is not None:
         paced.arrived(request)
     original(engine, request, request_wave)

@@ -94,8 +94,6 @@ def rewind(
         scheduler._drain_deferred_frees()
     manager = only_full_attention(scheduler)
     keep_parked(scheduler, kv_lost=memory_lost or manager is None)
-    if memory_lost:
-        scheduler.encoder_cache_manager.reset()
     if manager is None:
         rewound = _rewind_all(scheduler, memory_lost=memory_lost)
     elif memory_lost:
@@ -107,7 +105,20 @@ def rewind(
         if request.status is RequestStatus.PREEMPTED:  # including requests that the host had preempted before
             request.status = _waiting_status(request)
     scheduler.prev_step_scheduled_req_ids.clear()
+    # Outputs of the encoder count as computed when they are scheduled, and as dropped when another step is told.
+    # Nobody knows which of them a failed step has left: the workers drop them all.
+    scheduler.encoder_cache_manager.reset()
     return rewound
+
+
+def encodes_again(request: Any) -> bool:
+    """Tell whether a rewound request computes a picture, or another input of the encoder, again."""
+    return any(_end(feature) > request.num_computed_tokens for feature in request.mm_features or ())
+
+
+def _end(feature: Any) -> int:
+    """Return the position behind an input of the encoder."""
+    return feature.mm_position.offset + feature.mm_position.length
 
 
 # ---- a single group of full attention: in place
@@ -187,10 +198,14 @@ def _queues(scheduler: Any) -> tuple[Any, Any]:
 
 def _blocks_now(request: Any, manager: Any) -> RequestBlocks:
     blocks = [b.block_id for b in manager.req_to_blocks.get(request.request_id, ())]
-    return _request_blocks(request, blocks, request.request_id, keepable=_keepable(request))
+    return _request_blocks(
+        request, blocks, request.request_id, keepable=_keepable(request), together=_pictures(request)
+    )
 
 
-def _request_blocks(request: Any, blocks: list[int], request_id: str, *, keepable: bool = True) -> RequestBlocks:
+def _request_blocks(
+    request: Any, blocks: list[int], request_id: str, *, keepable: bool = True, together: int = 0
+) -> RequestBlocks:
     return RequestBlocks(
         request_id=request_id,
         total=request.num_tokens,
@@ -198,6 +213,7 @@ def _request_blocks(request: Any, blocks: list[int], request_id: str, *, keepabl
         in_flight=request.num_in_flight_tokens,
         blocks=blocks,
         keepable=keepable,
+        together=together,
     )
 
 
@@ -207,7 +223,14 @@ def _keepable(request: Any) -> bool:
     gathers = request.pooling_params is not None or (
         params is not None and params.prompt_logprobs is not None and request.num_output_tokens == 0
     )
-    return not (gathers or request.has_encoder_inputs or request.resumable)
+    return not (gathers or request.resumable)
+
+
+def _pictures(request: Any) -> int:
+    """Return how many first tokens a picture ends behind that has been begun: attention may go both ways within one."""
+    written = request.num_computed_tokens - request.num_in_flight_tokens
+    begun = [_end(feature) for feature in request.mm_features or () if feature.mm_position.offset < written]
+    return max(begun, default=0)
 
 
 def _fitting_plan(scheduler: Any, plan: RewindPlan, present: Sequence[RequestBlocks]) -> RewindPlan:

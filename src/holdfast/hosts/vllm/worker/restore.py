@@ -1,6 +1,6 @@
-"""The restore of a rank after a fault: command and reply, request histories, and the state of the model runner.
+"""The restore of a rank after a fault: command and reply, and the state of the model runner.
 
-A request history lets a rank that never saw a request continue that request. Runner V1 keeps the tokens and the
+Runner V1 keeps the tokens and the
 generator of each request in the worker: a known request is cut back to the tokens that were delivered, and every
 request that does not resume is removed. Runner V2 is sent every resumed request in full and removes all requests.
 """
@@ -10,25 +10,22 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
-from vllm.lora.request import LoRARequest
-from vllm.sampling_params import SamplingParams
-from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
-from holdfast.core.errors import RecoveryError, RecoveryFailed
+from holdfast.core.errors import RecoveryFailed
 from holdfast.core.faults.faults import Phase
 from holdfast.core.faults.redaction import account_of
 from holdfast.core.ports import Communicators
 from holdfast.core.protocol.messages import Rendezvous
 from holdfast.hosts.vllm.injection import ArmedFaults
-from holdfast.hosts.vllm.protocol import drawn_before
 from holdfast.hosts.vllm.worker.connector_transfers import end_transfers
 from holdfast.hosts.vllm.worker.equal_state import expert_placement, make_equal
 from holdfast.hosts.vllm.worker.fence import StepFence
-from holdfast.hosts.vllm.worker.seeded_generator import new_generator, set_generator
+from holdfast.hosts.vllm.worker.request_history import add_requests, decode_histories, lacks_features
+from holdfast.hosts.vllm.worker.seeded_generator import set_generator
 
 logger = logging.getLogger("holdfast")
 
@@ -39,12 +36,16 @@ TAIL_TOKENS = 64
 
 
 class RequestPosition(msgspec.Struct, frozen=True, array_like=True):
-    """The position at which a request resumes: number of output tokens delivered, and the last tokens of the output."""
+    """The position at which a request resumes: number of output tokens delivered, and the last tokens of the output.
+
+    `encodes_again`: the request computes pictures again, whose data the rank must have.
+    """
 
     request_id: str
     output_tokens: int
     tail: tuple[int, ...] = ()
     drawn: int = 0  # tokens sampled in earlier turns of a streaming session
+    encodes_again: bool = False
 
 
 class RestoreCommand(msgspec.Struct, frozen=True):
@@ -67,7 +68,7 @@ class RestoreReply(msgspec.Struct, frozen=True):
     """Reply of a rank.
 
     Attributes:
-        unknown: requests of the command that the rank never saw.
+        unknown: requests of the command that the rank never saw, or of which the rank lacks what they need.
         expert_placement: digest of the placement of experts; 0 where the host does not move experts.
     """
 
@@ -103,56 +104,6 @@ def decode_reply(data: bytes) -> RestoreReply | None:
         return _replies.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError):
         return None
-
-
-class NotRestorable(RecoveryError):
-    """A request cannot be resumed in another process; the message names the missing state."""
-
-
-class RequestHistory(msgspec.Struct, frozen=True, array_like=True):
-    """All that a rank needs to resume a request as if the rank had computed the output so far."""
-
-    request_id: str
-    prompt_token_ids: list[int]
-    output_token_ids: list[int]
-    sampling_params: SamplingParams
-    lora_request: LoRARequest | None = None
-    drawn: int = 0  # tokens sampled in earlier turns of a streaming session
-
-
-def history_of(request: Any) -> RequestHistory:
-    """Return the history of a request of the scheduler. Raises `NotRestorable`."""
-    if missing := _missing_state(request):
-        raise NotRestorable(f"request {request.request_id} cannot go on in another process: {missing}")
-    return RequestHistory(
-        request_id=request.request_id,
-        prompt_token_ids=list(request.prompt_token_ids),
-        output_token_ids=list(request.output_token_ids),
-        sampling_params=request.sampling_params,
-        lora_request=request.lora_request,
-        drawn=drawn_before(request),
-    )
-
-
-def _missing_state(request: Any) -> str:
-    if request.mm_features:
-        return "its multimodal features are no longer at hand"
-    if request.prompt_token_ids is None or request.prompt_embeds is not None:
-        return "its prompt is embeddings, which are no longer at hand"
-    return "" if request.sampling_params is not None else "it gathers a result over its whole prompt"
-
-
-def encode_histories(requests: Iterable[RequestHistory]) -> bytes:
-    """Encode histories to a single frame."""
-    # One frame: only tensors would travel in further frames, and a history holds none.
-    [frame] = MsgpackEncoder().encode(list(requests))
-    return bytes(frame)
-
-
-def decode_histories(data: bytes) -> list[RequestHistory]:
-    """Decode histories. Raises `msgspec.DecodeError`."""
-    requests: list[RequestHistory] = MsgpackDecoder(list[RequestHistory]).decode(data)
-    return requests
 
 
 # ---- the rank
@@ -222,50 +173,20 @@ class RankRestore:
 
 
 def restore_runner(runner: Any, requests: Sequence[RequestPosition]) -> tuple[str, ...]:
-    """Restore the runner; return the ids of requests that the rank never saw."""
+    """Restore the runner; return the ids of requests that the rank cannot resume."""
     runner.execute_model_state = None
     end_transfers(runner)
     if hasattr(runner, "req_states"):
         return _restore_v2(runner)
+    runner.encoder_cache.clear()
     return _restore_v1(runner, requests)
-
-
-def add_requests(runner: Any, requests: Sequence[RequestHistory]) -> None:
-    """Add requests that another process began, without blocks: the scheduler gives them blocks as they resume.
-
-    Runner V2 needs nothing: every request is sent in full when it is scheduled.
-    """
-    if hasattr(runner, "req_states"):
-        return
-    for request in requests:
-        runner.requests[request.request_id] = _new_state(runner, request)
-        prompt_logprobs = request.sampling_params.prompt_logprobs
-        if prompt_logprobs is not None and not request.output_token_ids:
-            every = runner.input_batch.vocab_size
-            runner.num_prompt_logprobs[request.request_id] = every if prompt_logprobs == -1 else prompt_logprobs
-
-
-def _new_state(runner: Any, request: RequestHistory) -> Any:
-    from vllm.v1.worker.gpu_input_batch import CachedRequestState
-
-    params = request.sampling_params
-    groups = len(runner.input_batch.block_table.block_tables)
-    return CachedRequestState(
-        req_id=request.request_id,
-        prompt_token_ids=request.prompt_token_ids,
-        mm_features=[],
-        sampling_params=params,
-        generator=new_generator(params, request.drawn + len(request.output_token_ids), runner),
-        block_ids=tuple([] for _ in range(groups)),
-        num_computed_tokens=0,
-        output_token_ids=list(request.output_token_ids),
-        lora_request=request.lora_request,
-    )
 
 
 def _restore_v2(runner: Any) -> tuple[str, ...]:
     for request_id in sorted(runner.req_states.req_id_to_index):
         runner._remove_request(request_id)
+    if runner.encoder_cache is not None:
+        runner.encoder_cache.reset_encoder_cache()
     return ()
 
 
@@ -304,4 +225,6 @@ def _rewind_state(runner: Any, state: Any, position: RequestPosition) -> None:
 
 
 def _reaches(state: Any | None, position: RequestPosition) -> bool:
-    return state is not None and len(state.output_token_ids) == position.output_tokens
+    if state is None or len(state.output_token_ids) != position.output_tokens:
+        return False
+    return not (position.encodes_again and lacks_features(state))
