@@ -29,6 +29,7 @@ NOT_OF_THE_HOST = {
     "_modules": "torch.nn.Module",
     "size": "torch.distributed.ProcessGroup",
     "model": "torch.nn.Module: some models have their layers in it",
+    "language_model": "torch.nn.Module: models that read pictures have their layers in it",
     "layers": "torch.nn.Module: a model without it is armed as a whole",
     "phase": "InjectedFault",
     "rank": "PeerSilent",

@@ -72,7 +72,7 @@ def inject_around(faults: ArmedFaults, name: str, step: Step) -> Step:
 
 def arm_model(faults: ArmedFaults, runner: Any) -> None:
     """Inject `Phase.FORWARD` in the middle of the model's forward pass."""
-    model = runner.model
+    model = getattr(runner.model, "language_model", runner.model)
     stage = getattr(getattr(model, "model", model), "layers", ())
     layers = [layer for layer in stage if next(layer.parameters(), None) is not None]  # a pipeline stage has some
     middle = layers[len(layers) // 2] if layers else model

@@ -195,8 +195,8 @@ ENGINE_TOUCHPOINTS: tuple[Touchpoint, ...] = (
     *attributes(
         _RUNNER_V1,
         "GPUModelRunner",
-        "requests input_batch num_prompt_logprobs execute_model_state mamba_state_idx kv_connector_output encoder_cache "
-        "uses_mrope",
+        "requests input_batch num_prompt_logprobs execute_model_state mamba_state_idx kv_connector_output "
+        "encoder_cache uses_mrope",
         "restoring runner V1",
     ),
     call(_RUNNER_V1, "GPUModelRunner._init_mrope_positions", ("req_state",), "restoring runner V1"),
