@@ -283,6 +283,7 @@ class ThreadExecutor(HoldfastExecutor):
         self.rpc_broadcast_mq = Broadcast(self.world_size)
         self.ranks = [self._new_rank(rank) for rank in range(self.world_size)]
         self._watch_ranks()
+        self.note_start_calls()
 
     def replace_workers(self, ranks: Sequence[int], start_timeout_s: float, timeout_s: float) -> ReplacementResult:
         """Give each rank a new worker that knows no request and no KV."""

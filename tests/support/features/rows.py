@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from holdfast.chaos.loads import LONG, SCHEMA
+from holdfast.chaos.recipes import DenseRecipe
 from holdfast.chaos.streams import MODEL_NAME, StreamSpec
 from support.features import models
 from support.features.asks import Ask, Asks, Call
@@ -240,6 +241,12 @@ gemma3 = models.of_transformers(
     num_key_value_heads=2, head_dim=64, sliding_window=64, sliding_window_pattern=3, max_position_embeddings=4096,
     tie_word_embeddings=True,
 )  # fmt: skip
+gemma3n = models.of_transformers(
+    "gemma3n", "gemma3n_text", hidden_size=128, intermediate_size=256, num_hidden_layers=6, num_attention_heads=4,
+    num_key_value_heads=2, head_dim=32, sliding_window=64, layer_types=["sliding_attention", "full_attention"] * 3,
+    num_kv_shared_layers=2, activation_sparsity_pattern=[0.0] * 6, laurel_rank=16, hidden_size_per_layer_input=32,
+    vocab_size_per_layer_input=DenseRecipe().vocabulary, max_position_embeddings=4096, tie_word_embeddings=True,
+)  # fmt: skip
 lfm2 = models.of_transformers(
     "lfm2", "lfm2", num_hidden_layers=4, full_attn_idxs=[1, 3], max_position_embeddings=4096, block_ff_dim=256,
     block_auto_adjust_ff_dim=False, tie_embedding=False, tie_word_embeddings=False, **HYBRID,
@@ -292,6 +299,7 @@ ROWS: tuple[FeatureRow, ...] = (
     NGRAM,
     STRUCTURED,
     FeatureRow("sliding window: Gemma 3", plain, gemma3),
+    FeatureRow("KV shared between layers: Gemma 3n", plain, gemma3n),
     FeatureRow(
         "LoRA, loaded and unloaded at run time",
         lora,

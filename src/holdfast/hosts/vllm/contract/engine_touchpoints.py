@@ -68,7 +68,12 @@ ENGINE_TOUCHPOINTS: tuple[Touchpoint, ...] = (
         "engine cores in lockstep resume at one step of one wave",
     ),
     call(_CORE, "DPEngineCoreProc._has_global_unfinished_reqs", ("local_unfinished",), "injection before agreeing"),
-    call(_EXECUTOR, "MultiprocExecutor.collective_rpc", ("method", "timeout", "args"), "telling workers of a request"),
+    call(
+        _EXECUTOR,
+        "MultiprocExecutor.collective_rpc",
+        ("method", "timeout", "args", "kwargs"),
+        "telling workers of a request; the calls that make the first workers ready make a replacement ready",
+    ),
     call(_REQUEST, "Request.append_output_token_ids", ("token_ids",), "resuming"),
     call(_REQUEST, "Request.take_prefill_stats", (), "resuming"),
     call(

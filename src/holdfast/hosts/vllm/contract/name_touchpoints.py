@@ -39,6 +39,9 @@ READING_CALLS = (
     "save_sharded_state",
     "synchronize_device",
 )
+# Calls at the start of an engine core that measure: a method of the workers, and a function that they are given.
+MEASURE_MEMORY, MEASURE_ENCODER = "determine_available_memory", "_measure_on_worker"
+INITIALIZE_CACHE, KV_HANDSHAKE = "initialize_from_config", "get_kv_connector_handshake_metadata"
 # Calls of an engine core that set state, by their names on the wire.
 CALLS_OF_WORKERS = (ADD_LORA, PIN_LORA, SLEEP, WAKE_UP, COLLECTIVE_RPC, PROFILE)
 STATE_CALLS = (*CALLS_OF_WORKERS, REMOVE_LORA, SET_WEIGHT_VERSION, PAUSE, RESUME)
@@ -51,6 +54,8 @@ _IMPORTED_EARLY = "imported before a replacement is needed: a missing module onl
 _PLUGINS = "the allow-list of plugins names the groups"
 _STARTED = "servers of the demo, the benchmarks and chaos are started with the flag"
 _KEPT = "a new process repeats, or must not lose, what the call has set"
+_NOT_REPEATED = "measured once, at the start of an engine core; a replacement measures nothing"
+_INTRODUCED = "the scheduler's connector learns how a new worker is reached"
 _SAMPLED = "how many numbers a seeded generator draws per token"
 
 NAME_TOUCHPOINTS: tuple[Touchpoint, ...] = (
@@ -64,6 +69,17 @@ NAME_TOUCHPOINTS: tuple[Touchpoint, ...] = (
     text(_CORE, ENGINE_CORE_DEAD.decode(), "the last message of an engine core; the client must not end with it"),
     *attributes(_CORE, "EngineCoreProc", "ENGINE_CORE_DEAD", "the last message of an engine core"),
     text("vllm.v1.engine", "error", "the finish reason of a request that the engine core ended with an error"),
+    # ---- calls at the start
+    call("vllm.v1.worker.gpu_worker", f"Worker.{MEASURE_MEMORY}", (), _NOT_REPEATED),
+    call("vllm.distributed.ec_transfer.ec_connector.encoder_output_width", MEASURE_ENCODER, ("worker",), _NOT_REPEATED),
+    call("vllm.v1.worker.gpu_worker", f"Worker.{KV_HANDSHAKE}", (), _INTRODUCED),
+    call("vllm.v1.core.sched.scheduler", "Scheduler.get_kv_connector", (), _INTRODUCED),
+    call(
+        "vllm.distributed.kv_transfer.kv_connector.v1.base",
+        "KVConnectorBase_V1.set_xfer_handshake_metadata_pp_aware",
+        None,
+        _INTRODUCED,
+    ),
     # ---- calls that set state at run time
     call(_CORE, "EngineCore.add_lora", ("lora_request",), _KEPT),
     call(_CORE, "EngineCore.remove_lora", ("lora_id",), _KEPT),

@@ -58,13 +58,11 @@ WORKER_TOUCHPOINTS: tuple[Touchpoint, ...] = (
     call(_EXECUTOR, "MultiprocExecutor.start_worker_monitor", ("inline",), "a dead worker does not end its siblings"),
     call(_EXECUTOR, "MultiprocExecutor._is_driver_worker", ("rank",), "starting a replacement worker"),
     call(
-        "vllm.v1.executor.abstract",
-        "Executor.initialize_from_config",
+        "vllm.v1.worker.worker_base",
+        "WorkerWrapperBase.initialize_from_config",
         ("kv_cache_configs",),
-        "a replacement worker's cache",
+        "a replacement's cache",
     ),
-    call("vllm.v1.executor.abstract", "Executor.set_kv_cache_layout", ("layout_name",), "a replacement worker's cache"),
-    call("vllm.v1.worker.worker_base", "WorkerWrapperBase.initialize_from_config", ("kv_cache_configs",), "the same"),
     Touchpoint(_EXECUTOR, "UnreadyWorkerProcHandle", "class", None, "starting a replacement worker"),
     *attributes(_EXECUTOR, "MultiprocExecutor", "workers shutting_down", "whose process is gone"),
     *attributes(

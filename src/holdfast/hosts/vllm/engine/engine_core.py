@@ -103,6 +103,7 @@ class VllmEngineHost:
         self._engine = engine
         self._config = config
         self._sentinel = sentinel
+        engine.model_executor.start_ended()
         engine.model_executor.on_rank_lost = sentinel.rank_lost
         engine.model_executor.on_standbys = sentinel.report_standbys
         self._communicators = EngineCommunicators(engine)

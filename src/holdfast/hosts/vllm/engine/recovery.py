@@ -22,6 +22,7 @@ from holdfast.core.faults.faults import Phase
 from holdfast.core.faults.redaction import PublicText
 from holdfast.core.protocol.messages import RecoveryReport, Rendezvous
 from holdfast.hosts.vllm.communicators import EngineCommunicators
+from holdfast.hosts.vllm.contract.name_touchpoints import KV_HANDSHAKE
 from holdfast.hosts.vllm.engine.lockstep_wave import EXPERTS_DIFFER, agree_on_wave, in_lockstep
 from holdfast.hosts.vllm.engine.pacing import PacedPrefill
 from holdfast.hosts.vllm.engine.resumed_requests import tell_workers
@@ -205,6 +206,8 @@ class Recovery:
             raise RecoveryFailed(PublicText(f"restoring a worker failed: {errors[0]}"))
         if len(placements := {r.expert_placement for r in replies}) > 1:
             raise RecoveryFailed(EXPERTS_DIFFER)
+        if self._ranks_without_requests:
+            self._introduce_connectors()
         self._salvaged = None
         self._ranks_without_requests.clear()
         if self._freed is not None:
@@ -212,6 +215,16 @@ class Recovery:
         rebuild_s = max(r.rebuild_s for r in replies)
         self._send_unknown(replies)
         return _RestoreResult(stale, rebuild_s, placements.pop())
+
+    def _introduce_connectors(self) -> None:
+        """Tell the scheduler's KV connector how the new workers are reached, as the host does at its start."""
+        connector = self._engine.scheduler.get_kv_connector()
+        if connector is None:
+            return
+        of_ranks = self._engine.model_executor.collective_rpc(KV_HANDSHAKE, timeout=self.config.drain_timeout_s)
+        content = {place: handshake for of_rank in of_ranks if of_rank for place, handshake in of_rank.items()}
+        if content:
+            connector.set_xfer_handshake_metadata_pp_aware(content)
 
     def _rebuild_own_collectives(self, rendezvous: Rendezvous | None, timeout_s: float) -> None:
         if rendezvous is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -11,7 +12,7 @@ from vllm.distributed.device_communicators.shm_broadcast import MessageQueue
 
 from holdfast.core.faults.redaction import account_of
 from holdfast.hosts.vllm.communicators import holders
-from holdfast.hosts.vllm.contract.name_touchpoints import ADD_LORA, PIN_LORA
+from holdfast.hosts.vllm.contract.name_touchpoints import ADD_LORA, INITIALIZE_CACHE, PIN_LORA
 from holdfast.hosts.vllm.process.queues import retire, wait_until_ready
 from holdfast.hosts.vllm.protocol import JoinCommand, WorkerCall, decode_join, to_handle
 from holdfast.hosts.vllm.worker.restore import RestoreReply, encode_reply
@@ -34,21 +35,18 @@ def _join(proc: Any, command: JoinCommand) -> None:
     retire(old)
 
 
-def prepare(proc: Any, nonce: str, ranks: tuple[int, ...], layout: str | None, kv_cache_configs: list[Any]) -> bytes:
-    """Make the KV cache of a replacement and warm the worker up; do nothing on further ranks. Never raises.
+def prepare(proc: Any, nonce: str, ranks: tuple[int, ...], calls: Sequence[WorkerCall]) -> bytes:
+    """Make a replacement ready by the calls of the host's start; do nothing on further ranks. Never raises.
 
     Args:
         ranks: the ranks that were replaced.
-        layout: of the KV cache, where the host has chosen a layout.
+        calls: as the first workers of the engine core were given them; one makes the KV cache.
     """
 
     def act() -> None:
-        wrapper = proc.worker
-        if layout is not None:
-            wrapper.worker.set_kv_cache_layout(layout)
-        with FreshZeros():
-            wrapper.initialize_from_config(kv_cache_configs)
-        wrapper.worker.compile_or_warm_up_model()
+        for method, args, kwargs in calls:
+            with FreshZeros() if method == INITIALIZE_CACHE else contextlib.nullcontext():
+                getattr(proc.worker, method)(*args, **kwargs)
 
     return _answer(nonce, act if proc.rank in ranks else lambda: None)
 

@@ -19,7 +19,9 @@ from vllm.utils.system_utils import get_mp_context
 from vllm.v1.executor.multiproc_executor import MultiprocExecutor, WorkerProc
 
 from holdfast.core.errors import PeerSilent, RecoveryFailed
+from holdfast.core.faults.redaction import PublicText
 from holdfast.core.protocol.messages import Standbys
+from holdfast.hosts.vllm.engine.pacing import replace_method
 from holdfast.hosts.vllm.engine.worker_pool.exit_watch import WorkerExitWatch
 from holdfast.hosts.vllm.engine.worker_pool.replacement_processes import ReplacementProcesses, ReplacementResult
 from holdfast.hosts.vllm.engine.worker_pool.spawning import (
@@ -31,6 +33,7 @@ from holdfast.hosts.vllm.engine.worker_pool.spawning import (
     start_standby,
 )
 from holdfast.hosts.vllm.engine.worker_pool.standby_pool import StandbyPool
+from holdfast.hosts.vllm.engine.worker_pool.start_calls import StartCalls
 from holdfast.hosts.vllm.process.bootstrap import bootstrapped
 from holdfast.hosts.vllm.process.queues import bounded, retire, wait_until_ready
 from holdfast.hosts.vllm.process.settings import inherited_settings
@@ -51,11 +54,11 @@ class WorkerPoolExecutor(MultiprocExecutor):
 
     on_rank_lost: Callable[[int, int, str, int | None], None] = staticmethod(lambda rank, pid, how, exit_code: None)
     on_standbys: Callable[[Standbys], None] = staticmethod(lambda state: None)
-    kv_cache_configs: Sequence[Any] = ()
-    kv_cache_layout: str | None = None
     seed: WorkerSeed
+    start_calls: StartCalls
     standbys: StandbyPool
     _watch: WorkerExitWatch | None = None
+    _stop_noting: Callable[[], None]
 
     # ---- the host's methods
 
@@ -67,14 +70,25 @@ class WorkerPoolExecutor(MultiprocExecutor):
         with bootstrapped(get_mp_context(), background=False):
             super()._init_executor()
         self._call_over(self.rpc_broadcast_mq)
+        self.note_start_calls()
 
-    def initialize_from_config(self, kv_cache_configs: list[Any]) -> None:
-        self.kv_cache_configs = kv_cache_configs
-        super().initialize_from_config(kv_cache_configs)
+    def note_start_calls(self) -> None:
+        """Note the calls that make the workers ready, until `start_ended`."""
+        self.start_calls = StartCalls()
+        call_workers = super().collective_rpc
 
-    def set_kv_cache_layout(self, layout_name: str) -> None:
-        self.kv_cache_layout = layout_name
-        super().set_kv_cache_layout(layout_name)
+        def call(
+            method: Any, timeout: float | None = None, args: Any = (), kwargs: Any = None, *more: Any, **options: Any
+        ) -> Any:
+            result = call_workers(method, timeout, args, kwargs, *more, **options)
+            self.start_calls.note(method, tuple(args), dict(kwargs or {}))
+            return result
+
+        self._stop_noting = replace_method(self, "collective_rpc", call)
+
+    def start_ended(self) -> None:
+        """End the notes: the workers are ready. Calls that set state later are kept by `RuntimeState`."""
+        self._stop_noting()
 
     def start_worker_monitor(self, inline: bool = False) -> None:
         """Watch the workers; unlike the host's monitor, leave the survivors running when a worker exits."""
@@ -132,6 +146,8 @@ class WorkerPoolExecutor(MultiprocExecutor):
             RecoveryFailed: a process did not start, or a worker failed.
             PeerSilent: a worker did not answer in time.
         """
+        if what := self.start_calls.unrepeatable:
+            raise RecoveryFailed(PublicText(f"no worker can be replaced: {what} was carried out in the first ones"))
         began = time.monotonic()
         self._end_processes(ranks)
         queue = self._new_queue()
@@ -207,9 +223,9 @@ class WorkerPoolExecutor(MultiprocExecutor):
         self.start_worker_monitor()
 
     def _prepare(self, ranks: Sequence[int], deadline: float) -> None:
-        """Have the replaced ranks make KV caches as configured at the start, without measuring memory again."""
+        """Make the replaced ranks ready by the calls of the host's own start, without measuring memory again."""
         nonce = uuid.uuid4().hex
-        arguments = (nonce, tuple(ranks), self.kv_cache_layout, self.kv_cache_configs)
+        arguments = (nonce, tuple(ranks), self.start_calls.calls())
         self._enqueue((PREPARE, arguments, {}, None), deadline - time.monotonic())
         self._await_replies(nonce, range(self.world_size), deadline)
 

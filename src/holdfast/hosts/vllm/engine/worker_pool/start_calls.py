@@ -1,0 +1,40 @@
+"""The calls with which the host makes a loaded worker ready; a replacement is made ready by the same calls.
+
+Several of them leave something behind in the worker beside their result, such as which layers share a KV cache. The
+host's own start is therefore noted as it happens, and nothing is chosen but what is left out.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+from holdfast.hosts.vllm.contract.name_touchpoints import MEASURE_ENCODER, MEASURE_MEMORY, READING_CALLS
+from holdfast.hosts.vllm.protocol import WorkerCall
+
+# The result is what is wanted of these, and it is known: the replacement gets the cache that was decided on. To measure
+# again beside ranks that hold their caches would find too little memory.
+MEASURING = (MEASURE_MEMORY, MEASURE_ENCODER)
+
+
+class StartCalls:
+    """The calls of all workers from the start of an engine core until the first request, in order."""
+
+    def __init__(self) -> None:
+        self._calls: list[WorkerCall] = []
+        self.unrepeatable: str = ""  # names a function that was carried out in the workers
+
+    def note(self, method: str | Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Note a call; the arguments are copied, because the engine core may change them later."""
+        name = method if isinstance(method, str) else getattr(method, "__name__", "a function")
+        if name in MEASURING or name in READING_CALLS:
+            return
+        if isinstance(method, str):
+            self._calls.append((method, copy.deepcopy(args), copy.deepcopy(kwargs)))
+        else:
+            self.unrepeatable = name
+
+    def calls(self) -> tuple[WorkerCall, ...]:
+        """Return the calls that a replacement carries out, in order."""
+        return tuple(self._calls)
