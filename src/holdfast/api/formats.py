@@ -16,6 +16,7 @@ from holdfast.core.errors import CommandConflict, HoldfastError
 from holdfast.core.faults.faults import Fault
 from holdfast.core.faults.known_sentences import HELD_BACK
 from holdfast.core.faults.redaction import WITHHELD
+from holdfast.core.poison.memory import SHOWN_CHARS, GuiltKind, Remembered
 from holdfast.core.protocol.events import EngineStatus, Event, EventKind, FullText, InstanceView, ProcessStatus
 from holdfast.core.protocol.messages import RecoveryReport
 from holdfast.core.states import EngineState
@@ -26,6 +27,17 @@ EXECUTED_MESSAGE = "Instruction executed successfully."
 FAILED_MESSAGE = "Failed to handle fault."
 
 _WORTH_SAYING_S = 0.001  # a recovery that had nothing to rebuild finds that out in less
+
+
+class RememberedRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """A request or adapter that was found guilty. `fingerprint` is the beginning; `until` ends refusal or trial."""
+
+    fingerprint: str
+    kind: GuiltKind
+    incident: str
+    refused: bool
+    refusals: int
+    until: float
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,6 +55,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     defeat: str | UnsetType = UNSET
     processes: tuple[ProcessStatus, ...] = ()
     dropped: dict[str, int] = {}
+    remembered: tuple[RememberedRequest, ...] = ()
     full_texts: tuple[FullText, ...] | UnsetType = UNSET
 
 
@@ -133,16 +146,32 @@ def _status_fields(view: InstanceView) -> dict[str, Any]:
         "defeat": UNSET if view.defeat is None else view.defeat,
         "processes": view.processes,
         "dropped": view.dropped,
+        "remembered": tuple(map(_remembered, view.guilt.entries)),
     }
 
 
+def _remembered(entry: Remembered) -> RememberedRequest:
+    return RememberedRequest(
+        fingerprint=entry.fingerprint[:SHOWN_CHARS],
+        kind=entry.kind,
+        incident=entry.incident,
+        refused=entry.is_refused,
+        refusals=entry.refusals,
+        until=entry.until,
+    )
+
+
 # ---- the log: one line per event
+
+_OF_GUILT = (EventKind.REQUEST_REMEMBERED, EventKind.REQUEST_REFUSED, EventKind.REQUEST_FORGOTTEN)
 
 
 def describe_event(event: Event) -> str:
     """Return the log line of an event."""
     if event.kind is EventKind.CONFIGURED:
         return f"settings changed: {event.reason}{_command(event)}"
+    if event.kind in _OF_GUILT:
+        return f"{event.reason} (incident {event.incident})"
     return _describe_process(event) if event.process is not None else _describe_engine(event)
 
 
@@ -252,5 +281,7 @@ def log_level(event: Event) -> int:
         case EventKind.FAULT_REPORTED | EventKind.PAUSE_ORDERED | EventKind.ENGINE_PAUSED | EventKind.FAULT_ARMED:
             return logging.WARNING
         case EventKind.REQUESTS_SUSPECTED | EventKind.REQUEST_ENDED | EventKind.CONFIGURED:
+            return logging.WARNING
+        case EventKind.REQUEST_REMEMBERED | EventKind.REQUEST_REFUSED:
             return logging.WARNING
     return logging.INFO

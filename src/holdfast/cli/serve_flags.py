@@ -204,6 +204,12 @@ def _add_standbys(add: Add) -> None:
 def _add_detection(add: Add) -> None:
     add("--stall-detection", action=_SWITCH, help="find and replace a rank or engine core that makes no progress")
     add("--poison-detection", action=_SWITCH, help="find a request that makes every step fail, and end that request")
+    add(
+        "--poison-memory",
+        type=float,
+        metavar="S",
+        help="seconds for which repetitions of a poison request are refused at once; 0 remembers nothing",
+    )
     add("--check-logits", action=_SWITCH, help="treat non-finite logits (NaN or Inf) as a fault and repeat the step")
     add("--incident-dir", metavar="DIR", help="folder for the evidence of the last 32 stalls")
     add(

@@ -37,6 +37,7 @@ _SECTIONS = {
     "max_api_server_restarts": "processes-beside-the-engine-cores",
     "stall_detection": "stalls",
     "poison_detection": "poison-requests",
+    "poison_memory": "repeated-poison-requests",
     "check_logits": "silent-numerical-faults",
     "recovery_prefill_tokens": "load-after-a-recovery",
     "cpu_enablement": "many-ranks",

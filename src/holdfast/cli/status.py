@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Annotated
 
@@ -37,7 +38,7 @@ def status(
         return
     console = Console()
     console.print(_table(found))
-    more = (_limits, _standbys, _suspicions, _processes, _texts)
+    more = (_limits, _standbys, _suspicions, _guilty, _processes, _texts)
     for line in (*(line for lines in more for line in lines(found)), _summary(found)):
         console.print(Text(line))
 
@@ -102,6 +103,13 @@ def _suspicions(found: Status) -> Iterator[str]:
         if engine.suspects or engine.ended_requests:
             counts = f"{engine.suspects} suspected, {engine.ended_requests} ended as guilty"
             yield f"requests of engine {engine.engine_id}: {counts}"
+
+
+def _guilty(found: Status) -> Iterator[str]:
+    for each in found.remembered:
+        until = time.strftime("%H:%M:%S", time.localtime(each.until))
+        now = f"refused until {until}, {each.refusals} times so far" if each.refused else f"on trial until {until}"
+        yield f"poison {each.kind} {printable(each.fingerprint)}: {now} (incident {printable(each.incident)})"
 
 
 def _processes(found: Status) -> Iterator[str]:

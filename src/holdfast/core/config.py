@@ -29,6 +29,7 @@ S = TypeVar("S")
 _RENAMED = {
     "engine_recovery_timeout_s": "engine_recovery_timeout",
     "retry_window_s": "retry_window",
+    "poison_memory_s": "poison_memory",
     "drain_timeout_s": "drain_timeout",
     "rebuild_timeout_s": "rebuild_timeout",
     "acknowledge_timeout_s": "acknowledge_timeout",
@@ -65,6 +66,7 @@ class RuntimeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     max_worker_restarts: Count = 20
     worker_restart_window_s: Seconds = 600.0
     worker_start_timeout_s: Seconds = 600.0
+    poison_memory_s: Annotated[float, msgspec.Meta(ge=0, le=86400)] = 600.0  # 0: nothing is remembered
 
     def __post_init__(self) -> None:
         if self.external_fallback != "none" and self.fault_policy != "external":

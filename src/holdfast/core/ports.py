@@ -17,7 +17,7 @@ from holdfast.core.poison.detector import RequestProgress
 from holdfast.core.protocol.commands import Command
 from holdfast.core.protocol.effects import End, LeaveOut, ReplaceEngine, ReplaceProcess
 from holdfast.core.protocol.events import Event, InstanceView
-from holdfast.core.protocol.link_messages import PoisonRequestEnded
+from holdfast.core.protocol.link_messages import GuiltReported, PoisonRequestEnded, RequestsRefused
 from holdfast.core.protocol.messages import RecoveryReport, Rendezvous
 
 
@@ -276,6 +276,10 @@ class ControlPlane(Protocol):
 
     def poison_request_ended(self, blamed: PoisonRequestEnded) -> None:
         """Take note that an API server has ended a request that kills every engine core. Does not wait."""
+        ...
+
+    def tell_of_guilt(self, report: GuiltReported | RequestsRefused) -> None:
+        """Take note of a request that was found guilty, or of refused repetitions. Does not wait."""
         ...
 
 

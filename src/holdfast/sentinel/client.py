@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import secrets
 import threading
 import time
 import uuid
@@ -39,7 +40,7 @@ from holdfast.core.protocol.effects import (
     Settle,
 )
 from holdfast.core.protocol.events import Event, InstanceView
-from holdfast.core.protocol.link_messages import LinkReported, PoisonRequestEnded
+from holdfast.core.protocol.link_messages import GuiltReported, LinkReported, PoisonRequestEnded, RequestsRefused
 from holdfast.core.states import EngineState
 from holdfast.sentinel.begun_commands import BegunCommands
 from holdfast.sentinel.beside import Beside, Sink, dropped_items
@@ -52,6 +53,7 @@ logger = logging.getLogger("holdfast")
 
 MAX_HISTORY = 1000
 SINK_TIMEOUT_S = 1.0  # at the end
+KEY_BYTES = 32
 TICK_S = 0.25  # deadlines are of seconds
 
 
@@ -78,6 +80,7 @@ class ClientSentinel:
             new_command_id=lambda: uuid.uuid4().hex,
             instance_id=uuid.uuid4().hex,
             notify_address=notify_address,
+            fingerprint_key=secrets.token_bytes(KEY_BYTES),
         )
         self._view = self._instance.view()
         self._history: deque[Event] = deque(maxlen=MAX_HISTORY)
@@ -211,6 +214,9 @@ class ClientSentinel:
 
     def poison_request_ended(self, blamed: PoisonRequestEnded) -> None:
         self._thread.post(lambda: self._perform(self._instance.poison_request_ended(blamed)))
+
+    def tell_of_guilt(self, report: GuiltReported | RequestsRefused) -> None:
+        self._thread.post(lambda: self._perform(self._instance.take_guilt(report, time.monotonic())))
 
     # ---- the sentinel's thread
 

@@ -105,7 +105,10 @@ class FrontEndLink:
         return waiting.ended
 
     def poison_request_ended(self, blamed: lm.PoisonRequestEnded) -> None:
-        self._thread.post(lambda: self._tell(blamed))
+        self._thread.post(lambda: self._tell(blamed, f"request {blamed.request_id}"))
+
+    def tell_of_guilt(self, report: lm.GuiltReported | lm.RequestsRefused) -> None:
+        self._thread.post(lambda: self._tell(report, "a request that was found guilty"))
 
     # ---- the link's thread
 
@@ -122,10 +125,10 @@ class FrontEndLink:
         if not self._owner.send(lm.encode(report)):
             logger.warning("%s: the owner takes no report", self._name)
 
-    def _tell(self, blamed: lm.PoisonRequestEnded) -> None:
+    def _tell(self, report: lm.PoisonRequestEnded | lm.GuiltReported | lm.RequestsRefused, what: str) -> None:
         """Send the report once: the log of this process keeps the report as well."""
-        if not self._owner.send(lm.encode(blamed)):
-            logger.warning("%s: the owner was not told of request %s", self._name, blamed.request_id)
+        if not self._owner.send(lm.encode(report)):
+            logger.warning("%s: the owner was not told of %s", self._name, what)
 
     @property
     def _name(self) -> str:

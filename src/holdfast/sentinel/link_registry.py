@@ -87,6 +87,8 @@ class LinkRegistry:
             self._take_report(message)
         elif isinstance(message, lm.PoisonRequestEnded):
             self._control.poison_request_ended(message)
+        elif isinstance(message, (lm.GuiltReported, lm.RequestsRefused)):
+            self._control.tell_of_guilt(message)
         elif (ended := self._ended.get(message.submission)) is not None:
             self._send(peer, ended)
         elif message.submission not in self._under_way:

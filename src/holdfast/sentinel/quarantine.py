@@ -11,7 +11,8 @@ from collections.abc import Callable, Collection
 from dataclasses import replace
 
 from holdfast.core.faults.faults import Fault, FaultClass, is_of_the_process
-from holdfast.core.poison.detector import PoisonDetector, Restriction, Spoilt, named_by, poison_request_error
+from holdfast.core.poison.detector import PoisonDetector, Restriction, Spoilt, named_by
+from holdfast.core.poison.memory import poison_request_error
 from holdfast.core.ports import RequestHost
 from holdfast.core.protocol import messages as m
 

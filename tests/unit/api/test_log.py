@@ -133,6 +133,11 @@ def test_what_is_found_out_about_requests_is_told_without_what_they_say(caplog: 
     assert caplog.records[-1].levelno == logging.WARNING
 
 
+def test_what_is_remembered_of_a_guilty_request_is_told_with_its_incident() -> None:
+    event = Event(sequence=1, at=0.0, kind=EventKind.REQUEST_REMEMBERED, reason="it is remembered", incident="i1")
+    assert describe_event(event) == "it is remembered (incident i1)"
+
+
 def test_what_has_no_engine_says_so_by_leaving_it_out() -> None:
     event = Event(sequence=1, at=0.0, kind=EventKind.PROCESS_LOST, process="api-server-1")
     assert msgspec.json.decode(msgspec.json.encode(event)) == {

@@ -14,8 +14,8 @@ from holdfast.core.poison.detector import (
     in_fault,
     named_by,
     names_others,
-    poison_request_error,
 )
+from holdfast.core.poison.memory import poison_request_error
 from support.situations import fault
 
 FOUND = "the request was in 5 failed batches, the last alone; other requests passed in between; "

@@ -63,6 +63,8 @@ def request(request_id: str, rank: int | None = None) -> Any:
         prompt_token_ids=[1],
         resumable=False,
         data_parallel_rank=rank,
+        pooling_params=None,
+        lora_request=None,
     )
 
 

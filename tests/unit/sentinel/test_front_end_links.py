@@ -22,6 +22,7 @@ from holdfast.core.errors import (
 )
 from holdfast.core.faults.faults import Fault, FaultClass, Phase
 from holdfast.core.faults.injection import InjectionSpec
+from holdfast.core.poison.memory import FoundGuilty, GuiltKind
 from holdfast.core.protocol import link_messages as lm
 from holdfast.core.protocol import messages as m
 from holdfast.core.protocol.commands import Command, Configure, Credential, Giver, InjectFault, Pause, Resume, Retry
@@ -181,6 +182,16 @@ def test_what_an_api_server_found_out_about_a_request_is_told_by_the_owner(owner
     wait_until(lambda: made.history()[-1].kind is EventKind.REQUEST_ENDED)
     [*_, event] = owner.sentinel.history()
     assert (event.engine_id, event.request_id, event.incident, event.reason) == (1, "deadly", "i", "why")
+
+
+def test_a_verdict_of_one_api_server_is_known_to_the_others_and_to_a_late_one(owner: Owner) -> None:
+    first, second = owner.link(0), owner.link(1)
+    guilty = FoundGuilty(fingerprint="f", kind=GuiltKind.REQUEST, incident="i", error="why")
+    first.tell_of_guilt(lm.GuiltReported(guilty=guilty))
+    first.tell_of_guilt(lm.RequestsRefused(fingerprint="f", count=1))
+    wait_until(lambda: [e.refusals for e in second.view().guilt.entries] == [1])
+    assert len(second.view().guilt.key) == client.KEY_BYTES
+    assert second.view().guilt == owner.sentinel.view().guilt
 
 
 def test_a_link_that_missed_an_event_asks_for_it(owner: Owner) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.errors import OperatorError
-from holdfast.core.instance import engine_loss, failed_effects, operator, processes, repair, reports
+from holdfast.core.instance import engine_loss, failed_effects, guilt, operator, processes, repair, reports
 from holdfast.core.instance.deadlines import (
     find_late_replacement,
     find_overdue,
@@ -27,7 +27,7 @@ from holdfast.core.protocol import commands as c
 from holdfast.core.protocol import messages as m
 from holdfast.core.protocol.effects import Effect, Send, Settle
 from holdfast.core.protocol.events import InstanceView
-from holdfast.core.protocol.link_messages import PoisonRequestEnded
+from holdfast.core.protocol.link_messages import GuiltReported, PoisonRequestEnded, RequestsRefused
 from holdfast.core.states import EngineState
 
 
@@ -37,6 +37,7 @@ class Instance:
     Args:
         groups: the engine ids of each lockstep group.
         instance_id: of this life of the instance, in the status and in every event.
+        fingerprint_key: secret with which API servers make fingerprints of guilty requests.
     """
 
     def __init__(
@@ -48,8 +49,10 @@ class Instance:
         new_command_id: Callable[[], str],
         instance_id: str,
         notify_address: str = "",
+        fingerprint_key: bytes = b"",
     ) -> None:
         self._state = InstanceState(config, Roster(groups), wall_clock, new_command_id, instance_id, notify_address)
+        self._state.guilt.key = fingerprint_key
 
     @property
     def config(self) -> HoldfastConfig:
@@ -133,6 +136,14 @@ class Instance:
             return []
         return reports.poison_request_ended(self._state, *found, blamed)
 
+    def take_guilt(self, report: GuiltReported | RequestsRefused, now: float) -> list[Effect]:
+        """Take the verdict of an API server on a request, or the number of repetitions that were refused."""
+        if self._state.has_ended:
+            return []
+        if isinstance(report, GuiltReported):
+            return guilt.found_guilty(self._state, report.guilty, now)
+        return guilt.refused(self._state, report.fingerprint, report.count)
+
     # ---- facts of the processes beside the engine cores
 
     def process_attached(self, name: str, pid: int | None) -> list[Effect]:
@@ -202,6 +213,7 @@ class Instance:
         if self._state.has_ended:
             return []
         effects = processes.introduce_coordinator_again(self._state, now) + processes.lose_late(self._state, now)
+        effects += guilt.expire(self._state, now)
         for group in self._state.roster.groups:
             if not self._state.has_ended:
                 effects += self._fail_unanswered_armings(group, now) + self._tick_group(group, now)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from holdfast.core.config import HoldfastConfig, change_settings, compare_settings
 from holdfast.core.errors import BadCommand, BadConfiguration, CommandConflict
-from holdfast.core.instance import engine_loss
+from holdfast.core.instance import engine_loss, guilt
 from holdfast.core.instance.group import Engine, LockstepGroup
 from holdfast.core.instance.repair import decide_anew, pause, recover
 from holdfast.core.instance.state import InstanceState, publish_of_instance
@@ -97,6 +97,8 @@ def require_resumable(group: LockstepGroup, soft: bool) -> None:
         )
 
 
+_NEW_PROCESSES = "an operator has processes replaced, and the cause may have gone"
+
 # ---- commands
 
 
@@ -150,7 +152,7 @@ def restart_workers(state: InstanceState, command: c.RestartWorkers, now: float)
     state.commands.begin(command_id, [group.group_id])
     group.open_incident(now).restart_command = command_id
     engine.sick_ranks.update(ranks or range(engine.ranks))
-    effects: list[Effect] = []
+    effects = guilt.try_again(state, _NEW_PROCESSES, now)
     for member in group.engines:
         order = m.PauseEngine(command_id=command_id, epoch=group.epoch)
         effects += pause(state, group, member, order, "workers are to be restarted", now)
@@ -168,7 +170,8 @@ def restart_engine(
     _require_new_command(state, group, command.command_id)
     require_replaceable(group, engine, unrecoverable_reason)
     require_repeatable_state(engine, state.config)
-    return engine_loss.restart_engine(state, group, engine, command.command_id, now)
+    restarted = engine_loss.restart_engine(state, group, engine, command.command_id, now)
+    return restarted + guilt.try_again(state, _NEW_PROCESSES, now)
 
 
 def inject_fault(state: InstanceState, command: c.InjectFault, now: float) -> list[Effect]:
@@ -200,6 +203,8 @@ def configure(state: InstanceState, command: c.Configure, now: float) -> list[Ef
     ]
     about = {"command_id": command.command_id, "reason": reason, "changes": changes}
     effects.append(publish_of_instance(state, EventKind.CONFIGURED, **about))
+    if not state.config.poison_memory_s:
+        effects += guilt.forget_all(state, "ordered by operator (poison_memory 0)")
     for group in state.roster.groups:
         if group.is_paused and not state.has_ended:
             effects += decide_anew(state, group, now)

@@ -15,6 +15,7 @@ from holdfast.core.config import HoldfastConfig, RuntimeSettings, runtime_settin
 from holdfast.core.errors import UnknownEngine
 from holdfast.core.faults.faults import Fault
 from holdfast.core.instance.group import Engine, LockstepGroup, make_groups
+from holdfast.core.poison.memory import PoisonMemory
 from holdfast.core.policy.incident import NOT_OPEN, Budget, Capacity
 from holdfast.core.protocol.commands import Giver
 from holdfast.core.protocol.effects import Effect, Publish, Settle
@@ -217,6 +218,7 @@ class InstanceState:
     notify_address: str = ""
     commands: OpenCommands = field(default_factory=OpenCommands)
     givers: Givers = field(default_factory=Givers)
+    guilt: PoisonMemory = field(default_factory=PoisonMemory)
     settings: RuntimeSettings = field(init=False)
     settings_changed: bool = False
     sequence: int = 0
@@ -259,6 +261,7 @@ def view_of(state: InstanceState) -> InstanceView:
         defeat=state.roster.defeat,
         processes=tuple(process.view() for process in state.roster.processes.values()),
         full_texts=state.full_texts,
+        guilt=state.guilt.view(),
     )
 
 

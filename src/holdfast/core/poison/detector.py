@@ -65,11 +65,15 @@ MAX_STRAYS = 2
 
 
 class RequestProgress(NamedTuple):
-    """Progress of an open request, in tokens: good KV, good KV and tokens in flight, and output."""
+    """Progress of an open request, in tokens: good KV, good KV and tokens in flight, and output.
+
+    `on_trial`: the same request was found guilty before, and is tried again.
+    """
 
     good: int
     reached: int
     output: int
+    on_trial: bool = False
 
     @property
     def in_flight(self) -> bool:
@@ -125,6 +129,8 @@ class PoisonDetector:
         """
         everybody = frozenset(i for i, s in progress.items() if s.in_flight)
         batch = in_fault(everybody, named)
+        if guilty := tuple(i for i in progress if i in batch and progress[i].on_trial):
+            return self._end_on_trial(guilty, progress)
         self._forget_left(progress)
         if not batch:
             return self._restriction(progress, "the failed step had no requests" if self._search else "")
@@ -133,6 +139,15 @@ class PoisonDetector:
             self._search_on(batch, progress, fine) if self._search else self._begin(batch, progress, fine)
         )
         return replace(self._next(_rewound(progress)), search_progressed=search_progressed)
+
+    def _end_on_trial(self, guilty: tuple[str, ...], progress: ProgressOfRequests) -> Restriction:
+        """End requests that were found guilty before; the failed step says nothing about the others."""
+        others = {i: s for i, s in progress.items() if i not in guilty}
+        self._forget_left(others)
+        restriction = self._next(_rewound(others)) if self._search else self._restriction(others, "")
+        found = "a request that was found to be a poison request before was in the failed step"
+        reason = "; ".join(filter(None, (found, restriction.reason)))
+        return replace(restriction, reason=reason, end=(*guilty, *restriction.end), search_progressed=True)
 
     def renewed(self, *, by_ladder: bool) -> None:
         """Take the replacement of rank processes.
@@ -317,8 +332,3 @@ def _rewound(progress: ProgressOfRequests) -> ProgressOfRequests:
 
 def _others_in_flight(trial: Trial, progress: ProgressOfRequests) -> bool:
     return any(s.in_flight and i not in trial.run for i, s in progress.items())
-
-
-def poison_request_error(incident: str) -> str:
-    """Return the error text for the client of a poison request."""
-    return f"this request makes the server fail and was ended (incident {incident})"

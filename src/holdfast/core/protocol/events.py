@@ -12,6 +12,7 @@ from msgspec import UNSET, UnsetType
 
 from holdfast.core.config import RuntimeSettings, SettingChange
 from holdfast.core.faults.faults import Fault
+from holdfast.core.poison.memory import PoisonMemoryView
 from holdfast.core.protocol.commands import Giver
 from holdfast.core.protocol.messages import RecoveryReport, Standbys
 from holdfast.core.states import EngineState
@@ -33,6 +34,9 @@ class EventKind(enum.StrEnum):
     RUNTIME_STATE_CHANGED = "runtime-state-changed"
     REQUESTS_SUSPECTED = "requests-suspected"
     REQUEST_ENDED = "request-ended"
+    REQUEST_REMEMBERED = "request-remembered"
+    REQUEST_REFUSED = "request-refused"
+    REQUEST_FORGOTTEN = "request-forgotten"
     PROCESS_ATTACHED = "process-attached"
     PROCESS_LOST = "process-lost"
     PROCESS_RESTARTED = "process-restarted"
@@ -158,6 +162,7 @@ class InstanceView(msgspec.Struct, frozen=True, kw_only=True):
     processes: tuple[ProcessStatus, ...] = ()
     dropped: dict[str, int] = {}  # what each consumer of events or log lines lost, in the owner's process
     full_texts: tuple[FullText, ...] = ()  # the latest
+    guilt: PoisonMemoryView = PoisonMemoryView()  # for API servers: holds a secret, and is not shown as it is
 
     @property
     def ready(self) -> bool:

@@ -12,6 +12,7 @@ import msgspec
 
 from holdfast.core.errors import BadCommand, CommandConflict, HoldfastError, RecoveryFailed, UnknownEngine
 from holdfast.core.faults.redaction import account_of
+from holdfast.core.poison.memory import FoundGuilty
 from holdfast.core.protocol import messages as m
 from holdfast.core.protocol.commands import Command
 from holdfast.core.protocol.events import Event, InstanceView
@@ -56,6 +57,19 @@ class PoisonRequestEnded(m.Message, frozen=True, tag="request-blamed"):
     reason: str
 
 
+class GuiltReported(m.Message, frozen=True, tag="guilt-reported"):
+    """Verdict on a request of an API server: repetitions are to be refused."""
+
+    guilty: FoundGuilty
+
+
+class RequestsRefused(m.Message, frozen=True, tag="requests-refused"):
+    """Refusals of repetitions by an API server, since the last report about the fingerprint."""
+
+    fingerprint: str
+    count: int
+
+
 class Submitted(m.Message, frozen=True, tag="submitted"):
     """Command of a caller. `submission` is the link's own id: a caller may send the same command again, on any link."""
 
@@ -63,7 +77,7 @@ class Submitted(m.Message, frozen=True, tag="submitted"):
     command: Command
 
 
-FromLink = LinkReported | PoisonRequestEnded | Submitted
+FromLink = LinkReported | PoisonRequestEnded | GuiltReported | RequestsRefused | Submitted
 
 
 # ---- owner -> link

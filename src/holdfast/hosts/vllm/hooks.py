@@ -245,6 +245,8 @@ def _serve_for_owner(client: Any, owner: VllmFrontEndHost | None) -> None:
         serve_until(lambda: owner.defeat is not None)
         owner.sentinel.tell(router.follow)
         router.on_poison = owner.sentinel.poison_request_ended
+        router.guilty.report = owner.sentinel.tell_of_guilt
+        router.follow(owner.sentinel.view())
         owner.serves = True
 
 
@@ -262,6 +264,7 @@ def _serve_through(link: FrontEndLink, client: Any) -> None:
     link.tell(functools.partial(_follow, weakref.ref(client)))
     if (router := request_router(client)) is not None:
         router.on_poison = link.poison_request_ended
+        router.guilty.report = link.tell_of_guilt
     _current_link = link
 
 

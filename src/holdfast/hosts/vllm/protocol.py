@@ -12,6 +12,7 @@ import msgspec
 GREETING = "holdfast-greeting"  # an API server asks an engine core to say once more that it is ready
 HISTORY = "holdfast_history"  # private key of the sampling parameters: the tokens that were delivered as output
 DRAWN = "holdfast_drawn"  # another one: the tokens sampled in earlier turns of a streaming session
+ON_TRIAL = "holdfast_on_trial"  # private key of the sampling parameters: the request was found guilty before
 
 # Names under which an engine core's commands are bound to a worker.
 JOIN = "holdfast_join"

@@ -19,6 +19,7 @@ from vllm.v1.request import RequestStatus
 
 from holdfast.core.poison.detector import RequestProgress
 from holdfast.hosts.vllm.engine.pacing import StepRules, replace_method
+from holdfast.hosts.vllm.engine.resumed_requests import IS_ON_TRIAL
 from holdfast.hosts.vllm.engine.rewind import recompute
 
 logger = logging.getLogger("holdfast")
@@ -106,7 +107,8 @@ class VllmRequestHost:
 
 def _progress_of(request: Any) -> RequestProgress:
     reached = request.num_computed_tokens
-    return RequestProgress(reached - request.num_in_flight_tokens, reached, request.num_output_tokens)
+    good, on_trial = reached - request.num_in_flight_tokens, IS_ON_TRIAL in vars(request)
+    return RequestProgress(good, reached, request.num_output_tokens, on_trial)
 
 
 def _control_request(request_id: str) -> Any:

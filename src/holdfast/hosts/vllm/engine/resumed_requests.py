@@ -16,10 +16,11 @@ from holdfast.core.errors import RecoveryFailed
 from holdfast.hosts.vllm.contract.engine_touchpoints import ADD_TO_SCHEDULER, MAKE_REQUEST
 from holdfast.hosts.vllm.contract.hooks import attach
 from holdfast.hosts.vllm.engine.pacing import PacedPrefill
-from holdfast.hosts.vllm.protocol import ADD_REQUESTS, DRAWN, HISTORY, drawn_before, set_drawn_before
+from holdfast.hosts.vllm.protocol import ADD_REQUESTS, DRAWN, HISTORY, ON_TRIAL, drawn_before, set_drawn_before
 from holdfast.hosts.vllm.worker.request_history import encode_histories, history_of
 
 _PACED = "holdfast_paced"
+IS_ON_TRIAL = "holdfast_is_on_trial"  # attribute of a request
 GRAMMAR_TIMEOUT_S = 20.0
 ADD_REQUESTS_TIMEOUT_S = 30.0
 
@@ -36,10 +37,12 @@ def pace_resumed_requests(engine: Any, paced: PacedPrefill) -> None:
 
 def _make_request(original: Callable[..., tuple[Any, int]], engine: Any, request: Any) -> tuple[Any, int]:
     """Make the scheduler's request with its history. Input thread; an exception fails the request alone."""
-    history, drawn = _take_history(request)
+    history, drawn, on_trial = (_take(request, key) for key in (HISTORY, DRAWN, ON_TRIAL))
     made, wave = original(engine, request)
     if drawn:
         set_drawn_before(made, drawn)
+    if on_trial:
+        vars(made)[IS_ON_TRIAL] = True
     if history:
         _append_history(engine, made, history)
     if history is not None and (paced := vars(engine).get(_PACED)) is not None:
@@ -53,18 +56,14 @@ def tell_workers(engine: Any, requests: Iterable[Any]) -> None:
     engine.model_executor.collective_rpc(ADD_REQUESTS, timeout=ADD_REQUESTS_TIMEOUT_S, args=(histories,))
 
 
-def _take_history(request: Any) -> tuple[list[int] | None, int]:
-    """Remove and return the history, and the number of tokens that a session drew in earlier turns.
-
-    The history is empty for a request that was moved before any output, and None for a new request.
-    """
+def _take(request: Any, key: str) -> Any:
+    """Remove and return a private value; None without one. The history of a request may be empty."""
     params = request.sampling_params
-    if params is None or not params.extra_args or HISTORY not in params.extra_args:
-        return None, 0
-    history: list[int] = params.extra_args.pop(HISTORY)
-    drawn: int = params.extra_args.pop(DRAWN, 0)
+    if params is None or not params.extra_args or key not in params.extra_args:
+        return None
+    value = params.extra_args.pop(key)
     params.extra_args = params.extra_args or None
-    return history, drawn
+    return value
 
 
 def _append_history(engine: Any, request: Any, history: Sequence[int]) -> None:

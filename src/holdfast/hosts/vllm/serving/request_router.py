@@ -17,23 +17,18 @@ from typing import Any
 import zmq
 
 from holdfast.core.faults.redaction import account_of
-from holdfast.core.poison.detector import poison_request_error
+from holdfast.core.poison.memory import poison_request_error
 from holdfast.core.protocol.events import InstanceView
 from holdfast.core.protocol.link_messages import PoisonRequestEnded
 from holdfast.core.protocol.messages import MAX_ID_CHARS
 from holdfast.core.requests.journal import RequestJournal
 from holdfast.core.requests.readmission import Readmission
 from holdfast.core.states import EngineState
+from holdfast.hosts.vllm.serving.balancing import choose_engine_core, has_taker, unpin
 from holdfast.hosts.vllm.serving.error_reasons import keep_error_reason
-from holdfast.hosts.vllm.serving.lost_engines import (
-    EngineLost,
-    LostEngines,
-    error_output,
-    idle_outputs_of,
-    is_awaited,
-    makes_progress,
-)
-from holdfast.hosts.vllm.serving.resumption import resumption, strip_history, unmovable
+from holdfast.hosts.vllm.serving.guilty_requests import GuiltyRequests
+from holdfast.hosts.vllm.serving.lost_engines import EngineLost, LostEngines, error_output, idle_outputs_of, is_awaited
+from holdfast.hosts.vllm.serving.resumption import put_on_trial, resumption, strip_private_keys, unmovable
 from holdfast.hosts.vllm.serving.streaming_sessions import StreamingSessions
 
 logger = logging.getLogger("holdfast")
@@ -56,6 +51,7 @@ class RequestRouter:
         self._readmission = Readmission() if detects_poison else None
         self.on_poison: Callable[[PoisonRequestEnded], None] = lambda blamed: None
         self._state_call_timeout_s = state_call_timeout_s
+        self.guilty = GuiltyRequests()
         self._client = weakref.ref(client)
         self._add: Add | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -77,13 +73,18 @@ class RequestRouter:
     async def add(self, original: Add, client: Any, request: Any) -> None:
         """Record a new request, and send the request or let the request wait."""
         self._add = original
-        strip_history(request)
+        strip_private_keys(request)
         if request.request_id in self._sessions:
             await self._add_input(original, client, request)
             return
+        if (known := self.guilty.look_up(request)) is not None:
+            if known.is_refused:
+                self._refuse(client, request.request_id, self.guilty.refuse(known))
+                return
+            put_on_trial(request)
         self.journal.open(request.request_id, self._sessions.open(request), unmovable(request))
-        self._unpin(client, request)
-        if not self._has_taker(client, request):
+        unpin(client, request, self._lost)
+        if not has_taker(client, request, self._lost):
             self._waiting[request.request_id] = False
             return
         try:
@@ -129,42 +130,9 @@ class RequestRouter:
         """Return whether an engine core is lost and has no admitted replacement."""
         return engine in self._lost
 
-    def _unpin(self, client: Any, request: Any) -> None:
-        """Clear the rank that a request names while the engine core of that rank is left out."""
-        named = request.data_parallel_rank
-        if named in range(len(client.core_engines)) and self._lost.is_left_out(client.core_engines[named]):
-            request.data_parallel_rank = None
-
-    def _has_taker(self, client: Any, request: Any) -> bool:
-        if not self._lost:
-            return True
-        if not hasattr(client, "reqs_in_flight"):
-            return client.core_engine not in self._lost
-        if request.data_parallel_rank is not None:
-            return client.core_engines[request.data_parallel_rank] not in self._lost
-        return any(engine not in self._lost for engine in client.core_engines)
-
     def route(self, choose: Callable[[Any], bytes], client: Any, request: Any, view: InstanceView) -> bytes:
-        """Return the identity of the engine core for `request`, and correct the client's counts.
-
-        The host balances by load only, and a paused engine core looks idle. The host's choice stands for a request
-        that names a rank, and while no engine core makes progress: the request then waits where it was sent.
-        """
-        is_bound = request.data_parallel_rank is not None or request.request_id in client.reqs_in_flight
-        chosen = choose(request)
-        if is_bound or (makes_progress(view, client, chosen) and not self.is_lost(chosen)):
-            return chosen
-        present = [engine for engine in client.core_engines if not self.is_lost(engine)]
-        others = [engine for engine in present if makes_progress(view, client, engine)]
-        if self.is_lost(chosen):
-            others = others or present  # a request waits at a paused engine core
-        if not others:
-            return chosen
-        other: bytes = min(others, key=lambda engine: client.engine_inflight[engine])
-        client.engine_inflight[chosen] -= 1
-        client.engine_inflight[other] += 1
-        client.reqs_in_flight[request.request_id] = other
-        return other
+        """Return the identity of the engine core for `request`, and correct the client's counts."""
+        return choose_engine_core(choose, client, request, view, self.is_lost)
 
     async def call_utility(self, call: Callable[[], Awaitable[Any]], engine: bytes) -> Any:
         """Call an engine core. Raises `EngineLost` when the engine core is lost meanwhile."""
@@ -199,15 +167,36 @@ class RequestRouter:
             if outputs.finished_requests:
                 outputs.finished_requests = {i for i in outputs.finished_requests if self._is_with(client, i, engine)}
         for output in tuple(outputs.outputs):
+            if output.finish_reason is not None and str(output.finish_reason) == "error":
+                self._take_error(client, output.request_id, output.stop_reason)
             self.journal.deliver(output.request_id, output.new_token_ids)
             if self._readmission is not None and self._readmission.is_trying:
                 self._note_progress(self._readmission, output.request_id)
             if output.finish_reason is not None:
                 outputs.outputs += self._sessions.fail(output)
                 (self._close if self._sessions.ends(output) else self._clear)(output.request_id)
-                if str(output.finish_reason) == "error":
-                    keep_error_reason(output.request_id, output.stop_reason)
         return outputs
+
+    def _take_error(self, client: Any, request_id: str, why: object) -> None:
+        """Keep the reason of an error for the client; after a verdict, end the open copies of the request too."""
+        keep_error_reason(request_id, why)
+        entry = self.journal.get(request_id)
+        if entry is not None and self.guilty.judge(entry.request, why, len(entry.delivered)) is not None:
+            self._start(self._end_copies(client, request_id))
+
+    async def _end_copies(self, client: Any, judged: str = "") -> None:
+        """End open requests that are refused by now: each would cost further faults."""
+        entries = [(i, entry) for i in self.journal if i != judged and (entry := self.journal.get(i)) is not None]
+        copies = self.guilty.copies([(i, entry.request, len(entry.delivered)) for i, entry in entries])
+        for request_id, known in copies:
+            self._refuse(client, request_id, self.guilty.refuse(known))
+        if copies:
+            await client.abort_requests_async([request_id for request_id, _ in copies])
+
+    def _refuse(self, client: Any, request_id: str, why: str) -> None:
+        """End a request with the error with which the same request was ended before."""
+        keep_error_reason(request_id, why)
+        self._end(client, request_id)
 
     def _note_progress(self, readmission: Readmission, request_id: str) -> None:
         if request_id in self.journal and readmission.delivered(request_id, self._sessions.progress(request_id)):
@@ -236,7 +225,8 @@ class RequestRouter:
     def follow(self, view: InstanceView) -> None:
         """Take a later view of the instance. Any thread; does not wait."""
         self._view = view
-        if self._loop is not None and not self._loop.is_closed() and self._is_news(view):
+        has_new_guilt = self.guilty.follow(view)
+        if self._loop is not None and not self._loop.is_closed() and (has_new_guilt or self._is_news(view)):
             self._loop.call_soon_threadsafe(self._follow)
 
     def _is_news(self, view: InstanceView) -> bool:
@@ -260,6 +250,8 @@ class RequestRouter:
                 logger.info("engine core %d takes requests of this API server again", engine.engine_id)
         if self._waiting:
             self._start(self._resume())
+        if view.guilt.entries and len(self.journal):
+            self._start(self._end_copies(client))
 
     def _lose(self, client: Any, engine: bytes) -> None:
         """Send nothing more to an engine core; let the open requests wait for a sibling or the replacement."""
@@ -286,7 +278,7 @@ class RequestRouter:
         if (poison := self._readmission.lost(there)) is not None:
             engine_id = int.from_bytes(engine, "little")
             incident = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-engine{engine_id}-lost"
-            keep_error_reason(poison, poison_request_error(incident))
+            self._take_error(client, poison, poison_request_error(incident))
             self._fail(client, poison, f"{_POISON} (incident {incident})")
             request_id = poison[:MAX_ID_CHARS]
             self.on_poison(
@@ -318,8 +310,10 @@ class RequestRouter:
                 continue
             drawn = self._sessions.drawn(request_id)
             request = resumption(entry.request, entry.delivered, drawn) if had_started else entry.request
-            self._unpin(client, request)
-            if self._has_taker(client, request) and (self._readmission is None or self._readmission.may_go(request_id)):
+            unpin(client, request, self._lost)
+            if not has_taker(client, request, self._lost):
+                continue
+            if self._readmission is None or self._readmission.may_go(request_id):
                 del self._waiting[request_id]
                 for part in self._sessions.sending(request):
                     await self._add_again(self._add, client, part)
@@ -332,10 +326,13 @@ class RequestRouter:
 
     def _fail(self, client: Any, request_id: str, why: str) -> None:
         """End a request alone, with an error."""
+        logger.error("request %s was lost with its engine core and cannot be resumed: %s", request_id, why)
+        self._end(client, request_id)
+
+    def _end(self, client: Any, request_id: str) -> None:
         from vllm.v1.engine import EngineCoreOutputs
 
-        logger.error("request %s was lost with its engine core and cannot be resumed: %s", request_id, why)
-        outputs = [lost := error_output(request_id), *self._sessions.fail(lost)]
+        outputs = [ended := error_output(request_id), *self._sessions.fail(ended)]
         self._forget([request_id])
         client.outputs_queue.put_nowait(EngineCoreOutputs(outputs=outputs))
 

@@ -6,7 +6,9 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
-from holdfast.hosts.vllm.protocol import DRAWN, HISTORY
+from holdfast.hosts.vllm.protocol import DRAWN, HISTORY, ON_TRIAL
+
+_PRIVATE = (HISTORY, DRAWN, ON_TRIAL)
 
 
 def unmovable(request: Any) -> str:
@@ -23,11 +25,21 @@ def _hands_over(request: Any) -> bool:
     return bool(extra.get("kv_transfer_params") or extra.get("ec_transfer_params"))
 
 
-def strip_history(request: Any) -> None:
+def strip_private_keys(request: Any) -> None:
     """Remove the private keys from a client's request."""
     params = request.sampling_params
-    if params is not None and params.extra_args and not params.extra_args.keys().isdisjoint((HISTORY, DRAWN)):
-        params.extra_args = {key: value for key, value in params.extra_args.items() if key not in (HISTORY, DRAWN)}
+    if params is not None and params.extra_args and not params.extra_args.keys().isdisjoint(_PRIVATE):
+        kept = {key: value for key, value in params.extra_args.items() if key not in _PRIVATE}
+        params.extra_args = kept or None
+
+
+def put_on_trial(request: Any) -> bool:
+    """Mark a request that was found guilty before; return whether the request can be marked."""
+    params = request.sampling_params
+    if params is None:
+        return False
+    params.extra_args = {**(params.extra_args or {}), ON_TRIAL: True}
+    return True
 
 
 def resumption(request: Any, delivered: Sequence[int], drawn: int = 0) -> Any:
