@@ -5,25 +5,17 @@ from __future__ import annotations
 import pytest
 
 from integration.helpers.servers import NO_LIMITS, Servers, run
-from support.features.asks import Asks
 from support.features.columns import Column
-from support.features.rows import FeatureRow, ngram, plain, structured
+from support.features.rows import STRUCTURED_SPECULATION
 from support.features.runner import RowRun
 from support.features.verdicts import Result
 
 pytestmark = [pytest.mark.host, pytest.mark.server, pytest.mark.slow]
 
 
-def sampled(salt: str) -> Asks:
-    return [*plain(salt), *(one for one in structured(salt) if "regex" in one.spec.name)]
-
-
-SAMPLE = FeatureRow("n-gram speculation with structured output", sampled, arguments=ngram)
-
-
 def test_speculation_and_structured_output_go_through_an_exception_and_a_killed_worker(servers: Servers) -> None:
-    with servers.start("--enable-fault-injection", *NO_LIMITS, *SAMPLE.arguments()) as server:
-        found = RowRun(SAMPLE, server)
+    with servers.start("--enable-fault-injection", *NO_LIMITS, *STRUCTURED_SPECULATION.arguments()) as server:
+        found = RowRun(STRUCTURED_SPECULATION, server)
         assert run(found.fault_free()) == []
         for column in (Column.DECODE, Column.WORKER):
             run(found.column(column))

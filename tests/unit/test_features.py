@@ -12,7 +12,7 @@ from support.features.asks import Mode, mode_of, take_document
 from support.features.columns import Column
 from support.features.page import put_into, records_of, section, shortcomings
 from support.features.rows import PLAIN, ROWS, FeatureRow, obeys_regex, obeys_schema
-from support.features.verdicts import Cell, Pair, Result, interruption_steps, judge, not_repeated, was_under_way
+from support.features.verdicts import Cell, Pair, Result, interruption_steps, judge, not_repeated, step_s, was_under_way
 
 WINDOW = Window(fault_s=10.0, recovered_s=11.0)
 
@@ -38,6 +38,14 @@ def test_an_answer_without_a_seed_is_exact_by_the_oracle_only():
     assert cell_of(answer(tokens=(4, 5, 6), **read)).result is Result.BY_ORACLE
     assert cell_of(answer(**{**read, "read_again_logprobs": [-1.0, -4.0, -1.0]})).result is Result.BROKEN
     assert cell_of(answer(**{**read, "read_again_logprobs": None})).result is Result.BROKEN
+
+
+def test_a_greedy_answer_by_the_oracle_has_the_likeliest_tokens():
+    read = {"is_unseeded": True, "logprobs": [-1.0] * 3, "read_again_logprobs": [-1.0] * 3}
+    best, worse = answer(**read, read_again_best=[-1.0] * 3), answer(**read, read_again_best=[-1.0, -0.4, -1.0])
+    assert Pair(answer(), best, is_greedy=True).reasons() == ()
+    assert Pair(answer(), worse, is_greedy=True).reasons() == ("1 tokens are not the likeliest, the first at 1",)
+    assert Pair(answer(), worse).reasons() == ()
 
 
 @pytest.mark.parametrize("tokens", [(1, 2), (1, 2, 4), (1, 2, 2, 3)])
@@ -68,6 +76,11 @@ def test_what_the_host_does_not_repeat_is_found_without_the_unseeded_answers():
     first = {"a": answer("a"), "b": answer("b", is_unseeded=True)}
     second = {"a": answer("a", tokens=(1, 2, 4)), "b": answer("b", tokens=(7, 7, 7), is_unseeded=True)}
     assert list(not_repeated(first, second)) == ["a"]
+
+
+def test_a_step_is_the_time_between_outputs_however_many_tokens_one_has():
+    assert step_s([answer(tokens=range(5), at=(1.0, 1.0, 1.0001, 3.0, 3.0))]) == pytest.approx(1.0)
+    assert step_s([History("document", 1.0, arrivals_s=[3.0])]) == 2.0
 
 
 def test_an_interruption_is_counted_in_steps_without_the_prompt():

@@ -17,7 +17,8 @@ class History:
     connection, None before the answer arrives.
 
     An `is_unseeded` answer differs from run to run. Its tokens are judged by `read_again_logprobs` instead: the
-    logprobs of the same tokens when the model reads prompt and answer as one prompt. None until then.
+    logprobs of the same tokens when the model reads prompt and answer as one prompt, with those of the likeliest tokens
+    (`read_again_best`). None until then.
     """
 
     name: str
@@ -33,6 +34,7 @@ class History:
     is_unseeded: bool = False
     prompt_token_ids: list[int] = field(default_factory=list)
     read_again_logprobs: list[float] | None = None
+    read_again_best: list[float] | None = None
     read_again_error: str | None = None
 
     @property

@@ -180,11 +180,13 @@ async def read_again(client: Any, history: History, model: str = MODEL_NAME) -> 
             prompt=history.prompt_token_ids + history.token_ids,
             max_tokens=1,
             temperature=0.0,
-            extra_body={"prompt_logprobs": 0},
+            extra_body={"prompt_logprobs": 1},
         )
         read = answer.choices[0].prompt_logprobs[len(history.prompt_token_ids) :]
         pairs = zip(history.token_ids, read, strict=True)
-        history.read_again_logprobs = [float(found[str(token)]["logprob"]) for token, found in pairs]
+        entries = [(found[str(token)], found.values()) for token, found in pairs]
+        history.read_again_logprobs = [float(own["logprob"]) for own, _ in entries]
+        history.read_again_best = [max(float(one["logprob"]) for one in every) for _, every in entries]
     except Exception as error:  # the client's errors are many; each leaves the answer without a judgement
         history.read_again_error = f"{type(error).__name__}: {error}"
 

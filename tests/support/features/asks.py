@@ -16,7 +16,7 @@ import httpx
 from holdfast.chaos.history import History
 from holdfast.chaos.streams import MODEL_NAME, Load, StreamSpec, read_again
 
-TIMEOUT_S = 150.0
+TIMEOUT_S = 240.0
 
 
 class Mode(enum.StrEnum):

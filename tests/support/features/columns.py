@@ -16,14 +16,14 @@ class Column(enum.StrEnum):
     DECODE = "exception in decode"
     PREFILL = "exception in prefill"
     PART = "exception in encoder or draft"
-    HANG = "hang"
     WORKER_STANDBY = "killed worker, preloaded standby"
     WORKER = "killed worker, no standby"
+    HANG = "hang"
     ENGINE_CORE = "killed engine core"
 
     @property
     def wants_standby(self) -> bool:
-        return self in (Column.HANG, Column.WORKER_STANDBY)
+        return self is Column.WORKER_STANDBY
 
 
 def injection(column: Column, place: tuple[int, int], after_steps: int) -> InjectionSpec | None:

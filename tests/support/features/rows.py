@@ -119,6 +119,10 @@ REGEX = r"(storm|calm|rain)( [a-z]{2,6}){8,12}\."
 GRAMMAR = 'root ::= "(" item ("," item)* ")"\nitem ::= [a-z] [a-z] | "(" item ")"'
 
 
+def structured_speculation(salt: str) -> list[Ask]:
+    return [*plain(salt), *(one for one in structured(salt) if "regex" in one.spec.name)]
+
+
 def obeys_regex(text: str) -> bool:
     return re.fullmatch(REGEX, text) is not None
 
@@ -292,12 +296,16 @@ PLAIN = FeatureRow("plain", plain)
 LORA = FeatureRow("LoRA", lora, arguments=lora_arguments)
 NGRAM = FeatureRow("n-gram speculation", plain, arguments=ngram, draft_or_encoder=True)
 STRUCTURED = FeatureRow("structured output", structured)
+STRUCTURED_SPECULATION = FeatureRow(
+    "n-gram speculation with structured output", structured_speculation, arguments=ngram, draft_or_encoder=True
+)
 
 ROWS: tuple[FeatureRow, ...] = (
     PLAIN,
     LORA,
     NGRAM,
     STRUCTURED,
+    STRUCTURED_SPECULATION,
     FeatureRow("sliding window: Gemma 3", plain, gemma3),
     FeatureRow("KV shared between layers: Gemma 3n", plain, gemma3n),
     FeatureRow(

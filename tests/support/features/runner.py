@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 
 from holdfast.bench.incident import Window, window_of
 from holdfast.bench.loads import SERVER_ARGUMENTS
@@ -20,7 +20,7 @@ from holdfast.chaos.control import Control, ControlFailed
 from holdfast.chaos.history import History
 from holdfast.chaos.loads import fresh_salt
 from holdfast.chaos.server import Server, ServerFailed, ServerSpec
-from holdfast.chaos.victims import ProcessKind, find_victims, kill
+from holdfast.chaos.victims import ProcessKind, find_victims, kind_of
 from support.features.asks import Asks, Batch, Mode
 from support.features.columns import PART_FAULT, Column, injection
 from support.features.rows import FeatureRow
@@ -34,9 +34,11 @@ from support.features.verdicts import (
     step_s,
     was_under_way,
 )
+from support.warm_start import WarmParent, WarmServer
 
 CPU_BENCH = Path(__file__).parents[1] / "cpu_bench"
-HEALED_WITHIN_S = 150.0
+HEALED_WITHIN_S = 180.0
+STANDBY_WITHIN_S = 240.0  # standbys prepare in the background, and a busy machine leaves them little
 BEGUN_TOKENS = 4
 PROTECTED = (
     *("--enable-fault-injection", "--external-fault-notify-port", "0"),
@@ -117,14 +119,14 @@ class RowRun:
 
     async def _prepare(self, control: Control, column: Column) -> None:
         if column.wants_standby:
-            await control.await_standbys()
+            await control.await_standbys(STANDBY_WITHIN_S)
+        if column is Column.HANG:
+            await self._batch().run()  # a new process learns how long its steps take
         spec = injection(column, self.row.place, self.row.decode_after)
         if spec is not None:
             await control.inject(spec)
         if column is Column.WORKER:
-            for victim in find_victims(self.server.pid):
-                if victim.kind is ProcessKind.STANDBY:
-                    kill(victim)
+            kill_standbys(self.server)
 
     async def _arm_part(self, batch: Batch) -> None:
         """Let the next draft raise once answers are under way; an encoder is asked at the beginning only."""
@@ -139,7 +141,7 @@ class RowRun:
         pairs: dict[Mode, list[Pair]] = {}
         for ask in self.row.asks(""):
             for name in ask.names:
-                pair = Pair(self.reference[name], observed[name], ask.is_valid)
+                pair = Pair(self.reference[name], observed[name], ask.is_valid, ask.mode is Mode.GREEDY)
                 pairs.setdefault(ask.mode, []).append(pair)
         exact = {mode: not any(pair.reasons() for pair in of_mode) for mode, of_mode in pairs.items()}
         cells = {}
@@ -156,6 +158,18 @@ class RowRun:
                 cell = Cell(cell.result, cell.why, interruption_steps(of_mode, window, one_step_s))
             cells[str(mode)] = cell
         return cells
+
+
+def kill_standbys(server: Server) -> None:
+    """Kill the standby workers of all engine cores; a standby that is being prepared has no name yet."""
+    for core in find_victims(server.pid):
+        if core.kind is ProcessKind.ENGINE_CORE:
+            for child in psutil.Process(core.pid).children():
+                with contextlib.suppress(psutil.Error):
+                    kind = kind_of(child.name())
+                    is_prepared = kind is None and any("spawn_main" in word for word in child.cmdline())
+                    if kind is ProcessKind.STANDBY or is_prepared:
+                        child.kill()
 
 
 def by_name(histories: Sequence[History]) -> dict[str, History]:
@@ -179,79 +193,90 @@ async def healed(control: Control, server: Server) -> str | None:
     return why
 
 
-# ---- a row on a server of its own
+# ---- rows on servers of their own
 
 
-def run_row(row: FeatureRow, folder: Path, columns: Sequence[Column] = (), say: Any = print) -> Record:
-    """Run a row as in production: new interpreters, one server for all columns."""
-    columns = columns or columns_of(row)
-    with tempfile.TemporaryDirectory() as flags:
-        flag = Path(flags) / "raise"
+class Rows:
+    """Runs rows, each on one server: forked from a process that has imported the host, or new interpreters.
+
+    A context manager. Logs and the file that arms the fault of a draft or encoder lie in `folder`.
+    """
+
+    def __init__(self, folder: Path, *, forked: bool = True, say: Callable[[str], None] = print) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder, self._say = folder, say
+        self._flag = folder.absolute() / f"raise-{os.getpid()}"
+        path = os.pathsep.join([str(CPU_BENCH), *filter(None, [os.environ.get("PYTHONPATH")])])
+        self._environment = {"PYTHONPATH": path, PART_FAULT: str(self._flag)}
+        self._parent = WarmParent(self._environment) if forked else None
+
+    def __enter__(self) -> Rows:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._flag.unlink(missing_ok=True)
+        if self._parent is not None:
+            self._parent.close()
+
+    def run(self, row: FeatureRow, columns: Sequence[Column] = ()) -> Record:
+        """Run a row: all columns that it has, or the chosen ones."""
+        columns = columns or columns_of(row)
+        self._flag.unlink(missing_ok=True)
+        spec = self._spec(row)
+        server = Server(spec) if self._parent is None else WarmServer(spec, self._parent)
         try:
-            server = Server(server_spec(row, folder, flag)).start()
+            server.start()
         except ServerFailed as error:
-            return without_server(row, folder, columns, str(error))
+            return self._without_server(row, columns, str(error))
         with server:
-            say(f"{row.name}: served after {server.start_s:.0f} s", flush=True)
-            return asyncio.run(_run_columns(RowRun(row, server, flag), folder, columns, say))
+            self._say(f"{row.name}: served after {server.start_s:.0f} s")
+            return asyncio.run(self._columns(RowRun(row, server, self._flag), columns))
 
+    async def _columns(self, run: RowRun, columns: Sequence[Column]) -> Record:
+        if errors := await run.fault_free():
+            return await self._fails_fault_free(run.row, columns, "; ".join(errors))
+        for name, why in run.record.unrepeated.items():
+            self._say(f"{run.row.name} | two fault-free runs differ in {name}: {why}")
+        for column in columns:
+            if run.server.exit_code is not None:
+                run.record.cells[str(column)] = of_all_modes(run.row, Cell(Result.BROKEN, "the server had ended"))
+                continue
+            try:
+                await run.column(column)
+            except ControlFailed as error:
+                run.record.cells[str(column)] = of_all_modes(run.row, Cell(Result.BROKEN, str(error)))
+            for mode, cell in run.record.cells[str(column)].items():
+                self._say(f"{run.row.name} | {column} | {mode}: {cell.result}, {cell.steps} steps {cell.why[:600]}")
+        return run.record
 
-async def _run_columns(run: RowRun, folder: Path, columns: Sequence[Column], say: Any) -> Record:
-    errors = await run.fault_free()
-    if errors:
-        return await fails_fault_free(run.row, folder, columns, "; ".join(errors))
-    for column in columns:
+    def _spec(self, row: FeatureRow, *, holdfast: bool = True) -> ServerSpec:
+        protected = (*PROTECTED, *Standby.PRELOADED.arguments(row.ranks)) if holdfast else ()
+        name = "".join(letter if letter.isalnum() else "-" for letter in row.name)
+        return ServerSpec(
+            model=row.model(),
+            log=self._folder / f"{name}{'' if holdfast else '-plain'}.log",
+            arguments=(*SERVER_ARGUMENTS, *protected, *row.arguments()),
+            environment={**self._environment, **row.environment},
+            holdfast=holdfast,
+        )
+
+    def _without_server(self, row: FeatureRow, columns: Sequence[Column], why: str) -> Record:
+        """Judge a row whose server does not start: refused, or plain vLLM does not start either."""
+        if "refus" in why:
+            return everywhere(row, columns, Cell(Result.REFUSED, why[-200:]))
         try:
-            cells = await run.column(column)
-        except ControlFailed as error:
-            cells = {str(mode): Cell(Result.BROKEN, str(error)) for mode in modes_of(run.row.asks(""))}
-            run.record.cells[str(column)] = cells
-        for mode, cell in cells.items():
-            say(f"{run.row.name} | {column} | {mode}: {cell.result} {cell.steps or ''} {cell.why[:500]}", flush=True)
-        if run.server.exit_code is not None:
-            break
-    for column in columns:
-        ended = {str(mode): Cell(Result.BROKEN, "the server had ended") for mode in modes_of(run.row.asks(""))}
-        run.record.cells.setdefault(str(column), ended)
-    return run.record
+            Server(self._spec(row, holdfast=False)).start().stop()
+        except ServerFailed as error:
+            return everywhere(row, columns, Cell(Result.HOST_FAILS, f"does not start: {error_line(str(error))}"))
+        return everywhere(row, columns, Cell(Result.BROKEN, f"starts with plain vLLM only: {error_line(why)}"))
 
-
-def server_spec(row: FeatureRow, folder: Path, flag: Path, *, holdfast: bool = True) -> ServerSpec:
-    standby = Standby.PRELOADED.arguments(row.ranks)
-    environment = {"PYTHONPATH": python_path(), **row.environment}
-    if row.draft_or_encoder and holdfast:
-        environment[PART_FAULT] = str(flag)
-    return ServerSpec(
-        model=row.model(),
-        log=folder / f"{''.join(c if c.isalnum() else '-' for c in row.name)}{'' if holdfast else '-plain'}.log",
-        arguments=(*SERVER_ARGUMENTS, *((*PROTECTED, *standby) if holdfast else ()), *row.arguments()),
-        environment=environment,
-        holdfast=holdfast,
-    )
-
-
-def python_path() -> str:
-    return os.pathsep.join([str(CPU_BENCH), *filter(None, [os.environ.get("PYTHONPATH")])])
-
-
-def without_server(row: FeatureRow, folder: Path, columns: Sequence[Column], why: str) -> Record:
-    """Judge a row whose server does not start: refused, or plain vLLM does not start either."""
-    if "refus" in why:
-        return everywhere(row, columns, Cell(Result.REFUSED, why[-200:]))
-    try:
-        Server(server_spec(row, folder, folder / "none", holdfast=False)).start().stop()
-    except ServerFailed as error:
-        return everywhere(row, columns, Cell(Result.HOST_FAILS, f"does not start: {error_line(str(error))}"))
-    return everywhere(row, columns, Cell(Result.BROKEN, f"starts with plain vLLM only: {error_line(why)}"))
-
-
-async def fails_fault_free(row: FeatureRow, folder: Path, columns: Sequence[Column], why: str) -> Record:
-    """Judge a row whose answers are errors without any fault, by the same requests to plain vLLM."""
-    with Server(server_spec(row, folder, folder / "none", holdfast=False)).start() as server:
-        histories = await Batch(server.url, row.asks(fresh_salt())).run()
-    if any(one.error for one in histories):
-        return everywhere(row, columns, Cell(Result.HOST_FAILS, why))
-    return everywhere(row, columns, Cell(Result.BROKEN, f"fails without a fault, plain vLLM does not: {why}"))
+    async def _fails_fault_free(self, row: FeatureRow, columns: Sequence[Column], why: str) -> Record:
+        """Judge a row whose answers are errors without any fault, by the same requests to plain vLLM."""
+        with Server(self._spec(row, holdfast=False)).start() as server:
+            histories = await Batch(server.url, row.asks(fresh_salt())).run()
+        if any(one.error for one in histories):
+            return everywhere(row, columns, Cell(Result.HOST_FAILS, why))
+        return everywhere(row, columns, Cell(Result.BROKEN, f"fails without a fault, plain vLLM does not: {why}"))
 
 
 def error_line(text: str) -> str:
@@ -260,8 +285,9 @@ def error_line(text: str) -> str:
     return (lines or text.splitlines() or [""])[-1][-200:]
 
 
+def of_all_modes(row: FeatureRow, cell: Cell) -> dict[str, Cell]:
+    return {str(mode): cell for mode in modes_of(row.asks(""))}
+
+
 def everywhere(row: FeatureRow, columns: Sequence[Column], cell: Cell) -> Record:
-    record = Record(row.name)
-    modes = {str(mode): cell for mode in modes_of(row.asks(""))}
-    record.cells = {str(column): dict(modes) for column in columns}
-    return record
+    return Record(row.name, {str(column): of_all_modes(row, cell) for column in columns})

@@ -59,8 +59,13 @@ class Pair:
     reference: History
     observed: History
     is_valid: Callable[[str], bool] | None = None
+    is_greedy: bool = False
 
     def reasons(self) -> tuple[str, ...]:
+        """Return why the answer is wrong; empty when nothing is."""
+        if self.is_greedy and self.observed.is_unseeded and self.is_valid is None:
+            compared = compare_histories(self.reference, self.observed).reasons
+            return (*compared, *_reasons_of_the_likeliest(self.observed))
         if self.is_valid is not None and self.observed.is_unseeded:
             return tuple(_reasons_under_a_grammar(self.observed, self.is_valid))
         return compare_histories(self.reference, self.observed).reasons
@@ -77,6 +82,13 @@ def _reasons_under_a_grammar(observed: History, is_valid: Callable[[str], bool])
     if any(read - sampled > READ_AGAIN_TOLERANCE for sampled, read in pairs):
         reasons.append("a token is less likely than the model says")
     return reasons
+
+
+def _reasons_of_the_likeliest(observed: History) -> list[str]:
+    """Judge a greedy answer by the oracle: each token is the likeliest, or as likely as the likeliest."""
+    pairs = zip(observed.read_again_logprobs or (), observed.read_again_best or (), strict=False)
+    short = [position for position, (own, best) in enumerate(pairs) if best - own > READ_AGAIN_TOLERANCE]
+    return [f"{len(short)} tokens are not the likeliest, the first at {short[0]}"] if short else []
 
 
 def not_repeated(first: Mapping[str, History], second: Mapping[str, History]) -> dict[str, str]:
@@ -108,10 +120,17 @@ def is_ended_alone(history: History) -> bool:
 
 
 def step_s(fault_free: Sequence[History]) -> float:
-    """Return the median step of a fault-free run: tokens of a step arrive together."""
-    gaps = [gap for history in fault_free for gap in history.gaps_s() if gap > 1e-4]
+    """Return the median time of a step in a fault-free run: from the first to the last output, by outputs.
+
+    Tokens of a step arrive together. A single gap says nothing: a client that is late reads many outputs at once.
+    """
+    each = []
+    for history in fault_free:
+        outputs = sorted(set(history.arrivals_s))
+        if len(outputs) > 1:
+            each.append((outputs[-1] - outputs[0]) / (len(outputs) - 1))
     waits = [first_token_delay_s(history) for history in fault_free if history.arrivals_s]
-    return statistics.median(gaps or waits or [1.0])
+    return statistics.median(each or waits or [1.0])
 
 
 def interruption_steps(pairs: Sequence[Pair], window: Window, one_step_s: float) -> float | None:
