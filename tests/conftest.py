@@ -1,5 +1,6 @@
 """Settings of the whole suite."""
 
+import gc
 import os
 from collections.abc import Generator
 
@@ -11,6 +12,9 @@ from support.taking_turns import folder, turn
 # A machine that is busy with servers is slow by turns: how long an example takes proves nothing here.
 settings.register_profile("holdfast", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("holdfast")
+
+# What collection imports stays until the end: to search millions of such objects for garbage costs seconds a run.
+gc.disable()
 
 EXAMPLES_TIMES = int(os.environ.get("HOLDFAST_EXAMPLES", "1"))  # `make nightly PART=fuzz` sets it
 
@@ -32,6 +36,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if known is not None:
             many = settings(known, max_examples=EXAMPLES_TIMES * known.max_examples)
             function._hypothesis_internal_use_settings = many
+
+
+def pytest_collection_finish() -> None:
+    """Look for garbage again, but never among the objects that collection has made."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

@@ -3,6 +3,8 @@
 import gc
 import tracemalloc
 
+import pytest
+
 from holdfast.core.requests.journal import RequestJournal
 
 
@@ -60,6 +62,7 @@ def traced_bytes(work):
 STREAMS, TOKENS = 500, 1000
 
 
+@pytest.mark.no_cover  # every allocation is traced already
 def test_five_hundred_open_streams_take_eight_bytes_a_token_and_little_besides():
     """What a token costs is bounded, whatever its value, and so is what a request costs beside its tokens."""
 

@@ -58,8 +58,8 @@ def test_objects_made_before_the_main_function_are_never_collected(background: b
     }
 
 
-def say(value: Any) -> None:
-    value.value = int(gc.get_freeze_count() > 0)
+def say(value: Any, inherited: int = 0) -> None:
+    value.value = int(gc.get_freeze_count() > inherited)
 
 
 @pytest.mark.parametrize(("method", "excluded"), [("spawn", 1), ("fork", 0)])
@@ -67,8 +67,9 @@ def test_a_context_gives_spawned_processes_a_bootstrap_and_leaves_forked_ones_al
     """A fork imports nothing, and could not call what is callable once it is unpickled."""
     context = multiprocessing.get_context(method)
     told = context.Value("i", -1)
+    inherited = gc.get_freeze_count() if method == "fork" else 0
     with bootstrapped(context, background=False):
-        process = context.Process(target=say, args=(told,))
+        process = context.Process(target=say, args=(told, inherited))
         process.start()
     process.join(WAIT_S)
     assert (process.exitcode, told.value) == (0, excluded)

@@ -147,11 +147,14 @@ def test_a_folder_that_takes_no_note_fails_no_start(tmp_path: Path, segment: Sha
 
 
 def make_semaphores_and_die(said: Connection, shared: Any) -> None:
-    """Run in a spawned process: there a lock has a name by which others find it, also the lock of a library."""
+    """Run in a fork that makes locks as a spawned process does: named, so that others find them; a library's too."""
     attach_semaphore_records()
     attach_semaphore_records()
+    multiprocessing.set_start_method("spawn", force=True)
     import tqdm
 
+    tqdm.std.TqdmDefaultWriteLock.mp_lock = multiprocessing.RLock()  # as its first use in a new process makes one
+    tqdm.tqdm.set_lock(tqdm.std.TqdmDefaultWriteLock())
     tqdm.tqdm(range(1), disable=False, file=io.StringIO()).close()
     assert shared.acquire()
     locks = (tqdm.tqdm.get_lock().locks[0], multiprocessing.Lock())
@@ -160,12 +163,13 @@ def make_semaphores_and_die(said: Connection, shared: Any) -> None:
 
 
 def test_the_semaphores_of_a_killed_process_are_removed_and_those_of_its_parent_stay(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork")  # the host is imported here already
     hears, says = context.Pipe(duplex=False)
-    shared = context.Lock()
+    shared = multiprocessing.get_context("spawn").Lock()
     with handed_down(HoldfastConfig(runtime_dir=str(tmp_path))):
         process = context.Process(target=make_semaphores_and_die, args=(says, shared), daemon=True)
         process.start()
+    says.close()  # so that the end of the process is heard
     assert hears.poll(60.0)
     made = [Path("/dev/shm", name) for name in hears.recv()]
     remove_dead_segments(str(tmp_path))
