@@ -72,6 +72,18 @@ def test_after_a_rebuild_collectives_add_up_again(stage):
     assert stage.first.now(broken).value is False
 
 
+def test_a_rendezvous_that_closes_after_the_rebuild_is_not_missed(stage):
+    for total in (6.0, 10.0):
+        stage.first.now(break_all)
+        rendezvous = stage.rendezvous()
+        waiting = stage.first.start(rebuild, rendezvous, 10.0)
+        assert stage.second.call(rebuild, rendezvous, 10.0).error == ""
+        assert waiting.result(LONG_S).error == ""
+        stage.world.close_rendezvous(rendezvous.epoch)
+        outcomes = stage.both(all_reduce, 3.0 if total == 6.0 else 5.0)
+        assert [outcome.value for outcome in outcomes] == [total, total]
+
+
 def test_communicators_that_nobody_broke_can_be_rebuilt(stage):
     assert [outcome.error for outcome in stage.rebuild()] == ["", ""]
     assert [outcome.value for outcome in stage.both(all_reduce, 1.0)] == [2.0, 2.0]

@@ -15,11 +15,35 @@ import psutil
 import pytest
 from torch.distributed import TCPStore
 
+from holdfast.core.config import HoldfastConfig, runtime_settings
 from holdfast.core.errors import RecoveryFailed
+from holdfast.core.protocol.events import EngineStatus, Event, EventKind, InstanceView
 from holdfast.core.protocol.messages import Rendezvous
-from holdfast.hosts.vllm.communicators.rendezvous import EPOCH_KEY, RendezvousHost, join_rendezvous
+from holdfast.core.states import EngineState
+from holdfast.hosts.vllm.communicators import rendezvous as module
+from holdfast.hosts.vllm.communicators.rendezvous import (
+    EPOCH_KEY,
+    InstanceRendezvous,
+    RendezvousHost,
+    join_rendezvous,
+)
 
 pytestmark = pytest.mark.host
+
+HEALTHY, RECOVERING = EngineState.HEALTHY, EngineState.RECOVERING
+
+
+def a_recovery_of(engine_id: int) -> Event:
+    return Event(sequence=1, at=0.0, kind=EventKind.ENGINE_RECOVERED, engine_id=engine_id)
+
+
+def a_view(*states: EngineState) -> InstanceView:
+    engines = tuple(
+        EngineStatus(engine_id=n, status=state.on_the_wire, state=state, epoch=1, ranks=1)
+        for n, state in enumerate(states)
+    )
+    return InstanceView(engines=engines, settings=runtime_settings(HoldfastConfig()))
+
 
 RESET = struct.pack("ii", 1, 0)  # linger for no time: closing resets
 
@@ -83,6 +107,38 @@ def test_no_listener_stays_behind_a_closed_rendezvous() -> None:
         owner.close(epoch)
         with pytest.raises(OSError, match="refused"):
             socket.create_connection((opened.host, opened.port), timeout=2.0).close()
+
+
+def test_every_epoch_has_a_secret_of_its_own() -> None:
+    owner = RendezvousHost()
+    opened = [owner.open(epoch) for epoch in (1, 2)]
+    assert opened[0].secret != opened[1].secret
+    assert owner.open(2).secret == opened[1].secret
+    owner.close_all()
+
+
+def test_the_store_of_a_group_closes_once_the_whole_group_serves_again() -> None:
+    rendezvous = InstanceRendezvous()
+    opened = {group: rendezvous.open(group, 1) for group in ((0, 1), (2,))}
+    recovered = a_recovery_of(0)
+    rendezvous.close_used(recovered, a_view(HEALTHY, RECOVERING, RECOVERING))
+    for one in opened.values():
+        join_rendezvous(one, "workers", 5.0)
+    rendezvous.close_used(recovered, a_view(HEALTHY, HEALTHY, RECOVERING))
+    with pytest.raises(RecoveryFailed, match="is gone"):
+        join_rendezvous(opened[0, 1], "workers", 5.0)
+    join_rendezvous(opened[2,], "workers", 5.0)
+    rendezvous.close_all()
+
+
+def test_the_store_of_a_group_stays_open_where_connections_are_made_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NCCL connects when a communicator is first used."""
+    monkeypatch.setattr(type(module.current_platform), "is_cpu", lambda self: False)
+    rendezvous = InstanceRendezvous()
+    opened = rendezvous.open((0,), 1)
+    rendezvous.close_used(a_recovery_of(0), a_view(HEALTHY))
+    join_rendezvous(opened, "workers", 5.0)
+    rendezvous.close_all()
 
 
 def test_the_secret_is_in_no_log(rendezvous: Rendezvous) -> None:

@@ -266,6 +266,7 @@ BESIDE = (
     "e2e/test_release",
     "integration/test_bad_input",
     "integration/test_configure",
+    "integration/test_container",
     "integration/test_endings",
     "integration/test_engine_death_alone",
     "integration/test_exceptions",

@@ -1,7 +1,8 @@
 """The rendezvous of an epoch: a store in the process that owns the instance, never in a rank.
 
-A lost rank takes nothing with it, and closing the store of an epoch releases every waiting rank at once. The store of
-the current epoch stays open: NCCL makes its connections through the store when they are first used.
+A lost rank takes nothing with it, and closing the store of an epoch releases every waiting rank at once. On CPUs the
+store closes once every rank serves again. With NCCL the store of the current epoch stays open: NCCL makes its
+connections through the store when they are first used.
 """
 
 from __future__ import annotations
@@ -13,8 +14,12 @@ import time
 from datetime import timedelta
 from typing import Any
 
+from vllm.platforms import current_platform
+
 from holdfast.core.errors import RecoveryFailed
+from holdfast.core.protocol.events import Event, EventKind, InstanceView
 from holdfast.core.protocol.messages import Rendezvous
+from holdfast.core.states import EngineState
 
 EPOCH_KEY = "holdfast/epoch"
 HOST = "127.0.0.1"
@@ -29,25 +34,61 @@ class RendezvousHost:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._stores: dict[int, Any] = {}
-        self._secret = secrets.token_hex(16)
+        self._secrets: dict[int, str] = {}  # of the open stores: a store shows the secret of its own epoch only
 
     def open(self, epoch: int) -> Rendezvous:
         """Open the store of an epoch, or return the open store; close stores of older epochs. Listens on return."""
         with self._lock:
             for older in [e for e in self._stores if e < epoch]:
-                del self._stores[older]
+                self._forget(older)
             if epoch not in self._stores:
-                self._stores[epoch] = _listening_store(epoch, self._secret)
-            return Rendezvous(HOST, self._stores[epoch].port, epoch, secret=self._secret)
+                secret = secrets.token_hex(16)
+                self._stores[epoch], self._secrets[epoch] = _listening_store(epoch, secret), secret
+            return Rendezvous(HOST, self._stores[epoch].port, epoch, secret=self._secrets[epoch])
 
     def close(self, epoch: int) -> None:
         """Close the store of an epoch, so that every waiting rank fails at once. Idempotent."""
         with self._lock:
-            self._stores.pop(epoch, None)
+            self._forget(epoch)
 
     def close_all(self) -> None:
         with self._lock:
-            self._stores.clear()
+            for epoch in tuple(self._stores):
+                self._forget(epoch)
+
+    def _forget(self, epoch: int) -> None:
+        self._stores.pop(epoch, None)
+        self._secrets.pop(epoch, None)
+
+
+class InstanceRendezvous:
+    """The stores of all lockstep groups of an instance. Any thread."""
+
+    def __init__(self) -> None:
+        self._hosts: dict[tuple[int, ...], RendezvousHost] = {}
+
+    def open(self, group: tuple[int, ...], epoch: int) -> Rendezvous:
+        """Open the store of a group in an epoch, as `RendezvousHost.open` does."""
+        return self._hosts.setdefault(group, RendezvousHost()).open(epoch)
+
+    def close(self, group: tuple[int, ...], epoch: int) -> None:
+        """Close the store of a group in an epoch. Idempotent."""
+        if group in self._hosts:
+            self._hosts[group].close(epoch)
+
+    def close_used(self, event: Event, view: InstanceView) -> None:
+        """Close the stores of groups that serve again, where all connections are made: everywhere but with NCCL."""
+        if event.kind is not EventKind.ENGINE_RECOVERED or not current_platform.is_cpu():
+            return
+        healthy = {e.engine_id: e.epoch for e in view.engines if e.state is EngineState.HEALTHY}
+        for group in tuple(self._hosts):
+            if all(engine_id in healthy for engine_id in group):
+                self.close(group, healthy[group[0]])
+
+    def close_all(self) -> None:
+        """Close every store."""
+        for host in tuple(self._hosts.values()):
+            host.close_all()
 
 
 def _listening_store(epoch: int, secret: str) -> Any:

@@ -27,7 +27,7 @@ from holdfast.core.protocol.effects import End, LeaveOut, ReplaceEngine, Replace
 from holdfast.core.protocol.messages import Rendezvous
 from holdfast.core.stalls.stalls import Stall
 from holdfast.core.states import EngineState
-from holdfast.hosts.vllm.communicators.rendezvous import RendezvousHost
+from holdfast.hosts.vllm.communicators.rendezvous import InstanceRendezvous
 from holdfast.hosts.vllm.contract.front_end_touchpoints import CLIENT_INIT
 from holdfast.hosts.vllm.contract.hooks import missing
 from holdfast.hosts.vllm.owner.api_servers import ApiServerProcess
@@ -93,7 +93,7 @@ class VllmFrontEndHost:
         self._ending: threading.Thread | None = None
         self._manager: Callable[[], Any] = lambda: None
         self._api_servers: Sequence[Any] = ()
-        self._rendezvous: dict[tuple[int, ...], RendezvousHost] = {}
+        self._rendezvous = InstanceRendezvous()
         self._events = open_sinks(config)
         for folder in end_dead_instances():
             logger.warning("ended what a killed server of this user had left behind, known by %s", folder)
@@ -108,7 +108,7 @@ class VllmFrontEndHost:
             self,
             ZmqStation(),
             client_address(self._folder),
-            sinks=self._events.sinks,
+            sinks={**self._events.sinks, "rendezvous": self._rendezvous.close_used},
             notify_address=self._events.address,
         )
         self.sentinel.expect_links(links)
@@ -301,11 +301,10 @@ class VllmFrontEndHost:
 
     def open_rendezvous(self, group: tuple[int, ...], epoch: int) -> Rendezvous:
         self._reserve.lend(RENDEZVOUS_S)
-        return self._rendezvous.setdefault(group, RendezvousHost()).open(epoch)
+        return self._rendezvous.open(group, epoch)
 
     def close_rendezvous(self, group: tuple[int, ...], epoch: int) -> None:
-        if group in self._rendezvous:
-            self._rendezvous[group].close(epoch)
+        self._rendezvous.close(group, epoch)
 
     def end_instance(self, effect: End) -> None:
         """End every engine core and worker, by a kill after a grace period. Does not wait."""
@@ -338,8 +337,7 @@ class VllmFrontEndHost:
         self._front_end.close()
         self.sentinel.close()
         self._events.close()
-        for rendezvous in self._rendezvous.values():
-            rendezvous.close_all()
+        self._rendezvous.close_all()
         self._engines.remove_sockets()
         self._reserve.close()
         self._guard.close()
