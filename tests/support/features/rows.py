@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -66,6 +67,29 @@ def streams(salt: str, model: str = MODEL_NAME, prefix: str = "", **options: Any
 
 def plain(salt: str) -> list[Ask]:
     return streams(salt)
+
+
+# ---- connectors
+
+
+def connector(name: str, **extra: Any) -> Callable[[], tuple[str, ...]]:
+    def arguments() -> tuple[str, ...]:
+        made = {key: value() if callable(value) else value for key, value in extra.items()}
+        config = {"kv_connector": name, "kv_role": "kv_both", "kv_connector_extra_config": made}
+        return ("--kv-transfer-config", json.dumps(config))
+
+    return arguments
+
+
+# The host copies on GPUs only: for a CPU the copies are those of the tests.
+offloading = connector(
+    "OffloadingConnector",
+    cpu_bytes_to_use=1 << 28,
+    spec_name="CpuBuildOffloadingSpec",
+    spec_module_path="support.kv_offloading.cpu_offloading",
+    offload_prompt_only=False,
+)
+files = connector("ExampleConnector", shared_storage_path=lambda: tempfile.mkdtemp(prefix="holdfast-kv-"))
 
 
 # ---- adapters
@@ -238,6 +262,11 @@ def pause_and_resume() -> list[tuple[str, dict[str, Any]]]:
 
 # ---- architectures
 
+
+def mamba_caching(mode: str) -> tuple[str, ...]:
+    return ("--enable-prefix-caching", "--mamba-cache-mode", mode)
+
+
 HYBRID = {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 4, "num_key_value_heads": 2}
 
 gemma3 = models.of_transformers(
@@ -325,9 +354,14 @@ ROWS: tuple[FeatureRow, ...] = (
     FeatureRow("chat completions, responses, messages", endpoints),
     FeatureRow("priorities, chunked prefill, preemption", scheduled, arguments=scheduling),
     FeatureRow("pooling, embeddings, scoring", pooling, arguments=pooling_arguments, decode_after=0),
+    FeatureRow("KV offloading", plain, arguments=offloading),
+    FeatureRow("KV offloading, sliding window", plain, gemma3, arguments=offloading),
+    FeatureRow("KV in files", plain, arguments=files),
     FeatureRow("hybrid: LFM2", plain, lfm2),
     FeatureRow("hybrid: Jamba", plain, jamba),
     FeatureRow("Mamba 2", plain, mamba2),
+    FeatureRow("Mamba 2, prefix caching", plain, mamba2, arguments=lambda: mamba_caching("all")),
+    FeatureRow("hybrid: LFM2, prefix caching", plain, lfm2, arguments=lambda: mamba_caching("align")),
     FeatureRow("MLA: DeepSeek", plain, deepseek),
     FeatureRow(
         "draft model", plain, arguments=speculation(method="draft_model", model=models.draft), draft_or_encoder=True

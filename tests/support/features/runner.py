@@ -36,7 +36,8 @@ from support.features.verdicts import (
 )
 from support.warm_start import WarmParent, WarmServer
 
-CPU_BENCH = Path(__file__).parents[1] / "cpu_bench"
+TESTS = Path(__file__).parents[2]
+CPU_BENCH = TESTS / "support" / "cpu_bench"
 HEALED_WITHIN_S = 180.0
 STANDBY_WITHIN_S = 240.0  # standbys prepare in the background, and a busy machine leaves them little
 BEGUN_TOKENS = 4
@@ -206,7 +207,7 @@ class Rows:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder, self._say = folder, say
         self._flag = folder.absolute() / f"raise-{os.getpid()}"
-        path = os.pathsep.join([str(CPU_BENCH), *filter(None, [os.environ.get("PYTHONPATH")])])
+        path = os.pathsep.join([str(CPU_BENCH), str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
         self._environment = {"PYTHONPATH": path, PART_FAULT: str(self._flag)}
         self._parent = WarmParent(self._environment) if forked else None
 
