@@ -86,7 +86,17 @@ def test_a_connector_that_is_not_known_is_named() -> None:
 
     for connector in (OfSomebody(), MultiConnector()):
         with pytest.raises(RecoveryFailed, match="OfSomebody"):
-            require_rewindable(connector)
+            require_rewindable(connector, memory_lost=False)
+
+
+def test_a_new_worker_that_cannot_reach_the_offloaded_memory_of_its_peers_is_not_let_in() -> None:
+    world = broken_while_loading(new_rank=False)
+    connector = world.scheduler.connector
+    connector._canonical_layout = True
+    world.repair(new_rank=True)
+    connector.connector_scheduler.config = connector.connector_scheduler.config._replace(num_workers=2)
+    with pytest.raises(RecoveryFailed, match="no part in the memory"):
+        world.repair(new_rank=True)
 
 
 # ---- files, one folder per prompt

@@ -11,6 +11,7 @@ _JOBS = f"{_CONNECTORS}.offloading.scheduler"
 _COPIES = f"{_CONNECTORS}.offloading.worker"
 _FILES = f"{_CONNECTORS}.example_connector"
 _RUNNER_V2 = "vllm.v1.worker.gpu.kv_connector"
+_SHARED = "memory that processes share cannot be joined by a new worker"
 _TAKEN_BACK = "the jobs of a failed step are taken back"
 
 CONNECTOR_TOUCHPOINTS: tuple[Touchpoint, ...] = (
@@ -59,9 +60,13 @@ CONNECTOR_TOUCHPOINTS: tuple[Touchpoint, ...] = (
     *attributes(
         f"{_CONNECTORS}.offloading_connector",
         "OffloadingConnector",
-        "connector_scheduler connector_worker",
+        "connector_scheduler connector_worker _canonical_layout",
         _TAKEN_BACK,
     ),
+    *attributes(_JOBS, "OffloadingConnectorScheduler", "config", _SHARED),
+    *attributes(_JOBS, "SchedulerOffloadConfig", "num_workers", _SHARED),
+    Touchpoint("vllm.v1.kv_offload.tiering.manager", "TieringOffloadingManager", "class", None, _SHARED),
+    *attributes("vllm.config.model", "ModelConfig", "use_mla", _SHARED),
     *attributes(_COPIES, "OffloadingConnectorWorker", "worker _unsubmitted_store_jobs _load_jobs", _TAKEN_BACK),
     call(_COPIES, "OffloadingConnectorWorker.build_connector_worker_meta", (), "notices of a failed step are dropped"),
     *attributes(
@@ -78,7 +83,7 @@ CONNECTOR_TOUCHPOINTS: tuple[Touchpoint, ...] = (
         "a folder that a failed step left unfinished",
     ),
     call(_FILES, "align_to_block_size", ("num_tokens", "block_size"), "a folder that a failed step left unfinished"),
-    *attributes(f"{_CONNECTORS}.base", "KVConnectorBase_V1", "_kv_cache_config", "the files of a folder"),
+    *attributes(f"{_CONNECTORS}.base", "KVConnectorBase_V1", "_kv_cache_config _vllm_config", "what a connector keeps"),
     call(f"{_CONNECTORS}.base", "KVConnectorBase_V1.clear_connector_metadata", (), "the metadata of a failed step"),
     call("vllm.distributed.kv_transfer.kv_transfer_state", "has_kv_transfer_group", (), "the connector of a rank"),
     call("vllm.distributed.kv_transfer.kv_transfer_state", "get_kv_transfer_group", (), "the connector of a rank"),

@@ -34,11 +34,17 @@ def take_back_jobs(scheduler: Any, requests: Sequence[Any], *, memory_lost: bool
     scheduler.failed_recving_kv_req_ids.clear()
 
 
-def require_rewindable(connector: Any | None) -> None:
-    """Raise `RecoveryFailed` for a connector whose transfers cannot be taken back."""
-    if connector is not None and (name := _first_unknown(connector)):
+def require_rewindable(connector: Any | None, *, memory_lost: bool) -> None:
+    """Raise `RecoveryFailed` for a connector whose engine core has to be replaced."""
+    if connector is None:
+        return
+    if name := _first_unknown(connector):
         raise RecoveryFailed(
             PublicText(f"transfers of the KV connector {name} cannot be taken back: its engine core has to be replaced")
+        )
+    if memory_lost and _shares_memory(connector):
+        raise RecoveryFailed(
+            PublicText("a new worker has no part in the memory of the KV connector: its engine core has to be replaced")
         )
 
 
@@ -47,6 +53,19 @@ def _first_unknown(connector: Any) -> str:
     if name == "MultiConnector":
         return next(filter(None, map(_first_unknown, connector._connectors)), "")
     return "" if name in _KINDS else name
+
+
+def _shares_memory(connector: Any) -> bool:
+    """Tell whether processes read the offloaded KV of one another: the host removes the name of that memory."""
+    if hasattr(connector, "_connectors"):
+        return any(map(_shares_memory, connector._connectors))
+    scheduler = getattr(connector, "connector_scheduler", None)
+    if scheduler is None:
+        return False
+    if type(scheduler.manager).__name__ == "TieringOffloadingManager":  # the engine core copies between the tiers
+        return True
+    one_copy = connector._canonical_layout or connector._vllm_config.model_config.use_mla
+    return bool(one_copy and scheduler.config.num_workers > 1)
 
 
 def _take_back(connector: Any, requests: Sequence[Any], memory_lost: bool) -> None:

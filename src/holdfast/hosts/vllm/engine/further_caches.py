@@ -23,7 +23,7 @@ def rewind_to_first_tokens(scheduler: Any, *, memory_lost: bool) -> list[Any]:
     Raises:
         RecoveryFailed: transfers of the connector cannot be taken back.
     """
-    require_rewindable(scheduler.connector)
+    require_rewindable(scheduler.connector, memory_lost=memory_lost)
     _drop_pending_copies(scheduler)
     requests = _requests_with_blocks(scheduler)
     scheduler.running = []
