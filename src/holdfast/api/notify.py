@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hmac
 import ipaddress
 import logging
 import socket
@@ -34,10 +35,11 @@ def log_event(event: Event, view: InstanceView) -> None:
 class Publisher:
     """Publisher of events, each as two frames: the topic, and a JSON object.
 
-    `port` 0 takes any free one; `address` is what was bound. Raises `PortInUse` or `BadConfiguration`.
+    `port` 0 takes any free one; `address` is what was bound. Subscribers need the password, where there is one.
+    Raises `PortInUse` or `BadConfiguration`.
     """
 
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(self, host: str, port: int, password: bytes = b"") -> None:
         family, address = _resolve(host, port)
         try:
             listener = socket.create_server((address, port), family=family)
@@ -45,7 +47,7 @@ class Publisher:
             raise _explain(error, host, port) from None
         bound = listener.getsockname()[1]
         self.address = f"tcp://[{address}]:{bound}" if family == socket.AF_INET6 else f"tcp://{address}:{bound}"
-        self._subscribers = Subscribers(listener, TOPIC)
+        self._subscribers = Subscribers(listener, TOPIC, password)
 
     def publish(self, event: Event, view: InstanceView) -> None:
         """Send an event to all subscribers without waiting. Any thread."""
@@ -56,34 +58,49 @@ class Publisher:
         self._subscribers.close()
 
 
-def open_publisher(host: str, port: int | None, *, is_open: bool = False) -> Publisher | None:
+def notification_password(token: bytes) -> bytes:
+    """Return the password of notifications, which follows from the control token and does not tell the token.
+
+    The password crosses the network as it is, so it opens nothing but notifications.
+    """
+    return hmac.new(token, b"holdfast notifications", "sha256").hexdigest().encode()
+
+
+def open_publisher(
+    host: str, port: int | None, *, is_open: bool = False, token: bytes | None = None
+) -> Publisher | None:
     """Open the publisher that the settings ask for; None when they ask for none.
 
     A default port that is taken gives way to a free one.
 
     Args:
-        is_open: whether an address beyond the loopback is permitted: whoever reaches the port may listen.
+        is_open: whether everybody who reaches an address beyond the loopback may listen.
+        token: the configured control token, from which the password beyond the loopback follows.
     """
     if port == NO_NOTIFY_PORT:
         return None
-    _refuse_network(host, is_open=is_open)
+    password = b"" if is_open or _is_loopback(host) else _password_beyond_the_loopback(host, token)
     if port is not None:
-        return Publisher(host, port)
+        return Publisher(host, port, password)
     try:
-        return Publisher(host, NOTIFY_PORT)
+        return Publisher(host, NOTIFY_PORT, password)
     except PortInUse as error:
-        publisher = Publisher(host, 0)
+        publisher = Publisher(host, 0, password)
         logger.warning("%s; notifications are published at %s instead", error.message, publisher.address)
         return publisher
 
 
-def _refuse_network(host: str, *, is_open: bool) -> None:
-    address = _resolve(host, 0)[1]
-    if not is_open and not ipaddress.ip_address(address.partition("%")[0]).is_loopback:
+def _is_loopback(host: str) -> bool:
+    return ipaddress.ip_address(_resolve(host, 0)[1].partition("%")[0]).is_loopback
+
+
+def _password_beyond_the_loopback(host: str, token: bytes | None) -> bytes:
+    if token is None:
         raise BadConfiguration(
             f"{HOST_FLAG} {host}: everybody who reaches that address could read the events of this instance",
-            hint="use a loopback address, or accept this with --open-notifications-to-network",
+            hint="set a control token, use a loopback address, or accept this with --open-notifications-to-network",
         )
+    return notification_password(token)
 
 
 def _resolve(host: str, port: int) -> tuple[int, str]:

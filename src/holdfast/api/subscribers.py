@@ -25,18 +25,23 @@ LOST = "notifications to slow subscribers"
 
 
 class _Peer:
-    def __init__(self, connection: socket.socket, topic: bytes, now: float) -> None:
+    def __init__(self, connection: socket.socket, conversation: zmtp.Conversation, now: float) -> None:
         self.connection = connection
-        self.conversation = zmtp.Conversation(topic)
-        self.waiting = bytearray(zmtp.GREETING)
+        self.conversation = conversation
+        self.waiting = bytearray(conversation.greeting)
         self.deadline = now + HANDSHAKE_S
 
 
 class Subscribers:
-    """Sends messages of one topic to all that have subscribed. Owns the listening socket that it is given."""
+    """Sends messages of one topic to all that have subscribed. Owns the listening socket that it is given.
 
-    def __init__(self, listener: socket.socket, topic: bytes) -> None:
+    Args:
+        password: what a subscriber has to send; empty where everybody may subscribe.
+    """
+
+    def __init__(self, listener: socket.socket, topic: bytes, password: bytes = b"") -> None:
         self._listener = listener
+        self._password = password
         self._topic = topic
         self._peers: dict[socket.socket, _Peer] = {}
         self._published: SimpleQueue[bytes] = SimpleQueue()
@@ -121,7 +126,8 @@ class Subscribers:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             for option, value in (*_KEEPALIVE, (socket.TCP_USER_TIMEOUT, _UNACKNOWLEDGED_MS)):
                 connection.setsockopt(socket.IPPROTO_TCP, option, value)
-        peer = self._peers[connection] = _Peer(connection, self._topic, time.monotonic())
+        conversation = zmtp.Conversation(self._topic, self._password)
+        peer = self._peers[connection] = _Peer(connection, conversation, time.monotonic())
         self._selector.register(connection, selectors.EVENT_READ)
         self._send(peer)
 

@@ -244,7 +244,8 @@ def _add_serving(add: Add) -> None:
     add(
         "--open-notifications-to-network",
         action=_SWITCH,
-        help="send events to everybody who reaches the PUB socket; needed for an address that is not the loopback's",
+        help="send events to everybody who reaches the PUB socket; without it, subscribers to an address beyond the "
+        "loopback need a password, which follows from the configured control token",
     )
 
 

@@ -70,12 +70,13 @@ def _open_event_sinks(config: HoldfastConfig) -> EventSinks:
     from holdfast.api.notify import log_event, open_publisher
     from holdfast.sentinel.beside import EventSinks
 
-    configured_token(config.control_token_file, os.environb)  # a token that is unfit ends the start here
+    token = configured_token(config.control_token_file, os.environb)  # a token that is unfit ends the start here
     full_texts = FullTextsFile(config.full_texts_file) if config.full_texts_file else None
     publisher = open_publisher(
         config.external_fault_notify_host,
         config.external_fault_notify_port,
         is_open=config.open_notifications_to_network,
+        token=token,
     )
     sinks = {"notifications": publisher.publish} if publisher is not None else {}
     sinks["events in the log"] = log_event

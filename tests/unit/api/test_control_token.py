@@ -21,6 +21,7 @@ from holdfast.api.control_token import (
     token_source,
     withdraw,
 )
+from holdfast.api.notify import notification_password
 from holdfast.core.errors import BadConfiguration
 
 KEY = b"HOLDFAST_API_KEY"
@@ -196,6 +197,10 @@ def test_the_command_prints_the_token_byte_for_byte(runtime: Path) -> None:
     environment = {k: v for k, v in os.environ.items() if k != "HOLDFAST_API_KEY"}
     done = subprocess.run(command, capture_output=True, env=environment, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (0, b"\xa0odd\x85\n"), done.stderr
+    derived = subprocess.run(
+        [*command, "--notifications"], capture_output=True, env=environment, timeout=60, check=False
+    )
+    assert derived.stdout == notification_password(b"\xa0odd\x85") + b"\n"
     other = subprocess.run(
         [*command, "--url", "http://127.0.0.1:1"], capture_output=True, env=environment, timeout=60, check=False
     )

@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from holdfast.api.formats import Notification
-from holdfast.api.notify import Publisher, open_publisher
+from holdfast.api.notify import Publisher, notification_password, open_publisher
 from holdfast.api.subscribers import LOST, MAX_PEERS, MAX_WAITING_BYTES
-from holdfast.api.zmtp import BadPeer, Conversation
+from holdfast.api.zmtp import GREETING_PLAIN, BadPeer, Conversation
 from holdfast.core.config import NOTIFY_PORT
 from holdfast.core.errors import BadConfiguration, PortInUse
 from holdfast.sentinel.beside import dropped_items
@@ -194,6 +194,31 @@ def test_an_address_beyond_the_loopback_needs_consent() -> None:
     opened.close()
 
 
+def test_beyond_the_loopback_subscribers_need_the_password(context: zmq.Context[zmq.Socket[bytes]]) -> None:
+    opened = open_publisher("0.0.0.0", 0, token=b"the token")
+    assert opened is not None
+    control = MemoryControl().attach()
+    password = notification_password(b"the token")
+    assert b"the token" not in password
+    with contextlib.ExitStack() as stack:
+        stack.callback(opened.close)
+        subscribers = []
+        for attempt in (password, password[:-1], b"the token", None):
+            subscriber = stack.enter_context(context.socket(zmq.SUB))
+            subscriber.setsockopt(zmq.LINGER, 0)
+            if attempt is not None:
+                subscriber.plain_username, subscriber.plain_password = b"holdfast", attempt
+            subscriber.subscribe(b"")
+            subscriber.connect(f"tcp://127.0.0.1:{port_of(opened)}")
+            subscribers.append(subscriber)
+        for _ in range(WAIT_MS // 10):
+            opened.publish(control.events[0], control.view())
+            if subscribers[0].poll(10):
+                break
+        assert next_notification(subscribers[0]).event.sequence == 1
+        assert [bool(s.poll(50)) for s in subscribers[1:]] == [False, False, False]
+
+
 # ---- peers that ask for too much
 
 
@@ -284,6 +309,17 @@ def test_a_peer_that_breaks_the_protocol_is_cut_off(publisher: Publisher, said: 
     with socket.create_connection(("127.0.0.1", port_of(publisher)), timeout=WAIT_MS / 1000) as raw:
         raw.sendall(GREETING + said)
         assert hangs_up(raw)
+
+
+@given(st.binary(max_size=200), st.integers(1, 50))
+def test_no_bytes_pass_for_the_password(data: bytes, size: int) -> None:
+    conversation = Conversation(b"topic", b"password")
+    with contextlib.suppress(BadPeer):
+        conversation.take(GREETING_PLAIN, 0.0)
+        for start in range(0, len(data), size):
+            conversation.take(data[start : start + size], 0.0)
+    assert not conversation.is_ready
+    assert not conversation._is_admitted
 
 
 @given(st.binary(max_size=200), st.integers(1, 50))
