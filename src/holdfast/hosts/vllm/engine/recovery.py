@@ -75,6 +75,7 @@ class Recovery:
         self._await_processes = await_processes
         self._state = state
         self._ranks_without_requests: set[int] = set()  # replaced and not yet restored
+        self._is_new = False  # engine core and ranks began together: no memory of theirs is lost
         self._unprepared_ranks: set[int] = set()  # ranks whose replacement has begun and has not worked
         self._salvaged: Exception | None = None
         self._taken_again: Any = None  # content of the input that raised last, and was put back
@@ -82,6 +83,7 @@ class Recovery:
 
     def mark_all_ranks_replaced(self) -> None:
         """Expect every rank to know no request: the engine core is a replacement itself."""
+        self._is_new = True
         self._ranks_without_requests |= set(range(self._engine.model_executor.world_size))
 
     def recover(
@@ -100,7 +102,7 @@ class Recovery:
             engine.scheduler,
             self._freed.requests() if self._freed else (),
             keep_suspect_blocks=self.config.unsafe_keep_suspect_blocks,
-            memory_lost=bool(self._ranks_without_requests),
+            memory_lost=bool(self._ranks_without_requests) and not self._is_new,
         )
         if self._ranks_without_requests and in_lockstep(engine):
             self._paced.begin(engine.scheduler.requests.values())
@@ -172,6 +174,7 @@ class Recovery:
         if not ranks:
             return ReplacementResult({}, 0, 0.0)
         config = self.config
+        self._is_new = False
         self._ranks_without_requests |= ranks
         self._unprepared_ranks = ranks  # after a failure: a rank without its KV cache must not be let in
         replaced: ReplacementResult = self._engine.model_executor.replace_workers(
@@ -209,6 +212,7 @@ class Recovery:
         if self._ranks_without_requests:
             self._introduce_connectors()
         self._salvaged = None
+        self._is_new = False
         self._ranks_without_requests.clear()
         if self._freed is not None:
             self._freed.clear()
