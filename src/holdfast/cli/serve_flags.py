@@ -234,6 +234,13 @@ def _add_serving(add: Add) -> None:
         metavar="N",
         help="new requests that each API server keeps waiting while no engine makes progress; more are answered 503",
     )
+    add(
+        "--max-journal-mib",
+        type=int,
+        metavar="N",
+        help="MiB of pictures and other multimodal inputs that each API server keeps while their requests are open; "
+        "a request beyond that does not move to another engine core",
+    )
     add("--external-fault-notify-host", metavar="HOST", help="address of the ZeroMQ PUB socket, topic `vllm_fault`")
     add(
         "--external-fault-notify-port",

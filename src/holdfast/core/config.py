@@ -102,6 +102,7 @@ class HoldfastConfig(RuntimeSettings, frozen=True, kw_only=True, forbid_unknown_
     external_fault_notify_port: NotifyPort | None = None
     open_notifications_to_network: bool = False
     max_held_requests: Count = 1024
+    max_journal_mib: Count = 4096  # of multimodal inputs of open requests, in each API server
     control_token_file: str = ""  # empty: HOLDFAST_API_KEY, else a token made at start
     open_control_to_this_machine: bool = False
     enable_fault_injection: bool = False

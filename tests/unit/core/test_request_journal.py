@@ -101,3 +101,17 @@ def test_a_request_that_no_engine_core_can_take_over_says_why():
     requests = journal()
     requests.open("b", "request b", "its session is open")
     assert [requests.get(i).unmovable for i in "ab"] == ["", "its session is open"]
+
+
+def test_an_input_of_several_requests_counts_once_and_until_the_last_of_them_has_ended():
+    requests = RequestJournal(max_input_bytes=100)
+    requests.open("a", None, inputs={1: 60})
+    requests.open("a", None, inputs={9: 40})  # open already
+    requests.open("b", None, inputs={1: 60, 2: 30})
+    assert requests.input_bytes == 90
+    assert [requests.has_room(inputs) for inputs in ({1: 60, 3: 10}, {3: 11}, {})] == [True, False, True]
+    requests.close("a")
+    assert requests.input_bytes == 90
+    requests.close("b")
+    requests.close("b")
+    assert (requests.input_bytes, requests.has_room({3: 100}), requests.has_room({3: 101})) == (0, True, False)

@@ -1,12 +1,15 @@
 """The front end's request journal: every open request as added, and the tokens delivered since then.
 
-With these, another engine core can resume a request. Requests are opaque here; one thread owns the journal.
+With these, another engine core can resume a request. Requests are opaque here; one thread owns the journal. Large
+inputs of requests, such as pictures, are counted: several requests may share one.
 """
 
 from __future__ import annotations
 
+import math
 from array import array
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -20,17 +23,34 @@ class OpenRequest(Generic[R]):
     request: R
     unmovable: str = ""
     delivered: array[int] = field(default_factory=lambda: array("q"))
+    inputs: Mapping[int, int] = field(default_factory=dict)
 
 
 class RequestJournal(Generic[R]):
-    """Journal of requests, each from arrival until the end."""
+    """Journal of requests, each from arrival until the end.
 
-    def __init__(self) -> None:
+    Inputs of a request are given as bytes by the identity of the input. `input_bytes` counts each input once.
+    """
+
+    def __init__(self, max_input_bytes: float = math.inf) -> None:
         self._open: dict[str, OpenRequest[R]] = {}
+        self._max_input_bytes = max_input_bytes
+        self._holders: Counter[int] = Counter()  # of each input: open requests
+        self.input_bytes = 0
 
-    def open(self, request_id: str, request: R, unmovable: str = "") -> None:
+    def has_room(self, inputs: Mapping[int, int]) -> bool:
+        """Return whether the inputs of a request fit beside those of the open requests."""
+        added = sum(size for key, size in inputs.items() if key not in self._holders)
+        return self.input_bytes + added <= self._max_input_bytes
+
+    def open(self, request_id: str, request: R, unmovable: str = "", inputs: Mapping[int, int] | None = None) -> None:
         """Open a request. A request that is open already stays unchanged."""
-        self._open.setdefault(request_id, OpenRequest(request, unmovable))
+        if request_id in self._open:
+            return
+        self._open[request_id] = entry = OpenRequest(request, unmovable, inputs=inputs or {})
+        for key, size in entry.inputs.items():
+            self.input_bytes += 0 if key in self._holders else size
+            self._holders[key] += 1
 
     def deliver(self, request_id: str, tokens: Sequence[int]) -> None:
         """Note tokens that are sent to the client; ignored for a request that is not open."""
@@ -40,7 +60,12 @@ class RequestJournal(Generic[R]):
 
     def close(self, request_id: str) -> None:
         """Close a request that has finished or was aborted. Idempotent."""
-        self._open.pop(request_id, None)
+        entry = self._open.pop(request_id, None)
+        for key, size in entry.inputs.items() if entry is not None else ():
+            self._holders[key] -= 1
+            if not self._holders[key]:
+                del self._holders[key]
+                self.input_bytes -= size
 
     def get(self, request_id: str) -> OpenRequest[R] | None:
         """Return an open request, or None."""

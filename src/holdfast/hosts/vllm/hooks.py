@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
 import sys
 import weakref
 from collections.abc import Callable, Iterator
@@ -34,6 +35,7 @@ from holdfast.hosts.vllm.contract.front_end_touchpoints import (
     WATCH_ENGINES,
 )
 from holdfast.hosts.vllm.contract.hooks import attach, attached
+from holdfast.hosts.vllm.contract.name_touchpoints import DIRECT_TENSORS, SHARED_TENSORS
 from holdfast.hosts.vllm.contract.topology import (
     UNPROTECTED,
     lockstep_groups,
@@ -54,6 +56,8 @@ from holdfast.hosts.vllm.serving.takeover import Takeover, greet_engine_cores
 from holdfast.sentinel import FrontEndLink
 from holdfast.sentinel.thread import client_address
 from holdfast.wire import ZmqStation
+
+logger = logging.getLogger("holdfast")
 
 OWNER_TIMEOUT_S = LINK_TIMEOUT_S  # the owner waits as long for all API servers to start
 
@@ -139,6 +143,14 @@ def _prepare(config: HoldfastConfig, launch: dict[str, Any]) -> None:
     launch["executor_class"] = _protected_executor(vllm_config, launch["executor_class"])
     if config.gloo_comm_timeout_s is not None:
         vllm_config.parallel_config.cpu_distributed_timeout_seconds = max(1, round(config.gloo_comm_timeout_s))
+    _send_tensors_directly(vllm_config.model_config.multimodal_config)
+
+
+def _send_tensors_directly(multimodal: Any) -> None:
+    """Have tensors sent with their request: a killed engine core may leave the host's queue of tensors locked."""
+    if multimodal is not None and multimodal.mm_tensor_ipc == SHARED_TENSORS:
+        multimodal.mm_tensor_ipc = DIRECT_TENSORS
+        logger.warning("--mm-tensor-ipc %s is not used: it does not outlive an engine core", SHARED_TENSORS)
 
 
 def _protected_executor(vllm_config: Any, executor_class: type) -> type:

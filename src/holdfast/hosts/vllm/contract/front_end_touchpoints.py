@@ -41,6 +41,12 @@ PROCESS_INPUTS = wrap(
     ("request_id", "prompt", "params"),
     "a request that cannot be encoded is refused before anything is kept of it",
 )
+PROCESSOR_CACHE_KIND = wrap(
+    "vllm.multimodal.cache.factories",
+    "_get_cache_type",
+    ("vllm_config",),
+    "a cache of multimodal inputs in an engine core is lost with it, and the front end's would refer to it",
+)
 ABORT = wrap(_CLIENT, "AsyncMPClient.abort_requests_async", ("request_ids",), "an aborted request is never resumed")
 ABORT_BALANCED = wrap(
     _CLIENT, "DPLBAsyncMPClient.abort_requests_async", ("request_ids",), "the same with several engines"
@@ -124,6 +130,7 @@ FRONT_END_TOUCHPOINTS: tuple[Touchpoint, ...] = (
     VALIDATE_ALIVE,
     RAISE_IF_ERROR,
     PROCESS_INPUTS,
+    PROCESSOR_CACHE_KIND,
     CALL_UTILITY,
     CALL_EVERY_UTILITY,
     START_ENGINES,
@@ -203,6 +210,9 @@ FRONT_END_TOUCHPOINTS: tuple[Touchpoint, ...] = (
     call("vllm.utils.network_utils", "zmq_socket_ctx", ("path", "socket_type"), "the handshake with one engine core"),
     call("vllm.utils.network_utils", "get_open_zmq_ipc_path", (), "VLLM_RPC_BASE_PATH says where sockets go"),
     call("vllm.utils.system_utils", "get_mp_context", (), "whether a process can be started from a serving process"),
+    call("vllm.multimodal.cache.base", "MultiModalCache.get_item_size", ("value",), "the journal's memory is bounded"),
+    *attributes("vllm.config.model", "ModelConfig", "multimodal_config", "the way of tensors to an engine core"),
+    *attributes("vllm.config.multimodal", "MultiModalConfig", "mm_tensor_ipc", "the way of tensors to an engine core"),
     call("vllm.sampling_params", "SamplingParams.clone", (), "a request with its history is a copy"),
     *attributes(
         _CLIENT, "BackgroundResources", "output_queue_task", "open requests end in an error when the instance does"

@@ -12,6 +12,9 @@ EXECUTOR_FAILED = "Executor failed."
 WORKER_FAILED = "Worker failed with error"
 ENGINE_CORE_DEAD = b"ENGINE_CORE_DEAD"
 
+ONE_CACHE = "processor_only"  # kind of the host's cache of processed multimodal inputs
+DIRECT_TENSORS, SHARED_TENSORS = "direct_rpc", "torch_shm"  # ways of tensors to an engine core
+
 # Calls of an engine core, and of the workers by `collective_rpc`, that set state at run time.
 ADD_LORA, REMOVE_LORA, PIN_LORA = "add_lora", "remove_lora", "pin_lora"
 SLEEP, WAKE_UP, PAUSE, RESUME = "sleep", "wake_up", "pause_scheduler", "resume_scheduler"
@@ -56,6 +59,7 @@ _STARTED = "servers of the demo, the benchmarks and chaos are started with the f
 _KEPT = "a new process repeats, or must not lose, what the call has set"
 _NOT_REPEATED = "measured once, at the start of an engine core; a replacement measures nothing"
 _INTRODUCED = "the scheduler's connector learns how a new worker is reached"
+_INPUTS = "multimodal inputs are with every request, so that another engine core can take the request"
 _SAMPLED = "how many numbers a seeded generator draws per token"
 
 NAME_TOUCHPOINTS: tuple[Touchpoint, ...] = (
@@ -69,6 +73,9 @@ NAME_TOUCHPOINTS: tuple[Touchpoint, ...] = (
     text(_CORE, ENGINE_CORE_DEAD.decode(), "the last message of an engine core; the client must not end with it"),
     *attributes(_CORE, "EngineCoreProc", "ENGINE_CORE_DEAD", "the last message of an engine core"),
     text("vllm.v1.engine", "error", "the finish reason of a request that the engine core ended with an error"),
+    text("vllm.multimodal.cache.factories", ONE_CACHE, _INPUTS),
+    text("vllm.config.multimodal", DIRECT_TENSORS, _INPUTS),
+    text("vllm.config.multimodal", SHARED_TENSORS, _INPUTS),
     # ---- calls at the start
     call("vllm.v1.worker.gpu_worker", f"Worker.{MEASURE_MEMORY}", (), _NOT_REPEATED),
     call("vllm.distributed.ec_transfer.ec_connector.encoder_output_width", MEASURE_ENCODER, ("worker",), _NOT_REPEATED),

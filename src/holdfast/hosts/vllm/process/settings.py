@@ -68,8 +68,9 @@ def with_files_read(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def asks_for_protection(args: Any) -> bool:
-    """Return whether the arguments of a serve command ask for protection."""
-    settings = (getattr(args, "additional_config", None) or {}).get(KEY)
+    """Return whether the arguments of a serve command, or the host's configuration, ask for protection."""
+    additional = getattr(args, "additional_config", None)
+    settings = additional.get(KEY) if isinstance(additional, dict) else None
     return isinstance(settings, dict) and bool(settings.get("enable_fault_tolerance", True))
 
 

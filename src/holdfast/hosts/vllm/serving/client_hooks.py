@@ -18,12 +18,13 @@ from holdfast.hosts.vllm.contract.front_end_touchpoints import (
     CALL_EVERY_UTILITY,
     CALL_UTILITY,
     PROCESS_INPUTS,
+    PROCESSOR_CACHE_KIND,
     RECEIVE,
     VALIDATE_ALIVE,
 )
 from holdfast.hosts.vllm.contract.hooks import attach
-from holdfast.hosts.vllm.contract.name_touchpoints import ENGINE_CORE_DEAD, STATE_CALLS
-from holdfast.hosts.vllm.process.settings import inherited_settings
+from holdfast.hosts.vllm.contract.name_touchpoints import ENGINE_CORE_DEAD, ONE_CACHE, STATE_CALLS
+from holdfast.hosts.vllm.process.settings import asks_for_protection, inherited_settings
 from holdfast.hosts.vllm.serving.error_reasons import attach_error_reasons
 from holdfast.hosts.vllm.serving.lost_engines import EngineLost
 from holdfast.hosts.vllm.serving.request_checks import check_inputs
@@ -54,6 +55,7 @@ def attach_client_hooks() -> None:
     attach(VALIDATE_ALIVE, _validate_alive)
     attach(CALL_UTILITY, _call_utility)
     attach(CALL_EVERY_UTILITY, _call_every_utility)
+    attach(PROCESSOR_CACHE_KIND, _processor_cache_kind)
 
 
 def request_router(client: Any) -> RequestRouter | None:
@@ -61,7 +63,10 @@ def request_router(client: Any) -> RequestRouter | None:
     known: RequestRouter | None = client.__dict__.get(_NAME)
     if known is None and (config := _own_config or inherited_settings()) is not None:
         known = client.__dict__[_NAME] = RequestRouter(
-            client, detects_poison=config.poison_detection, state_call_timeout_s=config.engine_start_timeout_s
+            client,
+            detects_poison=config.poison_detection,
+            state_call_timeout_s=config.engine_start_timeout_s,
+            max_input_bytes=config.max_journal_mib * 2**20,
         )
     return known
 
@@ -90,6 +95,16 @@ def _process_inputs(original: Callable[..., Any], processor: Any, *args: Any, **
     if _own_config is None and inherited_settings() is None:
         return original(processor, *args, **kwargs)
     return check_inputs(original, processor, *args, **kwargs)
+
+
+def _processor_cache_kind(original: Callable[[Any], str | None], vllm_config: Any) -> str | None:
+    """Return the kind of the cache of processed multimodal inputs: in a protected instance, the front end's alone.
+
+    With a second cache, in the engine core or in shared memory, a request names inputs that only the lost process had.
+    """
+    kind = original(vllm_config)
+    is_protected = _own_config is not None or inherited_settings() is not None or asks_for_protection(vllm_config)
+    return ONE_CACHE if kind is not None and is_protected else kind
 
 
 async def _abort(original: Callable[..., Awaitable[None]], client: Any, request_ids: Sequence[str]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 import weakref
 from collections import Counter
@@ -27,8 +28,9 @@ from holdfast.core.states import EngineState
 from holdfast.hosts.vllm.serving.balancing import choose_engine_core, has_taker, unpin
 from holdfast.hosts.vllm.serving.error_reasons import keep_error_reason
 from holdfast.hosts.vllm.serving.guilty_requests import GuiltyRequests
+from holdfast.hosts.vllm.serving.kept_inputs import open_in
 from holdfast.hosts.vllm.serving.lost_engines import EngineLost, LostEngines, error_output, idle_outputs_of, is_awaited
-from holdfast.hosts.vllm.serving.resumption import put_on_trial, resumption, strip_private_keys, unmovable
+from holdfast.hosts.vllm.serving.resumption import put_on_trial, resumption, strip_private_keys
 from holdfast.hosts.vllm.serving.streaming_sessions import StreamingSessions
 
 logger = logging.getLogger("holdfast")
@@ -43,10 +45,18 @@ class RequestRouter:
     Args:
         detects_poison: end a request that kills every engine core.
         state_call_timeout_s: how long a call that sets state waits for the replacement of a lost engine core.
+        max_input_bytes: of the multimodal inputs that the journal keeps.
     """
 
-    def __init__(self, client: Any, *, detects_poison: bool = False, state_call_timeout_s: float = 600.0) -> None:
-        self.journal: RequestJournal[Any] = RequestJournal()
+    def __init__(
+        self,
+        client: Any,
+        *,
+        detects_poison: bool = False,
+        state_call_timeout_s: float = 600.0,
+        max_input_bytes: float = math.inf,
+    ) -> None:
+        self.journal: RequestJournal[Any] = RequestJournal(max_input_bytes)
         self._sessions = StreamingSessions(self.journal)
         self._readmission = Readmission() if detects_poison else None
         self.on_poison: Callable[[PoisonRequestEnded], None] = lambda blamed: None
@@ -82,9 +92,10 @@ class RequestRouter:
                 self._refuse(client, request.request_id, self.guilty.refuse(known))
                 return
             put_on_trial(request)
-        self.journal.open(request.request_id, self._sessions.open(request), unmovable(request))
+        is_sent = has_taker(client, request, self._lost)
+        open_in(self.journal, self._sessions.open(request), is_sent=is_sent)
         unpin(client, request, self._lost)
-        if not has_taker(client, request, self._lost):
+        if not is_sent:
             self._waiting[request.request_id] = False
             return
         try:

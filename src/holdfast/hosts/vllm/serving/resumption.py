@@ -13,10 +13,8 @@ _PRIVATE = (HISTORY, DRAWN, ON_TRIAL)
 
 def unmovable(request: Any) -> str:
     """Return why a request cannot move to another engine core, in words; empty when a move is possible."""
-    if request.mm_features:
-        return "its multimodal features are no longer at hand"
-    if request.prompt_embeds is not None or request.prompt_token_ids is None:
-        return "its prompt is embeddings, which are no longer at hand"
+    if any(feature.data is None for feature in request.mm_features or ()):
+        return "its multimodal inputs are not at hand"
     return "its KV is handed over between instances" if _hands_over(request) else ""
 
 
