@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 
+from holdfast.chaos.loads import fresh_salt
 from holdfast.chaos.streams import MODEL_NAME
 
 EDGE = 56
@@ -24,6 +25,7 @@ class Chat:
     prompt: str
     picture: int | None = None
     tokens: int = 60
+    salt: str = field(default_factory=fresh_salt)
     token_ids: list[int] = field(default_factory=list)
     error: str = ""
 
@@ -42,6 +44,7 @@ class Chat:
             "ignore_eos": True,
             "stream": True,
             "return_token_ids": True,
+            "cache_salt": self.salt,
         }
 
     async def run(self, client: httpx.AsyncClient) -> None:
