@@ -12,6 +12,10 @@ from holdfast.hosts.vllm.serving.resumption import unmovable
 NO_ROOM = "its multimodal inputs did not fit into the journal (--max-journal-mib)"
 
 
+class _NotKept:
+    """Stands for prompt embeddings that are not kept, and have no fingerprint: equal to none."""
+
+
 def open_in(journal: RequestJournal[Any], request: Any, *, is_sent: bool) -> None:
     """Open a request in the journal. Inputs beyond the bound are kept only while the request waits to be sent."""
     inputs = large_inputs(request)
@@ -36,6 +40,6 @@ def large_inputs(request: Any) -> dict[int, int]:
 def _without_inputs(request: Any) -> Any:
     """Return a copy of a request with the names of its inputs only."""
     bare = copy.copy(request)
-    bare.prompt_embeds = None
+    bare.prompt_embeds = None if request.prompt_embeds is None else _NotKept()
     bare.mm_features = [dataclasses.replace(feature, data=None) for feature in request.mm_features or ()] or None
     return bare

@@ -92,9 +92,9 @@ class RequestRouter:
                 self._refuse(client, request.request_id, self.guilty.refuse(known))
                 return
             put_on_trial(request)
+        unpin(client, request, self._lost)
         is_sent = has_taker(client, request, self._lost)
         open_in(self.journal, self._sessions.open(request), is_sent=is_sent)
-        unpin(client, request, self._lost)
         if not is_sent:
             self._waiting[request.request_id] = False
             return
