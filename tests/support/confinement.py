@@ -156,6 +156,7 @@ def main(names: str, folder: str, *command: str) -> None:
         resource.setrlimit(resource.RLIMIT_NPROC, (THREADS, THREADS))
     if Restriction.NO_PTRACE in chosen:
         _refuse_ptrace()
+    os.chdir("/tmp")  # a working folder with room would be taken for temporary files
     _become(list(command), chosen)
 
 
