@@ -77,7 +77,7 @@ class ControlClient:
             raise _failure_of(answer, self._url)
         try:
             return msgspec.json.decode(answer.content, type=kind)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             raise ClientFailure(f"{self._url} does not answer like a holdfast server", UNREACHABLE) from None
 
     def _headers(self) -> dict[bytes, bytes]:
@@ -126,7 +126,7 @@ def _translated(url: str, timeout_s: float) -> Iterator[None]:
 def _failure_of(answer: httpx.Response, url: str) -> ClientFailure:
     try:
         problem = msgspec.json.decode(answer.content, type=ProblemBody).error
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return _foreign_failure(answer, url)
     match answer.status_code:
         case 401:

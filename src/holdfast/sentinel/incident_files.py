@@ -142,7 +142,7 @@ class IncidentFiles:
 
 def _number_of(folder: Path) -> int:
     """Return the number of an incident, which orders incidents when the clock was set back; 0 without a number."""
-    with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
+    with contextlib.suppress(OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError):
         return int(json.loads((folder / "incident.json").read_text()).get("number", 0))
     return 0
 

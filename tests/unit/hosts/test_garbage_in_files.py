@@ -12,19 +12,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+pytest.importorskip("vllm")
+
 from holdfast.api import control_token
 from holdfast.core.faults.faults import Phase
+from holdfast.core.stalls.stalls import Stall
 from holdfast.core.stalls.step_deadlines import Limits
 from holdfast.hosts.vllm import protocol
 from holdfast.hosts.vllm.process import members, shared_memory
 from holdfast.hosts.vllm.process.log_drain import Waiting
+from holdfast.hosts.vllm.worker import restore
 from holdfast.progress import ProgressReader, ProgressWriter
 from holdfast.progress.identity import Identity
 from holdfast.progress.record import HEADER, RECORD_BYTES, Lane, header_at, slot_at
 from holdfast.progress.records import MAX_RECORD_BYTES, read_record
+from holdfast.sentinel.incident_files import IncidentFiles
 from holdfast.sentinel.stall_watch import ProgressWatch
 
-FEW = settings(max_examples=25, deadline=None)
+FEW = settings(max_examples=15, deadline=None)
 DEAD = 2**22 + 1  # no process has a larger id than 2**22
 
 ME = msgspec.json.encode(Identity.of(os.getpid()))
@@ -55,7 +60,6 @@ def folder() -> Iterator[Path]:
 # ---- records of processes, keys
 
 
-@pytest.mark.hypothesis
 @FEW
 @given(member=JSON, sockets=JSON)
 def test_whatever_stands_in_the_records_of_a_dead_instance_nothing_foreign_ends(member: bytes, sockets: bytes) -> None:
@@ -73,7 +77,6 @@ def test_whatever_stands_in_the_records_of_a_dead_instance_nothing_foreign_ends(
         bystander.unlink()
 
 
-@pytest.mark.hypothesis
 @FEW
 @given(record=JSON, token=st.binary(max_size=60) | st.just(b"x" * 10_000))
 def test_no_key_file_ends_a_command_or_a_start(folder: Path, record: bytes, token: bytes) -> None:
@@ -93,7 +96,6 @@ def test_no_key_file_ends_a_command_or_a_start(folder: Path, record: bytes, toke
 LINES = [b"..", b".", b"/etc/x", b"a/b", b"\x00", b"a"]
 
 
-@pytest.mark.hypothesis
 @FEW
 @given(notes=st.binary(max_size=80) | st.lists(st.sampled_from(LINES)).map(b"\n".join))
 def test_notes_of_shared_memory_never_lead_out_of_its_folder(folder: Path, notes: bytes) -> None:
@@ -135,7 +137,6 @@ def a_record() -> bytearray:
     return memory
 
 
-@pytest.mark.hypothesis
 @FEW
 @given(
     numbers=st.lists(st.integers(0, 2**64 - 1), min_size=3, max_size=3),
@@ -158,10 +159,20 @@ def test_a_record_of_progress_that_makes_no_sense_ends_no_watch(
         assert len(watch.observe(1000.0 + second, {0: os.getpid()})) <= 1
 
 
+# ---- evidence
+
+
+@pytest.mark.parametrize("text", [b'{"number": 1e999}', b"[" * 5000, b"\xff", b"[]", b'{"number": null}', b""])
+def test_an_incident_that_cannot_be_read_keeps_no_later_one_from_being_kept(tmp_path: Path, text: bytes) -> None:
+    (tmp_path / "incidents" / "damaged").mkdir(parents=True)
+    (tmp_path / "incidents" / "damaged" / "incident.json").write_bytes(text)
+    folder = IncidentFiles(str(tmp_path / "incidents"), str(tmp_path), 0).keep(Stall(0, os.getpid(), True, "x"), {})
+    assert folder is not None and (folder / "incident.json").exists()
+
+
 # ---- pipes
 
 
-@pytest.mark.hypothesis
 @FEW
 @given(st.lists(st.binary(max_size=300) | st.just(b"x" * 5000), max_size=30), st.integers(100, 2000))
 def test_the_drain_keeps_no_more_than_its_bound_and_counts_what_is_lost(pieces: list[bytes], limit: int) -> None:
@@ -175,10 +186,10 @@ def test_the_drain_keeps_no_more_than_its_bound_and_counts_what_is_lost(pieces: 
     assert (dropped > 0) == (sum(map(len, pieces)) > len(said.partition(b"nobody read the log\n")[2] or said))
 
 
-@pytest.mark.hypothesis
 @FEW
 @given(st.binary(max_size=80) | st.just(b"\x91" * 5000) | st.just(b"\xdf\xff\xff\xff\xff"))
 def test_orders_to_a_standby_that_are_none_are_refused(data: bytes) -> None:
+    assert restore.decode_reply(data) is None
     for decode in (protocol.decode_take_over, protocol.decode_join):
         with pytest.raises((msgspec.DecodeError, UnicodeDecodeError, RecursionError)):
             decode(data)

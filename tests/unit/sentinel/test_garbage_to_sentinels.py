@@ -25,8 +25,7 @@ from holdfast.sentinel.refused import COUNTED_AS, MAX_REASON, RefusedMessages
 from holdfast.sentinel.worker import WorkerSentinel
 from holdfast.wire import Delivery
 
-pytestmark = pytest.mark.hypothesis
-FEW = settings(max_examples=25, deadline=None)
+FEW = settings(max_examples=15, deadline=None)
 
 FAULT = Fault(fault_class=FaultClass.TRANSIENT, error_type="E", message="boom", engine_id=0, rank=0)
 SPEC = InjectionSpec(phase=Phase.FORWARD)

@@ -49,7 +49,7 @@ def read_rows(stated: str) -> object:
     try:
         text = stated if is_inline else _read_bounded(Path(stated))
         return json.loads(text)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BadConfiguration(f"{FAULT_CLASSES}: {name} cannot be read: {error}", hint="it holds a list") from None
 
 

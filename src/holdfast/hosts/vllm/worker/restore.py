@@ -102,7 +102,7 @@ def decode_reply(data: bytes) -> RestoreReply | None:
     """Decode a reply; return None for bytes that are no reply."""
     try:
         return _replies.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
 
 
