@@ -10,7 +10,8 @@ import functools
 import json
 import random
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -46,6 +47,9 @@ OFFLOADING = {
     "spec_module_path": "support.kv_offloading.cpu_offloading",
     "offload_prompt_only": False,
 }
+
+
+FAULTS = ("before", "in", "after", "unsent", "allocated", "unmade")
 
 
 class Broken(Exception):
@@ -151,9 +155,14 @@ class KVWorld:
     # ---- one step
 
     def step(self, fault: str = "") -> None:
-        """Run one step. A fault: `before`, `in` or `after` the forward pass, or `unsent`: never sent to the rank."""
-        work = self.scheduler.schedule()
-        if fault == "unsent":
+        """Run one step.
+
+        A fault: `before`, `in` or `after` the forward pass; `unsent`, never sent to the rank; in the schedule right
+        after it has asked for blocks (`allocated`), or before the connector has made its part (`unmade`).
+        """
+        with self._broken_schedule(fault):
+            work = self.scheduler.schedule()
+        if fault in ("unsent", "allocated", "unmade"):
             raise Broken(fault)
         transfers = KVConnectorOutput()
         if self.connector is not None:
@@ -181,6 +190,24 @@ class KVWorld:
             for answer in answers.outputs:
                 if answer.request_id in self.outputs:
                     self.outputs[answer.request_id] += answer.new_token_ids
+
+    @contextmanager
+    def _broken_schedule(self, fault: str) -> Iterator[None]:
+        manager, connector = self.scheduler.kv_cache_manager, self.scheduler.connector
+        if fault == "allocated":
+            allocate = manager.allocate_slots
+
+            def allocate_and_break(*args: Any, **kwargs: Any) -> None:
+                allocate(*args, **kwargs)
+                raise Broken(fault)
+
+            with mock.patch.object(manager, "allocate_slots", allocate_and_break):
+                yield
+        elif fault == "unmade" and connector is not None:
+            with mock.patch.object(connector, "build_connector_meta", side_effect=Broken(fault)):
+                yield
+        else:
+            yield
 
     def _end_of_forward(self, work: Any, transfers: KVConnectorOutput) -> None:
         self.loaded_jobs += len(work.kv_connector_metadata.load_jobs)
@@ -225,7 +252,7 @@ class KVWorld:
             if not self.has_work():
                 return
             draw = faults.random() if faults else 1.0
-            fault = faults.choice(("before", "in", "after", "unsent")) if faults and draw < chance else ""
+            fault = faults.choice(FAULTS) if faults and draw < chance else ""
             try:
                 self.step(fault)
             except Broken:

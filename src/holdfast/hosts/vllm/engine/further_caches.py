@@ -25,7 +25,7 @@ def rewind_to_first_tokens(scheduler: Any, *, memory_lost: bool) -> list[Any]:
     """
     require_rewindable(scheduler.connector, memory_lost=memory_lost)
     _drop_pending_copies(scheduler)
-    requests = _requests_with_blocks(scheduler)
+    requests = _requests_to_release(scheduler)
     scheduler.running = []
     _remove_from_waiting(scheduler, requests)
     began_at = time.monotonic()
@@ -44,17 +44,21 @@ def rewind_to_first_tokens(scheduler: Any, *, memory_lost: bool) -> list[Any]:
     return requests
 
 
-def _requests_with_blocks(scheduler: Any) -> list[Any]:
-    """Return the running requests in their order, then the waiting requests that hold blocks."""
+def _requests_to_release(scheduler: Any) -> list[Any]:
+    """Return the running requests in their order, then waiting requests that hold blocks or were in a schedule's hands.
+
+    A schedule that raises leaves the requests that it has passed over in no queue.
+    """
     running = [r for r in scheduler.running if r.request_id in scheduler.requests and not r.is_finished()]
     ran = {r.request_id for r in running}
+    queued = {r.request_id for queue in (scheduler.kv_holding_waiting, scheduler.waiting) for r in queue}
     return running + [
         r
         for r in scheduler.requests.values()
         if r.request_id not in ran
         and not r.is_finished()
         and r.status is not RequestStatus.WAITING_FOR_STREAMING_REQ
-        and (r.num_computed_tokens or any(scheduler.kv_cache_manager.get_block_ids(r.request_id)))
+        and (r.request_id not in queued or any(scheduler.kv_cache_manager.get_block_ids(r.request_id)))
     ]
 
 
