@@ -28,7 +28,7 @@ from holdfast.core.ports import EngineHost
 from holdfast.core.protocol import messages as m
 from holdfast.core.stalls.step_deadlines import Limits
 from holdfast.sentinel.incident_files import IncidentFiles
-from holdfast.sentinel.quarantine import Quarantine
+from holdfast.sentinel.quarantine import make_quarantine
 from holdfast.sentinel.refused import RefusedMessages
 from holdfast.sentinel.stall_watch import PERIOD_S, ProgressWatch
 from holdfast.sentinel.thread import IDLE_S, SentinelThread, engine_identity, worker_identity
@@ -79,9 +79,7 @@ class EngineCoreSentinel:
         self._host: EngineHost | None = None  # none while the engine core starts
         self._watch: ProgressWatch | None = None
         self._incidents = IncidentFiles(config.incident_dir, config.runtime_dir, engine_id)
-        self._quarantine = (
-            Quarantine(engine_id, self._post, lambda: self._machine.epoch) if config.poison_detection else None
-        )
+        self._quarantine = make_quarantine(config, engine_id, self._post, lambda: self._machine.epoch)
 
     def start(self) -> None:
         """Begin to answer. Not before the workers were started: a process that forks must be of one thread."""
@@ -191,6 +189,7 @@ class EngineCoreSentinel:
                 unfinished_requests=host.unfinished_requests(),
                 broken=pause.broken,
                 search_progressed=self._quarantine is not None and self._quarantine.search_progressed,
+                clears_rank=self._quarantine is not None and self._quarantine.clears_rank,
                 progressed=host.step_ended_well or not host.unfinished_requests(),
             )
         )

@@ -3,7 +3,7 @@
 import msgspec
 
 from holdfast.core.config import HoldfastConfig
-from holdfast.core.poison.detector import PoisonDetector, RequestProgress, Restriction
+from holdfast.core.poison.detector import NamedRequests, PoisonDetector, RequestProgress, Restriction
 from holdfast.core.poison.memory import (
     MAX_PERIODS,
     MAX_REMEMBERED,
@@ -204,3 +204,55 @@ def test_a_search_goes_on_without_a_request_on_trial_that_came_in_between():
     waiting = RequestProgress(0, 0, 0)
     found = detector.fault({"a": waiting, **at("b", "old", on_trial=("old",))}, named=("old",))
     assert (found.end, found.run) == (("old",), {"b"})
+
+
+# ---- an adapter that cannot be loaded
+
+
+def test_every_request_for_an_adapter_that_cannot_be_loaded_ends_and_nobody_else_is_suspected():
+    detector = PoisonDetector()
+    waiting = RequestProgress(0, 0, 0, adapter_id=3)
+    progress = {**at("a"), "b": waiting, "c": RequestProgress(4, 5, 1, adapter_id=3)}
+    found = detector.adapter_fault(3, progress)
+    assert (found.unloadable, found.end, found.search_progressed) == (("b", "c"), (), True)
+    assert found.reason == "adapter 3 cannot be loaded; 2 requests are for it"
+    assert detector.adapter_fault(4, progress) is None
+    assert detector.fault(at("a")) == Restriction()
+
+
+def test_an_adapter_that_cannot_be_loaded_leaves_a_search_as_it_is():
+    detector = PoisonDetector()
+    for _ in range(2):
+        found = detector.fault(at("a", "b"))
+    found = detector.adapter_fault(3, {**at("a", "b"), "c": RequestProgress(0, 1, 0, adapter_id=3)})
+    assert (found.unloadable, found.run) == (("c",), {"b"})
+
+
+# ---- a faulty rank, or guilty requests
+
+
+def in_flight(*names):
+    return {name: RequestProgress(4, 5, 1) for name in names}
+
+
+def test_guilty_requests_that_are_named_in_turn_do_not_make_a_rank_sick():
+    named = NamedRequests(60.0)
+    assert named.take(("a",), in_flight("a", "x"), 0.0)
+    assert named.take(("b",), {**in_flight("b", "x"), "a": RequestProgress(4, 4, 1)}, 1.0), "the first one waits"
+    assert named.take(("c",), in_flight("c", "x"), 2.0), "the others have left"
+    assert not named.take((), in_flight("x"), 3.0), "the fault names no request"
+
+
+def test_a_rank_that_names_a_request_which_is_well_since_is_not_cleared():
+    for well in (RequestProgress(9, 9, 1), RequestProgress(4, 5, 1)):
+        named = NamedRequests(60.0)
+        named.take(("a",), in_flight("a"), 0.0)
+        assert not named.take(("b",), {**in_flight("b"), "a": well}, 59.0)
+        named.forget()
+        assert named.take(("b",), {**in_flight("b"), "a": well}, 59.5)
+
+
+def test_a_request_that_was_named_long_ago_says_nothing_about_a_rank():
+    named = NamedRequests(60.0)
+    named.take(("a",), in_flight("a"), 0.0)
+    assert named.take(("b",), in_flight("a", "b"), 60.0)

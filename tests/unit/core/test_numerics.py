@@ -3,7 +3,8 @@
 import pytest
 
 from holdfast.core.faults.faults import MAX_REQUEST_IDS, Fault, FaultClass
-from holdfast.core.poison.detector import PoisonDetector, RequestProgress, Spoilt, in_fault, named_by, names_others
+from holdfast.core.poison.detector import PoisonDetector, RequestProgress
+from holdfast.core.poison.named import Spoilt, in_fault, named_by, names_others
 
 
 def fault(*request_ids, fault_class=FaultClass.NUMERICAL):

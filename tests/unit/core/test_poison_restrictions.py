@@ -10,12 +10,9 @@ from holdfast.core.poison.detector import (
     PoisonDetector,
     RequestProgress,
     Restriction,
-    Spoilt,
-    in_fault,
-    named_by,
-    names_others,
 )
 from holdfast.core.poison.memory import poison_request_error
+from holdfast.core.poison.named import Spoilt, in_fault, named_by, names_others
 from support.situations import fault
 
 FOUND = "the request was in 5 failed batches, the last alone; other requests passed in between; "

@@ -11,6 +11,7 @@ pytest.importorskip("vllm")
 
 from holdfast.hosts.vllm.engine.pacing import StepRules
 from holdfast.hosts.vllm.engine.request_admission import VllmRequestHost
+from holdfast.hosts.vllm.engine.resumed_requests import IS_ON_TRIAL
 
 
 def request(name: str, computed: int = 8, in_flight: int = 1, output: int = 3) -> Any:
@@ -22,6 +23,7 @@ def request(name: str, computed: int = 8, in_flight: int = 1, output: int = 3) -
         is_finished=lambda: False,
         sampling_params=object(),
         client_index=1,
+        lora_request=None,
     )
 
 
@@ -134,6 +136,16 @@ def test_an_ended_request_carries_the_reason() -> None:
 def test_the_progress_of_requests_is_in_tokens() -> None:
     standing = Bench("a", "").requests.request_progress()["a"]
     assert (standing.good, standing.reached, standing.output, standing.in_flight) == (7, 8, 3, True)
+    assert (standing.on_trial, standing.adapter_id) == (False, 0)
+
+
+def test_the_progress_of_a_request_tells_its_adapter_and_whether_it_was_found_guilty_before() -> None:
+    bench = Bench("a", "")
+    [request] = bench.scheduler.running
+    request.lora_request = SimpleNamespace(lora_int_id=3)
+    setattr(request, IS_ON_TRIAL, True)
+    standing = bench.requests.request_progress()["a"]
+    assert (standing.on_trial, standing.adapter_id) == (True, 3)
 
 
 def test_a_control_request_waits_like_any_request_and_asks_for_few_tokens() -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from holdfast.core.faults.faults import Fault, FaultClass
 from holdfast.core.poison.detector import RequestProgress
+from holdfast.core.poison.memory import GuiltKind, verdict_in
 from holdfast.core.protocol import messages as m
 from holdfast.sentinel.quarantine import Quarantine
 
@@ -27,9 +28,13 @@ class Requests:
         self.ended: dict[str, str] = {}
         self.controls = 0
         self.recomputed: list[str] = []
+        self.adapters: dict[str, int] = {}
 
     def request_progress(self) -> dict[str, RequestProgress]:
-        return {i: RequestProgress(at, at + (i in self.in_flight), at) for i, at in self.at.items()}
+        return {
+            i: RequestProgress(at, at + (i in self.in_flight), at, adapter_id=self.adapters.get(i, 0))
+            for i, at in self.at.items()
+        }
 
     def restrict(self, run, excluded, before_step) -> None:
         self.rule = (run, excluded, before_step)
@@ -126,6 +131,28 @@ def test_kv_of_a_request_that_a_numerical_fault_names_is_computed_anew_once_ever
     bench.quarantine.carry_out(())
     bench.quarantine.carry_out(())
     assert bench.requests.recomputed == ["b"]
+
+
+def test_requests_for_an_adapter_that_cannot_be_loaded_end_with_that_error():
+    bench = Bench("a", "b")
+    bench.requests.adapters = {"b": 3}
+    assert bench.fails({"a", "b"}, msgspec.structs.replace(fault(), adapter_id=3))
+    [ended] = bench.ended()
+    assert (ended.request_id, ended.reason) == ("b", "adapter 3 cannot be loaded; 1 requests are for it")
+    assert verdict_in(bench.requests.ended["b"]) == (GuiltKind.ADAPTER, ended.incident)
+    assert bench.requests.rule == NO_RESTRICTION
+    assert not bench.fails({"a"})
+
+
+def test_only_guilty_requests_clear_a_rank_of_non_finite_logits():
+    bench = Bench("a", "b")
+    for name, cleared in (("a", True), ("a", True), ("b", False)):
+        bench.requests.in_flight = {"a", "b"}
+        named = msgspec.structs.replace(fault(FaultClass.NUMERICAL), request_ids=(name,))
+        bench.quarantine.learn(named, bench.requests)
+        assert bench.quarantine.clears_rank is cleared
+    bench.quarantine.learn(None, bench.requests)
+    assert not bench.quarantine.clears_rank
 
 
 def test_what_is_told_is_told_once_and_holds_on_through_recoveries_of_others():

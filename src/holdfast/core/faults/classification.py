@@ -31,6 +31,7 @@ from holdfast.core.faults.redaction import MAX_TEXT_CHARS, account_of
 
 MAX_ROWS = 200
 SETTING = "fault_classes"
+ADAPTER_ID = "holdfast_adapter_id"  # attribute of an error: the adapter that could not be loaded
 
 
 class OwnRow(
@@ -120,6 +121,9 @@ def fault_of(error: BaseException, classifier: Classifier, **about: Any) -> Faul
     """Return an exception as a fault. `about`: further fields of the fault, such as engine and rank."""
     account = account_of(error)
     classification = classifier.of_error(account.error_type, account.full_text or account.message)
+    adapter_id = getattr(error, ADAPTER_ID, 0)
+    if adapter_id and not classification.is_own:
+        classification = Classification(FaultClass.TRANSIENT, "an adapter cannot be loaded; the processes are intact")
     return Fault(
         fault_class=classification.fault_class,
         error_type=account.error_type,
@@ -128,6 +132,7 @@ def fault_of(error: BaseException, classifier: Classifier, **about: Any) -> Faul
         full_text=account.full_text or UNSET,
         class_reason=classification.reason,
         request_ids=bounded_ids(getattr(error, "request_ids", ())),
+        adapter_id=adapter_id,
         **about,
     )
 

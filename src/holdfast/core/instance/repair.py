@@ -14,7 +14,7 @@ from holdfast.core.instance.deadlines import replacement_bound_s
 from holdfast.core.instance.defeat import end_instance
 from holdfast.core.instance.group import Engine, LockstepGroup
 from holdfast.core.instance.state import InstanceState, fail_armings, publish
-from holdfast.core.poison.detector import named_by
+from holdfast.core.poison.named import named_by
 from holdfast.core.policy.incident import (
     Fruitless,
     Recovery,

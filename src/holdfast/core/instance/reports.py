@@ -118,6 +118,7 @@ def _paused_again(
 def _note_findings(incident: Incident, fact: m.EnginePaused) -> None:
     incident.collectives_broken |= fact.broken
     incident.search_progressed |= fact.search_progressed
+    incident.clears_rank |= fact.clears_rank
 
 
 # ---- completion of a recovery

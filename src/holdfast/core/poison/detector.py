@@ -12,46 +12,41 @@ KV of a named request is computed again, once, because the KV may have been dama
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from holdfast.core.faults.faults import MAX_REQUEST_IDS, Fault, FaultClass
 from holdfast.core.poison.bisection import COMPARED, Bisection, KeepApart, NeedsControl, Over, PoisonFound, Trial
-
-Named = tuple[float, tuple[str, ...]]  # when a retry was made for these requests (seconds)
-
-
-def named_by(fault: Fault | None) -> tuple[str, ...]:
-    """Return the requests that a numerical fault names; empty when the fault names none, or as many as fit."""
-    if fault is None or fault.fault_class is not FaultClass.NUMERICAL or len(fault.request_ids) >= MAX_REQUEST_IDS:
-        return ()
-    return fault.request_ids
+from holdfast.core.poison.named import in_fault
 
 
-def in_fault(batch: frozenset[str], named: Collection[str]) -> frozenset[str]:
-    """Return the requests for which a step can have failed: the named ones of the batch, all without names."""
-    return batch & frozenset(named) or batch
+class NamedRequests:
+    """Requests that numerical faults have named lately. They tell a faulty rank from guilty requests.
+
+    A faulty rank computes non-finite logits for one request and then for another, and the first gets further meanwhile.
+    A guilty request never does.
+    """
+
+    def __init__(self, window_s: float) -> None:
+        self._window_s = window_s
+        self._marks: dict[str, tuple[int, float]] = {}  # position at the fault, and when
+
+    def take(self, named: Collection[str], progress: ProgressOfRequests, now: float) -> bool:
+        """Take a fault. Return True if it names requests, and no earlier named request is known to be well since."""
+        known = {i: mark for i, (mark, at) in self._marks.items() if now - at < self._window_s}
+        well = [i for i, mark in known.items() if i not in named and _is_well(progress.get(i), mark)]
+        self._marks = {i: self._marks[i] for i in known}
+        self._marks.update({i: (progress[i].reached, now) for i in named if i in progress})
+        return bool(named) and not well
+
+    def forget(self) -> None:
+        """Forget everything: the processes are new."""
+        self._marks = {}
 
 
-def names_others(fault: Fault | None, before: Sequence[Named]) -> bool:
-    """Return True when the fault and an earlier fault each name a request that only one fault names."""
-    now = set(named_by(fault))
-    return bool(now) and any(now - set(names) and set(names) - now for _, names in before)
-
-
-class Spoilt:
-    """Marks of requests whose KV was computed again after a numerical fault, once for the same KV."""
-
-    def __init__(self) -> None:
-        self._from: dict[str, int] = {}
-
-    def due(self, named: Collection[str], reached: Mapping[str, int], good: Mapping[str, int]) -> tuple[str, ...]:
-        """Return the named requests whose KV is to be computed again: requests with progress since the last time."""
-        self._from = {i: mark for i, mark in self._from.items() if i in good}
-        due = tuple(i for i in named if i in good and good[i] > self._from.get(i, -1))
-        self._from.update({i: reached[i] for i in due})
-        return due
+def _is_well(progress: RequestProgress | None, mark: int) -> bool:
+    """Return whether a request got further, or was in the failed step without being named."""
+    return progress is not None and (progress.good > mark or progress.in_flight)
 
 
 # The first is nobody's, the second begins the search: they are tried again like any other.
@@ -67,13 +62,14 @@ MAX_STRAYS = 2
 class RequestProgress(NamedTuple):
     """Progress of an open request, in tokens: good KV, good KV and tokens in flight, and output.
 
-    `on_trial`: the same request was found guilty before, and is tried again.
+    `on_trial`: the same request was found guilty before, and is tried again. `adapter_id`: 0 without an adapter.
     """
 
     good: int
     reached: int
     output: int
     on_trial: bool = False
+    adapter_id: int = 0
 
     @property
     def in_flight(self) -> bool:
@@ -88,14 +84,16 @@ class Restriction:
     """Rule for scheduling the open requests of an engine core.
 
     Only requests in `run` may be scheduled; when `run` is None, all but `excluded`. Requests in `end` are ended with an
-    error. `watch`: the detector takes the progress before every step. `search_progressed`: the fault has left fewer
-    suspects. `wants_control`: a control request has to be added, which can be compared with the suspect.
+    error, and so are those in `unloadable`, for which an adapter cannot be loaded. `watch`: the detector takes the
+    progress before every step. `search_progressed`: the fault has left fewer suspects. `wants_control`: a control
+    request has to be added, which can be compared with the suspect.
     """
 
     reason: str = ""
     run: frozenset[str] | None = None
     excluded: frozenset[str] = frozenset()
     end: tuple[str, ...] = ()
+    unloadable: tuple[str, ...] = ()
     suspects: int = 0
     search_progressed: bool = False
     wants_control: bool = False
@@ -142,12 +140,29 @@ class PoisonDetector:
 
     def _end_on_trial(self, guilty: tuple[str, ...], progress: ProgressOfRequests) -> Restriction:
         """End requests that were found guilty before; the failed step says nothing about the others."""
+        found = "a request that was found to be a poison request before was in the failed step"
+        return self._end_guilty(guilty, guilty, found, progress)
+
+    def _end_guilty(
+        self, end: tuple[str, ...], guilty: Collection[str], found: str, progress: ProgressOfRequests
+    ) -> Restriction:
+        """Go on without the guilty requests; the failed step says nothing about the others."""
         others = {i: s for i, s in progress.items() if i not in guilty}
         self._forget_left(others)
         restriction = self._next(_rewound(others)) if self._search else self._restriction(others, "")
-        found = "a request that was found to be a poison request before was in the failed step"
         reason = "; ".join(filter(None, (found, restriction.reason)))
-        return replace(restriction, reason=reason, end=(*guilty, *restriction.end), search_progressed=True)
+        return replace(restriction, reason=reason, end=(*end, *restriction.end), search_progressed=True)
+
+    def adapter_fault(self, adapter_id: int, progress: ProgressOfRequests) -> Restriction | None:
+        """Take a step that failed because an adapter cannot be loaded: end every request for the adapter.
+
+        Return None when no request is for the adapter.
+        """
+        unloadable = tuple(i for i, s in progress.items() if s.adapter_id == adapter_id)
+        if not unloadable:
+            return None
+        found = f"adapter {adapter_id} cannot be loaded; {len(unloadable)} requests are for it"
+        return replace(self._end_guilty((), unloadable, found, progress), unloadable=unloadable)
 
     def renewed(self, *, by_ladder: bool) -> None:
         """Take the replacement of rank processes.

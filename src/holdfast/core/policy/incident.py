@@ -13,7 +13,7 @@ import msgspec
 
 from holdfast.core.config import HoldfastConfig, share_of
 from holdfast.core.faults.faults import Fault, FaultClass, deeper
-from holdfast.core.poison.detector import Named
+from holdfast.core.poison.named import Named
 
 MAX_BACKOFF_S = 30.0
 MAX_NAMED = 16
@@ -287,6 +287,7 @@ class Incident:
     collectives_broken: bool = False
     awaits_join: bool = False
     search_progressed: bool = False  # the fault has brought the search for a poison request forward
+    clears_rank: bool = False  # non-finite logits are of requests
     paused_by_operator: bool = False
     is_soft: bool = False
     restart_command: str | None = None  # the operator's command to restart healthy workers

@@ -11,7 +11,7 @@ import msgspec
 
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.faults.faults import Fault, FaultClass
-from holdfast.core.poison.detector import names_others
+from holdfast.core.poison.named import names_others
 from holdfast.core.policy.incident import (
     Capacity,
     Situation,
@@ -245,7 +245,7 @@ def _is_rank_sick(now: float, situation: Situation, config: HoldfastConfig) -> b
     """Return whether a rank computed non-finite logits for different requests, so that no request is at fault."""
     intensity, opened_at = retry_intensity(config), situation.incident.opened_at
     recent = [named for named in situation.budgets.named_requests if intensity.counts(named[0], now, opened_at)]
-    return names_others(situation.fault, recent)
+    return not situation.incident.clears_rank and names_others(situation.fault, recent)
 
 
 def _why_no_retry(now: float, used: int, situation: Situation, config: HoldfastConfig) -> str | None:

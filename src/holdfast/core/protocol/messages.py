@@ -133,6 +133,7 @@ class EnginePaused(EngineReport, frozen=True, tag="engine-paused"):
 
     `fault` is None when the engine core was only told to pause. `broken` says whether collectives were broken,
     `search_progressed` that the fault was part of a search for a guilty request, and has advanced that search.
+    `clears_rank` says that non-finite logits are of the named requests: none of those named earlier is well since.
     `progressed` is False when requests were open and no step has ended well since the last recovery.
     """
 
@@ -141,6 +142,7 @@ class EnginePaused(EngineReport, frozen=True, tag="engine-paused"):
     unfinished_requests: int
     broken: bool = False
     search_progressed: bool = False
+    clears_rank: bool = False
     progressed: bool = True
 
 

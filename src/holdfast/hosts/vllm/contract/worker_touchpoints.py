@@ -34,6 +34,12 @@ RING_BUFFER = wrap(
     ("n_reader", "max_chunk_bytes", "max_chunks", "name"),
     "the shared memory of a killed process stays until a recorded name is used to remove it",
 )
+LOAD_ADAPTER = wrap(
+    "vllm.lora.worker_manager",
+    "WorkerLoRAManager._load_adapter",
+    ("lora_request",),
+    "a step that cannot load an adapter names the adapter",
+)
 
 # Attached only in replacement workers; a contract test checks these like all touchpoints.
 WORKER_TOUCHPOINTS: tuple[Touchpoint, ...] = (
@@ -43,6 +49,7 @@ WORKER_TOUCHPOINTS: tuple[Touchpoint, ...] = (
     FILE_STORE,
     SOCKET_PATH,
     RING_BUFFER,
+    LOAD_ADAPTER,
     *attributes(_QUEUE, "ShmRingBuffer", "is_creator shared_memory", "what a process has made"),
     *attributes("vllm.distributed.parallel_state", "GroupCoordinator", "mq_broadcaster", "gone after a rebuild"),
     call("vllm.v1.sample.ops.logprobs", "batched_count_greater_than", ("x", "values"), "compiled beforehand"),

@@ -108,7 +108,8 @@ class VllmRequestHost:
 def _progress_of(request: Any) -> RequestProgress:
     reached = request.num_computed_tokens
     good, on_trial = reached - request.num_in_flight_tokens, IS_ON_TRIAL in vars(request)
-    return RequestProgress(good, reached, request.num_output_tokens, on_trial)
+    adapter_id = 0 if request.lora_request is None else request.lora_request.lora_int_id
+    return RequestProgress(good, reached, request.num_output_tokens, on_trial, adapter_id)
 
 
 def _control_request(request_id: str) -> Any:

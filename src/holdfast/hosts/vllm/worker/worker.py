@@ -22,6 +22,7 @@ from holdfast.hosts.vllm.process.settings import inherited_settings, place_of_fi
 from holdfast.hosts.vllm.process.shared_memory import attach_segment_records
 from holdfast.hosts.vllm.process.step_progress import WorkerProgress, worker_progress
 from holdfast.hosts.vllm.protocol import ADD_REQUESTS, JOIN, PREPARE, REPEAT
+from holdfast.hosts.vllm.worker.adapters import attach_adapter_hook
 from holdfast.hosts.vllm.worker.fence import Step, StepFence
 from holdfast.hosts.vllm.worker.handlers import join, prepare, repeat
 from holdfast.hosts.vllm.worker.logits_check import NonFiniteLogitsDetector
@@ -56,6 +57,7 @@ def _protect_worker(original: Step, proc: Any, input_shm_handle: Any, vllm_confi
     communicators = WorkerCommunicators(proc.worker.worker)
     unrebuildable = communicators.unrebuildable()  # before a standby waits: the search walks through the whole heap
     original(proc, assigned_queue(input_shm_handle, proc.worker.worker), vllm_config)
+    attach_adapter_hook()
     use_real_groups()
     config = inherited_settings()
     if config is None or not config.enable_fault_tolerance:
