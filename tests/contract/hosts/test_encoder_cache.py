@@ -14,7 +14,7 @@ pytest.importorskip("vllm")
 
 import torch
 from vllm.engine.arg_utils import EngineArgs
-from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
+from vllm.multimodal.inputs import MultiModalFeatureSpec, MultiModalKwargsItem, PlaceholderRange
 from vllm.sampling_params import SamplingParams
 from vllm.utils.hashing import sha256
 from vllm.v1.core.encoder_cache_manager import EncoderCacheManager
@@ -94,9 +94,9 @@ def step(scheduler: Scheduler) -> Any:
     return planned
 
 
-def fail(scheduler: Scheduler) -> Any:
+def fail(scheduler: Scheduler, memory_lost: bool = False) -> Any:
     planned = scheduler.schedule()
-    rewind(scheduler, (), keep_suspect_blocks=False)
+    rewind(scheduler, (), keep_suspect_blocks=False, memory_lost=memory_lost)
     return planned
 
 
@@ -142,3 +142,15 @@ def test_a_picture_is_computed_as_a_whole(scheduler: Scheduler) -> None:
     fail(scheduler)
     assert request.num_computed_tokens == 0
     assert encodes_again(request)
+
+
+def test_runner_v2_is_sent_a_request_of_a_lost_worker_whole(scheduler: Scheduler) -> None:
+    scheduler.use_v2_model_runner = True
+    request = send(scheduler, "a", "one")
+    request.mm_features[0].data = MultiModalKwargsItem({})
+    step(scheduler)
+    step(scheduler)
+    fail(scheduler, memory_lost=True)
+    [sent] = scheduler.schedule().scheduled_new_reqs
+    assert sent.mm_features == request.mm_features
+    assert sent.prefill_token_ids == [*[ord("a")] * PROMPT, 7, 7]
