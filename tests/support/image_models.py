@@ -1,7 +1,10 @@
-"""A small model that reads pictures, made on the spot, with the rotary positions of pictures (M-RoPE)."""
+"""Pictures, and a small model that reads them, made on the spot: with rotary positions of pictures (M-RoPE)."""
 
 from __future__ import annotations
 
+import base64
+import functools
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,19 @@ from holdfast.chaos.vocabulary import END_TOKEN, write_json, write_tokenizer
 RECIPE = DenseRecipe(positions=2048)
 ROWS = 704  # of the embedding: the vocabulary and the tokens of images
 DEVIATION = 0.08
+EDGE = 56  # of a picture, in pixels
+
+
+@functools.cache
+def picture_url(number: int) -> str:
+    """Return a picture as a data URL: coloured squares, drawn from its number."""
+    import numpy as np
+    from PIL import Image
+
+    squares = np.random.default_rng(number).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(squares).resize((EDGE, EDGE), Image.Resampling.NEAREST).save(file, "PNG")
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
 def make_mrope(folder: Path) -> Path:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import functools
-import io
 import json
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,8 +11,7 @@ import httpx
 
 from holdfast.chaos.loads import fresh_salt
 from holdfast.chaos.streams import MODEL_NAME
-
-EDGE = 56
+from support.image_models import picture_url
 
 
 @dataclass
@@ -62,18 +58,6 @@ class Chat:
         self.error = str(part["error"])[:300] if "error" in part else self.error
         for choice in part.get("choices", ()):
             self.token_ids.extend(choice.get("token_ids") or ())
-
-
-@functools.cache
-def picture_url(number: int) -> str:
-    """Return a picture as a data URL: coloured squares, drawn from its number."""
-    import numpy as np
-    from PIL import Image
-
-    squares = np.random.default_rng(number).integers(0, 256, (4, 4, 3), dtype=np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(squares).resize((EDGE, EDGE), Image.Resampling.NEAREST).save(file, "PNG")
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
 def chats(first_picture: int = 1, tokens: int = 60) -> list[Chat]:

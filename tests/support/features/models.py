@@ -18,6 +18,7 @@ from typing import Any
 from holdfast.chaos.model import default_model_folder, make_dense_model
 from holdfast.chaos.recipes import DenseRecipe
 from holdfast.chaos.vocabulary import END_TOKEN, write_json, write_tokenizer
+from support.image_models import make_mrope
 
 VERSION = 1
 Maker = Callable[[], Path]
@@ -92,6 +93,11 @@ def _spread_weights(model: Any, deviation: float) -> None:
         for name, weight in model.named_parameters():
             if weight.dim() == 2 and "embed_tokens" not in name and "A_log" not in name:
                 weight.normal_(0.0, deviation)
+
+
+def pictures() -> Path:
+    """Return the folder of a model that reads pictures."""
+    return _kept("pictures", {"of": "PaddleOCR-VL", "version": 1}, make_mrope)
 
 
 def adapter(name: str, seed: int, rank: int = 8) -> Path:

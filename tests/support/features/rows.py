@@ -15,6 +15,7 @@ from holdfast.chaos.recipes import DenseRecipe
 from holdfast.chaos.streams import MODEL_NAME, StreamSpec
 from support.features import models
 from support.features.asks import Ask, Asks, Call
+from support.image_models import picture_url
 
 TOKENS = 48
 TP2 = ("--tensor-parallel-size", "2")
@@ -210,6 +211,28 @@ def endpoints(salt: str) -> Asks:
     ]
 
 
+# ---- pictures
+
+
+def pictures(salt: str) -> Asks:
+    """Return chats about pictures, one of them shared, beside completions without any."""
+    asks: list[Ask | Call] = list(streams(salt))
+    for name, number, options in (
+        ("greedy picture", 1, {"temperature": 0}),
+        ("greedy picture again", 1, {"temperature": 0}),
+        ("seeded picture", 2, {"temperature": 0.9, "seed": 8}),
+    ):
+        # The encoder knows a picture by this name: every run encodes anew.
+        shown = {"type": "image_url", "image_url": {"url": picture_url(number)}, "uuid": f"{salt}-{number}"}
+        said = [{"role": "user", "content": [shown, {"type": "text", "text": f"{name}: what holds the boat?"}]}]
+        chat = {
+            "model": MODEL_NAME, "messages": said, "max_tokens": TOKENS, "stream": True, "cache_salt": salt,
+            "ignore_eos": True, "logprobs": True, "top_logprobs": 0, "return_token_ids": True, **options,
+        }  # fmt: skip
+        asks.append(Call(name, "/v1/chat/completions", chat))
+    return asks
+
+
 # ---- caching and scheduling
 
 
@@ -354,6 +377,7 @@ ROWS: tuple[FeatureRow, ...] = (
     FeatureRow("chat completions, responses, messages", endpoints),
     FeatureRow("priorities, chunked prefill, preemption", scheduled, arguments=scheduling),
     FeatureRow("pooling, embeddings, scoring", pooling, arguments=pooling_arguments, decode_after=0),
+    FeatureRow("pictures, M-RoPE: PaddleOCR-VL", pictures, models.pictures, draft_or_encoder=True),
     FeatureRow("KV offloading", plain, arguments=offloading),
     FeatureRow("KV offloading, sliding window", plain, gemma3, arguments=offloading),
     FeatureRow("KV in files", plain, arguments=files),
