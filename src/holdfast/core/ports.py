@@ -19,6 +19,7 @@ from holdfast.core.protocol.effects import End, LeaveOut, ReplaceEngine, Replace
 from holdfast.core.protocol.events import Event, InstanceView
 from holdfast.core.protocol.link_messages import GuiltReported, PoisonRequestEnded, RequestsRefused
 from holdfast.core.protocol.messages import RecoveryReport, Rendezvous
+from holdfast.core.stalls.standing import Planning
 
 
 class RequestHost(Protocol):
@@ -131,6 +132,18 @@ class EngineHost(Protocol):
         """Whether the outputs of a step were processed since the last call of `recover` began."""
         ...
 
+    def planning(self) -> Planning:
+        """Return how far scheduling has come. Any thread."""
+        ...
+
+    def ready_requests(self) -> int:
+        """Return how many requests could be in a step now. Any thread.
+
+        0 while a step is in flight, and where the host has a reason of its own to plan none: a pause, requests that
+        wait for something from outside, or KV that is held for such a request.
+        """
+        ...
+
     def is_workers_reply(self, error: Exception) -> bool:
         """Tell whether an error of the busy loop only repeats the text of a worker's error."""
         ...
@@ -158,7 +171,7 @@ class EngineHost(Protocol):
         Interrupts from before the call are dropped. May be called again, in a newer epoch, after it raised.
 
         Args:
-            error: what ended the busy loop.
+            error: what ended the busy loop; after `NothingScheduled` no request keeps KV.
             epoch: newer than every epoch before.
             rendezvous: where every rank rebuilds its collectives; None: collectives stay as they are.
             replace: ranks that get a new process, beside every rank whose process is gone.

@@ -27,10 +27,12 @@ from holdfast.core.faults.redaction import PublicText
 from holdfast.core.ports import EngineHost
 from holdfast.core.protocol import messages as m
 from holdfast.core.stalls.step_deadlines import Limits
+from holdfast.sentinel.host_effects import perform_on
 from holdfast.sentinel.incident_files import IncidentFiles
 from holdfast.sentinel.quarantine import make_quarantine
 from holdfast.sentinel.refused import RefusedMessages
 from holdfast.sentinel.stall_watch import PERIOD_S, ProgressWatch
+from holdfast.sentinel.standing_watch import StandingWatch
 from holdfast.sentinel.thread import IDLE_S, SentinelThread, engine_identity, worker_identity
 from holdfast.wire import Delivery, Hub, Spoke, Station
 
@@ -78,6 +80,7 @@ class EngineCoreSentinel:
         self._joins = joins_epoch is not None  # pauses until its lockstep group lets it in
         self._host: EngineHost | None = None  # none while the engine core starts
         self._watch: ProgressWatch | None = None
+        self._standing: StandingWatch | None = None
         self._incidents = IncidentFiles(config.incident_dir, config.runtime_dir, engine_id)
         self._quarantine = make_quarantine(config, engine_id, self._post, lambda: self._machine.epoch)
 
@@ -124,6 +127,7 @@ class EngineCoreSentinel:
         if self._config.stall_detection and self._config.runtime_dir:
             limits = Limits(may_compile=host.compiles_in_steps)
             self._watch = ProgressWatch(self._config.runtime_dir, limits, with_peers=host.in_lockstep)
+            self._standing = StandingWatch(host, limits)
             self._incidents.devices = host.devices
         self._host = host
         self._feed(facts.HostAttached(host.in_lockstep))
@@ -147,6 +151,8 @@ class EngineCoreSentinel:
                 facts.JoinAwaited(), AwaitsJoin("this engine core has not joined its lockstep group yet"), is_running
             )
         while (error := _error_of(busy_loop)) is not None:
+            if self._standing is not None:
+                error = self._standing.cause_of(error)
             raised = facts.StepRaised(error, host.is_interrupt(error), host.is_workers_reply(error))
             self._pause(raised, error, is_running)
 
@@ -249,6 +255,8 @@ class EngineCoreSentinel:
             self._look_for_stalls(self._watch, self._host, now)
 
     def _look_for_stalls(self, watch: ProgressWatch, host: EngineHost, now: float) -> None:
+        if self._standing is not None:
+            self._standing.look(now, is_running=self._machine.busy_loop is BusyLoop.RUNNING)
         stalls = watch.observe(now, self._machine.pids_to_watch())
         if stalls or self._machine.is_searching:
             self._feed(facts.StallsSeen(tuple(stalls), is_rebuildable=not host.unrebuildable()))
@@ -293,25 +301,7 @@ class EngineCoreSentinel:
                     effect.text,
                 )
             case _ if self._host is not None:
-                self._perform_on(self._host, effect)
-
-    def _perform_on(self, host: EngineHost, effect: fx.Effect) -> None:
-        """Perform an effect on the host; the machine asks for none before the host is attached."""
-        match effect:
-            case fx.BreakOwnCollectives():
-                host.break_collectives()
-            case fx.InterruptBusyLoop():
-                host.interrupt()
-            case fx.KillRank():
-                host.kill_rank(effect.rank)
-            case fx.ArmEngineCore():
-                host.arm(effect.spec)
-            case fx.IntroduceToCoordinator():
-                host.introduce_to_coordinator()
-            case fx.ConfigureHost():
-                host.configure(effect.config)
-            case fx.DropRequestsOf():
-                host.drop_requests_of(effect.client_index)
+                perform_on(self._host, effect)
 
     def _relearn_deadlines(self) -> None:
         if self._watch is not None:

@@ -10,6 +10,7 @@ import pytest
 from contract.hosts.rig import BLOCK_SIZE, LONG_S, PROMPT, RANKS
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.faults.faults import Phase
+from holdfast.core.stalls.standing import NothingScheduled
 
 ENGINE_PHASES = [
     Phase.SCHEDULE_START,
@@ -289,3 +290,30 @@ def test_nothing_more_is_computed_for_a_client_that_is_gone(rig):
     rig.run()
     assert rig.answers["a"] == sent
     assert rig.answers["b"] == rig.expected("b")
+
+
+# ---- an engine core that has work and schedules nothing
+
+
+def test_turns_of_the_scheduler_and_steps_are_counted(rig):
+    """A request is ready until it ends; each step counts once its outputs are processed."""
+    rig.add("a", 3)
+    assert rig.engine.ready_requests() == 1
+    before = rig.engine.planning()
+    rig.run()
+    after = rig.engine.planning()
+    assert after.steps - before.steps >= 3
+    assert after.turns - before.turns >= after.steps - before.steps
+    assert rig.engine.ready_requests() == 0
+
+
+def test_after_such_a_fault_no_request_keeps_kv_and_every_request_gets_its_tokens(rig):
+    """KV that waiting requests hold may be what keeps the others out."""
+    rig.add("a", 5)
+    rig.add("b", 5, [7, 8, 9])
+    for _ in range(2):
+        rig.step()
+    report = rig.recover(NothingScheduled(2, 10.0))
+    assert (report.requests, report.kept_blocks) == (2, 0)
+    rig.run()
+    assert rig.is_exact

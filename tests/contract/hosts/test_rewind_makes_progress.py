@@ -135,10 +135,10 @@ class Core:
         requests = self.scheduler.requests.values()
         return [(r.request_id, r.status.name, r.num_computed_tokens, r.num_tokens) for r in requests]
 
-    def fail(self) -> None:
+    def fail(self, *, give_kv_up: bool = False) -> None:
         """Drop what is in flight, and rewind."""
         self._in_flight.clear()
-        rewind(self.scheduler, self._freed.requests(), keep_suspect_blocks=False)
+        rewind(self.scheduler, self._freed.requests(), keep_suspect_blocks=False, give_kv_up=give_kv_up)
         self._freed.clear()
 
 

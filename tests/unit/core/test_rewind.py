@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from holdfast.core.requests.rewind import (
     RequestBlocks,
     RewindPlan,
+    given_up,
     given_up_blocks,
     plan_restart,
     plan_rewind,
@@ -315,3 +316,10 @@ def test_tokens_that_belong_together_are_kept_whole_or_not_at_all():
     requests = [RequestBlocks(name, 13, 12, 1, [1, 2, 3], together=n) for name, n in (("whole", 11), ("cut", 12))]
     apart = [dataclasses.replace(r, blocks=[b + 10 * i for b in r.blocks]) for i, r in enumerate(requests)]
     assert plan_rewind(apart, BLOCK).good_tokens == {"whole": 11, "cut": 0}
+
+
+def test_where_all_is_given_up_nothing_is_kept_and_what_is_suspect_stays_suspect():
+    pair = [request("a", 8, 1, [1, 2]), request("b", 8, 0, [3, 4])]
+    plan = plan_rewind(pair, BLOCK)
+    assert given_up(plan) == RewindPlan({"a": 0, "b": 0}, plan.suspect_blocks, BLOCK)
+    assert given_up_blocks(given_up(plan), pair) == 4

@@ -22,6 +22,7 @@ from holdfast.core.protocol.commands import Configure, InjectFault, Retry
 from holdfast.core.protocol.effects import End, ReplaceEngine
 from holdfast.core.protocol.events import Event, EventKind, InstanceView
 from holdfast.core.protocol.messages import RecoveryReport, Rendezvous
+from holdfast.core.stalls.standing import Planning
 from holdfast.core.states import EngineState
 from holdfast.hosts.fake.blocks import BlockPool
 from holdfast.hosts.fake.requests import FakeRequests
@@ -80,6 +81,12 @@ class Host:
 
     def unfinished_requests(self) -> int:
         return 3
+
+    def planning(self) -> Planning:
+        return Planning(0, 0)
+
+    def ready_requests(self) -> int:
+        return 0
 
     def is_workers_reply(self, error: Exception) -> bool:
         return error is REPLY

@@ -134,6 +134,11 @@ def release_until_rest_fits(
     return RewindPlan(good, plan.suspect_blocks, plan.block_size)
 
 
+def given_up(plan: RewindPlan) -> RewindPlan:
+    """Return the plan by which no request keeps anything."""
+    return RewindPlan(dict.fromkeys(plan.good_tokens, 0), plan.suspect_blocks, plan.block_size)
+
+
 def given_up_blocks(plan: RewindPlan, requests: Sequence[RequestBlocks]) -> int:
     """Return how many blocks become free when the plan is carried out: blocks that no request keeps."""
     kept = {b for r in requests for b in r.blocks[: plan.kept_blocks(r.request_id)]}

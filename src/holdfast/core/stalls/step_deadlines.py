@@ -35,6 +35,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     late_s: float = 0.1  # of a look: less is no news
     may_compile: bool = False  # in any step: then one that computes may be at that
     at_work_floor_s: float = 30.0  # for who is at work for most of its call, and no deadlock
+    standing_s: float = 10.0  # for which ready requests may wait while no step is planned
+    standing_turns: int = 20  # of the scheduler without a step, at least
 
 
 class Deadline(msgspec.Struct, frozen=True):

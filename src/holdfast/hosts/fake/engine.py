@@ -16,6 +16,7 @@ from holdfast.core.faults.faults import Phase
 from holdfast.core.faults.injection import InjectionSpec
 from holdfast.core.ports import FaultReporter
 from holdfast.core.protocol.messages import RecoveryReport, Rendezvous
+from holdfast.core.stalls.standing import NothingScheduled, Planning
 from holdfast.hosts.fake.blocks import BlockPool
 from holdfast.hosts.fake.communicators import FakeCommunicators
 from holdfast.hosts.fake.model import KVMemory
@@ -226,6 +227,12 @@ class FakeEngineCore:
     def unfinished_requests(self) -> int:
         return len(self._scheduler.requests)
 
+    def planning(self) -> Planning:
+        return Planning(self._scheduler.turns, self._scheduler.processed_steps)
+
+    def ready_requests(self) -> int:
+        return self._scheduler.ready()
+
     def is_workers_reply(self, error: Exception) -> bool:
         return isinstance(error, WorkerFailed)
 
@@ -258,7 +265,9 @@ class FakeEngineCore:
         salvaged = self._send()
         replaced = self._replace(replace)
         report = self._scheduler.rewind(
-            keep_suspect_blocks=self._options.unsafe_keep_suspect_blocks, memory_lost=bool(replaced)
+            keep_suspect_blocks=self._options.unsafe_keep_suspect_blocks,
+            memory_lost=bool(replaced),
+            give_kv_up=isinstance(error, NothingScheduled),
         )
         self.ranks.restore(epoch, {i: r.tokens for i, r in self._scheduler.requests.items()}, rendezvous)
         if self._data_parallel is not None and rendezvous is not None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from holdfast.core.protocol.messages import RecoveryReport
 from holdfast.core.requests.rewind import (
     RequestBlocks,
+    given_up,
     given_up_blocks,
     plan_restart,
     plan_rewind,
@@ -73,10 +74,21 @@ class FakeScheduler:
         self._waiting: deque[FakeRequest] = deque()
         # Requests that ended with a step in flight: their blocks may be suspect too.
         self._left: list[tuple[int, RequestBlocks]] = []
+        self.turns = 0
         self._scheduled_steps = 0
         self._processed_steps = 0
         self.may_run: Callable[[str], bool] = lambda _: True
         self.before_step: Callable[[], None] | None = None
+
+    @property
+    def processed_steps(self) -> int:
+        return self._processed_steps
+
+    def ready(self) -> int:
+        """Return how many requests could be in a step; 0 while a step is in flight."""
+        if any(r.in_flight for r in self.requests.values()):
+            return 0
+        return sum(bool(r.to_compute) and self.may_run(i) for i, r in self.requests.items())
 
     # ---- adding and ending requests
 
@@ -97,6 +109,7 @@ class FakeScheduler:
     # ---- a step
 
     def schedule(self) -> list[Part]:
+        self.turns += 1
         if self.before_step is not None:
             self.before_step()
         parts: list[Part] = []
@@ -199,7 +212,9 @@ class FakeScheduler:
 
     # ---- after a fault
 
-    def rewind(self, *, keep_suspect_blocks: bool, memory_lost: bool = False) -> RecoveryReport:
+    def rewind(
+        self, *, keep_suspect_blocks: bool, memory_lost: bool = False, give_kv_up: bool = False
+    ) -> RecoveryReport:
         """Put every request back to the tokens that were written for certain, with nothing in flight."""
         requests = [*self._running, *self._holding]
         held = [r.held() for r in requests]
@@ -209,7 +224,7 @@ class FakeScheduler:
             plan = plan_restart(held, self._pool.block_size)
             evicted = self._pool.evict_all()
         free = self._pool.free_blocks + given_up_blocks(plan, held)
-        plan = release_until_rest_fits(plan, held, free, self._step_tokens)
+        plan = given_up(plan) if give_kv_up else release_until_rest_fits(plan, held, free, self._step_tokens)
         if not keep_suspect_blocks:
             evicted += self._pool.evict(plan.suspect_blocks)
         self._running, self._holding, self._left = [], deque(), []

@@ -22,6 +22,7 @@ _COMPARED = "a second request, with which the only present request can be compar
 _EXPERTS = "vllm.distributed.eplb.eplb_state"
 _EQUAL = "state that every rank holds for itself is made equal on all ranks"
 _SESSIONS = "a streaming session is parked between two turns, and what it keeps is the count of computed tokens"
+_READY = "whether the scheduler rightly plans no step"
 _LOOKED_AT = "flags of a step's logits are looked at once its tokens are there"
 
 ENGINE_INIT = wrap(
@@ -172,6 +173,11 @@ ENGINE_TOUCHPOINTS: tuple[Touchpoint, ...] = (
         "policy scheduler_reserve_full_isl num_lookahead_tokens max_model_len",
         "a rewind plans with the host's rule of admission, in the order of its queues",
     ),
+    *attributes(_SCHEDULER, "Scheduler", "deferred_frees", _READY),
+    call(_SCHEDULER, "Scheduler.pause_state", None, _READY),
+    Touchpoint("vllm.v1.core.sched.interface", "PauseState", "class", None, _READY),
+    call("vllm.v1.executor.abstract", "Executor.is_sleeping", None, _READY),
+    call(_CORE, "EngineCoreProc.has_work", (), _READY),
     Touchpoint("vllm.v1.core.sched.request_queue", "SchedulingPolicy", "class", None, "the order of the queues"),
     call(_KV, "KVCacheManager.free", ("request",), "releasing a request's blocks"),
     call(_KV, "KVCacheManager.evict_blocks", ("block_ids",), "suspect KV leaves the prefix cache"),

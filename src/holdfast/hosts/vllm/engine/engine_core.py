@@ -12,6 +12,7 @@ from holdfast.core.config import HoldfastConfig
 from holdfast.core.faults.injection import InjectionSpec
 from holdfast.core.faults.redaction import PublicText, account_of
 from holdfast.core.protocol.messages import RecoveryReport, Rendezvous
+from holdfast.core.stalls.standing import Planning
 from holdfast.hosts.vllm.communicators import EngineCommunicators, attach_communicator_hooks
 from holdfast.hosts.vllm.contract.engine_touchpoints import BUSY_LOOP, ENGINE_INIT, LOCKSTEP_BUSY_LOOP
 from holdfast.hosts.vllm.contract.hooks import attach, attached
@@ -19,6 +20,7 @@ from holdfast.hosts.vllm.contract.name_touchpoints import EXECUTOR_FAILED, WORKE
 from holdfast.hosts.vllm.engine.api_server_clients import answer_greetings, drop_requests
 from holdfast.hosts.vllm.engine.lockstep_wave import announce_to_coordinator, in_lockstep, start_after_any_wave
 from holdfast.hosts.vllm.engine.pacing import PacedPrefill, StepRules
+from holdfast.hosts.vllm.engine.ready_requests import ReadyRequests
 from holdfast.hosts.vllm.engine.recovery import Recovery
 from holdfast.hosts.vllm.engine.request_admission import VllmRequestHost
 from holdfast.hosts.vllm.engine.resumed_requests import attach_resumption_hooks, pace_resumed_requests
@@ -115,6 +117,7 @@ class VllmEngineHost:
         self._replies = StepReplies(engine.scheduler)
         rules = StepRules(engine.scheduler)
         self.requests = VllmRequestHost(engine, rules)
+        self._ready = ReadyRequests(engine, self.requests.may_run)
         paced = PacedPrefill(engine, rules, config.recovery_prefill_tokens, in_lockstep=in_lockstep(engine))
         pace_resumed_requests(engine, paced)
         wait = sentinel.await_processes
@@ -163,6 +166,12 @@ class VllmEngineHost:
     def step_ended_well(self) -> bool:
         return self._replies.step_ended_well
 
+    def planning(self) -> Planning:
+        return self._ready.planning(self._replies.steps)
+
+    def ready_requests(self) -> int:
+        return self._ready.count()
+
     def is_workers_reply(self, error: Exception) -> bool:
         return isinstance(error, RuntimeError) and str(error).startswith(WORKER_FAILED)
 
@@ -192,7 +201,7 @@ class VllmEngineHost:
 
 
 class StepReplies:
-    """The replies of steps: which are refused, and whether one was processed. Busy loop's thread, but for `refuse`.
+    """The replies of steps: which are refused, and how many were processed. Busy loop's thread, but for `refuse`.
 
     Refused is the reply of a step that was under way as the collectives of the engine core's ranks were broken: by a
     rank that reported a fault, or by a pause at once. The rank whose reply is read may have noticed nothing. On the
@@ -201,6 +210,7 @@ class StepReplies:
 
     def __init__(self, scheduler: Any) -> None:
         self.step_ended_well = False
+        self.steps = 0  # processed since the start, without empty ones
         self._is_broken = False
         self._update = scheduler.update_from_output
         scheduler.update_from_output = self._update_or_refuse
@@ -219,4 +229,5 @@ class StepReplies:
         outputs = self._update(step, *args, **kwargs)
         if step.total_num_scheduled_tokens:
             self.step_ended_well = True
+            self.steps += 1
         return outputs

@@ -21,6 +21,7 @@ from holdfast.core.errors import RecoveryFailed
 from holdfast.core.faults.faults import Phase
 from holdfast.core.faults.redaction import PublicText
 from holdfast.core.protocol.messages import RecoveryReport, Rendezvous
+from holdfast.core.stalls.standing import NothingScheduled
 from holdfast.hosts.vllm.communicators import EngineCommunicators
 from holdfast.hosts.vllm.contract.name_touchpoints import KV_HANDSHAKE
 from holdfast.hosts.vllm.engine.lockstep_wave import EXPERTS_DIFFER, agree_on_wave, in_lockstep
@@ -103,6 +104,7 @@ class Recovery:
             self._freed.requests() if self._freed else (),
             keep_suspect_blocks=self.config.unsafe_keep_suspect_blocks,
             memory_lost=bool(self._ranks_without_requests) and not self._is_new,
+            give_kv_up=isinstance(error, NothingScheduled),
         )
         if self._ranks_without_requests and in_lockstep(engine):
             self._paced.begin(engine.scheduler.requests.values())

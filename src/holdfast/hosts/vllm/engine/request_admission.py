@@ -75,7 +75,7 @@ class VllmRequestHost:
         is_ready = self._scheduler._handle_blocked_waiting_request
 
         def is_allowed(request: Any) -> bool:
-            return self._may_run(request) and is_ready(request)
+            return self.may_run(request) and is_ready(request)
 
         self._restore_method = replace_method(self._scheduler, "_handle_blocked_waiting_request", is_allowed)
         self._rules.add(self._schedule)
@@ -86,7 +86,8 @@ class VllmRequestHost:
             self._restore_method()
             self._restore_method = None
 
-    def _may_run(self, request: Any) -> bool:
+    def may_run(self, request: Any) -> bool:
+        """Tell whether a request may be scheduled. Any thread."""
         request_id = request.request_id
         return request_id not in self._excluded and (self._run is None or request_id in self._run)
 
@@ -95,10 +96,10 @@ class VllmRequestHost:
         if self._before_step is not None:
             self._before_step()
         scheduler = self._scheduler
-        hidden = [r for r in scheduler.running if not self._may_run(r)]
+        hidden = [r for r in scheduler.running if not self.may_run(r)]
         if not hidden:
             return schedule()
-        scheduler.running = [r for r in scheduler.running if self._may_run(r)]
+        scheduler.running = [r for r in scheduler.running if self.may_run(r)]
         try:
             return schedule()
         finally:

@@ -20,6 +20,7 @@ from vllm.v1.request import RequestStatus
 from holdfast.core.requests.rewind import (
     RequestBlocks,
     RewindPlan,
+    given_up,
     given_up_blocks,
     plan_restart,
     plan_rewind,
@@ -80,13 +81,19 @@ class FreedInFlight:
 
 
 def rewind(
-    scheduler: Any, freed: Sequence[RequestBlocks], *, keep_suspect_blocks: bool, memory_lost: bool = False
+    scheduler: Any,
+    freed: Sequence[RequestBlocks],
+    *,
+    keep_suspect_blocks: bool,
+    memory_lost: bool = False,
+    give_kv_up: bool = False,
 ) -> RewindResult:
     """Put every running request back to waiting with nothing in flight.
 
     Args:
         freed: requests that were freed while a step was in flight.
         memory_lost: the memory of a rank is lost, and with it all KV.
+        give_kv_up: no request keeps blocks; good ones stay in the prefix cache.
         keep_suspect_blocks: leave suspect KV in the prefix cache (tests only: answers go wrong).
     """
     if scheduler.defer_block_free:
@@ -99,7 +106,7 @@ def rewind(
     elif memory_lost:
         rewound = _rewind_to_start(scheduler, manager)
     else:
-        rewound = _rewind_in_place(scheduler, manager, freed, keep_suspect_blocks)
+        rewound = _rewind_in_place(scheduler, manager, freed, keep_suspect_blocks, give_kv_up)
     for request in scheduler.requests.values():
         _clear_in_flight(request)
         if request.status is RequestStatus.PREEMPTED:  # including requests that the host had preempted before
@@ -136,11 +143,12 @@ def only_full_attention(scheduler: Any) -> Any | None:
 
 
 def _rewind_in_place(
-    scheduler: Any, manager: Any, freed: Sequence[RequestBlocks], keep_suspect_blocks: bool
+    scheduler: Any, manager: Any, freed: Sequence[RequestBlocks], keep_suspect_blocks: bool, give_kv_up: bool
 ) -> RewindResult:
     requests = _requests_to_rewind(scheduler, manager)
     present = [_blocks_now(request, manager) for request in requests]
-    plan = _fitting_plan(scheduler, plan_rewind([*present, *freed], manager.block_size), present)
+    plan = plan_rewind([*present, *freed], manager.block_size)
+    plan = given_up(plan) if give_kv_up else _fitting_plan(scheduler, plan, present)
     evicted = _cached(scheduler, plan.suspect_blocks)
     if not keep_suspect_blocks:
         scheduler.kv_cache_manager.evict_blocks(evicted)
