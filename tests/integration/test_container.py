@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from holdfast.bench.loads import SERVER_ARGUMENTS
 from holdfast.chaos.history import History
 from holdfast.chaos.loads import few_tokens, fresh_salt
 from holdfast.chaos.model import make_dense_model
-from holdfast.chaos.server import Server, ServerFailed, ServerSpec
+from holdfast.chaos.server import Server, ServerSpec, free_port
 from holdfast.chaos.streams import Load
 from holdfast.chaos.victims import ProcessKind, find_victims, kill
 from holdfast.core.faults.faults import Phase
@@ -26,7 +27,7 @@ from integration.helpers.servers import NO_LIMITS, Servers, left_behind, run, we
 from integration.helpers.streams import assert_exact, begun, faulted
 from support.confinement import INSIDE, Restriction, confined, why_not
 
-pytestmark = [pytest.mark.host, pytest.mark.server, pytest.mark.slow]
+pytestmark = [pytest.mark.host, pytest.mark.skipif(bool(why_not()), reason=why_not() or "restrictions can be made")]
 
 R = Restriction
 TOKENS = 30
@@ -38,9 +39,9 @@ ALONE = [
     (R.NO_COUNTS,),
     (R.NO_PTRACE,),
     (R.STRANGER, R.HIDDEN_PROC),
+    (R.SMALL_SHARED,),
 ]
-MAY_REFUSE = [(R.SMALL_SHARED,), (R.FULL_DISK,)]
-TOGETHER = tuple(one for one in R if (one,) not in MAY_REFUSE)
+TOGETHER = tuple(one for one in R if one not in (R.SMALL_SHARED, R.FULL_DISK))
 TOKEN = "token"
 
 
@@ -93,11 +94,12 @@ def assert_survives(server: Server) -> None:
     assert left_behind(server) == []
 
 
-@pytest.mark.skipif(bool(why_not()), reason=why_not() or "restrictions can be set up")
+@pytest.mark.server
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "restrictions",
     [*(pytest.param(each, marks=pytest.mark.matrix) for each in ALONE), TOGETHER],
-    ids=lambda each: "all" if each == TOGETHER else each[-1].name.lower(),
+    ids=lambda each: "together" if each == TOGETHER else each[-1].name.lower(),
 )
 def test_a_server_starts_and_survives_faults(tmp_path: Path, restrictions: Sequence[Restriction]) -> None:
     server = Servers.latest = Server(specified(tmp_path, restrictions))
@@ -105,20 +107,11 @@ def test_a_server_starts_and_survives_faults(tmp_path: Path, restrictions: Seque
         assert_survives(server)
 
 
-@pytest.mark.skipif(bool(why_not()), reason=why_not() or "restrictions can be set up")
-@pytest.mark.matrix
-@pytest.mark.parametrize("restrictions", MAY_REFUSE, ids=lambda each: each[-1].name.lower())
-def test_a_server_survives_faults_or_says_in_one_line_why_it_does_not_start(
-    tmp_path: Path, restrictions: Sequence[Restriction]
-) -> None:
-    server = Servers.latest = Server(specified(tmp_path, restrictions))
-    try:
-        server.start()
-    except ServerFailed:
-        said = server.spec.log.read_text(errors="replace")
-        assert "Traceback" not in said, said
-        assert said.splitlines()[-1].startswith("holdfast"), said
-        print(said.splitlines()[-1])
-        return
-    with server:
-        assert_survives(server)
+def test_on_a_full_disk_a_start_is_refused_in_one_line(tmp_path: Path) -> None:
+    spec = ConfinedSpec(INSIDE / "model", tmp_path / "server.log", restrictions=(R.FULL_DISK,))
+    command = spec.command(free_port())
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 3, done.stderr
+    assert done.stdout == ""
+    [line] = done.stderr.splitlines()
+    assert line.startswith("holdfast: cannot start: no temporary folder can be written")
