@@ -3,6 +3,8 @@
 import msgspec
 
 from holdfast.core.config import HoldfastConfig
+from holdfast.core.faults.classification import ADAPTER_ID, Classifier, OwnRow, default_classifier, fault_of
+from holdfast.core.faults.faults import FaultClass
 from holdfast.core.poison.detector import NamedRequests, PoisonDetector, RequestProgress, Restriction
 from holdfast.core.poison.memory import (
     MAX_PERIODS,
@@ -256,3 +258,12 @@ def test_a_request_that_was_named_long_ago_says_nothing_about_a_rank():
     named = NamedRequests(60.0)
     named.take(("a",), in_flight("a"), 0.0)
     assert named.take(("b",), in_flight("a", "b"), 60.0)
+
+
+def test_an_error_that_names_an_adapter_is_of_no_process_unless_an_own_row_says_so():
+    error = FileNotFoundError("no adapter")
+    setattr(error, ADAPTER_ID, 3)
+    fault = fault_of(error, default_classifier(), engine_id=0)
+    assert (fault.adapter_id, fault.fault_class) == (3, FaultClass.TRANSIENT)
+    own = Classifier([OwnRow(fault_class=FaultClass.DEVICE, error_type="FileNotFoundError")])
+    assert fault_of(error, own, engine_id=0).fault_class is FaultClass.DEVICE

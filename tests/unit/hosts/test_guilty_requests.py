@@ -29,7 +29,13 @@ KEY = b"k" * 32
 ERROR = poison_request_error("i1")
 
 
-def request(request_id: str = "r", tokens: tuple[int, ...] = (1, 2, 3), lora: Any = None, **params: Any) -> Any:
+def request(
+    request_id: str = "r",
+    tokens: tuple[int, ...] = (1, 2, 3),
+    lora: Any = None,
+    cache_salt: str | None = None,
+    **params: Any,
+) -> Any:
     return EngineCoreRequest(
         request_id=request_id,
         prompt_token_ids=list(tokens),
@@ -38,7 +44,7 @@ def request(request_id: str = "r", tokens: tuple[int, ...] = (1, 2, 3), lora: An
         pooling_params=None,
         arrival_time=0.0,
         lora_request=lora,
-        cache_salt=request_id,
+        cache_salt=cache_salt,
         data_parallel_rank=None,
     )
 
@@ -75,6 +81,7 @@ def test_whatever_is_computed_otherwise_has_another_fingerprint() -> None:
         request(max_tokens=9),
         request(extra_args={"a": 1}),
         request(lora=lora),
+        request(cache_salt="of another tenant"),
     ]
     keyed = {request_fingerprint(key, other) for other in others for key in (KEY, b"other")}
     assert len(keyed) == 2 * len(others)

@@ -147,6 +147,7 @@ def _parts(request: Any) -> list[Any]:
         [(f.identifier, f.modality) for f in request.mm_features or ()],
         _of_sampling(request.sampling_params),
         request.pooling_params,
+        request.cache_salt,  # nobody learns from a refusal what somebody with another salt has sent
         _adapter(request),
     ]
 
