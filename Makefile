@@ -2,6 +2,7 @@
 #
 #   make setup HOLDFAST_HOST=path/to/wheel   puts another CPU build of the host in the default one's place
 #   make test PYTEST_ARGS="-k name"          passes arguments to pytest
+#   make test HOST=0.33                      any target on 0.33's Python over 0.32's operators, in .venv-0.33
 #   make demo TOPOLOGY=tp2                   many ranks: tp2, pp2, dp2, moe or moe-ep
 #   make demo FAULT=kill-worker              kills a worker process instead of raising in it; kill-engine an engine core;
 #                                            stop, hang, spin or deadlock silence it; oom takes its memory; slow delays it;
@@ -17,8 +18,15 @@ SHELL := /bin/bash
 .PHONY: check-tests check-core check-host check-links check-front check-other check-ruff check-format check-mypy check-imports
 .PHONY: format mutate hops release-check
 
-BIN := .venv/bin
+# Some shells export HOST, so it counts only from make's own command line.
+DEFAULT_HOST := 0.32
+RELEASE := $(if $(filter command,$(origin HOST)),$(filter-out $(DEFAULT_HOST),$(HOST)))
+BIN := .venv$(addprefix -,$(RELEASE))/bin
 export HOLDFAST_HOST
+ifneq ($(RELEASE),)
+# Without it 0.33 takes the number of a data-parallel rank for that of a NUMA node, and most machines have one node.
+export VLLM_CPU_SIM_MULTI_NUMA := 0
+endif
 # Compiled once, into __pycache__, and not again by every process that a test starts.
 unexport PYTHONDONTWRITEBYTECODE
 
@@ -43,9 +51,9 @@ SERVER_TESTS := $(wildcard tests/integration tests/e2e)
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | column -t -s '|'
 
-setup: ## make .venv with the host's CPU build and everything pinned
+setup: ## make .venv with the host's CPU build and everything pinned; HOST=0.33 makes .venv-0.33 beside it
 	@command -v "$(PYTHON)" >/dev/null || { echo "setup: no Python 3.11 or newer was found; set PYTHON=/its/path" >&2; exit 1; }
-	@$(PYTHON) scripts/setup
+	@$(PYTHON) scripts/setup $(RELEASE)
 
 demo: setup ## hurt a real server in the middle of eight answers and watch it carry on; TOPOLOGY=tp2 for many ranks
 	@$(BIN)/holdfast demo $(addprefix --topology ,$(TOPOLOGY)) --fault $(FAULT) $(DEMO_ARGS)
@@ -126,9 +134,9 @@ figures: setup ## write the page of figures from the documents in docs/benchmark
 	@$(BIN)/python scripts/figures
 
 constraints: setup ## pin what is installed now
-	$(BIN)/python -m pip freeze --exclude-editable | grep -vE '^(torch|vllm)|@' > constraints.txt
+	$(BIN)/python -m pip freeze --exclude-editable | grep -vE '^(torch|vllm)|@' > constraints$(addprefix -,$(RELEASE)).txt
 
 clean: ## remove everything that was made, the environment too
-	rm -rf .venv .cache mutants .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist
+	rm -rf .venv .venv-* .cache mutants .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist
 	find . -name __pycache__ -prune -exec rm -rf {} +
 	rm -rf src/*.egg-info
