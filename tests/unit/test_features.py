@@ -85,8 +85,9 @@ def test_a_step_is_the_time_between_outputs_however_many_tokens_one_has():
 
 def test_an_interruption_is_counted_in_steps_without_the_prompt():
     pair = Pair(answer(at=(8.5, 8.6, 8.7)), answer())
-    assert interruption_steps([pair], WINDOW, 0.1) == 25.0  # 3 s less half a second for the prompt
-    assert interruption_steps([Pair(answer(), answer(at=()))], WINDOW, 0.1) is None
+    assert interruption_steps([pair], WINDOW, 0.1, reads_prompt=True) == 25.0  # half a second for the prompt
+    assert interruption_steps([pair], WINDOW, 0.1, reads_prompt=False) == 30.0
+    assert interruption_steps([Pair(answer(), answer(at=()))], WINDOW, 0.1, reads_prompt=True) is None
 
 
 def test_an_answer_that_ended_before_the_fault_shows_nothing():

@@ -22,6 +22,11 @@ class Column(enum.StrEnum):
     ENGINE_CORE = "killed engine core"
 
     @property
+    def loses_cache(self) -> bool:
+        """Tell whether prompts are computed again after the fault."""
+        return self not in (Column.DECODE, Column.PART)
+
+    @property
     def wants_standby(self) -> bool:
         return self is Column.WORKER_STANDBY
 

@@ -14,6 +14,7 @@ import httpx
 import psutil
 
 from holdfast.bench.incident import Window, window_of
+from holdfast.bench.instrument import precise_client
 from holdfast.bench.loads import SERVER_ARGUMENTS
 from holdfast.bench.topologies import Standby
 from holdfast.chaos.control import Control, ControlFailed
@@ -114,7 +115,7 @@ class RowRun:
             await control.wait_recovered(before, timeout_s=HEALED_WITHIN_S)
             unwell = await healed(control, self.server)
             events = [] if self.server.exit_code is not None else await control.events(before)
-        cells = self._judge(observed, window_of(events), unwell)
+        cells = self._judge(column, observed, window_of(events), unwell)
         self.record.cells[str(column)] = cells
         return cells
 
@@ -138,7 +139,9 @@ class RowRun:
                     await asyncio.sleep(0.002)
         self.flag.touch()
 
-    def _judge(self, observed: dict[str, History], window: Window | None, unwell: str | None) -> dict[str, Cell]:
+    def _judge(
+        self, column: Column, observed: dict[str, History], window: Window | None, unwell: str | None
+    ) -> dict[str, Cell]:
         pairs: dict[Mode, list[Pair]] = {}
         for ask in self.row.asks(""):
             for name in ask.names:
@@ -155,8 +158,8 @@ class RowRun:
             elif not any(was_under_way(pair.observed, window) for pair in of_mode):
                 cell = Cell(Result.BROKEN, "every answer had ended before the fault")
             else:
-                one_step_s = self.record.step_ms / 1000
-                cell = Cell(cell.result, cell.why, interruption_steps(of_mode, window, one_step_s))
+                steps = interruption_steps(of_mode, window, self.record.step_ms / 1000, reads_prompt=column.loses_cache)
+                cell = Cell(cell.result, cell.why, steps)
             cells[str(mode)] = cell
         return cells
 
@@ -231,7 +234,8 @@ class Rows:
             return self._without_server(row, columns, str(error))
         with server:
             self._say(f"{row.name}: served after {server.start_s:.0f} s")
-            return asyncio.run(self._columns(RowRun(row, server, self._flag), columns))
+            with precise_client():
+                return asyncio.run(self._columns(RowRun(row, server, self._flag), columns))
 
     async def _columns(self, run: RowRun, columns: Sequence[Column]) -> Record:
         if errors := await run.fault_free():

@@ -133,13 +133,13 @@ def step_s(fault_free: Sequence[History]) -> float:
     return statistics.median(each or waits or [1.0])
 
 
-def interruption_steps(pairs: Sequence[Pair], window: Window, one_step_s: float) -> float | None:
-    """Return the longest interruption in steps, less the prompt that is computed again; None without any."""
+def interruption_steps(pairs: Sequence[Pair], window: Window, one_step_s: float, *, reads_prompt: bool) -> float | None:
+    """Return the longest interruption in steps, less the prompt where it is computed again; None without any."""
     waits = []
     for pair in pairs:
         waited_s = interruption_s(pair.reference, pair.observed, window.fault_s, window.recovered_s)
         if waited_s is not None:
-            waits.append(max(waited_s - first_token_delay_s(pair.reference), 0.0))
+            waits.append(max(waited_s - (first_token_delay_s(pair.reference) if reads_prompt else 0.0), 0.0))
     return round(max(waits) / one_step_s, 1) if waits else None
 
 
