@@ -91,6 +91,11 @@ def _notes(records: Records, rows: Sequence[FeatureRow]) -> Iterator[str]:
             continue
         if record["unrepeated"]:
             yield from _bullet(f"**{row.name}**: two fault-free runs differ in {', '.join(record['unrepeated'])}")
+        if record.get("unlikely"):
+            unlikely = ", ".join(record["unlikely"])
+            yield from _bullet(
+                f"**{row.name}**: without a fault the oracle refuses {unlikely}, hence judges less there"
+            )
         if row.needs:
             yield from _bullet(f"**{row.name}**: {row.needs}")
         if wrong := [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import json
 import re
 import tempfile
@@ -27,12 +28,19 @@ def no_arguments() -> tuple[str, ...]:
     return ()
 
 
+class Part(enum.Enum):
+    """What a step runs beside the model."""
+
+    DRAFT = "draft"
+    ENCODER = "encoder"
+
+
 @dataclass(frozen=True)
 class FeatureRow:
     """A feature and how it is served.
 
-    `place` is the engine and rank that faults strike; `decode_after` the steps before a fault in decode. A row with
-    `draft_or_encoder` has a part beside the model that can fail alone. `prelude` are calls, paths and bodies, that set
+    `place` is the engine and rank that faults strike; `decode_after` the steps before a fault in decode. `part` is a
+    part beside the model that can fail alone. `prelude` are calls, paths and bodies, that set
     state before the first run. `needs` says what would be needed where answers
     end with an error or a server is refused.
     """
@@ -45,7 +53,7 @@ class FeatureRow:
     place: tuple[int, int] = (0, 0)
     ranks: int = 1  # of an engine core
     decode_after: int = 12
-    draft_or_encoder: bool = False
+    part: Part | None = None
     prelude: Callable[[], Sequence[tuple[str, Mapping[str, Any]]]] = tuple
     needs: str = ""
 
@@ -144,8 +152,14 @@ REGEX = r"(storm|calm|rain)( [a-z]{2,6}){8,12}\."
 GRAMMAR = 'root ::= "(" item ("," item)* ")"\nitem ::= [a-z] [a-z] | "(" item ")"'
 
 
-def structured_speculation(salt: str) -> list[Ask]:
-    return [*plain(salt), *(one for one in structured(salt) if "regex" in one.spec.name)]
+def greedy(salt: str) -> list[Ask]:
+    """Return greedy answers only: the host's CPU build samples others beside them when it speculates."""
+    prompts = ["The keeper", LONG + "first", "A storm crosses", LONG + "second", "Every word"]
+    return [Ask(spec(f"greedy {number}", prompt, salt)) for number, prompt in enumerate(prompts)]
+
+
+def adapted_structured(salt: str) -> list[Ask]:
+    return [*streams(salt, ADAPTERS[0]), *(replace(ask, model=ADAPTERS[0]) for ask in structured(salt))]
 
 
 def obeys_regex(text: str) -> bool:
@@ -346,18 +360,18 @@ def _pinned(ask: Ask | Call, number: int) -> Ask | Call:
 
 PLAIN = FeatureRow("plain", plain)
 LORA = FeatureRow("LoRA", lora, arguments=lora_arguments)
-NGRAM = FeatureRow("n-gram speculation", plain, arguments=ngram, draft_or_encoder=True)
+NGRAM = FeatureRow("n-gram speculation", plain, arguments=ngram, part=Part.DRAFT)
 STRUCTURED = FeatureRow("structured output", structured)
-STRUCTURED_SPECULATION = FeatureRow(
-    "n-gram speculation with structured output", structured_speculation, arguments=ngram, draft_or_encoder=True
-)
+GREEDY_SPECULATION = FeatureRow("n-gram speculation, all greedy", greedy, arguments=ngram, part=Part.DRAFT)
+ADAPTED_STRUCTURED = FeatureRow("LoRA with structured output", adapted_structured, arguments=lora_arguments)
 
 ROWS: tuple[FeatureRow, ...] = (
     PLAIN,
     LORA,
     NGRAM,
     STRUCTURED,
-    STRUCTURED_SPECULATION,
+    GREEDY_SPECULATION,
+    ADAPTED_STRUCTURED,
     FeatureRow("sliding window: Gemma 3", plain, gemma3),
     FeatureRow("KV shared between layers: Gemma 3n", plain, gemma3n),
     FeatureRow(
@@ -387,10 +401,8 @@ ROWS: tuple[FeatureRow, ...] = (
     FeatureRow("Mamba 2, prefix caching", plain, mamba2, arguments=lambda: mamba_caching("all")),
     FeatureRow("hybrid: LFM2, prefix caching", plain, lfm2, arguments=lambda: mamba_caching("align")),
     FeatureRow("MLA: DeepSeek", plain, deepseek),
-    FeatureRow(
-        "draft model", plain, arguments=speculation(method="draft_model", model=models.draft), draft_or_encoder=True
-    ),
-    FeatureRow("EAGLE", plain, arguments=speculation(method="eagle", model=models.eagle), draft_or_encoder=True),
+    FeatureRow("draft model", plain, arguments=speculation(method="draft_model", model=models.draft), part=Part.DRAFT),
+    FeatureRow("EAGLE", plain, arguments=speculation(method="eagle", model=models.eagle), part=Part.DRAFT),
     ranks_of(PLAIN, TP2, "tp2"),
     ranks_of(LORA, TP2, "tp2"),
     ranks_of(NGRAM, TP2, "tp2"),

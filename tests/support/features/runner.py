@@ -24,7 +24,7 @@ from holdfast.chaos.server import Server, ServerFailed, ServerSpec
 from holdfast.chaos.victims import ProcessKind, find_victims, kind_of
 from support.features.asks import Asks, Batch, Mode
 from support.features.columns import PART_FAULT, Column, injection
-from support.features.rows import FeatureRow
+from support.features.rows import FeatureRow, Part
 from support.features.verdicts import (
     Cell,
     Pair,
@@ -50,11 +50,15 @@ PROTECTED = (
 
 @dataclass
 class Record:
-    """What a row has shown: cells by fault and sampling mode, and which answers plain vLLM does not repeat."""
+    """What a row has shown: cells by fault and sampling mode, and which answers two fault-free runs give differently.
+
+    `unlikely` are answers without a fault that the oracle refuses.
+    """
 
     row: str
     cells: dict[str, dict[str, Cell]] = field(default_factory=dict)
     unrepeated: dict[str, str] = field(default_factory=dict)
+    unlikely: dict[str, str] = field(default_factory=dict)
     step_ms: float = 0.0
 
     @property
@@ -68,11 +72,17 @@ class Record:
 
     def document(self) -> dict[str, Any]:
         cells = {column: {mode: cell.row() for mode, cell in modes.items()} for column, modes in self.cells.items()}
-        return {"row": self.row, "step_ms": self.step_ms, "unrepeated": self.unrepeated, "cells": cells}
+        return {
+            "row": self.row,
+            "step_ms": self.step_ms,
+            "unrepeated": self.unrepeated,
+            "unlikely": self.unlikely,
+            "cells": cells,
+        }
 
 
 def columns_of(row: FeatureRow) -> list[Column]:
-    return [column for column in Column if row.draft_or_encoder or column is not Column.PART]
+    return [column for column in Column if row.part is not None or column is not Column.PART]
 
 
 def modes_of(asks: Asks) -> list[Mode]:
@@ -86,6 +96,7 @@ class RowRun:
         self.row, self.server, self.flag = row, server, flag
         self.record = Record(row.name)
         self.reference: dict[str, History] = {}
+        self._by_oracle: frozenset[str] = frozenset()
 
     async def fault_free(self) -> list[str]:
         """Set the row's state and make the two fault-free runs; return the errors of answers."""
@@ -97,10 +108,24 @@ class RowRun:
         self.record.unrepeated = not_repeated(first, second)
         self.record.step_ms = round(step_s(list(second.values())) * 1000, 2)
         self.reference = second
+        if self.record.unrepeated and not errors:
+            await self._fault_free_by_oracle()
         return errors
 
+    async def _fault_free_by_oracle(self) -> None:
+        """Have the oracle judge every answer of a mode with an unrepeated answer, and plain vLLM as well.
+
+        An answer that two runs give alike by chance proves nothing.
+        """
+        modes = {ask.mode for ask in self.row.asks("") if set(ask.names) & set(self.record.unrepeated)}
+        self._by_oracle = frozenset(name for ask in self.row.asks("") if ask.mode in modes for name in ask.names)
+        third = by_name(await self._batch().run())
+        for pair in (one for of_mode in self._pairs(third).values() for one in of_mode):
+            if reasons := pair.reasons():
+                self.record.unlikely[pair.observed.name] = ", ".join(reasons)
+
     def _batch(self) -> Batch:
-        return Batch(self.server.url, self.row.asks(fresh_salt()), frozenset(self.record.unrepeated))
+        return Batch(self.server.url, self.row.asks(fresh_salt()), self._by_oracle)
 
     async def column(self, column: Column) -> dict[str, Cell]:
         """Let one fault happen during a run, and judge the answers of each mode."""
@@ -133,20 +158,29 @@ class RowRun:
     async def _arm_part(self, batch: Batch) -> None:
         """Let the next draft raise once answers are under way; an encoder is asked at the beginning only."""
         assert self.flag is not None, "the server was started without a file for this fault"
+        if self.row.part is Part.ENCODER:
+            self.flag.touch()
+            return
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(2.0):
                 while max(len(one.token_ids) for one in batch.histories) < BEGUN_TOKENS:
                     await asyncio.sleep(0.002)
         self.flag.touch()
 
-    def _judge(
-        self, column: Column, observed: dict[str, History], window: Window | None, unwell: str | None
-    ) -> dict[str, Cell]:
+    def _pairs(self, observed: dict[str, History]) -> dict[Mode, list[Pair]]:
+        """Pair answers by mode. Where greedy answers are not the likeliest without a fault, this is not asked."""
+        is_greedy = {Mode.GREEDY: not self.record.unlikely}
         pairs: dict[Mode, list[Pair]] = {}
         for ask in self.row.asks(""):
             for name in ask.names:
-                pair = Pair(self.reference[name], observed[name], ask.is_valid, ask.mode is Mode.GREEDY)
+                pair = Pair(self.reference[name], observed[name], ask.is_valid, is_greedy.get(ask.mode, False))
                 pairs.setdefault(ask.mode, []).append(pair)
+        return pairs
+
+    def _judge(
+        self, column: Column, observed: dict[str, History], window: Window | None, unwell: str | None
+    ) -> dict[str, Cell]:
+        pairs = self._pairs(observed)
         exact = {mode: not any(pair.reasons() for pair in of_mode) for mode, of_mode in pairs.items()}
         cells = {}
         for mode, of_mode in pairs.items():
@@ -242,6 +276,8 @@ class Rows:
             return await self._fails_fault_free(run.row, columns, "; ".join(errors))
         for name, why in run.record.unrepeated.items():
             self._say(f"{run.row.name} | two fault-free runs differ in {name}: {why}")
+        for name, why in run.record.unlikely.items():
+            self._say(f"{run.row.name} | without a fault the oracle refuses {name}: {why}")
         for column in columns:
             if run.server.exit_code is not None:
                 run.record.cells[str(column)] = of_all_modes(run.row, Cell(Result.BROKEN, "the server had ended"))
