@@ -120,7 +120,11 @@ def load_adapters() -> list[tuple[str, dict[str, Any]]]:
 
 
 def lora(salt: str) -> list[Ask]:
-    return [one for name in ADAPTERS for one in streams(salt, name, f"{name}: ")] + streams(salt)
+    return [one for name in ADAPTERS for one in streams(salt, name, f"{name}: ")]
+
+
+def lora_beside_base(salt: str) -> list[Ask]:
+    return [*streams(salt, ADAPTERS[0], "adapter: "), *streams(salt)]
 
 
 # ---- speculation
@@ -163,7 +167,7 @@ def adapted_structured(salt: str) -> list[Ask]:
 
 
 # Answers of a random model are white space for long where a schema allows it.
-brief = ("--structured-outputs-config", json.dumps({"disable_any_whitespace": True}))
+brief = ("--structured-outputs-config", json.dumps({"backend": "xgrammar", "disable_any_whitespace": True}))
 
 
 def obeys_regex(text: str) -> bool:
@@ -378,6 +382,7 @@ ROWS: tuple[FeatureRow, ...] = (
     STRUCTURED,
     GREEDY_SPECULATION,
     ADAPTED_STRUCTURED,
+    FeatureRow("LoRA beside the base model", lora_beside_base, arguments=lora_arguments),
     FeatureRow("sliding window: Gemma 3", plain, gemma3),
     FeatureRow("KV shared between layers: Gemma 3n", plain, gemma3n),
     FeatureRow(

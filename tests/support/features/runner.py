@@ -108,9 +108,16 @@ class RowRun:
         self.record.unrepeated = not_repeated(first, second)
         self.record.step_ms = round(step_s(list(second.values())) * 1000, 2)
         self.reference = second
+        self._ask_oracle(second)
         if self.record.unrepeated and not errors:
             await self._fault_free_by_oracle()
         return errors
+
+    def _ask_oracle(self, fault_free: dict[str, History]) -> None:
+        """Note what the oracle refuses without a fault: there plain vLLM is not the model's own."""
+        for pair in (one for of_mode in self._pairs(fault_free).values() for one in of_mode):
+            if pair.observed.is_unseeded and (reasons := pair.reasons()):
+                self.record.unlikely[pair.observed.name] = ", ".join(reasons)
 
     async def _fault_free_by_oracle(self) -> None:
         """Have the oracle judge every answer of a mode with an unrepeated answer, and plain vLLM as well.
@@ -119,10 +126,7 @@ class RowRun:
         """
         modes = {ask.mode for ask in self.row.asks("") if set(ask.names) & set(self.record.unrepeated)}
         self._by_oracle = frozenset(name for ask in self.row.asks("") if ask.mode in modes for name in ask.names)
-        third = by_name(await self._batch().run())
-        for pair in (one for of_mode in self._pairs(third).values() for one in of_mode):
-            if reasons := pair.reasons():
-                self.record.unlikely[pair.observed.name] = ", ".join(reasons)
+        self._ask_oracle(by_name(await self._batch().run()))
 
     def _batch(self) -> Batch:
         return Batch(self.server.url, self.row.asks(fresh_salt()), self._by_oracle)
@@ -187,13 +191,17 @@ class RowRun:
             # With one mode alone, the answers that are exact beside those with an error are the others.
             others = any(exact[other] for other in pairs if other is not mode) or any(not p.reasons() for p in of_mode)
             cell = judge(of_mode, others_are_exact=others, unwell=unwell)
+            wrong = {pair.observed.name for pair in of_mode if pair.reasons()}
             if window is None:
                 cell = Cell(Result.BROKEN, "the fault did not happen")
             elif not any(was_under_way(pair.observed, window) for pair in of_mode):
                 cell = Cell(Result.BROKEN, "every answer had ended before the fault")
             else:
                 steps = interruption_steps(of_mode, window, self.record.step_ms / 1000, reads_prompt=column.loses_cache)
-                cell = Cell(cell.result, cell.why, steps)
+                result = cell.result
+                if result is Result.BROKEN and unwell is None and wrong <= set(self.record.unlikely):
+                    result = Result.HOST_FAILS  # as without a fault
+                cell = Cell(result, cell.why, steps)
             cells[str(mode)] = cell
         return cells
 
