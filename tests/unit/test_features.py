@@ -131,8 +131,8 @@ def document(**records):
     return {"rows": [{"item": name, "commit": "abc1234", "detail": json.dumps(one)} for name, one in records.items()]}
 
 
-def row(name, needs=""):
-    return FeatureRow(name, PLAIN.asks, needs=needs)
+def row(name, needs="", note=""):
+    return FeatureRow(name, PLAIN.asks, needs=needs, note=note)
 
 
 def test_the_table_shows_every_row_and_what_was_not_run():
@@ -143,10 +143,11 @@ def test_the_table_shows_every_row_and_what_was_not_run():
 
 def test_the_section_names_broken_cells_unrepeated_answers_and_what_would_be_needed():
     one = record(Result.BROKEN, columns=[Column.HANG], unrepeated={"seeded pair#0": "2 tokens changed"})
-    made = section(document(plain=one), [row("plain", needs="a copy of the cache")])
+    made = section(document(plain=one), [row("plain", needs="a copy of the cache", note="on CPUs only")])
     assert "broken in hang (greedy)" in made
     assert "differ in seeded pair#0" in made
-    assert "a copy of the cache" in made
+    assert "- **plain**: a copy of the cache.\n" in made
+    assert "- **plain**: on CPUs only.\n" in made
 
 
 def test_the_section_replaces_the_one_before():

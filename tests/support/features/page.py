@@ -96,8 +96,8 @@ def _notes(records: Records, rows: Sequence[FeatureRow]) -> Iterator[str]:
             yield from _bullet(
                 f"**{row.name}**: without a fault the oracle refuses {unlikely}, hence judges less there"
             )
-        if row.needs:
-            yield from _bullet(f"**{row.name}**: {row.needs}")
+        for text in filter(None, (row.note, row.needs)):
+            yield from _bullet(f"**{row.name}**: {text}")
         if wrong := [
             f"{column} ({mode})" for column, mode, cell in cells_of(record) if cell["result"] == Result.BROKEN
         ]:

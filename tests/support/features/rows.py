@@ -42,7 +42,7 @@ class FeatureRow:
     `place` is the engine and rank that faults strike; `decode_after` the steps before a fault in decode. `part` is a
     part beside the model that can fail alone. `prelude` are calls, paths and bodies, that set
     state before the first run. `needs` says what would be needed where answers
-    end with an error or a server is refused.
+    end with an error or a server is refused; `note` is what to know of the host.
     """
 
     name: str
@@ -56,6 +56,7 @@ class FeatureRow:
     part: Part | None = None
     prelude: Callable[[], Sequence[tuple[str, Mapping[str, Any]]]] = tuple
     needs: str = ""
+    note: str = ""
 
 
 def spec(name: str, prompt: str, salt: str, **options: Any) -> StreamSpec:
@@ -368,7 +369,14 @@ def _pinned(ask: Ask | Call, number: int) -> Ask | Call:
 
 PLAIN = FeatureRow("plain", plain)
 LORA = FeatureRow("LoRA", lora, arguments=lora_arguments)
-NGRAM = FeatureRow("n-gram speculation", plain, arguments=ngram, part=Part.DRAFT)
+NGRAM = FeatureRow(
+    "n-gram speculation",
+    plain,
+    arguments=ngram,
+    part=Part.DRAFT,
+    note="as soon as an answer of a batch is sampled, the rejection sampler of the host's CPU build divides logits by "
+    "temperatures that were never written (its expansion kernel writes into a copy)",
+)
 STRUCTURED = FeatureRow("structured output", structured, arguments=lambda: brief)
 GREEDY_SPECULATION = FeatureRow("n-gram speculation, all greedy", greedy, arguments=ngram, part=Part.DRAFT)
 ADAPTED_STRUCTURED = FeatureRow(
@@ -382,7 +390,12 @@ ROWS: tuple[FeatureRow, ...] = (
     STRUCTURED,
     GREEDY_SPECULATION,
     ADAPTED_STRUCTURED,
-    FeatureRow("LoRA beside the base model", lora_beside_base, arguments=lora_arguments),
+    FeatureRow(
+        "LoRA beside the base model",
+        lora_beside_base,
+        arguments=lora_arguments,
+        note="beside an adapter the host's CPU build gives requests of the base model other logits than alone",
+    ),
     FeatureRow("sliding window: Gemma 3", plain, gemma3),
     FeatureRow("KV shared between layers: Gemma 3n", plain, gemma3n),
     FeatureRow(
