@@ -415,7 +415,7 @@ ROWS: tuple[FeatureRow, ...] = (
     FeatureRow("chat completions, responses, messages", endpoints),
     FeatureRow("priorities, chunked prefill, preemption", scheduled, arguments=scheduling),
     FeatureRow("pooling, embeddings, scoring", pooling, arguments=pooling_arguments, decode_after=0),
-    FeatureRow("pictures, M-RoPE: PaddleOCR-VL", pictures, models.pictures, draft_or_encoder=True),
+    FeatureRow("pictures, M-RoPE: PaddleOCR-VL", pictures, models.pictures, part=Part.ENCODER),
     FeatureRow("KV offloading", plain, arguments=offloading),
     FeatureRow("KV offloading, sliding window", plain, gemma3, arguments=offloading),
     FeatureRow("KV in files", plain, arguments=files),
