@@ -239,6 +239,15 @@ class PretendWorker:
     def initialize_from_config(self, _: Any) -> None:
         """Keep no KV cache of the host's."""
 
+    def synchronize_device(self) -> None:
+        """Wait for no device."""
+
+    def reset_mm_cache(self) -> None:
+        """Keep no cache of inputs."""
+
+    def reset_encoder_cache(self) -> None:
+        """Keep no cache of an encoder."""
+
     def compile_or_warm_up_model(self) -> CompilationTimes:
         return CompilationTimes(0.0, 0.0)
 

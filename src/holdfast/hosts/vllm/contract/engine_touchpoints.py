@@ -23,6 +23,7 @@ _EXPERTS = "vllm.distributed.eplb.eplb_state"
 _EQUAL = "state that every rank holds for itself is made equal on all ranks"
 _SESSIONS = "a streaming session is parked between two turns, and what it keeps is the count of computed tokens"
 _READY = "whether the scheduler rightly plans no step"
+_PAUSES = "a pause of the host waits for rewound requests, and takes their KV"
 _LOOKED_AT = "flags of a step's logits are looked at once its tokens are there"
 
 ENGINE_INIT = wrap(
@@ -154,6 +155,10 @@ ENGINE_TOUCHPOINTS: tuple[Touchpoint, ...] = (
     call(_SCHEDULER, "Scheduler._update_request_as_session", ("session", "update"), _SESSIONS),
     call(_SCHEDULER, "Scheduler._enqueue_waiting_request", ("request",), _SESSIONS),
     *attributes(_SCHEDULER, "Scheduler", "num_waiting_for_streaming_input", _SESSIONS),
+    call(_SCHEDULER, "Scheduler.set_pause_state", ("pause_state",), _PAUSES),
+    call(_SCHEDULER, "Scheduler._holds_kv_blocks", ("request",), _PAUSES),
+    *attributes(_SCHEDULER, "Scheduler", "pause_state", _PAUSES),
+    Touchpoint("vllm.v1.core.sched.interface", "PauseState", "class", None, _PAUSES),
     call(_SCHEDULER, "Scheduler._free_request_blocks", ("request",), "who leaves with a step in flight"),
     call(_KV, "KVCacheManager.get_block_ids", ("request_id",), "who leaves with a step in flight"),
     call(_SCHEDULER, "Scheduler._drain_deferred_frees", (), "deferred blocks return before a rewind"),

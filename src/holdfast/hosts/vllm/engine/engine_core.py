@@ -18,6 +18,7 @@ from holdfast.hosts.vllm.contract.engine_touchpoints import BUSY_LOOP, ENGINE_IN
 from holdfast.hosts.vllm.contract.hooks import attach, attached
 from holdfast.hosts.vllm.contract.name_touchpoints import EXECUTOR_FAILED, WORKER_FAILED
 from holdfast.hosts.vllm.engine.api_server_clients import answer_greetings, drop_requests
+from holdfast.hosts.vllm.engine.host_pauses import follow_pauses
 from holdfast.hosts.vllm.engine.lockstep_wave import announce_to_coordinator, in_lockstep, start_after_any_wave
 from holdfast.hosts.vllm.engine.pacing import PacedPrefill, StepRules
 from holdfast.hosts.vllm.engine.ready_requests import ReadyRequests
@@ -114,6 +115,7 @@ class VllmEngineHost:
             arm_engine(self._faults, engine)
         record_engine_progress(engine, config)
         follow_sessions(engine.scheduler)
+        follow_pauses(engine.scheduler)
         self._replies = StepReplies(engine.scheduler)
         rules = StepRules(engine.scheduler)
         self.requests = VllmRequestHost(engine, rules)

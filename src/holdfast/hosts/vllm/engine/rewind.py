@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.core.sched.request_queue import SchedulingPolicy
 from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
 from vllm.v1.request import RequestStatus
@@ -28,6 +29,8 @@ from holdfast.core.requests.rewind import (
 )
 from holdfast.hosts.vllm.engine.further_caches import rewind_to_first_tokens
 from holdfast.hosts.vllm.engine.streaming_sessions import keep_parked
+
+_ENDS_BEFORE_PAUSE = "holdfast_ends_before_pause"
 
 # States in which a request has blocks but no step in flight.
 _PARKED = frozenset({RequestStatus.WAITING_FOR_REMOTE_KVS, RequestStatus.WAITING_FOR_STREAMING_REQ})
@@ -276,7 +279,7 @@ def _put_back(scheduler: Any, manager: Any, request: Any, plan: RewindPlan) -> N
         scheduler.kv_holding_waiting.prepend_request(request)
     else:
         _release(scheduler, request)
-        scheduler.waiting.prepend_request(request)
+        put_first(scheduler, request)
     request.num_computed_tokens = good
     scheduler._inflight_prefills.discard(request)
 
@@ -313,10 +316,31 @@ def recompute(scheduler: Any, request_id: str) -> None:
         return
     block_ids = [block.block_id for block in manager.req_to_blocks.get(request_id, ())]
     scheduler.kv_cache_manager.evict_blocks(_cached(scheduler, block_ids))
-    _remove_from_waiting(scheduler, [request])
     _release(scheduler, request)
-    scheduler.waiting.prepend_request(request)
+    put_first(scheduler, request)
     request.num_computed_tokens = 0
+
+
+def put_first(scheduler: Any, request: Any) -> None:
+    """Queue a request without KV first: while a pause of the host waits for answers to end, behind no other queue."""
+    _remove_from_waiting(scheduler, [request])
+    is_paused = scheduler.pause_state is PauseState.PAUSED_NEW
+    vars(request)[_ENDS_BEFORE_PAUSE] = is_paused
+    (scheduler.kv_holding_waiting if is_paused else scheduler.waiting).prepend_request(request)
+
+
+def ends_before_pause(scheduler: Any, request: Any) -> bool:
+    """Return whether the pause of the host that is under way waits for the end of a request that was put first."""
+    return scheduler.pause_state is PauseState.PAUSED_NEW and bool(vars(request).get(_ENDS_BEFORE_PAUSE))
+
+
+def release_waiting(scheduler: Any) -> None:
+    """Take the KV of every request that waits with some: after a rewind, or between two turns of a session."""
+    keep_parked(scheduler, kv_lost=True)
+    for request in reversed([r for r in scheduler.kv_holding_waiting if r.status not in _PARKED]):
+        _release(scheduler, request)
+        put_first(scheduler, request)
+        request.num_computed_tokens = 0
 
 
 # ---- caches of further kinds
@@ -324,6 +348,8 @@ def recompute(scheduler: Any, request_id: str) -> None:
 
 def _rewind_all(scheduler: Any, *, memory_lost: bool) -> RewindResult:
     requests = rewind_to_first_tokens(scheduler, memory_lost=memory_lost)
+    for request in reversed(requests):
+        put_first(scheduler, request)
     return RewindResult(
         requests=len(requests),
         kept_blocks=0,

@@ -158,6 +158,7 @@ class RequestRouter:
         until = time.monotonic() + self._state_call_timeout_s
         while True:
             await self._lost.await_return(engine, max(0.0, until - time.monotonic()))
+            await self._resume()  # what was asked before the call reaches the replacement before the call
             try:
                 return await self._lost.call(call, engine)
             except EngineLost:
