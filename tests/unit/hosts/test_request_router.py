@@ -306,6 +306,37 @@ def test_a_call_that_sets_state_waits_for_the_replacement_of_a_lost_engine_core(
     asyncio.run(scenario())
 
 
+def test_what_was_asked_before_a_call_reaches_the_replacement_before_the_call() -> None:
+    """A pause that waits for the end of open answers must find them there."""
+
+    async def scenario() -> None:
+        order: list[str] = []
+
+        async def add(client: Any, request: Any) -> None:
+            client.reqs_in_flight[request.request_id] = ENGINES[0]
+            order.append(request.request_id)
+
+        async def pause() -> str:
+            order.append("pause")
+            return "paused"
+
+        client = Client()
+        router = RequestRouter(client)
+        router.bind(asyncio.get_running_loop())
+        await router.add(add, client, request("open", rank=0))
+        router.follow(view((DOWN, 1), (DOWN, 1)))
+        await settle()
+        calling = asyncio.create_task(router.set_state(pause, ENGINES[0]))
+        await settle()
+        client.input_socket.said.put_nowait([ENGINES[0], b""])
+        await settle()
+        router.follow(view((UP, 1), (DOWN, 1)))
+        assert await calling == "paused"
+        assert order == ["open", "open", "pause"]
+
+    asyncio.run(scenario())
+
+
 def test_a_call_that_sets_state_and_meets_the_loss_is_made_again_with_the_replacement() -> None:
     async def scenario() -> None:
         client, calls = Client(), []
