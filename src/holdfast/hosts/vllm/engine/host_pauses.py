@@ -12,7 +12,9 @@ from typing import Any
 
 from vllm.v1.core.sched.interface import PauseState
 
-from holdfast.hosts.vllm.engine.rewind import ends_before_pause, put_first, release_waiting
+from holdfast.hosts.vllm.engine.rewind import PARKED, release
+from holdfast.hosts.vllm.engine.streaming_sessions import keep_parked
+from holdfast.hosts.vllm.engine.waiting_queues import ends_before_pause, put_first
 
 
 def follow_pauses(scheduler: Any) -> None:
@@ -33,9 +35,18 @@ def follow_pauses(scheduler: Any) -> None:
 
     def release_and_reset(reset_running_requests: bool = False, *args: Any, **kwargs: Any) -> bool:
         if reset_running_requests:
-            release_waiting(scheduler)
+            _release_waiting(scheduler)
         return reset_prefix_cache(reset_running_requests, *args, **kwargs)
 
     scheduler.set_pause_state = set_and_drain
     scheduler._holds_kv_blocks = holds_or_ends_before_pause
     scheduler.reset_prefix_cache = release_and_reset
+
+
+def _release_waiting(scheduler: Any) -> None:
+    """Take the KV of every request that waits with some: after a rewind, or between two turns of a session."""
+    keep_parked(scheduler, kv_lost=True)
+    for request in reversed([r for r in scheduler.kv_holding_waiting if r.status not in PARKED]):
+        release(scheduler, request)
+        put_first(scheduler, request)
+        request.num_computed_tokens = 0

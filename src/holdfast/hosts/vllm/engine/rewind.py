@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.core.sched.request_queue import SchedulingPolicy
 from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
 from vllm.v1.request import RequestStatus
@@ -29,11 +28,10 @@ from holdfast.core.requests.rewind import (
 )
 from holdfast.hosts.vllm.engine.further_caches import rewind_to_first_tokens
 from holdfast.hosts.vllm.engine.streaming_sessions import keep_parked
-
-_ENDS_BEFORE_PAUSE = "holdfast_ends_before_pause"
+from holdfast.hosts.vllm.engine.waiting_queues import put_first, queues, remove_from_waiting
 
 # States in which a request has blocks but no step in flight.
-_PARKED = frozenset({RequestStatus.WAITING_FOR_REMOTE_KVS, RequestStatus.WAITING_FOR_STREAMING_REQ})
+PARKED = frozenset({RequestStatus.WAITING_FOR_REMOTE_KVS, RequestStatus.WAITING_FOR_STREAMING_REQ})
 
 
 @dataclass(frozen=True)
@@ -191,20 +189,16 @@ def _requests_to_rewind(scheduler: Any, manager: Any) -> list[Any]:
     """
     running = [r for r in scheduler.running if r.request_id in scheduler.requests]
     ran = {r.request_id for r in running}
-    queued = {r.request_id for queue in _queues(scheduler) for r in queue}
+    queued = {r.request_id for queue in queues(scheduler) for r in queue}
     others = [
         r
         for r in scheduler.requests.values()
         if r.request_id not in ran
-        and r.status not in _PARKED
+        and r.status not in PARKED
         and not r.is_finished()
         and (manager.req_to_blocks.get(r.request_id) or r.request_id not in queued)
     ]
     return sorted(running + others) if scheduler.policy is SchedulingPolicy.PRIORITY else running + others
-
-
-def _queues(scheduler: Any) -> tuple[Any, Any]:
-    return scheduler.kv_holding_waiting, scheduler.waiting
 
 
 def _blocks_now(request: Any, manager: Any) -> RequestBlocks:
@@ -262,13 +256,7 @@ def _cached(scheduler: Any, suspect: Iterable[int]) -> set[int]:
 def _remove_from_queues(scheduler: Any, requests: Iterable[Any]) -> None:
     removed = list(requests)
     scheduler.running = []
-    _remove_from_waiting(scheduler, removed)
-
-
-def _remove_from_waiting(scheduler: Any, removed: list[Any]) -> None:
-    for queue in _queues(scheduler):
-        queue.remove_requests(removed)
-    scheduler.deferred_waiting.difference_update(removed)
+    remove_from_waiting(scheduler, removed)
 
 
 def _put_back(scheduler: Any, manager: Any, request: Any, plan: RewindPlan) -> None:
@@ -278,7 +266,7 @@ def _put_back(scheduler: Any, manager: Any, request: Any, plan: RewindPlan) -> N
         request.status = _waiting_status(request)
         scheduler.kv_holding_waiting.prepend_request(request)
     else:
-        _release(scheduler, request)
+        release(scheduler, request)
         put_first(scheduler, request)
     request.num_computed_tokens = good
     scheduler._inflight_prefills.discard(request)
@@ -296,7 +284,8 @@ def _trim(scheduler: Any, manager: Any, request: Any, plan: RewindPlan) -> None:
     manager.num_cached_block[request_id] = min(manager.num_cached_block.get(request_id, 0), whole)
 
 
-def _release(scheduler: Any, request: Any) -> None:
+def release(scheduler: Any, request: Any) -> None:
+    """Take the KV of a request, which waits to compute all of it again."""
     scheduler.kv_cache_manager.free(request)
     scheduler.encoder_cache_manager.free(request)
     if request.status is not RequestStatus.WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR:
@@ -316,31 +305,9 @@ def recompute(scheduler: Any, request_id: str) -> None:
         return
     block_ids = [block.block_id for block in manager.req_to_blocks.get(request_id, ())]
     scheduler.kv_cache_manager.evict_blocks(_cached(scheduler, block_ids))
-    _release(scheduler, request)
+    release(scheduler, request)
     put_first(scheduler, request)
     request.num_computed_tokens = 0
-
-
-def put_first(scheduler: Any, request: Any) -> None:
-    """Queue a request without KV first: while a pause of the host waits for answers to end, behind no other queue."""
-    _remove_from_waiting(scheduler, [request])
-    is_paused = scheduler.pause_state is PauseState.PAUSED_NEW
-    vars(request)[_ENDS_BEFORE_PAUSE] = is_paused
-    (scheduler.kv_holding_waiting if is_paused else scheduler.waiting).prepend_request(request)
-
-
-def ends_before_pause(scheduler: Any, request: Any) -> bool:
-    """Return whether the pause of the host that is under way waits for the end of a request that was put first."""
-    return scheduler.pause_state is PauseState.PAUSED_NEW and bool(vars(request).get(_ENDS_BEFORE_PAUSE))
-
-
-def release_waiting(scheduler: Any) -> None:
-    """Take the KV of every request that waits with some: after a rewind, or between two turns of a session."""
-    keep_parked(scheduler, kv_lost=True)
-    for request in reversed([r for r in scheduler.kv_holding_waiting if r.status not in _PARKED]):
-        _release(scheduler, request)
-        put_first(scheduler, request)
-        request.num_computed_tokens = 0
 
 
 # ---- caches of further kinds
