@@ -10,8 +10,9 @@ from holdfast.bench.incident import Window
 from holdfast.chaos.history import History
 from support.features.asks import Mode, mode_of, take_document
 from support.features.columns import Column
+from support.features.loads import obeys_regex, obeys_schema
 from support.features.page import put_into, records_of, section, shortcomings
-from support.features.rows import PLAIN, ROWS, FeatureRow, obeys_regex, obeys_schema
+from support.features.rows import PLAIN, ROWS, FeatureRow
 from support.features.verdicts import Cell, Pair, Result, interruption_steps, judge, not_repeated, step_s, was_under_way
 
 WINDOW = Window(fault_s=10.0, recovered_s=11.0)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from support.features.columns import Column
 from support.features.rows import row_named
-from support.features.runner import Rows
+from support.features.servers import Rows
 
 
 def main() -> int:

@@ -91,6 +91,9 @@ def _notes(records: Records, rows: Sequence[FeatureRow]) -> Iterator[str]:
             continue
         if record["unrepeated"]:
             yield from _bullet(f"**{row.name}**: two fault-free runs differ in {', '.join(record['unrepeated'])}")
+        if (plain := record.get("plain")) is not None:
+            names = ", ".join(plain["unrepeated"]) or "nothing"
+            yield from _bullet(f"**{row.name}**: two runs of plain vLLM differ in {names}")
         if record.get("unlikely"):
             unlikely = ", ".join(record["unlikely"])
             yield from _bullet(

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import enum
 import json
-import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from holdfast.chaos.loads import LONG, SCHEMA
 from holdfast.chaos.recipes import DenseRecipe
-from holdfast.chaos.streams import MODEL_NAME, StreamSpec
-from support.features import models
+from support.features import loads, models
 from support.features.asks import Ask, Asks, Call
-from support.image_models import picture_url
+from support.features.loads import ADAPTERS
 
-TOKENS = 48
 TP2 = ("--tensor-parallel-size", "2")
 DEV_MODE = {"VLLM_SERVER_DEV_MODE": "1"}  # the host's own endpoints that set state
 DP2 = ("--data-parallel-size", "2")
@@ -59,26 +55,6 @@ class FeatureRow:
     note: str = ""
 
 
-def spec(name: str, prompt: str, salt: str, **options: Any) -> StreamSpec:
-    return StreamSpec(name, prompt, **{"max_tokens": TOKENS, "cache_salt": salt, "logprobs": 0, **options})
-
-
-def streams(salt: str, model: str = MODEL_NAME, prefix: str = "", **options: Any) -> list[Ask]:
-    """Return completions of every sampling mode, short and long."""
-    specs = [
-        spec(f"{prefix}greedy", "The keeper", salt, **options),
-        spec(f"{prefix}greedy long", LONG + "first", salt, **options),
-        spec(f"{prefix}seeded", "A storm crosses", salt, temperature=0.9, seed=11, **options),
-        spec(f"{prefix}seeded pair", LONG + "second", salt, temperature=0.8, seed=5, n=2, **options),
-        spec(f"{prefix}unseeded", "The words of the storm", salt, temperature=1.0, **options),
-    ]
-    return [Ask(one, model) for one in specs]
-
-
-def plain(salt: str) -> list[Ask]:
-    return streams(salt)
-
-
 # ---- connectors
 
 
@@ -102,11 +78,6 @@ offloading = connector(
 files = connector("ExampleConnector", shared_storage_path=lambda: tempfile.mkdtemp(prefix="holdfast-kv-"))
 
 
-# ---- adapters
-
-ADAPTERS = ("one", "two")
-
-
 def lora_arguments() -> tuple[str, ...]:
     folders = [f"{name}={models.adapter(name, number)}" for number, name in enumerate(ADAPTERS, 1)]
     return ("--enable-lora", "--max-lora-rank", "8", "--max-loras", "2", "--lora-modules", *folders)
@@ -120,17 +91,6 @@ def load_adapters() -> list[tuple[str, dict[str, Any]]]:
     ] + [("/v1/unload_lora_adapter", {"lora_name": "gone"})]
 
 
-def lora(salt: str) -> list[Ask]:
-    return [one for name in ADAPTERS for one in streams(salt, name, f"{name}: ")]
-
-
-def lora_beside_base(salt: str) -> list[Ask]:
-    return [*streams(salt, ADAPTERS[0], "adapter: "), *streams(salt)]
-
-
-# ---- speculation
-
-
 def speculation(**config: Any) -> Callable[[], tuple[str, ...]]:
     def arguments() -> tuple[str, ...]:
         made = {key: str(value()) if callable(value) else value for key, value in config.items()}
@@ -139,124 +99,12 @@ def speculation(**config: Any) -> Callable[[], tuple[str, ...]]:
     return arguments
 
 
+draft_model = speculation(method="draft_model", model=models.draft)
 ngram = speculation(method="ngram", prompt_lookup_max=3, prompt_lookup_min=1)
-
-
-# ---- structured output
-
-
-def obeys_schema(text: str) -> bool:
-    try:
-        found = json.loads(text)
-    except ValueError:
-        return False
-    return set(found) == set(SCHEMA["required"]) and 6 <= len(found["boats"]) <= 8
-
-
-REGEX = r"(storm|calm|rain)( [a-z]{2,6}){8,12}\."
-GRAMMAR = 'root ::= "(" item ("," item)* ")"\nitem ::= [a-z] [a-z] | "(" item ")"'
-
-
-def greedy(salt: str) -> list[Ask]:
-    """Return greedy answers only: the host's CPU build samples others beside them when it speculates."""
-    prompts = ["The keeper", LONG + "first", "A storm crosses", LONG + "second", "Every word"]
-    return [Ask(spec(f"greedy {number}", prompt, salt)) for number, prompt in enumerate(prompts)]
-
-
-def adapted_structured(salt: str) -> list[Ask]:
-    return [*streams(salt, ADAPTERS[0]), *(replace(ask, model=ADAPTERS[0]) for ask in structured(salt))]
 
 
 # Answers of a random model are white space for long where a schema allows it.
 brief = ("--structured-outputs-config", json.dumps({"backend": "xgrammar", "disable_any_whitespace": True}))
-
-
-def obeys_regex(text: str) -> bool:
-    return re.fullmatch(REGEX, text) is not None
-
-
-def structured(salt: str) -> list[Ask]:
-    sampled: dict[str, dict[str, Any]] = {
-        "greedy": {},
-        "seeded": {"temperature": 0.9, "seed": 3},
-        "unseeded": {"temperature": 1.0},
-    }
-    asks = []
-    for name, chosen in sampled.items():
-        options = {"ignore_eos": False, "max_tokens": 160, **chosen}
-        asks.append(Ask(spec(f"{name} schema", "Answer: ", salt, json_schema=SCHEMA, **options), is_valid=obeys_schema))
-        regex = {"structured_outputs": {"regex": REGEX}}
-        asks.append(Ask(spec(f"{name} regex", "Say: ", salt, extra=regex, **options), is_valid=obeys_regex))
-    grammar = {"structured_outputs": {"grammar": GRAMMAR}}
-    asks.append(Ask(spec("greedy grammar", "List: ", salt, extra=grammar, ignore_eos=False)))
-    return asks
-
-
-# ---- documents
-
-
-def documents(salt: str) -> Asks:
-    common = {"model": MODEL_NAME, "max_tokens": TOKENS, "cache_salt": salt, "ignore_eos": True}
-
-    def call(name: str, **body: Any) -> Call:
-        return Call(name, "/v1/completions", {**common, "temperature": 0, **body})
-
-    return [
-        call("greedy prompt logprobs", prompt="The keeper", prompt_logprobs=2, logprobs=2),
-        call("greedy echo", prompt="A storm crosses", echo=True, logprobs=1),
-        call("seeded n", prompt="Every word", n=3, temperature=0.8, seed=4, logprobs=1, prompt_logprobs=0),
-        call("greedy beam search", prompt="Once more", use_beam_search=True, n=2, max_tokens=24),
-        call("greedy many prompts", prompt=["The crew", LONG, "The old boat"], prompt_logprobs=0),
-        *streams(salt),
-    ]
-
-
-# ---- endpoints
-
-
-def endpoints(salt: str) -> Asks:
-    said = [{"role": "user", "content": "The keeper holds"}]
-    chat = {
-        "model": MODEL_NAME, "messages": said, "max_tokens": TOKENS, "stream": True, "cache_salt": salt,
-        "ignore_eos": True, "logprobs": True, "top_logprobs": 0, "return_token_ids": True,
-    }  # fmt: skip
-    responses = {"model": MODEL_NAME, "input": "The storm", "max_output_tokens": TOKENS, "cache_salt": salt}
-    messages = {"model": MODEL_NAME, "messages": said, "max_tokens": TOKENS}
-    return [
-        Call("greedy chat", "/v1/chat/completions", {**chat, "temperature": 0}),
-        Call("seeded chat", "/v1/chat/completions", {**chat, "temperature": 0.9, "seed": 8}),
-        Call("unseeded chat", "/v1/chat/completions", {**chat, "temperature": 1.0}),
-        Call("greedy response", "/v1/responses", {**responses, "temperature": 0, "stream": True}),
-        Call("greedy response document", "/v1/responses", {**responses, "temperature": 0}),
-        Call("seeded response", "/v1/responses", {**responses, "temperature": 0.9, "seed": 3, "stream": True}),
-        Call("greedy message", "/v1/messages", {**messages, "temperature": 0, "stream": True}),
-        Call("greedy message document", "/v1/messages", {**messages, "temperature": 0}),
-    ]
-
-
-# ---- pictures
-
-
-def pictures(salt: str) -> Asks:
-    """Return chats about pictures, one of them shared, beside completions without any."""
-    asks: list[Ask | Call] = list(streams(salt))
-    for name, number, options in (
-        ("greedy picture", 1, {"temperature": 0}),
-        ("greedy picture again", 1, {"temperature": 0}),
-        ("seeded picture", 2, {"temperature": 0.9, "seed": 8}),
-    ):
-        # The encoder knows a picture by this name: every run encodes anew.
-        shown = {"type": "image_url", "image_url": {"url": picture_url(number)}, "uuid": f"{salt}-{number}"}
-        said = [{"role": "user", "content": [shown, {"type": "text", "text": f"{name}: what holds the boat?"}]}]
-        chat = {
-            "model": MODEL_NAME, "messages": said, "max_tokens": TOKENS, "stream": True, "cache_salt": salt,
-            "ignore_eos": True, "logprobs": True, "top_logprobs": 0, "return_token_ids": True, **options,
-        }  # fmt: skip
-        asks.append(Call(name, "/v1/chat/completions", chat))
-    return asks
-
-
-# ---- caching and scheduling
 
 
 def scheduling() -> tuple[str, ...]:
@@ -266,32 +114,8 @@ def scheduling() -> tuple[str, ...]:
     )
 
 
-def scheduled(salt: str) -> list[Ask]:
-    """Return more than the cache holds: requests of low priority are preempted."""
-    asks = []
-    for number, one in enumerate([*streams(salt), *streams(salt + "-other", prefix="other "), *streams(salt)]):
-        name = one.spec.name if number < 10 else f"later {one.spec.name}"
-        asks.append(replace(one, spec=replace(one.spec, name=name, extra={"priority": number % 3})))
-    return asks
-
-
-# ---- pooling
-
-
 def pooling_arguments() -> tuple[str, ...]:
     return ("--runner", "pooling", "--convert", "embed")
-
-
-def pooling(salt: str) -> Asks:
-    long_words = LONG[:900]
-    return [
-        *(
-            Call(f"embedding {n}", "/v1/embeddings", {"model": MODEL_NAME, "input": [f"The keeper {n}", long_words]})
-            for n in range(6)
-        ),
-        Call("pooling", "/pooling", {"model": MODEL_NAME, "input": "A storm crosses", "task": "embed"}),
-        Call("score", "/score", {"model": MODEL_NAME, "text_1": "The boat", "text_2": ["The river", long_words]}),
-    ]
 
 
 # ---- state set at run time
@@ -367,20 +191,20 @@ def _pinned(ask: Ask | Call, number: int) -> Ask | Call:
     return replace(ask, spec=replace(ask.spec, data_parallel_rank=1 - number % 2))
 
 
-PLAIN = FeatureRow("plain", plain)
-LORA = FeatureRow("LoRA", lora, arguments=lora_arguments)
+PLAIN = FeatureRow("plain", loads.plain)
+LORA = FeatureRow("LoRA", loads.lora, arguments=lora_arguments)
 NGRAM = FeatureRow(
     "n-gram speculation",
-    plain,
+    loads.plain,
     arguments=ngram,
     part=Part.DRAFT,
     note="as soon as an answer of a batch is sampled, the rejection sampler of the host's CPU build divides logits by "
     "temperatures that were never written (its expansion kernel writes into a copy)",
 )
-STRUCTURED = FeatureRow("structured output", structured, arguments=lambda: brief)
-GREEDY_SPECULATION = FeatureRow("n-gram speculation, all greedy", greedy, arguments=ngram, part=Part.DRAFT)
+STRUCTURED = FeatureRow("structured output", loads.structured, arguments=lambda: brief)
+GREEDY_SPECULATION = FeatureRow("n-gram speculation, all greedy", loads.greedy, arguments=ngram, part=Part.DRAFT)
 ADAPTED_STRUCTURED = FeatureRow(
-    "LoRA with structured output", adapted_structured, arguments=lambda: (*lora_arguments(), *brief)
+    "LoRA with structured output", loads.adapted_structured, arguments=lambda: (*lora_arguments(), *brief)
 )
 
 ROWS: tuple[FeatureRow, ...] = (
@@ -392,41 +216,43 @@ ROWS: tuple[FeatureRow, ...] = (
     ADAPTED_STRUCTURED,
     FeatureRow(
         "LoRA beside the base model",
-        lora_beside_base,
+        loads.lora_beside_base,
         arguments=lora_arguments,
         note="beside an adapter the host's CPU build gives requests of the base model other logits than alone",
     ),
-    FeatureRow("sliding window: Gemma 3", plain, gemma3),
-    FeatureRow("KV shared between layers: Gemma 3n", plain, gemma3n),
+    FeatureRow("sliding window: Gemma 3", loads.plain, gemma3),
+    FeatureRow("KV shared between layers: Gemma 3n", loads.plain, gemma3n),
     FeatureRow(
         "LoRA, loaded and unloaded at run time",
-        lora,
+        loads.lora,
         arguments=lambda: ("--enable-lora", "--max-lora-rank", "8", "--max-loras", "3"),
         environment={"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"},
         prelude=load_adapters,
     ),
     FeatureRow(
         "weights reloaded at run time",
-        plain,
+        loads.plain,
         environment=DEV_MODE,
         prelude=lambda: [*reload_weights(), *pause_and_resume()],
     ),
-    FeatureRow("documents: prompt logprobs, echo, n, beam search", documents),
-    FeatureRow("chat completions, responses, messages", endpoints),
-    FeatureRow("priorities, chunked prefill, preemption", scheduled, arguments=scheduling),
-    FeatureRow("pooling, embeddings, scoring", pooling, arguments=pooling_arguments, decode_after=0),
-    FeatureRow("pictures, M-RoPE: PaddleOCR-VL", pictures, models.pictures, part=Part.ENCODER),
-    FeatureRow("KV offloading", plain, arguments=offloading),
-    FeatureRow("KV offloading, sliding window", plain, gemma3, arguments=offloading),
-    FeatureRow("KV in files", plain, arguments=files),
-    FeatureRow("hybrid: LFM2", plain, lfm2),
-    FeatureRow("hybrid: Jamba", plain, jamba),
-    FeatureRow("Mamba 2", plain, mamba2),
-    FeatureRow("Mamba 2, prefix caching", plain, mamba2, arguments=lambda: mamba_caching("all")),
-    FeatureRow("hybrid: LFM2, prefix caching", plain, lfm2, arguments=lambda: mamba_caching("align")),
-    FeatureRow("MLA: DeepSeek", plain, deepseek),
-    FeatureRow("draft model", plain, arguments=speculation(method="draft_model", model=models.draft), part=Part.DRAFT),
-    FeatureRow("EAGLE", plain, arguments=speculation(method="eagle", model=models.eagle), part=Part.DRAFT),
+    FeatureRow("documents: prompt logprobs, echo, n, beam search", loads.documents),
+    FeatureRow("chat completions, responses, messages", loads.endpoints),
+    FeatureRow("priorities, chunked prefill, preemption", loads.scheduled, arguments=scheduling),
+    FeatureRow("pooling, embeddings, scoring", loads.pooling, arguments=pooling_arguments, decode_after=0),
+    FeatureRow("pictures, M-RoPE: PaddleOCR-VL", loads.pictures, models.pictures, part=Part.ENCODER),
+    FeatureRow("KV offloading", loads.plain, arguments=offloading),
+    FeatureRow("KV offloading, sliding window", loads.plain, gemma3, arguments=offloading),
+    FeatureRow("KV in files", loads.plain, arguments=files),
+    FeatureRow("hybrid: LFM2", loads.plain, lfm2),
+    FeatureRow("hybrid: Jamba", loads.plain, jamba),
+    FeatureRow("Mamba 2", loads.plain, mamba2),
+    FeatureRow("Mamba 2, prefix caching", loads.plain, mamba2, arguments=lambda: mamba_caching("all")),
+    FeatureRow("hybrid: LFM2, prefix caching", loads.plain, lfm2, arguments=lambda: mamba_caching("align")),
+    FeatureRow("MLA: DeepSeek", loads.plain, deepseek),
+    FeatureRow(
+        "draft model", loads.plain, arguments=speculation(method="draft_model", model=models.draft), part=Part.DRAFT
+    ),
+    FeatureRow("EAGLE", loads.plain, arguments=speculation(method="eagle", model=models.eagle), part=Part.DRAFT),
     ranks_of(PLAIN, TP2, "tp2"),
     ranks_of(LORA, TP2, "tp2"),
     ranks_of(NGRAM, TP2, "tp2"),

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,16 +13,13 @@ import httpx
 import psutil
 
 from holdfast.bench.incident import Window, window_of
-from holdfast.bench.instrument import precise_client
-from holdfast.bench.loads import SERVER_ARGUMENTS
-from holdfast.bench.topologies import Standby
 from holdfast.chaos.control import Control, ControlFailed
 from holdfast.chaos.history import History
 from holdfast.chaos.loads import fresh_salt
-from holdfast.chaos.server import Server, ServerFailed, ServerSpec
+from holdfast.chaos.server import Server
 from holdfast.chaos.victims import ProcessKind, find_victims, kind_of
 from support.features.asks import Asks, Batch, Mode
-from support.features.columns import PART_FAULT, Column, injection
+from support.features.columns import Column, injection
 from support.features.rows import FeatureRow, Part
 from support.features.verdicts import (
     Cell,
@@ -35,30 +31,25 @@ from support.features.verdicts import (
     step_s,
     was_under_way,
 )
-from support.warm_start import WarmParent, WarmServer
 
-TESTS = Path(__file__).parents[2]
-CPU_BENCH = TESTS / "support" / "cpu_bench"
 HEALED_WITHIN_S = 180.0
 STANDBY_WITHIN_S = 240.0  # standbys prepare in the background, and a busy machine leaves them little
 BEGUN_TOKENS = 4
-PROTECTED = (
-    *("--enable-fault-injection", "--external-fault-notify-port", "0"),
-    *("--max-retries", "100000", "--max-worker-restarts", "100000", "--max-engine-restarts", "100000"),
-)
 
 
 @dataclass
 class Record:
     """What a row has shown: cells by fault and sampling mode, and which answers two fault-free runs give differently.
 
-    `unlikely` are answers without a fault that the oracle refuses.
+    `unlikely` are answers without a fault that the oracle refuses; `plain` is both of a server of plain vLLM, which is
+    started only where there is something to confirm.
     """
 
     row: str
     cells: dict[str, dict[str, Cell]] = field(default_factory=dict)
     unrepeated: dict[str, str] = field(default_factory=dict)
     unlikely: dict[str, str] = field(default_factory=dict)
+    plain: dict[str, dict[str, str]] = field(default_factory=dict)
     step_ms: float = 0.0
 
     @property
@@ -237,106 +228,3 @@ async def healed(control: Control, server: Server) -> str | None:
                 await asyncio.sleep(0.1)
             return f"the server ended with exit code {server.exit_code}"
     return why
-
-
-# ---- rows on servers of their own
-
-
-class Rows:
-    """Runs rows, each on one server: forked from a process that has imported the host, or new interpreters.
-
-    A context manager. Logs and the file that arms the fault of a draft or encoder lie in `folder`.
-    """
-
-    def __init__(self, folder: Path, *, forked: bool = True, say: Callable[[str], None] = print) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._folder, self._say = folder, say
-        self._flag = folder.absolute() / f"raise-{os.getpid()}"
-        path = os.pathsep.join([str(CPU_BENCH), str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
-        self._environment = {"PYTHONPATH": path, PART_FAULT: str(self._flag)}
-        self._parent = WarmParent(self._environment) if forked else None
-
-    def __enter__(self) -> Rows:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._flag.unlink(missing_ok=True)
-        if self._parent is not None:
-            self._parent.close()
-
-    def run(self, row: FeatureRow, columns: Sequence[Column] = ()) -> Record:
-        """Run a row: all columns that it has, or the chosen ones."""
-        columns = columns or columns_of(row)
-        self._flag.unlink(missing_ok=True)
-        spec = self._spec(row)
-        server = Server(spec) if self._parent is None else WarmServer(spec, self._parent)
-        try:
-            server.start()
-        except ServerFailed as error:
-            return self._without_server(row, columns, str(error))
-        with server:
-            self._say(f"{row.name}: served after {server.start_s:.0f} s")
-            with precise_client():
-                return asyncio.run(self._columns(RowRun(row, server, self._flag), columns))
-
-    async def _columns(self, run: RowRun, columns: Sequence[Column]) -> Record:
-        if errors := await run.fault_free():
-            return await self._fails_fault_free(run.row, columns, "; ".join(errors))
-        for name, why in run.record.unrepeated.items():
-            self._say(f"{run.row.name} | two fault-free runs differ in {name}: {why}")
-        for name, why in run.record.unlikely.items():
-            self._say(f"{run.row.name} | without a fault the oracle refuses {name}: {why}")
-        for column in columns:
-            if run.server.exit_code is not None:
-                run.record.cells[str(column)] = of_all_modes(run.row, Cell(Result.BROKEN, "the server had ended"))
-                continue
-            try:
-                await run.column(column)
-            except ControlFailed as error:
-                run.record.cells[str(column)] = of_all_modes(run.row, Cell(Result.BROKEN, str(error)))
-            for mode, cell in run.record.cells[str(column)].items():
-                self._say(f"{run.row.name} | {column} | {mode}: {cell.result}, {cell.steps} steps {cell.why[:600]}")
-        return run.record
-
-    def _spec(self, row: FeatureRow, *, holdfast: bool = True) -> ServerSpec:
-        protected = (*PROTECTED, *Standby.PRELOADED.arguments(row.ranks)) if holdfast else ()
-        name = "".join(letter if letter.isalnum() else "-" for letter in row.name)
-        return ServerSpec(
-            model=row.model(),
-            log=self._folder / f"{name}{'' if holdfast else '-plain'}.log",
-            arguments=(*SERVER_ARGUMENTS, *protected, *row.arguments()),
-            environment={**self._environment, **row.environment},
-            holdfast=holdfast,
-        )
-
-    def _without_server(self, row: FeatureRow, columns: Sequence[Column], why: str) -> Record:
-        """Judge a row whose server does not start: refused, or plain vLLM does not start either."""
-        if "refus" in why:
-            return everywhere(row, columns, Cell(Result.REFUSED, why[-200:]))
-        try:
-            Server(self._spec(row, holdfast=False)).start().stop()
-        except ServerFailed as error:
-            return everywhere(row, columns, Cell(Result.HOST_FAILS, f"does not start: {error_line(str(error))}"))
-        return everywhere(row, columns, Cell(Result.BROKEN, f"starts with plain vLLM only: {error_line(why)}"))
-
-    async def _fails_fault_free(self, row: FeatureRow, columns: Sequence[Column], why: str) -> Record:
-        """Judge a row whose answers are errors without any fault, by the same requests to plain vLLM."""
-        with Server(self._spec(row, holdfast=False)).start() as server:
-            histories = await Batch(server.url, row.asks(fresh_salt())).run()
-        if any(one.error for one in histories):
-            return everywhere(row, columns, Cell(Result.HOST_FAILS, why))
-        return everywhere(row, columns, Cell(Result.BROKEN, f"fails without a fault, plain vLLM does not: {why}"))
-
-
-def error_line(text: str) -> str:
-    """Return the last line of a log that names an error."""
-    lines = [line for line in text.splitlines() if "Error" in line and "See root cause" not in line]
-    return (lines or text.splitlines() or [""])[-1][-200:]
-
-
-def of_all_modes(row: FeatureRow, cell: Cell) -> dict[str, Cell]:
-    return {str(mode): cell for mode in modes_of(row.asks(""))}
-
-
-def everywhere(row: FeatureRow, columns: Sequence[Column], cell: Cell) -> Record:
-    return Record(row.name, {str(column): of_all_modes(row, cell) for column in columns})
