@@ -13,7 +13,7 @@ pytest.importorskip("vllm")
 from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.request import RequestStatus
 
-from contract.hosts.test_rewind_makes_progress import LONG_PREFILL_IN_A_FULL_CACHE, MAX_TURNS, Core
+from contract.hosts.scheduler_rig import LONG_PREFILL_IN_A_FULL_CACHE, MAX_TURNS, Core
 from holdfast.core.requests.rewind import RewindPlan
 from holdfast.hosts.vllm.engine import rewind
 from holdfast.hosts.vllm.engine.ready_requests import ReadyRequests
@@ -36,9 +36,6 @@ class Engine:
     @property
     def first(self) -> Any:
         return self.scheduler.requests["1"]
-
-    def has_work(self) -> bool:
-        return bool(self.scheduler.has_requests())
 
 
 def ready(engine: Engine, may_run: Callable[[Any], bool] = lambda _: True) -> int:
@@ -110,10 +107,22 @@ def test_a_suspect_that_is_kept_waiting_is_not_ready() -> None:
 
 def test_a_request_in_no_queue_leaves_the_busy_loop_idle_and_is_ready() -> None:
     engine = Engine()
+    watched = ReadyRequests(engine, lambda _: True)
+    assert not watched.planning(0).is_idle
     lost = list(engine.scheduler.requests.values())
     engine.scheduler.waiting.remove_requests(lost)
     assert ready(engine) == 2
-    assert ReadyRequests(engine, lambda _: True).planning(0).is_idle
+    assert watched.planning(0).is_idle
+
+
+def test_requests_that_change_during_a_look_show_that_something_happens() -> None:
+    class Changing(dict[str, Any]):
+        def values(self) -> Any:
+            raise RuntimeError("dictionary changed size during iteration")
+
+    engine = Engine()
+    engine.scheduler.requests = Changing()
+    assert ready(engine) == 0
 
 
 def test_an_engine_core_that_stands_takes_turns_without_a_step_and_goes_on_without_the_kv(

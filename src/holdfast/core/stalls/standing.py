@@ -19,8 +19,8 @@ from holdfast.core.stalls.step_deadlines import Limits
 class Planning(msgspec.Struct, frozen=True):
     """Progress of an engine core's scheduling.
 
-    `turns`: calls of the scheduler, `steps`: those that ended with the outputs of requests. `is_idle`: the busy loop
-    waits for inputs because it counts no work.
+    `turns`: calls of the scheduler, `steps`: those that ended with the outputs of requests. `is_idle`: no
+    request is in a queue, and the busy loop waits for inputs.
     """
 
     turns: int

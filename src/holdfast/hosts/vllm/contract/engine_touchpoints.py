@@ -182,7 +182,6 @@ ENGINE_TOUCHPOINTS: tuple[Touchpoint, ...] = (
     call(_SCHEDULER, "Scheduler.pause_state", None, _READY),
     Touchpoint("vllm.v1.core.sched.interface", "PauseState", "class", None, _READY),
     call("vllm.v1.executor.abstract", "Executor.is_sleeping", None, _READY),
-    call(_CORE, "EngineCoreProc.has_work", (), _READY),
     Touchpoint("vllm.v1.core.sched.request_queue", "SchedulingPolicy", "class", None, "the order of the queues"),
     call(_KV, "KVCacheManager.free", ("request",), "releasing a request's blocks"),
     call(_KV, "KVCacheManager.evict_blocks", ("block_ids",), "suspect KV leaves the prefix cache"),

@@ -25,7 +25,7 @@ _HOLDS_FOR_OUTSIDE = frozenset({RequestStatus.WAITING_FOR_REMOTE_KVS, RequestSta
 
 
 class ReadyRequests:
-    """The requests of an engine core, seen from another thread: single reads, each of them whole.
+    """The requests of an engine core, seen from another thread: single reads, each of them whole, and no calls.
 
     Args:
         may_run: tells whether Holdfast lets a request be scheduled.
@@ -38,14 +38,19 @@ class ReadyRequests:
 
     def planning(self, steps: int) -> Planning:
         """Return the scheduler's turns beside the steps that ended."""
-        return Planning(self._scheduler.current_step, steps, is_idle=not self._engine.has_work())
+        scheduler = self._scheduler
+        queued = scheduler.running or scheduler.waiting or scheduler.kv_holding_waiting
+        return Planning(scheduler.current_step, steps, is_idle=not queued)
 
     def count(self) -> int:
         """Return how many requests could be in a step; 0 where the host has a reason to plan none."""
         scheduler = self._scheduler
         if scheduler.pause_state is not PauseState.UNPAUSED or self._engine.model_executor.is_sleeping:
             return 0
-        requests = list(scheduler.requests.values())
+        try:
+            requests = list(scheduler.requests.values())
+        except RuntimeError:  # requests come and go: the busy loop does something
+            return 0
         if scheduler.deferred_frees or any(map(_may_hold_others_back, requests)):
             return 0
         return sum(self._is_ready(request) for request in requests)
