@@ -130,6 +130,28 @@ def test_a_request_that_cannot_be_sent_again_ends_alone() -> None:
     asyncio.run(scenario())
 
 
+def test_a_request_whose_inputs_were_not_kept_ends_with_that_reason_and_costs_no_other() -> None:
+    async def scenario() -> None:
+        async def add(client: Any, request: Any) -> None:
+            client.reqs_in_flight[request.request_id] = ENGINES[0]
+
+        client = Client()
+        router = RequestRouter(client, max_input_bytes=4)
+        router.bind(asyncio.get_running_loop())
+        large = request("large")
+        large.prompt_embeds = SimpleNamespace(nbytes=5)
+        for asked in (large, request("small")):
+            await router.add(add, client, asked)
+        router.follow(view((DOWN, 1), (UP, 0)))
+        await settle()
+        client.outputs_queue.get_nowait()  # that nothing runs on the lost one
+        assert [o.request_id for o in client.outputs_queue.get_nowait().outputs] == ["large"]
+        assert "--max-journal-mib" in str(error_reason("large"))
+        assert list(router.journal) == ["small"]
+
+    asyncio.run(scenario())
+
+
 class Siblings:
     """Two engine cores, of which one is always up and dies of a deadly request."""
 

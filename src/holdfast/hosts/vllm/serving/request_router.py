@@ -318,6 +318,7 @@ class RequestRouter:
                 continue  # aborted or sent meanwhile; or a session that needs no engine core before its next input
             had_started = self._waiting[request_id]
             if had_started and entry.unmovable:
+                keep_error_reason(request_id, f"the engine core of this request was lost, and {entry.unmovable}")
                 self._fail(client, request_id, entry.unmovable)
                 continue
             drawn = self._sessions.drawn(request_id)
