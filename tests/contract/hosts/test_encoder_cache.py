@@ -28,6 +28,7 @@ from vllm.v1.structured_output import StructuredOutputManager
 from contract.hosts.rig import BLOCK_SIZE, BLOCKS, MAX_RUNNING, STEP_TOKENS
 from contract.hosts.vllm_parts import MODEL
 from contract.hosts.vllm_rig import _as_a_library
+from holdfast.core.errors import RecoveryFailed
 from holdfast.hosts.vllm.engine.rewind import encodes_again, rewind
 
 pytestmark = pytest.mark.host
@@ -154,3 +155,15 @@ def test_runner_v2_is_sent_a_request_of_a_lost_worker_whole(scheduler: Scheduler
     [sent] = scheduler.schedule().scheduled_new_reqs
     assert sent.mm_features == request.mm_features
     assert sent.prefill_token_ids == [*[ord("a")] * PROMPT, 7, 7]
+
+
+def test_a_connector_that_counts_transfers_of_encoder_outputs_needs_another_engine_core(scheduler: Scheduler) -> None:
+    send(scheduler, "a", "one")
+    scheduler.schedule()
+    scheduler.ec_connector = type("ECCPUConnector", (), {})()
+    with pytest.raises(RecoveryFailed, match="ECCPUConnector cannot be taken back"):
+        rewind(scheduler, (), keep_suspect_blocks=False)
+    scheduler.ec_connector = type("ECExampleConnector", (), {"request_finished": None})()
+    rewind(scheduler, (), keep_suspect_blocks=False)
+    scheduler.ec_connector = None
+    assert step(scheduler).scheduled_encoder_inputs == {"a": [0]}

@@ -15,6 +15,13 @@ _SHARED = "memory that processes share cannot be joined by a new worker"
 _TAKEN_BACK = "the jobs of a failed step are taken back"
 
 CONNECTOR_TOUCHPOINTS: tuple[Touchpoint, ...] = (
+    Touchpoint(
+        "vllm.distributed.ec_transfer.ec_connector.example_connector",
+        "ECExampleConnector",
+        "class",
+        None,
+        "its only state is what the next step loads",
+    ),
     call(_SCHEDULER, "Scheduler._free_blocks", ("request",), "finished requests that waited for a load"),
     call(_SCHEDULER, "Scheduler._free_cow_retained_blocks", ("blocks", "fence_seq"), "copies that were never sent"),
     call(_KV, "KVCacheManager.take_boundary_state_offloads", (), "hand-offs that were never sent"),

@@ -48,6 +48,15 @@ def require_rewindable(connector: Any | None, *, memory_lost: bool) -> None:
         )
 
 
+def require_rewindable_encoder(connector: Any | None) -> None:
+    """Raise `RecoveryFailed` for a connector of encoder outputs that counts transfers: some may be of failed steps."""
+    name = type(connector).__name__
+    if connector is not None and name != "ECExampleConnector":
+        raise RecoveryFailed(
+            PublicText(f"transfers of the connector {name} cannot be taken back: its engine core has to be replaced")
+        )
+
+
 def _first_unknown(connector: Any) -> str:
     name = type(connector).__name__
     if name == "MultiConnector":

@@ -11,7 +11,7 @@ from typing import Any
 
 from vllm.v1.request import RequestStatus
 
-from holdfast.hosts.vllm.engine.connector_jobs import require_rewindable, take_back_jobs
+from holdfast.hosts.vllm.engine.connector_jobs import require_rewindable, require_rewindable_encoder, take_back_jobs
 
 
 def rewind_to_first_tokens(scheduler: Any, *, memory_lost: bool) -> list[Any]:
@@ -24,6 +24,7 @@ def rewind_to_first_tokens(scheduler: Any, *, memory_lost: bool) -> list[Any]:
         RecoveryFailed: transfers of the connector cannot be taken back.
     """
     require_rewindable(scheduler.connector, memory_lost=memory_lost)
+    require_rewindable_encoder(scheduler.ec_connector)
     _drop_pending_copies(scheduler)
     requests = _requests_to_release(scheduler)
     scheduler.running = []
