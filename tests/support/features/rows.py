@@ -152,7 +152,15 @@ gemma3n = models.of_transformers(
 )  # fmt: skip
 lfm2 = models.of_transformers(
     "lfm2", "lfm2", num_hidden_layers=4, full_attn_idxs=[1, 3], max_position_embeddings=4096, block_ff_dim=256,
-    block_auto_adjust_ff_dim=False, tie_embedding=False, tie_word_embeddings=False, **HYBRID,
+    block_auto_adjust_ff_dim=False, conv_dim=128, block_dim=128, tie_embedding=False,
+    tie_word_embeddings=False, **HYBRID,
+)  # fmt: skip
+granite4 = models.of_transformers(
+    "granite4", "granitemoehybrid", hidden_size=256, intermediate_size=256, shared_intermediate_size=256,
+    num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=4096,
+    layer_types=["mamba", "attention", "mamba", "attention"], mamba_n_heads=8, mamba_d_head=64, mamba_d_state=64,
+    mamba_n_groups=1, mamba_expand=2, mamba_chunk_size=64, num_local_experts=0, num_experts_per_tok=0,
+    position_embedding_type=None, tie_word_embeddings=False,
 )  # fmt: skip
 jamba = models.of_transformers(
     "jamba", "jamba", num_hidden_layers=4, attn_layer_period=2, attn_layer_offset=1, num_experts=1,
@@ -244,10 +252,12 @@ ROWS: tuple[FeatureRow, ...] = (
     FeatureRow("KV offloading, sliding window", loads.plain, gemma3, arguments=offloading),
     FeatureRow("KV in files", loads.plain, arguments=files),
     FeatureRow("hybrid: LFM2", loads.plain, lfm2),
+    FeatureRow("hybrid: Granite 4", loads.plain, granite4),
     FeatureRow("hybrid: Jamba", loads.plain, jamba),
     FeatureRow("Mamba 2", loads.plain, mamba2),
-    FeatureRow("Mamba 2, prefix caching", loads.plain, mamba2, arguments=lambda: mamba_caching("all")),
+    FeatureRow("Mamba 2, prefix caching", loads.plain, mamba2, arguments=lambda: mamba_caching("align")),
     FeatureRow("hybrid: LFM2, prefix caching", loads.plain, lfm2, arguments=lambda: mamba_caching("align")),
+    FeatureRow("hybrid: Granite 4, prefix caching", loads.plain, granite4, arguments=lambda: mamba_caching("align")),
     FeatureRow("MLA: DeepSeek", loads.plain, deepseek),
     FeatureRow(
         "draft model", loads.plain, arguments=speculation(method="draft_model", model=models.draft), part=Part.DRAFT
