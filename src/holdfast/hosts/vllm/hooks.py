@@ -26,6 +26,8 @@ from holdfast.hosts.vllm.contract.front_end_touchpoints import (
     GREET,
     LAUNCH_IN_CLIENT,
     LAUNCH_IN_LAUNCHER,
+    OFFLINE_CLIENT_INIT,
+    OFFLINE_OUTPUT,
     ROUTE,
     SERVE_HEADLESS,
     SERVE_HTTP,
@@ -52,6 +54,7 @@ from holdfast.hosts.vllm.process.members import record_sockets
 from holdfast.hosts.vllm.process.output import never_block_output
 from holdfast.hosts.vllm.process.settings import asks_for_protection, handed_down, inherited_settings, take_settings
 from holdfast.hosts.vllm.serving.client_hooks import attach_client_hooks, protect_clients, request_router, serve_until
+from holdfast.hosts.vllm.serving.offline import end_with_instance, say_why
 from holdfast.hosts.vllm.serving.takeover import Takeover, greet_engine_cores
 from holdfast.sentinel import FrontEndLink
 from holdfast.sentinel.thread import client_address
@@ -82,6 +85,8 @@ def attach_front_end_hooks(open_sinks: OpenSinks) -> None:
     attach(START_COORDINATOR, save_coordinator_arguments)
     attach(START_API_SERVERS, save_api_server_arguments)
     attach_request_hooks()
+    attach(OFFLINE_CLIENT_INIT, _init_offline_client)
+    attach(OFFLINE_OUTPUT, lambda original, client: say_why(original, client, _defeat))
     if LAUNCH_IN_LAUNCHER.module in sys.modules:  # the host imports its command before any plugin
         attach(LAUNCH_IN_LAUNCHER, functools.partial(_launch_protected, open_sinks, _one_for_each_input))
         attach(AWAIT_END, _await_end)
@@ -231,6 +236,18 @@ def _init_client(original: Callable[..., None], client: Any, *args: Any, **kwarg
     _serve_through(link, client)
     link.start(attached())
     link.await_attached(OWNER_TIMEOUT_S)
+
+
+def _init_offline_client(original: Callable[..., None], client: Any, *args: Any, **kwargs: Any) -> None:
+    original(client, *args, **kwargs)
+    owner = current_owner()
+    if owner is not None and owner.owns(client.resources.engine_manager):
+        end_with_instance(client, owner.sentinel.tell)
+
+
+def _defeat() -> str | None:
+    owner = current_owner()
+    return owner.defeat if owner is not None else None
 
 
 def _take_over(make: Callable[[], None], client: Any, link_id: int) -> None:

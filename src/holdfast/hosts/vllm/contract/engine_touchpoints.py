@@ -157,8 +157,6 @@ ENGINE_TOUCHPOINTS: tuple[Touchpoint, ...] = (
     *attributes(_SCHEDULER, "Scheduler", "num_waiting_for_streaming_input", _SESSIONS),
     call(_SCHEDULER, "Scheduler.set_pause_state", ("pause_state",), _PAUSES),
     call(_SCHEDULER, "Scheduler._holds_kv_blocks", ("request",), _PAUSES),
-    *attributes(_SCHEDULER, "Scheduler", "pause_state", _PAUSES),
-    Touchpoint("vllm.v1.core.sched.interface", "PauseState", "class", None, _PAUSES),
     call(_SCHEDULER, "Scheduler._free_request_blocks", ("request",), "who leaves with a step in flight"),
     call(_KV, "KVCacheManager.get_block_ids", ("request_id",), "who leaves with a step in flight"),
     call(_SCHEDULER, "Scheduler._drain_deferred_frees", (), "deferred blocks return before a rewind"),

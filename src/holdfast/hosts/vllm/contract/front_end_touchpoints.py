@@ -21,6 +21,13 @@ CLIENT_INIT = wrap(
     ("vllm_config", "executor_class", "log_stats", "client_addresses", "client_count", "client_index"),
     "an API server that does not own the engine cores needs a link to the owner",
 )
+OFFLINE_CLIENT_INIT = wrap(
+    _CLIENT,
+    "SyncMPClient.__init__",
+    ("vllm_config", "executor_class", "log_stats"),
+    "the waits of `vllm.LLM` end with the instance",
+)
+OFFLINE_OUTPUT = wrap(_CLIENT, "SyncMPClient.get_output", (), "`vllm.LLM` is told why its engine core has ended")
 ROUTE = wrap(
     _CLIENT,
     "DPLBAsyncMPClient.get_core_engine_for_request",
@@ -120,6 +127,8 @@ FRONT_END_TOUCHPOINTS: tuple[Touchpoint, ...] = (
     LAUNCH_IN_CLIENT,
     LAUNCH_IN_LAUNCHER,
     CLIENT_INIT,
+    OFFLINE_CLIENT_INIT,
+    OFFLINE_OUTPUT,
     ROUTE,
     WATCH_ENGINES,
     ADD,
@@ -200,6 +209,9 @@ FRONT_END_TOUCHPOINTS: tuple[Touchpoint, ...] = (
     ),
     Touchpoint("vllm.exceptions", "GenerationError", "class", None, "telling a client why its request was ended"),
     *attributes(_CLIENT, "AsyncMPClient", "outputs_queue", "failing one request that cannot be resumed"),
+    *attributes(_CLIENT, "SyncMPClient", "outputs_queue", "the waits of `vllm.LLM` end with the instance"),
+    *attributes(_CLIENT, "BackgroundResources", "engine_dead engine_manager", "later calls of `vllm.LLM` raise"),
+    Touchpoint("vllm.v1.engine.exceptions", "EngineDeadError", "class", None, "the error of `vllm.LLM`"),
     call(
         _ENGINES,
         "wait_for_engine_startup",

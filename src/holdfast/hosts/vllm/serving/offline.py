@@ -1,0 +1,50 @@
+"""The client of `vllm.LLM`, which waits without a bound for outputs and answers of its engine core.
+
+Requests of such a client move to no other engine core. When the instance ends, each wait ends with an error that names
+the reason; in plain vLLM the program hangs for ever after its engine core was killed.
+"""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+from holdfast.core.protocol.events import InstanceView
+
+
+def end_with_instance(client: Any, tell: Callable[[Callable[[InstanceView], None]], None]) -> None:
+    """End the waits of a client when its instance is defeated, as the views say that `tell` gives."""
+    tell(functools.partial(_follow, weakref.ref(client)))
+
+
+def _follow(client: Callable[[], Any], view: InstanceView) -> None:
+    live_client = client()
+    if live_client is None or view.defeat is None or live_client.resources.engine_dead:
+        return
+    live_client.resources.engine_dead = True  # later calls raise at once
+    live_client.outputs_queue.put_nowait(_error(view.defeat))
+    for answer in list(live_client.utility_results.values()):
+        if not answer.done():
+            answer.set_exception(_error(view.defeat))
+
+
+def say_why(original: Callable[[Any], Any], client: Any, defeat: Callable[[], str | None]) -> Any:
+    """Return the next outputs; let the host's error of a dead engine core name the reason of the defeat."""
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    try:
+        return original(client)
+    except EngineDeadError:
+        if (reason := defeat()) is None:
+            raise
+        raise _error(reason) from None
+
+
+def _error(reason: str) -> Exception:
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    error = EngineDeadError(suppress_context=True)
+    error.args = (f"the engine core has ended: {reason}",)
+    return error
