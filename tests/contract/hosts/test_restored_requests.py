@@ -19,6 +19,7 @@ from vllm.multimodal.inputs import (
     MultiModalKwargsItem,
     PlaceholderRange,
 )
+from vllm.multimodal.utils import strip_covered_mm_data
 from vllm.sampling_params import SamplingParams
 from vllm.v1.core.sched.output import NewRequestData, SchedulerOutput
 from vllm.v1.pool.late_interaction_runner import LateInteractionRunner
@@ -44,10 +45,10 @@ OF_THE_STEP = {"block_ids", "num_computed_tokens", "prefill_token_ids", "replay_
 NEVER_RESTORED = {"pooling_params"}  # such a request has no output, and is sent as a new one
 
 
-def feature(data: bool = True) -> MultiModalFeatureSpec:
+def feature() -> MultiModalFeatureSpec:
     pixels = MultiModalFieldElem(data=torch.arange(600, dtype=torch.float32), field=MultiModalBatchedField())
     grid = MultiModalFieldElem(data=torch.tensor([1, 2, 6]), field=MultiModalBatchedField(keep_on_cpu=True))
-    item = MultiModalKwargsItem({"pixel_values": pixels, "image_grid_thw": grid}) if data else None
+    item = MultiModalKwargsItem({"pixel_values": pixels, "image_grid_thw": grid})
     return MultiModalFeatureSpec(
         data=item, modality="image", identifier="picture", mm_position=PlaceholderRange(offset=1, length=3)
     )
@@ -162,14 +163,15 @@ def test_outputs_of_the_encoder_are_dropped_by_a_restore() -> None:
     assert runner.encoder_cache == {}
 
 
+@pytest.mark.parametrize("mrope", [True, False])
 @pytest.mark.parametrize("encodes_again", [True, False])
-def test_a_rank_that_lacks_a_picture_asks_for_it_if_it_is_computed_again(encodes_again: bool) -> None:
-    wanted = request()
-    runner = as_new(wanted)
-    state = runner.requests["r"]
-    state.mm_features = [feature(data=False)]  # so the host sends what the prefix cache covers
+def test_a_rank_that_lacks_a_picture_asks_for_it_if_it_is_computed_again(encodes_again: bool, mrope: bool) -> None:
     position = RequestPosition("r", 2, (11, 12), encodes_again=encodes_again)
-    assert restore_runner(runner, [position]) == (("r",) if encodes_again else ())
+    for covered, lacking in ((0, ()), (4, ("r",))):
+        runner = as_new(request(), mrope)
+        state = runner.requests["r"]
+        state.mm_features = strip_covered_mm_data(state.mm_features, covered, uses_mrope=mrope)
+        assert restore_runner(runner, [position]) == (lacking if encodes_again else ())
 
 
 def plain(value: Any) -> Any:

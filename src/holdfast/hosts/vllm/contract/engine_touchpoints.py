@@ -18,6 +18,7 @@ _RUNNER_V2 = "vllm.v1.worker.gpu.model_runner"
 _ENCODER_CACHE = "vllm.v1.core.encoder_cache_manager"
 
 _ENCODED = "no output of the encoder counts as computed after a rewind"
+_STRIPPED = "a rank is spared pictures that the prefix cache covers, and may need them after a rewind"
 _COMPARED = "a second request, with which the only present request can be compared"
 _EXPERTS = "vllm.distributed.eplb.eplb_state"
 _EQUAL = "state that every rank holds for itself is made equal on all ranks"
@@ -203,6 +204,14 @@ ENGINE_TOUCHPOINTS: tuple[Touchpoint, ...] = (
     call(_ENCODER_CACHE, "EncoderDecoderCacheManager.reset", (), _ENCODED),
     *attributes("vllm.multimodal.inputs", "MultiModalFeatureSpec", "data mm_position", _ENCODED),
     *attributes("vllm.multimodal.inputs", "PlaceholderRange", "offset length", _ENCODED),
+    *attributes("vllm.multimodal.inputs", "MultiModalFieldElem", "field", _STRIPPED),
+    *attributes("vllm.multimodal.inputs", "BaseMultiModalField", "keep_on_cpu", _STRIPPED),
+    call(
+        "vllm.multimodal.utils",
+        "strip_covered_mm_data",
+        ("mm_features", "num_computed_tokens", "uses_mrope"),
+        _STRIPPED,
+    ),
     *attributes("vllm.v1.core.kv_cache_utils", "KVCacheBlock", "block_hash", "which suspect blocks are cached"),
     Touchpoint(_REQUEST, "RequestStatus", "class", None, "rewinding"),
     *attributes(

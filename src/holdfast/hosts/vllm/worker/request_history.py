@@ -108,5 +108,8 @@ def _new_state(runner: Any, request: RequestHistory) -> Any:
 
 
 def lacks_features(state: Any) -> bool:
-    """Tell whether a rank was sent a request without the data of its pictures, which the prefix cache covered."""
-    return any(feature.data is None for feature in state.mm_features)
+    """Tell whether a rank was sent a request without pictures that the prefix cache covered: at most their shapes."""
+    return any(
+        feature.data is None or all(part.field.keep_on_cpu for part in feature.data.values())
+        for feature in state.mm_features
+    )
