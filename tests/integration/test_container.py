@@ -22,6 +22,9 @@ from holdfast.chaos.streams import Load
 from holdfast.chaos.victims import ProcessKind, find_victims, kill
 from holdfast.core.faults.faults import Phase
 from holdfast.core.faults.injection import InjectionSpec
+from holdfast.progress.identity import Identity
+from holdfast.progress.places import MEMORY, PREFIX
+from holdfast.progress.records import read_record
 from integration.helpers.engines import RESTART_S
 from integration.helpers.servers import NO_LIMITS, Servers, left_behind, run, well
 from integration.helpers.streams import assert_exact, begun, faulted
@@ -92,6 +95,8 @@ def assert_survives(server: Server) -> None:
     print(f"well {time.monotonic() - began:.1f} s after the load with the killed worker began")
     os.kill(server.pid, signal.SIGTERM)
     assert left_behind(server) == []
+    owners = [read_record(folder / "owner", Identity) for folder in MEMORY.glob(f"{PREFIX}*")]
+    assert server.pid not in [owner.pid for owner in owners if owner is not None], "its folder in memory is left"
 
 
 @pytest.mark.server
