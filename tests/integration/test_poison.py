@@ -6,12 +6,13 @@ import asyncio
 import time
 from collections.abc import Iterator, Sequence
 
+import httpx
 import pytest
 from msgspec.structs import replace
 
 from holdfast.bench.topologies import MOE_EP, ONE, TP2, Topology
 from holdfast.chaos.checker import compare_runs
-from holdfast.chaos.control import Control
+from holdfast.chaos.control import Control, token_headers
 from holdfast.chaos.history import History
 from holdfast.chaos.loads import fresh_salt
 from holdfast.chaos.server import Server
@@ -40,6 +41,7 @@ FEW_TOKENS = 12  # what Triton's interpreter runs within seconds
 FOREVER = 1000
 MOST_FAULTS = 7
 FAULTS_OF_A_NAMED_ONE = 4
+REPETITIONS = 20
 SLOWEST_S = Limits().relearning_s + 10  # a stall in a new process, and its recovery
 SETTLED_WITHIN_S = 60.0
 ARGUMENTS = ("--poison-detection", "--stall-detection", "--check-logits")
@@ -195,6 +197,37 @@ def test_one_whose_logits_are_no_numbers_is_named_and_ends_alone(bench: Bench) -
     assert found.faults <= FAULTS_OF_A_NAMED_ONE
 
 
+def test_a_client_that_sends_its_poison_again_and_again_costs_one_search(bench: Bench) -> None:
+    if bench.tokens != TOKENS:
+        pytest.skip("logits of one request are spoilt on runner V1 only")
+    expected = bench.expected()
+
+    async def scenario() -> tuple[list[str | None], Found, dict]:
+        async with Control(bench.server.url) as control:
+            before, salt, began_s = await control.last_sequence(), fresh_salt(), time.monotonic()
+            for engine in range(bench.topology.engines):
+                await control.inject(replace(poison("again", FaultKind.NAN), engine_id=engine))
+            others = asyncio.create_task(Load(bench.server.url, bench.load()).run())
+            errors = []
+            for number in range(REPETITIONS):
+                spec = StreamSpec("again", "And again", max_tokens=8, cache_salt=salt, request_id=f"again-{number}")
+                [history] = await Load(bench.server.url, [spec], timeout_s=60).run()
+                errors.append(history.error)
+            found = Found(await others, await control.events(before), time.monotonic() - began_s)
+            status = httpx.get(f"{bench.server.url}/fault_tolerance/status", headers=token_headers(bench.server.url))
+            return errors, found, status.json()
+
+    errors, found, status = run(scenario())
+    found.tell(f"sent {REPETITIONS} times")
+    found.assert_exact_but(expected, [])
+    [ended], [remembered] = found.of("request-ended"), found.of("request-remembered")
+    assert len(set(errors)) == 1 and ended["incident"] in str(errors[0])
+    assert found.faults <= FAULTS_OF_A_NAMED_ONE
+    assert {e["decision"]["action"] for e in found.of("decision-made")} == {"retry"}
+    [entry] = [r for r in status["remembered"] if r["incident"] == remembered["incident"]]
+    assert entry["refused"] and entry["refusals"] >= REPETITIONS // 2
+
+
 @pytest.mark.parametrize("kind", [FaultKind.KILL, in_matrix(FaultKind.STOP), in_matrix(FaultKind.HANG)])
 def test_one_that_takes_the_worker_along_ends_alone(bench: Bench, kind: FaultKind) -> None:
     """By killing, stopping or hanging it: the last is found as late as a stall in a new process is."""
@@ -214,7 +247,8 @@ def test_the_only_request_there_is_is_compared_with_one_of_our_own_and_ended(ben
         async with Control(bench.server.url) as control:
             before = await control.last_sequence()
             await control.inject(poison(f"lonely-{kind}", kind))
-            alone = StreamSpec("alone", "The only one", max_tokens=8, request_id=f"lonely-{kind}")
+            salt, name = fresh_salt(), f"lonely-{kind}"  # else the second one would be refused as a repetition
+            alone = StreamSpec("alone", "The only one", max_tokens=8, cache_salt=salt, request_id=name)
             histories = await Load(bench.server.url, [alone], timeout_s=150).run()
             return histories, await control.events(before)
 

@@ -12,9 +12,9 @@ from dataclasses import replace
 
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.faults.faults import Fault, FaultClass, is_of_the_process
-from holdfast.core.poison.detector import NamedRequests, PoisonDetector, Restriction
+from holdfast.core.poison.detector import PoisonDetector, Restriction
 from holdfast.core.poison.memory import adapter_error, poison_request_error
-from holdfast.core.poison.named import Spoilt, named_by
+from holdfast.core.poison.named import NamedRequests, Spoilt, named_by
 from holdfast.core.ports import RequestHost
 from holdfast.core.protocol import messages as m
 
@@ -54,7 +54,9 @@ class Quarantine:
         self._replaces_for_fault = is_of_the_process(fault) or of_unknown_depth
         progress, named = requests.request_progress(), named_by(fault)
         known = self._detector.adapter_fault(fault.adapter_id, progress) if fault.adapter_id else None
-        self._restriction = known or self._detector.fault(progress, named)
+        self._restriction = known or self._detector.fault(
+            progress, fault.request_ids if fault.names_cause else named, names_cause=fault.names_cause
+        )
         self.clears_rank = self._named.take(named, progress, time.monotonic())
         self.search_progressed = self._restriction.search_progressed
         good, reached = ({i: getattr(s, what) for i, s in progress.items()} for what in ("good", "reached"))

@@ -5,7 +5,7 @@ import msgspec
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.faults.classification import ADAPTER_ID, Classifier, OwnRow, default_classifier, fault_of
 from holdfast.core.faults.faults import FaultClass
-from holdfast.core.poison.detector import NamedRequests, PoisonDetector, RequestProgress, Restriction
+from holdfast.core.poison.detector import PoisonDetector, RequestProgress, Restriction
 from holdfast.core.poison.memory import (
     MAX_PERIODS,
     MAX_REMEMBERED,
@@ -17,6 +17,7 @@ from holdfast.core.poison.memory import (
     poison_request_error,
     verdict_in,
 )
+from holdfast.core.poison.named import NamedRequests
 from holdfast.core.protocol.commands import Configure, RestartEngine, RestartWorkers
 from holdfast.core.protocol.link_messages import GuiltReported, RequestsRefused, decode_from_link, encode
 from support.instance_bench import Bench
@@ -267,3 +268,20 @@ def test_an_error_that_names_an_adapter_is_of_no_process_unless_an_own_row_says_
     assert (fault.adapter_id, fault.fault_class) == (3, FaultClass.TRANSIENT)
     own = Classifier([OwnRow(fault_class=FaultClass.DEVICE, error_type="FileNotFoundError")])
     assert fault_of(error, own, engine_id=0).fault_class is FaultClass.DEVICE
+
+
+# ---- an error that names its request as the cause
+
+
+def test_a_request_that_an_error_names_as_its_cause_is_retried_once_and_then_ended():
+    detector = PoisonDetector()
+    assert detector.fault(at("a", "b"), ("b",), names_cause=True) == Restriction()
+    found = detector.fault(at("a", "b"), ("b",), names_cause=True)
+    assert (found.end, found.run, found.search_progressed) == (("b",), None, True)
+    assert found.reason == "the error names the request, and a retry has met the same error"
+
+
+def test_a_request_that_got_further_is_retried_again():
+    detector = PoisonDetector()
+    detector.fault(at("a"), ("a",), names_cause=True)
+    assert detector.fault(at("a", good=5), ("a",), names_cause=True) == Restriction()

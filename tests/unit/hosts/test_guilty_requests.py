@@ -11,6 +11,7 @@ import pytest
 
 pytest.importorskip("vllm")
 
+from msgspec import structs
 from vllm.lora.request import LoRARequest
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest, FinishReason
@@ -251,5 +252,22 @@ def test_a_request_on_trial_is_marked_for_the_engine_core_and_no_client_can_mark
         router.follow(view(entry(request(), is_refused=False)))
         await router.add(client.add, client, request("again"))
         assert [r.sampling_params.extra_args for r in client.sent] == [{"a": 1}, {ON_TRIAL: True}]
+
+    asyncio.run(scenario())
+
+
+def test_a_request_on_trial_that_is_lost_with_its_engine_core_ends_at_once() -> None:
+    async def scenario() -> None:
+        client, router, _ = await made()
+        on_trial = view(entry(request(), is_refused=False))
+        router.follow(on_trial)
+        await router.add(client.add, client, request("again"))
+        await router.add(client.add, client, request("other", tokens=(5,)))
+        [engine] = on_trial.engines
+        lost = structs.replace(engine, state=EngineState.RESTARTING, restarts=1)
+        router.follow(structs.replace(on_trial, engines=(lost,)))
+        await settle()
+        assert client.failed() == ["again"]
+        assert list(router.journal) == ["other"]
 
     asyncio.run(scenario())

@@ -31,6 +31,7 @@ from holdfast.core.faults.redaction import MAX_TEXT_CHARS, account_of
 
 MAX_ROWS = 200
 SETTING = "fault_classes"
+NAMES_CAUSE = "holdfast_names_cause"  # attribute of an error: its `request_ids` are the cause
 ADAPTER_ID = "holdfast_adapter_id"  # attribute of an error: the adapter that could not be loaded
 
 
@@ -132,6 +133,7 @@ def fault_of(error: BaseException, classifier: Classifier, **about: Any) -> Faul
         full_text=account.full_text or UNSET,
         class_reason=classification.reason,
         request_ids=bounded_ids(getattr(error, "request_ids", ())),
+        names_cause=getattr(error, NAMES_CAUSE, False),
         adapter_id=adapter_id,
         **about,
     )

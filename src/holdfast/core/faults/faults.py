@@ -62,8 +62,9 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True):
 
     `message` is without user data, `place` says where in the code the exception was raised, and `full_text` is the text
     as it is, where something was held back; only the status shows that, on request. `class_reason` explains the class.
-    `request_ids`: requests in whose part of the step the fault showed, where known,
-    at most `MAX_REQUEST_IDS`. `adapter_id`: the adapter that a step could not load, and 0 for any other fault.
+    `request_ids`: requests in whose part of the step the fault showed, where known, at most `MAX_REQUEST_IDS`;
+    `names_cause`: one of these is the cause. `adapter_id`: the adapter that a step could not load, and 0 for any other
+    fault.
     """
 
     fault_class: FaultClass
@@ -76,6 +77,7 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True):
     at: float = 0.0
     class_reason: str = ""
     request_ids: tuple[str, ...] = ()
+    names_cause: bool = False
     adapter_id: int = 0
     place: str = ""
     full_text: str | UnsetType = UNSET

@@ -19,36 +19,6 @@ from typing import NamedTuple
 from holdfast.core.poison.bisection import COMPARED, Bisection, KeepApart, NeedsControl, Over, PoisonFound, Trial
 from holdfast.core.poison.named import in_fault
 
-
-class NamedRequests:
-    """Requests that numerical faults have named lately. They tell a faulty rank from guilty requests.
-
-    A faulty rank computes non-finite logits for one request and then for another, and the first gets further meanwhile.
-    A guilty request never does.
-    """
-
-    def __init__(self, window_s: float) -> None:
-        self._window_s = window_s
-        self._marks: dict[str, tuple[int, float]] = {}  # position at the fault, and when
-
-    def take(self, named: Collection[str], progress: ProgressOfRequests, now: float) -> bool:
-        """Take a fault. Return True if it names requests, and no earlier named request is known to be well since."""
-        known = {i: mark for i, (mark, at) in self._marks.items() if now - at < self._window_s}
-        well = [i for i, mark in known.items() if i not in named and _is_well(progress.get(i), mark)]
-        self._marks = {i: self._marks[i] for i in known}
-        self._marks.update({i: (progress[i].reached, now) for i in named if i in progress})
-        return bool(named) and not well
-
-    def forget(self) -> None:
-        """Forget everything: the processes are new."""
-        self._marks = {}
-
-
-def _is_well(progress: RequestProgress | None, mark: int) -> bool:
-    """Return whether a request got further, or was in the failed step without being named."""
-    return progress is not None and (progress.good > mark or progress.in_flight)
-
-
 # The first is nobody's, the second begins the search: they are tried again like any other.
 FAULTS_BEFORE_SEARCH = 2
 # A trial in which nobody has got any further for so many turns of the busy loop shows nothing.
@@ -120,15 +90,21 @@ class PoisonDetector:
 
     # ---- faults
 
-    def fault(self, progress: ProgressOfRequests, named: Collection[str] = ()) -> Restriction:
+    def fault(
+        self, progress: ProgressOfRequests, named: Collection[str] = (), *, names_cause: bool = False
+    ) -> Restriction:
         """Take a failed step; return the rule for the next steps.
 
-        `named`: requests for which the step failed, if known. A step without requests in flight teaches nothing.
+        `named`: requests for which the step failed, if known; with `names_cause` they are ended when a retry has met
+        the same. A step without requests in flight teaches nothing.
         """
         everybody = frozenset(i for i, s in progress.items() if s.in_flight)
         batch = in_fault(everybody, named)
         if guilty := tuple(i for i in progress if i in batch and progress[i].on_trial):
             return self._end_on_trial(guilty, progress)
+        if names_cause and (guilty := tuple(i for i in progress if i in batch and self._is_stuck(i, progress))):
+            found = "the error names the request, and a retry has met the same error"
+            return self._end_guilty(guilty, guilty, found, progress)
         self._forget_left(progress)
         if not batch:
             return self._restriction(progress, "the failed step had no requests" if self._search else "")
@@ -178,7 +154,7 @@ class PoisonDetector:
 
         `fine` were well in the step that failed.
         """
-        again = [i for i in batch if i in self._marks and progress[i].good <= self._marks[i]]
+        again = [i for i in batch if self._is_stuck(i, progress)]
         if not again:
             self._faults, self._marks = 1, {i: progress[i].reached for i in batch}
             return False
@@ -188,6 +164,10 @@ class PoisonDetector:
         self._search = Bisection(suspects, batch - set(again))
         self._search.ran(fine)
         return False
+
+    def _is_stuck(self, request_id: str, progress: ProgressOfRequests) -> bool:
+        """Return whether a request has not got past its position at the first of the faults."""
+        return request_id in self._marks and progress[request_id].good <= self._marks[request_id]
 
     def _search_on(self, batch: frozenset[str], progress: ProgressOfRequests, fine: frozenset[str]) -> bool:
         assert self._search is not None

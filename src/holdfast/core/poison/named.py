@@ -1,8 +1,9 @@
-"""Requests that a numerical fault names: which they are, and which of them get their KV computed again."""
+"""Requests that a numerical fault names: which they are, whose KV is computed again, and whether a rank is at fault."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from typing import Protocol
 
 from holdfast.core.faults.faults import MAX_REQUEST_IDS, Fault, FaultClass
 
@@ -39,3 +40,45 @@ class Spoilt:
         due = tuple(i for i in named if i in good and good[i] > self._from.get(i, -1))
         self._from.update({i: reached[i] for i in due})
         return due
+
+
+class Position(Protocol):
+    """Progress of an open request, as far as needed here."""
+
+    @property
+    def good(self) -> int: ...
+
+    @property
+    def reached(self) -> int: ...
+
+    @property
+    def in_flight(self) -> bool: ...
+
+
+class NamedRequests:
+    """Requests that numerical faults have named lately. They tell a faulty rank from guilty requests.
+
+    A faulty rank computes non-finite logits for one request and then for another, and the first gets further meanwhile.
+    A guilty request never does.
+    """
+
+    def __init__(self, window_s: float) -> None:
+        self._window_s = window_s
+        self._marks: dict[str, tuple[int, float]] = {}  # position at the fault, and when
+
+    def take(self, named: Collection[str], progress: Mapping[str, Position], now: float) -> bool:
+        """Take a fault. Return True if it names requests, and no earlier named request is known to be well since."""
+        known = {i: mark for i, (mark, at) in self._marks.items() if now - at < self._window_s}
+        well = [i for i, mark in known.items() if i not in named and _is_well(progress.get(i), mark)]
+        self._marks = {i: self._marks[i] for i in known}
+        self._marks.update({i: (progress[i].reached, now) for i in named if i in progress})
+        return bool(named) and not well
+
+    def forget(self) -> None:
+        """Forget everything: the processes are new."""
+        self._marks = {}
+
+
+def _is_well(progress: Position | None, mark: int) -> bool:
+    """Return whether a request got further, or was in the failed step without being named."""
+    return progress is not None and (progress.good > mark or progress.in_flight)

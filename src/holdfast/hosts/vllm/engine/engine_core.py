@@ -18,6 +18,7 @@ from holdfast.hosts.vllm.contract.engine_touchpoints import BUSY_LOOP, ENGINE_IN
 from holdfast.hosts.vllm.contract.hooks import attach, attached
 from holdfast.hosts.vllm.contract.name_touchpoints import EXECUTOR_FAILED, WORKER_FAILED
 from holdfast.hosts.vllm.engine.api_server_clients import answer_greetings, drop_requests
+from holdfast.hosts.vllm.engine.grammar_errors import name_requests_of_grammar_errors
 from holdfast.hosts.vllm.engine.host_pauses import follow_pauses
 from holdfast.hosts.vllm.engine.lockstep_wave import announce_to_coordinator, in_lockstep, start_after_any_wave
 from holdfast.hosts.vllm.engine.pacing import PacedPrefill, StepRules
@@ -117,6 +118,7 @@ class VllmEngineHost:
         follow_sessions(engine.scheduler)
         follow_pauses(engine.scheduler)
         self._replies = StepReplies(engine.scheduler)
+        name_requests_of_grammar_errors(engine.structured_output_manager)
         rules = StepRules(engine.scheduler)
         self.requests = VllmRequestHost(engine, rules)
         self._ready = ReadyRequests(engine, self.requests.may_run)

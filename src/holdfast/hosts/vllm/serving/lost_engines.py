@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 from holdfast.core.errors import PeerSilent
 from holdfast.core.protocol.events import InstanceView
+
+logger = logging.getLogger("holdfast")
 
 
 class EngineLost(PeerSilent):
@@ -92,6 +96,28 @@ class LostEngines:
             raise EngineLost(f"engine core {int.from_bytes(engine, 'little')} is lost and does not answer")
         finally:
             answer.cancel()
+
+    async def call_when_back(
+        self,
+        call: Callable[[], Awaitable[Any]],
+        engine: bytes,
+        timeout_s: float,
+        *,
+        before: Callable[[], Awaitable[None]],
+    ) -> Any:
+        """Call an engine core to set state; while the engine core is lost, wait and call the replacement.
+
+        `before` is awaited before each call.
+        Raises `EngineLost` for one that is left out, or that is not replaced within `timeout_s`.
+        """
+        until = time.monotonic() + timeout_s
+        while True:
+            await self.await_return(engine, max(0.0, until - time.monotonic()))
+            await before()
+            try:
+                return await self.call(call, engine)
+            except EngineLost:
+                logger.warning("a call that sets state met the loss of an engine core and waits for the replacement")
 
     def _loss_of(self, engine: bytes) -> asyncio.Future[None]:
         if engine not in self._losses:

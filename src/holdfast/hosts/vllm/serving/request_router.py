@@ -29,8 +29,8 @@ from holdfast.hosts.vllm.serving.balancing import choose_engine_core, has_taker,
 from holdfast.hosts.vllm.serving.error_reasons import keep_error_reason
 from holdfast.hosts.vllm.serving.guilty_requests import GuiltyRequests
 from holdfast.hosts.vllm.serving.kept_inputs import open_in
-from holdfast.hosts.vllm.serving.lost_engines import EngineLost, LostEngines, error_output, idle_outputs_of, is_awaited
-from holdfast.hosts.vllm.serving.resumption import put_on_trial, resumption, strip_private_keys
+from holdfast.hosts.vllm.serving.lost_engines import LostEngines, error_output, idle_outputs_of, is_awaited
+from holdfast.hosts.vllm.serving.resumption import is_on_trial, put_on_trial, resumption, strip_private_keys
 from holdfast.hosts.vllm.serving.streaming_sessions import StreamingSessions
 
 logger = logging.getLogger("holdfast")
@@ -87,10 +87,10 @@ class RequestRouter:
         if request.request_id in self._sessions:
             await self._add_input(original, client, request)
             return
-        if (known := self.guilty.look_up(request)) is not None:
-            if known.is_refused:
-                self._refuse(client, request.request_id, self.guilty.refuse(known))
-                return
+        if (known := self.guilty.look_up(request)) is not None and known.is_refused:
+            self._refuse(client, request.request_id, self.guilty.refuse(known))
+            return
+        if known is not None:
             put_on_trial(request)
         unpin(client, request, self._lost)
         is_sent = has_taker(client, request, self._lost)
@@ -150,19 +150,9 @@ class RequestRouter:
         return await self._lost.call(call, engine)
 
     async def set_state(self, call: Callable[[], Awaitable[Any]], engine: bytes) -> Any:
-        """Call an engine core to set state; while the engine core is lost, wait and call the replacement.
-
-        Raises:
-            EngineLost: the engine core is left out, or not replaced in time.
-        """
-        until = time.monotonic() + self._state_call_timeout_s
-        while True:
-            await self._lost.await_return(engine, max(0.0, until - time.monotonic()))
-            await self._resume()  # what was asked before the call reaches the replacement before the call
-            try:
-                return await self._lost.call(call, engine)
-            except EngineLost:
-                logger.warning("a call that sets state met the loss of an engine core and waits for the replacement")
+        """Call an engine core to set state, or its replacement. Raises `EngineLost` without one in time."""
+        # What was asked before the call reaches the replacement before the call.
+        return await self._lost.call_when_back(call, engine, self._state_call_timeout_s, before=self._resume)
 
     # ---- outputs
 
@@ -287,7 +277,9 @@ class RequestRouter:
         if self._readmission is None:
             return
         there = {i: self._sessions.progress(i) for i in leaving if not self._sessions.is_parked(i)}
-        if (poison := self._readmission.lost(there)) is not None:
+        poison = self._readmission.lost(there)
+        on_trial = (i for i in there if (entry := self.journal.get(i)) is not None and is_on_trial(entry.request))
+        if (poison := next(on_trial, poison)) is not None:
             engine_id = int.from_bytes(engine, "little")
             incident = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-engine{engine_id}-lost"
             self._take_error(client, poison, poison_request_error(incident))

@@ -40,6 +40,12 @@ def put_on_trial(request: Any) -> bool:
     return True
 
 
+def is_on_trial(request: Any) -> bool:
+    """Return whether a request is marked by `put_on_trial`."""
+    params = request.sampling_params
+    return params is not None and ON_TRIAL in (params.extra_args or {})
+
+
 def resumption(request: Any, delivered: Sequence[int], drawn: int = 0) -> Any:
     """Return a copy of `request` that another engine core resumes behind the `delivered` tokens.
 
