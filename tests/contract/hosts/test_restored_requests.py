@@ -22,11 +22,16 @@ from vllm.multimodal.inputs import (
 from vllm.multimodal.utils import strip_covered_mm_data
 from vllm.sampling_params import SamplingParams
 from vllm.v1.core.sched.output import NewRequestData, SchedulerOutput
+from vllm.v1.engine import EngineCoreRequest
+from vllm.v1.engine.core import EngineCore
 from vllm.v1.pool.late_interaction_runner import LateInteractionRunner
 from vllm.v1.request import Request
+from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 from vllm.v1.worker import gpu_model_runner
 from vllm.v1.worker.gpu_input_batch import CachedRequestState
 
+from holdfast.hosts.vllm.engine.resumed_requests import _make_request
+from holdfast.hosts.vllm.serving.resumption import resumption, unmovable
 from holdfast.hosts.vllm.worker.request_history import (
     RequestHistory,
     add_requests,
@@ -149,6 +154,39 @@ def test_a_restored_request_has_every_field_of_a_new_one(changed: dict[str, Any]
             b.set_state(a.get_state())  # both have one; the position after the output is a test of its own
         else:
             assert plain(a) == plain(b), field.name
+
+
+@pytest.mark.parametrize("changed", REQUESTS.values(), ids=REQUESTS)
+def test_a_request_that_moves_to_another_engine_core_is_the_same_there(changed: dict[str, Any]) -> None:
+    """Through the encoding for the engine core, the host's own making of a request, and the call to the workers."""
+    wanted = request(**changed)
+    asked = EngineCoreRequest(
+        request_id="r",
+        prompt_token_ids=wanted.prompt_token_ids,
+        mm_features=wanted.mm_features,
+        sampling_params=wanted.sampling_params,
+        pooling_params=None,
+        arrival_time=0.0,
+        lora_request=wanted.lora_request,
+        cache_salt=None,
+        data_parallel_rank=0,
+        prompt_embeds=wanted.prompt_embeds,
+        prompt_is_token_ids=wanted.prompt_is_token_ids,
+    )
+    assert unmovable(asked) == ""
+    frames = MsgpackEncoder().encode(resumption(asked, [11, 12]))
+    engine = SimpleNamespace(
+        mm_receiver_cache=None,
+        request_block_hasher=None,
+        structured_output_manager=SimpleNamespace(accept_tokens=lambda *accepted: True),
+    )
+    arrived, _ = _make_request(
+        EngineCore.preprocess_add_request, engine, MsgpackDecoder(EngineCoreRequest).decode(frames)
+    )
+    moved, stayed = (as_restored(one).requests["r"] for one in (arrived, wanted))
+    for field in dataclasses.fields(CachedRequestState):
+        if field.name not in ("generator", "sampling_params"):
+            assert plain(getattr(moved, field.name)) == plain(getattr(stayed, field.name)), field.name
 
 
 def test_a_history_carries_whatever_a_rank_is_told_of_a_new_request() -> None:
