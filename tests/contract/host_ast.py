@@ -24,11 +24,31 @@ class Definition(NamedTuple):
     node: ast.ClassDef | Function
 
 
+class Imported(NamedTuple):
+    """A name that is imported from a module of the host."""
+
+    module: str
+    name: str
+
+
+def imports_of_the_host(package: Path) -> list[Imported]:
+    """Return every name that the modules of a package import from the host, each once."""
+    trees = [ast.parse(file.read_bytes()) for file in sorted(package.rglob("*.py"))]
+    statements = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    found = {
+        Imported(statement.module, alias.name)
+        for statement in statements
+        if statement.module and not statement.level and statement.module.split(".")[0] == "vllm"
+        for alias in statement.names
+    }
+    return sorted(found)
+
+
 class HostSources:
     """The sources of a release of the host: a folder that holds the package `vllm`."""
 
     def __init__(self, root: Path) -> None:
-        self._root = root
+        self.root = self._root = root
         self._tree = functools.cache(self._parse)
         self._attributes = functools.cache(self._attributes_of_lineage)
 
@@ -56,6 +76,16 @@ class HostSources:
         if absent:
             return f"has no local {', '.join(sorted(absent))}"
         return parameters_problem(touchpoint.parameters, parameter_names(found.node))
+
+    def defines(self, module: str, name: str) -> bool:
+        """Return whether a name can be imported from a module: defined or assigned there, imported, or a module."""
+        if self._file(f"{module}.{name}").is_file():
+            return True
+        tree = self._tree(module)
+        if tree is None:
+            return False
+        imported = [a.asname or a.name for s in statements(tree.body) if isinstance(s, ast.ImportFrom) for a in s.names]
+        return name in assigned_names(tree) | set(imported) or self.find(module, name) is not None
 
     def find(self, module: str, qualname: str) -> Definition | None:
         """Return the definition behind a dotted name, also where the module only imports the name."""

@@ -27,7 +27,9 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from types import FrameType
+from types import CodeType, FrameType
+
+from holdfast.hosts.vllm.contract.communicator_touchpoints import CPU_ALL_REDUCE
 
 EPOLL = "anon_inode:[eventpoll]"
 
@@ -37,8 +39,10 @@ _DRAIN_EVERY_S = 0.002
 _CHUNK_BYTES, _CHUNKS_AT_ONCE = 1 << 20, 64  # more than the kernel holds for a connection
 _PEER_MAY_WRITE = frozenset({1, 4, 5})  # ESTABLISHED, FIN_WAIT1, FIN_WAIT2 (see tcp_states.h)
 
-# Files whose frames are on top while the interpreter waits for an operation of a process group.
+# Files whose frames are on top while the interpreter waits for an operation of a process group, and functions in
+# files that wait for further things too.
 _COLLECTIVES = ("torch/distributed/distributed_c10d.py", "vllm/distributed/parallel_state.py")
+_COLLECTIVE_FUNCTIONS = (("vllm/distributed/utils.py", CPU_ALL_REDUCE.name),)
 
 
 @dataclass(frozen=True)
@@ -205,9 +209,15 @@ def collective_under_way(thread_id: int) -> str | None:
     the end of the process ends the wait.
     """
     frame = sys._current_frames().get(thread_id)
-    if frame is None or not frame.f_code.co_filename.endswith(_COLLECTIVES):
+    if frame is None or not _is_collective(frame.f_code):
         return None
     return f"{frame.f_code.co_name} (call {id(frame):x}, for {_caller(frame)})"
+
+
+def _is_collective(code: CodeType) -> bool:
+    return code.co_filename.endswith(_COLLECTIVES) or any(
+        code.co_name == name and code.co_filename.endswith(file) for file, name in _COLLECTIVE_FUNCTIONS
+    )
 
 
 def _caller(frame: FrameType) -> str:

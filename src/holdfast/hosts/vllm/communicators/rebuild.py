@@ -13,7 +13,6 @@ from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from typing import Any
 
-import torch
 from torch.distributed import distributed_c10d as c10d
 
 from holdfast.core.errors import RecoveryFailed
@@ -118,7 +117,7 @@ def make_stateless_group(store: Any, rank: int, size: int, timeout: timedelta | 
     from vllm.distributed import utils
 
     group = utils.init_gloo_process_group(store, rank, size, _time_left(deadline))
-    group._get_backend(torch.device("cpu"))._set_default_timeout(timeout or c10d.default_pg_timeout)
+    _set_timeout(group, timeout or c10d.default_pg_timeout)
     return group
 
 
@@ -137,8 +136,16 @@ def _make(group: TorchGroup, store: Any, deadline: float) -> Any:
         c10d._update_default_pg(made)
     ranks = group.ranks or range(group.size)
     c10d._world.pg_group_ranks[made] = {rank: index for index, rank in enumerate(ranks)}
-    c10d._set_pg_timeout(group.timeout, made)
+    _set_timeout(made, group.timeout)
     return made
+
+
+def _set_timeout(group: Any, timeout: timedelta) -> None:
+    """Let operations of a group wait for `timeout`. Torch's own function for this goes away after 2.13."""
+    for device in group._device_types:
+        backend = group._get_backend(device)
+        if hasattr(backend, "_set_default_timeout"):  # a placeholder waits for nobody
+            backend._set_default_timeout(timeout)
 
 
 def _time_left(deadline: float) -> timedelta:

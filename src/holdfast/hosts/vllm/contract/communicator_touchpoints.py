@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from holdfast.hosts.vllm.contract.touchpoint import Touchpoint, attributes, call, wrap
+from holdfast.hosts.vllm.contract.touchpoint import Touchpoint, attributes, call, only, wrap
 
 _C10D = "torch.distributed.distributed_c10d"
 _DEVICES = "vllm.distributed.device_communicators"
@@ -27,13 +27,17 @@ ENGINES_GROUP = wrap(
     "a replacement engine core starts without its lockstep group",
 )
 
+CPU_ALL_REDUCE = only(
+    "0.33", call("vllm.distributed.utils", "cpu_all_reduce_", ("tensor", "group"), "a rank may wait in its frame")
+)
+
 COMMUNICATOR_TOUCHPOINTS: tuple[Touchpoint, ...] = (
     TORCH_GROUP,
     STATELESS_GLOO_GROUP,
     ENGINES_GROUP,
+    CPU_ALL_REDUCE,
     call(_C10D, "destroy_process_group", ("group",), "old groups go before new ones take their names"),
     call(_C10D, "_update_default_pg", ("pg",), "the new default group"),
-    call(_C10D, "_set_pg_timeout", ("timeout", "group"), "a new group waits as long as the old one"),
     *attributes(
         _C10D,
         "_World",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from holdfast.hosts.vllm.contract.touchpoint import Touchpoint, attributes, call, wrap
+from holdfast.hosts.vllm.contract.touchpoint import Touchpoint, attributes, call, only, wrap
 
 _CORE = "vllm.v1.engine.core"
 _EXECUTOR = "vllm.v1.executor.multiproc_executor"
@@ -57,6 +57,16 @@ ADD_TO_SCHEDULER = wrap(
     "workers must know such a request before it is scheduled",
 )
 
+REFUSE_WHILE_PAUSED = only(
+    "0.33",
+    wrap(
+        _CORE,
+        "EngineCoreProc._reject_add_while_paused",
+        ("request",),
+        "a request that is sent again waits for the resume: its client has been answered in part",
+    ),
+)
+
 ENGINE_TOUCHPOINTS: tuple[Touchpoint, ...] = (
     ENGINE_INIT,
     BUSY_LOOP,
@@ -64,6 +74,7 @@ ENGINE_TOUCHPOINTS: tuple[Touchpoint, ...] = (
     WORKER_QUEUES,
     MAKE_REQUEST,
     ADD_TO_SCHEDULER,
+    REFUSE_WHILE_PAUSED,
     *attributes(
         _CORE,
         "DPEngineCoreProc",

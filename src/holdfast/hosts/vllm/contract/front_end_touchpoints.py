@@ -5,7 +5,7 @@ They cover the process that owns the engine cores, the processes that serve HTTP
 
 from __future__ import annotations
 
-from holdfast.hosts.vllm.contract.touchpoint import Touchpoint, attributes, call, wrap
+from holdfast.hosts.vllm.contract.touchpoint import Touchpoint, attributes, call, only, wrap
 
 _CLIENT = "vllm.v1.engine.core_client"
 _ENGINES = "vllm.v1.engine.utils"
@@ -121,6 +121,12 @@ SERVE_MANY = wrap(
 )
 SERVE_HEADLESS = wrap(_SERVE, "run_headless", ("args",), "engine cores without an API server are refused, not ignored")
 
+_PREPARED = "the environment of a command of the host"
+PREPARE_COMMAND = (
+    only("0.32", call("vllm.entrypoints.serve.utils.api_utils", "cli_env_setup", (), _PREPARED)),
+    only("0.33", call("vllm.entrypoints.common.startup", "cli_env_setup", (), _PREPARED)),
+)
+
 _LAUNCHED = "engine_manager watched_frontend_processes coordinator addresses tensor_queue"
 
 FRONT_END_TOUCHPOINTS: tuple[Touchpoint, ...] = (
@@ -150,6 +156,7 @@ FRONT_END_TOUCHPOINTS: tuple[Touchpoint, ...] = (
     SERVE_HTTP,
     SERVE_MANY,
     SERVE_HEADLESS,
+    *PREPARE_COMMAND,
     *attributes(_ENGINES, "CoreEngineLaunch", _LAUNCHED, "the processes of the instance"),
     *attributes(_ENGINES, "EngineZmqAddresses", "inputs outputs", "how many API servers there are, and their sockets"),
     *attributes(

@@ -10,6 +10,7 @@ from typing import Any
 
 from holdfast.core.errors import HookNotAttached
 from holdfast.hosts.vllm.contract.touchpoint import Touchpoint
+from holdfast.hosts.vllm.contract.versions import host_version, supported_release
 
 Wrapper = Callable[..., Any]
 _attached: dict[str, Touchpoint] = {}
@@ -18,11 +19,13 @@ _attached: dict[str, Touchpoint] = {}
 def attach(touchpoint: Touchpoint, around: Callable[..., Any]) -> None:
     """Replace a target of the host by `around(original, *args, **kwargs)`. Idempotent: the first to attach stays.
 
+    Does nothing where the touchpoint is not of the installed release.
+
     Raises:
         HookNotAttached: the target is missing, has another signature, or is already wrapped by a second copy of
             this hook.
     """
-    if touchpoint.label in _attached:
+    if touchpoint.label in _attached or not is_present(touchpoint):
         return
     owner, attribute = _resolve(touchpoint)
     original = inspect.getattr_static(owner, attribute)
@@ -31,6 +34,17 @@ def attach(touchpoint: Touchpoint, around: Callable[..., Any]) -> None:
         raise HookNotAttached(f"{touchpoint.label} is wrapped already, by another copy of Holdfast")
     setattr(owner, attribute, _wrapper(original, around, touchpoint))
     _attached[touchpoint.label] = touchpoint
+
+
+def is_present(touchpoint: Touchpoint) -> bool:
+    """Return whether the installed release has a touchpoint, by the registry."""
+    return not touchpoint.releases or supported_release(host_version()) in touchpoint.releases
+
+
+def look_up(*touchpoints: Touchpoint) -> Any:
+    """Return the object of the first touchpoint that the installed release has."""
+    owner, attribute = _resolve(next(filter(is_present, touchpoints)))
+    return getattr(owner, attribute)
 
 
 def attached() -> tuple[str, ...]:

@@ -12,13 +12,15 @@ import textwrap
 from collections.abc import Iterator
 from typing import Any, TypeGuard
 
-from holdfast.hosts.vllm.contract.registry import TOUCHPOINTS
+from holdfast.hosts.vllm.contract.registry import touchpoints_of
 from holdfast.hosts.vllm.contract.touchpoint import Touchpoint
+from holdfast.hosts.vllm.contract.versions import host_version, supported_release
 
 
 def inspect_touchpoints() -> list[tuple[Touchpoint, str | None]]:
-    """Return every touchpoint with the problem found, or None where the touchpoint holds. Imports the host."""
-    return [(touchpoint, inspect_touchpoint(touchpoint)) for touchpoint in TOUCHPOINTS]
+    """Return every touchpoint of the installed release with the problem found, or None. Imports the host."""
+    found = touchpoints_of(supported_release(host_version()))
+    return [(touchpoint, inspect_touchpoint(touchpoint)) for touchpoint in found]
 
 
 def inspect_touchpoint(touchpoint: Touchpoint) -> str | None:

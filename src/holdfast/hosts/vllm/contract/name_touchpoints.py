@@ -6,10 +6,11 @@ flags of the command line, and attributes that are read with a default.
 
 from __future__ import annotations
 
-from holdfast.hosts.vllm.contract.touchpoint import Touchpoint, attributes, call, module, text, variables
+from holdfast.hosts.vllm.contract.touchpoint import Touchpoint, attributes, call, module, only, text, variables
 
 EXECUTOR_FAILED = "Executor failed."
 WORKER_FAILED = "Worker failed with error"
+WORKERS_FAILED = "One or more workers failed"
 ENGINE_CORE_DEAD = b"ENGINE_CORE_DEAD"
 
 ONE_CACHE = "processor_only"  # kind of the host's cache of processed multimodal inputs
@@ -18,6 +19,7 @@ DIRECT_TENSORS, SHARED_TENSORS = "direct_rpc", "torch_shm"  # ways of tensors to
 # Calls of an engine core, and of the workers by `collective_rpc`, that set state at run time.
 ADD_LORA, REMOVE_LORA, PIN_LORA = "add_lora", "remove_lora", "pin_lora"
 SLEEP, WAKE_UP, PAUSE, RESUME = "sleep", "wake_up", "pause_scheduler", "resume_scheduler"
+PAUSE_AND_REFUSE = "pause_generation"  # a pause during which new requests are answered with an error
 COLLECTIVE_RPC, SET_WEIGHT_VERSION, PROFILE = "collective_rpc", "set_weight_version", "profile"
 RELOAD_WEIGHTS = "reload_weights"
 UPDATE_WEIGHTS = "update_weights"
@@ -47,7 +49,7 @@ MEASURE_MEMORY, MEASURE_ENCODER = "determine_available_memory", "_measure_on_wor
 INITIALIZE_CACHE, KV_HANDSHAKE = "initialize_from_config", "get_kv_connector_handshake_metadata"
 # Calls of an engine core that set state, by their names on the wire.
 CALLS_OF_WORKERS = (ADD_LORA, PIN_LORA, SLEEP, WAKE_UP, COLLECTIVE_RPC, PROFILE)
-STATE_CALLS = (*CALLS_OF_WORKERS, REMOVE_LORA, SET_WEIGHT_VERSION, PAUSE, RESUME)
+STATE_CALLS = (*CALLS_OF_WORKERS, REMOVE_LORA, SET_WEIGHT_VERSION, PAUSE, PAUSE_AND_REFUSE, RESUME)
 
 _CORE = "vllm.v1.engine.core"
 _EXECUTOR = "vllm.v1.executor.multiproc_executor"
@@ -67,6 +69,7 @@ NAME_TOUCHPOINTS: tuple[Touchpoint, ...] = (
     text(_CORE, EXECUTOR_FAILED, "an interrupted busy loop raises exactly this"),
     text(_EXECUTOR, EXECUTOR_FAILED, "a call to workers after the loss of a worker raises exactly this"),
     text(_EXECUTOR, WORKER_FAILED, "the engine core repeats a worker's error as text that begins so"),
+    only("0.33", text(_EXECUTOR, WORKERS_FAILED, "the same without the worker's error, under the host's own flag")),
     text(_EXECUTOR, "RPC call to ", _CLASSIFIED),
     text(_EXECUTOR, " timed out.", _CLASSIFIED),
     text("vllm.v1.worker.utils", "NaNs detected in logits", _CLASSIFIED),
@@ -96,6 +99,7 @@ NAME_TOUCHPOINTS: tuple[Touchpoint, ...] = (
     call(_CORE, "EngineCore.collective_rpc", ("method", "timeout", "args", "kwargs"), _KEPT),
     call(_CORE, "EngineCore.set_weight_version", ("weight_version",), _KEPT),
     call(_CORE, "EngineCoreProc.pause_scheduler", ("mode", "clear_cache"), _KEPT),
+    only("0.33", call(_CORE, f"EngineCoreProc.{PAUSE_AND_REFUSE}", ("mode", "clear_cache"), _KEPT)),
     call(_CORE, "EngineCore.resume_scheduler", (), _KEPT),
     call(_CORE, "EngineCore.profile", ("is_start", "profile_prefix"), _KEPT),
     call(_CORE, "EngineCoreProc._convert_msgspec_args", ("method", "args"), _KEPT),

@@ -23,3 +23,8 @@ TOUCHPOINTS: tuple[Touchpoint, ...] = (
     *CONNECTOR_TOUCHPOINTS,
     *NAME_TOUCHPOINTS,
 )
+
+
+def touchpoints_of(release: str) -> tuple[Touchpoint, ...]:
+    """Return the touchpoints that a supported release must have."""
+    return tuple(t for t in TOUCHPOINTS if not t.releases or release in t.releases)

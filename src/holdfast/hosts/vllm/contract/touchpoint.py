@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Kind = Literal["wrap", "call", "attribute", "class", "name", "module", "text"]
@@ -18,6 +18,7 @@ class Touchpoint:
         why: the reason for the touchpoint.
         until: the change of the host that would let the touchpoint go.
         reads: locals of the function that are read from a frame in which an exception was raised.
+        releases: the supported releases that have the touchpoint; empty: all of them.
     """
 
     module: str
@@ -27,11 +28,17 @@ class Touchpoint:
     why: str
     until: str = "the host offers a documented hook for it"
     reads: tuple[str, ...] = ()
+    releases: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:
         """Module and name, by which reports and tests call the touchpoint."""
         return f"{self.module}:{self.name}" if self.name else self.module
+
+
+def only(release: str, touchpoint: Touchpoint) -> Touchpoint:
+    """Describe a touchpoint that a single supported release has."""
+    return replace(touchpoint, releases=(release,))
 
 
 def wrap(module: str, name: str, parameters: tuple[str, ...], why: str) -> Touchpoint:

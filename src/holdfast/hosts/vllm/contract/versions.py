@@ -24,9 +24,14 @@ def host_version() -> str | None:
     return None
 
 
-def is_supported(version: str) -> bool:
-    """Return whether a version of the host was tested."""
-    return any(version == s or version.startswith(s + ".") for s in SUPPORTED)
+def supported_release(version: str | None) -> str:
+    """Return the supported release of a version; the newest one for a version that is not known."""
+    return next((s for s in SUPPORTED if is_supported(version or "", (s,))), SUPPORTED[-1])
+
+
+def is_supported(version: str, releases: tuple[str, ...] = SUPPORTED) -> bool:
+    """Return whether a version of the host belongs to one of the releases."""
+    return any(version == s or version.startswith(s + ".") for s in releases)
 
 
 def refuse_unknown_host(*, allowed: bool = False) -> str:

@@ -16,7 +16,7 @@ from holdfast.core.stalls.standing import Planning
 from holdfast.hosts.vllm.communicators import EngineCommunicators, attach_communicator_hooks
 from holdfast.hosts.vllm.contract.engine_touchpoints import BUSY_LOOP, ENGINE_INIT, LOCKSTEP_BUSY_LOOP
 from holdfast.hosts.vllm.contract.hooks import attach, attached
-from holdfast.hosts.vllm.contract.name_touchpoints import EXECUTOR_FAILED, WORKER_FAILED
+from holdfast.hosts.vllm.contract.name_touchpoints import EXECUTOR_FAILED, WORKER_FAILED, WORKERS_FAILED
 from holdfast.hosts.vllm.engine.api_server_clients import answer_greetings, drop_requests
 from holdfast.hosts.vllm.engine.grammar_errors import name_requests_of_grammar_errors
 from holdfast.hosts.vllm.engine.host_pauses import follow_pauses
@@ -177,7 +177,7 @@ class VllmEngineHost:
         return self._ready.count()
 
     def is_workers_reply(self, error: Exception) -> bool:
-        return isinstance(error, RuntimeError) and str(error).startswith(WORKER_FAILED)
+        return isinstance(error, RuntimeError) and str(error).startswith((WORKER_FAILED, WORKERS_FAILED))
 
     def lost_a_worker(self) -> bool:
         return bool(self._engine.model_executor.is_failed)

@@ -13,7 +13,7 @@ from typing import Any
 from vllm.v1.request import RequestStatus
 
 from holdfast.core.errors import RecoveryFailed
-from holdfast.hosts.vllm.contract.engine_touchpoints import ADD_TO_SCHEDULER, MAKE_REQUEST
+from holdfast.hosts.vllm.contract.engine_touchpoints import ADD_TO_SCHEDULER, MAKE_REQUEST, REFUSE_WHILE_PAUSED
 from holdfast.hosts.vllm.contract.hooks import attach
 from holdfast.hosts.vllm.engine.pacing import PacedPrefill
 from holdfast.hosts.vllm.protocol import ADD_REQUESTS, DRAWN, HISTORY, ON_TRIAL, drawn_before, set_drawn_before
@@ -21,6 +21,7 @@ from holdfast.hosts.vllm.worker.request_history import encode_histories, history
 
 _PACED = "holdfast_paced"
 IS_ON_TRIAL = "holdfast_is_on_trial"  # attribute of a request
+_IS_RESUMED = "holdfast_is_resumed"  # attribute of a request
 GRAMMAR_TIMEOUT_S = 20.0
 ADD_REQUESTS_TIMEOUT_S = 30.0
 
@@ -28,6 +29,7 @@ ADD_REQUESTS_TIMEOUT_S = 30.0
 def attach_resumption_hooks() -> None:
     attach(MAKE_REQUEST, _make_request)
     attach(ADD_TO_SCHEDULER, _add_to_scheduler)
+    attach(REFUSE_WHILE_PAUSED, _refuse_while_paused)
 
 
 def pace_resumed_requests(engine: Any, paced: PacedPrefill) -> None:
@@ -45,6 +47,8 @@ def _make_request(original: Callable[..., tuple[Any, int]], engine: Any, request
         vars(made)[IS_ON_TRIAL] = True
     if history:
         _append_history(engine, made, history)
+    if history is not None:
+        vars(made)[_IS_RESUMED] = True
     if history is not None and (paced := vars(engine).get(_PACED)) is not None:
         paced.expect(made.request_id)
     return made, wave
@@ -83,6 +87,11 @@ def _await_grammar(request: Any) -> None:
     grammar = request.structured_output_request._grammar
     if isinstance(grammar, Future):
         grammar.result(GRAMMAR_TIMEOUT_S)
+
+
+def _refuse_while_paused(original: Callable[..., bool], engine: Any, request: Any) -> bool:
+    """Return whether a paused host refuses a request. A request that is sent again waits: it was accepted before."""
+    return _IS_RESUMED not in vars(request) and original(engine, request)
 
 
 def _add_to_scheduler(original: Callable[..., None], engine: Any, request: Any, request_wave: int = 0) -> None:

@@ -27,6 +27,8 @@ from holdfast.hosts.vllm.protocol import WorkerCall
 logger = logging.getLogger("holdfast")
 
 MAX_CALLS = 256
+PROFILE_OPTIONS = ("delay_iterations", "max_iterations", "profiler_kwargs")  # the last only since 0.33
+PAUSES = (host.PAUSE, host.PAUSE_AND_REFUSE)
 OF_ADAPTERS = (host.ADD_LORA, host.PIN_LORA)
 
 SENT_WEIGHTS = "weights that a trainer sent (update_weights)"
@@ -77,9 +79,12 @@ class KeptCalls:
             case host.REMOVE_LORA:
                 self._forget(lambda kept: kept.adapter == call.adapter)
             case host.RESUME:
-                self._forget(lambda kept: kept.method == host.PAUSE)
+                self._forget(lambda kept: kept.method in PAUSES)
             case host.WAKE_UP if call.argument(0, None) is None:  # the host resumes with the last part
-                self._forget(lambda kept: kept.method in (host.SLEEP, host.WAKE_UP, host.PAUSE))
+                self._forget(lambda kept: kept.method in (host.SLEEP, host.WAKE_UP, *PAUSES))
+            case host.PAUSE_AND_REFUSE:
+                self._forget(lambda kept: kept.method in PAUSES)
+                self._append(call)
             case host.PROFILE if not call.argument(0, True):
                 self._forget(lambda kept: kept.method == host.PROFILE)
             case host.COLLECTIVE_RPC:
@@ -148,7 +153,7 @@ class RuntimeState:
         self._report = report
         self._kept = KeptCalls()
         self._depth = 0  # a call may call further methods that set state
-        for name in host.STATE_CALLS:
+        for name in filter(functools.partial(hasattr, engine), host.STATE_CALLS):  # not every release has all
             setattr(engine, name, self._keeping(name, getattr(engine, name)))
 
     def _keeping(self, name: str, method: Callable[..., Any]) -> Callable[..., Any]:
@@ -222,8 +227,8 @@ def _of_workers(call: Call) -> WorkerCall:
         case host.WAKE_UP:
             return host.WAKE_UP, (), {"tags": call.argument(0, None)}
         case host.PROFILE:
-            limits = {"delay_iterations": call.argument(2, None), "max_iterations": call.argument(3, None)}
-            return host.PROFILE, call.arguments[:2], {name: n for name, n in limits.items() if n is not None}
+            options = {name: call.argument(place, None) for place, name in enumerate(PROFILE_OPTIONS, 2)}
+            return host.PROFILE, call.arguments[:2], {name: o for name, o in options.items() if o is not None}
     return call.method, call.arguments, {}
 
 

@@ -12,8 +12,13 @@ from typing import Any
 
 from holdfast.core.config import parse_config
 from holdfast.core.errors import BadConfiguration, HookNotAttached, PortInUse, WorldError
-from holdfast.hosts.vllm.contract.front_end_touchpoints import CLIENT_INIT, LAUNCH_IN_CLIENT, LAUNCH_IN_LAUNCHER
-from holdfast.hosts.vllm.contract.hooks import attached, missing
+from holdfast.hosts.vllm.contract.front_end_touchpoints import (
+    CLIENT_INIT,
+    LAUNCH_IN_CLIENT,
+    LAUNCH_IN_LAUNCHER,
+    PREPARE_COMMAND,
+)
+from holdfast.hosts.vllm.contract.hooks import attached, look_up, missing
 from holdfast.hosts.vllm.contract.plugin_names import VARIABLE, extended_allow_list
 from holdfast.hosts.vllm.contract.versions import OVERRIDE, refuse_unknown_host
 from holdfast.hosts.vllm.cpu.enablement import SWITCH
@@ -81,10 +86,9 @@ def known_flags() -> frozenset[str]:
 
 
 def _parse(arguments: Sequence[str]) -> tuple[Any, argparse.Namespace]:
-    from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
     from vllm.logger import configure_logging_from_args
 
-    cli_env_setup()
+    look_up(*PREPARE_COMMAND)()
     command, _, root = _parser()
     sys.argv = ["vllm", "serve", *arguments]  # the host's parser reads it, for its help and its checks
     args = root.parse_args(["serve", *arguments])
