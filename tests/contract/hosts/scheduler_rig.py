@@ -39,6 +39,7 @@ LONG_PREFILL_IN_A_FULL_CACHE: dict[str, Any] = {
     "long_prefill_token_threshold": 2,
     "scheduler_reserve_full_isl": True,
     "max_num_seqs": 2,
+    "lookahead": 0,
     "watermark": 0.0,
     "is_async": False,
     "enable_prefix_caching": False,
@@ -65,6 +66,7 @@ class Core:
         cache = KVCacheConfig(load["blocks"], [], [KVCacheGroupSpec(["layer"], spec)])
         kind = AsyncScheduler if load["is_async"] else Scheduler
         self.scheduler = kind(config, cache, StructuredOutputManager(config), BLOCK)
+        self.scheduler.num_lookahead_tokens = load["lookahead"]  # of drafts; nothing is drafted here
         self._depth = 2 if load["is_async"] else 1
         self._freed = FreedInFlight(self.scheduler, self._depth + 1)
         self._hasher = get_request_block_hasher(BLOCK, HASH)

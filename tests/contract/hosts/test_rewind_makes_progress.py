@@ -21,7 +21,7 @@ MAX_IDLE_TURNS = 5  # a preemption takes a turn or two in which nothing else is 
 @st.composite
 def setups(draw: st.DrawFn) -> dict[str, Any]:
     """Settings of a scheduler with a cache that is soon full. The longest request fits alone, as the host demands."""
-    blocks = draw(st.integers(6, 24))
+    blocks = draw(st.integers(8, 24))
     return {
         "policy": draw(st.sampled_from(["fcfs", "priority"])),
         "blocks": blocks,
@@ -29,6 +29,7 @@ def setups(draw: st.DrawFn) -> dict[str, Any]:
         "long_prefill_token_threshold": draw(st.sampled_from([0, 2, 5, 12])),
         "scheduler_reserve_full_isl": draw(st.sampled_from([True, True, False])),
         "max_num_seqs": draw(st.integers(1, 6)),
+        "lookahead": draw(st.sampled_from([0, 0, 3, 9])),
         "watermark": draw(st.sampled_from([0.0, 0.2])),
         "is_async": draw(st.booleans()),
         "enable_prefix_caching": draw(st.booleans()),
@@ -38,7 +39,7 @@ def setups(draw: st.DrawFn) -> dict[str, Any]:
 @st.composite
 def loads(draw: st.DrawFn) -> dict[str, Any]:
     made = draw(setups())
-    longest = (made["blocks"] - 1) * BLOCK
+    longest = (made["blocks"] - 1) * BLOCK - made["lookahead"]
     requests = []
     for _ in range(draw(st.integers(1, 8))):
         prompt = draw(st.integers(1, longest - 1))
