@@ -12,7 +12,7 @@ import logging
 import os
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -21,7 +21,9 @@ from holdfast.core.faults.redaction import account_of
 from holdfast.core.poison.memory import FoundGuilty, GuiltKind, PoisonMemoryView, Remembered, verdict_in
 from holdfast.core.protocol.events import InstanceView
 from holdfast.core.protocol.link_messages import GuiltReported, RequestsRefused
+from holdfast.core.requests.journal import RequestJournal
 from holdfast.hosts.vllm.protocol import DRAWN, HISTORY, ON_TRIAL
+from holdfast.hosts.vllm.serving.resumption import put_on_trial
 
 logger = logging.getLogger("holdfast")
 
@@ -65,6 +67,15 @@ class GuiltyRequests:
         names = [adapter_fingerprint(self._view.key, request), request_fingerprint(self._view.key, request)]
         return next((entry for name in names if name and (entry := self._entry(name))), None)
 
+    def admit(self, request: Any) -> str:
+        """Return the error of a request that is refused; empty for any other, which is marked if on trial."""
+        entry = self.look_up(request)
+        if entry is not None and entry.is_refused:
+            return self.refuse(entry)
+        if entry is not None:
+            put_on_trial(request)
+        return ""
+
     def _entry(self, fingerprint: str) -> Remembered | None:
         own, since = self._own.get(fingerprint, (None, 0.0))
         if own is None or ((known := self._known.get(fingerprint)) is not None and known.incident == own.incident):
@@ -106,16 +117,14 @@ class GuiltyRequests:
         self.report(GuiltReported(guilty=guilty))
         return entry
 
-    def copies(self, entries: Sequence[tuple[str, Any, int]]) -> list[tuple[str, Remembered]]:
-        """Return open requests that are refused by now. A copy that got further than the guilty request goes on.
-
-        Args:
-            entries: id, request and delivered tokens of the open requests.
-        """
+    def copies(self, journal: RequestJournal[Any], judged: str) -> list[tuple[str, Remembered]]:
+        """Return open requests that are refused by now, but not `judged`. A copy that got further goes on."""
         found = []
-        for request_id, request, delivered in entries:
-            entry = self.look_up(request)
-            if entry is not None and entry.is_refused and delivered <= entry.output_tokens:
+        for request_id in journal:
+            opened = journal.get(request_id)
+            if request_id == judged or opened is None or (entry := self.look_up(opened.request)) is None:
+                continue
+            if entry.is_refused and len(opened.delivered) <= entry.output_tokens:
                 found.append((request_id, entry))
         return found
 

@@ -30,7 +30,7 @@ from holdfast.hosts.vllm.serving.error_reasons import keep_error_reason
 from holdfast.hosts.vllm.serving.guilty_requests import GuiltyRequests
 from holdfast.hosts.vllm.serving.kept_inputs import open_in
 from holdfast.hosts.vllm.serving.lost_engines import LostEngines, error_output, idle_outputs_of, is_awaited
-from holdfast.hosts.vllm.serving.resumption import is_on_trial, put_on_trial, resumption, strip_private_keys
+from holdfast.hosts.vllm.serving.resumption import is_on_trial, resumption, strip_private_keys
 from holdfast.hosts.vllm.serving.streaming_sessions import StreamingSessions
 
 logger = logging.getLogger("holdfast")
@@ -87,11 +87,9 @@ class RequestRouter:
         if request.request_id in self._sessions:
             await self._add_input(original, client, request)
             return
-        if (known := self.guilty.look_up(request)) is not None and known.is_refused:
-            self._refuse(client, request.request_id, self.guilty.refuse(known))
+        if refused := self.guilty.admit(request):
+            self._refuse(client, request.request_id, refused)
             return
-        if known is not None:
-            put_on_trial(request)
         unpin(client, request, self._lost)
         is_sent = has_taker(client, request, self._lost)
         open_in(self.journal, self._sessions.open(request), is_sent=is_sent)
@@ -188,8 +186,7 @@ class RequestRouter:
 
     async def _end_copies(self, client: Any, judged: str = "") -> None:
         """End open requests that are refused by now: each would cost further faults."""
-        entries = [(i, entry) for i in self.journal if i != judged and (entry := self.journal.get(i)) is not None]
-        copies = self.guilty.copies([(i, entry.request, len(entry.delivered)) for i, entry in entries])
+        copies = self.guilty.copies(self.journal, judged)
         for request_id, known in copies:
             self._refuse(client, request_id, self.guilty.refuse(known))
         if copies:
