@@ -16,6 +16,7 @@ pytest.importorskip("vllm")
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.protocol.effects import End
 from holdfast.hosts.vllm.owner.owner import VllmFrontEndHost
+from holdfast.progress.places import places
 from holdfast.sentinel.beside import EventSinks
 
 WAIT_S = 10.0
@@ -82,3 +83,17 @@ def test_a_look_at_exits_that_fails_is_repeated(bench: Bench, monkeypatch: pytes
     bench.waiting.start()
     assert again.wait(WAIT_S)
     assert bench.waiting.is_alive()
+
+
+def test_the_guard_is_there_until_nothing_is_left_to_be_removed(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that is killed at its end, after the guard was dismissed, would leave its folders."""
+    owner, left = bench.owner, []
+    bench.waiting.start()
+    dismiss = owner._guard.close
+    monkeypatch.setattr(owner._guard, "close", lambda: (left.extend(places(owner._folder)), dismiss()))
+    folders = places(owner._folder)
+    assert [folder.exists() for folder in folders] == [True, True]
+    owner.close()
+    assert left, "the guard was dismissed"
+    assert [folder.exists() for folder in folders] == [False, False]
+    assert [folder.exists() for folder in left] == [False]

@@ -340,5 +340,5 @@ class VllmFrontEndHost:
         self._rendezvous.close_all()
         self._engines.remove_sockets()
         self._reserve.close()
-        self._guard.close()
         remove_folder(self._folder)
+        self._guard.close()  # last: were this process killed before, the guard would remove what is left
