@@ -216,3 +216,27 @@ def test_the_row_of_all_mutants_fails_when_more_survivors_are_explained_than_the
 
 def test_every_part_of_the_documentation_is_known():
     assert list(nightly.PARTS) == ["matrix", "simulation", "fuzz", "mutation", "features", "tools", "soak"]
+
+
+def feature_row(item, result, outcome="passed"):
+    cells = {"hang": {"greedy": {"result": result, "why": "2 tokens lost"}}}
+    detail = json.dumps({"row": item, "step_ms": 5.0, "unrepeated": {}, "cells": cells})
+    return replace(row(item, outcome), detail=detail)
+
+
+def test_the_matrix_of_features_is_judged_once_every_row_is_there():
+    items = [item for item in nightly.feature_rows() if item != nightly.ALL_FEATURES]
+    good = rows(*(feature_row(item, "exact") for item in items))
+    assert nightly.judge_features(good).outcome == "passed"
+    assert nightly.judge_features(rows(*list(good.values())[1:])) is None
+    bad = {**good, items[1]: feature_row(items[1], "broken", "failed")}
+    judged = nightly.judge_features(bad)
+    assert (judged.outcome, judged.detail) == ("failed", f"{items[1]}, hang, greedy: broken: 2 tokens lost")
+
+
+def test_rows_of_features_are_outcomes_as_soon_as_each_has_ended(tmp_path, monkeypatch):
+    line = json.dumps({"item": "plain", "outcome": "passed", "seconds": 1.0, "detail": "{}"})
+    said = f"import sys; open(sys.argv[1], 'a').write({line!r} + chr(10))"
+    command = [sys.executable, "-c", said, str(tmp_path / "lines")]
+    found = list(nightly.outcomes_of_lines(command, tmp_path / "lines", time.monotonic() + 60))
+    assert found == [nightly.Outcome("plain", "passed", 1.0, "{}")]

@@ -51,16 +51,19 @@ def _table(records: Records, commits: Mapping[str, str], rows: Sequence[FeatureR
     yield f"| feature | {' | '.join(Column)} | commit |"
     yield f"|---|{'---|' * len(Column)}---|"
     for row in rows:
-        record = records.get(row.name)
-        cells = [_words((record or {"cells": {}})["cells"].get(str(column)), record) for column in Column]
-        yield f"| {row.name} | {' | '.join(cells)} | {commits.get(row.name, '') if record else ''} |"
+        if (record := records.get(row.name)) is not None:
+            cells = [_words(record["cells"].get(str(column))) for column in Column]
+            yield f"| {row.name} | {' | '.join(cells)} | {commits[row.name]} |"
     yield ""
+    if left := [row.name for row in rows if row.name not in records]:
+        yield from _wrapped(f"Rows that were not run yet: {'; '.join(left)}.")
+        yield ""
 
 
-def _words(modes: Mapping[str, Mapping[str, Any]] | None, record: object) -> str:
+def _words(modes: Mapping[str, Mapping[str, Any]] | None) -> str:
     """Return the results of a cell in the order greedy, seeded, unseeded; modes that a row lacks are left out."""
     if modes is None:
-        return "–" if record else "not run"
+        return "–"
     said = [SHORT[Result(modes[mode]["result"])] for mode in Mode if mode in modes]
     return said[0] if len(set(said)) == 1 else " · ".join(said)
 
@@ -107,14 +110,19 @@ def _notes(records: Records, rows: Sequence[FeatureRow]) -> Iterator[str]:
             yield from _bullet(f"**{row.name}**: broken in {', '.join(wrong)}")
 
 
-def _bullet(text: str, columns: int = 100) -> Iterator[str]:
-    """Yield an entry of a list in lines of at most `columns`."""
-    line = "-"
-    for word in f"{text}.".split():
+def _bullet(text: str) -> Iterator[str]:
+    yield from _wrapped(f"- {text}.", indent="  ")
+
+
+def _wrapped(text: str, indent: str = "", columns: int = 100) -> Iterator[str]:
+    """Yield a text in lines of at most `columns`."""
+    line, *words = text.split()
+    for word in words:
         if len(line) + 1 + len(word) > columns:
             yield line
-            line = " "
-        line = f"{line} {word}"
+            line = indent + word
+        else:
+            line = f"{line} {word}"
     yield line
 
 

@@ -7,7 +7,6 @@ import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from holdfast.chaos.recipes import DenseRecipe
@@ -277,7 +276,3 @@ ROWS: tuple[FeatureRow, ...] = (
 def row_named(name: str) -> FeatureRow:
     """Return a row by name. Raises `KeyError` for an unknown name."""
     return {row.name: row for row in ROWS}[name]
-
-
-def cache_folder() -> Path:
-    return models.default_model_folder().parent
