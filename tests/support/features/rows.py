@@ -262,6 +262,7 @@ ROWS: tuple[FeatureRow, ...] = (
         "draft model", loads.plain, arguments=speculation(method="draft_model", model=models.draft), part=Part.DRAFT
     ),
     FeatureRow("EAGLE", loads.plain, arguments=speculation(method="eagle", model=models.eagle), part=Part.DRAFT),
+    FeatureRow("sleep and wake", loads.plain, arguments=lambda: ("--enable-sleep-mode",)),
     ranks_of(PLAIN, TP2, "tp2"),
     ranks_of(LORA, TP2, "tp2"),
     ranks_of(NGRAM, TP2, "tp2"),
