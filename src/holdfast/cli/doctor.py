@@ -26,7 +26,7 @@ from holdfast.core.config import NO_NOTIFY_PORT, NOTIFY_PORT
 from holdfast.core.errors import BadConfiguration
 from holdfast.hosts.vllm.contract.plugin_names import OURS, extended_allow_list
 from holdfast.hosts.vllm.contract.touchpoint import Touchpoint
-from holdfast.hosts.vllm.contract.versions import OVERRIDE, SUPPORTED, host_version, is_supported
+from holdfast.hosts.vllm.contract.versions import OVERRIDE, TESTED, host_version, is_supported, supported_release
 from holdfast.progress.room import Room, look_for_room, shortages
 
 _SERVER_PORT = 8000
@@ -92,10 +92,11 @@ def judge_host(distribution: str | None, version: str | None, *, overridden: boo
         return Finding(
             about="host", text="vLLM is not installed", severity="problem", hint="install vLLM beside Holdfast"
         )
-    known = ", ".join(SUPPORTED)
     if is_supported(version):
-        return Finding(about="host", text=f"{distribution} {version} (tested: {known})", severity="fine")
-    text = f"{distribution} {version} was never tested with this release of Holdfast (tested: {known})"
+        tested = TESTED[supported_release(version)]
+        return Finding(about="host", text=f"{distribution} {version} (tested: {tested})", severity="fine")
+    known = "; ".join(f"{release}: {tested}" for release, tested in TESTED.items())
+    text = f"{distribution} {version} was never tested with this release of Holdfast ({known})"
     hint = f"install a tested release, or accept the risk with {OVERRIDE}=1"
     return Finding(about="host", text=text, severity="warning" if overridden else "problem", hint=hint)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -13,7 +14,10 @@ from holdfast.cli.doctor import judge_access, judge_hooks, judge_host, judge_not
 from holdfast.cli.traps import Severity
 from holdfast.core.config import NOTIFY_PORT
 from holdfast.hosts.vllm.contract.touchpoint import Touchpoint
+from holdfast.hosts.vllm.contract.versions import TESTED
 from holdfast.progress.identity import Identity
+
+README = Path(__file__).resolve().parents[3] / "README.md"
 
 
 @pytest.mark.parametrize(
@@ -30,6 +34,15 @@ from holdfast.progress.identity import Identity
 def test_host(version: str | None, overridden: bool, severity: Severity) -> None:
     """A host that was never tested is a problem unless the risk was accepted; none is always one."""
     assert judge_host("vllm", version, overridden=overridden).severity == severity
+
+
+@pytest.mark.parametrize("release", TESTED)
+def test_the_doctor_and_the_readme_say_how_a_release_was_tested(release: str) -> None:
+    """A name in the sources is not a run: each place says which of the two a release has had."""
+    assert judge_host("vllm", f"{release}.0", overridden=False).text.endswith(f"(tested: {TESTED[release]})")
+    [row] = [line for line in README.read_text().splitlines() if line.startswith(f"| {release} |")]
+    assert TESTED[release] in row
+    assert TESTED[release] in judge_host("vllm", "0.31.0", overridden=False).text
 
 
 def test_port_in_use_is_named() -> None:

@@ -1,4 +1,4 @@
-"""Releases of the host that this package was tested against. Imports nothing of the host."""
+"""Releases of the host that this package supports, and what was tested of each. Imports nothing of the host."""
 
 from __future__ import annotations
 
@@ -7,7 +7,12 @@ from importlib import metadata
 
 from holdfast.core.errors import UnsupportedHost
 
-SUPPORTED = ("0.32", "0.33")
+# The supported releases, oldest first, and how each was tested; the README has the same in its table of releases.
+TESTED = {
+    "0.32": "run with the CPU build",
+    "0.33": "its Python run over the operators of 0.32",
+}
+SUPPORTED = tuple(TESTED)
 OVERRIDE = "HOLDFAST_ALLOW_UNKNOWN_HOST"
 
 # The host's distribution is called differently for its builds.
