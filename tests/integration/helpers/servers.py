@@ -137,6 +137,10 @@ class Servers:
         spec = self.spec(*arguments, kind=kind, **environment)
         return self._start(replace(spec, model=self._model_for(topology)), kind, cold)
 
+    def of_model(self, model: Path, *arguments: str, kind: Kind = V1_SYNC) -> Server:
+        """Start a server of another model for the caller alone; a context manager."""
+        return self._start(replace(self.spec(*arguments, kind=kind), model=model), kind, cold=False)
+
     def _start(self, spec: ServerSpec, kind: Kind, cold: bool) -> Server:
         server = self.unstarted(spec, kind, cold=cold)
         Servers.latest = server
@@ -273,6 +277,7 @@ BESIDE = (
     "integration/test_features",
     "integration/test_ladder",
     "integration/test_numerical",
+    "integration/test_pictures",
     "integration/test_prefix_cache_trap",
     "integration/test_runtime_state",
     "integration/test_scarcity",
