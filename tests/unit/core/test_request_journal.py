@@ -115,3 +115,12 @@ def test_an_input_of_several_requests_counts_once_and_until_the_last_of_them_has
     requests.close("b")
     requests.close("b")
     assert (requests.input_bytes, requests.has_room({3: 100}), requests.has_room({3: 101})) == (0, True, False)
+
+
+def test_inputs_that_come_later_count_with_their_request():
+    requests = RequestJournal(max_input_bytes=100)
+    requests.open("a", None, inputs={1: 60})
+    requests.add_inputs(requests.get("a"), {1: 60, 2: 40})
+    assert (requests.input_bytes, requests.has_room({3: 1})) == (100, False)
+    requests.close("a")
+    assert requests.input_bytes == 0

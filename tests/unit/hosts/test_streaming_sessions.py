@@ -11,11 +11,14 @@ import pytest
 
 pytest.importorskip("vllm")
 
+import torch
+from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
 from vllm.sampling_params import SamplingParams
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest, FinishReason
 
 from holdfast.core.config import RuntimeSettings
 from holdfast.core.protocol.events import EngineStatus, InstanceView
+from holdfast.core.requests.journal import RequestJournal
 from holdfast.core.states import EngineState
 from holdfast.hosts.vllm.protocol import DRAWN, HISTORY
 from holdfast.hosts.vllm.serving.request_router import RequestRouter
@@ -58,11 +61,11 @@ class Bench:
         self.sent.append((prompt, extra.get(HISTORY), extra.get(DRAWN, 0), request.resumable))
         await self.gate.wait()
 
-    async def say(self, *prompt: int, resumable: bool = True, request_id: str = "s") -> None:
+    async def say(self, *prompt: int, resumable: bool = True, request_id: str = "s", picture: Any = None) -> None:
         request = EngineCoreRequest(
             request_id=request_id,
             prompt_token_ids=list(prompt),
-            mm_features=None,
+            mm_features=[feature(picture)] if picture is not None else None,
             sampling_params=SamplingParams(),
             pooling_params=None,
             arrival_time=0.0,
@@ -93,6 +96,10 @@ class Bench:
         )
         self.router.follow(InstanceView(engines=tuple(views), settings=RuntimeSettings()))
         await settle()
+
+
+def feature(picture: Any) -> MultiModalFeatureSpec:
+    return MultiModalFeatureSpec(picture, "image", "name", PlaceholderRange(offset=1, length=1))
 
 
 async def settle() -> None:
@@ -217,6 +224,39 @@ async def test_a_session_that_ended_with_an_error_is_not_begun_anew_with_its_nex
     assert len(bench.sent) == 2
     await bench.say(4)
     assert bench.sent[2:] == [([4], None, 0, True)], "another session"
+
+
+@scenario
+async def test_pictures_of_later_turns_move_to_their_places_within_the_bound_of_the_journal(bench: Bench) -> None:
+    first, second, third = torch.zeros(4), torch.ones(4), torch.ones(40)
+    bench.router.journal = bench.router._sessions._journal = RequestJournal(max_input_bytes=40)
+    await bench.say(1, 2, picture=first)
+    bench.answer(11, 12, ends=STOP)
+    await bench.say(3, 4, picture=second)
+    await bench.lose_engine()
+    [kept] = [bench.router.journal.get("s")]
+    assert kept is not None
+    assert [(f.data is picture, f.mm_position.offset) for f, picture in zip(
+        kept.request.mm_features, (first, second), strict=True
+    )] == [(True, 1), (True, 4)]  # fmt: skip
+    assert bench.router.journal.input_bytes == 32
+    assert bench.sent[2:] == [([1, 2, 11, 3, 4], [], 2, True)]
+    bench.answer(13, ends=STOP)
+    await bench.say(5, 6, picture=third)
+    await bench.lose_engine()
+    assert len(bench.sent) == 4, "the session has ended: its inputs did not fit"
+    with pytest.raises(SessionLost):
+        await bench.say(7)
+    assert bench.router.journal.input_bytes == 0
+
+
+@scenario
+async def test_a_session_that_is_refused_at_its_first_input_stays_refused(bench: Bench) -> None:
+    bench.router.guilty = SimpleNamespace(admit=lambda _: "refused")  # type: ignore[assignment]
+    await bench.say(1)
+    with pytest.raises(SessionLost):
+        await bench.say(2)
+    assert bench.sent == []
 
 
 @scenario

@@ -47,10 +47,16 @@ class RequestJournal(Generic[R]):
         """Open a request. A request that is open already stays unchanged."""
         if request_id in self._open:
             return
-        self._open[request_id] = entry = OpenRequest(request, unmovable, inputs=inputs or {})
-        for key, size in entry.inputs.items():
+        self._open[request_id] = entry = OpenRequest(request, unmovable)
+        self.add_inputs(entry, inputs or {})
+
+    def add_inputs(self, entry: OpenRequest[R], inputs: Mapping[int, int]) -> None:
+        """Count inputs of an open request, which has some of them maybe already."""
+        new = {key: size for key, size in inputs.items() if key not in entry.inputs}
+        for key, size in new.items():
             self.input_bytes += 0 if key in self._holders else size
             self._holders[key] += 1
+        entry.inputs = {**entry.inputs, **new}
 
     def deliver(self, request_id: str, tokens: Sequence[int]) -> None:
         """Note tokens that are sent to the client; ignored for a request that is not open."""

@@ -6,7 +6,7 @@ import copy
 import dataclasses
 from typing import Any
 
-from holdfast.core.requests.journal import RequestJournal
+from holdfast.core.requests.journal import OpenRequest, RequestJournal
 from holdfast.hosts.vllm.serving.resumption import unmovable
 
 NO_ROOM = "its multimodal inputs did not fit into the journal (--max-journal-mib)"
@@ -23,6 +23,15 @@ def open_in(journal: RequestJournal[Any], request: Any, *, is_sent: bool) -> Non
         journal.open(request.request_id, request, unmovable(request), inputs)
     else:
         journal.open(request.request_id, _without_inputs(request) if is_sent else request, NO_ROOM)
+
+
+def keep_more(journal: RequestJournal[Any], entry: OpenRequest[Any], request: Any) -> str:
+    """Keep the inputs of `request` as further ones of an open request. Return why that request cannot move then."""
+    inputs = large_inputs(request)
+    if not journal.has_room(inputs):
+        return NO_ROOM
+    journal.add_inputs(entry, inputs)
+    return unmovable(request)
 
 
 def large_inputs(request: Any) -> dict[int, int]:

@@ -88,6 +88,7 @@ class RequestRouter:
             await self._add_input(original, client, request)
             return
         if refused := self.guilty.admit(request):
+            self._sessions.open(request)  # further inputs are refused as well
             self._refuse(client, request.request_id, refused)
             return
         unpin(client, request, self._lost)

@@ -14,7 +14,7 @@ from typing import Any
 
 from holdfast.core.errors import HoldfastError
 from holdfast.core.requests.journal import OpenRequest, RequestJournal
-from holdfast.hosts.vllm.serving.resumption import unmovable
+from holdfast.hosts.vllm.serving.kept_inputs import keep_more
 
 _ENDS = ("error", "abort")  # reasons that end a session; all others end a turn
 
@@ -100,6 +100,8 @@ class StreamingSessions:
             return True
         turns.is_parked = False
         turns.drawn += len(entry.delivered)
+        if following.mm_features:
+            entry.unmovable = entry.unmovable or keep_more(self._journal, entry, following)
         _continue(entry, following)
         return False
 
@@ -159,8 +161,7 @@ def _continue(entry: OpenRequest[Any], following: Any) -> None:
     """Let the journal's request hold what was said in its turn, and the next input."""
     request = entry.request
     request.prompt_token_ids.extend(entry.delivered[:-1])
-    if following.mm_features:
-        entry.unmovable = entry.unmovable or unmovable(following)
+    if following.mm_features and not entry.unmovable:
         request.mm_features = [*(request.mm_features or ()), *_moved(following, len(request.prompt_token_ids))]
     request.prompt_token_ids.extend(following.prompt_token_ids or ())
     request.sampling_params = following.sampling_params
