@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -131,9 +132,10 @@ class Rows:
 
 
 def error_line(text: str) -> str:
-    """Return the last line of a log that names an error."""
-    lines = [line for line in text.splitlines() if "Error" in line and "See root cause" not in line]
-    return (lines or text.splitlines() or [""])[-1][-200:]
+    """Return the last line of a log that tells an error."""
+    lines = [line for line in text.splitlines() if re.search(r"\w(Error|Exception): ", line)]
+    causes = [line for line in lines if "See root cause" not in line]
+    return (causes or lines or text.splitlines() or [""])[-1][-200:]
 
 
 def of_all_modes(row: FeatureRow, cell: Cell) -> dict[str, Cell]:
