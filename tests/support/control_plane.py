@@ -15,7 +15,10 @@ from holdfast.core.protocol import messages as m
 from holdfast.core.protocol.commands import Command
 from holdfast.core.protocol.effects import BeginRecovery, Effect, Publish, Send, Settle
 from holdfast.core.protocol.events import Event, InstanceView
+from holdfast.core.protocol.link_messages import GuiltReported, RequestsRefused
 from support.instance_bench import signed
+
+FINGERPRINT_KEY = b"0123456789abcdef0123456789abcdef"
 
 
 def some_fault(engine_id: int = 0, fault_class: FaultClass = FaultClass.TRANSIENT) -> Fault:
@@ -41,6 +44,7 @@ class MemoryControl:
             new_command_id=lambda: uuid.uuid4().hex,
             instance_id=uuid.uuid4().hex,
             notify_address="tcp://127.0.0.1:22867",
+            fingerprint_key=FINGERPRINT_KEY,
         )
         self._lock = threading.RLock()
         self._waiting: dict[str, Future[None]] = {}
@@ -75,6 +79,10 @@ class MemoryControl:
             self._perform(effects)
         self.ordered.set()
         return ended
+
+    def tell_of_guilt(self, report: GuiltReported | RequestsRefused) -> None:
+        with self._lock:
+            self._perform(self._instance.take_guilt(report, self.now))
 
     # ---- the engine cores' part
 

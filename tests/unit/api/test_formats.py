@@ -3,9 +3,11 @@ from __future__ import annotations
 import msgspec
 
 from holdfast.api import formats
+from holdfast.core.poison.memory import FoundGuilty, GuiltKind
 from holdfast.core.protocol.commands import Pause
+from holdfast.core.protocol.link_messages import GuiltReported
 from holdfast.core.states import EngineState
-from support.control_plane import MemoryControl
+from support.control_plane import FINGERPRINT_KEY, MemoryControl
 
 ALONE, TOGETHER = ((0,), (1,)), ((0, 1),)
 
@@ -36,6 +38,19 @@ def test_readiness_names_the_state_that_holds_things_up() -> None:
 def test_an_instance_that_serves_with_one_engine_less_is_ready_and_names_the_state_of_that_one() -> None:
     view = MemoryControl(ALONE).attach().break_down(1).view()
     assert formats.render_readiness(view) == formats.Readiness(ready=True, state=EngineState.PAUSED)
+
+
+def test_the_status_and_every_event_show_the_beginning_of_a_fingerprint_and_never_the_key() -> None:
+    control = MemoryControl(ALONE).attach()
+    guilty = FoundGuilty(fingerprint="0123456789abcdef" * 2, kind=GuiltKind.REQUEST, incident="i1", error="why")
+    control.tell_of_guilt(GuiltReported(guilty=guilty))
+    view = control.view()
+    [shown] = formats.render_status(view).remembered
+    assert (shown.fingerprint, shown.refused, shown.refusals) == ("01234567", True, 0)
+    assert shown.until == 1_700_000_000.0 + view.settings.poison_memory_s
+    texts = [formats.render_status(view), *(formats.render_notification(e, view) for e in control.events)]
+    for text in map(msgspec.json.encode, texts):
+        assert b"0123456789" not in text and FINGERPRINT_KEY not in text
 
 
 def test_the_status_says_who_pauses_with_whom() -> None:

@@ -8,8 +8,10 @@ import msgspec
 import pytest
 
 from holdfast.core.faults.faults import Phase
+from holdfast.core.poison.memory import FoundGuilty, GuiltKind
 from holdfast.core.protocol import messages as m
 from holdfast.core.protocol.commands import Pause
+from holdfast.core.protocol.link_messages import GuiltReported
 from support.control_plane import MemoryControl, some_fault
 from support.live_server import LiveServer
 
@@ -284,6 +286,13 @@ def test_apply_says_that_a_restart_needs_an_engine(run: Run) -> None:
 def test_status_shows_who_is_suspected_and_how_many_were_ended(run: Run, control: MemoryControl) -> None:
     control.judge(suspects=4, ended=("one", "two"))
     assert "requests of engine 0: 4 suspected, 2 ended as guilty" in run("status").output
+
+
+def test_status_shows_what_is_remembered_of_guilty_requests(run: Run, control: MemoryControl) -> None:
+    guilty = FoundGuilty(fingerprint="0123456789abcdef" * 2, kind=GuiltKind.REQUEST, incident="i1", error="why")
+    control.tell_of_guilt(GuiltReported(guilty=guilty))
+    shown = run("status").output
+    assert "poison request 01234567: refused until" in shown and "0 times so far (incident i1)" in shown
 
 
 def test_status_shows_worker_restarts_and_standbys(run: Run, control: MemoryControl) -> None:
