@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterator
 
+import msgspec
 import pytest
 
 pytest.importorskip("vllm")
@@ -11,6 +13,8 @@ pytest.importorskip("vllm")
 from contract.hosts.rig import BLOCK_SIZE, Rig
 from contract.hosts.test_streaming_sessions import TURNS, SessionRig, expected_of, total
 from contract.hosts.vllm_rig import VllmRig
+from holdfast.hosts.vllm.engine.runtime_state import Call
+from holdfast.hosts.vllm.process.settings import RUNTIME_STATE
 
 pytestmark = pytest.mark.host
 
@@ -117,3 +121,20 @@ def test_without_a_rewind_nothing_of_a_pause_changes(rig: VllmRig) -> None:
     assert waits.done()
     assert len(rig.answers["a"]) == LONG > BLOCK_SIZE
     assert rig.is_exact
+
+
+@pytest.mark.parametrize("mode", ["keep", "wait", "abort"])
+def test_an_engine_core_in_the_place_of_a_paused_one_is_paused(monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
+    """Requests that move there wait for the resume."""
+    calls = msgspec.msgpack.encode([Call("pause_scheduler", (mode,))])
+    monkeypatch.setenv(RUNTIME_STATE, base64.b64encode(calls).decode())
+    rig = VllmRig()
+    rig.engine.state.repeat_inherited()
+    rig.add("a", 5)
+    for _ in range(3):
+        rig.step()
+    assert rig.answers["a"] == []
+    rig._core.resume_scheduler()
+    rig.run()
+    assert rig.is_exact
+    rig.close()
