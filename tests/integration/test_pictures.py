@@ -45,9 +45,9 @@ def server(servers: Servers, kind: Kind, tmp_path_factory: pytest.TempPathFactor
         yield started
 
 
-def raises(phase: Phase) -> Hurt:
+def raises(phase: Phase, after_steps: int = 0) -> Hurt:
     async def hurt(server: Server, control: Control) -> None:
-        await control.inject(InjectionSpec(phase=phase))
+        await control.inject(InjectionSpec(phase=phase, after_steps=after_steps))
 
     return hurt
 
@@ -75,7 +75,7 @@ HARMS = {
 }
 FURTHER_HARMS = {
     "after the first forward pass": Harm(raises(Phase.STEP_END), 0),
-    "decode": Harm(raises(Phase.FORWARD)),
+    "decode": Harm(raises(Phase.FORWARD, after_steps=8), 0),
     "engine core killed before the first token": Harm(kills_engine_core, 0),
 }
 
