@@ -23,6 +23,7 @@ from holdfast.hosts.vllm.process.shared_memory import attach_segment_records
 from holdfast.hosts.vllm.process.step_progress import WorkerProgress, worker_progress
 from holdfast.hosts.vllm.protocol import ADD_REQUESTS, JOIN, PREPARE, REPEAT
 from holdfast.hosts.vllm.worker.adapters import attach_adapter_hook
+from holdfast.hosts.vllm.worker.encoder_misses import naming_encoder_misses
 from holdfast.hosts.vllm.worker.fence import Step, StepFence
 from holdfast.hosts.vllm.worker.handlers import join, prepare, repeat
 from holdfast.hosts.vllm.worker.logits_check import NonFiniteLogitsDetector
@@ -119,6 +120,8 @@ class VllmWorkerHost:
         wrapper = self._proc.worker
         for name, phase in STEP_METHODS.items():
             step = getattr(wrapper, name)
+            if phase is Phase.FORWARD:
+                step = naming_encoder_misses(self._runner, step)
             if detector is not None:
                 step = detector.checked(name, step)
             if injection:
