@@ -162,6 +162,10 @@ class RowRun:
                     await asyncio.sleep(0.002)
         self.flag.touch()
 
+    def _fails_anyway(self) -> set[str]:
+        """Return the answers that are wrong without a fault: refused by the oracle, or not repeated beside such."""
+        return {*self.record.unlikely, *(self._by_oracle if self.record.unlikely else ())}
+
     def _pairs(self, observed: dict[str, History]) -> dict[Mode, list[Pair]]:
         """Pair answers by mode. Where greedy answers are not the likeliest without a fault, this is not asked."""
         is_greedy = {Mode.GREEDY: not self.record.unlikely}
@@ -190,8 +194,8 @@ class RowRun:
             else:
                 steps = interruption_steps(of_mode, window, self.record.step_ms / 1000, reads_prompt=column.loses_cache)
                 result = cell.result
-                if result is Result.BROKEN and unwell is None and wrong <= set(self.record.unlikely):
-                    result = Result.HOST_FAILS  # as without a fault
+                if result is Result.BROKEN and unwell is None and wrong <= self._fails_anyway():
+                    result = Result.HOST_FAILS
                 cell = Cell(result, cell.why, steps)
             cells[str(mode)] = cell
         return cells
