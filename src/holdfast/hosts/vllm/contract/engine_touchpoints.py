@@ -166,6 +166,8 @@ ENGINE_TOUCHPOINTS: tuple[Touchpoint, ...] = (
     call(_SCHEDULER, "Scheduler._handle_blocked_waiting_request", ("request",), "who waits is not scheduled"),
     call(_SCHEDULER, "Scheduler._update_request_as_session", ("session", "update"), _SESSIONS),
     call(_SCHEDULER, "Scheduler._enqueue_waiting_request", ("request",), _SESSIONS),
+    call(_SCHEDULER, "Scheduler._handle_stopped_request", ("request",), _SESSIONS),
+    *attributes(_REQUEST, "Request", "streaming_queue", _SESSIONS),
     *attributes(_SCHEDULER, "Scheduler", "num_waiting_for_streaming_input", _SESSIONS),
     call(_SCHEDULER, "Scheduler.set_pause_state", ("pause_state",), _PAUSES),
     call(_SCHEDULER, "Scheduler._holds_kv_blocks", ("request",), _PAUSES),

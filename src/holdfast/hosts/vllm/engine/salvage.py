@@ -15,7 +15,7 @@ from typing import Any
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
 from vllm.v1.request import RequestStatus
 
-from holdfast.hosts.vllm.engine.streaming_sessions import has_moved_on
+from holdfast.hosts.vllm.engine.streaming_sessions import has_moved_on, take_back_last_turn
 
 _SCHEDULER_MODULE = "vllm.v1.core.sched.scheduler"
 _ENGINE_MODULE = "vllm.v1.engine.core"
@@ -79,7 +79,7 @@ def _salvage_partial(engine: Any, found: dict[str, Any]) -> int:
     interrupted = found.get("request")
     if interrupted is not None and not _has_output(interrupted.request_id, outputs):
         if interrupted.request_id in engine.scheduler.requests and not has_moved_on(interrupted):
-            _undo(engine.scheduler, interrupted, _delivered(found, interrupted))
+            _undo(engine.scheduler, interrupted, _delivered_by_end(found, interrupted))
         else:
             is_finished = interrupted.request_id not in engine.scheduler.requests
             reason = interrupted.get_finished_reason() if is_finished else found["finish_reason"]
@@ -101,6 +101,13 @@ def _last_output(request: Any, found: dict[str, Any], reason: Any) -> Any:
         stop_reason=request.stop_reason,
         new_logprobs=found.get("new_logprobs"),
     )
+
+
+def _delivered_by_end(found: dict[str, Any], request: Any) -> int:
+    """Return the number of delivered tokens, also of a session whose last turn has just ended."""
+    if take_back_last_turn(request):  # the host has changed the counts
+        return int(request.num_output_tokens) - len(found["new_token_ids"])
+    return _delivered(found, request)
 
 
 def _delivered(found: dict[str, Any], request: Any) -> int:
