@@ -129,6 +129,7 @@ def test_in_lockstep_the_request_is_found_as_well() -> None:
     engine.input_queue = queue.Queue()
     engine.add_request = lambda *_: 1 // 0  # type: ignore[method-assign]
     engine._reject_add_in_shutdown = lambda _: False  # type: ignore[method-assign]
+    engine.reject_new_requests = False  # an attribute since 0.33
     added = (SimpleNamespace(request_id="new"), 0)
     with pytest.raises(ZeroDivisionError) as raised:
         engine._handle_client_request(EngineCoreRequestType.ADD, added)

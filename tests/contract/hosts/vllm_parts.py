@@ -233,7 +233,7 @@ class PretendWorker:
     def get_supported_kv_cache_layouts(self) -> list[str]:
         return ["NHD"]
 
-    def set_kv_cache_layout(self, _: str) -> None:
+    def set_kv_cache_layout(self, *_: Any) -> None:
         """Keep no KV cache of the host's."""
 
     def initialize_from_config(self, _: Any) -> None:

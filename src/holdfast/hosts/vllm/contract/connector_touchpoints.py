@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from holdfast.hosts.vllm.contract.touchpoint import Touchpoint, attributes, call
+from holdfast.hosts.vllm.contract.touchpoint import Touchpoint, attributes, call, only
 
 _SCHEDULER = "vllm.v1.core.sched.scheduler"
 _KV = "vllm.v1.core.kv_cache_manager"
@@ -39,6 +39,16 @@ CONNECTOR_TOUCHPOINTS: tuple[Touchpoint, ...] = (
         "_jobs _req_status _current_batch_load_jobs _current_batch_allocated_block_ids _current_batch_jobs_to_flush "
         "_stale_job_threshold _job_counter _block_id_to_pending_jobs _chunks_being_loaded manager",
         _TAKEN_BACK,
+    ),
+    *(
+        only("0.33", touchpoint)
+        for touchpoint in (
+            *attributes(_SCHEDULER, "Scheduler", "deferred_loads", _TAKEN_BACK),
+            *attributes(_JOBS, "OffloadingConnectorScheduler", "_current_batch_sync_loads _reset_fence", _TAKEN_BACK),
+            *attributes(_JOBS, "RequestGroupState", "lookup_hit_end_chunk_idx", _TAKEN_BACK),
+            call(_JOBS, "OffloadingConnectorScheduler._manager_locked", (), "a thread of the host polls the manager"),
+            call("vllm.v1.kv_offload.base", "OffloadingManager.on_reset_flushed", (), _TAKEN_BACK),
+        )
     ),
     call(_JOBS, "OffloadingConnectorScheduler.reset_cache", (), "the memory of a lost worker held the chunks"),
     *attributes(_JOBS, "TransferJobStatus", "req_id keys is_store", _TAKEN_BACK),

@@ -8,9 +8,11 @@ workers end the transfers before the next step (`worker/connector_transfers.py`)
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,8 @@ def take_back_jobs(scheduler: Any, requests: Sequence[Any], *, memory_lost: bool
     _take_back(scheduler.connector, requests, memory_lost)
     for request in [r for r in scheduler.requests.values() if r.is_finished()]:  # waited for the end of their loads
         scheduler._free_blocks(request)
+    if hasattr(scheduler, "deferred_loads"):
+        scheduler.deferred_loads.clear()
     scheduler.finished_recving_kv_req_ids.clear()
     scheduler.failed_recving_kv_req_ids.clear()
 
@@ -95,16 +99,36 @@ def _of_several(connector: Any, requests: Sequence[Any], memory_lost: bool) -> N
 def _of_offloading(connector: Any, requests: Sequence[Any], memory_lost: bool) -> None:
     scheduler = connector.connector_scheduler
     scheduler._current_batch_load_jobs.clear()
+    if hasattr(scheduler, "_current_batch_sync_loads"):
+        scheduler._current_batch_sync_loads.clear()
     scheduler._current_batch_allocated_block_ids.clear()
     to_end = scheduler._current_batch_jobs_to_flush | set(scheduler._jobs)
     scheduler._current_batch_jobs_to_flush.clear()
     if memory_lost:
         scheduler.reset_cache()
     else:
-        _end_jobs(scheduler)
+        with _manager_of(scheduler):
+            _end_jobs(scheduler)
+    _end_fence(scheduler)
     for state in scheduler._req_status.values():
         _begin_anew(state)
     scheduler._current_batch_jobs_to_flush.update(to_end)
+
+
+def _manager_of(scheduler: Any) -> AbstractContextManager[None]:
+    """Hold the manager where a thread of the host polls the manager too, which is since 0.33."""
+    if not hasattr(scheduler, "_manager_locked"):
+        return contextlib.nullcontext()
+    held: AbstractContextManager[None] = scheduler._manager_locked()
+    return held
+
+
+def _end_fence(scheduler: Any) -> None:
+    """Wait for no notice of a flushed job, as 0.33 does: a lost worker sends none, and the others end theirs first."""
+    if getattr(scheduler, "_reset_fence", None):
+        scheduler._reset_fence.clear()
+        with _manager_of(scheduler):
+            scheduler.manager.on_reset_flushed()
 
 
 def _end_jobs(scheduler: Any) -> None:
@@ -136,6 +160,8 @@ def _begin_anew(state: Any) -> None:
         group.block_ids.clear()
         group.offload_keys.clear()
         group.next_stored_chunk_idx = group.num_hit_chunks = 0
+        if hasattr(group, "lookup_hit_end_chunk_idx"):
+            group.lookup_hit_end_chunk_idx = 0
 
 
 # ---- files, one folder per prompt

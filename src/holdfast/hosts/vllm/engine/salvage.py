@@ -117,7 +117,12 @@ def _delivered(found: dict[str, Any], request: Any) -> int:
     processed in order, so those tokens have been delivered by now, except for drafts that were rejected meanwhile. The
     host has taken rejected drafts off `num_computed_tokens`, maybe those of the interrupted step as well. Where the
     host has not, no token of the interrupted step was appended either.
+
+    A request that the step has stopped has every generated token appended: the host cuts the rest off, since 0.33 off
+    `num_computed_tokens` too.
     """
+    if request.is_finished():
+        return int(request.num_output_tokens - len(found["generated_token_ids"]))
     step, request_id = found["scheduler_output"], request.request_id
     cached = step.scheduled_cached_reqs
     if request_id not in cached.req_ids:
