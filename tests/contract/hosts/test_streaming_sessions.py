@@ -212,3 +212,28 @@ def test_an_input_whose_admission_raises_is_taken_once(
     rig.until(total(2))
     rig.finish()
     assert rig.said == expected_of(TURNS[:2])
+
+
+def test_a_restore_counts_the_tokens_of_earlier_turns(rig: SessionRig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under runner V1 a seeded session draws from one generator in all its turns."""
+    positions: list[tuple[int, int]] = []
+    restore = rig._core.model_executor.restore_workers
+
+    def noting(command: Any, *args: Any) -> Any:
+        positions.extend((p.output_tokens, p.drawn) for p in command.requests)
+        return restore(command, *args)
+
+    monkeypatch.setattr(rig._core.model_executor, "restore_workers", noting)
+    rig.say(*TURNS[0])
+    rig.until(total(1))
+    rig.say(*TURNS[1])
+    rig.until(total(1) + 2)
+    rig.recover(RuntimeError("within a turn"))
+    rig.until(total(2))
+    rig.recover(RuntimeError("between two turns"))
+    rig.say(*TURNS[2])
+    rig.recover(RuntimeError("before the first step of a turn"))
+    assert positions == [(2, 5), (4, 5), (0, 9)]
+    rig.until(total(3))
+    rig.finish()
+    assert rig.said == expected_of(TURNS)
