@@ -95,13 +95,12 @@ def _notes(records: Records, rows: Sequence[FeatureRow]) -> Iterator[str]:
         if record["unrepeated"]:
             yield from _bullet(f"**{row.name}**: two fault-free runs differ in {', '.join(record['unrepeated'])}")
         if (plain := record.get("plain")) is not None:
-            names = ", ".join(plain["unrepeated"]) or "nothing"
-            yield from _bullet(f"**{row.name}**: two runs of plain vLLM differ in {names}")
+            differ, refused = (", ".join(plain[kind]) or "nothing" for kind in ("unrepeated", "unlikely"))
+            said = f"two runs of plain vLLM differ in {differ}, and the oracle refuses {refused}"
+            yield from _bullet(f"**{row.name}**: {said}")
         if record.get("unlikely"):
-            unlikely = ", ".join(record["unlikely"])
-            yield from _bullet(
-                f"**{row.name}**: without a fault the oracle refuses {unlikely}, hence judges less there"
-            )
+            names = ", ".join(record["unlikely"])
+            yield from _bullet(f"**{row.name}**: without a fault the oracle refuses {names}")
         for text in filter(None, (row.note, row.needs)):
             yield from _bullet(f"**{row.name}**: {text}")
         if wrong := [
