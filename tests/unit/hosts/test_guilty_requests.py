@@ -271,3 +271,18 @@ def test_a_request_on_trial_that_is_lost_with_its_engine_core_ends_at_once() -> 
         assert list(router.journal) == ["other"]
 
     asyncio.run(scenario())
+
+
+def test_open_requests_for_an_adapter_that_one_engine_core_cannot_load_go_on_elsewhere() -> None:
+    async def scenario() -> None:
+        client, router, _ = await made()
+        lora = LoRARequest("a", 1, "/nowhere")
+        for name in ("first", "elsewhere"):
+            await router.add(client.add, client, request(name, lora=lora))
+        router.deliver(error_output("first", adapter_error("i1")))
+        await settle()
+        assert list(router.journal) == ["elsewhere"]
+        await router.add(client.add, client, request("new", lora=lora))
+        assert client.failed() == ["new"]
+
+    asyncio.run(scenario())

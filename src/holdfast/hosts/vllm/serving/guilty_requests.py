@@ -118,13 +118,17 @@ class GuiltyRequests:
         return entry
 
     def copies(self, journal: RequestJournal[Any], judged: str) -> list[tuple[str, Remembered]]:
-        """Return open requests that are refused by now, but not `judged`. A copy that got further goes on."""
+        """Return open requests that are refused by now, but not `judged`. A copy that got further goes on.
+
+        Requests for an adapter go on too: another engine core may have it loaded, and one that has not ends them.
+        """
         found = []
         for request_id in journal:
             opened = journal.get(request_id)
             if request_id == judged or opened is None or (entry := self.look_up(opened.request)) is None:
                 continue
-            if entry.is_refused and len(opened.delivered) <= entry.output_tokens:
+            is_copy = entry.is_refused and entry.kind is GuiltKind.REQUEST
+            if is_copy and len(opened.delivered) <= entry.output_tokens:
                 found.append((request_id, entry))
         return found
 
