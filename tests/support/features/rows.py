@@ -108,8 +108,8 @@ brief = ("--structured-outputs-config", json.dumps({"backend": "xgrammar", "disa
 
 def scheduling() -> tuple[str, ...]:
     return (
-        *("--scheduling-policy", "priority", "--max-num-batched-tokens", "64", "--block-size", "16"),
-        *("--num-gpu-blocks-override", "72", "--long-prefill-token-threshold", "48", "--max-model-len", "1024"),
+        *("--scheduling-policy", "priority", "--max-num-batched-tokens", "64", "--block-size", "32"),
+        *("--num-gpu-blocks-override", "36", "--long-prefill-token-threshold", "48", "--max-model-len", "1024"),
     )
 
 
