@@ -13,6 +13,8 @@ from support.features.columns import Column
 from support.features.loads import obeys_regex, obeys_schema
 from support.features.page import put_into, records_of, section, shortcomings
 from support.features.rows import PLAIN, ROWS, FeatureRow
+from support.features.runner import Record
+from support.features.servers import believe
 from support.features.verdicts import Cell, Pair, Result, interruption_steps, judge, not_repeated, step_s, was_under_way
 
 WINDOW = Window(fault_s=10.0, recovered_s=11.0)
@@ -117,6 +119,17 @@ def test_the_grammars_of_the_rows():
     assert not obeys_regex("storm.")
     assert obeys_schema(json.dumps({"weather": "calm", "boats": ["red"] * 6, "safe": True}))
     assert not obeys_schema('{"weather": "calm"')
+
+
+@pytest.mark.parametrize(("unreliable", "result"), [({"a", "b"}, Result.HOST_FAILS), (set(), Result.BROKEN)])
+def test_wrong_answers_are_the_host_s_own_where_plain_vllm_gives_wrong_ones_too(unreliable, result):
+    wrong, unwell = cell_of(answer(tokens=(1, 2))), cell_of(answer(), unwell="/health answers 503")
+    record = Record("row", {"hang": {"greedy": wrong, "seeded": unwell, "unseeded": Cell(Result.EXACT)}})
+    believe(record, unreliable)
+    assert "plain" not in record.document()
+    record.plain = {"unlikely": {"a": "2 tokens"}}
+    assert record.document()["plain"] == record.plain
+    assert [cell.result for cell in record.cells["hang"].values()] == [result, Result.BROKEN, Result.EXACT]
 
 
 # ---- the page

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,13 +63,8 @@ class Record:
 
     def document(self) -> dict[str, Any]:
         cells = {column: {mode: cell.row() for mode, cell in modes.items()} for column, modes in self.cells.items()}
-        return {
-            "row": self.row,
-            "step_ms": self.step_ms,
-            "unrepeated": self.unrepeated,
-            "unlikely": self.unlikely,
-            "cells": cells,
-        }
+        document = {"row": self.row, "step_ms": self.step_ms, "unrepeated": self.unrepeated, "unlikely": self.unlikely}
+        return {**document, **({"plain": self.plain} if self.plain else {}), "cells": cells}
 
 
 def columns_of(row: FeatureRow) -> list[Column]:
@@ -89,8 +84,11 @@ class RowRun:
         self.reference: dict[str, History] = {}
         self._by_oracle: frozenset[str] = frozenset()
 
-    async def fault_free(self) -> list[str]:
-        """Set the row's state and make the two fault-free runs; return the errors of answers."""
+    async def fault_free(self, *, ask_all: bool = False) -> list[str]:
+        """Set the row's state and make the two fault-free runs; return the errors of answers.
+
+        With `ask_all` the oracle judges every answer, also in modes that both runs give alike.
+        """
         async with httpx.AsyncClient(base_url=self.server.url, timeout=60, trust_env=False) as client:
             for path, body in self.row.prelude():
                 (await client.post(path, json=body)).raise_for_status()
@@ -100,8 +98,8 @@ class RowRun:
         self.record.step_ms = round(step_s(list(second.values())) * 1000, 2)
         self.reference = second
         self._ask_oracle(second)
-        if self.record.unrepeated and not errors:
-            await self._fault_free_by_oracle()
+        if (self.record.unrepeated or ask_all) and not errors:
+            await self._fault_free_by_oracle(ask_all)
         return errors
 
     def _ask_oracle(self, fault_free: dict[str, History]) -> None:
@@ -110,13 +108,14 @@ class RowRun:
             if pair.observed.is_unseeded and (reasons := pair.reasons()):
                 self.record.unlikely[pair.observed.name] = ", ".join(reasons)
 
-    async def _fault_free_by_oracle(self) -> None:
+    async def _fault_free_by_oracle(self, ask_all: bool) -> None:
         """Have the oracle judge every answer of a mode with an unrepeated answer, and plain vLLM as well.
 
         An answer that two runs give alike by chance proves nothing.
         """
         modes = {ask.mode for ask in self.row.asks("") if set(ask.names) & set(self.record.unrepeated)}
-        self._by_oracle = frozenset(name for ask in self.row.asks("") if ask.mode in modes for name in ask.names)
+        chosen = [ask for ask in self.row.asks("") if ask_all or ask.mode in modes]
+        self._by_oracle = frozenset(name for ask in chosen for name in ask.names)
         self._ask_oracle(by_name(await self._batch().run()))
 
     def _batch(self) -> Batch:
@@ -162,6 +161,12 @@ class RowRun:
                     await asyncio.sleep(0.002)
         self.flag.touch()
 
+    @property
+    def unreliable(self) -> set[Mode]:
+        """Return the modes that the oracle refuses, or beside such an answer does not repeat, without a fault."""
+        names = {*self.record.unlikely, *(self.record.unrepeated if self.record.unlikely else ())}
+        return {ask.mode for ask in self.row.asks("") if names & set(ask.names)}
+
     def _fails_anyway(self) -> set[str]:
         """Return the answers that are wrong without a fault: refused by the oracle, or not repeated beside such."""
         return {*self.record.unlikely, *(self._by_oracle if self.record.unlikely else ())}
@@ -186,17 +191,14 @@ class RowRun:
             # With one mode alone, the answers that are exact beside those with an error are the others.
             others = any(exact[other] for other in pairs if other is not mode) or any(not p.reasons() for p in of_mode)
             cell = judge(of_mode, others_are_exact=others, unwell=unwell)
-            wrong = {pair.observed.name for pair in of_mode if pair.reasons()}
             if window is None:
                 cell = Cell(Result.BROKEN, "the fault did not happen")
             elif not any(was_under_way(pair.observed, window) for pair in of_mode):
                 cell = Cell(Result.BROKEN, "every answer had ended before the fault")
             else:
                 steps = interruption_steps(of_mode, window, self.record.step_ms / 1000, reads_prompt=column.loses_cache)
-                result = cell.result
-                if result is Result.BROKEN and unwell is None and wrong <= self._fails_anyway():
-                    result = Result.HOST_FAILS
-                cell = Cell(result, cell.why, steps)
+                is_of_host = bool(cell.wrong) and cell.wrong <= self._fails_anyway()
+                cell = replace(cell, result=Result.HOST_FAILS if is_of_host else cell.result, steps=steps)
             cells[str(mode)] = cell
         return cells
 

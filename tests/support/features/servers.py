@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 
@@ -92,14 +92,10 @@ class Rows:
         """Let plain vLLM answer the same requests; what the oracle refuses only here is broken."""
         with Server(self._spec(run.row, holdfast=False)).start() as server:
             plain = RowRun(run.row, server)
-            await plain.fault_free()
+            await plain.fault_free(ask_all=True)
         run.record.plain = {"unrepeated": plain.record.unrepeated, "unlikely": plain.record.unlikely}
         self._say(f"{run.row.name} | plain vLLM: {run.record.plain}")
-        if not plain.record.unlikely:
-            for modes in run.record.cells.values():
-                modes.update(
-                    {m: replace(c, result=Result.BROKEN) for m, c in modes.items() if c.result is Result.HOST_FAILS}
-                )
+        believe(run.record, {name for ask in run.row.asks("") for name in ask.names if ask.mode in plain.unreliable})
 
     def _spec(self, row: FeatureRow, *, holdfast: bool = True) -> ServerSpec:
         protected = (*PROTECTED, *Standby.PRELOADED.arguments(row.ranks)) if holdfast else ()
@@ -129,6 +125,15 @@ class Rows:
         if any(one.error for one in histories):
             return everywhere(row, columns, Cell(Result.HOST_FAILS, why))
         return everywhere(row, columns, Cell(Result.BROKEN, f"fails without a fault, plain vLLM does not: {why}"))
+
+
+def believe(record: Record, unreliable: Set[str]) -> None:
+    """Judge by what plain vLLM does: broken is what it does well, and wrong answers that it gives too are its own."""
+    for modes in record.cells.values():
+        for mode, cell in modes.items():
+            if cell.wrong:
+                is_of_host = cell.wrong <= unreliable
+                modes[mode] = replace(cell, result=Result.HOST_FAILS if is_of_host else Result.BROKEN)
 
 
 def error_line(text: str) -> str:

@@ -45,6 +45,7 @@ class Cell:
     result: Result
     why: str = ""
     steps: float | None = None
+    wrong: frozenset[str] = frozenset()  # answers
 
     def row(self) -> dict[str, object]:
         """Return the cell without what is empty."""
@@ -111,7 +112,7 @@ def judge(pairs: Sequence[Pair], *, others_are_exact: bool, unwell: str | None) 
     ended = [pair.observed for pair in pairs if pair.observed.name in wrong]
     if others_are_exact and all(is_ended_alone(one) for one in ended):
         return Cell(Result.ENDS_ALONE, why)
-    return Cell(Result.BROKEN, why)
+    return Cell(Result.BROKEN, why, wrong=frozenset(wrong))
 
 
 def is_ended_alone(history: History) -> bool:
