@@ -53,12 +53,16 @@ def test_waits_for_outputs_and_answers_end_with_the_reason(told: tuple[Client, A
     assert client.resources.engine_dead, "later calls raise at once"
 
 
-def test_the_error_of_the_host_names_the_reason_of_a_defeat() -> None:
+def test_the_error_of_the_host_names_the_reason_of_the_end(told: tuple[Client, Any]) -> None:
+    """The host replaces every error by its own once an engine core is dead."""
+
     def dead(client: Any) -> Any:
         raise EngineDeadError()
 
-    with pytest.raises(EngineDeadError, match=WHY):
-        say_why(dead, None, lambda: WHY)
+    client, tell = told
     with pytest.raises(EngineDeadError, match="See stack trace"):
-        say_why(dead, None, lambda: None)
-    assert say_why(lambda client: 5, None, lambda: WHY) == 5
+        say_why(dead, client)
+    tell(view(WHY))
+    with pytest.raises(EngineDeadError, match=WHY):
+        say_why(dead, client)
+    assert say_why(lambda client: 5, client) == 5

@@ -86,7 +86,7 @@ def attach_front_end_hooks(open_sinks: OpenSinks) -> None:
     attach(START_API_SERVERS, save_api_server_arguments)
     attach_request_hooks()
     attach(OFFLINE_CLIENT_INIT, _init_offline_client)
-    attach(OFFLINE_OUTPUT, lambda original, client: say_why(original, client, _defeat))
+    attach(OFFLINE_OUTPUT, say_why)
     if LAUNCH_IN_LAUNCHER.module in sys.modules:  # the host imports its command before any plugin
         attach(LAUNCH_IN_LAUNCHER, functools.partial(_launch_protected, open_sinks, _one_for_each_input))
         attach(AWAIT_END, _await_end)
@@ -243,11 +243,6 @@ def _init_offline_client(original: Callable[..., None], client: Any, *args: Any,
     owner = current_owner()
     if owner is not None and owner.owns(client.resources.engine_manager):
         end_with_instance(client, owner.sentinel.tell)
-
-
-def _defeat() -> str | None:
-    owner = current_owner()
-    return owner.defeat if owner is not None else None
 
 
 def _take_over(make: Callable[[], None], client: Any, link_id: int) -> None:

@@ -13,6 +13,8 @@ from typing import Any
 
 from holdfast.core.protocol.events import InstanceView
 
+_WHY = "holdfast_ended"
+
 
 def end_with_instance(client: Any, tell: Callable[[Callable[[InstanceView], None]], None]) -> None:
     """End the waits of a client when its instance is defeated, as the views say that `tell` gives."""
@@ -23,6 +25,7 @@ def _follow(client: Callable[[], Any], view: InstanceView) -> None:
     live_client = client()
     if live_client is None or view.defeat is None or live_client.resources.engine_dead:
         return
+    vars(live_client)[_WHY] = view.defeat
     live_client.resources.engine_dead = True  # later calls raise at once
     live_client.outputs_queue.put_nowait(_error(view.defeat))
     for answer in list(live_client.utility_results.values()):
@@ -30,14 +33,14 @@ def _follow(client: Callable[[], Any], view: InstanceView) -> None:
             answer.set_exception(_error(view.defeat))
 
 
-def say_why(original: Callable[[Any], Any], client: Any, defeat: Callable[[], str | None]) -> Any:
-    """Return the next outputs; let the host's error of a dead engine core name the reason of the defeat."""
+def say_why(original: Callable[[Any], Any], client: Any) -> Any:
+    """Return the next outputs; let the host's error of a dead engine core name the reason of the end."""
     from vllm.v1.engine.exceptions import EngineDeadError
 
     try:
         return original(client)
     except EngineDeadError:
-        if (reason := defeat()) is None:
+        if (reason := vars(client).get(_WHY)) is None:
             raise
         raise _error(reason) from None
 
