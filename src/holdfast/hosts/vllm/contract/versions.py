@@ -10,7 +10,7 @@ from holdfast.core.errors import UnsupportedHost
 # The supported releases, oldest first, and how each was tested; the README has the same in its table of releases.
 TESTED = {
     "0.32": "run with the CPU build",
-    "0.33": "unit and contract tests, over the operators of 0.32; no server",
+    "0.33": "samples of the suite, over the operators of 0.32",
 }
 SUPPORTED = tuple(TESTED)
 OVERRIDE = "HOLDFAST_ALLOW_UNKNOWN_HOST"
