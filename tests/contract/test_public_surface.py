@@ -55,8 +55,9 @@ def mentions(text: str) -> set[str]:
 
 @pytest.fixture(scope="module")
 def script_flags() -> set[str]:
-    """Every flag that a script of the repository adds to its parser."""
-    scripts = (path.read_text() for path in (README.parent / "scripts").iterdir() if path.is_file())
+    """Every flag that a script of the repository, or a program of the tests, adds to its parser."""
+    files = [*(ROOT / "scripts").iterdir(), *(ROOT / "tests" / "support").rglob("__main__.py")]
+    scripts = (path.read_text() for path in files if path.is_file())
     return {flag for text in scripts for flag in re.findall(r"add_argument\(\"(--[a-z-]+)\"", text)}
 
 

@@ -141,7 +141,7 @@ def test_a_server_that_systemd_started_tells_it_by_itself(notified: socket.socke
     control = MemoryControl().attach()
     app = build_app(lambda: control)
     app.add_api_route(ALIVE, lambda: {"alive": True})
-    environ = {"NOTIFY_SOCKET": notified.getsockname(), "WATCHDOG_USEC": "150000"}
+    environ = {"NOTIFY_SOCKET": notified.getsockname(), "WATCHDOG_USEC": "600000"}
     with serve(app) as url:
         reports = start_telling_systemd(Listening(port=int(url.rpartition(":")[2])), environ)
         assert reports is not None

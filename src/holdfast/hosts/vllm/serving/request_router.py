@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import time
 import weakref
 from collections import Counter
@@ -54,7 +53,7 @@ class RequestRouter:
         *,
         detects_poison: bool = False,
         state_call_timeout_s: float = 600.0,
-        max_input_bytes: float = math.inf,
+        max_input_bytes: float = float("inf"),
     ) -> None:
         self.journal: RequestJournal[Any] = RequestJournal(max_input_bytes)
         self._sessions = StreamingSessions(self.journal)
