@@ -92,7 +92,8 @@ def test_a_wheel_with_another_digest_is_refused(script: ModuleType, tmp_path: Pa
 def test_only_the_command_line_of_make_names_a_release(arguments: list[str], environment: dict[str, str]) -> None:
     """A release is served from an environment of its own; a HOST that a shell exports means a machine."""
     run = ["make", "--dry-run", "--no-print-directory", "settings", "PYTHON=python3", *arguments]
-    cleared = {name: value for name, value in os.environ.items() if name not in ("HOST", "MAKEFLAGS", "MFLAGS", "MAKELEVEL")}
+    of_make = ("HOST", "MAKEFLAGS", "MFLAGS", "MAKELEVEL")
+    cleared = {name: value for name, value in os.environ.items() if name not in of_make}
     printed = subprocess.run(run, cwd=ROOT, env=cleared | environment, capture_output=True, text=True, check=True)
     expected = ".venv-0.33" if arguments == ["HOST=0.33"] else ".venv"
     assert printed.stdout.splitlines()[-1].startswith(f"{expected}/bin/")
