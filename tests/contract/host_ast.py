@@ -72,6 +72,8 @@ class HostSources:
             return None if isinstance(found.node, ast.ClassDef) else "is not a class"
         if isinstance(found.node, ast.ClassDef):
             return "is a class, not a function"
+        if any(ast.unparse(d).rpartition(".")[2] in ("property", "cached_property") for d in found.node.decorator_list):
+            return "cannot be called"
         absent = set(touchpoint.reads) - local_names(found.node)
         if absent:
             return f"has no local {', '.join(sorted(absent))}"
