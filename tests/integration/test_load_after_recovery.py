@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.host, pytest.mark.server, pytest.mark.spawned, pytest.
 
 MOVING, STAYING = 16, 6
 PROMPT_TOKENS = 1200
-TOKENS = 400
+TOKENS = 800
 WHOLE_STEP = 2048
 LOST, SIBLING = 0, 1
 
