@@ -205,8 +205,8 @@ NGRAM = FeatureRow(
     loads.plain,
     arguments=ngram,
     part=Part.DRAFT,
-    note="as soon as an answer of a batch is sampled, the rejection sampler of the host's CPU build divides logits by "
-    "temperatures that were never written (its expansion kernel writes into a copy)",
+    note="where an answer of a batch is sampled, greedy tokens were not the likeliest, without a fault too; probable "
+    "cause: the expansion kernel of the host's CPU build writes temperatures into a copy",
 )
 STRUCTURED = FeatureRow("structured output", loads.structured, arguments=lambda: brief)
 GREEDY_SPECULATION = FeatureRow("n-gram speculation, all greedy", loads.greedy, arguments=ngram, part=Part.DRAFT)
@@ -225,7 +225,7 @@ ROWS: tuple[FeatureRow, ...] = (
         "LoRA beside the base model",
         loads.lora_beside_base,
         arguments=lora_arguments,
-        note="beside an adapter the host's CPU build gives requests of the base model other logits than alone",
+        note="beside an adapter, requests of the base model had other logits than alone, without a fault too",
     ),
     FeatureRow("sliding window: Gemma 3", loads.plain, gemma3),
     FeatureRow("KV shared between layers: Gemma 3n", loads.plain, gemma3n),
