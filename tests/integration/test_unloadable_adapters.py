@@ -19,6 +19,7 @@ from holdfast.chaos.loads import fresh_salt
 from holdfast.chaos.streams import Load, StreamSpec
 from integration.helpers.processes import workers_of
 from integration.helpers.servers import NO_LIMITS, Servers, run
+from integration.helpers.streams import begun
 from support.features import models
 
 pytestmark = [pytest.mark.host, pytest.mark.server, pytest.mark.slow, pytest.mark.matrix]
@@ -51,8 +52,9 @@ def test_an_adapter_whose_files_are_gone_costs_one_fault_however_often_it_is_ask
     async def scenario(url: str, worker: int) -> tuple[list[History], list[History], list[dict[str, Any]]]:
         async with Control(url) as control:
             before = await control.last_sequence()
-            others = asyncio.create_task(Load(url, base(fresh_salt()), timeout_s=120).run())
-            await asyncio.sleep(0)
+            load = Load(url, base(fresh_salt()), timeout_s=120)
+            others = asyncio.create_task(load.run())
+            await begun(load)
             os.kill(worker, signal.SIGKILL)
             refused = [await answer(url, "gone") for _ in range(REPETITIONS)]
             return refused, await others, await control.events(before)

@@ -11,6 +11,7 @@ import pytest
 
 pytest.importorskip("vllm")
 
+import numpy as np
 from msgspec import structs
 from vllm.lora.request import LoRARequest
 from vllm.sampling_params import RequestOutputKind, SamplingParams
@@ -86,6 +87,24 @@ def test_whatever_is_computed_otherwise_has_another_fingerprint() -> None:
     ]
     keyed = {request_fingerprint(key, other) for other in others for key in (KEY, b"other")}
     assert len(keyed) == 2 * len(others)
+
+
+def test_biases_of_tokens_have_a_fingerprint_of_their_own() -> None:
+    biased = [request(logit_bias=bias) for bias in (None, {1: 2.0}, {1: 3.0}, {2: 2.0}, {1: 2.0, 2: 2.0})]
+    fingerprints = {request_fingerprint(KEY, one) for one in biased}
+    assert len(fingerprints) == len(biased) and "" not in fingerprints
+    swapped = request(logit_bias={2: 2.0, 1: 2.0})
+    assert request_fingerprint(KEY, swapped) == request_fingerprint(KEY, biased[-1])
+
+
+def test_what_prints_alike_is_not_taken_for_the_same() -> None:
+    """The text of a large array is shortened: different ones look the same."""
+    one, other = request(), request()
+    for number, of in enumerate((one, other)):
+        array = np.zeros(5000)
+        array[2500] = number
+        of.sampling_params.extra_args = {"array": array}
+    assert request_fingerprint(KEY, one) == request_fingerprint(KEY, other) == ""
 
 
 def test_a_request_that_cannot_be_hashed_has_no_fingerprint() -> None:

@@ -20,7 +20,7 @@ MAX_PERIODS = 16  # each time that an entry is found guilty again, the refusal i
 
 
 class GuiltKind(enum.StrEnum):
-    """What was found guilty: one request, or an adapter with all of its requests."""
+    """Kind of a guilty party: one request, or an adapter with all of its requests."""
 
     REQUEST = "request"
     ADAPTER = "adapter"

@@ -7,6 +7,7 @@ one comparison.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 import os
@@ -33,7 +34,7 @@ MAX_OWN = 16
 # How an answer is delivered is no part of what is computed.
 _NOT_COMPUTED = ("output_kind", "extra_args", "detokenize", "skip_special_tokens", "spaces_between_special_tokens")
 
-_encoder = msgspec.msgpack.Encoder(enc_hook=repr, order="deterministic")
+_encoder = msgspec.msgpack.Encoder()
 
 
 class GuiltyRequests:
@@ -143,13 +144,23 @@ def request_fingerprint(key: bytes, request: Any) -> str:
     try:
         hashed = hashlib.blake2b(key=key, digest_size=FINGERPRINT_BYTES, person=b"request")
         for part in _parts(request):
-            encoded = part if isinstance(part, bytes) else _encoder.encode(part)
+            encoded = part if isinstance(part, bytes) else _encoder.encode(_plain(part))
             hashed.update(len(encoded).to_bytes(8, "little"))
             hashed.update(encoded)
         return hashed.hexdigest()
     except Exception as error:  # of whatever a model's inputs are made of
-        logger.warning("a request has no fingerprint, and a repetition is not known: %s", account_of(error).error_type)
+        _tell_once(account_of(error).error_type)
         return ""
+
+
+def _plain(part: Any) -> Any:
+    """Return dicts, lists and scalars in one order. Raises `TypeError` for others: their texts may be shortened."""
+    return msgspec.to_builtins(part, str_keys=True, order="deterministic")
+
+
+@functools.cache
+def _tell_once(error_type: str) -> None:
+    logger.warning("some requests have no fingerprint, and their repetitions are not known: %s", error_type)
 
 
 def _parts(request: Any) -> list[Any]:
@@ -177,7 +188,7 @@ def adapter_fingerprint(key: bytes, request: Any) -> str:
     """Return the fingerprint of the adapter of a request and of the state of its files; empty without an adapter."""
     if (adapter := _adapter(request)) is None:
         return ""
-    parts = _encoder.encode([adapter, _state_of(adapter[2])])
+    parts = _encoder.encode((*adapter, _state_of(adapter[2])))
     return hashlib.blake2b(parts, key=key, digest_size=FINGERPRINT_BYTES, person=b"adapter").hexdigest()
 
 
