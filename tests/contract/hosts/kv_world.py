@@ -7,12 +7,9 @@ before it computes, as a model would see it; a fault leaves garbage where the st
 from __future__ import annotations
 
 import functools
-import json
 import random
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -20,7 +17,6 @@ import torch
 from vllm.config import KVTransferConfig
 from vllm.distributed.kv_transfer.kv_connector.v1 import KVConnectorRole
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading_connector import OffloadingConnector
-from vllm.engine.arg_utils import EngineArgs
 from vllm.sampling_params import SamplingParams
 from vllm.utils.hashing import sha256
 from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
@@ -30,7 +26,7 @@ from vllm.v1.kv_offload.base import CanonicalKVCacheRef, CanonicalKVCaches, Cano
 from vllm.v1.outputs import KVConnectorOutput, ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 
-from contract.hosts.vllm_parts import MODEL
+from contract.hosts.vllm_rig import engine_config
 from holdfast.hosts.vllm.engine.rewind import rewind
 from holdfast.hosts.vllm.worker.connector_transfers import end_transfers
 from support.kv_offloading.cpu_offloading import CopyingWorker
@@ -61,21 +57,13 @@ def _config(*, offloads: bool) -> Any:
     transfer = KVTransferConfig(
         kv_connector="OffloadingConnector", kv_role="kv_both", kv_connector_extra_config=OFFLOADING
     )
-    with tempfile.TemporaryDirectory() as folder, mock.patch("vllm.plugins.load_general_plugins"):
-        (Path(folder) / "config.json").write_text(json.dumps(MODEL))
-        made = EngineArgs(
-            model=folder,
-            skip_tokenizer_init=True,
-            load_format="dummy",
-            enforce_eager=True,
-            max_model_len=MODEL["max_position_embeddings"],
-            block_size=BLOCK_SIZE,
-            num_gpu_blocks_override=BLOCKS,
-            max_num_batched_tokens=STEP_TOKENS,
-            max_num_seqs=8,
-            async_scheduling=False,
-            kv_transfer_config=transfer if offloads else None,
-        ).create_engine_config()
+    made = engine_config(
+        block_size=BLOCK_SIZE,
+        num_gpu_blocks_override=BLOCKS,
+        max_num_batched_tokens=STEP_TOKENS,
+        max_num_seqs=8,
+        kv_transfer_config=transfer if offloads else None,
+    )
     made.cache_config.num_gpu_blocks = BLOCKS
     return made
 

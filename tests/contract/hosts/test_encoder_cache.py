@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +10,6 @@ import pytest
 pytest.importorskip("vllm")
 
 import torch
-from vllm.engine.arg_utils import EngineArgs
 from vllm.multimodal.inputs import MultiModalFeatureSpec, MultiModalKwargsItem, PlaceholderRange
 from vllm.sampling_params import SamplingParams
 from vllm.utils.hashing import sha256
@@ -25,9 +21,8 @@ from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request
 from vllm.v1.structured_output import StructuredOutputManager
 
-from contract.hosts.rig import BLOCK_SIZE, BLOCKS, MAX_RUNNING, STEP_TOKENS
-from contract.hosts.vllm_parts import MODEL
-from contract.hosts.vllm_rig import _as_a_library
+from contract.hosts.rig import BLOCK_SIZE, BLOCKS
+from contract.hosts.vllm_rig import engine_config
 from holdfast.core.errors import RecoveryFailed
 from holdfast.hosts.vllm.engine.rewind import encodes_again, rewind
 
@@ -39,19 +34,7 @@ PICTURE = PlaceholderRange(offset=2, length=6)
 
 @functools.cache
 def config() -> Any:
-    with tempfile.TemporaryDirectory() as folder, _as_a_library():
-        (Path(folder) / "config.json").write_text(json.dumps(MODEL))
-        return EngineArgs(
-            model=folder,
-            skip_tokenizer_init=True,
-            load_format="dummy",
-            enforce_eager=True,
-            max_model_len=MODEL["max_position_embeddings"],
-            block_size=BLOCK_SIZE,
-            max_num_batched_tokens=STEP_TOKENS,
-            max_num_seqs=MAX_RUNNING,
-            async_scheduling=False,
-        ).create_engine_config()
+    return engine_config()
 
 
 @pytest.fixture

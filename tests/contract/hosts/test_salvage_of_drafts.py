@@ -6,14 +6,11 @@ Only the model is pretended: drafts are accepted at random, and an answer depend
 from __future__ import annotations
 
 import functools
-import json
 import queue
 import random
-import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,7 +18,6 @@ import pytest
 pytest.importorskip("vllm")
 
 import torch
-from vllm.engine.arg_utils import EngineArgs
 from vllm.sampling_params import SamplingParams
 from vllm.utils.hashing import sha256
 from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
@@ -33,9 +29,8 @@ from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request
 from vllm.v1.structured_output import StructuredOutputManager
 
-from contract.hosts.rig import BLOCK_SIZE, MAX_RUNNING, STEP_TOKENS
-from contract.hosts.vllm_parts import MODEL
-from contract.hosts.vllm_rig import _as_a_library
+from contract.hosts.rig import BLOCK_SIZE
+from contract.hosts.vllm_rig import engine_config
 from holdfast.hosts.vllm.engine.rewind import rewind
 from holdfast.hosts.vllm.engine.salvage import salvage
 
@@ -50,20 +45,10 @@ SEEDS = [2, 5, 7, 113]  # with the last and few blocks, a token is appended to a
 
 @functools.cache
 def config() -> Any:
-    with tempfile.TemporaryDirectory() as folder, _as_a_library():
-        (Path(folder) / "config.json").write_text(json.dumps(MODEL))
-        return EngineArgs(
-            model=folder,
-            skip_tokenizer_init=True,
-            load_format="dummy",
-            enforce_eager=True,
-            max_model_len=MODEL["max_position_embeddings"],
-            block_size=BLOCK_SIZE,
-            max_num_batched_tokens=STEP_TOKENS,
-            max_num_seqs=MAX_RUNNING,
-            async_scheduling=False,  # the host allows such drafts only on GPUs; here the scheduler is made by hand
-            speculative_config={"method": "ngram", "num_speculative_tokens": DRAFTS, "prompt_lookup_max": 3},
-        ).create_engine_config()
+    # The host allows such drafts under asynchronous scheduling only on GPUs.
+    return engine_config(
+        speculative_config={"method": "ngram", "num_speculative_tokens": DRAFTS, "prompt_lookup_max": 3}
+    )
 
 
 def answer(request_id: str, length: int) -> list[int]:

@@ -7,16 +7,12 @@ begins within the step that ends the one before. Without drafts: see the failure
 from __future__ import annotations
 
 import functools
-import json
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 pytest.importorskip("vllm")
 
-from vllm.engine.arg_utils import EngineArgs
 from vllm.sampling_params import SamplingParams
 from vllm.utils.hashing import sha256
 from vllm.v1.core.kv_cache_utils import get_request_block_hasher
@@ -24,9 +20,8 @@ from vllm.v1.core.sched import scheduler as host_scheduler
 from vllm.v1.request import Request
 
 from contract.hosts import test_salvage_of_drafts as rig
-from contract.hosts.rig import BLOCK_SIZE, MAX_RUNNING, STEP_TOKENS
-from contract.hosts.vllm_parts import MODEL
-from contract.hosts.vllm_rig import _as_a_library
+from contract.hosts.rig import BLOCK_SIZE
+from contract.hosts.vllm_rig import engine_config
 from holdfast.hosts.vllm.engine.streaming_sessions import follow_sessions
 
 pytestmark = pytest.mark.host
@@ -43,19 +38,7 @@ SITES = {
 
 @functools.cache
 def config() -> Any:
-    with tempfile.TemporaryDirectory() as folder, _as_a_library():
-        (Path(folder) / "config.json").write_text(json.dumps(MODEL))
-        return EngineArgs(
-            model=folder,
-            skip_tokenizer_init=True,
-            load_format="dummy",
-            enforce_eager=True,
-            max_model_len=MODEL["max_position_embeddings"],
-            block_size=BLOCK_SIZE,
-            max_num_batched_tokens=STEP_TOKENS,
-            max_num_seqs=MAX_RUNNING,
-            async_scheduling=False,  # the scheduler is made by hand
-        ).create_engine_config()
+    return engine_config()
 
 
 class SessionCore(rig.Core):

@@ -32,25 +32,27 @@ from holdfast.hosts.vllm.worker.fence import StepFence
 from holdfast.hosts.vllm.worker.worker import VllmWorkerHost
 
 
-@functools.cache
-def vllm_config() -> Any:
-    """Return the host's configuration of two ranks for a model that is never loaded."""
+def engine_config(**arguments: Any) -> Any:
+    """Return the host's configuration for a model that is never loaded; `arguments` come on top of the usual ones."""
+    usual: dict[str, Any] = {
+        "skip_tokenizer_init": True,
+        "load_format": "dummy",
+        "enforce_eager": True,
+        "max_model_len": MODEL["max_position_embeddings"],
+        "block_size": BLOCK_SIZE,
+        "max_num_batched_tokens": STEP_TOKENS,
+        "max_num_seqs": MAX_RUNNING,
+        "async_scheduling": False,  # tests that want the scheduler for that make one by hand
+    }
     with tempfile.TemporaryDirectory() as folder, _as_a_library():
         (Path(folder) / "config.json").write_text(json.dumps(MODEL))
-        return EngineArgs(
-            model=folder,
-            tensor_parallel_size=RANKS,
-            distributed_executor_backend="mp",
-            skip_tokenizer_init=True,
-            load_format="dummy",
-            enforce_eager=True,
-            max_model_len=MODEL["max_position_embeddings"],
-            block_size=BLOCK_SIZE,
-            num_gpu_blocks_override=BLOCKS,
-            max_num_batched_tokens=STEP_TOKENS,
-            max_num_seqs=MAX_RUNNING,
-            async_scheduling=False,
-        ).create_engine_config()
+        return EngineArgs(model=folder, **usual | arguments).create_engine_config()
+
+
+@functools.cache
+def vllm_config() -> Any:
+    """Return the host's configuration of two ranks."""
+    return engine_config(tensor_parallel_size=RANKS, distributed_executor_backend="mp", num_gpu_blocks_override=BLOCKS)
 
 
 @contextmanager
