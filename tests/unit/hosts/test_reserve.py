@@ -39,10 +39,13 @@ def main():
         assert handshake.recv_multipart()[1] == b"ready"
         process.join()
         handshake.close(0)
+    left = 0  # what ZeroMQ's own thread closes later than the reserve was taken again
     try:
-        os.dup(0)
+        while left < len(kept._held):
+            os.dup(0)
+            left += 1
     except OSError:
-        print("taken again")
+        print("taken again" if left < 8 <= len(kept._held) else f"{left} left", flush=True)
     os._exit(0)
 
 def answer(address):
