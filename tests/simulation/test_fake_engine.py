@@ -77,7 +77,7 @@ class Driver:
 def test_it_implements_the_ports():
     engine: EngineHost = Driver(SYNC).engine
     worker: WorkerHost = engine.workers[0]
-    assert (engine.engine_id, engine.unfinished_requests(), engine.lost_a_worker()) == (0, 4, False)
+    assert (engine.engine_id, engine.unfinished_requests(), engine.lost_ranks()) == (0, 4, ())
     assert worker.rank == 0
 
 
@@ -196,9 +196,9 @@ def test_a_worker_that_is_gone_fails_the_step_and_a_recovery_puts_another_in_its
     driver.engine.workers[0].gone = True
     with pytest.raises(WorkerFailed) as caught:
         driver.engine.step()
-    assert driver.engine.lost_a_worker()
+    assert driver.engine.lost_ranks() == (0,)
     assert driver.engine.recover(caught.value, 1, None).replaced_ranks == (0,)
-    assert not driver.engine.lost_a_worker()
+    assert driver.engine.lost_ranks() == ()
 
 
 @pytest.mark.parametrize("after", [0, 1, 2, 5, 9])

@@ -23,7 +23,7 @@ class EngineCoreBench:
 
     def __init__(self, ranks=1, *, in_lockstep=False, joining_epoch=None, starting=False, **settings):
         self.now = 50.0
-        self.lost_a_worker = False
+        self.lost_ranks = ()
         self.effects = []
         config = HoldfastConfig(**settings)
         self.machine = EngineCoreMachine(0, config, lambda: WALL + self.now, joining_epoch)
@@ -45,7 +45,7 @@ class EngineCoreBench:
             self.effects.append(effect)
             match effect:
                 case fx.Release(fx.CheckWorkers()):
-                    asked += self.tell(facts.WorkersChecked(self.lost_a_worker))
+                    asked += self.tell(facts.WorkersChecked(self.lost_ranks))
                 case fx.Release(fx.StudyFault()):
                     asked += self.tell(facts.FaultStudied())
         return asked

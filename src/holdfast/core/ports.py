@@ -155,8 +155,8 @@ class EngineHost(Protocol):
         """
         ...
 
-    def lost_a_worker(self) -> bool:
-        """Tell whether a worker process of this engine core is gone and not replaced yet. Any thread."""
+    def lost_ranks(self) -> tuple[int, ...]:
+        """Return the ranks whose worker process is gone and not replaced yet, in order. Any thread."""
         ...
 
     def kill_rank(self, rank: int) -> None:

@@ -163,7 +163,7 @@ class EngineCoreSentinel:
         while True:
             match self._next_task(is_running):
                 case fx.CheckWorkers():
-                    self._feed(facts.WorkersChecked(host.lost_a_worker()))
+                    self._feed(facts.WorkersChecked(host.lost_ranks()))
                 case fx.StudyFault() as study:
                     if self._quarantine is not None:
                         self._quarantine.learn(study.fault, host.requests)
@@ -210,7 +210,7 @@ class EngineCoreSentinel:
             raise
         except Exception as again:
             logger.exception("engine %d: recovery failed", self._engine_id)
-            self._feed(facts.RecoveryFailed(again, host.lost_a_worker()))
+            self._feed(facts.RecoveryFailed(again, host.lost_ranks()))
             return False
         self._feed(facts.RecoveryFinished(report))
         return True

@@ -24,7 +24,7 @@ WORKER_PHASES = [Phase.STEP_START, Phase.FORWARD, Phase.STEP_END, Phase.SAMPLE_S
 
 def await_lost_worker(rig):
     deadline = time.monotonic() + LONG_S
-    while not rig.engine.lost_a_worker():
+    while not rig.engine.lost_ranks():
         assert time.monotonic() < deadline, "the death of a worker is not noticed"
         time.sleep(0.005)
 
@@ -238,14 +238,15 @@ def test_a_killed_rank_is_noticed_and_its_place_is_taken(rig):
     rig.add("a", 8)
     for _ in range(3):
         rig.step()
-    assert not rig.engine.lost_a_worker()
+    assert rig.engine.lost_ranks() == ()
     rig.engine.kill_rank(1)
     await_lost_worker(rig)
+    assert rig.engine.lost_ranks() == (1,)
     report = rig.recover(rig.failing_step())
     assert report.replaced_ranks == (1,)
     assert report.kept_blocks == 0
     assert report.tokens_to_recompute == len(PROMPT) + len(rig.answers["a"])
-    assert not rig.engine.lost_a_worker()
+    assert rig.engine.lost_ranks() == ()
     rig.run()
     assert rig.is_exact
 

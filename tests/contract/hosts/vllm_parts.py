@@ -303,7 +303,7 @@ class ThreadExecutor(HoldfastExecutor):
             self.ranks[rank] = self._new_rank(rank)
             self.ranks[rank].host.restores.is_replacement = True
         self._watch_ranks()
-        self.is_failed = False
+        self.is_failed, self.lost_ranks = False, frozenset()
         return ReplacementResult({rank: self.ranks[rank].process.pid for rank in ranks}, 0, 0.0)
 
     def shutdown(self) -> None:

@@ -57,12 +57,13 @@ def test_an_account_that_came_before_the_error_is_the_cause_at_once():
 
 def test_a_lost_worker_explains_more_than_the_error_of_the_step():
     bench = EngineCoreBench()
-    bench.lost_a_worker = True
+    bench.lost_ranks = (2, 3)
     bench.step_raises(RuntimeError("Executor failed."))
     [pause] = bench.announced
-    assert (pause.fault.fault_class, pause.fault.class_reason) == (
+    assert (pause.fault.fault_class, pause.fault.class_reason, pause.fault.rank) == (
         FaultClass.WORKER_LOST,
         "the process of a worker is gone",
+        2,
     )
 
 
@@ -186,7 +187,7 @@ def test_a_failed_recovery_is_reported_and_the_pause_announced_with_the_first_fa
     bench = EngineCoreBench()
     bench.step_raises(ValueError(PublicText("first")))
     bench.command_recovery()
-    bench.tell(facts.RecoveryFailed(RuntimeError(PublicText("again")), lost_a_worker=False))
+    bench.tell(facts.RecoveryFailed(RuntimeError(PublicText("again")), lost_ranks=()))
     aborted = bench.told_client[-1]
     assert (type(aborted), aborted.epoch, aborted.fault.message) == (m.RecoveryAborted, 1, "again")
     assert (bench.announced[-1].epoch, bench.announced[-1].fault.message) == (1, "first")
@@ -200,7 +201,7 @@ def test_peers_that_wait_in_a_failed_recovery_are_let_go(about):
     bench.step_raises(is_interrupt=True)
     bench.command_recovery()
     bench.effects.clear()
-    bench.tell(facts.RecoveryFailed(RuntimeError(PublicText("again")), lost_a_worker=False))
+    bench.tell(facts.RecoveryFailed(RuntimeError(PublicText("again")), lost_ranks=()))
     assert bench.told_to_break == list(bench.machine.registry.ranks())
     assert len(bench.all_of(fx.BreakOwnCollectives)) == 1
 
@@ -209,7 +210,7 @@ def test_a_failed_recovery_without_peers_breaks_nothing():
     bench = EngineCoreBench()
     bench.step_raises()
     bench.command_recovery()
-    bench.tell(facts.RecoveryFailed(RuntimeError("again"), lost_a_worker=True))
+    bench.tell(facts.RecoveryFailed(RuntimeError("again"), lost_ranks=(0,)))
     assert bench.told_to_break == []
     assert bench.told_client[-1].fault.fault_class is FaultClass.WORKER_LOST
 

@@ -241,7 +241,7 @@ def test_a_new_process_in_an_epoch_with_broken_collectives_is_told_to_break_as_w
     bench.tell(facts.RanksStarted({1: 200}))
     bench.attach(1, pid=200)
     bench.effects.clear()
-    bench.tell(facts.RecoveryFailed(ValueError("the peer did not come"), lost_a_worker=False))
+    bench.tell(facts.RecoveryFailed(ValueError("the peer did not come"), lost_ranks=()))
     assert bench.told_to_break == [1]
     assert bench.announced == []
     bench.acknowledge(0)
@@ -267,7 +267,7 @@ def test_a_rank_that_died_in_an_earlier_epoch_owes_no_acknowledgement():
     bench.acknowledge(0)
     bench.command_recovery(epoch=1)
     bench.effects.clear()
-    bench.tell(facts.RecoveryFailed(ValueError("before any rank was replaced"), lost_a_worker=True))
+    bench.tell(facts.RecoveryFailed(ValueError("before any rank was replaced"), lost_ranks=(1,)))
     assert bench.told_to_break == [0]
     bench.acknowledge(0)
     bench.wait(2 * BOUND_S)

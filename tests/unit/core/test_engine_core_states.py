@@ -31,7 +31,7 @@ def test_the_busy_loop_is_named_by_what_it_waits_for():
     seen = [machine.busy_loop]
     for fact in [
         facts.StepRaised(ValueError("boom"), False, False),
-        facts.WorkersChecked(False),
+        facts.WorkersChecked(()),
         facts.FaultStudied(),
         m.RecoverEngine(command_id="c", epoch=1),
         facts.RecoveryFinished(m.RecoveryReport()),

@@ -91,8 +91,8 @@ class Host:
     def is_workers_reply(self, error: Exception) -> bool:
         return error is REPLY
 
-    def lost_a_worker(self) -> bool:
-        return False
+    def lost_ranks(self) -> tuple[int, ...]:
+        return ()
 
     def kill_rank(self, rank: int) -> None:
         self.killed.append(rank)

@@ -168,7 +168,7 @@ class SimulatedEngine:
             return
         match self._tasks.popleft():
             case fx.CheckWorkers():
-                self._feed(facts.WorkersChecked(self._host.lost_a_worker()))
+                self._feed(facts.WorkersChecked(self._host.lost_ranks()))
             case fx.StudyFault() as study:
                 self._quarantine.learn(study.fault, self._host.requests)
                 self._feed(facts.FaultStudied())
@@ -200,7 +200,7 @@ class SimulatedEngine:
             report = self._host.recover(self._error, command.epoch, command.rendezvous, command.replace)
             self._quarantine.carry_out(report.replaced_ranks)
         except (InjectedFault, WorkerFailed) as again:
-            self._feed(facts.RecoveryFailed(again, self._host.lost_a_worker()))
+            self._feed(facts.RecoveryFailed(again, self._host.lost_ranks()))
             return
         for rank in report.replaced_ranks:
             self._pids[rank] += self.ranks

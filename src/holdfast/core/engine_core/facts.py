@@ -38,7 +38,7 @@ class StepRaised:
 class WorkersChecked:
     """Answer to `CheckWorkers`."""
 
-    lost_a_worker: bool
+    lost_ranks: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class RecoveryFailed:
     """Answer to `RunRecovery`: the recovery raised."""
 
     error: Exception
-    lost_a_worker: bool
+    lost_ranks: tuple[int, ...]
 
 
 @dataclass(frozen=True)

@@ -209,7 +209,7 @@ class EngineCoreMachine:
 
     def _workers_checked(self, checked: facts.WorkersChecked, now: float) -> None:
         assert self._pause.raised is not None
-        self._cause_found(self._own_fault(self._pause.raised.error, checked.lost_a_worker), now)
+        self._cause_found(self._own_fault(self._pause.raised.error, checked.lost_ranks), now)
 
     def _cause_found(self, fault: Fault | None, now: float) -> None:
         """Continue with the root cause; None when the busy loop was only told to pause."""
@@ -277,7 +277,7 @@ class EngineCoreMachine:
         self.busy_loop = BusyLoop.STOPPING_RANKS
         if self._ranks.has_peers():
             self._ranks.break_collectives(now)
-        fault = self._own_fault(failed.error, failed.lost_a_worker)
+        fault = self._own_fault(failed.error, failed.lost_ranks)
         self._context.tell_client(
             m.RecoveryAborted(
                 engine_id=self._context.engine_id, command_id=command.command_id, epoch=command.epoch, fault=fault
@@ -288,7 +288,7 @@ class EngineCoreMachine:
         assert self._pause.recovery is not None
         return self._pause.recovery
 
-    def _own_fault(self, error: Exception, lost_a_worker: bool) -> Fault:
+    def _own_fault(self, error: Exception, lost_ranks: tuple[int, ...]) -> Fault:
         """Return the fault of an error of the busy loop; a lost worker explains more than the error."""
         fault = fault_of(
             error,
@@ -298,8 +298,10 @@ class EngineCoreMachine:
             phase=getattr(error, "phase", None),
             at=self._context.wall_clock(),
         )
-        if lost_a_worker:
-            return msgspec.structs.replace(fault, fault_class=FaultClass.WORKER_LOST, class_reason=_WORKER_LOST)
+        if lost_ranks:
+            return msgspec.structs.replace(
+                fault, fault_class=FaultClass.WORKER_LOST, class_reason=_WORKER_LOST, rank=lost_ranks[0]
+            )
         return fault
 
     def _release(self, then: BusyLoop, task: fx.Task) -> None:

@@ -236,8 +236,8 @@ class FakeEngineCore:
     def is_workers_reply(self, error: Exception) -> bool:
         return isinstance(error, WorkerFailed)
 
-    def lost_a_worker(self) -> bool:
-        return any(worker.gone for worker in self.workers)
+    def lost_ranks(self) -> tuple[int, ...]:
+        return tuple(rank for rank, worker in enumerate(self.workers) if worker.gone)
 
     def arm(self, spec: InjectionSpec) -> None:
         self._faults.arm(spec)

@@ -154,7 +154,7 @@ class VllmEngineHost:
 
     def is_interrupt(self, error: Exception) -> bool:
         interrupted = isinstance(error, RuntimeError) and str(error) == EXECUTOR_FAILED
-        return not self.lost_a_worker() and (interrupted or TOLD_TO_STOP in str(error))
+        return not self.lost_ranks() and (interrupted or TOLD_TO_STOP in str(error))
 
     def break_collectives(self) -> int:
         self._replies.refuse()
@@ -179,8 +179,8 @@ class VllmEngineHost:
     def is_workers_reply(self, error: Exception) -> bool:
         return isinstance(error, RuntimeError) and str(error).startswith((WORKER_FAILED, WORKERS_FAILED))
 
-    def lost_a_worker(self) -> bool:
-        return bool(self._engine.model_executor.is_failed)
+    def lost_ranks(self) -> tuple[int, ...]:
+        return tuple(sorted(self._engine.model_executor.lost_ranks))
 
     def kill_rank(self, rank: int) -> None:
         self._engine.model_executor.kill_rank(rank)

@@ -50,6 +50,7 @@ class WorkerPoolExecutor(MultiprocExecutor):
     Attributes:
         on_rank_lost: called with a lost rank, its process id, how the process ended and the exit code. Any thread.
         on_standbys: called with the state of the standby pool after each change. Any thread.
+        lost_ranks: the ranks whose process ended and was not replaced since. Any thread.
     """
 
     on_rank_lost: Callable[[int, int, str, int | None], None] = staticmethod(lambda rank, pid, how, exit_code: None)
@@ -57,6 +58,7 @@ class WorkerPoolExecutor(MultiprocExecutor):
     seed: WorkerSeed
     start_calls: StartCalls
     standbys: StandbyPool
+    lost_ranks: frozenset[int] = frozenset()
     _watch: WorkerExitWatch | None = None
     _stop_noting: Callable[[], None]
 
@@ -113,6 +115,7 @@ class WorkerPoolExecutor(MultiprocExecutor):
     def _rank_lost(self, rank: int, pid: int, how: str, exit_code: int | None) -> None:
         if getattr(self, "shutting_down", False):
             return
+        self.lost_ranks |= {rank}
         self.is_failed = True
         self.on_rank_lost(rank, pid, how, exit_code)
         if rank < len(self.response_mqs):
@@ -219,7 +222,7 @@ class WorkerPoolExecutor(MultiprocExecutor):
         self._call_over(queue)
         retire(old)
         self.futures_queue.clear()
-        self.is_failed = False
+        self.is_failed, self.lost_ranks = False, frozenset()
         self.start_worker_monitor()
 
     def _prepare(self, ranks: Sequence[int], deadline: float) -> None:
