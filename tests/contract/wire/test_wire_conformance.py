@@ -1,4 +1,4 @@
-"""One suite for every wire: what the sentinels may rely on, over ZeroMQ and over its in-memory twin."""
+"""One suite for every wire: what the sentinels may rely on, over ZeroMQ with and without keys, and in memory."""
 
 import os
 import threading
@@ -10,8 +10,10 @@ import zmq
 from holdfast.core.errors import PortInUse, WorldError
 from holdfast.wire import MemoryNetwork, ZmqStation
 from holdfast.wire.base import MAX_FRAME_BYTES
+from holdfast.wire.curve import derive_keys
 
 LONG_S = 10.0  # a bound that a passing test never reaches
+KEYS = derive_keys(b"the nodes of a test share this")
 
 
 class Wire:
@@ -48,9 +50,11 @@ def wires(kind, tmp_path):
             return Wire(ZmqStation, f"ipc://{tmp_path}/hub")
         case "tcp":
             return Wire(ZmqStation, "tcp://127.0.0.1:0")
+        case "curve":
+            return Wire(lambda: ZmqStation(KEYS), "tcp://127.0.0.1:0")
 
 
-@pytest.fixture(params=["memory", "ipc", "tcp"])
+@pytest.fixture(params=["memory", "ipc", "tcp", "curve"])
 def wire(request, tmp_path):
     wire = wires(request.param, tmp_path)
     yield wire
@@ -376,3 +380,84 @@ def test_a_leftover_socket_file_of_a_dead_process_is_taken_over(tmp_path):
     station = ZmqStation()
     assert station.bind(f"ipc://{path}").address == f"ipc://{path}"
     station.close()
+
+
+# ---- keys
+
+
+def heard_from(station, spoke, within_s=0.4):
+    """What a peer that keeps sending is heard to say."""
+    deadline = time.monotonic() + within_s
+    while time.monotonic() < deadline:
+        spoke.send(b"let me in")
+        if (delivery := station.receive(0.05)) is not None:
+            return delivery.data
+    return None
+
+
+@pytest.mark.parametrize(
+    "keys", [None, derive_keys(b"another secret of this length")], ids=["without keys", "with keys of another secret"]
+)
+def test_a_peer_without_the_secret_is_not_heard_and_hears_nothing(tmp_path, keys):
+    wire, stranger_station = wires("curve", tmp_path), ZmqStation(keys)
+    try:
+        hub_station, hub, _, spoke = greeted(wire)
+        unknown = stranger_station.connect(hub.address, b"worker-1")
+        assert heard_from(hub_station, unknown) is None
+        assert not hub.send(b"worker-1", b"a secret of ours")
+        assert stranger_station.receive(0) is None
+        assert heard_from(hub_station, spoke) == b"let me in"
+    finally:
+        stranger_station.close()
+        wire.close()
+
+
+def test_a_peer_with_the_secret_does_not_talk_to_a_hub_without(tmp_path):
+    wire, impostor = wires("curve", tmp_path), ZmqStation()
+    try:
+        hub = impostor.bind("tcp://127.0.0.1:0")
+        station = wire.station()
+        spoke = station.connect(hub.address, b"peer")
+        assert heard_from(impostor, spoke) is None
+    finally:
+        impostor.close()
+        wire.close()
+
+
+def test_what_is_said_with_keys_cannot_be_read_on_the_way(tmp_path):
+    import socket
+
+    wire = wires("curve", tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        hub_station, hub = wire.hub()
+        station = wire.station()
+        spoke = station.connect(f"tcp://127.0.0.1:{listening.getsockname()[1]}", b"peer")
+        spoke.send(b"in the clear?")
+        read = bytearray()
+        near, _ = listening.accept()
+        with near, socket.create_connection(("127.0.0.1", int(hub.address.rsplit(":", 1)[1]))) as far:
+            near.setblocking(False)
+            far.setblocking(False)
+            deadline, delivery = time.monotonic() + LONG_S, None
+            while delivery is None and time.monotonic() < deadline:
+                for source, target in ((near, far), (far, near)):
+                    try:
+                        data = source.recv(1 << 16)
+                    except BlockingIOError:
+                        continue
+                    read += data
+                    target.sendall(data)
+                delivery = hub_station.receive(0.001)
+        assert delivery is not None
+        assert delivery.data == b"in the clear?"
+        assert b"in the clear?" not in read
+        assert KEYS.hub_public not in read
+        wire.close()
+
+
+def test_keys_follow_from_the_secret_and_show_no_secret():
+    assert derive_keys(b"the nodes of a test share this") == KEYS
+    assert derive_keys(b"the nodes of a test share that") != KEYS
+    assert KEYS.hub_secret.decode() not in repr(KEYS)
+    with pytest.raises(ValueError, match="shorter than 16"):
+        derive_keys(b"too short")
