@@ -14,7 +14,7 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
-.PHONY: help setup demo test test-servers nightly nightly-status check contract-wheels bench features figures settings constraints clean
+.PHONY: help setup tools demo test test-servers nightly nightly-status check contract-wheels bench features figures settings constraints clean
 .PHONY: check-tests check-core check-host check-links check-front check-other check-ruff check-format check-mypy check-imports
 .PHONY: format mutate hops release-check
 
@@ -55,6 +55,9 @@ setup: ## make .venv with the host's CPU build and everything pinned; HOST=0.33 
 	@command -v "$(PYTHON)" >/dev/null || { echo "setup: no Python 3.11 or newer was found; set PYTHON=/its/path" >&2; exit 1; }
 	@$(PYTHON) scripts/setup $(RELEASE)
 
+tools: ## install what some tests need beside .venv: Prometheus with promtool, Chromium, axe-core
+	@$(PYTHON) scripts/tools $(TOOLS)
+
 demo: setup ## hurt a real server in the middle of eight answers and watch it carry on; TOPOLOGY=tp2 for many ranks
 	@$(BIN)/holdfast demo $(addprefix --topology ,$(TOPOLOGY)) --fault $(FAULT) $(DEMO_ARGS)
 
@@ -70,6 +73,7 @@ test-servers: setup ## the part of the suite that starts real servers; WORKERS=1
 	$(BIN)/python -m pytest $(if $(filter-out 1,$(WORKERS)),-n $(WORKERS) --dist loadgroup) $(SERVER_TESTS) $(PYTEST_ARGS)
 
 nightly: setup ## what `make test` leaves out, in parts that resume: PART=matrix, features, simulation, fuzz, mutation, tools or soak
+	-@$(PYTHON) scripts/tools
 	@$(BIN)/python scripts/nightly $(PART) $(NIGHTLY_ARGS)
 
 nightly-status: setup ## what the committed rows of every nightly part cover
