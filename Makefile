@@ -128,7 +128,7 @@ bench: setup ## measure recovery and overhead into docs/benchmarks
 		$(BIN)/holdfast bench $$bench $$arguments --json > .cache/$$bench.json; \
 		mv .cache/$$bench.json docs/benchmarks/$$bench.json; done
 
-settings: setup ## write the reference of the settings from the flags
+settings: setup ## write the reference of the settings from the flags, and the schema of incidents
 	@$(BIN)/python scripts/settings-reference
 
 features: setup ## write the matrix of features and faults into the failure model

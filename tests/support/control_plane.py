@@ -16,6 +16,7 @@ from holdfast.core.protocol.commands import Command
 from holdfast.core.protocol.effects import BeginRecovery, Effect, Publish, Send, Settle
 from holdfast.core.protocol.events import Event, InstanceView
 from holdfast.core.protocol.link_messages import GuiltReported, RequestsRefused
+from holdfast.sentinel.incident_store import IncidentStore, IncidentWriter
 from support.instance_bench import signed
 
 FINGERPRINT_KEY = b"0123456789abcdef0123456789abcdef"
@@ -47,6 +48,8 @@ class MemoryControl:
             fingerprint_key=FINGERPRINT_KEY,
         )
         self._lock = threading.RLock()
+        self.store = IncidentStore(config.incident_dir or "/nonexistent")
+        self.writer = IncidentWriter(config) if config.incident_dir else None
         self._waiting: dict[str, Future[None]] = {}
         self._view = self._instance.view()
         self.now = 0.0
@@ -79,6 +82,14 @@ class MemoryControl:
             self._perform(effects)
         self.ordered.set()
         return ended
+
+    def incidents(self, asked: str) -> Future[bytes]:
+        answer: Future[bytes] = Future()
+        try:
+            answer.set_result(self.store.answer(asked))
+        except OperatorError as error:
+            answer.set_exception(error)
+        return answer
 
     def tell_of_guilt(self, report: GuiltReported | RequestsRefused) -> None:
         with self._lock:
@@ -173,7 +184,9 @@ class MemoryControl:
         for effect in effects:
             match effect:
                 case Publish(event, view):
-                    self.events.append(event)
+                    self.events.append(event.without_stack())
+                    if self.writer is not None:
+                        self.writer.take(event, view)
                     self._view = view
                 case Settle(command_id, error):
                     self._settle(command_id, error)

@@ -91,14 +91,14 @@ class Bench:
         )
         return self.observe(held)
 
-    def recovered(self, engine=0, command_id=None, epoch=None, replaced=(), worker_pids=()):
+    def recovered(self, engine=0, command_id=None, epoch=None, replaced=(), worker_pids=(), report=None):
         view = self.view(engine)
         return self.observe(
             m.EngineRecovered(
                 engine_id=engine,
                 command_id=command_id or view.last_command_id or "none",
                 epoch=view.epoch if epoch is None else epoch,
-                report=m.RecoveryReport(requests=2, replaced_ranks=replaced),
+                report=report or m.RecoveryReport(requests=2, replaced_ranks=replaced),
                 worker_pids=worker_pids,
             )
         )
@@ -143,8 +143,9 @@ class Bench:
         return self.did(self.instance.lost(engine, "killed by signal 9", self.now, pid=pid))
 
 
-def a_fault(engine=0, message="boom", fault_class=FaultClass.TRANSIENT, rank=0):
-    return Fault(fault_class=fault_class, error_type="RuntimeError", message=message, engine_id=engine, rank=rank)
+def a_fault(engine=0, message="boom", fault_class=FaultClass.TRANSIENT, rank=0, **more):
+    about = {"engine_id": engine, "rank": rank, **more}
+    return Fault(fault_class=fault_class, error_type="RuntimeError", message=message, **about)
 
 
 def a_loss(engine=0, rank=0):

@@ -25,7 +25,7 @@ from holdfast.hosts.vllm.process.logs import divert
 from holdfast.hosts.vllm.process.output import never_block_output
 from holdfast.sentinel import ClientSentinel, EngineCoreSentinel, WorkerSentinel
 from holdfast.sentinel.beside import dropped_items
-from holdfast.sentinel.incident_files import MAX_WRITERS, IncidentFiles
+from holdfast.sentinel.incident_files import MAX_WRITERS, StallFiles
 from holdfast.wire import ZmqStation
 
 DECISIONS, ROUNDS = 150, 3
@@ -83,7 +83,7 @@ def flood(addresses: list[str]) -> None:
 
 def hang_evidence() -> list[float]:
     """Let every writer of evidence hang; return how long each call took."""
-    files, took = IncidentFiles("", "", 0), []
+    files, took = StallFiles("", "", 0), []
     files._keep = hang  # type: ignore[method-assign,assignment]
     for _ in range(MAX_WRITERS + 2):
         began = time.monotonic()

@@ -117,7 +117,7 @@ def render_status(view: InstanceView, *, with_full_texts: bool = False) -> Statu
 
 def render_notification(event: Event, view: InstanceView) -> Notification:
     """Return the notification of an event, with the status after the event."""
-    return Notification(**_status_fields(view), event=event)
+    return Notification(**_status_fields(view), event=event.without_stack())
 
 
 def render_readiness(view: InstanceView) -> Readiness:

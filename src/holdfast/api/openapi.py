@@ -18,6 +18,7 @@ from holdfast.api.requests import (
     Params,
 )
 from holdfast.core.faults.injection import InjectionSpec
+from holdfast.core.protocol.incidents import INCIDENT_ID
 
 Schema: TypeAlias = dict[str, Any]
 
@@ -50,6 +51,13 @@ INSTANCE_OF_EVENTS: Schema = {
     "required": False,
     "description": "the instance that the sequence number is of; the events of another one come from the first",
     "schema": {"type": "string", "pattern": f"^{INSTANCE_ID}$"},
+}
+INCIDENT: Schema = {
+    "name": "incident_id",
+    "in": "path",
+    "required": True,
+    "description": "id of an incident, or the name that the client of an ended request was told",
+    "schema": {"type": "string", "pattern": f"^{INCIDENT_ID}$"},
 }
 FULL_TEXTS: Schema = {
     "name": "full_texts",
@@ -94,16 +102,18 @@ APPLY_BODY: Schema = {
 INJECT_BODY: Schema = _command(InjectionSpec)
 
 
-def describe(body: Schema | None, queries: Sequence[Schema] = ()) -> Schema:
+def describe(body: Schema | None, queries: Sequence[Schema] = (), path: str = "") -> Schema:
     """Describe the body, the query and the answers of a handler, which FastAPI cannot see."""
     answers = dict(ANSWERS["GET" if body is None else "POST"])
     if queries:
         answers["400"] = "Not a value of " + " or ".join(query["name"] for query in queries)
+    if "{" in path:
+        answers["404"] = "No such incident"
     if body is None:
-        answers["503"] = "The instance makes no progress (ready only)"
+        answers["503"] = "The instance makes no progress (ready), or the owner does not answer (incidents)"
     described: Schema = {"responses": {code: {"description": text} for code, text in answers.items()}}
     if body is not None:
         described["requestBody"] = {"required": True, "content": {"application/json": {"schema": body}}}
-    if queries:
-        described["parameters"] = [*queries]
+    if parameters := [*([INCIDENT] if "{" in path else []), *queries]:
+        described["parameters"] = parameters
     return described

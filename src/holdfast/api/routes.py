@@ -31,11 +31,13 @@ from holdfast.core.errors import (
     PeerSilent,
     RecoveryFailed,
     UnknownEngine,
+    UnknownIncident,
 )
 from holdfast.core.faults.injection import InjectionSpec
 from holdfast.core.ports import ControlPlane
 from holdfast.core.protocol.commands import Giver
 from holdfast.core.protocol.events import InstanceView
+from holdfast.core.protocol.incidents import TAR_SUFFIX, is_incident_id
 
 PREFIXES = ("/fault_tolerance", "/v1/fault_tolerance")
 
@@ -43,6 +45,8 @@ _BODY_TIMEOUT_S = 30.0
 # A refusal comes back from the sentinel's thread within milliseconds; a recovery may take longer than this.
 _REFUSAL_WAIT_S = 0.5
 _ARM_MARGIN_S = 5.0
+_PATH_SIGNS = str.maketrans({"{": "", "}": "", ".": "_"})
+_READ_S = 12.0  # of incidents: more than the owner has for an answer to another process
 
 logger = logging.getLogger("holdfast")
 
@@ -87,9 +91,9 @@ def install(app: FastAPI, control: ControlSource, access: Access) -> None:
                 methods=[route.method],
                 tags=["fault tolerance"],
                 summary=route.handler.__doc__,
-                operation_id=f"{prefix}{route.path}".strip("/").replace("/", "_"),
+                operation_id=f"{prefix}{route.path}".strip("/").replace("/", "_").translate(_PATH_SIGNS),
                 response_class=Response,
-                openapi_extra=openapi.describe(route.body, _QUERIES.get(route.path, ())),
+                openapi_extra=openapi.describe(route.body, _QUERIES.get(route.path, ()), route.path),
             )
 
 
@@ -141,6 +145,39 @@ async def _events(call: _Call) -> Response:
     return _json(page if asked_about else msgspec.structs.replace(page, next=min(after, view.sequence)))
 
 
+async def _incidents(call: _Call) -> Response:
+    """Return the incidents that are kept, newest first."""
+    return _raw(await _read_incidents(call, ""))
+
+
+async def _incident(call: _Call) -> Response:
+    """Return an incident, by its id or by the name that a client was told."""
+    return _raw(await _read_incidents(call, _incident_id(call)))
+
+
+async def _incident_tar(call: _Call) -> Response:
+    """Return the files of an incident as a tar, to attach to a report."""
+    incident_id = _incident_id(call)
+    answer = _raw(await _read_incidents(call, incident_id + TAR_SUFFIX), "application/x-tar")
+    answer.headers["Content-Disposition"] = f'attachment; filename="{incident_id}.tar"'
+    return answer
+
+
+def _incident_id(call: _Call) -> str:
+    incident_id = str(call.request.path_params["incident_id"])
+    if not is_incident_id(incident_id):
+        raise UnknownIncident("there is no such incident", hint="GET /fault_tolerance/incidents names all")
+    return incident_id
+
+
+async def _read_incidents(call: _Call, asked: str) -> bytes:
+    answer = asyncio.wrap_future(call.control.incidents(asked))
+    try:
+        return await asyncio.wait_for(answer, _READ_S)
+    except TimeoutError:
+        raise PeerSilent("the folder of incidents does not answer", hint="see --incident-dir") from None
+
+
 async def _apply(call: _Call) -> Response:
     """Run a command, in either request format."""
     applied = requests.parse_apply(await _read_body(call.request), *_origin(call))
@@ -166,6 +203,9 @@ _ROUTES = (
     _Route("GET", "/status", Purpose.READ, _status),
     _Route("GET", "/events", Purpose.READ, _events),
     _Route("GET", "/ready", Purpose.PROBE, _ready),
+    _Route("GET", "/incidents", Purpose.READ, _incidents),
+    _Route("GET", "/incidents/{incident_id}.tar", Purpose.READ, _incident_tar),
+    _Route("GET", "/incidents/{incident_id}", Purpose.READ, _incident),
     _Route("POST", "/apply", Purpose.COMMAND, _apply, openapi.APPLY_BODY),
     _Route("POST", "/inject", Purpose.COMMAND, _inject, openapi.INJECT_BODY),
 )
@@ -273,7 +313,7 @@ def _status_of(error: HoldfastError) -> int:
     match error:
         case BadCommand():
             return 400
-        case UnknownEngine():
+        case UnknownEngine() | UnknownIncident():
             return 404
         case CommandConflict():
             return 409
@@ -284,6 +324,10 @@ def _status_of(error: HoldfastError) -> int:
 
 def _problem(status: int, problem: formats.Problem, headers: dict[str, str] | None = None) -> Response:
     return _json(formats.ProblemBody(error=problem), status, headers)
+
+
+def _raw(content: bytes, media_type: str = "application/json") -> Response:
+    return Response(content, media_type=media_type)
 
 
 def _json(content: msgspec.Struct, status: int = 200, headers: dict[str, str] | None = None) -> Response:

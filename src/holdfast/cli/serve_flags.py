@@ -211,7 +211,9 @@ def _add_detection(add: Add) -> None:
         help="seconds for which repetitions of a poison request are refused at once; 0 remembers nothing",
     )
     add("--check-logits", action=_SWITCH, help="treat non-finite logits (NaN or Inf) as a fault and repeat the step")
-    add("--incident-dir", metavar="DIR", help="folder for the evidence of the last 32 stalls")
+    add("--incident-dir", metavar="DIR", help="folder of the incidents, with their evidence")
+    add("--max-incidents", type=int, metavar="N", help="incidents that are kept; the oldest go first")
+    add("--max-incident-mib", type=int, metavar="MIB", help="MiB that all kept incidents may take together")
     add(
         "--full-texts-file",
         metavar="FILE",

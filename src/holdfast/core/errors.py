@@ -5,6 +5,7 @@
     │   ├── BadConfiguration     a key, a value or a combination that makes no sense
     │   ├── BadCommand       a command that cannot be understood                (400)
     │   ├── UnknownEngine        a command for an engine that does not exist        (404)
+    │   ├── UnknownIncident      an incident that is not kept, or never was         (404)
     │   └── CommandConflict  a command that is not applicable now        (409)
     ├── HostError                the host's: an unknown version, or a hook without a target
     │   ├── UnsupportedHost      a version we were never tested against
@@ -48,6 +49,10 @@ class BadCommand(OperatorError):
 
 class UnknownEngine(OperatorError):
     """A command names an engine that does not exist."""
+
+
+class UnknownIncident(OperatorError):
+    """A call names an incident that is not kept."""
 
 
 class CommandConflict(OperatorError):

@@ -287,6 +287,13 @@ class ControlPlane(Protocol):
         """Carry out a command. The future ends with the command."""
         ...
 
+    def incidents(self, asked: str) -> Future[bytes]:
+        """Return the list of incidents as JSON for an empty text, an incident for its id, a tar for `ID.tar`.
+
+        The future fails with `UnknownIncident`, or stays without a result where the folder does not answer.
+        """
+        ...
+
     def poison_request_ended(self, blamed: PoisonRequestEnded) -> None:
         """Take note that an API server has ended a request that kills every engine core. Does not wait."""
         ...

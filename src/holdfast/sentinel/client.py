@@ -44,6 +44,7 @@ from holdfast.core.protocol.link_messages import GuiltReported, LinkReported, Po
 from holdfast.core.states import EngineState
 from holdfast.sentinel.begun_commands import BegunCommands
 from holdfast.sentinel.beside import Beside, Sink, dropped_items
+from holdfast.sentinel.incident_store import IncidentAnswers
 from holdfast.sentinel.link_registry import LinkRegistry
 from holdfast.sentinel.refused import RefusedMessages
 from holdfast.sentinel.thread import SentinelThread, engine_identity, is_link
@@ -88,12 +89,13 @@ class ClientSentinel:
         self._follower: Beside[None] = Beside("views", self._show_view)
         self._waiting: dict[str, Future[None]] = {}
         self._begun = BegunCommands()
+        self._incidents = IncidentAnswers(config.incident_dir)
         self._on_view: Callable[[InstanceView], None] = lambda view: None
         self._changed = threading.Condition()
         self._refused = RefusedMessages("ClientSentinel")
-        self._links = LinkRegistry(self._hub, self, self._refused)
-        self._serves_links = False
         self._thread = SentinelThread("ClientSentinel", station, self._deliver, self._tick, lambda: TICK_S)
+        self._links = LinkRegistry(self._hub, self, self._refused, self._thread.post)
+        self._serves_links = False
 
     # ---- life
 
@@ -212,6 +214,9 @@ class ClientSentinel:
         self._thread.post(lambda: self._begin(command, ended))
         return ended
 
+    def incidents(self, asked: str) -> Future[bytes]:
+        return self._incidents.ask(asked)
+
     def poison_request_ended(self, blamed: PoisonRequestEnded) -> None:
         self._thread.post(lambda: self._perform(self._instance.poison_request_ended(blamed)))
 
@@ -311,10 +316,10 @@ class ClientSentinel:
             logger.error("ClientSentinel: engine core %d takes no commands", engine_id)
 
     def _publish(self, effect: Publish) -> None:
-        self._history.append(effect.event)
+        self._history.append(event := effect.event.without_stack())
         view = self._view = msgspec.structs.replace(effect.view, dropped=dropped_items())
         if self._serves_links:
-            self._links.publish(effect.event, view)
+            self._links.publish(event, view)
         self._notify()
         self._follower.put(None)
         for sink in self._sinks:

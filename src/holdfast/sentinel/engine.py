@@ -28,7 +28,7 @@ from holdfast.core.ports import EngineHost
 from holdfast.core.protocol import messages as m
 from holdfast.core.stalls.step_deadlines import Limits
 from holdfast.sentinel.host_effects import perform_on
-from holdfast.sentinel.incident_files import IncidentFiles
+from holdfast.sentinel.incident_files import StallFiles
 from holdfast.sentinel.quarantine import make_quarantine
 from holdfast.sentinel.refused import RefusedMessages
 from holdfast.sentinel.stall_watch import PERIOD_S, ProgressWatch
@@ -81,7 +81,7 @@ class EngineCoreSentinel:
         self._host: EngineHost | None = None  # none while the engine core starts
         self._watch: ProgressWatch | None = None
         self._standing: StandingWatch | None = None
-        self._incidents = IncidentFiles(config.incident_dir, config.runtime_dir, engine_id)
+        self._stalls = StallFiles(config.incident_dir, config.runtime_dir, engine_id)
         self._quarantine = make_quarantine(config, engine_id, self._post, lambda: self._machine.epoch)
 
     def start(self) -> None:
@@ -128,7 +128,7 @@ class EngineCoreSentinel:
             limits = Limits(may_compile=host.compiles_in_steps)
             self._watch = ProgressWatch(self._config.runtime_dir, limits, with_peers=host.in_lockstep)
             self._standing = StandingWatch(host, limits)
-            self._incidents.devices = host.devices
+            self._stalls.devices = host.devices
         self._host = host
         self._feed(facts.HostAttached(host.in_lockstep))
         self._post(
@@ -264,7 +264,7 @@ class EngineCoreSentinel:
     def _keep_evidence(self, stall: fx.KeepEvidence) -> None:
         """Write down a stall, which takes a while; then, or after a bound, have the process killed."""
         proceed = functools.partial(self._feed, facts.EvidenceKept(stall.stall))
-        self._incidents.keep_within(stall.stall, self._machine.registry.pids(), proceed)
+        self._stalls.keep_within(stall.stall, self._machine.registry.pids(), proceed)
 
     # ---- facts and effects: any thread
 

@@ -23,6 +23,7 @@ from holdfast.core.protocol import messages as m
 from holdfast.core.protocol.commands import Command
 from holdfast.core.protocol.events import Event, EventKind, InstanceView
 from holdfast.sentinel.client import MAX_HISTORY
+from holdfast.sentinel.forwarded_incidents import IncidentsFromOwner
 from holdfast.sentinel.refused import RefusedMessages
 from holdfast.sentinel.thread import SentinelThread, link_identity
 from holdfast.wire import Delivery, Spoke, Station
@@ -56,6 +57,7 @@ class FrontEndLink:
         self._on_view: Callable[[InstanceView], None] = lambda view: None
         self._hooks: tuple[str, ...] = ()
         self._waiting: dict[str, _Waiting] = {}  # by submission: two callers may wait for the same command
+        self._incidents = IncidentsFromOwner(lambda question: self._owner.send(lm.encode(question)))
         self._reported_at = 0.0
         self._unanswered = 0
         self._attached = threading.Event()
@@ -104,6 +106,11 @@ class FrontEndLink:
         self._thread.post(lambda: self._forward(command, waiting))
         return waiting.ended
 
+    def incidents(self, asked: str) -> Future[bytes]:
+        answer: Future[bytes] = Future()
+        self._thread.post(lambda: self._incidents.ask(asked, answer))
+        return answer
+
     def poison_request_ended(self, blamed: lm.PoisonRequestEnded) -> None:
         self._thread.post(lambda: self._tell(blamed, f"request {blamed.request_id}"))
 
@@ -150,6 +157,8 @@ class FrontEndLink:
                 self._attached.set()
             case lm.Published():
                 self._take(message.event, message.view)
+            case lm.IncidentsAnswered():
+                self._incidents.take(message)
             case lm.Settled():
                 self._settle(message.submission, None if message.error is None else lm.as_error(message.error))
 
@@ -195,6 +204,7 @@ class FrontEndLink:
         now = time.monotonic()
         if now - self._reported_at >= REPORT_S:
             self._report()
+        self._incidents.tick(now, self._is_silent)
         for submission in [s for s, waiting in self._waiting.items() if self._is_silent or now >= waiting.deadline]:
             self._settle(submission, _no_answer())
 

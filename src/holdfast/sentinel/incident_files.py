@@ -1,4 +1,4 @@
-"""Evidence of stalls, taken before a process is killed: one folder per incident, bounded in number and size.
+"""Evidence of stalls, taken before a process is killed: one folder per stall, which the incident takes over.
 
 Never contains prompts, tokens, arguments or environments: only states, names of threads and kernel functions, sizes,
 and Python stacks without values. Evidence never prevents a repair, and delays a repair by a bounded time only: a hung
@@ -27,20 +27,23 @@ from holdfast.progress.surroundings import fields, look_around, read
 
 logger = logging.getLogger("holdfast")
 
-MAX_INCIDENTS = 32
+STALLS = "stalls"  # folder of what no incident has taken over yet, beside the incidents
+STALL = "stall.json"
+MAX_STALLS = 32
 MAX_THREADS = 256
 EVIDENCE_BOUND_S = 1.5  # a stopped process is asked for its stacks in vain for a part of that
 MAX_WRITERS = 4  # threads that write, or hang in the folder, in the whole process
 
+_UNFINISHED = "unfinished-"
 _writers = threading.BoundedSemaphore(MAX_WRITERS)
 
 
-class IncidentFiles:
-    """Writer of the incidents of an engine core. `runtime_dir`: folder in which processes answer for stacks."""
+class StallFiles:
+    """Writer of the stalls of an engine core. `runtime_dir`: folder in which processes answer for stacks."""
 
     def __init__(self, incident_dir: str, runtime_dir: str, engine_id: int) -> None:
         self._is_given = bool(incident_dir)
-        self._folder = Path(incident_dir) if incident_dir else default_folder()
+        self._folder = (Path(incident_dir).expanduser() if incident_dir else default_folder()) / STALLS
         self._runtime_dir = runtime_dir
         self._engine_id = engine_id
         self.devices: Devices | None = None  # who is asked for their health
@@ -69,7 +72,7 @@ class IncidentFiles:
             limit = threading.Timer(bound_s, proceed)
             limit.daemon = True
             limit.start()
-            writer = threading.Thread(target=write, name="IncidentFiles", daemon=True)
+            writer = threading.Thread(target=write, name="StallFiles", daemon=True)
             writer.start()
         except RuntimeError as error:  # no thread is left
             logger.warning("the evidence of a stall is left out: %s", error)
@@ -86,29 +89,30 @@ class IncidentFiles:
 
     def _keep(self, stall: Stall, pids: Mapping[int, int]) -> Path:
         folder = self._new_folder(stall.pid)
-        summary = {"number": 1 + max(map(_number_of, self._incidents()), default=0), **self._summary(stall, pids)}
-        (folder / "incident.json").write_text(json.dumps(summary, indent=2) + "\n")
+        (folder / STALL).write_text(json.dumps(self._summary(stall, pids), indent=2) + "\n")
         ranks = {pid: rank for rank, pid in {**pids, stall.rank: stall.pid}.items()}
         for pid, stacks in ask_for_stacks(self._runtime_dir, ranks).items():
             (folder / f"stacks-{ranks[pid]}-{pid}.txt").write_text(stacks)
         forget_stacks(self._runtime_dir, stall.pid)
-        self._drop_oldest()
-        return folder
+        complete = folder.with_name(folder.name.removeprefix(_UNFINISHED))
+        folder.rename(complete)  # only what is complete is taken over by an incident
+        self._drop_oldest(spare=complete)
+        return complete
 
     def _new_folder(self, pid: int) -> Path:
-        """Make a folder for one incident. Other instances may share the parent, also from containers with equal ids."""
-        if not self._is_given and self._folder.parent == fallback_folder():
-            self._folder.parent.mkdir(mode=0o700, exist_ok=True)
-            if not is_private_folder(self._folder.parent):
-                raise OSError(f"{self._folder.parent} belongs to another user, or others can read it")
+        """Make a folder for one stall. Other instances may share the parent, also from containers with equal ids."""
+        if not self._is_given:
+            make_private(self._folder.parent)
         stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
-        for number in range(1, MAX_INCIDENTS):
+        for number in range(1, MAX_STALLS):
             again = f"-{number}" if number > 1 else ""
-            folder = self._folder / f"{stamp}-engine{self._engine_id}-{pid}{again}"
-            with contextlib.suppress(FileExistsError):
-                folder.mkdir(mode=0o700, parents=True)
-                return folder
-        raise OSError(f"too many incidents at {stamp}")
+            name = f"{os.path.basename(self._runtime_dir)}-engine{self._engine_id}-{stamp}-{pid}{again}"
+            if not (self._folder / name).exists():
+                with contextlib.suppress(FileExistsError):
+                    folder = self._folder / (_UNFINISHED + name)
+                    folder.mkdir(mode=0o700, parents=True)
+                    return folder
+        raise OSError(f"too many stalls at {stamp}")
 
     def _summary(self, stall: Stall, pids: Mapping[int, int]) -> dict[str, Any]:
         call, deadline = stall.call, stall.deadline
@@ -131,20 +135,11 @@ class IncidentFiles:
             "processes": {str(rank): _process(pid) for rank, pid in {**pids, stall.rank: stall.pid}.items()},
         }
 
-    def _incidents(self) -> list[Path]:
-        return [p for p in self._folder.iterdir() if (p / "incident.json").is_file()]
-
-    def _drop_oldest(self) -> None:
-        kept = sorted(self._incidents(), key=lambda folder: (_number_of(folder), folder.name), reverse=True)
-        for old in kept[MAX_INCIDENTS:]:
+    def _drop_oldest(self, spare: Path) -> None:
+        """Remove the oldest stalls that no incident has taken over: their owner was lost, or counted them as none."""
+        stalls = [p for p in self._folder.iterdir() if p != spare and (p / STALL).is_file()]
+        for old in sorted(stalls, key=lambda folder: folder.stat().st_mtime, reverse=True)[MAX_STALLS - 1 :]:
             shutil.rmtree(old, ignore_errors=True)
-
-
-def _number_of(folder: Path) -> int:
-    """Return the number of an incident, which orders incidents when the clock was set back; 0 without a number."""
-    with contextlib.suppress(OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError):
-        return int(json.loads((folder / "incident.json").read_text()).get("number", 0))
-    return 0
 
 
 def _once(call: Callable[[], None]) -> Callable[[], None]:
@@ -156,6 +151,14 @@ def _once(call: Callable[[], None]) -> Callable[[], None]:
             call()
 
     return proceed
+
+
+def make_private(folder: Path) -> None:
+    """Make the parent of the default folder of incidents, where others could have made it. Raises `OSError`."""
+    if folder.parent == fallback_folder():
+        folder.parent.mkdir(mode=0o700, exist_ok=True)
+        if not is_private_folder(folder.parent):
+            raise OSError(f"{folder.parent} belongs to another user, or others can read it")
 
 
 def default_folder() -> Path:

@@ -6,6 +6,7 @@ nothing and never waits for a link.
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +15,7 @@ from concurrent.futures import Future
 from holdfast.core.ports import ControlPlane
 from holdfast.core.protocol import link_messages as lm
 from holdfast.core.protocol.events import Event, InstanceView
+from holdfast.sentinel.forwarded_incidents import IncidentsForLinks, Post
 from holdfast.sentinel.refused import RefusedMessages
 from holdfast.sentinel.thread import link_identity
 from holdfast.wire import Hub
@@ -25,10 +27,18 @@ MAX_GONE = 8  # processes of a link that are remembered after their end
 MAX_ENDED = 256  # submissions of links that are remembered after their end
 
 
-class LinkRegistry:
-    """Registry of the links of the instance's API servers; foreign links are not served."""
+def _at_once(call: Callable[[], None]) -> None:
+    call()
 
-    def __init__(self, hub: Hub, control: ControlPlane, refused: RefusedMessages) -> None:
+
+class LinkRegistry:
+    """Registry of the links of the instance's API servers; foreign links are not served.
+
+    Args:
+        post: runs a call on the sentinel's thread.
+    """
+
+    def __init__(self, hub: Hub, control: ControlPlane, refused: RefusedMessages, post: Post = _at_once) -> None:
         self._hub = hub
         self._refused = refused
         self._control = control
@@ -38,6 +48,7 @@ class LinkRegistry:
         self._under_way: set[str] = set()
         self._ended: dict[str, lm.Settled] = {}  # the latest, in case a submission arrives twice
         self._on_report: Callable[[], None] = lambda: None
+        self._incidents = IncidentsForLinks(control, post)
 
     # ---- any thread
 
@@ -89,6 +100,8 @@ class LinkRegistry:
             self._control.poison_request_ended(message)
         elif isinstance(message, (lm.GuiltReported, lm.RequestsRefused)):
             self._control.tell_of_guilt(message)
+        elif isinstance(message, lm.IncidentsAsked):
+            self._incidents.take(message, functools.partial(self._send, peer))
         elif (ended := self._ended.get(message.submission)) is not None:
             self._send(peer, ended)
         elif message.submission not in self._under_way:

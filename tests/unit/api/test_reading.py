@@ -138,7 +138,8 @@ def test_what_is_read_cannot_be_posted(client: TestClient, path: str) -> None:
 
 def test_every_endpoint_describes_itself_under_both_prefixes(client: TestClient) -> None:
     paths = client.get("/openapi.json").json()["paths"]
-    names = ("status", "events", "ready", "apply", "inject")
+    incidents = ("incidents", "incidents/{incident_id}", "incidents/{incident_id}.tar")
+    names = ("status", "events", "ready", "apply", "inject", *incidents)
     assert set(paths) == {f"{prefix}/{n}" for prefix in ("/fault_tolerance", "/v1/fault_tolerance") for n in names}
 
 

@@ -11,9 +11,11 @@ import pytest
 import typer
 
 from holdfast.api import formats, openapi, routes
+from holdfast.api.incident_schema import FILE, incident_schema
 from holdfast.core.config import NOTIFY_PORT, HoldfastConfig
 from holdfast.core.faults.faults import Phase
 from holdfast.core.protocol.events import EngineStatus, EventKind
+from holdfast.core.protocol.incidents import Incident, PhaseSeconds
 from holdfast.core.states import EngineState
 from support.control_plane import MemoryControl
 from support.http_app import build_app
@@ -25,7 +27,7 @@ CLI = (REFERENCE / "cli.md").read_text()
 
 def test_every_endpoint_is_documented_and_every_documented_one_exists() -> None:
     paths = {p for p in build_app(MemoryControl()).openapi()["paths"] if not p.startswith("/v1")}
-    assert set(re.findall(r"^\| \w+ \| `(/fault_tolerance/\w+)", HTTP, re.MULTILINE)) == paths
+    assert set(re.findall(r"^\| \w+ \| `(/fault_tolerance/[\w/{}.]+)", HTTP, re.MULTILINE)) == paths
     assert all(f"`{prefix}/`" in HTTP for prefix in routes.PREFIXES)
 
 
@@ -41,6 +43,12 @@ def test_every_field_of_the_status_is_documented(kind: type[msgspec.Struct]) -> 
         for name in (f.encode_name for f in msgspec.structs.fields(kind))
         if f'"{name}"' not in HTTP and f"`{name}`" not in HTTP
     ] == []
+
+
+def test_the_schema_of_incidents_is_that_of_the_type_and_every_field_is_documented() -> None:
+    assert (REFERENCE / FILE).read_text() == incident_schema(), "run `make settings`"
+    names = {field.name for kind in (Incident, PhaseSeconds) for field in msgspec.structs.fields(kind)}
+    assert {name for name in names if f"`{name}`" not in HTTP} == set()
 
 
 def test_every_answer_is_documented() -> None:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 pytest.importorskip("vllm")
 
 from holdfast.api import control_token
+from holdfast.core.config import HoldfastConfig
 from holdfast.core.faults.faults import Phase
 from holdfast.core.stalls.stalls import Stall
 from holdfast.core.stalls.step_deadlines import Limits
@@ -26,8 +27,10 @@ from holdfast.progress import ProgressReader, ProgressWriter
 from holdfast.progress.identity import Identity
 from holdfast.progress.record import HEADER, RECORD_BYTES, Lane, header_at, slot_at
 from holdfast.progress.records import MAX_RECORD_BYTES, read_record
-from holdfast.sentinel.incident_files import IncidentFiles
+from holdfast.sentinel.incident_files import StallFiles
+from holdfast.sentinel.incident_store import IncidentStore, IncidentWriter
 from holdfast.sentinel.stall_watch import ProgressWatch
+from support.control_plane import MemoryControl
 
 FEW = settings(max_examples=15, deadline=None)
 DEAD = 2**22 + 1  # no process has a larger id than 2**22
@@ -166,8 +169,14 @@ def test_a_record_of_progress_that_makes_no_sense_ends_no_watch(
 def test_an_incident_that_cannot_be_read_keeps_no_later_one_from_being_kept(tmp_path: Path, text: bytes) -> None:
     (tmp_path / "incidents" / "damaged").mkdir(parents=True)
     (tmp_path / "incidents" / "damaged" / "incident.json").write_bytes(text)
-    folder = IncidentFiles(str(tmp_path / "incidents"), str(tmp_path), 0).keep(Stall(0, os.getpid(), True, "x"), {})
-    assert folder is not None and (folder / "incident.json").exists()
+    folder = StallFiles(str(tmp_path / "incidents"), str(tmp_path), 0).keep(Stall(0, os.getpid(), True, "x"), {})
+    assert folder is not None and (folder / "stall.json").exists()
+    control = MemoryControl().attach()
+    writer = IncidentWriter(HoldfastConfig(incident_dir=str(tmp_path / "incidents")))
+    control.break_down()
+    for event in control.events:
+        writer.take(event, control.view())
+    assert len(IncidentStore(str(tmp_path / "incidents")).page().incidents) == 1
 
 
 # ---- pipes

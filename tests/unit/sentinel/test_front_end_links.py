@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -19,6 +20,7 @@ from holdfast.core.errors import (
     PeerSilent,
     RecoveryFailed,
     UnknownEngine,
+    UnknownIncident,
 )
 from holdfast.core.faults.faults import Fault, FaultClass, Phase
 from holdfast.core.faults.injection import InjectionSpec
@@ -28,13 +30,17 @@ from holdfast.core.protocol import messages as m
 from holdfast.core.protocol.commands import Command, Configure, Credential, Giver, InjectFault, Pause, Resume, Retry
 from holdfast.core.protocol.effects import End
 from holdfast.core.protocol.events import EventKind, InstanceView
+from holdfast.core.protocol.incidents import IncidentsPage
 from holdfast.core.protocol.messages import Rendezvous
-from holdfast.sentinel import ClientSentinel, FrontEndLink, client, link_registry
+from holdfast.sentinel import ClientSentinel, FrontEndLink, client, forwarded_incidents, link_registry
 from holdfast.sentinel import front_end_link as link
+from holdfast.sentinel.forwarded_incidents import IncidentsForLinks, IncidentsFromOwner
+from holdfast.sentinel.incident_store import IncidentStore, IncidentWriter
 from holdfast.sentinel.link_registry import EVENTS_PER_MESSAGE, LinkRegistry
 from holdfast.sentinel.refused import RefusedMessages
 from holdfast.sentinel.thread import engine_identity, link_identity
 from holdfast.wire import Delivery, MemoryNetwork
+from support.control_plane import MemoryControl
 
 WAIT_S = 10.0
 FAULT = Fault(fault_class=FaultClass.TRANSIENT, error_type="InjectedFault", message="boom", engine_id=0)
@@ -589,3 +595,68 @@ def test_a_command_through_a_link_keeps_its_giver(owner: Owner) -> None:
     wait_until(lambda: made.history()[-1].command_id == "c0ffee")
     assert made.history()[-1].given_by == giver
     assert made.view().instance_id == owner.sentinel.view().instance_id == made.history()[-1].instance_id
+
+
+# ---- incidents are read by the owner
+
+
+def test_an_api_server_forwards_questions_about_incidents_and_gets_large_answers_in_parts(
+    make_owner: Callable[..., Owner], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forwarded_incidents, "PART_BYTES", 100)
+    owner = make_owner(incident_dir=str(tmp_path))
+    link = owner.link(0)
+    writer = IncidentWriter(owner.config)
+    control = MemoryControl().attach()
+    control.break_down()
+    for event in control.events:
+        writer.take(event, control.view())
+    here, there = (each.incidents("").result(WAIT_S) for each in (owner.sentinel, link))
+    assert here == there and len(there) > 200
+    [summary] = msgspec.json.decode(there, type=IncidentsPage).incidents
+    assert link.incidents(f"{summary.incident_id}.tar").result(WAIT_S) == IncidentStore(str(tmp_path)).tar(
+        summary.incident_id
+    )
+    with pytest.raises(UnknownIncident, match="no such incident"):
+        link.incidents("nothing").result(WAIT_S)
+
+
+def test_a_question_that_the_owner_leaves_unanswered_ends_in_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forwarded_incidents, "MAX_ASKED", 1)
+    asked: list[lm.IncidentsAsked] = []
+
+    def send(message: lm.IncidentsAsked) -> bool:
+        asked.append(message)
+        return len(asked) < 2
+
+    link = IncidentsFromOwner(send)
+    answers: list[Future[bytes]] = [Future(), Future(), Future()]
+    link.ask("", answers[0])
+    link.ask("", answers[1])  # one too many
+    link.take(lm.IncidentsAnswered(question="of somebody else"))
+    link.take(lm.IncidentsAnswered(question=asked[0].question, offset=7, part=b"late", total=20))
+    link.tick(time.monotonic(), False)
+    assert [a.done() for a in answers] == [False, True, False]
+    link.tick(time.monotonic() + 60.0, False)
+    link.ask("", answers[2])  # the message is not taken
+    assert all(isinstance(a.exception(0), PeerSilent) for a in answers)
+
+
+def test_the_owner_keeps_few_answers_of_which_parts_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forwarded_incidents, "PART_BYTES", 1)
+    asked, told = [], []
+
+    class Control:
+        def incidents(self, question: str) -> Future[bytes]:
+            asked.append(question)
+            answer: Future[bytes] = Future()
+            answer.set_result(b"ab")
+            return answer
+
+    answers = IncidentsForLinks(Control(), lambda call: call())  # type: ignore[arg-type]
+    for number in range(9):
+        answers.take(lm.IncidentsAsked(question=str(number), asked="x"), told.append)
+    assert len(answers._answers) == forwarded_incidents.MAX_ANSWERS
+    answers.take(lm.IncidentsAsked(question="8", asked="x", offset=1), told.append)
+    assert len(asked) == 9 and told[-1].part == b"b"
+    assert len(answers._answers) == forwarded_incidents.MAX_ANSWERS - 1

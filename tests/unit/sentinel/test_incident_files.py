@@ -21,8 +21,7 @@ from holdfast.core.stalls.stalls import Stall
 from holdfast.core.stalls.step_deadlines import Deadline
 from holdfast.core.stalls.steps import BatchShape, Running
 from holdfast.progress.places import is_private_folder
-from holdfast.sentinel import incident_files
-from holdfast.sentinel.incident_files import MAX_INCIDENTS, MAX_WRITERS, IncidentFiles, default_folder
+from holdfast.sentinel.incident_files import MAX_STALLS, MAX_WRITERS, StallFiles, default_folder
 
 HANGS = """
 import sys, threading
@@ -52,7 +51,7 @@ def a_stall(pid: int, rank: int = 1) -> Stall:
 
 
 def kept(tmp_path: Path, stall: Stall, **pids: int) -> Path:
-    folder = IncidentFiles(str(tmp_path / "incidents"), str(tmp_path), 0).keep(stall, {1: stall.pid})
+    folder = StallFiles(str(tmp_path / "incidents"), str(tmp_path), 0).keep(stall, {1: stall.pid})
     assert folder is not None
     return folder
 
@@ -62,7 +61,7 @@ def test_a_hanging_process_says_where_and_no_value(tmp_path: Path, hanging: subp
     stacks = (folder / f"stacks-1-{hanging.pid}.txt").read_text()
     assert "waits_for_what_never_comes" in stacks
     assert "a prompt" not in stacks
-    summary = json.loads((folder / "incident.json").read_text())
+    summary = json.loads((folder / "stall.json").read_text())
     assert (summary["rank"], summary["phase"], summary["step"], summary["tokens"]) == (1, "forward", 20, 8)
     assert (summary["deadline_s"], summary["age_s"]) == (1.0, 1.2)
     assert summary["processes"]["1"]["threads"][0]["state"].startswith("S")
@@ -74,7 +73,7 @@ def test_a_stopped_process_is_described_from_outside(tmp_path: Path, hanging: su
     os.waitpid(hanging.pid, os.WUNTRACED)
     folder = kept(tmp_path, a_stall(hanging.pid))
     assert "no answer" in (folder / f"stacks-1-{hanging.pid}.txt").read_text()
-    summary = json.loads((folder / "incident.json").read_text())
+    summary = json.loads((folder / "stall.json").read_text())
     assert summary["processes"]["1"]["State"].startswith("T")
 
 
@@ -86,45 +85,46 @@ def test_a_process_that_does_not_answer_for_stacks_is_not_asked(tmp_path: Path) 
     assert "not asked" in (folder / f"stacks-1-{process.pid}.txt").read_text()
 
 
-def test_the_oldest_incidents_go_and_nothing_else(tmp_path: Path) -> None:
+def test_the_oldest_stalls_go_and_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "incidents" / "mine").mkdir(parents=True)
-    files = IncidentFiles(str(tmp_path / "incidents"), str(tmp_path), 0)
-    for pid in range(2**22 + 1, 2**22 + MAX_INCIDENTS + 4):  # above every process id
+    files = StallFiles(str(tmp_path / "incidents"), str(tmp_path), 0)
+    for pid in range(2**22 + 1, 2**22 + MAX_STALLS + 4):  # above every process id
         assert files.keep(a_stall(pid), {}) is not None
-    assert len(list((tmp_path / "incidents").iterdir())) == MAX_INCIDENTS + 1
+    assert (tmp_path / "incidents" / "mine").is_dir()
+    assert len(list((tmp_path / "incidents" / "stalls").iterdir())) == MAX_STALLS
 
 
-def test_the_oldest_incident_goes_and_the_newest_stays(tmp_path: Path) -> None:
-    incidents = tmp_path / "incidents"
-    old = [incidents / f"20200101T0000{second:02}-engine0-1" for second in range(MAX_INCIDENTS)]
-    for folder in old:
+def test_the_oldest_stall_goes_and_the_newest_stays(tmp_path: Path) -> None:
+    stalls = tmp_path / "incidents" / "stalls"
+    old = [stalls / f"some-engine0-20200101T0000{second:02}-1" for second in range(MAX_STALLS)]
+    for second, folder in enumerate(old):
         folder.mkdir(parents=True)
-        (folder / "incident.json").write_text("{}")
+        (folder / "stall.json").write_text("{}")
+        os.utime(folder, (second, second))
     newest = kept(tmp_path, a_stall(2**22 + 1))
-    assert set(incidents.iterdir()) == {*old[1:], newest}
+    assert set(stalls.iterdir()) == {*old[1:], newest}
 
 
 def test_where_nothing_can_be_written_the_repair_goes_on(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    assert IncidentFiles(str(tmp_path / "file"), str(tmp_path), 0).keep(a_stall(2**22 + 1), {}) is None
+    assert StallFiles(str(tmp_path / "file"), str(tmp_path), 0).keep(a_stall(2**22 + 1), {}) is None
 
 
 def test_a_clock_that_was_set_back_makes_new_evidence_no_older(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     incidents = tmp_path / "incidents"
-    files = IncidentFiles(str(incidents), str(tmp_path), 0)
-    for pid in range(2**22 + 1, 2**22 + MAX_INCIDENTS + 1):
+    files = StallFiles(str(incidents), str(tmp_path), 0)
+    for pid in range(2**22 + 1, 2**22 + MAX_STALLS + 1):
         assert files.keep(a_stall(pid), {}) is not None
-    past = time.gmtime(time.time() - 86_400)
-    monkeypatch.setattr(incident_files.time, "gmtime", lambda: past)
+        os.utime(next((incidents / "stalls").glob(f"*-{pid}")), (4e9, 4e9))
     newest = files.keep(a_stall(2**22 + 99), {})
     assert newest is not None and newest.is_dir()
-    assert len(list(incidents.iterdir())) == MAX_INCIDENTS
+    assert len(list((incidents / "stalls").iterdir())) == MAX_STALLS
 
 
 # ---- evidence is best effort: what follows from a stall follows in any case
 
 
-def proceeded(files: IncidentFiles, bound_s: float) -> tuple[bool, list[float]]:
+def proceeded(files: StallFiles, bound_s: float) -> tuple[bool, list[float]]:
     """Whether what follows came within five seconds, and how long it took."""
     came, began, times = threading.Event(), time.monotonic(), []
 
@@ -137,10 +137,10 @@ def proceeded(files: IncidentFiles, bound_s: float) -> tuple[bool, list[float]]:
 
 
 def test_evidence_comes_before_what_follows(tmp_path: Path) -> None:
-    files = IncidentFiles(str(tmp_path / "incidents"), str(tmp_path), 0)
+    files = StallFiles(str(tmp_path / "incidents"), str(tmp_path), 0)
     came, times = proceeded(files, bound_s=60.0)
     assert came and len(times) == 1
-    assert len(list((tmp_path / "incidents").glob("*/incident.json"))) == 1
+    assert len(list((tmp_path / "incidents").glob("stalls/*/stall.json"))) == 1
 
 
 def test_a_folder_that_hangs_delays_what_follows_by_the_bound_only(
@@ -148,7 +148,7 @@ def test_a_folder_that_hangs_delays_what_follows_by_the_bound_only(
 ) -> None:
     """As a network file system whose server is gone; the fifth stall finds all writers hanging and does not wait."""
     hangs = threading.Event()
-    files = IncidentFiles(str(tmp_path / "incidents"), str(tmp_path), 0)
+    files = StallFiles(str(tmp_path / "incidents"), str(tmp_path), 0)
     monkeypatch.setattr(files, "_keep", lambda stall, pids: hangs.wait(60))
     for _ in range(MAX_WRITERS):
         came, times = proceeded(files, bound_s=0.1)
@@ -162,7 +162,7 @@ def test_without_a_thread_what_follows_comes_at_once(tmp_path: Path, monkeypatch
     def refuse(*_: object, **__: object) -> None:
         raise RuntimeError("can't start new thread")
 
-    files = IncidentFiles(str(tmp_path / "incidents"), str(tmp_path), 0)
+    files = StallFiles(str(tmp_path / "incidents"), str(tmp_path), 0)
     monkeypatch.setattr(threading.Thread, "start", refuse)
     came, times = proceeded(files, bound_s=60.0)
     assert came and len(times) == 1
@@ -171,7 +171,7 @@ def test_without_a_thread_what_follows_comes_at_once(tmp_path: Path, monkeypatch
 def test_evidence_that_fails_in_any_way_costs_the_evidence_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    files = IncidentFiles(str(tmp_path / "incidents"), str(tmp_path), 0)
+    files = StallFiles(str(tmp_path / "incidents"), str(tmp_path), 0)
 
     def fail(*_: object) -> Path:
         raise ValueError("not a number")
@@ -187,12 +187,12 @@ def test_a_user_without_a_home_keeps_evidence_below_the_temporary_folder(
     assert str(os.getuid()) in str(default_folder())
 
 
-def test_two_incidents_of_one_second_are_two_folders(tmp_path: Path) -> None:
+def test_two_stalls_of_one_second_are_two_folders(tmp_path: Path) -> None:
     """Instances of several containers may share the folder and have the same process ids."""
     stall = a_stall(2**22 + 1)
-    instances = [IncidentFiles(str(tmp_path / "incidents"), str(tmp_path / name), 0) for name in ("one", "two")]
+    instances = [StallFiles(str(tmp_path / "incidents"), str(tmp_path / name), 0) for name in ("one", "two")]
     kept_in = [files.keep(stall, {}) for files in instances]
-    told = [json.loads((folder / "incident.json").read_text())["instance"] for folder in kept_in if folder is not None]
+    told = [json.loads((folder / "stall.json").read_text())["instance"] for folder in kept_in if folder is not None]
     assert len(set(kept_in)) == 2
     assert told == ["one", "two"]
 
@@ -208,15 +208,15 @@ def test_a_folder_below_the_temporary_folder_that_others_have_prepared_gets_no_e
     else:
         prepared.mkdir(mode=0o755)
     without_home(tmp_path, monkeypatch)
-    assert IncidentFiles("", str(tmp_path), 0).keep(a_stall(2**22 + 1), {}) is None
-    assert list(tmp_path.rglob("incident.json")) == []
+    assert StallFiles("", str(tmp_path), 0).keep(a_stall(2**22 + 1), {}) is None
+    assert list(tmp_path.rglob("stall.json")) == []
 
 
 def test_evidence_below_the_temporary_folder_leaves_room_for_a_token(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     without_home(tmp_path, monkeypatch)
-    assert IncidentFiles("", str(tmp_path), 0).keep(a_stall(2**22 + 1), {}) is not None
+    assert StallFiles("", str(tmp_path), 0).keep(a_stall(2**22 + 1), {}) is not None
     assert is_private_folder(tmp_path / f"holdfast-{os.getuid()}")
 
 

@@ -27,7 +27,7 @@ from holdfast.core.faults.fault_table import (
 )
 from holdfast.core.faults.faults import Fault, FaultClass, bounded_ids
 from holdfast.core.faults.patterns import compile_pattern
-from holdfast.core.faults.redaction import MAX_TEXT_CHARS, account_of
+from holdfast.core.faults.redaction import MAX_TEXT_CHARS, account_of, stack_of
 
 MAX_ROWS = 200
 SETTING = "fault_classes"
@@ -131,6 +131,7 @@ def fault_of(error: BaseException, classifier: Classifier, **about: Any) -> Faul
         message=account.message,
         place=account.place,
         full_text=account.full_text or UNSET,
+        stack=stack_of(error) or UNSET,
         class_reason=classification.reason,
         request_ids=bounded_ids(getattr(error, "request_ids", ())),
         names_cause=getattr(error, NAMES_CAUSE, False),

@@ -61,7 +61,8 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True):
     """A fault, as sent between processes and shown to people. `at`: wall-clock seconds of detection, 0 if unknown.
 
     `message` is without user data, `place` says where in the code the exception was raised, and `full_text` is the text
-    as it is, where something was held back; only the status shows that, on request. `class_reason` explains the class.
+    as it is, where something was held back; only the status shows that, on request. `stack`: the place in each frame of
+    the exception, outermost first; the incident shows that, and events leave it out. `class_reason` explains the class.
     `request_ids`: requests in whose part of the step the fault showed, where known, at most `MAX_REQUEST_IDS`;
     `names_cause`: one of these is the cause. `adapter_id`: the adapter that a step could not load, and 0 for any other
     fault.
@@ -81,6 +82,7 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True):
     adapter_id: int = 0
     place: str = ""
     full_text: str | UnsetType = UNSET
+    stack: tuple[str, ...] | UnsetType = UNSET
 
     def __repr__(self) -> str:
         return f"Fault({self.fault_class}: {self.summary()})"  # without the full text

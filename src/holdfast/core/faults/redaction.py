@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dis
 import re
+from collections import deque
 from collections.abc import Iterator, Sequence
 from types import CodeType, FunctionType, TracebackType
 from typing import NamedTuple
@@ -23,6 +24,7 @@ MAX_NAME_CHARS = 100
 MAX_CONSTANTS = 200
 MAX_STATEMENT_UNITS = 4000  # of code, of two bytes
 MAX_CAUSES = 3
+MAX_FRAMES = 24
 MIN_CONSTANT_CHARS = 8  # of a constant from elsewhere in the function: shorter ones occur in any text
 
 
@@ -66,12 +68,24 @@ def text_of(error: BaseException) -> str:
 def place_of(error: BaseException) -> str:
     """Return where an exception was raised, as `file:line function`; empty when that is unknown. Never raises."""
     last = _last_frame(error)
-    if last is None:
-        return ""
-    code = last.tb_frame.f_code
+    return "" if last is None else _place_in(last)
+
+
+def stack_of(error: BaseException) -> tuple[str, ...]:
+    """Return the place in each frame of an exception, outermost first; the last `MAX_FRAMES`. Never raises."""
+    places: deque[str] = deque(maxlen=MAX_FRAMES)
+    frame = error.__traceback__
+    while frame is not None:
+        places.append(_place_in(frame))
+        frame = frame.tb_next
+    return tuple(places)
+
+
+def _place_in(frame: TracebackType) -> str:
+    code = frame.tb_frame.f_code
     parts = code.co_filename.replace("\\", "/").split("/")
     below = parts.index("site-packages") + 1 if "site-packages" in parts else -3
-    place = f"{'/'.join(parts[below:])}:{last.tb_lineno} {code.co_name}"
+    place = f"{'/'.join(parts[below:])}:{frame.tb_lineno} {code.co_name}"
     return place[-MAX_NAME_CHARS * 2 :].encode(errors="replace").decode()
 
 

@@ -96,6 +96,12 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     incident: str | None = None  # the name under which its client was told
     changes: tuple[SettingChange, ...] = ()  # of settings, at run time
 
+    def without_stack(self) -> Event:
+        """Return the event as it is published: the stack of the fault is in the incident only."""
+        if self.fault is None or self.fault.stack is UNSET:
+            return self
+        return msgspec.structs.replace(self, fault=msgspec.structs.replace(self.fault, stack=UNSET))
+
 
 _STATUS_NAMES = {"engine_id": "id", "last_command_id": "last_ft_request_id", "last_error": "ft_error"}  # the host's
 

@@ -10,7 +10,14 @@ import enum
 
 import msgspec
 
-from holdfast.core.errors import BadCommand, CommandConflict, HoldfastError, RecoveryFailed, UnknownEngine
+from holdfast.core.errors import (
+    BadCommand,
+    CommandConflict,
+    HoldfastError,
+    RecoveryFailed,
+    UnknownEngine,
+    UnknownIncident,
+)
 from holdfast.core.faults.redaction import account_of
 from holdfast.core.poison.memory import FoundGuilty
 from holdfast.core.protocol import messages as m
@@ -24,6 +31,7 @@ class ErrorKind(enum.StrEnum):
     BAD_COMMAND = "bad-command"
     UNKNOWN_ENGINE = "unknown-engine"
     CONFLICT = "conflict"
+    UNKNOWN_INCIDENT = "unknown-incident"
     FAILED = "failed"
 
 
@@ -77,7 +85,15 @@ class Submitted(m.Message, frozen=True, tag="submitted"):
     command: Command
 
 
-FromLink = LinkReported | PoisonRequestEnded | GuiltReported | RequestsRefused | Submitted
+class IncidentsAsked(m.Message, frozen=True, tag="incidents-asked"):
+    """Question about incidents, as `ControlPlane.incidents` takes it: the part of the answer from `offset`."""
+
+    question: str
+    asked: str
+    offset: int = 0
+
+
+FromLink = LinkReported | PoisonRequestEnded | GuiltReported | RequestsRefused | Submitted | IncidentsAsked
 
 
 # ---- owner -> link
@@ -110,7 +126,17 @@ class Settled(m.Message, frozen=True, tag="settled"):
     error: CommandError | None = None
 
 
-ToLink = Past | Present | Published | Settled
+class IncidentsAnswered(m.Message, frozen=True, tag="incidents-answered"):
+    """Part of an answer about incidents, of `total` bytes."""
+
+    question: str
+    part: bytes = b""
+    offset: int = 0
+    total: int = 0
+    error: CommandError | None = None
+
+
+ToLink = Past | Present | Published | Settled | IncidentsAnswered
 
 
 # ---- encoding
@@ -142,6 +168,8 @@ def describe(error: BaseException) -> CommandError:
             kind = ErrorKind.BAD_COMMAND
         case UnknownEngine():
             kind = ErrorKind.UNKNOWN_ENGINE
+        case UnknownIncident():
+            kind = ErrorKind.UNKNOWN_INCIDENT
         case CommandConflict():
             return CommandError(kind=ErrorKind.CONFLICT, message=error.message, hint=error.hint, state=str(error.state))
         case _:
@@ -158,6 +186,8 @@ def as_error(told: CommandError) -> HoldfastError:
             return BadCommand(told.message, hint=told.hint)
         case ErrorKind.UNKNOWN_ENGINE:
             return UnknownEngine(told.message, hint=told.hint)
+        case ErrorKind.UNKNOWN_INCIDENT:
+            return UnknownIncident(told.message, hint=told.hint)
         case ErrorKind.CONFLICT:
             return CommandConflict(told.message, state=told.state, hint=told.hint)
         case _:  # FAILED

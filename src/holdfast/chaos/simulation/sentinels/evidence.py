@@ -1,4 +1,4 @@
-"""The incident folder of a simulated instance: the shipped files in a temporary folder, with little in them."""
+"""The folder of stalls of a simulated instance: the shipped files in a temporary folder, with little in them."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from holdfast.sentinel import incident_files
 Run = Any  # of the module `run`, which imports this one
 
 
-class SmallIncidentFiles(incident_files.IncidentFiles):
-    """Incident files without a look at the machine, which is no part of a simulation."""
+class SmallStallFiles(incident_files.StallFiles):
+    """Files of stalls without a look at the machine, which is no part of a simulation."""
 
     def _summary(self, stall: Stall, pids: Mapping[int, int]) -> dict[str, Any]:
         return {"pid": stall.pid}
 
 
 class Evidence:
-    """The evidence of all engine cores of a run. The newest incident stays, whatever the clock shows."""
+    """The evidence of all engine cores of a run. The newest stall stays, whatever the clock shows."""
 
     def __init__(self, run: Run) -> None:
         self._run = run
@@ -30,11 +30,11 @@ class Evidence:
     def keep(self, engine_id: int, stall: Stall, pids: Mapping[int, int]) -> None:
         """Keep the evidence of a stall."""
         self._folder = self._folder or tempfile.TemporaryDirectory(prefix="holdfast-simulated-")
-        newest = SmallIncidentFiles(self._folder.name, self._folder.name, engine_id).keep(stall, pids)
-        kept = list(Path(self._folder.name).glob("*/incident.json"))
+        newest = SmallStallFiles(self._folder.name, self._folder.name, engine_id).keep(stall, pids)
+        kept = list(Path(self._folder.name).glob("stalls/*/stall.json"))
         law = self._run.law
-        law(newest is not None and (newest / "incident.json").exists(), "the newest incident is kept")
-        law(len(kept) <= incident_files.MAX_INCIDENTS, "a bounded number of incidents is kept")
+        law(newest is not None and (newest / "stall.json").exists(), "the newest stall is kept")
+        law(len(kept) <= incident_files.MAX_STALLS, "a bounded number of stalls is kept")
 
     def close(self) -> None:
         if self._folder is not None:

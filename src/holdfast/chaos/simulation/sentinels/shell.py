@@ -118,7 +118,7 @@ class VirtualBeside:
 SMALL_BOUNDS: tuple[tuple[ModuleType, str, int], ...] = (
     (engine_core_state, "MAX_ARMED", 2),
     (group, "MAX_POISONS", 2),
-    (incident_files, "MAX_INCIDENTS", 2),
+    (incident_files, "MAX_STALLS", 2),
     (link_registry, "EVENTS_PER_MESSAGE", 3),
 )
 SHORT_HISTORY: tuple[tuple[ModuleType, str, int], ...] = (

@@ -18,7 +18,7 @@ from holdfast.core.stalls.stalls import Stall
 from holdfast.core.stalls.step_deadlines import Limits
 from holdfast.hosts.vllm.process.device_health import device_health
 from holdfast.progress.processes import GONE, ZOMBIE, look_at, start_ticks
-from holdfast.sentinel.incident_files import IncidentFiles
+from holdfast.sentinel.incident_files import StallFiles
 from holdfast.sentinel.stall_watch import PERIOD_S, ProgressWatch
 from holdfast.sentinel.watching import WatchThread
 
@@ -96,7 +96,7 @@ class EngineWatch:
 
     def _keep_evidence(self, stall: Stall, engine_id: int, then: Callable[[], None]) -> None:
         try:
-            files = IncidentFiles(self._config.incident_dir, self._config.runtime_dir, engine_id)
+            files = StallFiles(self._config.incident_dir, self._config.runtime_dir, engine_id)
         except Exception:  # the repair counts more than the evidence
             self._thread.note_failure()
             then()

@@ -50,6 +50,7 @@ from holdfast.hosts.vllm.process.reserve import Reserve
 from holdfast.progress.processes import oom_kills, ticks_now
 from holdfast.sentinel import ClientSentinel
 from holdfast.sentinel.beside import EventSinks
+from holdfast.sentinel.incident_store import IncidentWriter
 from holdfast.sentinel.thread import client_address
 from holdfast.wire import ZmqStation
 
@@ -108,7 +109,11 @@ class VllmFrontEndHost:
             self,
             ZmqStation(),
             client_address(self._folder),
-            sinks={**self._events.sinks, "rendezvous": self._rendezvous.close_used},
+            sinks={
+                **self._events.sinks,
+                "rendezvous": self._rendezvous.close_used,
+                "incidents": IncidentWriter(self.config).take,
+            },
             notify_address=self._events.address,
         )
         self.sentinel.expect_links(links)
