@@ -246,3 +246,41 @@ def test_retries_of_unknown_errors_are_bounded_without_a_flag():
     intensity = unknown_retry_intensity(HoldfastConfig(retry_window_s=60.0))
     assert intensity.exhausted(0) is None
     assert intensity.exhausted(1) == "1 retries of unknown errors within 60 s did not last (at most 1)"
+
+
+# ---- the budgets in the status
+
+
+def test_the_status_lists_the_budgets_on_which_a_try_is_spent_and_when_tries_come_back():
+    bench = Bench(HoldfastConfig(max_retries=4, retry_window_s=60.0))
+    assert bench.view().budgets == ()
+    recover_from_a_fault(bench)
+    bench.now += 10.0
+    recover_from_a_fault(bench)
+    (budget,) = bench.view().budgets
+    assert (budget.rung, budget.limit, budget.remaining) == ("retry", 4, 2)
+    assert budget.refills_at == (60.0, 70.0)  # the wall clock began with the instance
+
+
+def test_a_budget_in_the_status_is_full_again_after_its_window():
+    bench = Bench(HoldfastConfig(retry_window_s=60.0))
+    recover_from_a_fault(bench)
+    bench.now += 61.0
+    bench.tick()
+    assert bench.view().budgets == ()
+
+
+def test_restarts_of_workers_and_engine_cores_have_budgets_of_their_own_in_the_status():
+    bench = Bench(HoldfastConfig(max_worker_restarts=3, max_engine_restarts=2))
+    recover_from_a_fault(bench, FaultClass.WORKER_LOST)
+    assert [(b.rung, b.remaining) for b in bench.view().budgets] == [("restart-workers", 2)]
+    bench.did(bench.instance.lost(0, "killed", bench.now))
+    assert [(b.rung, b.remaining) for b in bench.view().budgets] == [("restart-workers", 2), ("restart-engine", 1)]
+
+
+def test_tries_of_an_open_incident_stay_spent_after_their_window():
+    bench = Bench(HoldfastConfig(max_engine_restarts=2, engine_restart_window_s=10.0))
+    bench.did(bench.instance.lost(0, "killed", bench.now))
+    bench.now += 11.0
+    bench.tick()
+    assert [(b.remaining, b.refills_at) for b in bench.view().budgets] == [(1, (10.0,))]

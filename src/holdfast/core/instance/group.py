@@ -16,7 +16,7 @@ from msgspec import UNSET, UnsetType
 from holdfast.core.faults.faults import Fault, FaultClass, deeper, is_of_the_process
 from holdfast.core.faults.injection import InjectionSpec
 from holdfast.core.policy.incident import NOT_OPEN, Budget, Fruitless, GroupBudgets, Incident, Recovery
-from holdfast.core.protocol.events import EngineStatus
+from holdfast.core.protocol.events import BudgetStatus, EngineStatus
 from holdfast.core.protocol.messages import Standbys
 from holdfast.core.states import EngineState, Trigger, next_state
 
@@ -267,8 +267,8 @@ class LockstepGroup:
 
     # ---- the status
 
-    def status_of(self, engine: Engine) -> EngineStatus:
-        """Return the status of one engine of the group."""
+    def status_of(self, engine: Engine, budgets: tuple[BudgetStatus, ...] = ()) -> EngineStatus:
+        """Return the status of one engine of the group, with the budgets on which a try is spent."""
         return EngineStatus(
             engine_id=engine.engine_id,
             status=engine.state.on_the_wire,
@@ -293,6 +293,7 @@ class LockstepGroup:
             ended_requests=engine.ended_requests,
             standbys=UNSET if engine.standbys is None else engine.standbys,
             unrepeatable_state=_optional(engine.unrepeatable_state or None),
+            budgets=budgets,
         )
 
 

@@ -71,6 +71,7 @@ class Instance:
         Never raises: reports may be late, lost, repeated or out of order.
         """
         state, found = self._state, self._state.roster.look_up(fact.engine_id)
+        state.note_time(now)
         if found is None or state.has_ended or found[1].state is EngineState.LEFT_OUT:
             return []
         if not found[1].may_be(fact.pid):
@@ -121,6 +122,7 @@ class Instance:
             pid: the lost process; None for a replacement that has no process yet. The loss of an old process
                 changes nothing.
         """
+        self._state.note_time(now)
         found = self._state.roster.look_up(engine_id)
         if found is None or self._state.has_ended:
             return []
@@ -174,6 +176,7 @@ class Instance:
         Raises:
             OperatorError: the command cannot be carried out. Nothing has changed then.
         """
+        self._state.note_time(now)
         givers, command_id = self._state.givers, command.command_id
         earlier = givers.find(command_id)
         givers.name(command_id, command.given_by)
@@ -210,6 +213,7 @@ class Instance:
 
     def tick(self, now: float) -> list[Effect]:
         """Do everything that is due because time has passed. Call a few times a second."""
+        self._state.note_time(now)
         if self._state.has_ended:
             return []
         effects = processes.introduce_coordinator_again(self._state, now) + processes.lose_late(self._state, now)

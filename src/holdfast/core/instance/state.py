@@ -16,10 +16,18 @@ from holdfast.core.errors import UnknownEngine
 from holdfast.core.faults.faults import Fault
 from holdfast.core.instance.group import Engine, LockstepGroup, make_groups
 from holdfast.core.poison.memory import PoisonMemory
-from holdfast.core.policy.incident import NOT_OPEN, Budget, Capacity
+from holdfast.core.policy.incident import (
+    NOT_OPEN,
+    Budget,
+    Capacity,
+    engine_restart_intensity,
+    retry_intensity,
+    worker_restart_intensity,
+)
+from holdfast.core.policy.ladder import Action
 from holdfast.core.protocol.commands import Giver
 from holdfast.core.protocol.effects import Effect, Publish, Settle
-from holdfast.core.protocol.events import Event, EventKind, FullText, InstanceView, ProcessStatus
+from holdfast.core.protocol.events import BudgetStatus, Event, EventKind, FullText, InstanceView, ProcessStatus
 from holdfast.core.states import Trigger
 
 MAX_GIVERS = 1024
@@ -207,7 +215,8 @@ class InstanceState:
 
     `config` is replaced when an operator changes settings: read settings from here at each use. `settings` is the part
     that can change, and `settings_changed` says that it has since the start. `sequence` numbers the events.
-    `introduce_coordinator_at` are the times at which engine cores introduce themselves again to a new coordinator.
+    `now` is the time of the instance's clock at the latest fact. `introduce_coordinator_at` are the times at which
+    engine cores introduce themselves again to a new coordinator.
     """
 
     config: HoldfastConfig
@@ -224,6 +233,8 @@ class InstanceState:
     sequence: int = 0
     introduce_coordinator_at: tuple[float, ...] = ()
     full_texts: tuple[FullText, ...] = ()
+    now: float = 0.0  # of the latest fact
+    started_at: float | None = None  # on the wall clock, at 0 of the instance's clock
 
     def __post_init__(self) -> None:
         self.settings = runtime_settings(self.config)
@@ -231,6 +242,12 @@ class InstanceState:
     def configure(self, config: HoldfastConfig) -> None:
         """Replace the settings in force."""
         self.config, self.settings, self.settings_changed = config, runtime_settings(config), True
+
+    def note_time(self, now: float) -> None:
+        """Set the time of the latest fact."""
+        self.now = now
+        if self.started_at is None:
+            self.started_at = self.wall_clock() - now
 
     def keep_full_text(self, fault: Fault) -> Fault:
         """Return a fault without its full text; keep the text for the status, at most `MAX_FULL_TEXTS`."""
@@ -253,7 +270,7 @@ class InstanceState:
 def view_of(state: InstanceState) -> InstanceView:
     """Return the view of the instance that the status shows."""
     return InstanceView(
-        engines=tuple(group.status_of(engine) for group in state.roster.groups for engine in group.engines),
+        engines=tuple(g.status_of(e, budgets_of(state, g, e)) for g in state.roster.groups for e in g.engines),
         settings=state.settings,
         sequence=state.sequence,
         instance_id=state.instance_id,
@@ -263,6 +280,26 @@ def view_of(state: InstanceState) -> InstanceView:
         full_texts=state.full_texts,
         guilt=state.guilt.view(),
     )
+
+
+def budgets_of(state: InstanceState, group: LockstepGroup, engine: Engine) -> tuple[BudgetStatus, ...]:
+    """Return the budgets of an engine core on which a try is spent; a group shares its retries and worker restarts."""
+    budgets, config = group.budgets, state.config
+    if not (budgets.retries.tried_at or budgets.worker_restarts.tried_at or engine.restart_budget.tried_at):
+        return ()
+    rungs = (
+        (Action.RETRY, budgets.retries, retry_intensity(config)),
+        (Action.RESTART_WORKERS, budgets.worker_restarts, worker_restart_intensity(config)),
+        (Action.RESTART_ENGINE, engine.restart_budget, engine_restart_intensity(config)),
+    )
+    spent = []
+    for rung, budget, intensity in rungs:
+        if (counted := budget.recent(intensity, state.now, group.opened_at)).tried_at:
+            ends = (at + intensity.window_s + (state.started_at or 0.0) for at in counted.tried_at)
+            refills_at = tuple(round(end, 3) for end in ends)
+            remaining = max(0, intensity.limit - len(refills_at))
+            spent.append(BudgetStatus(rung=rung, limit=intensity.limit, remaining=remaining, refills_at=refills_at))
+    return tuple(spent)
 
 
 def publish(state: InstanceState, kind: EventKind, group: LockstepGroup, engine: Engine, **about: object) -> Publish:

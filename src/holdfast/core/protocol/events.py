@@ -103,6 +103,18 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return msgspec.structs.replace(self, fault=msgspec.structs.replace(self.fault, stack=UNSET))
 
 
+class BudgetStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """Budget of a rung that is not full: tries that are left of `limit`, and when the spent ones come back.
+
+    `refills_at` are wall-clock seconds since 1970; while an incident is open its own tries stay spent.
+    """
+
+    rung: str  # the action that spends a try
+    limit: int
+    remaining: int
+    refills_at: tuple[float, ...] = ()
+
+
 _STATUS_NAMES = {"engine_id": "id", "last_command_id": "last_ft_request_id", "last_error": "ft_error"}  # the host's
 
 
@@ -132,6 +144,7 @@ class EngineStatus(msgspec.Struct, frozen=True, kw_only=True, rename=_STATUS_NAM
     ended_requests: int = 0  # poison requests
     standbys: Standbys | UnsetType = UNSET
     unrepeatable_state: str | UnsetType = UNSET  # set at run time, and lost in a new process
+    budgets: tuple[BudgetStatus, ...] = ()  # of the rungs on which a try is spent; the others are full
 
 
 class ProcessStatus(msgspec.Struct, frozen=True, kw_only=True):
