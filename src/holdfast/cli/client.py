@@ -53,6 +53,10 @@ class ControlClient:
         """Return the answer of an endpoint, decoded as `kind`."""
         return self._call("GET", path, kind, DEFAULT_TIMEOUT_S, params=params)
 
+    def fetch(self, path: str) -> bytes:
+        """Return the answer of an endpoint as it is."""
+        return self._request("GET", path, DEFAULT_TIMEOUT_S)
+
     def post(self, path: str, body: msgspec.Struct, kind: type[T], timeout_s: float = DEFAULT_TIMEOUT_S) -> T:
         """Send `body` to an endpoint and return the answer, decoded as `kind`; wait up to `timeout_s`."""
         # One call is one command, however often what lies between repeats the call.
@@ -68,6 +72,20 @@ class ControlClient:
         extra_headers: Mapping[bytes, bytes] = MappingProxyType({}),
         **request: Any,
     ) -> T:
+        content = self._request(method, path, timeout_s, extra_headers, **request)
+        try:
+            return msgspec.json.decode(content, type=kind)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            raise ClientFailure(f"{self._url} does not answer like a holdfast server", UNREACHABLE) from None
+
+    def _request(
+        self,
+        method: str,
+        path: str,
+        timeout_s: float,
+        extra_headers: Mapping[bytes, bytes] = MappingProxyType({}),
+        **request: Any,
+    ) -> bytes:
         # A proxy from the environment is never the way to this machine itself.
         trust_env = not (self._host == "localhost" or is_loopback(self._host))
         headers = {**self._headers(), **extra_headers}
@@ -75,10 +93,7 @@ class ControlClient:
             answer = http.request(method, f"{self._url}/fault_tolerance/{path}", headers=headers, **request)
         if not answer.is_success:
             raise _failure_of(answer, self._url)
-        try:
-            return msgspec.json.decode(answer.content, type=kind)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            raise ClientFailure(f"{self._url} does not answer like a holdfast server", UNREACHABLE) from None
+        return answer.content
 
     def _headers(self) -> dict[bytes, bytes]:
         headers = {b"Content-Type": b"application/json"}

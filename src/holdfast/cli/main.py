@@ -34,6 +34,7 @@ _COMMANDS = (
     _Command("status", "Show the state of a running server's engines."),
     _Command("apply", "Send a command to a running server."),
     _Command("events", "Show the events of a running server."),
+    _Command("incidents", "Show the incidents of a running server, or of a folder: cause, decisions, cost."),
     _Command("inject", "Inject a fault into a server that was started with --enable-fault-injection."),
     _Command("token", "Print the control token of a running server of yours."),
     _Command("doctor", "Check the host, the hooks, the ports and the environment."),
