@@ -40,7 +40,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_collection_finish() -> None:
     """Look for garbage again, but never among the objects that collection has made."""
-    gc.collect()
     gc.freeze()
     gc.enable()
 

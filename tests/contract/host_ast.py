@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from contract.package_ast import nodes_of
 from holdfast.hosts.vllm.contract.inspection import attributes_of, parameters_problem, text_problem
 from holdfast.hosts.vllm.contract.touchpoint import Touchpoint
 
@@ -33,8 +34,8 @@ class Imported(NamedTuple):
 
 def imports_of_the_host(package: Path) -> list[Imported]:
     """Return every name that the modules of a package import from the host, each once."""
-    trees = [ast.parse(file.read_bytes()) for file in sorted(package.rglob("*.py"))]
-    statements = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    nodes = [node for file in sorted(package.rglob("*.py")) for node in nodes_of(file)]
+    statements = [node for node in nodes if isinstance(node, ast.ImportFrom)]
     found = {
         Imported(statement.module, alias.name)
         for statement in statements

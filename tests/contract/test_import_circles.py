@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import holdfast
+from contract.package_ast import nodes_of
 
 PACKAGE = Path(holdfast.__path__[0])
 
@@ -18,8 +19,8 @@ Imports = dict[str, set[str]]
 
 def import_graph(package: Path) -> Imports:
     """Return, by module, the imported modules of `package`, including imports inside functions."""
-    sources = {_module_name(file, package): file.read_text() for file in package.rglob("*.py")}
-    return {module: set(_imported(source, sources)) - {module} for module, source in sources.items()}
+    files = {_module_name(file, package): file for file in package.rglob("*.py")}
+    return {module: set(_imported(file, files)) - {module} for module, file in files.items()}
 
 
 def _module_name(file: Path, package: Path) -> str:
@@ -27,8 +28,8 @@ def _module_name(file: Path, package: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def _imported(source: str, modules: Mapping[str, str]) -> Iterator[str]:
-    for node in ast.walk(ast.parse(source)):
+def _imported(file: Path, modules: Mapping[str, Path]) -> Iterator[str]:
+    for node in nodes_of(file):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name in modules)
         elif isinstance(node, ast.ImportFrom):

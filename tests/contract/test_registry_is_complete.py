@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
 import holdfast
+from contract.package_ast import nodes_of
 from holdfast.hosts.vllm.contract import name_touchpoints
 from holdfast.hosts.vllm.contract.registry import TOUCHPOINTS
 
@@ -47,37 +48,35 @@ class Found(NamedTuple):
     where: str
 
 
-def sources(folder: Path) -> Iterator[tuple[Path, ast.Module]]:
-    """Yield every module of a folder except the registry's own."""
-    for file in sorted(folder.rglob("*.py")):
-        if not file.is_relative_to(REGISTRY):
-            yield file, ast.parse(file.read_text())
+def sources(folder: Path) -> list[Path]:
+    """Return every module of a folder except the registry's own."""
+    return [file for file in sorted(folder.rglob("*.py")) if not file.is_relative_to(REGISTRY)]
 
 
-def strings(tree: ast.Module) -> Iterator[ast.Constant]:
-    """Yield the string constants of a module that are no docstrings."""
-    bare = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str | bytes) and id(node) not in bare:
-            yield node
+@functools.cache
+def strings() -> list[Found]:
+    """Return the string constants of Holdfast that are no docstrings."""
+    found = []
+    for file in sources(PACKAGE):
+        bare = {id(node.value) for node in nodes_of(file) if isinstance(node, ast.Expr)}
+        for node in nodes_of(file):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str | bytes) and id(node) not in bare:
+                text = node.value if isinstance(node.value, str) else node.value.decode("latin1")
+                found.append(Found(text, f"{file}:{node.lineno}"))
+    return found
 
 
 def named(pattern: str) -> list[Found]:
     """Return every match of a pattern in the strings of Holdfast."""
-    found = []
-    for file, tree in sources(PACKAGE):
-        for node in strings(tree):
-            value = node.value if isinstance(node.value, str) else node.value.decode("latin1")  # type: ignore[union-attr]
-            found += [Found(text, f"{file}:{node.lineno}") for text in re.findall(pattern, value)]
-    return found
+    return [Found(match, where) for text, where in strings() for match in re.findall(pattern, text)]
 
 
 def attributes_by_name() -> list[Found]:
     """Return the attributes that the vLLM host reads, tests or sets by a name in a string."""
     return [
         Found(node.args[1].value, f"{file}:{node.lineno}")
-        for file, tree in sources(HOST)
-        for node in ast.walk(tree)
+        for file in sources(HOST)
+        for node in nodes_of(file)
         if isinstance(node, ast.Call)
         and isinstance(node.func, ast.Name)
         and node.func.id in ("getattr", "hasattr", "setattr")

@@ -200,8 +200,11 @@ class HostMember:
 MEMBERS = {"torch": TorchMember, "host": HostMember}
 
 
-def serve(kind: str, rank: int, port: int, main: Connection, aside: Connection) -> None:
-    """Run the process of a rank until the test closes the pipes."""
+def serve(kind: str, rank: int, port: int, theirs: list[Connection], ours: list[Connection]) -> None:
+    """Run the process of a rank until the test closes the pipes; `ours` are the ends of the test."""
+    main, aside = theirs
+    for end in ours:
+        end.close()
     os.environ.update(OMP_NUM_THREADS="1", VLLM_CPU_OMP_THREADS_BIND="nobind")
     try:
         member = MEMBERS[kind](rank, port)
@@ -230,9 +233,13 @@ class GlooWorld:
 
         self._host = RendezvousHost()
         self.open, self.close_rendezvous = self._host.open, self._host.close
+
+        from holdfast.hosts.vllm.communicators import WorkerCommunicators, tracking  # noqa: F401
+
         pipes = [[multiprocessing.Pipe() for _ in range(2)] for _ in range(WORLD)]
         port = free_port()
-        self._processes = [_start(kind, rank, port, pipes[rank]) for rank in range(WORLD)]
+        ours = [our for ends in pipes for our, _ in ends]
+        self._processes = [_start(kind, rank, port, [their for _, their in pipes[rank]], ours) for rank in range(WORLD)]
         self.ranks = [Rank(*(functools.partial(_ask, ours) for ours, _ in ends)) for ends in pipes]
 
     def close(self) -> None:
@@ -265,10 +272,9 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def _start(kind: str, rank: int, port: int, pipes: list[tuple[Connection, Connection]]) -> Any:
-    context = multiprocessing.get_context("spawn")
-    theirs = [end for _, end in pipes]
-    process = context.Process(target=serve, args=(kind, rank, port, *theirs), daemon=True)
+def _start(kind: str, rank: int, port: int, theirs: list[Connection], ours: list[Connection]) -> Any:
+    context = multiprocessing.get_context("fork")  # before this process has made a thread of torch's
+    process = context.Process(target=serve, args=(kind, rank, port, theirs, ours), daemon=True)
     process.start()
     for end in theirs:
         end.close()

@@ -115,7 +115,7 @@ def test_one_of_32_is_found_with_at_most_seven_faults_wherever_it_is(poison, dep
 
 
 @pytest.mark.no_cover  # every place in every batch: what is covered is covered by the tests around
-@pytest.mark.parametrize("count", range(2, 65))
+@pytest.mark.parametrize("count", [*range(2, 34), 47, 48, 49, 63, 64])
 def test_a_search_costs_one_fault_for_each_halving(count):
     for poison in range(count):
         bench = Bench(requests(count), any_of(f"r{poison}")).search()

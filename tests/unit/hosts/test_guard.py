@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -22,6 +23,7 @@ import pytest
 pytest.importorskip("vllm")
 
 from holdfast.hosts.vllm.owner import guard
+from holdfast.hosts.vllm.owner.exit import end_start_on_signal
 from holdfast.hosts.vllm.owner.guard import look
 from holdfast.hosts.vllm.process import members
 from holdfast.hosts.vllm.process.members import end_dead_instances, end_remains
@@ -128,35 +130,41 @@ def test_a_process_without_a_record_is_known_to_the_guard_once_its_parent_has_en
     await_end(orphan)
 
 
-# A start that is blocked in a write to its own stream when the signal comes, with an owner that has nothing to end.
-STARTING = """
-import os, signal, sys
-from holdfast.hosts.vllm.owner.exit import end_start_on_signal
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-class Owner:
-    def end_start(self): os.write(1, b"ended")
-end_start_on_signal(Owner())
-os.write(1, b"begin")
-while True:
-    print("x" * 4096, file=sys.stderr)
-"""
+def start_that_blocks(said: int, log: int) -> None:
+    """Block in a write to the log, with an owner that has nothing to end: what the signal finds."""
+
+    class Owner:
+        def end_start(self) -> None:
+            os.write(said, b"ended")
+
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    end_start_on_signal(Owner())  # type: ignore[arg-type]
+    stream = os.fdopen(log, "w")
+    os.write(said, b"begin")
+    while True:
+        print("x" * 4096, file=stream)
 
 
 def test_a_signal_ends_a_starting_server_whose_log_nobody_reads() -> None:
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
-    with subprocess.Popen([sys.executable, "-c", STARTING], env=environment, stdout=PIPE, stderr=PIPE) as starting:
-        try:
-            assert starting.stdout is not None
-            assert starting.stdout.read(5) == b"begin"
-            deadline = time.monotonic() + WITHIN_S
-            while look_at(starting.pid).state != "S":
-                assert time.monotonic() < deadline, "the pipe is never full"
-                time.sleep(0.01)
-            starting.terminate()
-            assert starting.wait(WITHIN_S) == -signal.SIGTERM
-            assert starting.stdout.read(5) == b"ended"
-        finally:
-            starting.kill()
+    (heard, said), (unread, log) = os.pipe(), os.pipe()
+    starting = multiprocessing.get_context("fork").Process(target=start_that_blocks, args=(said, log), daemon=True)
+    starting.start()
+    os.close(said)
+    try:
+        assert starting.pid is not None
+        assert os.read(heard, 5) == b"begin"
+        deadline = time.monotonic() + WITHIN_S
+        while look_at(starting.pid).state != "S":
+            assert time.monotonic() < deadline, "the pipe is never full"
+            time.sleep(0.01)
+        starting.terminate()
+        starting.join(WITHIN_S)
+        assert starting.exitcode == -signal.SIGTERM
+        assert os.read(heard, 5) == b"ended"
+    finally:
+        starting.kill()
+        for descriptor in (heard, unread, log):
+            os.close(descriptor)
 
 
 def test_sockets_outside_of_the_folder_go_and_other_files_stay(folder: Path, tmp_path: Path) -> None:

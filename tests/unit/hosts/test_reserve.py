@@ -53,7 +53,8 @@ def answer(address):
     socket = zmq.Context.instance().socket(zmq.DEALER)
     socket.connect(address)
     socket.send(b"ready")
-    socket.close(-1)  # the process waits until all is sent
+    socket.close(-1)
+    zmq.Context.instance().term()  # waits until all is sent
 
 if __name__ == "__main__":
     main()

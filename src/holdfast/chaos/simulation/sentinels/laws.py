@@ -51,7 +51,8 @@ class OwnerLaws:
 
         def checked(*args: Any, **options: Any) -> Any:
             state = instance._state
-            was_over, before, view = state.has_ended, state.sequence, state.sequence and instance.view()
+            was_over, before = state.has_ended, state.sequence
+            pids = {engine.engine_id: engine.pid for engine in state.roster.engines} if before else {}
             recoveries = {group.engine_ids: group.recovery for group in state.roster.groups}
             incidents = {group.engine_ids: group.incident for group in state.roster.groups}
             joins = {ids for ids, incident in incidents.items() if incident is not None and incident.is_joining}
@@ -67,7 +68,7 @@ class OwnerLaws:
                 if isinstance(effect, BeginRecovery) and effect.engine_ids not in joins:
                     self._check_retry(effect)
             self._check_groups(state.roster.groups)
-            self._check_losses(published, view, instance)
+            self._check_losses(published, pids, instance)
             self._check_failures(published, effects, recoveries, instance)
             self._check_bounds(instance)
             if name == "effect_failed":
@@ -116,12 +117,12 @@ class OwnerLaws:
             healthy = group.in_state(EngineState.HEALTHY)
             self._run.law(not (stopped and healthy), "peers of a stopped engine core are paused")
 
-    def _check_losses(self, published: Sequence[Event], view: Any, instance: Any) -> None:
+    def _check_losses(self, published: Sequence[Event], pids: dict[int, int | None], instance: Any) -> None:
         """Note the processes that are lost; their group begins with all its retries."""
         for event in published:
-            if event.kind is not EventKind.ENGINE_LOST or event.engine_id is None or not view:
+            if event.kind is not EventKind.ENGINE_LOST or event.engine_id is None or not pids:
                 continue
-            if (pid := view.engine(event.engine_id).pid) is not None:
+            if (pid := pids[event.engine_id]) is not None:
                 self._lost_pids.add((event.engine_id, pid))
             self._retries.pop(instance._state.roster.find(event.engine_id)[0].engine_ids, None)
             budgets = instance._state.roster.find(event.engine_id)[0].budgets
@@ -193,7 +194,8 @@ class OwnerLaws:
         """Check that status and core agree."""
         run = self._run
         shown = [(e.engine_id, e.state, e.epoch) for e in run.client.view().engines]
-        known = [(e.engine_id, e.state, e.epoch) for e in run.client._instance.view().engines]
+        groups = run.client._instance._state.roster.groups
+        known = [(e.engine_id, e.state, group.epoch) for group in groups for e in group.engines]
         run.law(shown == known, f"status and core agree: {shown} is not {known}")
 
     def look(self) -> None:

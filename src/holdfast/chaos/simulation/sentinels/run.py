@@ -317,15 +317,17 @@ class Run:
     def _is_over(self) -> bool:
         if self.ended is not None:
             return not self.operator.open_futures()
-        engines = self.client.view().engines
-        is_calm = all(e.state in CALM for e in engines) and not any(self._comes_back(e) for e in engines)
-        if self.scheduler.now < self._last_s or not is_calm:
+        if self.scheduler.now < self._last_s or not self._is_calm():
             self._calm_since = self.scheduler.now
             return False
         is_late = self.scheduler.now - self._calm_since > PATIENCE_S
         self.law(self.front_end.is_done or not is_late, "an accepted request finishes once every engine is healthy")
         self.law(not self.operator.waits or not is_late, f"what is lost comes back: {self.operator.waits}")
         return self.front_end.is_done and not self.operator.waits
+
+    def _is_calm(self) -> bool:
+        engines = self.client.view().engines
+        return all(e.state in CALM for e in engines) and not any(self._comes_back(e) for e in engines)
 
     def _comes_back(self, engine: EngineStatus) -> bool:
         """Return whether an engine core that is left out is started again soon."""
