@@ -191,7 +191,7 @@ class EngineProcess:
         self.sentinel = engine_module.EngineCoreSentinel(
             self._id, run.schedule.config, station, "client", self.address, joins_epoch=self._joins_epoch
         )
-        self.sentinel._incidents = SimpleNamespace(keep_within=self._keep_evidence, devices=None)
+        self.sentinel._stalls = SimpleNamespace(keep_within=self._keep_evidence, devices=None)
         self.laws = run.machine_laws(self)
         self.sentinel.start()
         for worker in self.core.workers:
