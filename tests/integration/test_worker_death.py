@@ -23,6 +23,7 @@ from holdfast.core.faults.faults import FaultClass, Phase
 from holdfast.core.faults.injection import FaultKind, InjectionSpec
 from integration.helpers.processes import workers_of
 from integration.helpers.servers import (
+    NO_LIMITS,
     V1_ASYNC,
     V1_SYNC,
     V2_SYNC,
@@ -245,6 +246,45 @@ def test_retries_that_do_not_last_end_in_a_new_process_for_the_rank(servers: Ser
         events = bench.assert_exact_through_injection(death)
         assert [e["report"]["standbys_used"] for e in of_kind(events, RECOVERED)] == [1]
     assert left_behind(server) == []
+
+
+LANES = 8
+
+
+@pytest.mark.matrix
+def test_the_second_of_two_kills_under_full_load_finds_a_standby_too(servers: Servers) -> None:
+    """At the lowest priority a standby got no processor beside the load, and the kill cost a whole start."""
+    arguments = (*NO_LIMITS, "--standby-workers", "1", "--standby-preload", "--wait-for-standby")
+    with servers.start(*arguments, cold=True) as server:
+        bench = Bench(server, ONE, run(Load(server.url, many_tokens(fresh_salt())).run()))
+        events = run(_kill_twice_under_load(bench))
+        assert [e["report"]["standbys_used"] for e in of_kind(events, RECOVERED)] == [1, 1]
+    assert left_behind(server) == []
+
+
+async def _kill_twice_under_load(bench: Bench) -> list[dict]:
+    """Kill the worker whenever a standby is ready, beside lanes of requests without a pause; check every answer."""
+    answers: list[list[History]] = []
+    is_over = asyncio.Event()
+
+    async def lane() -> None:
+        while not is_over.is_set():
+            answers.append(await Load(bench.server.url, bench.asks(fresh_salt())[:1]).run())
+
+    async with Control(bench.server.url) as control, asyncio.TaskGroup() as tasks:
+        before = await control.last_sequence()
+        lanes = [tasks.create_task(lane()) for _ in range(LANES)]
+        for number in (1, 2):
+            await control.await_standbys(RECOVERY_S)
+            assert (await control.unwell()) is None, "the standby is there, so the server is ready"
+            bench.kill(0, 0)
+            events = await control.wait_recovered(before, faults=number, timeout_s=RECOVERY_S)
+        is_over.set()
+        await asyncio.gather(*lanes)
+    for found in answers:
+        verdict = compare_runs(bench.expected[:1], found)
+        assert verdict.exact, verdict.reasons
+    return events
 
 
 async def _standbys_are_ready(server: Server) -> None:

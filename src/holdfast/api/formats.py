@@ -77,9 +77,10 @@ class EventsPage(msgspec.Struct, frozen=True, kw_only=True):
     restarted: bool = False
 
 
-class Readiness(msgspec.Struct, frozen=True, kw_only=True):
+class Readiness(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     ready: bool
     state: EngineState
+    reason: str = ""
 
 
 class Executed(msgspec.Struct, frozen=True, kw_only=True):

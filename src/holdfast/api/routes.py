@@ -23,6 +23,7 @@ from holdfast.api import formats, openapi, requests
 from holdfast.api.access import Access, Caller, Purpose, Refusal, decide_access, find_credential
 from holdfast.api.peer import peer_of
 from holdfast.api.source import ControlSource, control_getter
+from holdfast.api.standby_wait import StandbyWait
 from holdfast.core.errors import (
     BadCommand,
     CommandConflict,
@@ -58,6 +59,7 @@ class _Call:
     request: Request
     control: ControlPlane
     giver: Giver | None
+    standby_wait: StandbyWait
 
 
 Handler = Callable[[_Call], Awaitable[Response]]
@@ -82,12 +84,12 @@ class _Route:
 
 def install(app: FastAPI, control: ControlSource, access: Access) -> None:
     """Register the control endpoints on `app`, under both prefixes."""
-    get_control = control_getter(control)
+    get_control, standby_wait = control_getter(control), StandbyWait()
     for prefix in PREFIXES:
         for route in _ROUTES:
             app.add_api_route(
                 prefix + route.path,
-                _guarded(route, get_control, access),
+                _guarded(route, get_control, access, standby_wait),
                 methods=[route.method],
                 tags=["fault tolerance"],
                 summary=route.handler.__doc__,
@@ -97,11 +99,13 @@ def install(app: FastAPI, control: ControlSource, access: Access) -> None:
             )
 
 
-def _guarded(route: _Route, get_control: Callable[[], ControlPlane], access: Access) -> Callable[..., Any]:
+def _guarded(
+    route: _Route, get_control: Callable[[], ControlPlane], access: Access, standby_wait: StandbyWait
+) -> Callable[..., Any]:
     async def endpoint(request: Request) -> Response:
         try:
             giver = _check_access(route.purpose, request, access)
-            return await route.handler(_Call(request, get_control(), giver))
+            return await route.handler(_Call(request, get_control(), giver, standby_wait))
         except _Rejected as rejected:
             return rejected.response
         except HoldfastError as error:
@@ -124,7 +128,10 @@ async def _status(call: _Call) -> Response:
 
 async def _ready(call: _Call) -> Response:
     """Return 200 while the instance makes progress, else 503."""
-    readiness = formats.render_readiness(call.control.view())
+    view = call.control.view()
+    readiness = formats.render_readiness(view)
+    if readiness.ready and (reason := call.standby_wait.reason(call.control.config, view)):
+        readiness = msgspec.structs.replace(readiness, ready=False, reason=reason)
     if readiness.ready:
         return _json(readiness)
     return _json(readiness, 503, {"Retry-After": "1"})

@@ -117,7 +117,10 @@ def _status(alive: bool, code: int, body: bytes) -> str:
     if not alive:
         return "does not answer, or has ended" if code == 0 else "has ended"
     with contextlib.suppress(ValueError, AttributeError):
-        state = json.loads(body).get("state", "")
+        answer = json.loads(body)
+        if reason := answer.get("reason"):
+            return str(reason)
+        state = answer.get("state", "")
         return "ready" if code == http.HTTPStatus.OK else f"no engine makes progress: {state}"
     return "starting"
 

@@ -199,6 +199,11 @@ def _add_standbys(add: Add) -> None:
         help="standby workers that each engine core keeps ready; recommended when memory allows",
     )
     add("--standby-preload", action=_SWITCH, help="load the weights in standby workers beforehand")
+    add(
+        "--wait-for-standby",
+        action=_SWITCH,
+        help="be ready (/fault_tolerance/ready) only once the first standby worker of each engine core was",
+    )
 
 
 def _add_detection(add: Add) -> None:

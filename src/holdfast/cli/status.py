@@ -95,7 +95,10 @@ def _standbys(found: Status) -> Iterator[str]:
         if engine.standbys:
             s = engine.standbys
             memory = f"{s.memory_bytes / 2**20:.0f} MiB"
-            yield f"standby workers of engine {engine.engine_id}: {s.ready} of {s.wanted} ready, {memory}"
+            starting = f", {s.starting} starting" if s.starting else ""
+            problem = f"; {printable(s.problem)}" if s.problem else ""
+            ready = f"{s.ready} of {s.wanted} ready{starting}"
+            yield f"standby workers of engine {engine.engine_id}: {ready}, {memory}{problem}"
 
 
 def _suspicions(found: Status) -> Iterator[str]:

@@ -119,12 +119,78 @@ def fill(world: World, count: int) -> None:
 Pools = Callable[[int], StandbyPool]
 
 
-def test_the_pool_fills_at_low_priority_and_reports_its_state(world: World, pool_of: Pools) -> None:
+def test_the_pool_fills_and_reports_its_state(world: World, pool_of: Pools) -> None:
+    """A standby sets its own pace: at the lowest policy it would never be ready beside full load."""
     pool_of(2)
+    until(lambda: bool(world.told))
+    assert world.told[0].starting > 0
     fill(world, 2)
-    assert world.told[-1] == Standbys(wanted=2, ready=2, memory_bytes=200)
-    assert world.paces == [(1000, "slow_down"), (1001, "slow_down")]
+    assert world.told[-1] == Standbys(wanted=2, ready=2, memory_bytes=200, last_start_s=world.told[-1].last_start_s)
+    assert world.paces == []
     assert [one.rank for one in world.made] == [0, 1]
+
+
+def test_nothing_is_started_during_a_recovery(world: World, pool_of: Pools) -> None:
+    priority.share_hold()
+    priority.hold()
+    try:
+        pool = pool_of(1)
+        pool._turn()
+        assert world.made == []
+    finally:
+        priority.release()
+    fill(world, 1)
+
+
+class Parent:
+    """A parent of standbys that is ready once a test says so."""
+
+    server = None
+    ready = False
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def prepare(self) -> bool:
+        return self.ready
+
+    def note_failure(self) -> None:
+        self.told.append("failure")
+
+    def note_success(self) -> None:
+        self.told.append("success")
+
+    def close(self) -> None:
+        self.told.append("closed")
+
+
+def test_standbys_wait_for_their_parent_which_is_told_how_they_fare(world: World) -> None:
+    parent = Parent()
+    pool = StandbyPool(1, world.start, world.told.append, parent)  # type: ignore[arg-type]
+    pool._turn()
+    assert world.made == []
+    parent.ready = True
+    pool._turn()
+    world.made[0].process.die(1)
+    pool._turn()
+    assert (parent.told, world.told[-1].failures, world.told[-1].problem) == (["failure"], 1, "exit code 1")
+    pool._fill_at = 0.0
+    pool._fill()
+    world.made[1].say_ready()
+    pool._turn()
+    pool.close()
+    assert parent.told == ["failure", "success", "closed"]
+    assert (world.told[-1].ready, world.told[-1].failures, world.told[-1].problem) == (1, 0, "")
+
+
+def test_a_standby_that_never_becomes_ready_is_given_up(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LONGEST_START_S", -1.0)
+    pool = StandbyPool(1, world.start, world.told.append)
+    killed: list[int] = []
+    monkeypatch.setattr(Process, "kill", lambda self: killed.append(self.pid), raising=False)
+    pool._turn()
+    assert killed == [1000]
+    pool.close()
 
 
 def test_a_pool_of_none_starts_nothing(world: World, pool_of: Pools) -> None:

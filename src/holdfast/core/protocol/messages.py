@@ -208,15 +208,26 @@ class EngineAnswered(EngineReport, frozen=True, tag="engine-answered"):
     refused: str | None = None
 
 
-class Standbys(msgspec.Struct, frozen=True, kw_only=True):
-    """Standby workers of one engine core: wanted, ready, and their memory in bytes."""
+class Standbys(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Standby workers of one engine core: wanted, ready, and their memory in bytes.
+
+    `failures` are starts in a row that came to nothing, the last one for the reason `problem`. `forked`: standbys are
+    forked from a process that has imported the host. `last_start_s` is from the start of the standby that was ready
+    last until it was.
+    """
 
     wanted: int
     ready: int
     memory_bytes: int
+    starting: int = 0
+    failures: int = 0
+    problem: str = ""
+    forked: bool = False
+    last_start_s: float = 0.0
 
     def __str__(self) -> str:
-        return f"{self.ready} of {self.wanted} ready, {self.memory_bytes / 2**20:.0f} MiB"
+        said = f"{self.ready} of {self.wanted} ready, {self.memory_bytes / 2**20:.0f} MiB"
+        return f"{said}; {self.problem}" if self.problem else said
 
 
 class StandbysChanged(EngineReport, frozen=True, tag="standbys-changed"):

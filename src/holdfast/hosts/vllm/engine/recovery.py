@@ -33,6 +33,7 @@ from holdfast.hosts.vllm.engine.salvage import Input, drop_unknown, input_under_
 from holdfast.hosts.vllm.engine.streaming_sessions import was_added
 from holdfast.hosts.vllm.engine.worker_pool.replacement_processes import ReplacementResult
 from holdfast.hosts.vllm.injection import ArmedFaults
+from holdfast.hosts.vllm.process import priority
 from holdfast.hosts.vllm.protocol import drawn_before
 from holdfast.hosts.vllm.worker.equal_state import SEED_BITS
 from holdfast.hosts.vllm.worker.request_history import NotRestorable, encode_histories, history_of
@@ -91,6 +92,15 @@ class Recovery:
         self, error: Exception, epoch: int, rendezvous: Rendezvous | None, replace: Sequence[int] = ()
     ) -> RecoveryReport:
         """Salvage, replace, rewind, restore. May be called again after an error: every step is idempotent."""
+        priority.hold()
+        try:
+            return self._recover(error, epoch, rendezvous, replace)
+        finally:
+            priority.release()
+
+    def _recover(
+        self, error: Exception, epoch: int, rendezvous: Rendezvous | None, replace: Sequence[int]
+    ) -> RecoveryReport:
         engine = self._engine
         drop_interrupts(engine)
         started = time.monotonic()

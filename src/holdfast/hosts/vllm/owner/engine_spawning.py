@@ -57,7 +57,8 @@ class Launch:
 
 def save_engine_arguments(original: Callable[..., None], manager: Any, *args: Any, **kwargs: Any) -> None:
     """Keep the arguments of the host's manager, around `__init__`, for replacements."""
-    if inherited_settings() is None:
+    config = inherited_settings()
+    if config is None:
         original(manager, *args, **kwargs)
         return
     from vllm.utils.system_utils import get_mp_context
@@ -65,7 +66,7 @@ def save_engine_arguments(original: Callable[..., None], manager: Any, *args: An
     bound = inspect.signature(original).bind(manager, *args, **kwargs)
     arguments = dict(list(bound.arguments.items())[1:])
     manager.holdfast_arguments = {**arguments, "vllm_config": copy.deepcopy(arguments["vllm_config"])}
-    with bootstrapped(get_mp_context(), background=False):
+    with bootstrapped(get_mp_context(), background=False, forks=config.standby_workers > 0):
         original(manager, *args, **kwargs)
 
 
@@ -100,7 +101,8 @@ def start_engine_core(
     parallel.data_parallel_size_local = 1
     with _listening(launch.context, address) as handshake:
         inherited = spawning(config, joins_epoch, sockets, runtime_state)
-        with inherited, bootstrapped(get_mp_context(), background=background):
+        forks = config.standby_workers > 0
+        with inherited, bootstrapped(get_mp_context(), background=background, forks=forks):
             manager = CoreEngineProcManager(**arguments)
         manager._finalizer.detach()  # the process belongs to the first manager from now on
         # Looking at an exit code takes it out of the process table, where the host's own shutdown fails without it.

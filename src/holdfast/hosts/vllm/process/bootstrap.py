@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from holdfast.hosts.vllm.process import priority
+from holdfast.hosts.vllm.process.forking import keep_fork_server
 from holdfast.hosts.vllm.process.limits import raise_descriptor_limit, settle_temporary_folder
 
 
@@ -24,18 +25,24 @@ class Bootstrap:
 
     Args:
         background: start at background CPU priority.
+        paced: in the background, take a share of a busy processor instead of idle processors only.
+        forks: keep a fork server, with the host imported and nothing made.
     """
 
-    def __init__(self, main: Callable[..., None], *, background: bool) -> None:
+    def __init__(
+        self, main: Callable[..., None], *, background: bool, paced: bool = False, forks: bool = False
+    ) -> None:
         self._main = main
         self._background = background
+        self._paced = paced
+        self._forks = forks
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        return _begin, (self._main.__module__, self._main.__qualname__, self._background)
+        return _begin, (self._main.__module__, self._main.__qualname__, self._background, self._paced, self._forks)
 
 
 @contextlib.contextmanager
-def bootstrapped(context: Any, *, background: bool) -> Iterator[None]:
+def bootstrapped(context: Any, *, background: bool, forks: bool = False) -> Iterator[None]:
     """Give processes that are made from a spawning context inside a `Bootstrap`. For a single thread at a time.
 
     Nested blocks do nothing: the outermost block decides.
@@ -43,6 +50,7 @@ def bootstrapped(context: Any, *, background: bool) -> Iterator[None]:
     Args:
         context: of `multiprocessing`; a context that forks stays unchanged, because a fork imports nothing.
         background: start at background CPU priority.
+        forks: keep a fork server in each process.
     """
     if context.get_start_method() != "spawn" or "Process" in vars(context):
         yield
@@ -51,7 +59,7 @@ def bootstrapped(context: Any, *, background: bool) -> Iterator[None]:
     def make(**about: Any) -> Any:
         target = about["target"]
         if not isinstance(target, Bootstrap):
-            target = Bootstrap(target, background=background)
+            target = Bootstrap(target, background=background, forks=forks)
         return type(context).Process(**{**about, "target": target})
 
     vars(context)["Process"] = make
@@ -62,13 +70,16 @@ def bootstrapped(context: Any, *, background: bool) -> Iterator[None]:
         del vars(context)["Process"]
 
 
-def _begin(module: str, name: str, background: bool) -> Callable[..., None]:
+def _begin(module: str, name: str, background: bool, paced: bool, forks: bool) -> Callable[..., None]:
     if background:
-        priority.begin()
+        priority.begin(paced=paced)
     raise_descriptor_limit()
     settle_temporary_folder()
     gc.disable()
-    return functools.partial(_run, pkgutil.resolve_name(f"{module}:{name}"), background)
+    main = pkgutil.resolve_name(f"{module}:{name}")
+    if forks:  # before the arguments are unpickled, which attaches hooks
+        keep_fork_server()
+    return functools.partial(_run, main, background)
 
 
 def _run(main: Callable[..., None], background: bool, /, *args: Any, **kwargs: Any) -> None:

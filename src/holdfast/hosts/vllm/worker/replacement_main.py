@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
+import socket
+import threading
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, NoReturn
 
+from holdfast.hosts.vllm.process import priority
 from holdfast.hosts.vllm.process.bootstrap import importing
+from holdfast.hosts.vllm.process.forking import READY, serve_forks
 from holdfast.hosts.vllm.protocol import to_handle
 from holdfast.hosts.vllm.worker.standby import await_assignment, compile_small_kernels, wait_after_loading
 
@@ -57,6 +62,24 @@ def standby_main(orders: Connection, preload: bool, **kwargs: Any) -> None:
             "input_shm_handle": to_handle(order.queue),
         }
     _run_worker(kwargs)
+
+
+def standby_parent_main(requests: socket.socket, vllm_config: Any) -> NoReturn:
+    """Import and compile all that a worker needs, report that this is done, and fork standbys on request.
+
+    Raises:
+        SystemExit: a thread or a device context exists, which no forked process could use.
+    """
+    _import_everything(vllm_config)
+    compile_small_kernels(vllm_config)
+    import torch
+
+    if threading.active_count() > 1 or torch.cuda.is_initialized():
+        raise SystemExit("no standby can be forked: the imports made a thread or a device context")
+    gc.disable()  # a collection would write into pages that are shared with the forked processes
+    priority.end()
+    requests.send(READY)
+    serve_forks(requests)
 
 
 def _run_worker(kwargs: dict[str, Any]) -> None:

@@ -8,6 +8,8 @@ closes, the engine core has ended and the standby exits.
 from __future__ import annotations
 
 import logging
+import os
+import time
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -52,6 +54,7 @@ def assigned_queue(given: Any, worker: Any) -> Any:
 def await_assignment(orders: Connection) -> TakeOver:
     """Report that the process is ready, and wait for the assignment. Raises `SystemExit` when the engine core ends."""
     try:
+        logger.info("standby %d is ready, with %.1f s of processor time", os.getpid(), time.process_time())
         orders.send_bytes(READY)
         order = orders.recv_bytes()
         priority.end()

@@ -31,10 +31,14 @@ from holdfast.hosts.vllm.engine.worker_pool.spawning import (
     seed_of,
     start_replacement,
     start_standby,
+    start_standby_parent,
 )
+from holdfast.hosts.vllm.engine.worker_pool.standby_parent import StandbyParent
 from holdfast.hosts.vllm.engine.worker_pool.standby_pool import StandbyPool
 from holdfast.hosts.vllm.engine.worker_pool.start_calls import StartCalls
+from holdfast.hosts.vllm.process import priority
 from holdfast.hosts.vllm.process.bootstrap import bootstrapped
+from holdfast.hosts.vllm.process.forking import first_fork_server
 from holdfast.hosts.vllm.process.queues import bounded, retire, wait_until_ready
 from holdfast.hosts.vllm.process.settings import inherited_settings
 from holdfast.hosts.vllm.process.shared_memory import remove_dead_segments
@@ -58,6 +62,7 @@ class WorkerPoolExecutor(MultiprocExecutor):
     seed: WorkerSeed
     start_calls: StartCalls
     standbys: StandbyPool
+    standby_parent: StandbyParent
     lost_ranks: frozenset[int] = frozenset()
     _watch: WorkerExitWatch | None = None
     _stop_noting: Callable[[], None]
@@ -68,7 +73,13 @@ class WorkerPoolExecutor(MultiprocExecutor):
         self.seed = seed_of(self.vllm_config)
         config = inherited_settings()
         size, preload = (config.standby_workers, config.standby_preload) if config else (0, False)
-        self.standbys = StandbyPool(size, lambda slot: self._start_standby(slot, preload), self._report_standbys)
+        priority.share_hold()
+        self.standby_parent = StandbyParent(
+            lambda requests: start_standby_parent(self.seed, requests, first_fork_server())
+        )
+        self.standbys = StandbyPool(
+            size, lambda slot: self._start_standby(slot, preload), self._report_standbys, self.standby_parent
+        )
         with bootstrapped(get_mp_context(), background=False):
             super()._init_executor()
         self._call_over(self.rpc_broadcast_mq)
@@ -117,6 +128,7 @@ class WorkerPoolExecutor(MultiprocExecutor):
             return
         self.lost_ranks |= {rank}
         self.is_failed = True
+        priority.hold()  # the recovery that begins comes before standbys
         self.on_rank_lost(rank, pid, how, exit_code)
         if rank < len(self.response_mqs):
             self.response_mqs[rank].shutdown()  # ends a wait for the rank's reply
@@ -129,7 +141,8 @@ class WorkerPoolExecutor(MultiprocExecutor):
 
     def _start_standby(self, slot: int, preload: bool) -> ReplacementProcess:
         rank = slot % self.world_size
-        return start_standby(self.seed, rank, is_driver=self._is_driver_worker(rank), preload=preload)
+        is_driver, server = self._is_driver_worker(rank), self.standby_parent.server
+        return start_standby(self.seed, rank, is_driver=is_driver, preload=preload, server=server)
 
     def _report_standbys(self, state: Standbys) -> None:
         self.on_standbys(state)
@@ -158,7 +171,13 @@ class WorkerPoolExecutor(MultiprocExecutor):
         replacements = ReplacementProcesses(
             ranks,
             self.standbys,
-            lambda rank: start_replacement(self.seed, rank, is_driver=self._is_driver_worker(rank), queue=handle),
+            lambda rank: start_replacement(
+                self.seed,
+                rank,
+                is_driver=self._is_driver_worker(rank),
+                queue=handle,
+                server=self.standby_parent.server,
+            ),
             lambda standby, rank: standby.assign(rank, is_driver=self._is_driver_worker(rank), queue=handle),
         )
         try:

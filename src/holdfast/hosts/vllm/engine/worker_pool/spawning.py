@@ -1,24 +1,31 @@
-"""Start the process of a replacement or of a standby. Always by spawning, because an engine core runs threads."""
+"""Start the process of a replacement or of a standby.
+
+Forked from the parent of standbys where there is one, else spawned: an engine core runs threads and cannot be forked.
+"""
 
 from __future__ import annotations
 
 import copy
+import logging
 import multiprocessing
 import multiprocessing.connection
+import socket
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
-from typing import Any, cast
+from typing import Any
 
 from vllm.v1.executor.multiproc_executor import OMPProcessManager, UnreadyWorkerProcHandle, WorkerProc
 
 from holdfast.core.errors import RecoveryFailed
 from holdfast.core.faults.redaction import PublicText
 from holdfast.hosts.vllm.process.bootstrap import Bootstrap
+from holdfast.hosts.vllm.process.forking import CannotFork, ForkedProcess, ForkServer
 from holdfast.hosts.vllm.process.lifecycle import describe_exit
 from holdfast.hosts.vllm.protocol import TakeOver, encode, of_handle
-from holdfast.hosts.vllm.worker.replacement_main import replacement_main, standby_main
+from holdfast.hosts.vllm.worker.replacement_main import replacement_main, standby_main, standby_parent_main
+
+logger = logging.getLogger("holdfast")
 
 KILL_TIMEOUT_S = 5.0
 
@@ -107,40 +114,74 @@ class ReplacementProcess:
         self.process.join(KILL_TIMEOUT_S)
 
 
-def start_replacement(seed: WorkerSeed, rank: int, *, is_driver: bool, queue: Any) -> ReplacementProcess:
+def start_replacement(
+    seed: WorkerSeed, rank: int, *, is_driver: bool, queue: Any, server: ForkServer | None = None
+) -> ReplacementProcess:
     """Start a process for a rank.
 
     Args:
         queue: the host's handle of the queue to read calls from.
+        server: forks the process; without one, and where that fails, the process is spawned.
     """
     kwargs = seed.kwargs(rank, is_driver=is_driver, queue=queue)
-    replacement = _start(seed, rank, Bootstrap(replacement_main, background=False), kwargs)
+    replacement = _start(seed, rank, Bootstrap(replacement_main, background=False), kwargs, server)
     replacement.rank = rank
     return replacement
 
 
-def start_standby(seed: WorkerSeed, rank: int, *, is_driver: bool, preload: bool) -> ReplacementProcess:
+def start_standby(
+    seed: WorkerSeed, rank: int, *, is_driver: bool, preload: bool, server: ForkServer | None = None
+) -> ReplacementProcess:
     """Start a process that waits until a rank is assigned; with `preload` for `rank` only, with the weights loaded."""
     ours, theirs = _SPAWN.Pipe()
     kwargs = seed.kwargs(rank, is_driver=is_driver, queue=None)
-    main = Bootstrap(standby_main, background=True)
-    standby = _start(seed, rank, main, {**kwargs, "orders": theirs, "preload": preload})
+    main = Bootstrap(standby_main, background=True, paced=True)
+    standby = _start(seed, rank, main, {**kwargs, "orders": theirs, "preload": preload}, server)
     theirs.close()
     standby.orders, standby.rank = ours, rank if preload else None
     return standby
 
 
-def _start(seed: WorkerSeed, rank: int, main: Bootstrap, kwargs: dict[str, Any]) -> ReplacementProcess:
+def start_standby_parent(seed: WorkerSeed, requests: socket.socket, server: ForkServer | None) -> Any:
+    """Start the process that forks standbys, and return the process. It waits for requests over `requests`."""
+    about = {
+        "target": Bootstrap(standby_parent_main, background=True, paced=True),
+        "kwargs": {"requests": requests, "vllm_config": seed.vllm_config},
+        "name": "StandbyParent",
+        "daemon": True,
+    }
+    # Compiled code is for a number of threads: that of the first rank, which the other ranks have too.
+    with OMPProcessManager(seed.vllm_config).configure_omp_envs(rank=0, local_rank=0):
+        return _run(about, server)
+
+
+def _run(about: dict[str, Any], server: ForkServer | None) -> Any:
+    """Start a process: forked where possible, else spawned."""
+    if server is not None:
+        forked = ForkedProcess(server, **about)
+        try:
+            forked.start()
+            return forked
+        except CannotFork as error:
+            logger.warning("%s is started as a new interpreter, which takes longer: %s", about["name"], error)
+    process = _SPAWN.Process(**about)
+    process.start()
+    return process
+
+
+def _start(
+    seed: WorkerSeed, rank: int, main: Bootstrap, kwargs: dict[str, Any], server: ForkServer | None
+) -> ReplacementProcess:
     ready_reader, ready_writer = _SPAWN.Pipe(duplex=False)
     death_reader, death_writer = _SPAWN.Pipe(duplex=False)
-    process = _SPAWN.Process(
-        target=cast("Callable[..., None]", main),  # callable once it is unpickled
-        kwargs={**kwargs, "ready_pipe": ready_writer, "death_pipe": death_reader},
-        name=f"VllmWorker-{rank}",
-        daemon=True,
-    )
+    about = {
+        "target": main,  # callable once it is unpickled
+        "kwargs": {**kwargs, "ready_pipe": ready_writer, "death_pipe": death_reader},
+        "name": f"VllmWorker-{rank}",
+        "daemon": True,
+    }
     with OMPProcessManager(seed.vllm_config).configure_omp_envs(rank=rank, local_rank=rank):
-        process.start()
+        process = _run(about, server)
     ready_writer.close()
     death_reader.close()
     return ReplacementProcess(process, ready_reader, death_writer, kwargs["shared_worker_lock"])
