@@ -17,7 +17,7 @@ SETTINGS = ROOT / "docs" / "reference" / "settings.md"
 MAX_COLUMNS = 100
 
 # Settings that make answers wrong and exist for tests: absent from the help and from the page.
-FOR_TESTS_ONLY = {"unsafe_keep_suspect_blocks", "unsafe_skip_fence"}
+FOR_TESTS_ONLY = {"unsafe_keep_suspect_blocks", "unsafe_send_nan", "unsafe_skip_exit_check", "unsafe_skip_fence"}
 # Flags of the original design without a setting behind them.
 WITHOUT_SETTING = {"internal_fault_report_port", "shutdown_on_fault_tolerance_failure"}
 

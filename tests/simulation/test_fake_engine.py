@@ -25,7 +25,7 @@ ALL = [SYNC, ASYNC, TIGHT, TWO_RANKS]
 
 
 class Reports(list):
-    def report(self, fault, epoch):
+    def report(self, fault, epoch, *, finishes=False):
         self.append((fault, epoch))
 
 

@@ -65,9 +65,9 @@ class EngineCoreBench:
     def step_raises(self, error=None, *, is_interrupt=False, is_workers_reply=False):
         return self.tell(facts.StepRaised(error or ValueError("boom"), is_interrupt, is_workers_reply))
 
-    def rank_faults(self, rank=0, fault=None, epoch=None):
+    def rank_faults(self, rank=0, fault=None, epoch=None, *, finishes=False):
         epoch = self.machine.epoch if epoch is None else epoch
-        return self.tell(m.RankFaulted(rank=rank, epoch=epoch, fault=fault or a_fault(rank=rank)))
+        return self.tell(m.RankFaulted(rank=rank, epoch=epoch, fault=fault or a_fault(rank=rank), finishes=finishes))
 
     def acknowledge(self, *ranks, epoch=None):
         for rank in ranks:

@@ -31,7 +31,7 @@ class Rank:
         self.silent_from = self.silent_until = float("inf")
         self.broke = []
 
-    def report(self, fault, epoch):
+    def report(self, fault, epoch, *, finishes=False):
         if not self._is_silent(epoch):
             self.reporter.report(fault, epoch)
 

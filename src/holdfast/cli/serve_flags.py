@@ -284,7 +284,14 @@ def _add_rare(add: Add) -> None:
         action=_SWITCH,
         help="on CPUs, supply the collectives and buffers that many ranks need; no effect elsewhere",
     )
+    add(
+        "--finish-steps",
+        action=_SWITCH,
+        help="a rank that raised takes part in what is left of its step; without: its peers' collectives are broken",
+    )
     add("--unsafe-keep-suspect-blocks", action=_SWITCH, help=argparse.SUPPRESS)
+    add("--unsafe-send-nan", action=_SWITCH, help=argparse.SUPPRESS)
+    add("--unsafe-skip-exit-check", action=_SWITCH, help=argparse.SUPPRESS)
     add("--unsafe-skip-fence", action=_SWITCH, help=argparse.SUPPRESS)
 
 

@@ -23,6 +23,8 @@ Count = Annotated[int, msgspec.Meta(ge=0, le=1_000_000)]
 NOTIFY_PORT = 22867
 NO_NOTIFY_PORT = -1
 
+_UNSAFE = ("unsafe_keep_suspect_blocks", "unsafe_send_nan", "unsafe_skip_exit_check", "unsafe_skip_fence")
+
 SettingValue = bool | int | float | str
 S = TypeVar("S")
 
@@ -112,16 +114,22 @@ class HoldfastConfig(RuntimeSettings, frozen=True, kw_only=True, forbid_unknown_
     allow_unknown_host: bool = False
     # Supplies what the host's CPU platform lacks to run many ranks; no effect on another platform.
     cpu_enablement: bool = True
+    # A failed rank takes part in what is left of its step, so that no collective needs to be broken.
+    finish_steps: bool = True
     # Only with fault injection: leave what a failed step was to write in the prefix cache.
     # It makes answers wrong; it exists so that a test can show that eviction is needed.
     unsafe_keep_suspect_blocks: bool = False
     # Likewise: let a rank that raised take part in the next step, as it would without Holdfast.
     unsafe_skip_fence: bool = False
+    # Likewise: deliver the result of a step although a rank raised in the step, or before.
+    unsafe_skip_exit_check: bool = False
+    # Likewise: a rank that takes part in the rest of its step sends NaN in place of zeros.
+    unsafe_send_nan: bool = False
     # Set by the front end for the processes it starts; never by an operator.
     runtime_dir: str = ""
 
     def __post_init__(self) -> None:
-        unsafe = {name for name in ("unsafe_keep_suspect_blocks", "unsafe_skip_fence") if getattr(self, name)}
+        unsafe = {name for name in _UNSAFE if getattr(self, name)}
         if unsafe and not self.enable_fault_injection:
             raise BadConfiguration(
                 f"{' and '.join(sorted(unsafe))} makes answers wrong and is for tests only",

@@ -262,7 +262,9 @@ class WorkerHost(Protocol):
 class FaultReporter(Protocol):
     """Receiver of the faults of a worker's main thread. Does not wait."""
 
-    def report(self, fault: Fault, epoch: int) -> None: ...
+    def report(self, fault: Fault, epoch: int, *, finishes: bool = False) -> None:
+        """Take a fault. `finishes`: the rank takes part in the rest of its step, and has broken nothing."""
+        ...
 
 
 class ControlPlane(Protocol):

@@ -3,15 +3,17 @@
 from holdfast.progress.processes import ProcessLook, look_at
 from holdfast.progress.reader import ProgressReader, Seen
 from holdfast.progress.record import Lane
-from holdfast.progress.writer import ProgressWriter, publish_progress, published
+from holdfast.progress.writer import FENCE_PREFIX, ProgressWriter, publish_memory, publish_progress, published
 
 __all__ = [
+    "FENCE_PREFIX",
     "Lane",
     "ProcessLook",
     "ProgressReader",
     "ProgressWriter",
     "Seen",
     "look_at",
+    "publish_memory",
     "publish_progress",
     "published",
 ]

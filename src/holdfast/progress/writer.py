@@ -21,6 +21,7 @@ from holdfast.progress.record import HEADER, PHASE_NUMBERS, RECORD_BYTES, SLOT, 
 logger = logging.getLogger("holdfast")
 
 _PREFIX = "progress-"
+FENCE_PREFIX = "fence-"  # of the memory in which a rank says that its fence is closed
 
 Call = Callable[..., Any]
 About = Callable[..., tuple[int, int, int]]
@@ -72,31 +73,37 @@ class ProgressWriter:
 
 
 def publish_progress(folder: str) -> mmap.mmap:
-    """Return memory for the record of the own process, published in `folder` under the process id.
-
-    The record has no file of its own: the entry in the folder points at a descriptor of the process. Therefore nothing
-    is written to a disk, which could delay a store, and the record disappears with the process.
-    """
+    """Return memory for the record of the own process, published in `folder` under the process id."""
     for place in places(folder):
         _forget_the_gone(place)
-    descriptor = os.memfd_create("holdfast-progress", os.MFD_CLOEXEC)
-    os.ftruncate(descriptor, RECORD_BYTES)
+    return publish_memory(folder, _PREFIX, RECORD_BYTES, "progress of this process, but for whether it is stopped,")
+
+
+def publish_memory(folder: str, prefix: str, size: int, what: str) -> mmap.mmap:
+    """Return memory of the own process, published in `folder` under `prefix` and the process id.
+
+    The memory has no file of its own: the entry in the folder points at a descriptor of the process. Therefore nothing
+    is written to a disk, which could delay a store, and the memory disappears with the process.
+    """
+    name = f"{prefix}{os.getpid()}"
+    descriptor = os.memfd_create(f"holdfast-{prefix.removesuffix('-')}", os.MFD_CLOEXEC)
+    os.ftruncate(descriptor, size)
     for place in places(folder):
-        (place / _name(os.getpid())).unlink(missing_ok=True)  # process ids come back
+        (place / name).unlink(missing_ok=True)  # process ids come back
 
     def publish_in(place: Path) -> None:
-        (place / _name(os.getpid())).symlink_to(f"/proc/{os.getpid()}/fd/{descriptor}")
+        (place / name).symlink_to(f"/proc/{os.getpid()}/fd/{descriptor}")
 
     try:
         make_in(folder, publish_in)
     except OSError as error:
-        logger.warning("the progress of this process cannot be watched, only whether it is stopped: %s", error)
-    return mmap.mmap(descriptor, RECORD_BYTES)
+        logger.warning("the %s cannot be seen by other processes: %s", what, error)
+    return mmap.mmap(descriptor, size)
 
 
 def _forget_the_gone(folder: Path) -> None:
     """Remove the links and stacks of processes that have ended."""
-    for link in folder.glob(f"{_PREFIX}*"):
+    for link in (*folder.glob(f"{_PREFIX}*"), *folder.glob(f"{FENCE_PREFIX}*")):
         if not _may_exist(link):  # the link points into a process that has ended
             link.unlink(missing_ok=True)
             (folder / link.name.replace(_PREFIX, "stacks-", 1)).unlink(missing_ok=True)

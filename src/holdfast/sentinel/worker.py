@@ -37,9 +37,9 @@ class WorkerSentinel:
         self._send(m.WorkerAttached(rank=self._rank, pid=os.getpid(), hooks=hooks, unrebuildable=unrebuildable))
         self._thread.start()
 
-    def report(self, fault: Fault, epoch: int) -> None:
+    def report(self, fault: Fault, epoch: int, *, finishes: bool = False) -> None:
         """Report a fault of this rank to the engine core. Does not wait."""
-        faulted = m.RankFaulted(rank=self._rank, epoch=epoch, fault=fault)
+        faulted = m.RankFaulted(rank=self._rank, epoch=epoch, fault=fault, finishes=finishes)
         self._thread.post(lambda: self._send(faulted))
 
     def close(self) -> None:

@@ -39,7 +39,7 @@ class Reports(list[Reported]):
         super().__init__()
         self._close_rendezvous = close_rendezvous
 
-    def report(self, fault: Fault, epoch: int) -> None:
+    def report(self, fault: Fault, epoch: int, *, finishes: bool = False) -> None:
         self.append(Reported(fault, epoch))
         if fault.phase is Phase.REBUILD:
             self._close_rendezvous(epoch)

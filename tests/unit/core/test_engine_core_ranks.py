@@ -68,6 +68,73 @@ def test_a_fault_of_another_epoch_is_ignored():
     assert bench.effects == []
 
 
+# ---- a failed rank that takes part in the rest of its step
+
+
+def test_nothing_is_broken_where_the_failed_rank_takes_part_in_its_step():
+    bench = EngineCoreBench(ranks=2)
+    bench.rank_faults(1, finishes=True)
+    assert (len(bench.faults), bench.interrupts, bench.told_to_break) == (1, 1, [])
+    bench.step_raises(is_interrupt=True)
+    assert bench.announced == [fx.AnnouncePause(0, a_fault(rank=1), broken=False)]
+
+
+def test_two_ranks_that_take_part_are_one_fault():
+    bench = EngineCoreBench(ranks=2)
+    bench.rank_faults(1, finishes=True)
+    bench.rank_faults(0, finishes=True)
+    assert (len(bench.faults), bench.interrupts, bench.told_to_break) == (1, 1, [])
+
+
+def test_a_rank_that_cannot_take_part_after_all_has_its_peers_released():
+    """Its second fault is no deeper than its first, and collectives are broken all the same, once."""
+    bench = EngineCoreBench(ranks=3)
+    bench.rank_faults(1, finishes=True)
+    bench.rank_faults(1)
+    bench.rank_faults(1)
+    assert (len(bench.faults), bench.interrupts, bench.told_to_break) == (1, 2, [0, 2])
+
+
+def test_a_rank_that_takes_part_is_told_when_collectives_are_broken_after_all():
+    bench = EngineCoreBench(ranks=3)
+    bench.rank_faults(1, finishes=True)
+    bench.rank_faults(2)
+    assert bench.told_to_break == [0, 1]
+    bench.rank_faults(0, finishes=True)  # knows nothing of the break yet, and acknowledges it
+    bench.step_raises(is_interrupt=True)
+    assert bench.announced == []
+    bench.acknowledge(0, 1)
+    assert bench.announced != []
+
+
+def test_a_step_that_does_not_end_has_its_collectives_broken():
+    bench = EngineCoreBench(ranks=2)
+    bench.rank_faults(1, finishes=True)
+    bench.wait(BOUND_S - 0.1)
+    assert bench.told_to_break == []
+    bench.wait(0.2)
+    assert (bench.told_to_break, bench.interrupts) == ([0, 1], 2)
+    bench.wait(BOUND_S)
+    assert bench.told_to_break == [0, 1]
+
+
+def test_a_paused_busy_loop_waits_for_no_step():
+    """Whoever decides may take a while, and nothing is broken meanwhile."""
+    bench = EngineCoreBench(ranks=2, fault_policy="external")
+    bench.rank_faults(1, finishes=True)
+    bench.step_raises(is_interrupt=True)
+    bench.wait(3 * BOUND_S)
+    assert bench.told_to_break == []
+
+
+def test_a_new_process_of_a_rank_owes_no_step():
+    bench = EngineCoreBench(ranks=2)
+    bench.rank_faults(1, finishes=True)
+    bench.tell(facts.RanksStarted({1: 900}))
+    bench.wait(2 * BOUND_S)
+    assert bench.told_to_break == []
+
+
 def test_an_epoch_begins_with_nothing_known_of_the_one_before():
     bench = EngineCoreBench(ranks=2)
     bench.rank_faults(0)

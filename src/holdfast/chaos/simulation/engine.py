@@ -212,11 +212,11 @@ class SimulatedEngine:
 
     # ---- the workers, and who watches them
 
-    def report(self, fault: Fault, epoch: int) -> None:
+    def report(self, fault: Fault, epoch: int, *, finishes: bool = False) -> None:
         """Take a rank's own account, which travels beside the reply to the step."""
         assert fault.rank is not None
-        pid = self._pids[fault.rank]
-        self._soon(REPORT_S, partial(self._feed, m.RankFaulted(rank=fault.rank, pid=pid, epoch=epoch, fault=fault)))
+        report = m.RankFaulted(rank=fault.rank, pid=self._pids[fault.rank], epoch=epoch, fault=fault, finishes=finishes)
+        self._soon(REPORT_S, partial(self._feed, report))
 
     def _lose_worker(self) -> None:
         """End the process of a worker, in any state of the busy loop."""

@@ -91,6 +91,8 @@ class EngineCoreMachine:
         """Return the time by which `TimePassed` is due; infinity when nothing is due by time."""
         due = [self._ranks.containment.acknowledgement_due_at, self._ranks.containment.kill_due_at]
         match self.busy_loop:
+            case BusyLoop.RUNNING:
+                due.append(self._ranks.containment.finish_due_at)
             case BusyLoop.FINDING_CAUSE:
                 due.append(self._pause.cause_awaited_until)
             case BusyLoop.STOPPING_RANKS:
@@ -165,6 +167,8 @@ class EngineCoreMachine:
             case _:  # TimePassed
                 self._ranks.declare_overdue(now)
                 self._ranks.kill_again(now)
+                if self.busy_loop is BusyLoop.RUNNING:  # a paused one waits for no step
+                    self._ranks.break_late_finish(now)
 
     def _from_busy_loop(self, fact: facts.BusyLoopFact, now: float) -> None:
         match fact:

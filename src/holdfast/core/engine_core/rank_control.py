@@ -133,11 +133,25 @@ class RankControl:
 
     def rank_faulted(self, report: m.RankFaulted, now: float) -> None:
         """Take a rank's own account, or the finding about a rank that reports nothing."""
-        if not self.containment.rank_faulted(report.rank, report.fault, report.epoch):
+        if report.epoch != self.containment.epoch:
             return
-        engine_id = self._context.engine_id
-        self._context.tell_client(m.EngineFaulted(engine_id=engine_id, epoch=report.epoch, fault=report.fault))
-        if self.has_peers():  # only the output rank's failures reach the busy loop, and an idle one notices nothing
+        finish_by = now + self._context.config.acknowledge_timeout_s if report.finishes else None
+        is_news = self.containment.rank_faulted(report.rank, report.fault, finish_by)
+        if is_news:
+            engine_id = self._context.engine_id
+            self._context.tell_client(m.EngineFaulted(engine_id=engine_id, epoch=report.epoch, fault=report.fault))
+        has_to_break = not report.finishes and (is_news or not self.containment.broken)
+        if self.has_peers() and (is_news or has_to_break):
+            if has_to_break:
+                self.break_collectives(now)
+            self._interrupt()  # only the output rank's failures reach the busy loop, and an idle one notices nothing
+
+    def break_late_finish(self, now: float) -> None:
+        """Break collectives where a step does not end although its failed rank takes part."""
+        if now >= self.containment.finish_due_at:
+            bound_s = self._context.config.acknowledge_timeout_s
+            text = f"a step with a failed rank did not end within {bound_s:g} s; its collectives are broken"
+            self._context.do(fx.Log(text))
             self.break_collectives(now)
             self._interrupt()
 

@@ -35,16 +35,22 @@ class Containment:
         self._faulted: set[int] = set()
         self._told: set[int] = set()  # ranks that were told to break collectives
         self._owing: dict[int, float] = {}  # ranks whose acknowledgement is due, and by when
+        self._finishing: dict[int, float] = {}  # ranks that take part in the rest of their step, and until when
         self._dying: dict[int, float] = {}  # ranks that were killed, and when to kill again
         self._kills: Counter[int] = Counter()
         self.end_search()
 
-    def rank_faulted(self, rank: int, fault: Fault, epoch: int) -> bool:
-        """Note the fault of a rank. Return True for a fault of the present epoch deeper than all known."""
-        if epoch != self.epoch:
-            return False
-        self._faulted.add(rank)
-        self._owing.pop(rank, None)  # a rank that faulted has stopped and broken its collectives by itself
+    def rank_faulted(self, rank: int, fault: Fault, finish_by: float | None = None) -> bool:
+        """Note the fault of a rank. Return True for a fault deeper than all known.
+
+        With `finish_by` the rank takes part in the rest of its step, which has to end by then.
+        """
+        if finish_by is None:
+            self._finishing.pop(rank, None)
+            self._faulted.add(rank)
+            self._owing.pop(rank, None)  # a rank that faulted has stopped and broken its collectives by itself
+        elif not self.broken:
+            self._finishing[rank] = finish_by
         is_news = deeper(self.fault, fault) is fault
         self.fault = deeper(self.fault, fault)
         return is_news
@@ -55,6 +61,7 @@ class Containment:
         The returned ranks have to acknowledge by `acknowledge_by`, on the monotonic clock.
         """
         self.broken = True
+        self._finishing.clear()
         untold = ranks - self._faulted - self._told
         self._told |= untold
         self._owing |= dict.fromkeys(untold, acknowledge_by)
@@ -65,6 +72,7 @@ class Containment:
         self._faulted.discard(rank)
         self._told.discard(rank)
         self._owing.pop(rank, None)
+        self._finishing.pop(rank, None)
         self._dying.pop(rank, None)
         self._kills[rank] = 0
 
@@ -91,6 +99,11 @@ class Containment:
     def still_alive(self, now: float) -> list[int]:
         """Return the ranks to kill again."""
         return sorted(rank for rank, again_at in self._dying.items() if now >= again_at)
+
+    @property
+    def finish_due_at(self) -> float:
+        """Time by which a step with a failed rank has to end; infinity without such a step."""
+        return min(self._finishing.values(), default=math.inf)
 
     @property
     def kill_due_at(self) -> float:

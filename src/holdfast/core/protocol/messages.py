@@ -60,10 +60,14 @@ class WorkerAttached(WorkerReport, frozen=True, tag="worker-attached"):
 
 
 class RankFaulted(WorkerReport, frozen=True, tag="rank-faulted"):
-    """Fault of a rank, which has fenced itself. `epoch` is the epoch of the failed step."""
+    """Fault of a rank, which has fenced itself. `epoch` is the epoch of the failed step.
+
+    `finishes`: no collective is broken, because the rank takes part in what is left of the step, and in further steps.
+    """
 
     epoch: int
     fault: Fault
+    finishes: bool = False
 
 
 class WorkerAnswered(WorkerReport, frozen=True, tag="worker-answered"):

@@ -65,10 +65,10 @@ class WorkerProcess:
         self.looks.append("all_reduce" if is_in and self._worker.epoch <= epoch else None)
         return self.looks[-1]
 
-    def report(self, fault: Fault, epoch: int) -> None:
+    def report(self, fault: Fault, epoch: int, *, finishes: bool = False) -> None:
         """Report a fault of the main thread; a process that has ended reports nothing."""
         if not self.process.is_gone:
-            self.sentinel.report(fault, epoch)
+            self.sentinel.report(fault, epoch, finishes=finishes)
 
 
 class HurtEngineCore(FakeEngineCore):
@@ -271,7 +271,7 @@ class EngineProcess:
         self.sentinel.await_processes(pids, run.schedule.config.worker_start_timeout_s)
         run.law(all(one in self.laws.attached for one in pids.items()), "a new process is ready when it has reported")
 
-    def report(self, fault: Fault, epoch: int) -> None:
+    def report(self, fault: Fault, epoch: int, *, finishes: bool = False) -> None:
         """Drop the report of a rank without a process."""
 
     def _ended(self) -> None:

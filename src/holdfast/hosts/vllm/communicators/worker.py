@@ -53,6 +53,11 @@ class WorkerCommunicators:
         current = current_groups(self._tracked)
         return any(is_placeholder(group) for description, group in current if description.size > 1)
 
+    @property
+    def any_shared(self) -> bool:
+        """Whether any group has a peer."""
+        return self._tracked.any_shared
+
     def break_all(self) -> int:
         if not self._tracked.any_shared:
             return 0

@@ -31,11 +31,19 @@ CPU_ALL_REDUCE = only(
     "0.33", call("vllm.distributed.utils", "cpu_all_reduce_", ("tensor", "group"), "a rank may wait in its frame")
 )
 
+_CPU_COMMUNICATOR, _COUNTED = f"{_DEVICES}.cpu_communicator", "a failed rank owes the collectives that are left"
+COUNTED_ALL_REDUCE = wrap(_CPU_COMMUNICATOR, "CpuCommunicator.all_reduce", ("input_",), _COUNTED)
+COUNTED_ALL_GATHER = wrap(_CPU_COMMUNICATOR, "CpuCommunicator.all_gather", ("input_", "dim"), _COUNTED)
+COUNTED_GATHER = wrap(_CPU_COMMUNICATOR, "CpuCommunicator.gather", ("input_", "dst", "dim"), _COUNTED)
+
 COMMUNICATOR_TOUCHPOINTS: tuple[Touchpoint, ...] = (
     TORCH_GROUP,
     STATELESS_GLOO_GROUP,
     ENGINES_GROUP,
     CPU_ALL_REDUCE,
+    COUNTED_ALL_REDUCE,
+    COUNTED_ALL_GATHER,
+    COUNTED_GATHER,
     call(_C10D, "destroy_process_group", ("group",), "old groups go before new ones take their names"),
     call(_C10D, "_update_default_pg", ("pg",), "the new default group"),
     *attributes(

@@ -7,6 +7,9 @@ from holdfast.hosts.vllm.contract.touchpoint import Touchpoint, attributes, call
 _EXECUTOR = "vllm.v1.executor.multiproc_executor"
 _QUEUE = "vllm.distributed.device_communicators.shm_broadcast"
 
+_RUNNER_V1, _FINISHES = "vllm.v1.worker.gpu_model_runner", "a failed rank runs the rest of its step for its peers"
+_UNSHOWN = "steps are not finished where it was never shown to be exact"
+
 INIT_GROUPS = wrap(
     "torch.distributed",
     "init_process_group",
@@ -50,6 +53,29 @@ WORKER_TOUCHPOINTS: tuple[Touchpoint, ...] = (
     SOCKET_PATH,
     RING_BUFFER,
     LOAD_ADAPTER,
+    call(_RUNNER_V1, "GPUModelRunner._dummy_run", ("num_tokens",), _FINISHES),
+    *attributes(
+        _RUNNER_V1,
+        "GPUModelRunner",
+        "is_pooling_model supports_mm_inputs enable_prompt_embeds kv_cache_config",
+        _UNSHOWN,
+    ),
+    *attributes("vllm.v1.worker.gpu_worker", "Worker", "use_v2_model_runner", _UNSHOWN),
+    *attributes("vllm.v1.core.sched.output", "SchedulerOutput", "scheduled_encoder_inputs", _UNSHOWN),
+    *attributes("vllm.v1.kv_cache_interface", "KVCacheConfig", "kv_cache_groups", _UNSHOWN),
+    *attributes("vllm.v1.kv_cache_interface", "KVCacheGroupSpec", "kv_cache_spec", _UNSHOWN),
+    *attributes(
+        "vllm.config",
+        "VllmConfig",
+        "parallel_config speculative_config lora_config kv_transfer_config ec_transfer_config",
+        _UNSHOWN,
+    ),
+    *attributes(
+        "vllm.config.parallel",
+        "ParallelConfig",
+        "pipeline_parallel_size decode_context_parallel_size prefill_context_parallel_size",
+        _UNSHOWN,
+    ),
     *attributes(_QUEUE, "ShmRingBuffer", "is_creator shared_memory", "what a process has made"),
     *attributes("vllm.distributed.parallel_state", "GroupCoordinator", "mq_broadcaster", "gone after a rebuild"),
     call("vllm.v1.sample.ops.logprobs", "batched_count_greater_than", ("x", "values"), "compiled beforehand"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from vllm.v1.engine import EngineCoreRequestType
@@ -30,6 +30,7 @@ from holdfast.hosts.vllm.engine.runtime_state import RuntimeState
 from holdfast.hosts.vllm.engine.streaming_sessions import follow_sessions
 from holdfast.hosts.vllm.injection import ArmedFaults, arm_engine
 from holdfast.hosts.vllm.process.device_health import device_health
+from holdfast.hosts.vllm.process.fence_flag import FenceFlags
 from holdfast.hosts.vllm.process.init_store import attach_init_store
 from holdfast.hosts.vllm.process.lifecycle import exit_within
 from holdfast.hosts.vllm.process.queues import attach_socket_paths
@@ -77,6 +78,7 @@ def _protect_engine(original: Callable[..., None], engine: Any, *args: Any, **kw
     sentinel.start()
     host = VllmEngineHost(engine, config, sentinel)
     workers = sentinel.await_workers(engine.model_executor.world_size, ATTACH_TIMEOUT_S)
+    host.fences.watch({worker.rank: worker.pid for worker in workers})
     engine.holdfast = sentinel
     host.state.repeat_inherited()
     sentinel.announce(host, attached(), workers)
@@ -117,20 +119,26 @@ class VllmEngineHost:
         record_engine_progress(engine, config)
         follow_sessions(engine.scheduler)
         follow_pauses(engine.scheduler)
-        self._replies = StepReplies(engine.scheduler)
+        self.fences = FenceFlags(config.runtime_dir)
+        self._replies = StepReplies(engine.scheduler, None if config.unsafe_skip_exit_check else self.fences)
         name_requests_of_grammar_errors(engine.structured_output_manager)
         rules = StepRules(engine.scheduler)
         self.requests = VllmRequestHost(engine, rules)
         self._ready = ReadyRequests(engine, self.requests.may_run)
         paced = PacedPrefill(engine, rules, config.recovery_prefill_tokens, in_lockstep=in_lockstep(engine))
         pace_resumed_requests(engine, paced)
-        wait = sentinel.await_processes
         self.state = RuntimeState(engine, sentinel.report_runtime_state)
-        self._recovery = Recovery(engine, config, self._communicators, self._faults, paced, wait, self.state)
+        self._recovery = Recovery(
+            engine, config, self._communicators, self._faults, paced, self._await_processes, self.state
+        )
         if (joins := joins_epoch()) is not None:
             self._recovery.mark_all_ranks_replaced()
             start_after_any_wave(engine, joins)
         self.devices = device_health() if config.stall_detection else None
+
+    def _await_processes(self, pids: Mapping[int, int], timeout_s: float) -> None:
+        self._sentinel.await_processes(pids, timeout_s)
+        self.fences.watch(pids)
 
     @property
     def engine_id(self) -> int:
@@ -177,7 +185,8 @@ class VllmEngineHost:
         return self._ready.count()
 
     def is_workers_reply(self, error: Exception) -> bool:
-        return isinstance(error, RuntimeError) and str(error).startswith((WORKER_FAILED, WORKERS_FAILED))
+        says_so = isinstance(error, RuntimeError) and str(error).startswith((WORKER_FAILED, WORKERS_FAILED))
+        return says_so or isinstance(error, StepOfFailedRank)  # a rank is about to report the cause
 
     def lost_ranks(self) -> tuple[int, ...]:
         return tuple(sorted(self._engine.model_executor.lost_ranks))
@@ -204,15 +213,23 @@ class VllmEngineHost:
         return self._recovery.recover(error, epoch, rendezvous, replace)
 
 
+class StepOfFailedRank(RuntimeError):
+    """A rank raised in the step whose reply is here, or before: the reply counts for nobody."""
+
+
 class StepReplies:
     """The replies of steps: which are refused, and how many were processed. Busy loop's thread, but for `refuse`.
 
     Refused is the reply of a step that was under way as the collectives of the engine core's ranks were broken: by a
     rank that reported a fault, or by a pause at once. The rank whose reply is read may have noticed nothing. On the
-    step path this is two attributes, without a lock.
+    step path this is two attributes and a byte of each rank, without a lock.
+
+    Refused is also every reply while the flag of a rank is raised: the rank took part in a step of which it knows
+    nothing, and the reply of its peer is wrong.
     """
 
-    def __init__(self, scheduler: Any) -> None:
+    def __init__(self, scheduler: Any, fences: FenceFlags | None = None) -> None:
+        self._fences = fences
         self.step_ended_well = False
         self.steps = 0  # processed since the start, without empty ones
         self._is_broken = False
@@ -230,6 +247,8 @@ class StepReplies:
     def _update_or_refuse(self, step: Any, *args: Any, **kwargs: Any) -> Any:
         if self._is_broken:
             raise RuntimeError(EXECUTOR_FAILED)  # an interrupt: the cause is known elsewhere
+        if self._fences is not None and self._fences.any_raised:
+            raise StepOfFailedRank("a rank failed in this step or before")
         outputs = self._update(step, *args, **kwargs)
         if step.total_num_scheduled_tokens:
             self.step_ended_well = True

@@ -42,6 +42,9 @@ from holdfast.hosts.vllm.worker.restore import TAIL_TOKENS, RequestPosition, Res
 logger = logging.getLogger("holdfast")
 
 
+_NOT_IN_STEP = PublicText("the ranks have taken part in different numbers of collectives: their groups are made anew")
+
+
 @dataclass(frozen=True)
 class _RestoreResult:
     """The outcome of restoring the workers. `expert_placement` is of the ranks' replies."""
@@ -221,6 +224,9 @@ class Recovery:
             raise RecoveryFailed(PublicText(f"restoring a worker failed: {errors[0]}"))
         if len(placements := {r.expert_placement for r in replies}) > 1:
             raise RecoveryFailed(EXPERTS_DIFFER)
+        parallel = self._engine.vllm_config.parallel_config
+        if rendezvous is None and parallel.pipeline_parallel_size == 1 and len({r.collectives for r in replies}) > 1:
+            raise RecoveryFailed(_NOT_IN_STEP)  # the next collective of one rank would meet another one of its peer
         if self._ranks_without_requests:
             self._introduce_connectors()
         self._salvaged = None

@@ -21,6 +21,7 @@ from holdfast.core.faults.redaction import account_of
 from holdfast.core.ports import Communicators
 from holdfast.core.protocol.messages import Rendezvous
 from holdfast.hosts.vllm.injection import ArmedFaults
+from holdfast.hosts.vllm.process.collective_count import COUNT
 from holdfast.hosts.vllm.worker.connector_transfers import end_transfers
 from holdfast.hosts.vllm.worker.equal_state import expert_placement, make_equal
 from holdfast.hosts.vllm.worker.fence import StepFence
@@ -69,6 +70,7 @@ class RestoreReply(msgspec.Struct, frozen=True):
 
     Attributes:
         unknown: requests of the command that the rank never saw, or of which the rank lacks what they need.
+        collectives: carried out since the restore before; equal on all ranks that share their collectives.
         expert_placement: digest of the placement of experts; 0 where the host does not move experts.
     """
 
@@ -77,6 +79,7 @@ class RestoreReply(msgspec.Struct, frozen=True):
     error: str | None = None
     rebuild_s: float = 0.0
     expert_placement: int = 0
+    collectives: int = 0
 
 
 _commands = msgspec.msgpack.Decoder(RestoreCommand)
@@ -141,6 +144,7 @@ class RankRestore:
             self._fence.fail_restore(error, command.epoch)
             return encode_reply(RestoreReply(nonce=command.nonce, error=str(account_of(error))))
         self.is_replacement = False
+        collectives, COUNT.carried_out = COUNT.carried_out, 0
         self._fence.reopen(command.epoch)
         logger.info("rank %d takes work again (epoch %d, pid %d)", self._proc.rank, command.epoch, os.getpid())
         return encode_reply(
@@ -149,6 +153,7 @@ class RankRestore:
                 unknown=unknown,
                 rebuild_s=rebuilt_at - began_at,
                 expert_placement=placement,
+                collectives=collectives,
             )
         )
 

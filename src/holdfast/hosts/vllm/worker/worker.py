@@ -12,11 +12,14 @@ from holdfast.core.faults.faults import Phase
 from holdfast.core.faults.injection import InjectionSpec
 from holdfast.core.ports import Communicators
 from holdfast.hosts.vllm.communicators import WorkerCommunicators, attach_communicator_hooks
+from holdfast.hosts.vllm.communicators.counting import attach_collective_count
 from holdfast.hosts.vllm.communicators.gloo import collective_under_way
 from holdfast.hosts.vllm.communicators.placeholder_groups import use_real_groups, uses_placeholder_groups
 from holdfast.hosts.vllm.contract.engine_touchpoints import WORKER_QUEUES
 from holdfast.hosts.vllm.contract.hooks import attach, attached
 from holdfast.hosts.vllm.injection import ArmedFaults, arm_logits, arm_model, inject_around
+from holdfast.hosts.vllm.process.collective_count import COUNT
+from holdfast.hosts.vllm.process.fence_flag import FenceFlag
 from holdfast.hosts.vllm.process.queues import attach_socket_paths
 from holdfast.hosts.vllm.process.settings import inherited_settings, place_of_files
 from holdfast.hosts.vllm.process.shared_memory import attach_segment_records
@@ -25,6 +28,7 @@ from holdfast.hosts.vllm.protocol import ADD_REQUESTS, JOIN, PREPARE, REPEAT
 from holdfast.hosts.vllm.worker.adapters import attach_adapter_hook
 from holdfast.hosts.vllm.worker.encoder_misses import naming_encoder_misses
 from holdfast.hosts.vllm.worker.fence import Step, StepFence
+from holdfast.hosts.vllm.worker.finishing import StepFinisher
 from holdfast.hosts.vllm.worker.handlers import join, prepare, repeat
 from holdfast.hosts.vllm.worker.logits_check import NonFiniteLogitsDetector
 from holdfast.hosts.vllm.worker.restore import RESTORE, RankRestore
@@ -47,6 +51,7 @@ STEP_METHODS = {
 def attach_worker_hooks() -> None:
     """Protect every worker that starts in the process from now on. Idempotent."""
     attach_communicator_hooks()
+    attach_collective_count()
     attach_segment_records()
     attach_socket_paths()
     attach(WORKER_QUEUES, _protect_worker)
@@ -64,9 +69,18 @@ def _protect_worker(original: Step, proc: Any, input_shm_handle: Any, vllm_confi
     if config is None or not config.enable_fault_tolerance:
         return
     engine_id = vllm_config.parallel_config.data_parallel_index
-    fence = StepFence(engine_id, proc.rank, communicators, Classifier(config.fault_classes))
+    finishes = config.finish_steps and communicators.any_shared and not unrebuildable
+    COUNT.fill = float("nan") if config.unsafe_send_nan else 0.0
+    fence = StepFence(
+        engine_id,
+        proc.rank,
+        communicators,
+        Classifier(config.fault_classes),
+        flag=FenceFlag.published(config.runtime_dir) if finishes else None,
+        finisher=StepFinisher(proc.worker.worker) if finishes else None,
+    )
     if config.unsafe_skip_fence:
-        fence.close = lambda error, phase: None  # type: ignore[method-assign]
+        fence.close = lambda error, phase, **_: None  # type: ignore[method-assign]
     host = VllmWorkerHost(
         proc,
         fence,
