@@ -14,7 +14,7 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
-.PHONY: help setup tools demo test test-servers nightly nightly-status check contract-wheels bench features figures settings constraints clean
+.PHONY: help setup tools demo test test-servers nightly nightly-status check contract-wheels bench features figures settings metrics constraints clean
 .PHONY: check-tests check-core check-host check-links check-front check-other check-ruff check-format check-mypy check-imports
 .PHONY: format mutate hops release-check
 
@@ -130,6 +130,9 @@ bench: setup ## measure recovery and overhead into docs/benchmarks
 
 settings: setup ## write the reference of the settings from the flags, and the schema of incidents
 	@$(BIN)/python scripts/settings-reference
+
+metrics: setup ## write the reference of the metrics from their catalog
+	@$(BIN)/python scripts/metrics-reference
 
 features: setup ## write the matrix of features and faults into the failure model
 	@$(BIN)/python scripts/features-table

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from holdfast.api.metrics.catalog import DEFINITIONS
+from holdfast.api.metrics.page import metrics_page
 from holdfast.cli.serve_flags import flag_groups
 from holdfast.cli.settings_page import settings_page
 from holdfast.core.config import known_keys
@@ -14,6 +16,7 @@ from holdfast.core.config import known_keys
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 SETTINGS = ROOT / "docs" / "reference" / "settings.md"
+METRICS = ROOT / "docs" / "reference" / "metrics.md"
 MAX_COLUMNS = 100
 
 # Settings that make answers wrong and exist for tests: absent from the help and from the page.
@@ -22,7 +25,7 @@ FOR_TESTS_ONLY = {"unsafe_keep_suspect_blocks", "unsafe_send_nan", "unsafe_skip_
 WITHOUT_SETTING = {"internal_fault_report_port", "shutdown_on_fault_tolerance_failure"}
 
 # A path in backticks that begins in a folder of the repository, or in one of `src/holdfast`.
-ROOM = r"(?:src|tests|docs|scripts|api|bench|chaos|cli|core|hosts|plugin|progress|sentinel|wire)"
+ROOM = r"(?:src|tests|docs|deploy|scripts|api|bench|chaos|cli|core|hosts|plugin|progress|sentinel|wire)"
 PATH = re.compile(rf"`({ROOM}/[\w./*-]*)`")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 
@@ -64,6 +67,14 @@ def test_every_entry_of_the_page_exists() -> None:
     rows = re.findall(r"^\| `--([a-z-]+)` \|", SETTINGS.read_text(), re.MULTILINE)
     assert {row.replace("-", "_") for row in rows} - set(known_keys()) == WITHOUT_SETTING
     assert len(rows) == len(set(rows)) == sum(len(flags) for flags in flag_groups().values())
+
+
+def test_the_metrics_page_is_written_from_the_catalog() -> None:
+    """`make metrics` writes the page; each metric has one row, and each row is a metric."""
+    page = METRICS.read_text()
+    assert page == metrics_page()
+    rows = re.findall(r"^\| `((?:holdfast_|vllm:)\w+)` \|", page, re.MULTILINE)
+    assert sorted(rows) == sorted(d.sample for d in DEFINITIONS)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=names(DOCUMENTS))

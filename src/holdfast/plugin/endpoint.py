@@ -28,6 +28,7 @@ from holdfast.hosts.vllm.owner.owner import current_owner
 from holdfast.hosts.vllm.process.logs import SERVER_LOGGERS, write_log_beside
 from holdfast.hosts.vllm.process.members import keep_with
 from holdfast.hosts.vllm.process.settings import asks_for_protection
+from holdfast.plugin.metrics import attach_front_end_metrics
 
 logger = logging.getLogger("holdfast")
 
@@ -63,6 +64,7 @@ class HoldfastEndpoint:
         # Added last, hence outermost: the host's own guard on /v1 must not demand a second token.
         install_gate(self._app, control)
         attach_exit_hook()
+        attach_front_end_metrics(engine_client, control)
         _announce(args, self._token, control.config)
         serving = Serving(self._app, asyncio.get_running_loop())
         start_telling_systemd(_listening(args), serving=serving)

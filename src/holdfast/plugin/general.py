@@ -14,7 +14,7 @@ from holdfast.hosts.vllm.contract.versions import OVERRIDE, host_version, is_sup
 from holdfast.hosts.vllm.process.settings import ENVIRONMENT, inherited_settings
 
 if TYPE_CHECKING:
-    from holdfast.sentinel.beside import EventSinks
+    from holdfast.sentinel.beside import EventSinks, Sink
 
 
 def register() -> None:
@@ -64,10 +64,11 @@ def _prepare_to_own() -> None:
 
 
 def _open_event_sinks(config: HoldfastConfig) -> EventSinks:
-    """Open log, PUB socket and file of an instance's events. Raises `BadConfiguration` for what is unfit."""
+    """Open log, PUB socket, file and metrics of an instance's events. Raises `BadConfiguration` for what is unfit."""
     from holdfast.api.control_token import configured_token
     from holdfast.api.full_texts import FullTextsFile
     from holdfast.api.notify import log_event, open_publisher
+    from holdfast.plugin.metrics import SINK, instance_metrics
     from holdfast.sentinel.beside import EventSinks
 
     token = configured_token(config.control_token_file, os.environb)  # a token that is unfit ends the start here
@@ -78,10 +79,12 @@ def _open_event_sinks(config: HoldfastConfig) -> EventSinks:
         is_open=config.open_notifications_to_network,
         token=token,
     )
-    sinks = {"notifications": publisher.publish} if publisher is not None else {}
+    sinks: dict[str, Sink] = {"notifications": publisher.publish} if publisher is not None else {}
     sinks["events in the log"] = log_event
     if full_texts is not None:
         sinks["full texts"] = full_texts.take
+    if (metrics := instance_metrics()) is not None:
+        sinks[SINK] = metrics
     return EventSinks(sinks=sinks) if publisher is None else EventSinks(publisher.address, sinks, publisher.close)
 
 

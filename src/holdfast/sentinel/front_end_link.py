@@ -209,6 +209,11 @@ class FrontEndLink:
             self._settle(submission, _no_answer())
 
     @property
+    def owner_answers(self) -> bool:
+        """Whether the owner has answered lately. Any thread."""
+        return not self._is_silent
+
+    @property
     def _is_silent(self) -> bool:
         return self._unanswered > MAX_UNANSWERED
 

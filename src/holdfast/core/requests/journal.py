@@ -34,14 +34,14 @@ class RequestJournal(Generic[R]):
 
     def __init__(self, max_input_bytes: float = math.inf) -> None:
         self._open: dict[str, OpenRequest[R]] = {}
-        self._max_input_bytes = max_input_bytes
+        self.max_input_bytes = max_input_bytes
         self._holders: Counter[int] = Counter()  # of each input: open requests
         self.input_bytes = 0
 
     def has_room(self, inputs: Mapping[int, int]) -> bool:
         """Return whether the inputs of a request fit beside those of the open requests."""
         added = sum(size for key, size in inputs.items() if key not in self._holders)
-        return self.input_bytes + added <= self._max_input_bytes
+        return self.input_bytes + added <= self.max_input_bytes
 
     def open(self, request_id: str, request: R, unmovable: str = "", inputs: Mapping[int, int] | None = None) -> None:
         """Open a request. A request that is open already stays unchanged."""
@@ -89,5 +89,5 @@ class RequestJournal(Generic[R]):
 
     @property
     def delivered_bytes(self) -> int:
-        """Memory of the delivered tokens of all open requests, in bytes."""
-        return sum(entry.delivered.itemsize * len(entry.delivered) for entry in self._open.values())
+        """Memory of the delivered tokens of all open requests, in bytes. Any thread."""
+        return sum(entry.delivered.itemsize * len(entry.delivered) for entry in tuple(self._open.values()))

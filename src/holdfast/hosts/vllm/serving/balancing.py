@@ -50,3 +50,11 @@ def unpin(client: Any, request: Any, lost: LostEngines) -> None:
     named = request.data_parallel_rank
     if named in range(len(client.core_engines)) and lost.is_left_out(client.core_engines[named]):
         request.data_parallel_rank = None
+
+
+def engine_of(client: Any, request_id: str) -> bytes | None:
+    """Return the identity of the engine core that the client has sent a request to; None for an unknown request."""
+    engine: bytes | None = (
+        client.reqs_in_flight.get(request_id) if hasattr(client, "reqs_in_flight") else client.core_engine
+    )
+    return engine

@@ -6,10 +6,13 @@ An engine core sends the reason in the place of a stop reason. The API server ke
 from __future__ import annotations
 
 import sys
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
+from holdfast.core.protocol.link_messages import PoisonRequestEnded
+from holdfast.core.protocol.messages import MAX_ID_CHARS
 from holdfast.hosts.vllm.contract.front_end_touchpoints import RAISE_IF_ERROR
 from holdfast.hosts.vllm.contract.hooks import attach
 
@@ -47,3 +50,12 @@ def _raise_if_error(
 
         raise GenerationError(why)
     original(serving, finish_reason, request_id, *args, **kwargs)
+
+
+def poison_report(engine: bytes, request_id: str, reason: str) -> PoisonRequestEnded:
+    """Return the report that a request was ended because each engine core that ran the request is lost."""
+    engine_id = int.from_bytes(engine, "little")
+    incident = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-engine{engine_id}-lost"
+    return PoisonRequestEnded(
+        engine_id=engine_id, request_id=request_id[:MAX_ID_CHARS], incident=incident, reason=reason
+    )

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 import weakref
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -20,16 +19,16 @@ from holdfast.core.faults.redaction import account_of
 from holdfast.core.poison.memory import poison_request_error
 from holdfast.core.protocol.events import InstanceView
 from holdfast.core.protocol.link_messages import PoisonRequestEnded
-from holdfast.core.protocol.messages import MAX_ID_CHARS
 from holdfast.core.requests.journal import RequestJournal
 from holdfast.core.requests.readmission import Readmission
 from holdfast.core.states import EngineState
-from holdfast.hosts.vllm.serving.balancing import choose_engine_core, has_taker, unpin
-from holdfast.hosts.vllm.serving.error_reasons import keep_error_reason
+from holdfast.hosts.vllm.serving.balancing import choose_engine_core, engine_of, has_taker, unpin
+from holdfast.hosts.vllm.serving.error_reasons import keep_error_reason, poison_report
 from holdfast.hosts.vllm.serving.guilty_requests import GuiltyRequests
 from holdfast.hosts.vllm.serving.kept_inputs import open_in
 from holdfast.hosts.vllm.serving.lost_engines import LostEngines, error_output, idle_outputs_of, is_awaited
 from holdfast.hosts.vllm.serving.resumption import is_on_trial, resumption, strip_private_keys
+from holdfast.hosts.vllm.serving.stream_watch import StreamWatch
 from holdfast.hosts.vllm.serving.streaming_sessions import StreamingSessions
 
 logger = logging.getLogger("holdfast")
@@ -61,6 +60,7 @@ class RequestRouter:
         self.on_poison: Callable[[PoisonRequestEnded], None] = lambda blamed: None
         self._state_call_timeout_s = state_call_timeout_s
         self.guilty = GuiltyRequests()
+        self.watch = StreamWatch()
         self._client = weakref.ref(client)
         self._add: Add | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -128,6 +128,7 @@ class RequestRouter:
 
     def _close(self, request_id: str) -> None:
         self.journal.close(request_id)
+        self.watch.closed(request_id)
         self._sessions.close(request_id)
         self._clear(request_id)
 
@@ -161,11 +162,12 @@ class RequestRouter:
             return outputs if is_awaited(client, outputs.utility_output) else type(outputs)()
         if client is None or not (outputs.outputs or outputs.finished_requests):
             return outputs
-        engine = client.core_engines[outputs.engine_index - client.engine_ranks_managed[0]]
+        engine = client.core_engines[engine_id := outputs.engine_index - client.engine_ranks_managed[0]]
         if self._restarts:  # requests may have moved
             outputs.outputs = [o for o in outputs.outputs if self._is_with(client, o.request_id, engine)]
             if outputs.finished_requests:
                 outputs.finished_requests = {i for i in outputs.finished_requests if self._is_with(client, i, engine)}
+        self.watch.delivered(outputs.outputs, engine_id)
         for output in tuple(outputs.outputs):
             if output.finish_reason is not None and str(output.finish_reason) == "error":
                 self._take_error(client, output.request_id, output.stop_reason)
@@ -205,13 +207,11 @@ class RequestRouter:
         """Return whether an engine core runs a request, or the request is not open."""
         return request_id not in self.journal or self._engine_of(client, request_id) == engine
 
+    def _requests_of(self, client: Any, engine: bytes) -> list[str]:
+        return [i for i in self.journal if self._engine_of(client, i) == engine]
+
     def _engine_of(self, client: Any, request_id: str) -> bytes | None:
-        if request_id in self._waiting:
-            return None
-        engine: bytes | None = (
-            client.reqs_in_flight.get(request_id) if hasattr(client, "reqs_in_flight") else client.core_engine
-        )
-        return engine
+        return None if request_id in self._waiting else engine_of(client, request_id)
 
     # ---- the instance
 
@@ -230,12 +230,13 @@ class RequestRouter:
 
     def _is_news(self, view: InstanceView) -> bool:
         is_lost = (e.restarts > self._restarts[e.engine_id] or e.state is EngineState.LEFT_OUT for e in view.engines)
-        return bool(self._lost) or any(is_lost)
+        return bool(self._lost) or any(is_lost) or self.watch.is_news(view)
 
     def _follow(self) -> None:
         client, view = self._client(), self._view
         if client is None or view is None or view.defeat is not None:
             return
+        self.watch.follow(view, lambda i: self._requests_of(client, client.core_engines[i]))
         for engine in view.engines:
             identity = client.core_engines[engine.engine_id]
             if engine.restarts > self._restarts[engine.engine_id]:
@@ -255,7 +256,7 @@ class RequestRouter:
     def _lose(self, client: Any, engine: bytes) -> None:
         """Send nothing more to an engine core; let the open requests wait for a sibling or the replacement."""
         self._lost.lose(engine)
-        leaving = [i for i in self.journal if self._engine_of(client, i) == engine]
+        leaving = self._requests_of(client, engine)
         self._waiting.update(dict.fromkeys(leaving, True))
         self._sessions.stop_sending(leaving)
         if hasattr(client, "reqs_in_flight"):
@@ -277,14 +278,10 @@ class RequestRouter:
         poison = self._readmission.lost(there)
         on_trial = (i for i in there if (entry := self.journal.get(i)) is not None and is_on_trial(entry.request))
         if (poison := next(on_trial, poison)) is not None:
-            engine_id = int.from_bytes(engine, "little")
-            incident = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-engine{engine_id}-lost"
-            self._take_error(client, poison, poison_request_error(incident))
-            self._fail(client, poison, f"{_POISON} (incident {incident})")
-            request_id = poison[:MAX_ID_CHARS]
-            self.on_poison(
-                PoisonRequestEnded(engine_id=engine_id, request_id=request_id, incident=incident, reason=_POISON)
-            )
+            blamed = poison_report(engine, poison, _POISON)
+            self._take_error(client, poison, poison_request_error(blamed.incident))
+            self._fail(client, poison, f"{_POISON} (incident {blamed.incident})")
+            self.on_poison(blamed)
 
     async def _await_replacements(self, socket: Any) -> None:
         """Read when replacements are ready, from the socket that requests are sent to; none is sent before."""
@@ -317,6 +314,7 @@ class RequestRouter:
                 continue
             if self._readmission is None or self._readmission.may_go(request_id):
                 del self._waiting[request_id]
+                self.watch.sent(entry, again=had_started)
                 for part in self._sessions.sending(request):
                     await self._add_again(self._add, client, part)
 
@@ -329,6 +327,7 @@ class RequestRouter:
     def _fail(self, client: Any, request_id: str, why: str) -> None:
         """End a request alone, with an error."""
         logger.error("request %s was lost with its engine core and cannot be resumed: %s", request_id, why)
+        self.watch.failed()
         self._end(client, request_id)
 
     def _end(self, client: Any, request_id: str) -> None:
