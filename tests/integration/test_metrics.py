@@ -1,4 +1,4 @@
-"""The server's `/metrics` through faults: the host's own counters rise as without a fault."""
+"""The server's `/metrics` through faults: the host's counters rise as without a fault, Holdfast's tell the cost."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import httpx
 import pytest
@@ -18,7 +19,8 @@ from holdfast.chaos.streams import Load, StreamSpec
 from holdfast.core.faults.faults import Phase
 from holdfast.core.faults.injection import InjectionSpec
 from integration.helpers.engines import engines_of, spread, wait_healthy, wait_replaced
-from integration.helpers.processes import workers_of
+from integration.helpers.processes import api_servers, wait_back, workers_of
+from integration.helpers.prometheus import Prometheus
 from integration.helpers.servers import V1_SYNC, Servers, run
 from integration.helpers.streams import begun, wait_without_requests
 
@@ -31,6 +33,7 @@ COUNTERS = (
     "vllm:num_preemptions_total",
 )
 TOKENS = 300
+RENEWED_S = 1.2  # what has no event is renewed each second
 
 Hurt = Callable[[Server], Awaitable[None]]
 
@@ -103,3 +106,83 @@ def test_the_counters_of_several_api_servers_rise_as_without_a_fault(servers: Se
     expected = run(counted_through(server, spread_eight(fresh_salt())))
     assert expected["vllm:generation_tokens_total"] == 8 * TOKENS
     assert run(counted_through(server, spread_eight(fresh_salt()), kill_engine_core)) == expected
+
+
+# ---- Holdfast's own metrics
+
+
+def samples(metrics: str) -> dict[str, float]:
+    lines = (line for line in metrics.splitlines() if line.startswith(("holdfast_", "vllm:engine_healthy")))
+    return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines)}
+
+
+RETRIED = 'holdfast_recoveries_total{action="retry",outcome="succeeded"}'
+REPLACED = 'holdfast_recoveries_total{action="restart-engine",outcome="succeeded"}'
+REWOUND, MOVED = (f'holdfast_requests_total{{outcome="{outcome}"}}' for outcome in ("rewound", "moved"))
+INTERRUPTED, WAITED = "holdfast_interruption_seconds_count", "holdfast_interruption_seconds_sum"
+
+
+def difference(before: dict[str, float], after: dict[str, float], *names: str) -> list[float]:
+    return [after[name] - before.get(name, 0.0) for name in names]
+
+
+async def own(server: Server) -> dict[str, float]:
+    """Holdfast's metrics, after what is renewed by time has been renewed."""
+    await asyncio.sleep(RENEWED_S)
+    async with httpx.AsyncClient(base_url=server.url, timeout=30) as client:
+        return samples((await client.get("/metrics")).text)
+
+
+def assert_told(server: Server, specs: Callable[[str], list[StreamSpec]]) -> None:
+    """An exception rewinds and interrupts every stream; a killed engine core moves those that it had."""
+    before = run(own(server))
+    run(counted_through(server, specs(fresh_salt()), raise_in_a_step))
+    after = run(own(server))
+    assert difference(before, after, RETRIED) == [1]
+    [rewound, interrupted, waited_s] = difference(before, after, REWOUND, INTERRUPTED, WAITED)
+    assert rewound == interrupted >= 4
+    assert 0 < waited_s / interrupted < 5
+    assert after['holdfast_recovery_phase_seconds_count{phase="first-token"}'] >= 1
+    run(counted_through(server, specs(fresh_salt()), kill_engine_core))
+    later = run(own(server))
+    assert difference(after, later, REPLACED) == [1]
+    [moved, interrupted] = difference(after, later, MOVED, INTERRUPTED)
+    assert moved == interrupted >= 4
+    assert later['vllm:engine_healthy{engine="0"}'] == 1
+    assert later['holdfast_engine_state{engine="0",state="healthy"}'] == 1
+    assert later['holdfast_engine_state{engine="0",state="restarting"}'] == 0
+    assert later["holdfast_owner_up"] == 1
+    assert [value for name, value in later.items() if name.startswith("holdfast_build_info")] == [1]
+
+
+def test_holdfast_tells_what_faults_cost(servers: Servers) -> None:
+    assert_told(servers.shared(V1_SYNC), eight)
+
+
+def test_several_api_servers_tell_what_faults_cost_together_and_a_lost_one_keeps_its_counts(servers: Servers) -> None:
+    server = servers.shared_of(DP2)
+    assert_told(server, spread_eight)
+    before = run(own(server))
+
+    async def kill_api_server() -> None:
+        async with Control(server.url) as control:
+            after = await control.last_sequence()
+        os.kill(api_servers(server)[0], signal.SIGKILL)
+        await wait_back(server, after)
+
+    run(kill_api_server())
+    after = run(own(server))
+    assert difference(before, after, REWOUND, MOVED, INTERRUPTED, RETRIED, REPLACED) == [0, 0, 0, 0, 0]
+    name = 'holdfast_recoveries_total{action="restart-process",outcome="succeeded"}'
+    assert difference(before, after, name) == [1]
+
+
+def test_a_real_prometheus_sees_a_fault_of_a_server(servers: Servers, tmp_path: Path) -> None:
+    server = servers.shared(V1_SYNC)
+    with Prometheus(server.url, tmp_path) as prometheus:
+        before = prometheus.await_value(f"{RETRIED}", lambda value: value >= 0)
+        run(counted_through(server, eight(fresh_salt()), raise_in_a_step))
+        prometheus.await_value(RETRIED, lambda value: value == before + 1)
+        prometheus.await_value('holdfast_engine_state{state="healthy"}', lambda value: value == 1)
+        assert prometheus.value("up") == 1
+        assert prometheus.value(f"max_over_time({INTERRUPTED}[1m])") >= 8

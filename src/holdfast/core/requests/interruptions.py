@@ -80,8 +80,8 @@ class Interruptions:
         if not self._watched or (watched := self._watched.get(request_id)) is None:
             return None
         watched.longest_wait_s = max(watched.longest_wait_s, wait_s)
-        engine = self._engines.get(engine_id)
-        if engine is None or not engine.is_well:
+        engine = self._engines.setdefault(engine_id, _Engine())  # well, as long as nothing else was heard
+        if not engine.is_well:
             return None
         if engine_id == watched.engine_id and engine.repairs == watched.repairs:
             return None
