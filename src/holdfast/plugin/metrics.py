@@ -8,7 +8,7 @@ from collections.abc import Callable
 from importlib import metadata
 from typing import Any
 
-from holdfast.api.metrics.exposition import process_exposition
+from holdfast.api.metrics.exposition import forget_process, process_exposition
 from holdfast.api.metrics.front_end import FrontEndMetrics, Journal
 from holdfast.api.metrics.instance import DroppedItems, InstanceMetrics
 from holdfast.core.ports import ControlPlane
@@ -40,7 +40,8 @@ def _renewed() -> list[Callable[[], None]]:
 def instance_metrics() -> Sink | None:
     """Return the sink that counts the events of an instance; None where metrics cannot be kept, which is logged."""
     try:
-        metrics = InstanceMetrics(process_exposition(), metadata.version("holdfast"), host_version() or "unknown")
+        versions = metadata.version("holdfast"), host_version() or "unknown"
+        metrics = InstanceMetrics(process_exposition(), *versions, forget_process=forget_process)
         _renewed().append(metrics.refresh)
     except OSError as error:
         logger.warning("no metrics of the instance: %s; free the disk and restart the server for them", error)

@@ -28,7 +28,8 @@ class Watched(Bench):
     def __init__(self, config: HoldfastConfig = HoldfastConfig(), **about: object) -> None:  # noqa: B008
         self.exposition = Exposition()
         self.clock = 0.0
-        self.metrics = InstanceMetrics(self.exposition, "0.1", "0.32", lambda: self.clock)
+        self.forgotten: list[int] = []
+        self.metrics = InstanceMetrics(self.exposition, "0.1", "0.32", lambda: self.clock, self.forgotten.append)
         super().__init__(config, **about)
 
     def did(self, effects):  # type: ignore[no-untyped-def]
@@ -170,6 +171,7 @@ def test_a_lost_process_beside_the_engine_cores_is_down_until_its_replacement_se
     bench.did(bench.instance.process_attached("api-server-1", 5))
     bench.did(bench.instance.process_lost("api-server-1", "killed", bench.now))
     assert bench.shown['holdfast_process_up{process="api-server-1"}'] == 0
+    assert bench.forgotten == [5], "gauges of the lost process fall to 0"
     bench.did(bench.instance.process_returned("api-server-1", bench.now, 6))
     found = bench.shown
     assert found['holdfast_process_up{process="api-server-1"}'] == 1
@@ -237,12 +239,13 @@ import os, sys
 from prometheus_client import CollectorRegistry, generate_latest, multiprocess  # imported before the host decides
 os.environ["PROMETHEUS_MULTIPROC_DIR"] = sys.argv[1]
 from holdfast.api.metrics import catalog as c
-from holdfast.api.metrics.exposition import process_exposition
+from holdfast.api.metrics.exposition import forget_process, process_exposition
 if os.fork() == 0:
     process_exposition()(c.REQUESTS, "moved").inc(2)
-    process_exposition()(c.OWNER_UP).set(1)
+    process_exposition()(c.JOURNAL_REQUESTS).set(7)
     os._exit(0)
-os.wait()
+pid, _ = os.wait()
+forget_process(pid)
 process_exposition()(c.REQUESTS, "moved").inc(3)
 process_exposition()(c.ENGINE_STATE, "0", "healthy").set(1)
 multiprocess.MultiProcessCollector(registry := CollectorRegistry())
@@ -256,6 +259,7 @@ def test_several_processes_share_files_and_a_dead_one_keeps_its_counts(tmp_path:
     told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert 'holdfast_requests_total{outcome="moved"} 5.0' in told
     assert 'holdfast_engine_state{engine="0",state="healthy"} 1.0' in told
+    assert "holdfast_journal_requests" not in told
     assert "# HELP holdfast_requests_total Requests that" in told
     owned = [path for path in tmp_path.iterdir() if path.name.startswith("counter")]
     assert all(path.stat().st_blocks * 512 >= path.stat().st_size for path in owned), (

@@ -102,3 +102,11 @@ def test_only_changes_are_news():
     seen.follow(HERE, False, 0, [], 1.0)
     assert not seen.is_news(HERE, False, 0)
     assert seen.is_news(HERE, True, 1)
+
+
+def test_an_engine_core_that_is_well_without_a_repair_ends_no_interruption():
+    seen = stream(1.0)
+    seen.follow(HERE, False, 0, ["a"], 1.1)
+    seen.follow(HERE, True, 0, ["a"], 1.2)
+    assert seen.token("a", HERE, 1.3) is None
+    assert seen.watched == 1

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from prometheus_client import REGISTRY, Counter, Gauge, Histogram, values
+from prometheus_client import REGISTRY, Counter, Gauge, Histogram, multiprocess, values
 
 from holdfast.api.metrics.catalog import Definition, Kind
 
@@ -84,6 +84,12 @@ def process_exposition() -> Exposition:
     else:
         REGISTRY.register(Shown(exposition))
     return exposition
+
+
+def forget_process(pid: int) -> None:
+    """Remove the gauges of an ended process, which are sums over living ones. Its counts stay."""
+    if folder := os.environ.get(FILES):
+        multiprocess.mark_process_dead(pid, folder)
 
 
 def _reserve(path: str) -> None:

@@ -36,12 +36,18 @@ class InstanceMetrics:
     """Counts events and shows the latest view. `take` and `refresh` may come from two threads."""
 
     def __init__(
-        self, exposition: Exposition, version: str, host_version: str, wall_clock: Callable[[], float] = time.time
+        self,
+        exposition: Exposition,
+        version: str,
+        host_version: str,
+        wall_clock: Callable[[], float] = time.time,
+        forget_process: Callable[[int], None] = lambda pid: None,
     ) -> None:
         self._show, self._wall_clock = exposition, wall_clock
         self._recoveries = Recoveries()
         self._seen: dict[int, EngineStatus] = {}
         self._suspects: dict[int, int] = {}
+        self._forget_process, self._pids = forget_process, dict[str, int | None]()
         self._view: InstanceView | None = None
         exposition(c.BUILD, version, host_version).set(1)
         exposition(c.RECOMPUTED).inc(0)
@@ -102,6 +108,9 @@ class InstanceMetrics:
                 self._seen[engine.engine_id] = engine
         for process in view.processes:
             self._show(c.PROCESS_UP, process.name).set(process.pid is not None)
+            if (pid := self._pids.get(process.name)) is not None and pid != process.pid:
+                self._forget_process(pid)
+            self._pids[process.name] = process.pid
         self._show(c.READY_GAUGE).set(view.ready)
         self._show(c.DEFEATED).set(view.defeat is not None)
         for rung, limit in _limits(view.settings).items():
