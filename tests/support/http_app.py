@@ -17,12 +17,13 @@ Connect = Callable[..., TestClient]
 
 
 TOKEN = "secret"
+PAGE_KEY = b"a key of a page"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
 
 
 def build_app(control: ControlSource, *, is_open: bool = False) -> FastAPI:
     """Build an app that needs the token, unless its control is open to this machine."""
     app = FastAPI()
-    install(app, control, Access.by_token(TOKEN.encode(), uid=os.getuid(), is_open=is_open))
+    install(app, control, Access.by_token(TOKEN.encode(), uid=os.getuid(), is_open=is_open, session_key=PAGE_KEY))
     install_gate(app, control)
     return app

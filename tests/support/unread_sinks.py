@@ -36,6 +36,7 @@ class Host:
     """Worker, engine core and front end in one: notes when a recovery begins."""
 
     engine_id, in_lockstep, compiles_in_steps, step_ended_well, devices, requests = 0, False, False, True, None, None
+    pipeline_stages = 1
 
     def __init__(self) -> None:
         self.began_s: list[float] = []

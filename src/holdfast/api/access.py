@@ -1,8 +1,9 @@
 """Who may call the control endpoints: one pure decision.
 
-A call needs the control token, from anywhere. Without the token only two peers are admitted, and only by what the
-transport itself says of them: a process of the same user on a unix socket, and any process of this machine when the
-operator has opened control. What is not known is never permission, and no header says where a call comes from.
+A call needs the control token, from anywhere, or the cookie of a page whose user has given the token. Without either
+only two peers are admitted, and only by what the transport itself says of them: a process of the same user on a unix
+socket, and any process of this machine when the operator has opened control. What is not known is never permission, and
+no header says where a call comes from.
 
 Owns the token's digest, never the token.
 """
@@ -16,6 +17,7 @@ import ipaddress
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+from holdfast.api.page.session import PageCall, find_session
 from holdfast.core.protocol.commands import Credential
 
 HOW_TO_GET_A_TOKEN = (
@@ -48,11 +50,15 @@ class Peer:
 
 @dataclass(frozen=True)
 class Caller:
-    """Sender of a request: the peer, the `Authorization` header, and the page that a browser sent the request from."""
+    """Sender of a request: the peer, the `Authorization` header, and the page that a browser sent the request from.
+
+    `page` is None for a call without the page's cookie.
+    """
 
     authorization: bytes | None = None
     peer: Peer = Peer()
     origin: str | None = None
+    page: PageCall | None = None
 
 
 @dataclass(frozen=True)
@@ -69,13 +75,14 @@ class Refusal:
 class Access:
     """Rule of a server: the digest of the token, the server's own user, and whether control is open to this machine.
 
-    `source` says where the server has the token from.
+    `source` says where the server has the token from. `session_key` signs the page's cookies; empty: no page.
     """
 
     digest: bytes
     uid: int | None = None
     is_open: bool = False
     source: Credential = Credential.TOKEN_MADE_AT_START
+    session_key: bytes = b""
 
     @classmethod
     def by_token(
@@ -85,9 +92,10 @@ class Access:
         uid: int | None = None,
         is_open: bool = False,
         source: Credential = Credential.TOKEN_MADE_AT_START,
+        session_key: bytes = b"",
     ) -> Access:
         """Return the access by `token`, which is not blank."""
-        return cls(_digest(token), uid, is_open, source)
+        return cls(_digest(token), uid, is_open, source, session_key)
 
     def knows(self, token: bytes) -> bool:
         """Return whether a token is the right one, in a time that does not depend on the bytes that differ."""
@@ -96,10 +104,17 @@ class Access:
 
 def decide_access(purpose: Purpose, caller: Caller, access: Access) -> Refusal | None:
     """Return the reason to refuse a call, None for an admitted call."""
-    if purpose is Purpose.PROBE or find_credential(caller, access) is not None:
+    if purpose is Purpose.PROBE:
+        return None
+    credential = find_credential(caller, access)
+    if credential is Credential.PAGE_SESSION and purpose is Purpose.COMMAND and not _has_csrf_token(caller, access):
+        return Refusal(403, "a command of the page needs the page's CSRF token", "reload the page, and try again")
+    if credential is not None:
         return None
     if _bearer_token(caller.authorization) is not None:
         return Refusal(403, "the token is wrong", HOW_TO_GET_A_TOKEN)
+    if caller.page is not None:
+        return Refusal(401, "the page's session has ended", "log in again", challenge=True)
     return Refusal(401, "a token is needed", HOW_TO_GET_A_TOKEN, challenge=True)
 
 
@@ -112,7 +127,15 @@ def find_credential(caller: Caller, access: Access) -> Credential | None:
         return Credential.SAME_USER
     if access.is_open and _is_of_this_machine(caller):
         return Credential.OPEN_TO_THIS_MACHINE
+    if caller.page is not None and find_session(access.session_key, caller.page, caller.origin) is not None:
+        return Credential.PAGE_SESSION
     return None
+
+
+def _has_csrf_token(caller: Caller, access: Access) -> bool:
+    session = find_session(access.session_key, caller.page, caller.origin) if caller.page is not None else None
+    sent = caller.page.csrf if caller.page is not None else None
+    return session is not None and sent is not None and hmac.compare_digest(session.csrf.encode(), sent.encode())
 
 
 def _is_same_user(peer: Peer, access: Access) -> bool:

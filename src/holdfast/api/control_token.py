@@ -27,6 +27,7 @@ VARIABLE = "HOLDFAST_API_KEY"
 FILE_SETTING = "control_token_file"
 MAX_TOKEN_BYTES = 4096
 _IN_INSTANCE = "control-token"
+_PAGE_KEY = "page-key"
 _SUFFIX = ".json"
 _WILDCARDS = ("", "0.0.0.0", "::")
 _BLANK = b" \t\r\n"
@@ -75,14 +76,25 @@ def instance_token(folder: Path, token_file: str, environ: Mapping[bytes, bytes]
     path = folder / _IN_INSTANCE
     if not path.exists():
         configured = configured_token(token_file, environ)
-        token = configured if configured is not None else secrets.token_urlsafe(32).encode()
-        draft = _write_private(folder / f".{_IN_INSTANCE}-{os.getpid()}", token)
-        try:
-            with contextlib.suppress(FileExistsError):
-                os.link(draft, path)  # whole from the first moment, and never written twice
-        finally:
-            draft.unlink()
+        _write_once(path, configured if configured is not None else secrets.token_urlsafe(32).encode())
     return _fit(_read_token(path), f"the file {path}")
+
+
+def instance_page_key(folder: Path) -> bytes:
+    """Return the key that signs the page's cookies: drawn by the first API server of the instance, for all of them."""
+    path = folder / _PAGE_KEY
+    if not path.exists():
+        _write_once(path, secrets.token_hex(32).encode())
+    return _fit(_read_token(path), f"the file {path}")
+
+
+def _write_once(path: Path, content: bytes) -> None:
+    draft = _write_private(path.parent / f".{path.name}-{os.getpid()}", content)
+    try:
+        with contextlib.suppress(FileExistsError):
+            os.link(draft, path)  # whole from the first moment, and never written twice
+    finally:
+        draft.unlink()
 
 
 def _read_token(path: Path) -> bytes:

@@ -9,21 +9,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import msgspec
 from fastapi import FastAPI
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 
 from holdfast.api import formats, openapi, requests
-from holdfast.api.access import Access, Caller, Purpose, Refusal, decide_access, find_credential
-from holdfast.api.peer import peer_of
+from holdfast.api.access import Access, Purpose, Refusal, decide_access, find_credential
+from holdfast.api.call import Call, Handler, Kept, Rejected, json, problem, read_body
+from holdfast.api.page import routes as page
+from holdfast.api.page.routes import caller_of
 from holdfast.api.source import ControlSource, control_getter
-from holdfast.api.standby_wait import StandbyWait
 from holdfast.core.errors import (
     BadCommand,
     CommandConflict,
@@ -42,7 +43,6 @@ from holdfast.core.protocol.incidents import TAR_SUFFIX, is_incident_id
 
 PREFIXES = ("/fault_tolerance", "/v1/fault_tolerance")
 
-_BODY_TIMEOUT_S = 30.0
 # A refusal comes back from the sentinel's thread within milliseconds; a recovery may take longer than this.
 _REFUSAL_WAIT_S = 0.5
 _ARM_MARGIN_S = 5.0
@@ -53,66 +53,45 @@ logger = logging.getLogger("holdfast")
 
 
 @dataclass(frozen=True)
-class _Call:
-    """Admitted call; `giver` is None for a probe that nothing else admits."""
-
-    request: Request
-    control: ControlPlane
-    giver: Giver | None
-    standby_wait: StandbyWait
-
-
-Handler = Callable[[_Call], Awaitable[Response]]
-
-
-class _Rejected(Exception):
-    """A request that is answered with an error before the control plane is involved."""
-
-    def __init__(self, status: int, message: str, hint: str = "", headers: dict[str, str] | None = None) -> None:
-        super().__init__(message)
-        self.response = _problem(status, formats.Problem(message=message, hint=hint), headers)
-
-
-@dataclass(frozen=True)
 class _Route:
     method: Literal["GET", "POST"]
     path: str
     purpose: Purpose
     handler: Handler
     body: openapi.Schema | None = None
+    of_the_page: bool = False  # not for other clients, and in no document of the API
 
 
 def install(app: FastAPI, control: ControlSource, access: Access) -> None:
     """Register the control endpoints on `app`, under both prefixes."""
-    get_control, standby_wait = control_getter(control), StandbyWait()
+    get_control, kept = control_getter(control), Kept()
     for prefix in PREFIXES:
         for route in _ROUTES:
             app.add_api_route(
                 prefix + route.path,
-                _guarded(route, get_control, access, standby_wait),
+                _guarded(route, get_control, access, kept),
                 methods=[route.method],
                 tags=["fault tolerance"],
                 summary=route.handler.__doc__,
                 operation_id=f"{prefix}{route.path}".strip("/").replace("/", "_").translate(_PATH_SIGNS),
                 response_class=Response,
+                include_in_schema=not route.of_the_page,
                 openapi_extra=openapi.describe(route.body, _QUERIES.get(route.path, ()), route.path),
             )
 
 
-def _guarded(
-    route: _Route, get_control: Callable[[], ControlPlane], access: Access, standby_wait: StandbyWait
-) -> Callable[..., Any]:
+def _guarded(route: _Route, get_control: Callable[[], ControlPlane], access: Access, kept: Kept) -> Callable[..., Any]:
     async def endpoint(request: Request) -> Response:
         try:
             giver = _check_access(route.purpose, request, access)
-            return await route.handler(_Call(request, get_control(), giver, standby_wait))
-        except _Rejected as rejected:
+            return await route.handler(Call(request, get_control(), giver, access, kept))
+        except Rejected as rejected:
             return rejected.response
         except HoldfastError as error:
-            return _problem(_status_of(error), formats.describe_problem(error))
+            return problem(_status_of(error), formats.describe_problem(error))
         except Exception:
             logger.exception("%s %s failed", route.method, route.path)
-            return _problem(500, formats.Problem(message="internal error", hint="the server's log says more"))
+            return problem(500, formats.Problem(message="internal error", hint="the server's log says more"))
 
     return endpoint
 
@@ -120,24 +99,24 @@ def _guarded(
 # ---- handlers
 
 
-async def _status(call: _Call) -> Response:
+async def _status(call: Call) -> Response:
     """Return the state of every engine."""
     with_full_texts = requests.parse_flag("full_texts", call.request.query_params.get("full_texts"))
-    return _json(formats.render_status(call.control.view(), with_full_texts=with_full_texts))
+    return json(formats.render_status(call.control.view(), with_full_texts=with_full_texts))
 
 
-async def _ready(call: _Call) -> Response:
+async def _ready(call: Call) -> Response:
     """Return 200 while the instance makes progress, else 503."""
     view = call.control.view()
     readiness = formats.render_readiness(view)
-    if readiness.ready and (reason := call.standby_wait.reason(call.control.config, view)):
+    if readiness.ready and (reason := call.kept.standby_wait.reason(call.control.config, view)):
         readiness = msgspec.structs.replace(readiness, ready=False, reason=reason)
     if readiness.ready:
-        return _json(readiness)
-    return _json(readiness, 503, {"Retry-After": "1"})
+        return json(readiness)
+    return json(readiness, 503, {"Retry-After": "1"})
 
 
-async def _events(call: _Call) -> Response:
+async def _events(call: Call) -> Response:
     """Return the events after a sequence number, oldest first; those of another instance from the first."""
     query, control = call.request.query_params, call.control
     after = requests.parse_after(query.get("after"))
@@ -147,22 +126,22 @@ async def _events(call: _Call) -> Response:
     events = control.history(0 if restarted else after)
     page = formats.EventsPage(instance_id=view.instance_id, events=events, next=after, restarted=restarted)
     if events or restarted:
-        return _json(msgspec.structs.replace(page, next=events[-1].sequence if events else 0))
+        return json(msgspec.structs.replace(page, next=events[-1].sequence if events else 0))
     # Without an instance a number beyond the last event may be of an earlier life of this server: `next` leads back.
-    return _json(page if asked_about else msgspec.structs.replace(page, next=min(after, view.sequence)))
+    return json(page if asked_about else msgspec.structs.replace(page, next=min(after, view.sequence)))
 
 
-async def _incidents(call: _Call) -> Response:
+async def _incidents(call: Call) -> Response:
     """Return the incidents that are kept, newest first."""
     return _raw(await _read_incidents(call, ""))
 
 
-async def _incident(call: _Call) -> Response:
+async def _incident(call: Call) -> Response:
     """Return an incident, by its id or by the name that a client was told."""
     return _raw(await _read_incidents(call, _incident_id(call)))
 
 
-async def _incident_tar(call: _Call) -> Response:
+async def _incident_tar(call: Call) -> Response:
     """Return the files of an incident as a tar, to attach to a report."""
     incident_id = _incident_id(call)
     answer = _raw(await _read_incidents(call, incident_id + TAR_SUFFIX), "application/x-tar")
@@ -170,14 +149,14 @@ async def _incident_tar(call: _Call) -> Response:
     return answer
 
 
-def _incident_id(call: _Call) -> str:
+def _incident_id(call: Call) -> str:
     incident_id = str(call.request.path_params["incident_id"])
     if not is_incident_id(incident_id):
         raise UnknownIncident("there is no such incident", hint="GET /fault_tolerance/incidents names all")
     return incident_id
 
 
-async def _read_incidents(call: _Call, asked: str) -> bytes:
+async def _read_incidents(call: Call, asked: str) -> bytes:
     answer = asyncio.wrap_future(call.control.incidents(asked))
     try:
         return await asyncio.wait_for(answer, _READ_S)
@@ -185,25 +164,25 @@ async def _read_incidents(call: _Call, asked: str) -> bytes:
         raise PeerSilent("the folder of incidents does not answer", hint="see --incident-dir") from None
 
 
-async def _apply(call: _Call) -> Response:
+async def _apply(call: Call) -> Response:
     """Run a command, in either request format."""
-    applied = requests.parse_apply(await _read_body(call.request), *_origin(call))
+    applied = requests.parse_apply(await read_body(call.request), *_origin(call))
     outcome = _watch(call.control.submit(applied.command))
     if applied.timeout_s is None:
         return await _accept(outcome, applied.command.command_id)
     return await _execute(outcome, applied.timeout_s)
 
 
-async def _inject(call: _Call) -> Response:
+async def _inject(call: Call) -> Response:
     """Arm a fault; only on a server that was started with fault injection."""
     control = call.control
     if not control.config.enable_fault_injection:
-        raise _Rejected(404, "fault injection is off", "start the server with --enable-fault-injection")
-    command = requests.parse_injection(await _read_body(call.request), *_origin(call))
+        raise Rejected(404, "fault injection is off", "start the server with --enable-fault-injection")
+    command = requests.parse_injection(await read_body(call.request), *_origin(call))
     _check_rank(command.spec, control.view())
     outcome = _watch(control.submit(command))
     await _wait_ended(outcome, control.config.drain_timeout_s + _ARM_MARGIN_S)
-    return _json(formats.Accepted(message="Fault armed.", request_id=command.command_id))
+    return json(formats.Accepted(message="Fault armed.", request_id=command.command_id))
 
 
 _ROUTES = (
@@ -215,6 +194,12 @@ _ROUTES = (
     _Route("GET", "/incidents/{incident_id}", Purpose.READ, _incident),
     _Route("POST", "/apply", Purpose.COMMAND, _apply, openapi.APPLY_BODY),
     _Route("POST", "/inject", Purpose.COMMAND, _inject, openapi.INJECT_BODY),
+    _Route("GET", "/", Purpose.PROBE, page.page, of_the_page=True),
+    _Route("GET", "/page/{name}", Purpose.PROBE, page.page_file, of_the_page=True),
+    _Route("POST", "/login", Purpose.PROBE, page.login, of_the_page=True),
+    _Route("POST", "/logout", Purpose.COMMAND, page.logout, of_the_page=True),
+    _Route("GET", "/session", Purpose.PROBE, page.get_session, of_the_page=True),
+    _Route("GET", "/stream", Purpose.READ, page.events_stream, of_the_page=True),
 )
 _QUERIES = {"/events": (openapi.AFTER, openapi.INSTANCE_OF_EVENTS), "/status": (openapi.FULL_TEXTS,)}
 
@@ -222,7 +207,7 @@ _QUERIES = {"/events": (openapi.AFTER, openapi.INSTANCE_OF_EVENTS), "/status": (
 # ---- commands
 
 
-def _origin(call: _Call) -> tuple[Giver, list[str]]:
+def _origin(call: Call) -> tuple[Giver, list[str]]:
     """Return the giver of a command, and the idempotency keys of the headers."""
     assert call.giver is not None, "a command without a credential was admitted"
     return call.giver, call.request.headers.getlist("idempotency-key")
@@ -238,7 +223,7 @@ def _watch(command: Future[None]) -> asyncio.Future[None]:
 async def _accept(outcome: asyncio.Future[None], command_id: str) -> Response:
     with contextlib.suppress(RecoveryFailed):  # it was accepted: how it ends is for those who poll the status
         await _wait_ended(outcome, _REFUSAL_WAIT_S)
-    return _json(formats.Accepted(request_id=command_id), 202)
+    return json(formats.Accepted(request_id=command_id), 202)
 
 
 async def _execute(outcome: asyncio.Future[None], timeout_s: float) -> Response:
@@ -248,8 +233,8 @@ async def _execute(outcome: asyncio.Future[None], timeout_s: float) -> Response:
         raise
     except HoldfastError as error:
         failed = formats.Problem(message=formats.FAILED_MESSAGE, detail=error.message, hint=error.hint)
-        return _problem(500, failed)
-    return _json(formats.Executed())
+        return problem(500, failed)
+    return json(formats.Executed())
 
 
 async def _wait_ended(outcome: asyncio.Future[None], timeout_s: float) -> None:
@@ -274,46 +259,13 @@ def _check_rank(spec: InjectionSpec, view: InstanceView) -> None:
 
 
 def _check_access(purpose: Purpose, request: Request, access: Access) -> Giver | None:
-    """Return the giver of an admitted call. Raises `_Rejected`."""
-    headers = request.headers
-    authorization = [value for name, value in headers.raw if name == b"authorization"]
-    caller = Caller(
-        authorization=authorization[0] if len(authorization) == 1 else None,
-        peer=peer_of(request.scope),
-        origin=headers.get("origin"),
-    )
+    """Return the giver of an admitted call. Raises `Rejected`."""
+    caller = caller_of(request, access)
     match decide_access(purpose, caller, access):
         case Refusal(status, message, hint, challenge):
-            raise _Rejected(status, message, hint, {"WWW-Authenticate": "Bearer"} if challenge else None)
+            raise Rejected(status, message, hint, {"WWW-Authenticate": "Bearer"} if challenge else None)
     credential, peer = find_credential(caller, access), caller.peer
     return None if credential is None else Giver(credential=credential, address=peer.address, uid=peer.uid)
-
-
-async def _read_body(request: Request) -> bytes:
-    if not requests.is_json(request.headers.get("content-type")):
-        raise _Rejected(415, "the body must be JSON", "send 'Content-Type: application/json'")
-    try:
-        async with asyncio.timeout(_BODY_TIMEOUT_S):
-            return await _read_bounded(request)
-    except TimeoutError:
-        raise _Rejected(408, f"the body did not arrive within {_BODY_TIMEOUT_S:g} s") from None
-    except ClientDisconnect:
-        raise _Rejected(400, "the client left before its body arrived") from None
-
-
-async def _read_bounded(request: Request) -> bytes:
-    announced = request.headers.get("content-length", "")
-    body = bytearray()
-    too_large = announced.isdigit() and int(announced[:20]) > requests.MAX_BODY_BYTES
-    if not too_large:
-        # Counted as it arrives: a chunked body announces nothing, and an announced size may be a lie.
-        async for chunk in request.stream():
-            body += chunk
-            if too_large := len(body) > requests.MAX_BODY_BYTES:
-                break
-    if too_large:
-        raise _Rejected(413, f"the body is larger than {requests.MAX_BODY_BYTES} bytes")
-    return bytes(body)
 
 
 def _status_of(error: HoldfastError) -> int:
@@ -329,13 +281,5 @@ def _status_of(error: HoldfastError) -> int:
     return 500
 
 
-def _problem(status: int, problem: formats.Problem, headers: dict[str, str] | None = None) -> Response:
-    return _json(formats.ProblemBody(error=problem), status, headers)
-
-
 def _raw(content: bytes, media_type: str = "application/json") -> Response:
     return Response(content, media_type=media_type)
-
-
-def _json(content: msgspec.Struct, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    return Response(msgspec.json.encode(content), status, headers, media_type="application/json")

@@ -24,6 +24,7 @@ from holdfast.chaos.control import Control
 from holdfast.chaos.model import default_model_folder
 from holdfast.chaos.server import Server, log_tail
 from holdfast.chaos.streams import Load
+from holdfast.cli.client import reporting
 from holdfast.cli.demo_view import View, make_view
 from holdfast.cli.interrupting import ending_like_ctrl_c
 from holdfast.cli.measuring import EXIT_BROKEN, EXIT_CANNOT_RUN, EXIT_INTERRUPTED, require_client
@@ -83,8 +84,20 @@ def demo(  # noqa: PLR0913, PLR0917 - one parameter per option
     ] = None,
     fault: Annotated[Harm, typer.Option(help="The fault to inject.")] = Harm.EXCEPTION,
     standby: Annotated[bool, typer.Option(help="Keep preloaded standby workers ready.")] = False,
+    simulated_ranks: Annotated[
+        int, typer.Option(min=0, max=4096, help="Serve page and status of a simulated instance of so many ranks.")
+    ] = 0,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the simulated instance; 0 takes any.")] = 8009,
+    fault_every: Annotated[
+        float, typer.Option(min=0.0, max=86400.0, help="Seconds between faults of the simulated instance; 0: none.")
+    ] = 6.0,
 ) -> None:
     """Inject a fault into a real vLLM server during eight streaming answers, and compare every token afterwards."""
+    if simulated_ranks:
+        from holdfast.cli.simulated_server import serve_simulated
+
+        with reporting():
+            raise typer.Exit(serve_simulated(simulated_ranks, port, fault_every))
     require_client("demo")
     topology, phase = topology or fault.usual_topology, phase or fault.usual_phase
     if not fault.happens_at(phase):

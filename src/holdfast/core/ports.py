@@ -91,6 +91,11 @@ class EngineHost(Protocol):
         ...
 
     @property
+    def pipeline_stages(self) -> int:
+        """Number of pipeline stages that the ranks form, stage by stage. Any thread."""
+        ...
+
+    @property
     def compiles_in_steps(self) -> bool:
         """Whether a step may compile a kernel that no earlier step needed. Any thread."""
         ...

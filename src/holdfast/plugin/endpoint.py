@@ -16,7 +16,7 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from holdfast.api.access import Access
-from holdfast.api.control_token import announce, instance_token, token_source, withdraw
+from holdfast.api.control_token import announce, instance_page_key, instance_token, token_source, withdraw
 from holdfast.api.gate import install_gate
 from holdfast.api.routes import install
 from holdfast.api.systemd import Listening, Serving, start_telling_systemd
@@ -54,7 +54,9 @@ class HoldfastEndpoint:
         config = control.config
         self._token = instance_token(Path(config.runtime_dir), config.control_token_file, os.environb)
         is_open, source = config.open_control_to_this_machine, token_source(config.control_token_file, os.environb)
-        install(app, control, Access.by_token(self._token, uid=os.getuid(), is_open=is_open, source=source))
+        key = instance_page_key(Path(config.runtime_dir))
+        access = Access.by_token(self._token, uid=os.getuid(), is_open=is_open, source=source, session_key=key)
+        install(app, control, access)
 
     async def init_state(self, engine_client: Any, state: Any, args: Namespace) -> None:
         """Close the gate, attach the exit hook and notify systemd, once the engine client is there."""

@@ -138,6 +138,7 @@ class EngineCoreSentinel:
                 hooks=hooks,
                 workers=workers,
                 unrebuildable=host.unrebuildable(),
+                pipeline_stages=host.pipeline_stages,
             )
         )
 

@@ -46,6 +46,7 @@ def test_an_engine_core_alone_shares_no_collectives(rig):
     """Without data-parallel peers there is no lockstep, nothing to break and nothing that cannot be rebuilt."""
     assert rig.engine.engine_id == 0
     assert rig.engine.in_lockstep is False
+    assert rig.engine.pipeline_stages == 1
     assert rig.engine.break_collectives() == 0
     assert rig.engine.unrebuildable() == ()
 

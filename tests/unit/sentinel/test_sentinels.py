@@ -53,6 +53,7 @@ class Host:
     in_lockstep: bool = False
     requests: FakeRequests = field(default_factory=lambda: NO_REQUESTS)
     compiles_in_steps: bool = False
+    pipeline_stages: int = 1
     step_ended_well: bool = True
     devices: None = None
     rendezvous: list[Rendezvous | None] = field(default_factory=list)

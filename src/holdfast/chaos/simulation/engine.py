@@ -32,13 +32,15 @@ KILLED = "killed by SIGKILL"
 class SimulatedEngine:
     """Shell of a machine: performs effects, and models the busy loop, the workers and the watch of workers."""
 
+    step_s = (0.005, 0.02)  # from the begin of a step to that of the next
+
     def __init__(self, world: World, engine_id: int, options: EngineOptions, pid: int = 1) -> None:
         self._world = world
         self._id = engine_id
         self.options = options
         self.pid = pid
         self._host = FakeEngineCore(engine_id, options, self)
-        self._machine = EngineCoreMachine(engine_id, world.conditions.config, lambda: world.time.now)
+        self._machine = EngineCoreMachine(engine_id, world.conditions.config, lambda: world.wall_s + world.time.now)
         self._quarantine = Quarantine(engine_id, self._send, lambda: self._machine.epoch)
         self._pids = {worker.rank: pid + 1 + worker.rank for worker in self._host.workers}
         self._tasks: deque[fx.Task] = deque()
@@ -77,7 +79,13 @@ class SimulatedEngine:
         for report in reports:
             self._feed(report)
         self._feed(facts.HostAttached(in_lockstep=False))
-        attached = m.EngineAttached(engine_id=self._id, pid=self.pid, hooks=("step",), workers=tuple(reports))
+        attached = m.EngineAttached(
+            engine_id=self._id,
+            pid=self.pid,
+            hooks=("step",),
+            workers=tuple(reports),
+            pipeline_stages=self._host.pipeline_stages,
+        )
         self._world.carry(attached, self._world.client.deliver)
         conditions, dice = self._world.conditions, self._world.dice
         if dice.random() < conditions.worker_lost:
@@ -133,7 +141,7 @@ class SimulatedEngine:
             return
         finally:
             self._stream_outputs()
-        self._after(self._world.dice.uniform(0.005, 0.02), self._turn)
+        self._after(self._world.dice.uniform(*self.step_s), self._turn)
 
     def _stream_outputs(self) -> None:
         self._world.front_end.end(self, self._host.requests.ended)

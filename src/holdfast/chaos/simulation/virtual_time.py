@@ -21,3 +21,9 @@ class VirtualTime:
     def advance(self) -> None:
         self.now, _, call = heapq.heappop(self._calls)
         call()
+
+    def advance_until(self, now: float) -> None:
+        """Run every call that is due, and move the clock to `now`."""
+        while self._calls and self._calls[0][0] <= now:
+            self.advance()
+        self.now = max(self.now, now)

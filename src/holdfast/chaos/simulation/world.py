@@ -74,6 +74,7 @@ class World(Protocol):
 
     conditions: Conditions
     time: VirtualTime
+    wall_s: float
     dice: random.Random
 
     @property
@@ -108,6 +109,7 @@ class BaseWorld:
     def __init__(self, conditions: Conditions) -> None:
         self.conditions = conditions
         self.time = VirtualTime()
+        self.wall_s = 0.0  # of the wall clock when the run begins
         self.dice = random.Random(conditions.seed + 1)
         self.lost_messages = 0
         self._trace: deque[str] = deque(maxlen=40)

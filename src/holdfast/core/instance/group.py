@@ -49,6 +49,7 @@ class Engine:
     # the processes that are lost
     gone_pids: deque[int] = field(default_factory=lambda: deque(maxlen=MAX_GONE_PIDS))  # late reports change nothing
     lost_ranks: int = 0
+    pipeline_stages: int = 1
     # faults and recoveries
     fault: Fault | None = None
     fault_in_recovery: Fault | None = None
@@ -294,6 +295,8 @@ class LockstepGroup:
             standbys=UNSET if engine.standbys is None else engine.standbys,
             unrepeatable_state=_optional(engine.unrepeatable_state or None),
             budgets=budgets,
+            pipeline_stages=engine.pipeline_stages,
+            sick_ranks=tuple(sorted(engine.sick_ranks)),
         )
 
 

@@ -23,6 +23,7 @@ class Credential(enum.StrEnum):
     TOKEN_MADE_AT_START = "token-made-at-start"
     SAME_USER = "same-user"  # a process of the server's own user, on a unix socket
     OPEN_TO_THIS_MACHINE = "open-to-this-machine"  # no token: the operator has opened control
+    PAGE_SESSION = "page-session"  # the cookie of a page that somebody with the token logged in to
 
 
 class Giver(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -145,6 +145,8 @@ class EngineStatus(msgspec.Struct, frozen=True, kw_only=True, rename=_STATUS_NAM
     standbys: Standbys | UnsetType = UNSET
     unrepeatable_state: str | UnsetType = UNSET  # set at run time, and lost in a new process
     budgets: tuple[BudgetStatus, ...] = ()  # of the rungs on which a try is spent; the others are full
+    pipeline_stages: int = 1  # that the ranks form, stage by stage
+    sick_ranks: tuple[int, ...] = ()  # they get a new process in the next recovery
 
 
 class ProcessStatus(msgspec.Struct, frozen=True, kw_only=True):

@@ -125,6 +125,7 @@ class EngineAttached(EngineReport, frozen=True, tag="engine-attached"):
     hooks: tuple[str, ...]
     workers: tuple[WorkerAttached, ...]
     unrebuildable: tuple[str, ...] = ()
+    pipeline_stages: int = 1
 
 
 class EngineFaulted(EngineReport, frozen=True, tag="engine-faulted"):

@@ -91,6 +91,7 @@ class FakeEngineCore:
         self.requests = FakeRequests(self._scheduler)
         self.devices = None
         self.compiles_in_steps = False
+        self.pipeline_stages = 1
         self._data_parallel = data_parallel
         self._faults = ArmedFaults()
         self._interrupted = self._step_is_broken = False

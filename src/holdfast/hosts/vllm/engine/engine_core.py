@@ -150,6 +150,11 @@ class VllmEngineHost:
         return in_lockstep(self._engine)
 
     @property
+    def pipeline_stages(self) -> int:
+        stages: int = self._engine.vllm_config.parallel_config.pipeline_parallel_size
+        return stages
+
+    @property
     def compiles_in_steps(self) -> bool:
         """Whether a step may compile a kernel: on a GPU always, on a CPU with the host's compiler on."""
         from vllm.platforms import current_platform
