@@ -17,6 +17,7 @@ from holdfast.core.protocol.messages import Standbys
 from holdfast.hosts.vllm.engine.worker_pool import standby_pool as module
 from holdfast.hosts.vllm.engine.worker_pool.standby_pool import StandbyPool
 from holdfast.hosts.vllm.process import priority
+from holdfast.hosts.vllm.worker.standby import DEVICE_FULL
 
 WITHIN_S = 10.0
 
@@ -181,6 +182,20 @@ def test_standbys_wait_for_their_parent_which_is_told_how_they_fare(world: World
     pool.close()
     assert parent.told == ["failure", "success", "closed"]
     assert (world.told[-1].ready, world.told[-1].failures, world.told[-1].problem) == (1, 0, "")
+
+
+def test_a_standby_whose_weights_do_not_fit_on_the_device_becomes_a_plain_one(world: World) -> None:
+    pool = StandbyPool(2, world.start, world.told.append)
+    pool._turn()
+    world.made[0].process.die(DEVICE_FULL)
+    pool._turn()
+    assert [pool.is_plain(slot) for slot in (0, 1)] == [True, False]
+    pool._turn()
+    assert world.told[-1].without_weights == 1
+    assert world.told[-1].failures == 0, "the next start is not delayed"
+    assert world.told[-1].problem.startswith("the device is full")
+    assert len(world.made) == 3
+    pool.close()
 
 
 def test_a_standby_that_never_becomes_ready_is_given_up(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -218,7 +218,7 @@ class Standbys(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     `failures` are starts in a row that came to nothing, the last one for the reason `problem`. `forked`: standbys are
     forked from a process that has imported the host. `last_start_s` is from the start of the standby that was ready
-    last until it was.
+    last until it was. `without_weights`: standbys that were to be preloaded, and whose weights did not fit.
     """
 
     wanted: int
@@ -229,6 +229,7 @@ class Standbys(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     problem: str = ""
     forked: bool = False
     last_start_s: float = 0.0
+    without_weights: int = 0
 
     def __str__(self) -> str:
         said = f"{self.ready} of {self.wanted} ready, {self.memory_bytes / 2**20:.0f} MiB"

@@ -11,6 +11,7 @@ from holdfast.hosts.vllm.contract.touchpoint import Touchpoint, attributes, call
 EXECUTOR_FAILED = "Executor failed."
 WORKER_FAILED = "Worker failed with error"
 ENCODER_MISS = "Encoder cache miss for "
+TOO_LITTLE_FREE = "Free memory on device "
 WORKERS_FAILED = "One or more workers failed"
 ENGINE_CORE_DEAD = b"ENGINE_CORE_DEAD"
 
@@ -71,6 +72,7 @@ NAME_TOUCHPOINTS: tuple[Touchpoint, ...] = (
     text(_EXECUTOR, EXECUTOR_FAILED, "a call to workers after the loss of a worker raises exactly this"),
     text("vllm.v1.worker.gpu_model_runner", ENCODER_MISS, "the error goes on with the name of an input"),
     text("vllm.v1.worker.gpu.mm.encoder_runner", ENCODER_MISS, "the same under runner V2"),
+    text("vllm.v1.worker.utils", TOO_LITTLE_FREE, "a preloaded standby does not fit beside the worker of its rank"),
     *attributes("vllm.v1.worker.gpu_input_batch", "CachedRequestState", "mm_features", "whose input is missing"),
     *attributes("vllm.v1.worker.gpu.mm.encoder_cache", "EncoderCache", "mm_features", "the same under runner V2"),
     text(_EXECUTOR, WORKER_FAILED, "the engine core repeats a worker's error as text that begins so"),

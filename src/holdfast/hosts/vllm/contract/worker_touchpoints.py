@@ -22,6 +22,12 @@ SAME_NODE = wrap(
 BROADCAST_QUEUE = wrap(
     _QUEUE, "MessageQueue.create_from_process_group", ("pg",), "a replacement worker starts without a shared queue"
 )
+WORKER_INIT = wrap(
+    _EXECUTOR,
+    "WorkerProc.__init__",
+    ("vllm_config", "local_rank", "rank"),
+    "a preloaded standby that does not fit on the device says so",
+)
 FILE_STORE = wrap(
     _EXECUTOR,
     "get_file_store_init_method",
@@ -49,6 +55,7 @@ WORKER_TOUCHPOINTS: tuple[Touchpoint, ...] = (
     INIT_GROUPS,
     SAME_NODE,
     BROADCAST_QUEUE,
+    WORKER_INIT,
     FILE_STORE,
     SOCKET_PATH,
     RING_BUFFER,

@@ -25,6 +25,7 @@ from holdfast.core.ports import Communicators, FaultReporter
 from holdfast.hosts.vllm.process.fence_flag import FenceFlag
 from holdfast.hosts.vllm.protocol import TOLD_TO_STOP
 from holdfast.hosts.vllm.worker.finishing import StepFinisher
+from holdfast.hosts.vllm.worker.memory_shortage import release_memory
 
 logger = logging.getLogger("holdfast")
 
@@ -126,6 +127,7 @@ class StepFence:
             self._close_first(error, fault, why_not)
         elif why_not is not None:
             self._give_up(error, phase)
+        release_memory(error)  # what is left of the step needs memory, and so does the retry
         if is_in_step and self._takes_part and self._finisher is not None:
             try:
                 self._finisher.finish()

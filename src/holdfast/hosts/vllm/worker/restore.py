@@ -25,6 +25,7 @@ from holdfast.hosts.vllm.process.collective_count import COUNT
 from holdfast.hosts.vllm.worker.connector_transfers import end_transfers
 from holdfast.hosts.vllm.worker.equal_state import expert_placement, make_equal
 from holdfast.hosts.vllm.worker.fence import StepFence
+from holdfast.hosts.vllm.worker.memory_shortage import release_memory
 from holdfast.hosts.vllm.worker.request_history import add_requests, decode_histories, lacks_features
 from holdfast.hosts.vllm.worker.seeded_generator import set_generator
 
@@ -142,6 +143,7 @@ class RankRestore:
         except Exception as error:
             logger.exception("restoring rank %d failed", self._proc.rank)
             self._fence.fail_restore(error, command.epoch)
+            release_memory(error)
             return encode_reply(RestoreReply(nonce=command.nonce, error=str(account_of(error))))
         self.is_replacement = False
         collectives, COUNT.carried_out = COUNT.carried_out, 0

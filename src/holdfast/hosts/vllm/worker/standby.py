@@ -13,22 +13,42 @@ import time
 from multiprocessing.connection import Connection
 from typing import Any
 
+from holdfast.core.faults.redaction import account_of
+from holdfast.hosts.vllm.contract.hooks import attach
+from holdfast.hosts.vllm.contract.worker_touchpoints import WORKER_INIT
 from holdfast.hosts.vllm.process import priority
 from holdfast.hosts.vllm.process.bootstrap import freeze_objects
 from holdfast.hosts.vllm.protocol import TakeOver, decode_take_over, to_handle
+from holdfast.hosts.vllm.worker.memory_shortage import is_memory_shortage
 
 logger = logging.getLogger("holdfast")
 
 READY = b"ready"
+DEVICE_FULL = 79  # exit code of a standby whose weights do not fit on the device beside the worker of its rank
 
 # Pipe of the assignment that the process waits for once the weights are loaded; None for a worker with a rank.
 _pending: Connection | None = None
+_has_rank = False
 
 
 def wait_after_loading(orders: Connection) -> None:
-    """Have `assigned_queue` wait for the assignment that arrives over `orders`."""
+    """Have `assigned_queue` wait for the assignment that arrives over `orders`.
+
+    Where the weights do not fit on the device, the process ends with `DEVICE_FULL`.
+    """
     global _pending
     _pending = orders
+    attach(WORKER_INIT, _end_when_full)
+
+
+def _end_when_full(original: Any, proc: Any, *args: Any, **kwargs: Any) -> None:
+    try:
+        original(proc, *args, **kwargs)
+    except Exception as error:
+        if _has_rank or not is_memory_shortage(error):
+            raise
+        logger.warning("the weights of a standby do not fit on the device: %s", account_of(error).message)
+        raise SystemExit(DEVICE_FULL) from None
 
 
 def assigned_queue(given: Any, worker: Any) -> Any:
@@ -38,6 +58,7 @@ def assigned_queue(given: Any, worker: Any) -> Any:
         given: the handle that the worker was started with; returned where no assignment is pending.
         worker: the host's worker, with the weights loaded.
     """
+    global _has_rank
     if _pending is None:
         return given
     import setproctitle  # the host's
@@ -47,6 +68,7 @@ def assigned_queue(given: Any, worker: Any) -> Any:
     title = setproctitle.getproctitle()
     setproctitle.setproctitle(title.replace("Worker", "Standby"))  # a search for a rank's process finds one process
     order = await_assignment(_pending)
+    _has_rank = True
     setproctitle.setproctitle(title)
     return to_handle(order.queue)
 

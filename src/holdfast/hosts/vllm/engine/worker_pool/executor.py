@@ -142,7 +142,9 @@ class WorkerPoolExecutor(MultiprocExecutor):
     def _start_standby(self, slot: int, preload: bool) -> ReplacementProcess:
         rank = slot % self.world_size
         is_driver, server = self._is_driver_worker(rank), self.standby_parent.server
-        return start_standby(self.seed, rank, is_driver=is_driver, preload=preload, server=server)
+        return start_standby(
+            self.seed, rank, is_driver=is_driver, preload=preload and not self.standbys.is_plain(slot), server=server
+        )
 
     def _report_standbys(self, state: Standbys) -> None:
         self.on_standbys(state)

@@ -23,6 +23,7 @@ from holdfast.hosts.vllm.engine.worker_pool.spawning import ReplacementProcess
 from holdfast.hosts.vllm.engine.worker_pool.standby_parent import StandbyParent
 from holdfast.hosts.vllm.process import priority
 from holdfast.hosts.vllm.process.lifecycle import describe_exit
+from holdfast.hosts.vllm.worker.standby import DEVICE_FULL
 from holdfast.sentinel.watching import WatchThread
 
 logger = logging.getLogger("holdfast")
@@ -66,6 +67,7 @@ class StandbyPool:
         self._standbys: list[_Standby] = []
         self._fill_at = 0.0
         self._failures = 0
+        self._plain: set[int] = set()  # slots whose weights did not fit on the device
         self._problem = ""
         self._last_start_s = 0.0
         self._changed = threading.Event()
@@ -98,6 +100,10 @@ class StandbyPool:
         priority.hurry(taken.replacement.process.pid)
         self._changed.set()
         return taken.replacement
+
+    def is_plain(self, slot: int) -> bool:
+        """Return whether the standby of a slot waits without weights, because they did not fit on the device."""
+        return slot in self._plain
 
     def report_failure(self, why: str) -> None:
         """Delay the next start: a standby that was taken failed, and the next may fail too."""
@@ -159,6 +165,10 @@ class StandbyPool:
                 return True
         self._standbys.remove(standby)
         standby.replacement.kill()
+        if not standby.ready and standby.replacement.process.exitcode == DEVICE_FULL:
+            self._plain.add(standby.slot)
+            logger.warning("standby %d waits without weights from now on: the device is full", standby.slot)
+            return True
         if self._parent is not None and not standby.ready and (standby.replacement.process.exitcode or 0) > 0:
             self._parent.note_failure()
         self._postpone(describe_exit(standby.replacement.process.exitcode))
@@ -184,7 +194,8 @@ class StandbyPool:
             memory_bytes=memory,
             starting=len(standbys) - ready,
             failures=self._failures,
-            problem=self._problem,
+            problem=self._problem or ("the device is full: weights are loaded when needed" if self._plain else ""),
+            without_weights=len(self._plain),
             forked=self._parent is not None and self._parent.server is not None,
             last_start_s=round(self._last_start_s, 1),
         )
