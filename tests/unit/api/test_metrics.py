@@ -234,6 +234,27 @@ def test_labels_with_a_closed_list_have_no_other_value(everything: dict[str, flo
             assert found <= set(values), definition.name
 
 
+class Counting(Exposition):
+    """Exposition that counts how often a metric is asked for."""
+
+    asked = 0
+
+    def __call__(self, *of: object) -> object:
+        self.asked += 1
+        return super().__call__(*of)  # type: ignore[arg-type]
+
+
+def test_an_event_costs_the_same_with_many_engine_cores() -> None:
+    """Only the metrics of the engine core that changed are told."""
+    asked = []
+    for engines in (2, 64):
+        bench = Watched(engines=range(engines))
+        bench.exposition = bench.metrics._show = Counting()
+        bench.recover()
+        asked.append(bench.exposition.asked)
+    assert asked[0] == asked[1] < 100
+
+
 SEVERAL_PROCESSES = """
 import os, sys
 from prometheus_client import CollectorRegistry, generate_latest, multiprocess  # imported before the host decides

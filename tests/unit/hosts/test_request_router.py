@@ -10,11 +10,12 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
+from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
 
 from holdfast.core.config import RuntimeSettings
 from holdfast.core.protocol.events import EngineStatus, InstanceView
 from holdfast.core.protocol.link_messages import PoisonRequestEnded
+from holdfast.core.requests.interruptions import Interruption
 from holdfast.core.states import EngineState
 from holdfast.hosts.vllm.serving.client_hooks import _set_every_state
 from holdfast.hosts.vllm.serving.error_reasons import error_reason
@@ -422,3 +423,89 @@ def test_state_is_set_in_every_engine_core_that_is_not_left_out(outcomes: dict[b
     else:
         with pytest.raises(expected):
             asyncio.run(_set_every_state(client, "sleep", 1))
+
+
+# ---- what a repair costs the requests
+
+
+class Costs:
+    """Listener that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.interruptions: list[Interruption] = []
+        self.moved_tokens: list[int] = []
+        self.failures = 0
+
+    def interrupted(self, interruption: Interruption) -> None:
+        self.interruptions.append(interruption)
+
+    def moved(self, tokens: int) -> None:
+        self.moved_tokens.append(tokens)
+
+    def failed(self) -> None:
+        self.failures += 1
+
+
+def token(request_id: str, engine: int, ends: bool = False) -> EngineCoreOutputs:
+    reason = FinishReason.STOP if ends else None
+    return EngineCoreOutputs(engine_index=engine, outputs=[EngineCoreOutput(request_id, [7], finish_reason=reason)])
+
+
+async def served(costs: Costs) -> tuple[Client, RequestRouter]:
+    """Serve a request that has a token."""
+
+    async def add(client: Any, request: Any) -> None:
+        client.reqs_in_flight[request.request_id] = ENGINES[client.engine]
+
+    client = Client()
+    client.engine = 0  # type: ignore[attr-defined]
+    router = RequestRouter(client)
+    router.bind(asyncio.get_running_loop())
+    router.watch.report = costs
+    await router.add(add, client, request("a"))
+    router.deliver(token("a", 0))
+    return client, router
+
+
+def test_a_moved_request_is_counted_and_its_interruption_ends_with_its_next_token() -> None:
+    async def scenario() -> None:
+        costs = Costs()
+        client, router = await served(costs)
+        client.engine = 1  # type: ignore[attr-defined]
+        router.follow(view((DOWN, 1), (UP, 0)))
+        await settle()
+        assert (costs.moved_tokens, costs.interruptions) == ([2], [])  # a prompt of one token, and the one delivered
+        router.deliver(token("a", 1))
+        assert len(costs.interruptions) == 1
+        router.deliver(token("a", 1))
+        assert len(costs.interruptions) == 1
+
+    asyncio.run(scenario())
+
+
+def test_a_request_that_ends_before_the_repair_is_not_interrupted() -> None:
+    async def scenario() -> None:
+        costs = Costs()
+        _, router = await served(costs)
+        router.deliver(token("a", 0, ends=True))
+        router.follow(view((EngineState.FAULTED, 0), (UP, 0)))
+        router.follow(view((UP, 1), (UP, 0)))
+        await settle()
+        assert costs.interruptions == []
+
+    asyncio.run(scenario())
+
+
+def test_a_pause_that_an_operator_ordered_interrupts_nothing() -> None:
+    async def scenario() -> None:
+        costs = Costs()
+        _, router = await served(costs)
+        paused = EngineStatus(engine_id=0, status="", state=EngineState.PAUSED, paused_by_operator=True)
+        router.follow(InstanceView(engines=(paused,), settings=RuntimeSettings()))
+        await settle()
+        router.follow(view((UP, 0), (UP, 0)))
+        await settle()
+        router.deliver(token("a", 0))
+        assert costs.interruptions == []
+
+    asyncio.run(scenario())

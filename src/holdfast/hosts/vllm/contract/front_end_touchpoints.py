@@ -5,11 +5,12 @@ They cover the process that owns the engine cores, the processes that serve HTTP
 
 from __future__ import annotations
 
-from holdfast.hosts.vllm.contract.touchpoint import Touchpoint, attributes, call, only, wrap
+from holdfast.hosts.vllm.contract.touchpoint import Touchpoint, attributes, call, only, text, wrap
 
 _CLIENT = "vllm.v1.engine.core_client"
 _ENGINES = "vllm.v1.engine.utils"
 _SERVE = "vllm.entrypoints.cli.serve"
+_METRICS = "vllm.v1.metrics.prometheus"
 _LAUNCH = ("vllm_config", "executor_class", "log_stats", "addresses")
 
 # The function is looked up where it was imported to: once for each process that can own the engine cores.
@@ -201,6 +202,15 @@ FRONT_END_TOUCHPOINTS: tuple[Touchpoint, ...] = (
         "num_running_reqs num_waiting_reqs kv_cache_usage",
         "a lost engine core runs no request",
     ),
+    call(
+        _METRICS,
+        "get_prometheus_registry",
+        (),
+        "its registry, or files with several API servers, has Holdfast's metrics",
+    ),
+    text(_METRICS, "PROMETHEUS_MULTIPROC_DIR", "the folder of these files, set before the engine cores are launched"),
+    text(_METRICS, "vllm:", "collectors of such a name are removed when a client is made"),
+    *attributes("vllm.v1.engine.async_llm", "AsyncLLM", "engine_core", "the client whose streams are watched"),
     call("vllm.v1.utils", "shutdown", ("procs", "timeout"), "ending what was started when the start failed"),
     *attributes(
         _CLIENT,

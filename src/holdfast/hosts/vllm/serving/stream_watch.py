@@ -37,6 +37,8 @@ class StreamWatch:
                 ended = self._interruptions.token(output.request_id, engine_id, now)
                 if ended is not None and self.report is not None:
                     self.report.interrupted(ended)
+            if output.finish_reason is not None:  # what follows in a session waits for the client
+                self._interruptions.closed(output.request_id)
 
     def closed(self, request_id: str) -> None:
         self._interruptions.closed(request_id)
