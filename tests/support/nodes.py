@@ -22,6 +22,7 @@ import psutil
 import pytest
 
 NETWORK = "10.83.7"
+UPLINK = "10.83.8"  # between this machine and the first node, for clients; no node reaches the other over it
 DEVICE = "eth0"
 NOBODY = "02:00:00:00:00:99"  # the hardware address of no device
 CGROUPS = (Path("/sys/fs/cgroup/unified"), Path("/sys/fs/cgroup"))
@@ -36,7 +37,7 @@ def why_no_nodes() -> str:
     """Return why no nodes can be made here; empty where they can."""
     if os.geteuid() != 0:
         return "nodes are namespaces, which only root makes"
-    if missing := [tool for tool in ("unshare", "nsenter", "ip") if shutil.which(tool) is None]:
+    if missing := [tool for tool in ("setpriv", "unshare", "nsenter", "ip") if shutil.which(tool) is None]:
         return f"nodes are namespaces, which need {', '.join(missing)}"
     if _cgroups() is None:
         return "a node is frozen by a control group of version 2, which is not there"
@@ -74,7 +75,7 @@ class Node:
         if root is not None:
             self._cgroup = root / f"holdfast-{os.getpid()}-{next(_numbers)}"
             self._cgroup.mkdir()
-        command = ["unshare", *_NAMESPACES, "--fork", "--mount-proc", "--kill-child"]
+        command = ["setpriv", "--pdeathsig", "KILL", "unshare", *_NAMESPACES, "--fork", "--mount-proc", "--kill-child"]
         self._init = subprocess.Popen([*command, "bash", "-c", _INIT.format(name=self.name)])
         self.pid = self._first_process()
         self.call("ip", "link", "set", "lo", "up")
@@ -86,7 +87,7 @@ class Node:
             self._init.kill()  # its child ends with it, and all processes of the node
             self._init.wait(_WAIT_S)
         if self._cgroup is not None:
-            _await(lambda: not self.processes())
+            _await(lambda: not self._members.read_text())
             self._cgroup.rmdir()
 
     def _first_process(self) -> int:
@@ -225,9 +226,20 @@ def nodes() -> Iterator[Nodes]:
             node.call("ip", "link", "set", DEVICE, "up")
             words = node.call("ip", "-o", "link", "show", DEVICE).split()
             node.hardware_address = words[words.index("link/ether") + 1]
+        _add_uplink(first)
         made = Nodes((first, second))
         made.heal()
         yield made
+
+
+def _add_uplink(node: Node) -> None:
+    here, there = f"hf{os.getpid()}-u", f"hf{os.getpid()}-v"
+    _run("ip", "link", "add", here, "type", "veth", "peer", "name", there)
+    _run("ip", "link", "set", there, "netns", str(node.pid), "name", "up0")
+    node.call("ip", "addr", "add", f"{UPLINK}.1/24", "dev", "up0")
+    node.call("ip", "link", "set", "up0", "up")
+    _run("ip", "addr", "add", f"{UPLINK}.254/24", "dev", here)
+    _run("ip", "link", "set", here, "up")
 
 
 def _run(*command: str) -> None:

@@ -28,6 +28,7 @@ _FOUND_LATER = {
     "external_fault_notify_port": f"{NOTIFY_PORT}, or a free port when that is taken",
     "control_token_file": "none",
     "full_texts_file": "none",
+    "node_secret_file": "none",
 }
 
 
@@ -263,6 +264,21 @@ def _add_serving(add: Add) -> None:
     )
 
 
+def _add_nodes(add: Add) -> None:
+    add(
+        "--node-secret-file",
+        metavar="FILE",
+        help="private file with the secret that all nodes of one instance share; without it HOLDFAST_NODE_SECRET",
+    )
+    add("--node-port", type=int, metavar="PORT", help="port of the first node that agents of further nodes reach")
+    add(
+        "--node-return-timeout",
+        type=float,
+        metavar="S",
+        help="seconds for which a lost node is waited for, then the recovery has failed",
+    )
+
+
 def _add_access(add: Add) -> None:
     add(
         "--control-token-file",
@@ -316,6 +332,7 @@ _GROUPS: dict[str, Callable[[Add], None]] = {
     "detection": _add_detection,
     "requests and reports": _add_serving,
     "access to control": _add_access,
+    "several nodes": _add_nodes,
     "tests and unknown hosts": _add_rare,
     "accepted for compatibility": _add_upstream,
 }

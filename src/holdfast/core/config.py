@@ -22,6 +22,8 @@ Count = Annotated[int, msgspec.Meta(ge=0, le=1_000_000)]
 
 NOTIFY_PORT = 22867
 NO_NOTIFY_PORT = -1
+NODE_PORT = 22868
+_SET_BY_FRONT_END = ("runtime_dir", "node_count")
 
 _UNSAFE = ("unsafe_keep_suspect_blocks", "unsafe_send_nan", "unsafe_skip_exit_check", "unsafe_skip_fence")
 
@@ -37,6 +39,7 @@ _RENAMED = {
     "acknowledge_timeout_s": "acknowledge_timeout",
     "api_server_restart_window_s": "api_server_restart_window",
     "gloo_comm_timeout_s": "gloo_comm_timeout",
+    "node_return_timeout_s": "node_return_timeout",
     "containment_timeout_s": "containment_timeout",
     "engine_restart_window_s": "engine_restart_window",
     "engine_start_timeout_s": "engine_start_timeout",
@@ -112,6 +115,9 @@ class HoldfastConfig(RuntimeSettings, frozen=True, kw_only=True, forbid_unknown_
     open_control_to_this_machine: bool = False
     enable_fault_injection: bool = False
     allow_unknown_host: bool = False
+    node_secret_file: str = ""  # empty: HOLDFAST_NODE_SECRET
+    node_port: Annotated[int, msgspec.Meta(ge=1, le=65535)] = NODE_PORT
+    node_return_timeout_s: Seconds = 600.0
     # Supplies what the host's CPU platform lacks to run many ranks; no effect on another platform.
     cpu_enablement: bool = True
     # A failed rank takes part in what is left of its step, so that no collective needs to be broken.
@@ -127,6 +133,7 @@ class HoldfastConfig(RuntimeSettings, frozen=True, kw_only=True, forbid_unknown_
     unsafe_send_nan: bool = False
     # Set by the front end for the processes it starts; never by an operator.
     runtime_dir: str = ""
+    node_count: int = 1
 
     def __post_init__(self) -> None:
         unsafe = {name for name in _UNSAFE if getattr(self, name)}
@@ -177,7 +184,7 @@ def _shown(value: SettingValue) -> str:
 def known_keys() -> tuple[str, ...]:
     """Return the keys that an operator may set, in the order of the settings."""
     fields = msgspec.structs.fields(HoldfastConfig)
-    return tuple(f.encode_name for f in fields if f.name != "runtime_dir")
+    return tuple(f.encode_name for f in fields if f.name not in _SET_BY_FRONT_END)
 
 
 def changeable_keys() -> tuple[str, ...]:
@@ -192,7 +199,7 @@ def parse_config(settings: Mapping[str, Any]) -> HoldfastConfig:
         BadConfiguration: an unknown key, with the nearest known key as a hint; a bad value; a contradiction.
     """
     for key in settings:
-        if key not in known_keys() and key != "runtime_dir":
+        if key not in known_keys() and key not in _SET_BY_FRONT_END:
             raise BadConfiguration(f"unknown setting {key!r}", hint=_nearest(key, known_keys()))
     stated = dict(settings)
     if FAULT_CLASSES in stated:

@@ -21,6 +21,7 @@ from holdfast.core.config import HoldfastConfig
 from holdfast.core.engine_core import effects as fx
 from holdfast.core.engine_core import facts
 from holdfast.core.engine_core.machine import BusyLoop, EngineCoreMachine
+from holdfast.core.engine_core.membership import LOOK_S
 from holdfast.core.errors import HookNotAttached
 from holdfast.core.faults.injection import UncontainedFault
 from holdfast.core.faults.redaction import PublicText
@@ -29,16 +30,19 @@ from holdfast.core.protocol import messages as m
 from holdfast.core.stalls.step_deadlines import Limits
 from holdfast.sentinel.host_effects import perform_on
 from holdfast.sentinel.incident_files import StallFiles
+from holdfast.sentinel.nodes import NodeWatch
 from holdfast.sentinel.quarantine import make_quarantine
+from holdfast.sentinel.rank_hubs import RankHubs
 from holdfast.sentinel.refused import RefusedMessages
 from holdfast.sentinel.stall_watch import PERIOD_S, ProgressWatch
 from holdfast.sentinel.standing_watch import StandingWatch
-from holdfast.sentinel.thread import IDLE_S, SentinelThread, engine_identity, worker_identity
-from holdfast.wire import Delivery, Hub, Spoke, Station
+from holdfast.sentinel.thread import IDLE_S, SentinelThread, engine_identity
+from holdfast.wire import Delivery, Spoke, Station
 
 logger = logging.getLogger("holdfast")
 
 _POLL_S = 0.2
+_RETURN_LOOK_S = 0.1
 _SHORTEST_WAIT_S = 0.001
 
 
@@ -54,6 +58,9 @@ class EngineCoreSentinel:
     """Sentinel of an engine core.
 
     Built before the workers start, so that workers find its address; started after that.
+
+    Args:
+        address_for_nodes: where agents and workers of further nodes reach the engine core; none on a single node.
     """
 
     def __init__(
@@ -65,10 +72,12 @@ class EngineCoreSentinel:
         own_address: str,
         *,
         joins_epoch: int | None = None,
+        address_for_nodes: str = "",
     ) -> None:
         self._engine_id = engine_id
         self._config = config
-        self._workers: Hub = station.bind(own_address)
+        self._ranks = RankHubs(station, own_address, address_for_nodes)
+        self.nodes: NodeWatch | None = None
         self._client: Spoke = station.connect(client_address, engine_identity(engine_id))
         self._thread = SentinelThread(
             f"EngineCoreSentinel-{engine_id}", station, self._deliver, self._tick, self._idle_s
@@ -90,6 +99,8 @@ class EngineCoreSentinel:
 
     def close(self) -> None:
         """End the sentinel's thread and close the sockets."""
+        if self.nodes is not None:
+            self.nodes.end_all()
         self._thread.close()
 
     # ---- attaching
@@ -113,6 +124,22 @@ class EngineCoreSentinel:
             if not self._changed.wait_for(lambda: not known.unreported(pids), timeout_s):
                 missing = known.unreported(pids)
                 raise HookNotAttached(f"the new process(es) of rank(s) {missing} did not report their hooks")
+
+    def take_back(self, pids: Mapping[int, int], timeout_s: float) -> set[int]:
+        """Let ranks in again that were lost with their node; return those that said in time that they stopped."""
+        deadline = time.monotonic() + timeout_s
+        left = set(pids)
+        while left and time.monotonic() < deadline:
+            # Again and again: the rank's link is made anew after a cut.
+            self._feed(facts.RanksReturned({rank: pids[rank] for rank in left}))
+            with self._changed:
+                self._changed.wait_for(lambda: not self._machine.returning, _RETURN_LOOK_S)
+                left &= self._machine.returning
+        return set(pids) - left
+
+    def send_to_agent(self, peer: bytes, data: bytes) -> None:
+        """Send a message to the agent of a further node. Any thread; does not wait."""
+        self._thread.post(functools.partial(self._ranks.send_to_agent, peer, data))
 
     def report_standbys(self, standbys: m.Standbys) -> None:
         """Report the standby workers to the client. Any thread."""
@@ -230,19 +257,22 @@ class EngineCoreSentinel:
         try:
             if delivery.endpoint is self._client:
                 self._feed(m.decode_to_engine(delivery.data))
+            elif self.nodes is not None and self._ranks.is_of_agent(delivery):
+                self.nodes.deliver(delivery.peer, delivery.data)
             else:
-                self._take_report(delivery.peer, m.decode_from_worker(delivery.data))
+                self._take_report(delivery, m.decode_from_worker(delivery.data))
         except m.Undecodable as error:
             self._refused.note(error)
 
-    def _take_report(self, peer: bytes, report: m.FromWorker) -> None:
-        if peer == worker_identity(report.rank):
+    def _take_report(self, delivery: Delivery, report: m.FromWorker) -> None:
+        if self._ranks.is_of_rank(delivery, report.rank):
             self._feed(report)
         else:
-            self._refused.note(f"{peer!r} is not rank {report.rank}")
+            self._refused.note(f"{delivery.peer!r} is not rank {report.rank}")
 
     def _idle_s(self) -> float:
-        return self._wait_s(IDLE_S if self._watch is None else PERIOD_S)
+        longest_s = LOOK_S if self.nodes is not None else IDLE_S
+        return self._wait_s(longest_s if self._watch is None else PERIOD_S)
 
     def _wait_s(self, longest_s: float) -> float:
         """Return how long to wait for the next fact: no longer than until the machine is due."""
@@ -250,6 +280,8 @@ class EngineCoreSentinel:
 
     def _tick(self) -> None:
         now = time.monotonic()
+        if self.nodes is not None:
+            self.nodes.look(now)
         if now >= self._machine.wakes_at():
             self._feed(facts.TimePassed())
         if self._watch is not None and self._host is not None and self._watch.is_due(now):
@@ -265,7 +297,7 @@ class EngineCoreSentinel:
     def _keep_evidence(self, stall: fx.KeepEvidence) -> None:
         """Write down a stall, which takes a while; then, or after a bound, have the process killed."""
         proceed = functools.partial(self._feed, facts.EvidenceKept(stall.stall))
-        self._stalls.keep_within(stall.stall, self._machine.registry.pids(), proceed)
+        self._stalls.keep_within(stall.stall, self._machine.registry.pids_here(), proceed)
 
     # ---- facts and effects: any thread
 
@@ -319,11 +351,11 @@ class EngineCoreSentinel:
             logger.error("EngineCoreSentinel-%d: the client did not accept a message", self._engine_id)
 
     def _send_to_rank(self, rank: int, message: m.ToWorker) -> None:
-        if not self._workers.send(worker_identity(rank), m.encode(message)):
+        if not self._ranks.send(rank, message):
             logger.error("EngineCoreSentinel-%d: rank %d did not accept a command", self._engine_id, rank)
 
     def _arm_rank(self, command: m.ArmWorkerFault) -> None:
-        if not self._workers.send(worker_identity(command.spec.rank), m.encode(command)):
+        if not self._ranks.send(command.spec.rank, command):
             self._feed(facts.ArmingUndelivered(command))
 
 

@@ -22,11 +22,16 @@ _LOOK_S = 0.25
 
 
 class WorkerSentinel:
-    """Sentinel of one worker process. The worker's main thread may call `report` at any time."""
+    """Sentinel of one worker process. The worker's main thread may call `report` at any time.
 
-    def __init__(self, host: WorkerHost, rank: int, station: Station, engine_address: str) -> None:
+    Args:
+        node: the number of the worker's node; 0 on the engine core's own.
+    """
+
+    def __init__(self, host: WorkerHost, rank: int, station: Station, engine_address: str, *, node: int = 0) -> None:
         self._host = host
         self._rank = rank
+        self._node = node
         self._spoke = station.connect(engine_address, worker_identity(rank))
         self._thread = SentinelThread(f"WorkerSentinel-{rank}", station, self._deliver, self._tick, self._tick_s)
         self._broken: tuple[int, float] | None = None  # the epoch whose collectives were broken, and when
@@ -34,7 +39,10 @@ class WorkerSentinel:
         self._refused = RefusedMessages(f"WorkerSentinel-{rank}")
 
     def start(self, hooks: tuple[str, ...], unrebuildable: tuple[str, ...] = ()) -> None:
-        self._send(m.WorkerAttached(rank=self._rank, pid=os.getpid(), hooks=hooks, unrebuildable=unrebuildable))
+        report = m.WorkerAttached(
+            rank=self._rank, pid=os.getpid(), hooks=hooks, unrebuildable=unrebuildable, node=self._node
+        )
+        self._send(report)
         self._thread.start()
 
     def report(self, fault: Fault, epoch: int, *, finishes: bool = False) -> None:

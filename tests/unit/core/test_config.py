@@ -23,6 +23,7 @@ def test_a_key_is_the_flag_with_underscores_and_names_no_unit():
 
 def test_the_runtime_folder_is_not_for_operators_but_travels():
     assert "runtime_dir" not in known_keys()
+    assert "node_count" not in known_keys()
     assert parse_config({"runtime_dir": "/run/x"}).runtime_dir == "/run/x"
 
 

@@ -596,3 +596,34 @@ def test_only_the_latest_faults_are_armed_again():
         arm(bench, str(number), request="poison")
     again = [effect.message.command_id for effect in bench.attach(0, 200)]
     assert again == [str(number) for number in range(5, MAX_ARMED + 5)]
+
+
+# ---- ranks of further nodes
+
+
+def test_the_process_of_another_node_is_not_one_of_this_system():
+    bench = EngineCoreBench(ranks=2)
+    bench.tell(m.WorkerAttached(rank=1, pid=555, hooks=(), node=1))
+    assert bench.machine.registry.pids() == {0: 100, 1: 555}
+    assert bench.machine.registry.pids_here() == bench.machine.pids_to_watch() == {0: 100}
+    bench.step_raises()
+    bench.recover()
+    [recovered] = [told for told in bench.told_client if isinstance(told, m.EngineRecovered)]
+    assert recovered.worker_pids == (100,)
+
+
+def test_a_rank_that_is_back_with_its_node_is_told_to_stop_and_lives_again():
+    bench = EngineCoreBench(ranks=2)
+    bench.tell(m.WorkerAttached(rank=1, pid=555, hooks=(), node=1))
+    bench.tell(facts.RankLost(1, 555, "node 1 was silent"))
+    assert bench.machine.registry.living() == {0}
+    bench.acknowledge(0)
+    bench.step_raises(is_interrupt=True)
+    bench.command_recovery(epoch=3)
+    bench.effects.clear()
+    bench.tell(facts.RanksReturned({1: 555}))
+    assert bench.told_ranks == [(1, m.BreakCollectives(epoch=2))]
+    assert bench.machine.returning == {1}
+    bench.acknowledge(1, epoch=2)
+    assert bench.machine.returning == frozenset()
+    assert bench.machine.registry.living() == {0, 1}

@@ -12,6 +12,7 @@ from holdfast.core.config import RuntimeSettings
 from holdfast.core.faults.faults import Fault, FaultClass, Phase
 from holdfast.core.faults.injection import InjectionSpec
 from holdfast.core.protocol import messages as m
+from holdfast.core.protocol import node_messages as nm
 from holdfast.core.protocol.messages import Rendezvous
 
 LINKS = {
@@ -19,6 +20,8 @@ LINKS = {
     "to_worker": (m.ToWorker, m.decode_to_worker),
     "from_engine": (m.FromEngine, m.decode_from_engine),
     "to_engine": (m.ToEngine, m.decode_to_engine),
+    "from_agent": (nm.FromAgent, nm.decode_from_agent),
+    "to_agent": (nm.ToAgent, nm.decode_to_agent),
 }
 DECODERS = [decode for _, decode in LINKS.values()]
 
@@ -44,6 +47,8 @@ FIELDS = {
     str: st.text(),
     bytes: st.binary(),
     str | None: st.none() | st.text(),
+    int | None: st.none() | numbers,
+    dict[int, int]: st.dictionaries(numbers, numbers, max_size=4),
     tuple[int, ...]: ranks,
     tuple[str, ...]: st.lists(st.text()).map(tuple),
     Fault: faults,
@@ -131,7 +136,10 @@ def _plain(message_type):
     fault = {"fault_class": "transient", "error_type": "E", "message": "m", "engine_id": 0}
     values = {
         int: 0,
+        bool: False,
         str: "x",
+        bytes: b"x",
+        dict[int, int]: {},
         Fault: fault,
         Fault | None: None,
         InjectionSpec: {"phase": "forward"},

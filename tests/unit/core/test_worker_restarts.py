@@ -1,5 +1,6 @@
 """Worker restarts: who is sick, who gets a new process, how often, and who may ask for it."""
 
+import msgspec
 import pytest
 
 from holdfast.core.errors import BadCommand, CommandConflict, UnknownEngine
@@ -124,6 +125,16 @@ def test_a_new_process_may_take_as_long_as_it_takes_to_load():
     assert bench.defeat is None
     bench.tick(0.1)
     assert bench.defeat.startswith("engine 0 did not finish its recovery in time; ")
+
+
+def test_a_node_may_take_as_long_to_come_back_as_is_allowed_beside_the_start():
+    bench = Bench(msgspec.structs.replace(AUTO, node_count=2))
+    lose(bench)
+    start_s = AUTO.containment_timeout_s + AUTO.drain_timeout_s + AUTO.worker_start_timeout_s
+    bench.tick(start_s + AUTO.node_return_timeout_s - 0.1)
+    assert bench.defeat is None
+    bench.tick(0.1)
+    assert bench.defeat is not None
 
 
 # ---- asked for

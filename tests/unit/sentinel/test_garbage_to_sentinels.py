@@ -107,7 +107,7 @@ def refusals() -> int:
 
 def an_engine() -> EngineCoreSentinel:
     sentinel = EngineCoreSentinel(0, HoldfastConfig(), Ends(), "client", "engine")  # type: ignore[arg-type]
-    sentinel._deliver(Delivery(sentinel._workers, b"worker-0", m.encode(FROM_WORKER[0])))
+    sentinel._deliver(Delivery(sentinel._ranks._near, b"worker-0", m.encode(FROM_WORKER[0])))
     return sentinel
 
 
@@ -131,7 +131,7 @@ def test_an_engine_core_survives_every_message(commands: list[bytes], reports: l
     for data in commands:
         sentinel._deliver(Delivery(sentinel._client, b"", data))
     for data in reports:
-        sentinel._deliver(Delivery(sentinel._workers, b"worker-0", data))
+        sentinel._deliver(Delivery(sentinel._ranks._near, b"worker-0", data))
     wholes = sum(_is_whole(m.decode_to_engine, data) for data in commands)
     wholes += sum(_is_whole(m.decode_from_worker, data) and m.decode_from_worker(data).rank == 0 for data in reports)
     assert refusals() - before == len(commands) + len(reports) - wholes
@@ -160,7 +160,7 @@ def _is_whole(decode: Callable[[bytes], object], data: bytes) -> bool:
 def test_a_report_of_a_rank_by_somebody_else_changes_nothing(report: m.FromWorker, peer: bytes) -> None:
     sentinel, before = an_engine(), refusals()
     replayed = msgspec.structs.replace(report, pid=7)
-    sentinel._deliver(Delivery(sentinel._workers, peer, m.encode(replayed)))
+    sentinel._deliver(Delivery(sentinel._ranks._near, peer, m.encode(replayed)))
     assert sentinel._machine.registry.pids() == {0: 1}
     assert sentinel._machine._ranks.containment.fault is None
     assert refusals() == before + 1

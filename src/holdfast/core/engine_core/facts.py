@@ -79,6 +79,13 @@ class RanksStarted:
 
 
 @dataclass(frozen=True)
+class RanksReturned:
+    """Ranks that were lost with their node are there again, with the same processes: process ids by rank."""
+
+    pids: Mapping[int, int]
+
+
+@dataclass(frozen=True)
 class StallsSeen:
     """An observation of the ranks. `is_rebuildable`: the engine core's own collectives can be rebuilt."""
 
@@ -106,5 +113,6 @@ class TimePassed:
 
 
 BusyLoopFact = JoinAwaited | StepRaised | WorkersChecked | FaultStudied | RecoveryFinished | RecoveryFailed
-ShellFact = HostAttached | RankLost | RanksStarted | StallsSeen | EvidenceKept | ArmingUndelivered | TimePassed
+RankFact = RankLost | RanksStarted | RanksReturned | StallsSeen | EvidenceKept | ArmingUndelivered
+ShellFact = HostAttached | RankFact | TimePassed
 Fact = BusyLoopFact | ShellFact | m.FromWorker | m.ToEngine

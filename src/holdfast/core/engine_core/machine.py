@@ -83,6 +83,11 @@ class EngineCoreMachine:
         """Whether a stalled rank is searched: every look counts then, also a look that finds no stall."""
         return self._ranks.is_searching
 
+    @property
+    def returning(self) -> frozenset[int]:
+        """The ranks that are there again after a loss of their node, and have not said yet that they stopped."""
+        return frozenset(self._ranks.returning)
+
     def pids_to_watch(self) -> Mapping[int, int]:
         """Return the process ids, by rank, of the ranks that are not declared hung."""
         return self._ranks.pids_to_watch()
@@ -144,7 +149,7 @@ class EngineCoreMachine:
             case m.RankFaulted():
                 self._ranks.rank_faulted(report, now)
             case m.CollectivesBroken():
-                self._ranks.containment.acknowledged(report.rank, report.epoch)
+                self._ranks.stopped(report)
             case m.WorkerAnswered():
                 self._context.answer(report.command_id, report.refused)
             case _:  # RankStuck
@@ -158,6 +163,8 @@ class EngineCoreMachine:
                 self._ranks.rank_lost(fact, now)
             case facts.RanksStarted():
                 self._ranks.started(fact.pids)
+            case facts.RanksReturned():
+                self._ranks.returned(fact.pids)
             case facts.StallsSeen():
                 self._ranks.stalls_seen(fact, now)
             case facts.EvidenceKept():
@@ -271,7 +278,7 @@ class EngineCoreMachine:
                 command_id=command.command_id,
                 epoch=command.epoch,
                 report=msgspec.structs.replace(finished.report, paused_s=now - self._pause.began_at),
-                worker_pids=tuple(self.registry.pids().values()),
+                worker_pids=tuple(self.registry.pids_here().values()),
             )
         )
 

@@ -67,6 +67,7 @@ class RankControl:
     def __init__(self, context: Context, epoch: int) -> None:
         self.registry = RankRegistry()
         self.containment = Containment(epoch)
+        self.returning: set[int] = set()
         self._context = context
         self._armed = RequestFaults()
         self._search = StallSearch()
@@ -80,8 +81,8 @@ class RankControl:
         return self._search.is_under_way
 
     def pids_to_watch(self) -> Mapping[int, int]:
-        """Return the process ids, by rank, of the ranks that are not declared hung."""
-        return {rank: pid for rank, pid in self.registry.pids().items() if pid not in self._search.declared}
+        """Return the process ids, by rank, of the ranks of this node that are not declared hung."""
+        return {rank: pid for rank, pid in self.registry.pids_here().items() if pid not in self._search.declared}
 
     # ---- containment
 
@@ -130,6 +131,22 @@ class RankControl:
             if not self.registry.is_present(rank, pid):
                 self.registry.expect(rank, pid)
                 self.containment.renew(rank)
+
+    def returned(self, pids: Mapping[int, int]) -> None:
+        """Count ranks among the living again, and have the ranks stop; may be repeated until the ranks have.
+
+        A recovery is under way, to the present epoch: what a returned rank still does belongs to an epoch before.
+        """
+        for rank, pid in pids.items():
+            self.registry.take_back(rank, pid)
+            self.containment.renew(rank)
+            self.returning.add(rank)
+            self._context.do(fx.SendToRank(rank, m.BreakCollectives(epoch=self.containment.epoch - 1)))
+
+    def stopped(self, report: m.CollectivesBroken) -> None:
+        """Note that a rank has stopped, and waits in no collective."""
+        self.returning.discard(report.rank)
+        self.containment.acknowledged(report.rank, report.epoch)
 
     def rank_faulted(self, report: m.RankFaulted, now: float) -> None:
         """Take a rank's own account, or the finding about a rank that reports nothing."""

@@ -193,6 +193,10 @@ class RankRegistry:
         """Remember that a process of a rank has ended, also a process that has never reported."""
         self._gone_of(rank).append(pid)
 
+    def take_back(self, rank: int, pid: int) -> None:
+        """Count a process of a rank among the living again: it was taken for gone with its node."""
+        self._gone[rank] = deque((gone for gone in self._gone_of(rank) if gone != pid), maxlen=MAX_GONE)
+
     def is_present(self, rank: int, pid: int) -> bool:
         """Return whether a process is the present process of a rank."""
         return self._present.get(rank) == pid
@@ -211,6 +215,10 @@ class RankRegistry:
     def pids(self) -> dict[int, int]:
         """Return the present process id of every rank that has reported."""
         return {rank: self._present[rank] for rank in self._reports}
+
+    def pids_here(self) -> dict[int, int]:
+        """Return the present process id of every rank on the engine core's own node."""
+        return {rank: pid for rank, pid in self.pids().items() if self._reports[rank].node == 0}
 
     def can_rebuild(self) -> bool:
         """Return True when the collectives of every rank can be rebuilt."""

@@ -73,6 +73,8 @@ def _recovery_bound_s(recovery: Recovery, config: HoldfastConfig) -> float:
     """Return a time limit longer than every bounded wait of the host's recovery, because the host's errors say more."""
     rebuild_s = config.rebuild_timeout_s if recovery.rebuilds else 0.0
     replace_s = config.worker_start_timeout_s if recovery.replaces_workers else 0.0
+    if recovery.replaces_workers and config.node_count > 1:
+        replace_s += config.node_return_timeout_s
     return config.containment_timeout_s + config.drain_timeout_s + rebuild_s + replace_s
 
 

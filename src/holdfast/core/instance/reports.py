@@ -52,7 +52,7 @@ def engine_attached(
 
 def _note_process(engine: Engine, fact: m.EngineAttached) -> None:
     engine.pid, engine.hooks, engine.ranks = fact.pid, fact.hooks, len(fact.workers)
-    engine.worker_pids = tuple(w.pid for w in fact.workers)
+    engine.worker_pids = tuple(w.pid for w in fact.workers if w.node == 0)  # others are not of this system
     engine.pipeline_stages = fact.pipeline_stages
     common = set.intersection(*(set(w.hooks) for w in fact.workers)) if fact.workers else set()
     engine.worker_hooks = tuple(sorted(common))

@@ -52,11 +52,12 @@ class WorkerReport(Message, frozen=True, kw_only=True):
 
 
 class WorkerAttached(WorkerReport, frozen=True, tag="worker-attached"):
-    """First report of a worker. `unrebuildable` names state that a rebuild of the rank's collectives loses."""
+    """First report. `unrebuildable`: state that a rebuild of collectives loses. `node`: 0 on the engine core's own."""
 
     pid: int
     hooks: tuple[str, ...]
     unrebuildable: tuple[str, ...] = ()
+    node: int = 0
 
 
 class RankFaulted(WorkerReport, frozen=True, tag="rank-faulted"):
@@ -192,7 +193,7 @@ class RecoveryReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EngineRecovered(EngineReport, frozen=True, tag="engine-recovered"):
-    """End of a successful recovery. `worker_pids` are the present processes: ranks may have been replaced."""
+    """End of a successful recovery. `worker_pids` are the present processes on the engine core's node."""
 
     command_id: str
     epoch: int

@@ -16,14 +16,18 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
+import msgspec
+
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.errors import BadConfiguration, HookNotAttached
 from holdfast.core.ports import ControlPlane
 from holdfast.core.protocol.events import InstanceView
+from holdfast.hosts.vllm.communicators.rendezvous import HOST
 from holdfast.hosts.vllm.contract.front_end_touchpoints import (
     AWAIT_END,
     CLIENT_INIT,
     GREET,
+    HEADLESS_EXECUTOR,
     LAUNCH_IN_CLIENT,
     LAUNCH_IN_LAUNCHER,
     OFFLINE_CLIENT_INIT,
@@ -51,6 +55,7 @@ from holdfast.hosts.vllm.owner.engine_spawning import save_engine_arguments
 from holdfast.hosts.vllm.owner.exit import end_start_on_signal
 from holdfast.hosts.vllm.owner.owner import LINK_TIMEOUT_S, OpenSinks, VllmFrontEndHost, current_owner
 from holdfast.hosts.vllm.process.members import record_sockets
+from holdfast.hosts.vllm.process.nodes import refuse_open_wire, resolved, spawn_processes
 from holdfast.hosts.vllm.process.output import never_block_output
 from holdfast.hosts.vllm.process.settings import asks_for_protection, handed_down, inherited_settings, take_settings
 from holdfast.hosts.vllm.serving.client_hooks import attach_client_hooks, protect_clients, request_router, serve_until
@@ -90,7 +95,7 @@ def attach_front_end_hooks(open_sinks: OpenSinks) -> None:
     if LAUNCH_IN_LAUNCHER.module in sys.modules:  # the host imports its command before any plugin
         attach(LAUNCH_IN_LAUNCHER, functools.partial(_launch_protected, open_sinks, _one_for_each_input))
         attach(AWAIT_END, _await_end)
-        attach(SERVE_HEADLESS, _refuse_headless)
+        attach(SERVE_HEADLESS, _run_headless)
 
 
 def _one_for_each_input(addresses: Any) -> int:
@@ -123,8 +128,13 @@ def _launch_protected(
     _prepare(config, bound.arguments)
     if SERVE_HTTP.module in sys.modules or LAUNCH_IN_LAUNCHER.module in sys.modules:
         never_block_output()  # of a server only: the output of a program around `vllm.LLM` is the program's
+    parallel = vllm_config.parallel_config
     owner = VllmFrontEndHost(
-        config, lockstep_groups(vllm_config), count_links(bound.arguments["addresses"]), open_sinks
+        msgspec.structs.replace(config, node_count=parallel.nnodes),
+        lockstep_groups(vllm_config),
+        count_links(bound.arguments["addresses"]),
+        open_sinks,
+        address=resolved(parallel.master_addr) if parallel.nnodes > 1 else HOST,
     )
     addresses = bound.arguments["addresses"]
     record_sockets(owner.config.runtime_dir, (*addresses.inputs, *addresses.outputs))
@@ -145,6 +155,9 @@ def _prepare(config: HoldfastConfig, launch: dict[str, Any]) -> None:
     refuse_unknown_host(allowed=config.allow_unknown_host)
     refuse_unprotected(vllm_config)
     refuse_rust_front_end()
+    if vllm_config.parallel_config.nnodes > 1:
+        refuse_open_wire(config, vllm_config.parallel_config.master_addr)
+        spawn_processes()
     launch["executor_class"] = _protected_executor(vllm_config, launch["executor_class"])
     if config.gloo_comm_timeout_s is not None:
         vllm_config.parallel_config.cpu_distributed_timeout_seconds = max(1, round(config.gloo_comm_timeout_s))
@@ -207,9 +220,20 @@ def _await_end(original: Callable[..., None], *args: Any, **kwargs: Any) -> None
         owner.expect_end()
 
 
-def _refuse_headless(original: Callable[[Any], None], args: Any) -> None:
-    if asks_for_protection(args):
+def _run_headless(original: Callable[[Any], None], args: Any) -> None:
+    """Run the workers of a further node under an agent; refuse engine cores without an API server."""
+    if not asks_for_protection(args):
+        original(args)
+        return
+    if args.nnodes == 1 or args.data_parallel_size > 1:
         raise BadConfiguration("this version does not protect engine cores without an API server", hint=UNPROTECTED)
+    refuse_unknown_host()
+    never_block_output()
+    spawn_processes()
+    from holdfast.hosts.vllm.agent.executor import NodeExecutor
+
+    module = sys.modules[HEADLESS_EXECUTOR.module]
+    setattr(module, HEADLESS_EXECUTOR.name, NodeExecutor)
     original(args)
 
 

@@ -23,6 +23,7 @@ PLACEHOLDER = "fake"  # torch's own name for a backend that sends nothing
 _GROUP_OF_ONE_TIMEOUT_S = 10.0  # no peer is waited for
 
 _placeholders = False
+_ranks_per_node = 0  # 0: all ranks are on one node
 _default_backend: Any = None
 
 
@@ -33,13 +34,18 @@ def attach_solo_join_hooks() -> None:
         attach(ENGINES_GROUP, _make_group_of_one)
 
 
-def use_placeholder_groups() -> None:
-    """Make placeholders instead of real groups from now on. Call before the process makes any group."""
-    global _placeholders
+def use_placeholder_groups(ranks_per_node: int = 0) -> None:
+    """Make placeholders instead of real groups from now on. Call before the process makes any group.
 
+    Args:
+        ranks_per_node: of an instance on several nodes; 0 where all ranks are on one node.
+    """
+    global _placeholders, _ranks_per_node
+
+    _ranks_per_node = ranks_per_node
     attach(INIT_GROUPS, _init_without_peers)
     attach(TORCH_GROUP, _make_placeholder)
-    attach(SAME_NODE, _all_on_same_node)
+    attach(SAME_NODE, _on_node_of)
     attach(BROADCAST_QUEUE, _no_broadcast_queue)
     _placeholders = True
 
@@ -94,9 +100,14 @@ def _real_backend(given: dict[str, Any]) -> Any:
     return _default_backend if str(given["backend"]) == PLACEHOLDER else given["backend"]
 
 
-def _all_on_same_node(original: Callable[..., list[bool]], pg: Any, *args: Any, **kwargs: Any) -> list[bool]:
-    """Answer for the peers, which the host would ask: a protected instance runs on a single node."""
-    return [True] * int(pg.size() if hasattr(pg, "size") else pg.world_size)
+def _on_node_of(original: Callable[..., list[bool]], pg: Any, source_rank: int = 0) -> list[bool]:
+    """Answer for the peers, which the host would ask: which ranks of a group are on the node of one of them."""
+    if not _ranks_per_node:
+        return [True] * int(pg.size() if hasattr(pg, "size") else pg.world_size)
+    from torch.distributed import get_process_group_ranks
+
+    nodes = [rank // _ranks_per_node for rank in get_process_group_ranks(pg)]
+    return [node == nodes[source_rank] for node in nodes]
 
 
 def _no_broadcast_queue(original: Callable[..., Any], *args: Any, **kwargs: Any) -> None:

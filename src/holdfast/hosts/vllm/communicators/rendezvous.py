@@ -29,9 +29,14 @@ _BACKLOG = 1024  # every rank of a large group may connect at once
 
 
 class RendezvousHost:
-    """The stores of the epochs, in the process that owns the engine cores. Any thread."""
+    """The stores of the epochs, in the process that owns the engine cores. Any thread.
 
-    def __init__(self) -> None:
+    Args:
+        address: where the stores listen, and every rank reaches them.
+    """
+
+    def __init__(self, address: str = HOST) -> None:
+        self._address = address
         self._lock = threading.Lock()
         self._stores: dict[int, Any] = {}
         self._secrets: dict[int, str] = {}  # of the open stores: a store shows the secret of its own epoch only
@@ -43,8 +48,8 @@ class RendezvousHost:
                 self._forget(older)
             if epoch not in self._stores:
                 secret = secrets.token_hex(16)
-                self._stores[epoch], self._secrets[epoch] = _listening_store(epoch, secret), secret
-            return Rendezvous(HOST, self._stores[epoch].port, epoch, secret=self._secrets[epoch])
+                self._stores[epoch], self._secrets[epoch] = _listening_store(self._address, epoch, secret), secret
+            return Rendezvous(self._address, self._stores[epoch].port, epoch, secret=self._secrets[epoch])
 
     def close(self, epoch: int) -> None:
         """Close the store of an epoch, so that every waiting rank fails at once. Idempotent."""
@@ -62,14 +67,15 @@ class RendezvousHost:
 
 
 class InstanceRendezvous:
-    """The stores of all lockstep groups of an instance. Any thread."""
+    """The stores of all lockstep groups of an instance, at `address`. Any thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, address: str = HOST) -> None:
+        self._address = address
         self._hosts: dict[tuple[int, ...], RendezvousHost] = {}
 
     def open(self, group: tuple[int, ...], epoch: int) -> Rendezvous:
         """Open the store of a group in an epoch, as `RendezvousHost.open` does."""
-        return self._hosts.setdefault(group, RendezvousHost()).open(epoch)
+        return self._hosts.setdefault(group, RendezvousHost(self._address)).open(epoch)
 
     def close(self, group: tuple[int, ...], epoch: int) -> None:
         """Close the store of a group in an epoch. Idempotent."""
@@ -91,14 +97,15 @@ class InstanceRendezvous:
             host.close_all()
 
 
-def _listening_store(epoch: int, secret: str) -> Any:
+def _listening_store(address: str, epoch: int, secret: str) -> Any:
     """Return a store that listens where the ranks are; left to itself torch listens on every interface."""
     from torch.distributed import PrefixStore, TCPStore
 
-    listening = socket.create_server((HOST, 0), backlog=_BACKLOG)
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    listening = socket.create_server((address, 0), family=family, backlog=_BACKLOG)
     port = listening.getsockname()[1]
     # The store owns the descriptor from here on.
-    store = TCPStore(HOST, port, is_master=True, wait_for_workers=False, master_listen_fd=listening.detach())
+    store = TCPStore(address, port, is_master=True, wait_for_workers=False, master_listen_fd=listening.detach())
     PrefixStore(secret, store).set(EPOCH_KEY, str(epoch))
     return store
 

@@ -120,7 +120,12 @@ SERVE_HTTP = wrap(
 SERVE_MANY = wrap(
     _SERVE, "run_multi_api_server", ("args",), "a defeated instance must exit non-zero, with several API servers"
 )
-SERVE_HEADLESS = wrap(_SERVE, "run_headless", ("args",), "engine cores without an API server are refused, not ignored")
+SERVE_HEADLESS = wrap(
+    _SERVE, "run_headless", ("args",), "workers of a further node get an agent; engine cores there are refused"
+)
+HEADLESS_EXECUTOR = Touchpoint(
+    _SERVE, "MultiprocExecutor", "class", None, "the headless process of a further node takes no class of executor"
+)
 
 _PREPARED = "the environment of a command of the host"
 PREPARE_COMMAND = (

@@ -125,6 +125,7 @@ NAME_TOUCHPOINTS: tuple[Touchpoint, ...] = (
     text("vllm.logger", "vllm", "Holdfast's log goes where the log of the host goes"),
     # ---- environment variables
     *variables("VLLM_PLUGINS", "the host loads Holdfast only where the allow-list names it"),
+    *variables("VLLM_WORKER_MULTIPROC_METHOD", "over several nodes no process that hears agents may fork"),
     *variables("VLLM_RPC_BASE_PATH", "sockets of the host lie in the folder of the instance"),
     *variables("VLLM_MQ_MAX_CHUNK_BYTES_MB", "a new queue to the workers is as large as the first"),
     *variables("VLLM_USE_RUST_FRONTEND VLLM_RUST_FRONTEND_PATH", "the Rust front end loads no plugins: refused"),

@@ -24,7 +24,8 @@ def lockstep_groups(vllm_config: Any) -> tuple[tuple[int, ...], ...]:
 
 def refuse_unprotected(vllm_config: Any) -> None:
     """Raise `BadConfiguration` for an unprotected topology, before any process starts."""
-    for what in _unbuilt(vllm_config.parallel_config):
+    parallel = vllm_config.parallel_config
+    for what in (*_unbuilt(parallel), *_unbuilt_over_nodes(parallel)):
         raise BadConfiguration(f"this version does not protect {what}", hint=UNPROTECTED)
     if "holdfast" not in (os.environ.get("VLLM_PLUGINS") or "").split(","):
         raise HookNotAttached(
@@ -39,10 +40,23 @@ def _unbuilt(parallel: Any) -> Iterator[str]:
         yield "an instance behind an external or hybrid data-parallel load balancer"
     if parallel.enable_elastic_ep:
         yield "elastic expert parallelism"
-    if parallel.nnodes > 1 or parallel.data_parallel_size_local != parallel.data_parallel_size:
-        yield "an instance on several nodes"
+    if parallel.data_parallel_size_local != parallel.data_parallel_size:
+        yield "data-parallel ranks on several nodes"
     if parallel.data_parallel_size > 1 and parallel.data_parallel_rank_local is not None:
         yield "data-parallel ranks that are started one by one"
+
+
+def _unbuilt_over_nodes(parallel: Any) -> Iterator[str]:
+    if parallel.nnodes == 1:
+        return
+    from vllm.platforms import current_platform
+
+    if parallel.data_parallel_size > 1:
+        yield "data parallelism with --nnodes"
+    if parallel.prefill_context_parallel_size > 1 or parallel.decode_context_parallel_size > 1:
+        yield "context parallelism with --nnodes"
+    if not current_platform.is_cpu():
+        yield "an instance on several nodes on this platform: only CPUs were tried"
 
 
 def refuse_rust_front_end() -> None:

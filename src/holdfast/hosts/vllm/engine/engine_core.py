@@ -28,11 +28,13 @@ from holdfast.hosts.vllm.engine.request_admission import VllmRequestHost
 from holdfast.hosts.vllm.engine.resumed_requests import attach_resumption_hooks, pace_resumed_requests
 from holdfast.hosts.vllm.engine.runtime_state import RuntimeState
 from holdfast.hosts.vllm.engine.streaming_sessions import follow_sessions
+from holdfast.hosts.vllm.engine.worker_pool.remote_ranks import set_node_watch
 from holdfast.hosts.vllm.injection import ArmedFaults, arm_engine
 from holdfast.hosts.vllm.process.device_health import device_health
 from holdfast.hosts.vllm.process.fence_flag import FenceFlags
 from holdfast.hosts.vllm.process.init_store import attach_init_store
 from holdfast.hosts.vllm.process.lifecycle import exit_within
+from holdfast.hosts.vllm.process.nodes import open_station, versions, wire_address
 from holdfast.hosts.vllm.process.queues import attach_socket_paths
 from holdfast.hosts.vllm.process.settings import inherited_settings, joins_epoch, place_of_files
 from holdfast.hosts.vllm.process.shared_memory import attach_segment_records
@@ -40,8 +42,8 @@ from holdfast.hosts.vllm.process.step_progress import record_engine_progress
 from holdfast.hosts.vllm.protocol import TOLD_TO_STOP
 from holdfast.sentinel import EngineCoreSentinel
 from holdfast.sentinel.engine import EngineDefeated
+from holdfast.sentinel.nodes import NodeWatch
 from holdfast.sentinel.thread import client_address, engine_address
-from holdfast.wire import ZmqStation
 
 logger = logging.getLogger("holdfast")
 
@@ -70,19 +72,47 @@ def _protect_engine(original: Callable[..., None], engine: Any, *args: Any, **kw
     engine_id = kwargs.get("engine_index", 0)
     folder = config.runtime_dir
     addresses = client_address(folder), engine_address(place_of_files(folder), engine_id)
-    sentinel = EngineCoreSentinel(engine_id, config, ZmqStation(), *addresses, joins_epoch=joins_epoch())
+    parallel = (kwargs["vllm_config"] if "vllm_config" in kwargs else args[0]).parallel_config
+    over_nodes = parallel.nnodes > 1
+    sentinel = EngineCoreSentinel(
+        engine_id,
+        config,
+        open_station(config),
+        *addresses,
+        joins_epoch=joins_epoch(),
+        address_for_nodes=wire_address(parallel.master_addr, config.node_port) if over_nodes else "",
+    )
+    if over_nodes:
+        _watch_nodes(sentinel, parallel)
     answer_greetings(engine)
     original(engine, *args, **kwargs)
     if engine.enable_fault_tolerance:  # the host has put its own sentinel in the place of ours
         answer_greetings(engine)
-    sentinel.start()
+    if not over_nodes:
+        sentinel.start()
     host = VllmEngineHost(engine, config, sentinel)
     workers = sentinel.await_workers(engine.model_executor.world_size, ATTACH_TIMEOUT_S)
-    host.fences.watch({worker.rank: worker.pid for worker in workers})
+    host.watch_fences({worker.rank: worker.pid for worker in workers})
     engine.holdfast = sentinel
     host.state.repeat_inherited()
     sentinel.announce(host, attached(), workers)
     engine.model_executor.standbys.start()
+
+
+def _watch_nodes(sentinel: EngineCoreSentinel, parallel: Any) -> None:
+    """Watch the agents of further nodes, from before the host waits for their ranks."""
+    each = parallel.local_world_size
+    ranks = {node: tuple(range(node * each, (node + 1) * each)) for node in range(1, parallel.nnodes)}
+    sentinel.nodes = NodeWatch(ranks, versions(), sentinel.send_to_agent)
+    sentinel.nodes.on_start_failed = _end_start
+    set_node_watch(sentinel.nodes)
+    sentinel.start()
+
+
+def _end_start(why: str) -> None:
+    """End an engine core whose start cannot succeed: the host would wait for the rank that is gone."""
+    logger.error("the start fails: %s", why)
+    exit_within(0.0)
 
 
 def _run_protected(original: Callable[..., None], engine: Any) -> None:
@@ -111,6 +141,9 @@ class VllmEngineHost:
         self._sentinel = sentinel
         engine.model_executor.start_ended()
         engine.model_executor.on_rank_lost = sentinel.rank_lost
+        if sentinel.nodes is not None:
+            sentinel.nodes.on_rank_lost = engine.model_executor.lose_rank
+            sentinel.nodes.serve()
         engine.model_executor.on_standbys = sentinel.report_standbys
         self._communicators = EngineCommunicators(engine)
         self._faults = ArmedFaults()
@@ -131,6 +164,7 @@ class VllmEngineHost:
         self._recovery = Recovery(
             engine, config, self._communicators, self._faults, paced, self._await_processes, self.state
         )
+        self._recovery.take_back = sentinel.take_back
         if (joins := joins_epoch()) is not None:
             self._recovery.mark_all_ranks_replaced()
             start_after_any_wave(engine, joins)
@@ -138,7 +172,12 @@ class VllmEngineHost:
 
     def _await_processes(self, pids: Mapping[int, int], timeout_s: float) -> None:
         self._sentinel.await_processes(pids, timeout_s)
-        self.fences.watch(pids)
+        self.watch_fences(pids)
+
+    def watch_fences(self, pids: Mapping[int, int]) -> None:
+        """Look at the fences of these processes, except over several nodes, where no rank finishes a step."""
+        if self._config.node_count == 1:
+            self.fences.watch(pids)
 
     @property
     def engine_id(self) -> int:

@@ -60,7 +60,12 @@ class Recovery:
     Args:
         state: set by callers at run time; repeated in every new worker.
         await_processes: waits until the new processes of ranks have reported; arguments: pids by rank, seconds.
+
+    Attributes:
+        take_back: lets ranks in again that were lost with their node, and returns those that answered.
     """
+
+    take_back: Callable[[Mapping[int, int], float], set[int]] = staticmethod(lambda pids, timeout_s: set())
 
     def __init__(
         self,
@@ -111,7 +116,8 @@ class Recovery:
         self._faults.reach(Phase.RECOVERY)
         if engine.batch_queue is not None:
             engine.batch_queue.clear()
-        replaced = self._replace({*replace, *engine.model_executor.dead_ranks(), *self._unprepared_ranks})
+        lost = {*replace, *engine.model_executor.dead_ranks(), *self._unprepared_ranks}
+        replaced = self._replace(lost - self._returned(lost))
         rewound = rewind(
             engine.scheduler,
             self._freed.requests() if self._freed else (),
@@ -183,6 +189,16 @@ class Recovery:
         return FreedInFlight(self._engine.scheduler, steps_in_flight=self._engine.batch_queue_size + 1)
 
     # ---- replace
+
+    def _returned(self, lost: set[int]) -> set[int]:
+        """Wait for lost nodes; return the ranks that keep their process: it was lost with its node, and answers."""
+        executor = self._engine.model_executor
+        there = executor.await_nodes(lost, self.config.node_return_timeout_s)
+        back = self.take_back(there, self.config.acknowledge_timeout_s) - self._unprepared_ranks if there else set()
+        if back:
+            executor.take_back(back)
+            logger.warning("engine %d: rank(s) %s are back with their node", self._engine.engine_index, sorted(back))
+        return back
 
     def _replace(self, ranks: set[int]) -> ReplacementResult:
         """Give the ranks new processes and wait until the sentinels of these processes have reported."""

@@ -27,7 +27,7 @@ from holdfast.core.protocol.effects import End, LeaveOut, ReplaceEngine, Replace
 from holdfast.core.protocol.messages import Rendezvous
 from holdfast.core.stalls.stalls import Stall
 from holdfast.core.states import EngineState
-from holdfast.hosts.vllm.communicators.rendezvous import InstanceRendezvous
+from holdfast.hosts.vllm.communicators.rendezvous import HOST, InstanceRendezvous
 from holdfast.hosts.vllm.contract.front_end_touchpoints import CLIENT_INIT
 from holdfast.hosts.vllm.contract.hooks import missing
 from holdfast.hosts.vllm.owner.api_servers import ApiServerProcess
@@ -81,9 +81,12 @@ class VllmFrontEndHost:
     Args:
         groups: engine ids of each lockstep group.
         links: number of API servers in processes of their own.
+        address: of this node, where every rank reaches the rendezvous.
     """
 
-    def __init__(self, config: HoldfastConfig, groups: Groups, links: int, open_sinks: OpenSinks) -> None:
+    def __init__(
+        self, config: HoldfastConfig, groups: Groups, links: int, open_sinks: OpenSinks, *, address: str = HOST
+    ) -> None:
         raise_descriptor_limit()
         write_log_beside()  # when the plugin was loaded the host had not set up its log yet
         self.defeat: str | None = None
@@ -94,7 +97,7 @@ class VllmFrontEndHost:
         self._ending: threading.Thread | None = None
         self._manager: Callable[[], Any] = lambda: None
         self._api_servers: Sequence[Any] = ()
-        self._rendezvous = InstanceRendezvous()
+        self._rendezvous = InstanceRendezvous(address)
         self._events = open_sinks(config)
         for folder in end_dead_instances():
             logger.warning("ended what a killed server of this user had left behind, known by %s", folder)
@@ -302,6 +305,8 @@ class VllmFrontEndHost:
         """Return why no engine core can be replaced, or an empty string when replacement is possible."""
         if not self._links and not self.serves:
             return "no engine core can resume its requests: the instance was not started to serve over HTTP"
+        if self.config.node_count > 1:
+            return "an engine core over several nodes cannot be replaced: the nodes have to be started together"
         return why_cannot_spawn()
 
     def open_rendezvous(self, group: tuple[int, ...], epoch: int) -> Rendezvous:

@@ -47,13 +47,16 @@ def wait_until_ready(queue: Any, deadline: float, silence: str) -> None:
     Raises:
         PeerSilent: with the message `silence`, past `deadline` (monotonic seconds).
     """
-    queue.local_socket.setsockopt(zmq.RCVTIMEO, max(1, int(1000 * (deadline - time.monotonic()))))
+    sockets = [socket for socket in (queue.local_socket, queue.remote_socket) if socket is not None]
+    for socket in sockets:
+        socket.setsockopt(zmq.RCVTIMEO, max(1, int(1000 * (deadline - time.monotonic()))))
     try:
         queue.wait_until_ready()
     except zmq.Again:
         raise PeerSilent(silence) from None
     finally:
-        queue.local_socket.setsockopt(zmq.RCVTIMEO, -1)
+        for socket in sockets:
+            socket.setsockopt(zmq.RCVTIMEO, -1)
 
 
 def bounded(queue: Any, has_failed: Callable[[], bool]) -> Any:
@@ -75,6 +78,28 @@ def bounded(queue: Any, has_failed: Callable[[], bool]) -> Any:
                     raise RuntimeError(EXECUTOR_FAILED) from None
 
     queue.enqueue = enqueue_bounded
+    return queue
+
+
+def interruptible(queue: Any) -> Any:
+    """Have `dequeue` of a queue from another node notice `shutdown`, which wakes local readers only."""
+    if queue.remote_socket is None:
+        return queue
+    owner = weakref.proxy(queue)
+    dequeue = functools.partial(type(queue).dequeue, owner)
+
+    def dequeue_in_slices(timeout: float | None = None, indefinite: bool = False) -> Any:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            left_s = LOOK_S if deadline is None else min(LOOK_S, max(0.0, deadline - time.monotonic()))
+            if owner.remote_socket.poll(1000 * left_s):
+                return dequeue(0)
+            if owner.shutting_down:
+                raise RuntimeError("cancelled")  # as the host says for a local queue
+            if deadline is not None and time.monotonic() >= deadline:
+                raise TimeoutError
+
+    queue.dequeue = dequeue_in_slices
     return queue
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from vllm.distributed.device_communicators.shm_broadcast import MessageQueue
+from vllm.utils.network_utils import get_ip
 
 from holdfast.core.faults.redaction import account_of
 from holdfast.hosts.vllm.communicators import holders
@@ -33,6 +34,15 @@ def _join(proc: Any, command: JoinCommand) -> None:
     old, proc.rpc_broadcast_mq = proc.rpc_broadcast_mq, queue
     holders.replace_everywhere([old], {id(old): queue})
     retire(old)
+
+
+def open_queues_alone(proc: Any, handle: Any) -> None:
+    """Open both queues of a replacement over several nodes, where the host's way needs every rank to take part."""
+    parallel = proc.worker.worker.vllm_config.parallel_config
+    is_with_engine_core = proc.rank < parallel.local_world_size
+    proc.rpc_broadcast_mq = MessageQueue.create_from_handle(handle, proc.rank)
+    proc.worker_response_mq = MessageQueue(1, 1 if is_with_engine_core else 0, connect_ip=get_ip())
+    proc.peer_response_handles = []
 
 
 def prepare(proc: Any, nonce: str, ranks: tuple[int, ...], calls: Sequence[WorkerCall]) -> bytes:

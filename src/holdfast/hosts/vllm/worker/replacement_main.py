@@ -57,7 +57,7 @@ def standby_main(orders: Connection, preload: bool, **kwargs: Any) -> None:
         order = await_assignment(orders)
         kwargs |= {
             "rank": order.rank,
-            "local_rank": order.rank,
+            "local_rank": order.rank % kwargs["vllm_config"].parallel_config.local_world_size,
             "is_driver_worker": order.is_driver,
             "input_shm_handle": to_handle(order.queue),
         }
@@ -91,7 +91,7 @@ def _run_worker(kwargs: dict[str, Any]) -> None:
 def _import_everything(vllm_config: Any) -> None:
     """Attach the hooks, and import all that a worker imports sooner or later: most of the time of a start."""
     with importing():
-        _attach_hooks()
+        _attach_hooks(vllm_config.parallel_config)
         from vllm.model_executor.models import ModelRegistry
         from vllm.platforms import current_platform
         from vllm.plugins import load_general_plugins
@@ -106,10 +106,13 @@ def _import_everything(vllm_config: Any) -> None:
                 importlib.import_module(name)
 
 
-def _attach_hooks() -> None:
+def _attach_hooks(parallel: Any) -> None:
     from holdfast.hosts.vllm.communicators.placeholder_groups import use_placeholder_groups
 
-    use_placeholder_groups()  # before the hooks of every worker: the first hook attached to a target stays
+    ranks_per_node = parallel.local_world_size if parallel.nnodes_within_dp > 1 else 0
+    use_placeholder_groups(
+        ranks_per_node
+    )  # before the hooks of every worker: the first hook attached to a target stays
     from holdfast.hosts.vllm.worker.worker import attach_worker_hooks
 
     attach_worker_hooks()

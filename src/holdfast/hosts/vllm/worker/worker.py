@@ -20,6 +20,7 @@ from holdfast.hosts.vllm.contract.hooks import attach, attached
 from holdfast.hosts.vllm.injection import ArmedFaults, arm_logits, arm_model, inject_around
 from holdfast.hosts.vllm.process.collective_count import COUNT
 from holdfast.hosts.vllm.process.fence_flag import FenceFlag
+from holdfast.hosts.vllm.process.nodes import engine_address_elsewhere, node_number, open_station
 from holdfast.hosts.vllm.process.queues import attach_socket_paths
 from holdfast.hosts.vllm.process.settings import inherited_settings, place_of_files
 from holdfast.hosts.vllm.process.shared_memory import attach_segment_records
@@ -29,13 +30,12 @@ from holdfast.hosts.vllm.worker.adapters import attach_adapter_hook
 from holdfast.hosts.vllm.worker.encoder_misses import naming_encoder_misses
 from holdfast.hosts.vllm.worker.fence import Step, StepFence
 from holdfast.hosts.vllm.worker.finishing import StepFinisher
-from holdfast.hosts.vllm.worker.handlers import join, prepare, repeat
+from holdfast.hosts.vllm.worker.handlers import join, open_queues_alone, prepare, repeat
 from holdfast.hosts.vllm.worker.logits_check import NonFiniteLogitsDetector
 from holdfast.hosts.vllm.worker.restore import RESTORE, RankRestore
 from holdfast.hosts.vllm.worker.standby import assigned_queue
 from holdfast.sentinel import WorkerSentinel
 from holdfast.sentinel.thread import engine_address
-from holdfast.wire import ZmqStation
 
 logger = logging.getLogger("holdfast")
 
@@ -62,14 +62,19 @@ def _protect_worker(original: Step, proc: Any, input_shm_handle: Any, vllm_confi
     is_replacement = uses_placeholder_groups()
     communicators = WorkerCommunicators(proc.worker.worker)
     unrebuildable = communicators.unrebuildable()  # before a standby waits: the search walks through the whole heap
-    original(proc, assigned_queue(input_shm_handle, proc.worker.worker), vllm_config)
+    queue = assigned_queue(input_shm_handle, proc.worker.worker)
+    if is_replacement and vllm_config.parallel_config.nnodes_within_dp > 1:
+        open_queues_alone(proc, queue)
+    else:
+        original(proc, queue, vllm_config)
     attach_adapter_hook()
     use_real_groups()
     config = inherited_settings()
     if config is None or not config.enable_fault_tolerance:
         return
     engine_id = vllm_config.parallel_config.data_parallel_index
-    finishes = config.finish_steps and communicators.any_shared and not unrebuildable
+    # The engine core does not see the flag of a rank of another node.
+    finishes = config.finish_steps and config.node_count == 1 and communicators.any_shared and not unrebuildable
     COUNT.fill = float("nan") if config.unsafe_send_nan else 0.0
     fence = StepFence(
         engine_id,
@@ -89,9 +94,8 @@ def _protect_worker(original: Step, proc: Any, input_shm_handle: Any, vllm_confi
         check_logits=config.check_logits,
         progress=worker_progress(config),
     )
-    sentinel = WorkerSentinel(
-        host, proc.rank, ZmqStation(), engine_address(place_of_files(config.runtime_dir), engine_id)
-    )
+    address = engine_address_elsewhere() or engine_address(place_of_files(config.runtime_dir), engine_id)
+    sentinel = WorkerSentinel(host, proc.rank, open_station(config), address, node=node_number())
     fence.reporter = sentinel
     proc.holdfast = host
     host.restores.is_replacement = is_replacement

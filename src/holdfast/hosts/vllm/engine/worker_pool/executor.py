@@ -23,7 +23,12 @@ from holdfast.core.faults.redaction import PublicText
 from holdfast.core.protocol.messages import Standbys
 from holdfast.hosts.vllm.engine.pacing import replace_method
 from holdfast.hosts.vllm.engine.worker_pool.exit_watch import WorkerExitWatch
-from holdfast.hosts.vllm.engine.worker_pool.replacement_processes import ReplacementProcesses, ReplacementResult
+from holdfast.hosts.vllm.engine.worker_pool.remote_ranks import RemoteReplacement, node_watch, remote_worker
+from holdfast.hosts.vllm.engine.worker_pool.replacement_processes import (
+    Replacement,
+    ReplacementProcesses,
+    ReplacementResult,
+)
 from holdfast.hosts.vllm.engine.worker_pool.spawning import (
     KILL_TIMEOUT_S,
     ReplacementProcess,
@@ -39,7 +44,7 @@ from holdfast.hosts.vllm.engine.worker_pool.start_calls import StartCalls
 from holdfast.hosts.vllm.process import priority
 from holdfast.hosts.vllm.process.bootstrap import bootstrapped
 from holdfast.hosts.vllm.process.forking import first_fork_server
-from holdfast.hosts.vllm.process.queues import bounded, retire, wait_until_ready
+from holdfast.hosts.vllm.process.queues import bounded, interruptible, retire, wait_until_ready
 from holdfast.hosts.vllm.process.settings import inherited_settings
 from holdfast.hosts.vllm.process.shared_memory import remove_dead_segments
 from holdfast.hosts.vllm.protocol import JOIN, PREPARE, REPEAT, JoinCommand, WorkerCall, encode, of_handle
@@ -82,6 +87,8 @@ class WorkerPoolExecutor(MultiprocExecutor):
         )
         with bootstrapped(get_mp_context(), background=False):
             super()._init_executor()
+        for queue in self.response_mqs:
+            interruptible(queue)
         self._call_over(self.rpc_broadcast_mq)
         self.note_start_calls()
 
@@ -106,7 +113,7 @@ class WorkerPoolExecutor(MultiprocExecutor):
     def start_worker_monitor(self, inline: bool = False) -> None:
         """Watch the workers; unlike the host's monitor, leave the survivors running when a worker exits."""
         self._stop_watching()
-        self._watch = WorkerExitWatch({w.rank: w.proc for w in self.workers}, self._rank_lost)
+        self._watch = WorkerExitWatch({w.rank: w.proc for w in self.workers}, self.lose_rank)
         self._watch.start()
 
     def shutdown(self) -> None:
@@ -117,13 +124,26 @@ class WorkerPoolExecutor(MultiprocExecutor):
     # ---- lost workers
 
     def dead_ranks(self) -> set[int]:
-        return {w.rank for w in self.workers if not w.proc.is_alive()}
+        here = {w.rank for w in self.workers if not w.proc.is_alive()}
+        return here | {rank for rank in self.lost_ranks if not self._is_here(rank)}
 
     def kill_rank(self, rank: int) -> None:
         """Kill the process of a rank. Any thread."""
-        self.workers[rank].proc.kill()
+        self._worker(rank).proc.kill()
 
-    def _rank_lost(self, rank: int, pid: int, how: str, exit_code: int | None) -> None:
+    def _is_here(self, rank: int) -> bool:
+        return rank < self.local_world_size
+
+    def _worker(self, rank: int) -> Any:
+        """Return the host's handle of a worker, on any node."""
+        if self._is_here(rank):
+            return self.workers[rank]
+        watch = node_watch()
+        assert watch is not None
+        return remote_worker(watch, rank)
+
+    def lose_rank(self, rank: int, pid: int, how: str, exit_code: int | None) -> None:
+        """Take a rank for lost; report the rank, and end waits for its replies. Any thread."""
         if getattr(self, "shutting_down", False):
             return
         self.lost_ranks |= {rank}
@@ -140,7 +160,7 @@ class WorkerPoolExecutor(MultiprocExecutor):
     # ---- standbys
 
     def _start_standby(self, slot: int, preload: bool) -> ReplacementProcess:
-        rank = slot % self.world_size
+        rank = slot % self.local_world_size
         is_driver, server = self._is_driver_worker(rank), self.standby_parent.server
         return start_standby(
             self.seed, rank, is_driver=is_driver, preload=preload and not self.standbys.is_plain(slot), server=server
@@ -150,6 +170,21 @@ class WorkerPoolExecutor(MultiprocExecutor):
         self.on_standbys(state)
 
     # ---- replacing workers
+
+    def await_nodes(self, ranks: set[int], timeout_s: float) -> dict[int, int]:
+        """Wait for the nodes of ranks; return the processes that are there again, by rank. Raises `RecoveryFailed`."""
+        watch, far = node_watch(), {rank for rank in ranks if not self._is_here(rank)}
+        return watch.await_nodes(far, time.monotonic() + timeout_s) if watch is not None and far else {}
+
+    def take_back(self, ranks: set[int]) -> None:
+        """Count ranks among the living again: they were lost with their node, and have answered since."""
+        watch = node_watch()
+        assert watch is not None
+        for rank in ranks:
+            watch.take_back(rank)
+            self.response_mqs[rank].shutting_down = False
+        self.lost_ranks -= ranks
+        self.is_failed = bool(self.lost_ranks)
 
     def replace_workers(self, ranks: Sequence[int], start_timeout_s: float, timeout_s: float) -> ReplacementResult:
         """Give each of the ranks a new process with weights and KV cache.
@@ -173,14 +208,9 @@ class WorkerPoolExecutor(MultiprocExecutor):
         replacements = ReplacementProcesses(
             ranks,
             self.standbys,
-            lambda rank: start_replacement(
-                self.seed,
-                rank,
-                is_driver=self._is_driver_worker(rank),
-                queue=handle,
-                server=self.standby_parent.server,
-            ),
+            lambda rank: self._start_replacement(rank, handle),
             lambda standby, rank: standby.assign(rank, is_driver=self._is_driver_worker(rank), queue=handle),
+            self._is_here,
         )
         try:
             replacements.start()
@@ -194,18 +224,26 @@ class WorkerPoolExecutor(MultiprocExecutor):
             remove_dead_segments(config.runtime_dir)
         return ReplacementResult(replacements.pids, replacements.standbys_used, time.monotonic() - began)
 
+    def _start_replacement(self, rank: int, queue: Any) -> Replacement:
+        if self._is_here(rank):
+            is_driver, server = self._is_driver_worker(rank), self.standby_parent.server
+            return start_replacement(self.seed, rank, is_driver=is_driver, queue=queue, server=server)
+        watch = node_watch()
+        assert watch is not None
+        return RemoteReplacement(watch, rank, queue)
+
     def _end_processes(self, ranks: Sequence[int]) -> None:
         """Kill the processes of the ranks and wait until they end. Raises `RecoveryFailed`."""
         self._stop_watching()
-        for rank in ranks:
-            worker = self.workers[rank]
+        workers = [self._worker(rank) for rank in ranks]
+        for worker in workers:
             worker.proc.kill()
             if worker.death_writer is not None:
                 worker.death_writer.close()
                 worker.death_writer = None
-        for rank in ranks:
-            self.workers[rank].proc.join(KILL_TIMEOUT_S)
-            if self.workers[rank].proc.is_alive():
+        for rank, worker in zip(ranks, workers, strict=True):
+            worker.proc.join(KILL_TIMEOUT_S)
+            if worker.proc.is_alive():
                 raise RecoveryFailed(f"the old process of rank {rank} does not end after SIGKILL")
 
     def _new_queue(self) -> Any:
@@ -234,8 +272,9 @@ class WorkerPoolExecutor(MultiprocExecutor):
         wait_until_ready(queue, deadline, "a rank does not open the new queue")
         for rank, worker in zip(ranks, workers, strict=True):
             old = self.response_mqs[rank]
-            self.workers[rank] = worker
-            self.response_mqs[rank] = worker.worker_response_mq
+            if self._is_here(rank):
+                self.workers[rank] = worker
+            self.response_mqs[rank] = interruptible(worker.worker_response_mq)
             wait_until_ready(worker.worker_response_mq, deadline, f"rank {rank} does not open its reply queue")
             retire(old)
         self._await_replies(nonce, survivors, deadline)

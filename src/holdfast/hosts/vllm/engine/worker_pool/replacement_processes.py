@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from holdfast.core.errors import RecoveryFailed
 from holdfast.core.faults.redaction import account_of
@@ -16,6 +16,24 @@ from holdfast.hosts.vllm.engine.worker_pool.spawning import ReplacementProcess
 from holdfast.hosts.vllm.engine.worker_pool.standby_pool import StandbyPool
 
 logger = logging.getLogger("holdfast")
+
+
+class Replacement(Protocol):
+    """A process that becomes the worker of a rank, on any node."""
+
+    rank: int | None
+
+    @property
+    def pid(self) -> int | None: ...
+
+    @property
+    def was_standby(self) -> bool: ...
+
+    def await_ready(self, deadline: float) -> Any:
+        """Return the host's handle of the worker once the weights are loaded. Raises `RecoveryFailed`."""
+        ...
+
+    def kill(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -33,20 +51,23 @@ class ReplacementProcesses:
     Args:
         start: starts a process for a rank.
         assign: assigns a rank to a standby. Raises `RecoveryFailed` when the standby has ended.
+        is_here: tells whether a standby of this node can become a rank.
     """
 
     def __init__(
         self,
         ranks: Sequence[int],
         standbys: StandbyPool,
-        start: Callable[[int], ReplacementProcess],
+        start: Callable[[int], Replacement],
         assign: Callable[[ReplacementProcess, int], None],
+        is_here: Callable[[int], bool] = lambda rank: True,
     ) -> None:
+        self._is_here = is_here
         self._ranks = ranks
         self._standbys = standbys
         self._start = start
         self._assign = assign
-        self._processes: list[ReplacementProcess] = []
+        self._processes: list[Replacement] = []
 
     def start(self) -> None:
         """Assign or start the processes of all ranks. Does not wait for them."""
@@ -63,14 +84,14 @@ class ReplacementProcesses:
 
     @property
     def pids(self) -> dict[int, int]:
-        return {p.rank: p.process.pid for p in self._processes if p.rank is not None}
+        return {p.rank: p.pid for p in self._processes if p.rank is not None and p.pid is not None}
 
     @property
     def standbys_used(self) -> int:
         return sum(process.was_standby for process in self._processes)
 
     def _take_standby(self, rank: int) -> ReplacementProcess | None:
-        standby = self._standbys.take(rank)
+        standby = self._standbys.take(rank) if self._is_here(rank) else None
         if standby is None:
             return None
         try:
@@ -92,7 +113,7 @@ class ReplacementProcesses:
         self._processes[index] = self._start(self._ranks[index])
         return self._processes[index].await_ready(deadline)
 
-    def _discard(self, standby: ReplacementProcess, error: RecoveryFailed) -> None:
+    def _discard(self, standby: Replacement, error: RecoveryFailed) -> None:
         logger.warning("a standby failed to become rank %s; starting a new process instead: %s", standby.rank, error)
         standby.kill()
         self._standbys.report_failure(account_of(error).message)

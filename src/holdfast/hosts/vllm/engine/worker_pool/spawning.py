@@ -40,11 +40,15 @@ class WorkerSeed:
 
     vllm_config: Any
 
+    def local_rank(self, rank: int) -> int:
+        """Return the number of a rank on its node."""
+        return rank % int(self.vllm_config.parallel_config.local_world_size)
+
     def kwargs(self, rank: int, *, is_driver: bool, queue: Any) -> dict[str, Any]:
         """Return the arguments of the host's `WorkerProc.worker_main` for a rank."""
         return {
             "vllm_config": self.vllm_config,
-            "local_rank": rank,
+            "local_rank": self.local_rank(rank),
             "rank": rank,
             "distributed_init_method": _NOWHERE,
             "input_shm_handle": queue,
@@ -76,6 +80,11 @@ class ReplacementProcess:
     @property
     def was_standby(self) -> bool:
         return self.orders is not None
+
+    @property
+    def pid(self) -> int | None:
+        pid: int | None = self.process.pid
+        return pid
 
     def assign(self, rank: int, *, is_driver: bool, queue: Any) -> None:
         """Assign a rank to a standby. Raises `RecoveryFailed` when the standby has ended.
@@ -180,7 +189,7 @@ def _start(
         "name": f"VllmWorker-{rank}",
         "daemon": True,
     }
-    with OMPProcessManager(seed.vllm_config).configure_omp_envs(rank=rank, local_rank=rank):
+    with OMPProcessManager(seed.vllm_config).configure_omp_envs(rank=rank, local_rank=seed.local_rank(rank)):
         process = _run(about, server)
     ready_writer.close()
     death_reader.close()
