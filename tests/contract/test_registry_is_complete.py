@@ -26,6 +26,7 @@ MODULES = {t.module for t in TOUCHPOINTS}
 # Of Python, of torch and of Holdfast itself: no names of the host.
 NOT_OF_THE_HOST = {
     "__dict__": "Python",
+    "ncclCommInitRankConfig": "NCCL",
     "__name__": "Python",
     "_modules": "torch.nn.Module",
     "size": "torch.distributed.ProcessGroup",

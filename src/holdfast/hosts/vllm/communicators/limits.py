@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from holdfast.hosts.vllm.communicators.placeholder_groups import SWITCHED_OFF
 from holdfast.hosts.vllm.communicators.tracking import TrackedGroups
 
 # Managers that reach the groups through the coordinators at every call and keep no group.
@@ -55,7 +56,7 @@ def limits_of_torch(tracked: TrackedGroups) -> Iterator[str]:
 def _communicator_limits(name: str, communicator: Any) -> Iterator[str]:
     for attribute, what in PEER_MEMORY.items():
         part = getattr(communicator, attribute, None)
-        if part is not None and not getattr(part, "disabled", False):
+        if part is not None and (not getattr(part, "disabled", False) or hasattr(part, SWITCHED_OFF)):
             yield f"group {name} uses {what}, whose buffers map memory of the old peers"
     if type(getattr(communicator, "dist_module", None)).__name__ == "_CPUSHMDistributed":
         yield f"group {name} uses the CPU's shared-memory collectives, which cannot be broken"

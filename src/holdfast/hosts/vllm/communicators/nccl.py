@@ -2,8 +2,7 @@
 
 UNTESTED ON A GPU: written from the sources of the host and of torch. `tests/integration/test_nccl.py` runs on any
 machine with a GPU. Aborting may block while CUDA graphs captured on the communicator live, so the wait is bounded;
-such graphs are refused beforehand (`limits`). `ncclCommInitRank` has no timeout: the peers have met just before, over
-gloo, within a timeout.
+such graphs are refused beforehand (`limits`). Communicators are made again within a deadline (`nccl_init`).
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from typing import Any, NoReturn
 import torch
 
 from holdfast.core.errors import RankFenced
+from holdfast.hosts.vllm.communicators.nccl_init import bounded_init
 
 logger = logging.getLogger("holdfast")
 
@@ -46,13 +46,18 @@ def break_nccl(coordinators: Iterable[Any], groups: Iterable[Any]) -> int:
     return len(aborts)
 
 
-def rebuild_nccl(coordinators: Iterable[Any]) -> None:
-    """Make the host's communicators again in the same objects, over the new groups of the coordinators."""
-    for comm in _communicators(coordinators):
-        if comm.world_size > 1 and comm.group is not None and hasattr(comm, "comm"):
-            if _usable(comm):  # a rebuild without a break: free the old communicator
-                _attempt(_abort_of(comm))
-            comm.__init__(group=comm.group, device=comm.device)
+def rebuild_nccl(coordinators: Iterable[Any], deadline: float) -> None:
+    """Make the host's communicators again in the same objects, over the new groups of the coordinators.
+
+    Raises:
+        RecoveryFailed: the peers did not meet before `deadline`.
+    """
+    with bounded_init(deadline):
+        for comm in _communicators(coordinators):
+            if comm.world_size > 1 and comm.group is not None and hasattr(comm, "comm"):
+                if _usable(comm):  # a rebuild without a break: free the old communicator
+                    _attempt(_abort_of(comm))
+                comm.__init__(group=comm.group, device=comm.device)
 
 
 def _communicators(coordinators: Iterable[Any]) -> Iterator[Any]:
@@ -71,6 +76,7 @@ def _abort_of(comm: Any) -> Callable[[], None]:
     library, comm.nccl = comm.nccl, AbortedLibrary()
 
     def abort() -> None:
+        vars(library).pop("NCCL_CHECK", None)  # of `nccl_init`: would ask a communicator that is being freed
         with torch.accelerator.device_index(comm.device.index):
             library.ncclCommAbort(comm.comm)
 

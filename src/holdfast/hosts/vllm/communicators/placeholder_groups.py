@@ -14,11 +14,17 @@ from typing import Any
 
 from holdfast.hosts.vllm.communicators.rebuild import make_stateless_group
 from holdfast.hosts.vllm.communicators.tracking import TRACKED, TorchGroup
-from holdfast.hosts.vllm.contract.communicator_touchpoints import ENGINES_GROUP, TORCH_GROUP
+from holdfast.hosts.vllm.contract.communicator_touchpoints import (
+    ENGINES_GROUP,
+    PEER_MEMORY,
+    PYNCCL_INIT,
+    TORCH_GROUP,
+)
 from holdfast.hosts.vllm.contract.hooks import attach
 from holdfast.hosts.vllm.contract.worker_touchpoints import BROADCAST_QUEUE, INIT_GROUPS, SAME_NODE
 from holdfast.hosts.vllm.process.settings import joins_epoch
 
+SWITCHED_OFF = "holdfast_switched_off"  # attribute of a part that the peers have and a replacement does not yet
 PLACEHOLDER = "fake"  # torch's own name for a backend that sends nothing
 _GROUP_OF_ONE_TIMEOUT_S = 10.0  # no peer is waited for
 
@@ -47,6 +53,10 @@ def use_placeholder_groups(ranks_per_node: int = 0) -> None:
     attach(TORCH_GROUP, _make_placeholder)
     attach(SAME_NODE, _on_node_of)
     attach(BROADCAST_QUEUE, _no_broadcast_queue)
+    if not _on_cpu():
+        attach(PYNCCL_INIT, _no_nccl_yet)
+        for touchpoint in PEER_MEMORY:
+            attach(touchpoint, _no_peer_memory_yet)
     _placeholders = True
 
 
@@ -90,6 +100,41 @@ def _make_placeholder(original: Callable[..., Any], *args: Any, **kwargs: Any) -
     placeholder = {**given, "backend": PLACEHOLDER, "backend_options": None, "device_id": None}
     real = TorchGroup.from_arguments({**given, "backend": _real_backend(given)})
     return TRACKED.make(lambda: original(**placeholder), real)
+
+
+def _on_cpu() -> bool:
+    from vllm.platforms import current_platform
+
+    return bool(current_platform.is_cpu())
+
+
+def _no_nccl_yet(original: Callable[..., None], comm: Any, group: Any, device: Any, *args: Any, **kwargs: Any) -> None:
+    """Make a communicator of the host without NCCL behind it; the rebuild calls `__init__` again, over real groups.
+
+    The host then takes torch's group, which is a placeholder too. NCCL would wait for the peers for ever.
+    """
+    size = group.world_size if hasattr(group, "world_size") else group.size()
+    if not _placeholders or size == 1:
+        original(comm, group, device, *args, **kwargs)
+        return
+    comm.group, comm.device, comm.world_size = group, _as_device(device), size
+    comm.rank = group.rank if isinstance(group.rank, int) else group.rank()
+    comm.available, comm.disabled, comm.comm = False, True, None
+
+
+def _no_peer_memory_yet(original: Callable[..., None], part: Any, *args: Any, **kwargs: Any) -> None:
+    """Make a part that shares memory with peers as switched off, which the host then leaves out."""
+    if not _placeholders:
+        original(part, *args, **kwargs)
+        return
+    part.disabled = True
+    setattr(part, SWITCHED_OFF, True)
+
+
+def _as_device(device: Any) -> Any:
+    import torch
+
+    return torch.device(f"cuda:{device}") if isinstance(device, int) else torch.device(device)
 
 
 def _real_backend(given: dict[str, Any]) -> Any:

@@ -100,7 +100,7 @@ class WorkerCommunicators:
             if self._tracked.any_nccl:
                 from holdfast.hosts.vllm.communicators.nccl import rebuild_nccl
 
-                rebuild_nccl(coordinators)
+                rebuild_nccl(coordinators, deadline)
         except RecoveryFailed:
             raise
         except Exception as error:  # torch raises many types, and all mean that the ranks did not meet

@@ -6,6 +6,7 @@ from holdfast.hosts.vllm.contract.touchpoint import Touchpoint, attributes, call
 
 _C10D = "torch.distributed.distributed_c10d"
 _DEVICES = "vllm.distributed.device_communicators"
+_WITHOUT_PEERS = "maps memory of the peers, which a replacement worker does not have yet"
 
 TORCH_GROUP = wrap(
     _C10D,
@@ -27,6 +28,29 @@ ENGINES_GROUP = wrap(
     "a replacement engine core starts without its lockstep group",
 )
 
+NCCL_INIT_RANK = wrap(
+    f"{_DEVICES}.pynccl_wrapper",
+    "NCCLLibrary.ncclCommInitRank",
+    ("world_size", "unique_id", "rank"),
+    "NCCL would wait for ever for a peer that has died",
+)
+PYNCCL_INIT = wrap(
+    f"{_DEVICES}.pynccl", "PyNcclCommunicator.__init__", ("group", "device"), "a replacement worker has no peers yet"
+)
+PEER_MEMORY = (
+    wrap(f"{_DEVICES}.custom_all_reduce", "CustomAllreduce.__init__", ("group", "device"), _WITHOUT_PEERS),
+    wrap(f"{_DEVICES}.quick_all_reduce", "QuickAllReduce.__init__", ("group", "device"), _WITHOUT_PEERS),
+    wrap(f"{_DEVICES}.symm_mem", "SymmMemCommunicator.__init__", ("group", "device"), _WITHOUT_PEERS),
+    wrap(f"{_DEVICES}.flashinfer_all_reduce", "FlashInferAllReduce.__init__", ("group", "device"), _WITHOUT_PEERS),
+    wrap(
+        f"{_DEVICES}.flashinfer_pcie_ipc_all_reduce",
+        "FlashInferPcieIpcAllReduce.__init__",
+        ("group", "tune_group"),
+        _WITHOUT_PEERS,
+    ),
+    wrap(f"{_DEVICES}.aiter_custom_all_reduce", "AiterCustomAllreduce.__init__", ("group", "device"), _WITHOUT_PEERS),
+)
+
 CPU_ALL_REDUCE = only(
     "0.33", call("vllm.distributed.utils", "cpu_all_reduce_", ("tensor", "group"), "a rank may wait in its frame")
 )
@@ -41,6 +65,9 @@ COMMUNICATOR_TOUCHPOINTS: tuple[Touchpoint, ...] = (
     STATELESS_GLOO_GROUP,
     ENGINES_GROUP,
     CPU_ALL_REDUCE,
+    NCCL_INIT_RANK,
+    PYNCCL_INIT,
+    *PEER_MEMORY,
     COUNTED_ALL_REDUCE,
     COUNTED_ALL_GATHER,
     COUNTED_GATHER,
@@ -68,7 +95,7 @@ COMMUNICATOR_TOUCHPOINTS: tuple[Touchpoint, ...] = (
     *attributes(f"{_DEVICES}.cpu_communicator", "CpuCommunicator", "dist_module", "limits of a rebuild"),
     Touchpoint(f"{_DEVICES}.cpu_communicator", "_CPUSHMDistributed", "class", None, "limits of a rebuild"),
     Touchpoint(f"{_DEVICES}.all2all", "AgRsAll2AllManager", "class", None, "limits of a rebuild"),
-    call(f"{_DEVICES}.pynccl", "PyNcclCommunicator.__init__", ("group", "device"), "made again in place"),
+    *attributes(f"{_DEVICES}.pynccl_wrapper", "NCCLLibrary", "lib _funcs NCCL_CHECK", "asked until ready"),
     *attributes(f"{_DEVICES}.pynccl", "PyNcclCommunicator", "nccl comm available device group world_size", "aborting"),
     call(f"{_DEVICES}.pynccl_wrapper", "NCCLLibrary.ncclCommAbort", ("comm",), "aborting"),
     *attributes("vllm.v1.engine.core", "DPEngineCoreProc", "dp_store dp_rank dp_size", "rebuilding their group"),
