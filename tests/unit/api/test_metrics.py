@@ -17,9 +17,10 @@ from holdfast.api.metrics.instance import DroppedItems, InstanceMetrics
 from holdfast.core.config import HoldfastConfig
 from holdfast.core.faults.faults import FaultClass
 from holdfast.core.protocol import messages as m
+from holdfast.core.protocol.commands import RestartEngine
 from holdfast.core.protocol.effects import Publish
 from holdfast.core.requests.interruptions import Interruption
-from support.instance_bench import Bench, a_fault
+from support.instance_bench import EXTERNAL, Bench, a_fault
 
 
 class Watched(Bench):
@@ -122,6 +123,26 @@ def test_the_figures_of_a_recovery_become_phases_and_counts() -> None:
     assert round(found['holdfast_recovery_phase_seconds_sum{phase="restore"}'], 3) == 0.3
     for phase in ("contain", "decide", "repair", "restore"):
         assert found[f'holdfast_recovery_phase_seconds_count{{phase="{phase}"}}'] == 1
+
+
+def test_a_repair_by_command_has_phases_and_its_action_too() -> None:
+    bench = Watched(EXTERNAL)
+    bench.faulted(0, fault=a_fault(fault_class=FaultClass.WORKER_LOST))
+    bench.paused_by_fault(0, fault=a_fault(fault_class=FaultClass.WORKER_LOST))
+    bench.retry("mine")
+    told = m.RecoveryReport(replaced_ranks=(0,))
+    bench.observe(m.EngineRecovered(engine_id=0, command_id="mine", epoch=bench.view(0).epoch, report=told))
+    found = bench.shown
+    assert found['holdfast_recoveries_total{action="restart-workers",outcome="succeeded"}'] == 1
+    assert found['holdfast_recovery_phase_seconds_count{phase="decide"}'] == 1
+
+
+def test_a_restart_that_an_operator_ordered_is_no_fault() -> None:
+    bench = Watched()
+    bench.submit(RestartEngine(command_id="mine", engine_id=0))
+    found = bench.shown
+    assert states(found) == ["restarting"]
+    assert not [sample for sample in found if sample.startswith("holdfast_faults_total")]
 
 
 def test_counters_outlive_a_lost_engine_core_and_its_gauges_fall_to_zero() -> None:

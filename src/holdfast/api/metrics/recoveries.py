@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from holdfast.api.metrics.catalog import RECOVERY_FAILED, REPAIRS, SUCCEEDED, Phase
 from holdfast.core.policy.ladder import Action
 from holdfast.core.protocol.events import Event, EventKind, InstanceView
+from holdfast.core.protocol.messages import RecoveryReport
 from holdfast.core.states import EngineState
 
 
@@ -38,6 +39,13 @@ class _Open:
     restore_s: float = 0.0
     failed_commands: set[str | None] = field(default_factory=set)
 
+    def note(self, report: RecoveryReport) -> None:
+        """Take the figures of an engine core's recovery."""
+        if report.replaced_ranks and self.action == Action.RETRY:
+            self.action = Action.RESTART_WORKERS  # decided by a command
+        self.repair_s = max(self.repair_s, report.replace_s + report.rebuild_s)
+        self.restore_s = max(self.restore_s, report.drain_s + report.rewind_s + report.restore_s)
+
 
 class Recoveries:
     """Follows the incidents of all lockstep groups. Events come in order; some may be missing."""
@@ -63,7 +71,7 @@ class Recoveries:
                 self._open[group[0]] = _Open(event.at)
                 if event.fault is not None and event.fault.at:
                     yield PhaseEnded(Phase.DETECT, max(0.0, event.at - event.fault.at))
-            case EventKind.ENGINE_LOST:
+            case EventKind.ENGINE_LOST if event.command_id is None:
                 incident = self._open.setdefault(group[0], _Open(event.at))
                 incident.action = Action.RESTART_ENGINE
                 if event.state is EngineState.LEFT_OUT:
@@ -71,15 +79,17 @@ class Recoveries:
             case EventKind.ENGINE_PAUSED if incident is not None:
                 incident.paused_at = event.at
             case EventKind.DECISION_MADE if incident is not None:
-                yield from _decided(incident, event)
+                if event.decision is not None and event.decision.action in REPAIRS:
+                    incident.action = event.decision.action
+                    yield from _decided(incident, event.at)
+            case EventKind.RECOVERY_STARTED if incident is not None:
+                yield from _decided(incident, event.at)  # where a command decided
             case EventKind.RECOVERY_FAILED if incident is not None:
                 if event.command_id not in incident.failed_commands:  # told by each engine core of the group
                     incident.failed_commands.add(event.command_id)
                     yield RecoveryEnded(incident.action, RECOVERY_FAILED)
             case EventKind.ENGINE_RECOVERED if incident is not None and event.report is not None:
-                report = event.report
-                incident.repair_s = max(incident.repair_s, report.replace_s + report.rebuild_s)
-                incident.restore_s = max(incident.restore_s, report.drain_s + report.rewind_s + report.restore_s)
+                incident.note(event.report)
                 yield from self._end_if_healthy(group, view)
             case EventKind.ENGINE_RESTARTED if incident is not None:
                 incident.repair_s = max(incident.repair_s, event.interruption_s or 0.0)
@@ -94,14 +104,11 @@ class Recoveries:
             yield RecoveryEnded(incident.action, SUCCEEDED)
 
 
-def _decided(incident: _Open, event: Event) -> Iterator[News]:
-    if event.decision is None or event.decision.action not in REPAIRS:
-        return
-    incident.action = event.decision.action
+def _decided(incident: _Open, at: float) -> Iterator[News]:
     if incident.paused_at is not None and not incident.is_contained:
         incident.is_contained = True
         yield PhaseEnded(Phase.CONTAIN, max(0.0, incident.paused_at - incident.began_at))
-        yield PhaseEnded(Phase.DECIDE, max(0.0, event.at - incident.paused_at))
+        yield PhaseEnded(Phase.DECIDE, max(0.0, at - incident.paused_at))
 
 
 def _group_of(view: InstanceView, engine_id: int) -> tuple[int, ...]:
