@@ -31,7 +31,7 @@ class Evidence:
         """Keep the evidence of a stall."""
         self._folder = self._folder or tempfile.TemporaryDirectory(prefix="holdfast-simulated-")
         newest = SmallStallFiles(self._folder.name, self._folder.name, engine_id).keep(stall, pids)
-        kept = list(Path(self._folder.name).glob("stalls/*/stall.json"))
+        kept = list(Path(self._folder.name).glob("evidence/*/stall.json"))
         law = self._run.law
         law(newest is not None and (newest / "stall.json").exists(), "the newest stall is kept")
         law(len(kept) <= incident_files.MAX_STALLS, "a bounded number of stalls is kept")
