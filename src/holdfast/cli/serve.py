@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from holdfast.cli.serve_flags import NO_PORT, flag_parser
+from holdfast.cli.settings_sources import settings_from_environment, split_config
 from holdfast.core.errors import BadConfiguration, HoldfastError, OperatorError
 
 EXIT_USAGE = 2
@@ -20,20 +22,31 @@ def serve(arguments: Sequence[str]) -> int:
         flag_parser().print_help()
         return 0
     try:
-        flags, rest = split_flags(arguments)
-        settings = settle_upstream_flags(flags)
-        from holdfast.hosts.vllm.process.output import never_block_output
-        from holdfast.hosts.vllm.serving.serve_command import known_flags, prepare
-        from holdfast.hosts.vllm.serving.serve_command import serve as serve_with_host
-
-        if settings.get("enable_fault_tolerance") is not False:
-            never_block_output()
-        prepare(allow_unknown_host=bool(settings.get("allow_unknown_host")))
-        refuse_misspelt(rest, known_flags())
-        serve_with_host(rest, settings)
+        from_environment = settings_from_environment(os.environ)
+        with split_config(arguments) as (for_host, from_file):
+            return _serve(for_host, {**from_file, **from_environment})
     except HoldfastError as error:
         print(f"holdfast: cannot start: {error}", file=sys.stderr)
         return EXIT_USAGE if isinstance(error, OperatorError) else EXIT_CANNOT_START
+
+
+def _serve(arguments: Sequence[str], stated: Mapping[str, Any]) -> int:
+    """Serve; `stated` are settings from elsewhere, over which flags have precedence."""
+    flags, rest = split_flags(arguments)
+    settings = settle_upstream_flags({**stated, **flags})
+    from holdfast.hosts.vllm.process.logs import write_as, write_log_beside
+    from holdfast.hosts.vllm.process.output import never_block_output
+    from holdfast.hosts.vllm.serving.serve_command import known_flags, prepare
+    from holdfast.hosts.vllm.serving.serve_command import serve as serve_with_host
+
+    if settings.get("enable_fault_tolerance") is not False:
+        never_block_output()
+    prepare(allow_unknown_host=bool(settings.get("allow_unknown_host")))
+    if log_format := settings.get("log_format"):
+        write_log_beside()
+        write_as(log_format)
+    refuse_misspelt(rest, known_flags())
+    serve_with_host(rest, settings)
     return 0
 
 

@@ -221,6 +221,11 @@ def _add_detection(add: Add) -> None:
     add("--max-incidents", type=int, metavar="N", help="incidents that are kept; the oldest go first")
     add("--max-incident-mib", type=int, metavar="MIB", help="MiB that all kept incidents may take together")
     add(
+        "--log-format",
+        choices=["text", "json"],
+        help="write the log of all processes as text, or as JSON with one object per line",
+    )
+    add(
         "--full-texts-file",
         metavar="FILE",
         help="private file for texts of exceptions as they are, which may quote requests; without, they are kept in "

@@ -17,6 +17,12 @@ Written by `make settings` from the flags of `holdfast serve`; do not edit by ha
 - Under `vllm serve` with `VLLM_PLUGINS=holdfast`, and for `vllm.LLM(...)`, give the same name with
   underscores in `additional_config`:
   `--additional-config '{"holdfast": {"fault_policy": "auto", "max_retries": 5}}'`.
+- Under `holdfast serve` a setting may also be a variable, `HOLDFAST_` and the name in capitals with
+  underscores (`HOLDFAST_MAX_RETRIES=5`; `HOLDFAST_STANDBY_PRELOAD=true` for a switch), or a key of
+  the host's `--config` file (`max-retries: 5`).
+- Precedence, highest first: flag, variable, `--config` file, `--additional-config`, default. An
+  empty variable is none. A variable that resembles the name of a setting and is none stops the
+  start.
 - An existing value of `VLLM_PLUGINS` is extended and never replaced: other plugins keep working.
 - A setting with *yes* in the column *at run time* can be changed while the server runs, by the
   [command](http.md#configure) `configure`; the others are fixed at the start.
