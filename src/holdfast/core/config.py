@@ -102,6 +102,7 @@ class HoldfastConfig(RuntimeSettings, frozen=True, kw_only=True, forbid_unknown_
     incident_dir: str = ""  # empty: the user's state folder
     max_incidents: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 100
     max_incident_mib: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 256  # of all incidents together
+    log_format: Literal["text", "json"] = "text"
     full_texts_file: str = ""  # empty: texts of exceptions as they are are kept in memory only
     # Of a gloo collective. None: the host's own; a prefill or a compilation on one rank keeps its peers waiting.
     gloo_comm_timeout_s: Seconds | None = None

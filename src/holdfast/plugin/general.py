@@ -39,13 +39,15 @@ def _join_instance() -> None:
     """Attach the hooks of an engine core, a worker and an API server: the kind of the process is unknown here."""
     from holdfast.hosts.vllm.communicators.placeholder_groups import attach_solo_join_hooks
     from holdfast.hosts.vllm.hooks import attach_request_hooks
-    from holdfast.hosts.vllm.process.logs import write_log_beside
+    from holdfast.hosts.vllm.process.logs import write_as, write_log_beside
     from holdfast.hosts.vllm.process.members import join_members
     from holdfast.hosts.vllm.process.shared_memory import attach_semaphore_records
     from holdfast.hosts.vllm.worker.worker import attach_worker_hooks
 
     write_log_beside()
     config = inherited_settings()
+    if config is not None:
+        write_as(config.log_format)
     if config is not None and config.runtime_dir:
         join_members(config.runtime_dir)
     attach_semaphore_records()

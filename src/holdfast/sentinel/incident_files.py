@@ -27,8 +27,10 @@ from holdfast.progress.surroundings import fields, look_around, read
 
 logger = logging.getLogger("holdfast")
 
-STALLS = "stalls"  # folder of what no incident has taken over yet, beside the incidents
+EVIDENCE = "evidence"  # folder of what no incident has taken over yet, beside the incidents
 STALL = "stall.json"
+STEP = "step.json"
+FAILED_STEP = "failed-step"
 MAX_STALLS = 32
 MAX_THREADS = 256
 EVIDENCE_BOUND_S = 1.5  # a stopped process is asked for its stacks in vain for a part of that
@@ -43,7 +45,7 @@ class StallFiles:
 
     def __init__(self, incident_dir: str, runtime_dir: str, engine_id: int) -> None:
         self._is_given = bool(incident_dir)
-        self._folder = (Path(incident_dir).expanduser() if incident_dir else default_folder()) / STALLS
+        self._folder = (Path(incident_dir).expanduser() if incident_dir else default_folder()) / EVIDENCE
         self._runtime_dir = runtime_dir
         self._engine_id = engine_id
         self.devices: Devices | None = None  # who is asked for their health
@@ -79,6 +81,15 @@ class StallFiles:
             _writers.release()
             proceed()
 
+    def keep_step(self, step: Mapping[str, Any]) -> None:
+        """Write what a failed step was about, in numbers."""
+        try:
+            folder = self._new_folder(os.getpid(), FAILED_STEP)
+            (folder / STEP).write_text(json.dumps(step, indent=2) + "\n")
+            self._complete(folder)
+        except Exception as error:
+            logger.warning("cannot write the evidence of a failed step: %s", error)
+
     def keep(self, stall: Stall, pids: Mapping[int, int]) -> Path | None:
         """Write the state of a stalled process and of the peers; return the folder, None when writing failed."""
         try:
@@ -88,25 +99,32 @@ class StallFiles:
             return None
 
     def _keep(self, stall: Stall, pids: Mapping[int, int]) -> Path:
-        folder = self._new_folder(stall.pid)
+        folder = self._new_folder(stall.pid, "stall")
         (folder / STALL).write_text(json.dumps(self._summary(stall, pids), indent=2) + "\n")
         ranks = {pid: rank for rank, pid in {**pids, stall.rank: stall.pid}.items()}
         for pid, stacks in ask_for_stacks(self._runtime_dir, ranks).items():
             (folder / f"stacks-{ranks[pid]}-{pid}.txt").write_text(stacks)
         forget_stacks(self._runtime_dir, stall.pid)
+        return self._complete(folder)
+
+    def _complete(self, folder: Path) -> Path:
+        """Let an incident take the folder over."""
         complete = folder.with_name(folder.name.removeprefix(_UNFINISHED))
-        folder.rename(complete)  # only what is complete is taken over by an incident
+        folder.rename(complete)
         self._drop_oldest(spare=complete)
         return complete
 
-    def _new_folder(self, pid: int) -> Path:
-        """Make a folder for one stall. Other instances may share the parent, also from containers with equal ids."""
+    def _new_folder(self, pid: int, what: str) -> Path:
+        """Make a folder for one piece of evidence.
+
+        Other instances may share the parent, also from containers with equal ids.
+        """
         if not self._is_given:
             make_private(self._folder.parent)
         stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
         for number in range(1, MAX_STALLS):
             again = f"-{number}" if number > 1 else ""
-            name = f"{os.path.basename(self._runtime_dir)}-engine{self._engine_id}-{stamp}-{pid}{again}"
+            name = f"{os.path.basename(self._runtime_dir)}-engine{self._engine_id}-{what}-{stamp}-{pid}{again}"
             if not (self._folder / name).exists():
                 with contextlib.suppress(FileExistsError):
                     folder = self._folder / (_UNFINISHED + name)
@@ -137,7 +155,7 @@ class StallFiles:
 
     def _drop_oldest(self, spare: Path) -> None:
         """Remove the oldest stalls that no incident has taken over: their owner was lost, or counted them as none."""
-        stalls = [p for p in self._folder.iterdir() if p != spare and (p / STALL).is_file()]
+        stalls = [p for p in self._folder.iterdir() if p != spare and any((p / f).is_file() for f in (STALL, STEP))]
         for old in sorted(stalls, key=lambda folder: folder.stat().st_mtime, reverse=True)[MAX_STALLS - 1 :]:
             shutil.rmtree(old, ignore_errors=True)
 

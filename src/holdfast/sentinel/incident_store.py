@@ -13,7 +13,7 @@ import logging
 import os
 import shutil
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -35,12 +35,13 @@ from holdfast.core.protocol.incidents import (
 )
 from holdfast.progress.surroundings import look_around
 from holdfast.sentinel.beside import Beside, count_dropped
-from holdfast.sentinel.incident_files import STALLS, default_folder, make_private
+from holdfast.sentinel.incident_files import EVIDENCE, FAILED_STEP, default_folder, make_private
 
 logger = logging.getLogger("holdfast")
 
 RECORD = "incident.json"
 MACHINE = "machine.json"
+CONFIGURATION = "configuration.txt"  # of the host
 MAX_QUESTIONS = 64  # that wait for an answer
 MAX_FILE_BYTES = 4 << 20
 MAX_FILES = 256  # of an incident
@@ -52,6 +53,8 @@ class IncidentWriter:
     """Writer of the incidents of an instance: a consumer of events, which takes them on a thread of its own."""
 
     def __init__(self, config: HoldfastConfig) -> None:
+        self.describe_host: Callable[[], str] = str  # returns the configuration of the host, which each incident keeps
+        self._closed: Incident | None = None  # the incident that was written last
         self._store = IncidentStore(config.incident_dir)
         self._instance = os.path.basename(config.runtime_dir)
         self._records = IncidentRecords(self._instance, holdfast.__version__)
@@ -74,12 +77,16 @@ class IncidentWriter:
     def _write(self, incident: Incident) -> None:
         incident_id = incident.incident_id
         if incident_id not in self._numbers:
+            if self._closed is not None:  # what was written a moment after the end of the incident before
+                self._store.adopt(self._closed.incident_id, self._instance, self._closed.engines, FAILED_STEP)
             self._store.make(incident_id)
+            self._store.write(incident_id, CONFIGURATION, self.describe_host().encode())
             self._numbers[incident_id] = 1 + self._store.last_number()
             self._store.write(incident_id, MACHINE, json.dumps(look_around(), indent=2).encode())
         numbered = msgspec.structs.replace(incident, number=self._numbers[incident_id])
         self._store.write(incident_id, RECORD, msgspec.json.format(msgspec.json.encode(numbered)))
-        self._store.adopt_stalls(incident_id, self._instance, incident.engines)
+        self._store.adopt(incident_id, self._instance, incident.engines)
+        self._closed = incident
         if incident.outcome is not Outcome.OPEN:
             self._store.drop_oldest(*self._limits, spare=self._records.open_ids | {incident_id})
 
@@ -183,12 +190,12 @@ class IncidentStore:
         partial.chmod(0o600)
         partial.replace(path)
 
-    def adopt_stalls(self, incident_id: str, instance: str, engines: tuple[int, ...]) -> None:
-        """Move the evidence of stalls of these engine cores, taken before a process was killed, into the incident."""
+    def adopt(self, incident_id: str, instance: str, engines: tuple[int, ...], what: str = "") -> None:
+        """Move the evidence about these engine cores, which other processes have written, into the incident."""
         with contextlib.suppress(OSError):
-            for stall in sorted((self.folder / STALLS).iterdir()):
-                if any(stall.name.startswith(f"{instance}-engine{engine_id}-") for engine_id in engines):
-                    shutil.move(stall, self.folder / incident_id / stall.name.removeprefix(f"{instance}-"))
+            for found in sorted((self.folder / EVIDENCE).iterdir()):
+                if any(found.name.startswith(f"{instance}-engine{engine_id}-{what}") for engine_id in engines):
+                    shutil.move(found, self.folder / incident_id / found.name.removeprefix(f"{instance}-"))
 
     def drop_oldest(self, max_number: int, max_bytes: int, spare: frozenset[str] | set[str]) -> None:
         """Remove the oldest incidents beyond either limit. Nothing without a record of an incident is removed."""

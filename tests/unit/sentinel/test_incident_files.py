@@ -91,11 +91,11 @@ def test_the_oldest_stalls_go_and_nothing_else(tmp_path: Path) -> None:
     for pid in range(2**22 + 1, 2**22 + MAX_STALLS + 4):  # above every process id
         assert files.keep(a_stall(pid), {}) is not None
     assert (tmp_path / "incidents" / "mine").is_dir()
-    assert len(list((tmp_path / "incidents" / "stalls").iterdir())) == MAX_STALLS
+    assert len(list((tmp_path / "incidents" / "evidence").iterdir())) == MAX_STALLS
 
 
 def test_the_oldest_stall_goes_and_the_newest_stays(tmp_path: Path) -> None:
-    stalls = tmp_path / "incidents" / "stalls"
+    stalls = tmp_path / "incidents" / "evidence"
     old = [stalls / f"some-engine0-20200101T0000{second:02}-1" for second in range(MAX_STALLS)]
     for second, folder in enumerate(old):
         folder.mkdir(parents=True)
@@ -115,10 +115,10 @@ def test_a_clock_that_was_set_back_makes_new_evidence_no_older(tmp_path: Path, m
     files = StallFiles(str(incidents), str(tmp_path), 0)
     for pid in range(2**22 + 1, 2**22 + MAX_STALLS + 1):
         assert files.keep(a_stall(pid), {}) is not None
-        os.utime(next((incidents / "stalls").glob(f"*-{pid}")), (4e9, 4e9))
+        os.utime(next((incidents / "evidence").glob(f"*-{pid}")), (4e9, 4e9))
     newest = files.keep(a_stall(2**22 + 99), {})
     assert newest is not None and newest.is_dir()
-    assert len(list((incidents / "stalls").iterdir())) == MAX_STALLS
+    assert len(list((incidents / "evidence").iterdir())) == MAX_STALLS
 
 
 # ---- evidence is best effort: what follows from a stall follows in any case
@@ -140,7 +140,7 @@ def test_evidence_comes_before_what_follows(tmp_path: Path) -> None:
     files = StallFiles(str(tmp_path / "incidents"), str(tmp_path), 0)
     came, times = proceeded(files, bound_s=60.0)
     assert came and len(times) == 1
-    assert len(list((tmp_path / "incidents").glob("stalls/*/stall.json"))) == 1
+    assert len(list((tmp_path / "incidents").glob("evidence/*/stall.json"))) == 1
 
 
 def test_a_folder_that_hangs_delays_what_follows_by_the_bound_only(

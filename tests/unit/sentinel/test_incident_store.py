@@ -48,7 +48,7 @@ def test_every_fault_leaves_one_folder_with_what_was_decided_and_the_state_of_th
     assert (folder / "incident.json").stat().st_mode & 0o777 == 0o600
     assert "load" in json.loads((folder / "machine.json").read_text())
     shown = msgspec.json.decode(control.incidents(newest.incident_id).result(), type=StoredIncident)
-    assert shown.files == ("incident.json", "machine.json")
+    assert shown.files == ("configuration.txt", "incident.json", "machine.json")
     assert shown.incident.decisions and shown.incident.cause.startswith("InjectedFault")
 
 
@@ -62,12 +62,13 @@ def test_the_evidence_of_a_stall_is_in_the_folder_of_its_incident(tmp_path: Path
     [incident] = listed(control).incidents
     files = control.store.show(incident.incident_id).files
     assert [Path(name).name for name in files] == [
+        "configuration.txt",
         f"stacks-0-{2**22 + 1}.txt",
         "stall.json",
         "incident.json",
         "machine.json",
     ]
-    assert len(list((tmp_path / "incidents" / "stalls").iterdir())) == 1, "that of the other server"
+    assert len(list((tmp_path / "incidents" / "evidence").iterdir())) == 1, "that of the other server"
 
 
 def test_a_tar_holds_the_folder_and_is_found_by_the_name_that_a_client_was_told(tmp_path: Path) -> None:
@@ -77,7 +78,9 @@ def test_a_tar_holds_the_folder_and_is_found_by_the_name_that_a_client_was_told(
     [incident] = listed(control).incidents
     assert incident.told_as == ("now",)
     with tarfile.open(fileobj=io.BytesIO(control.incidents("now.tar").result())) as tar:
-        assert tar.getnames() == [f"{incident.incident_id}/{name}" for name in ("incident.json", "machine.json")]
+        assert tar.getnames() == [
+            f"{incident.incident_id}/{name}" for name in ("configuration.txt", "incident.json", "machine.json")
+        ]
         assert all(member.isfile() and member.mode == 0o600 for member in tar)
 
 
@@ -160,6 +163,6 @@ def test_a_record_under_another_name_and_a_link_are_no_incidents(tmp_path: Path)
     [incident] = listed(control).incidents
     folder = tmp_path / "incidents" / incident.incident_id
     (folder / "link").symlink_to("/etc/hostname")
-    assert control.store.show(incident.incident_id).files == ("incident.json", "machine.json")
+    assert control.store.show(incident.incident_id).files == ("configuration.txt", "incident.json", "machine.json")
     folder.rename(folder.with_name("renamed"))
     assert IncidentStore(control.config.incident_dir).page().incidents == ()

@@ -432,7 +432,7 @@ def test_a_rank_that_makes_no_progress_in_a_step_is_killed_and_gets_a_new_proces
     progress.begin(Phase.FORWARD, 20, 4, 4)
     bench.settled(EventKind.FAULT_REPORTED)
     assert bench.host.killed == [0]
-    assert len(list((tmp_path / "incidents" / "stalls").glob("*/stall.json"))) == 1
+    assert len(list((tmp_path / "incidents" / "evidence").glob("*/stall.json"))) == 1
     [fault] = [e.fault for e in bench.client.history() if e.fault is not None]
     assert (fault.fault_class, fault.rank, fault.phase, fault.step) == (FaultClass.UNRESPONSIVE, 0, Phase.FORWARD, 20)
     progress.end()

@@ -61,6 +61,7 @@ from holdfast.hosts.vllm.process.settings import asks_for_protection, handed_dow
 from holdfast.hosts.vllm.serving.client_hooks import attach_client_hooks, protect_clients, request_router, serve_until
 from holdfast.hosts.vllm.serving.offline import end_with_instance, say_why
 from holdfast.hosts.vllm.serving.takeover import Takeover, greet_engine_cores
+from holdfast.hosts.vllm.serving.traced_requests import trace_headers
 from holdfast.sentinel import FrontEndLink
 from holdfast.sentinel.thread import client_address
 from holdfast.wire import ZmqStation
@@ -295,6 +296,7 @@ def _serve_for_owner(client: Any, owner: VllmFrontEndHost | None) -> None:
         router.on_poison = owner.sentinel.poison_request_ended
         router.guilty.report = owner.sentinel.tell_of_guilt
         router.follow(owner.sentinel.view())
+        owner.incidents.traces.open_requests = functools.partial(trace_headers, router.journal)
         owner.serves = True
 
 

@@ -67,10 +67,18 @@ REFUSE_WHILE_PAUSED = only(
     ),
 )
 
+FAILED_STEP = wrap(
+    _CORE,
+    "EngineCore.log_error_detail",
+    ("scheduler_output",),
+    "the host writes its configuration and the failed step into the log, which takes 7 to 15 ms of each repair",
+)
+
 ENGINE_TOUCHPOINTS: tuple[Touchpoint, ...] = (
     ENGINE_INIT,
     BUSY_LOOP,
     LOCKSTEP_BUSY_LOOP,
+    FAILED_STEP,
     WORKER_QUEUES,
     MAKE_REQUEST,
     ADD_TO_SCHEDULER,

@@ -11,6 +11,7 @@ _CLIENT = "vllm.v1.engine.core_client"
 _ENGINES = "vllm.v1.engine.utils"
 _SERVE = "vllm.entrypoints.cli.serve"
 _METRICS = "vllm.v1.metrics.prometheus"
+_TRACED = "incidents are traced where requests are, and linked to them"
 _LAUNCH = ("vllm_config", "executor_class", "log_stats", "addresses")
 
 # The function is looked up where it was imported to: once for each process that can own the engine cores.
@@ -163,6 +164,10 @@ FRONT_END_TOUCHPOINTS: tuple[Touchpoint, ...] = (
     SERVE_MANY,
     SERVE_HEADLESS,
     *PREPARE_COMMAND,
+    call("vllm.tracing.otel", "get_span_exporter", ("endpoint",), _TRACED),
+    *attributes("vllm.v1.engine", "EngineCoreRequest", "trace_headers", _TRACED),
+    *attributes("vllm.config", "VllmConfig", "observability_config", _TRACED),
+    *attributes("vllm.config.observability", "ObservabilityConfig", "otlp_traces_endpoint", _TRACED),
     *attributes(_ENGINES, "CoreEngineLaunch", _LAUNCHED, "the processes of the instance"),
     *attributes(_ENGINES, "EngineZmqAddresses", "inputs outputs", "how many API servers there are, and their sockets"),
     *attributes(

@@ -14,10 +14,11 @@ from holdfast.core.faults.redaction import PublicText, account_of
 from holdfast.core.protocol.messages import RecoveryReport, Rendezvous
 from holdfast.core.stalls.standing import Planning
 from holdfast.hosts.vllm.communicators import EngineCommunicators, attach_communicator_hooks
-from holdfast.hosts.vllm.contract.engine_touchpoints import BUSY_LOOP, ENGINE_INIT, LOCKSTEP_BUSY_LOOP
+from holdfast.hosts.vllm.contract.engine_touchpoints import BUSY_LOOP, ENGINE_INIT, FAILED_STEP, LOCKSTEP_BUSY_LOOP
 from holdfast.hosts.vllm.contract.hooks import attach, attached
 from holdfast.hosts.vllm.contract.name_touchpoints import EXECUTOR_FAILED, WORKER_FAILED, WORKERS_FAILED
 from holdfast.hosts.vllm.engine.api_server_clients import answer_greetings, drop_requests
+from holdfast.hosts.vllm.engine.failed_step import FailedSteps, note_failed_step
 from holdfast.hosts.vllm.engine.grammar_errors import name_requests_of_grammar_errors
 from holdfast.hosts.vllm.engine.host_pauses import follow_pauses
 from holdfast.hosts.vllm.engine.lockstep_wave import announce_to_coordinator, in_lockstep, start_after_any_wave
@@ -57,6 +58,7 @@ def attach_engine_hooks() -> None:
     attach(ENGINE_INIT, _protect_engine)
     attach(BUSY_LOOP, _run_protected)
     attach(LOCKSTEP_BUSY_LOOP, _run_protected)
+    attach(FAILED_STEP, note_failed_step)
     attach_resumption_hooks()
     attach_init_store()
     attach_segment_records()
@@ -94,6 +96,7 @@ def _protect_engine(original: Callable[..., None], engine: Any, *args: Any, **kw
     workers = sentinel.await_workers(engine.model_executor.world_size, ATTACH_TIMEOUT_S)
     host.watch_fences({worker.rank: worker.pid for worker in workers})
     engine.holdfast = sentinel
+    engine.holdfast_failed_steps = FailedSteps(config, engine_id)
     host.state.repeat_inherited()
     sentinel.announce(host, attached(), workers)
     engine.model_executor.standbys.start()

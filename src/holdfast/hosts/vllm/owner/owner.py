@@ -37,6 +37,7 @@ from holdfast.hosts.vllm.owner.engine_spawning import Launch
 from holdfast.hosts.vllm.owner.engine_watch import EngineWatch
 from holdfast.hosts.vllm.owner.front_end_watch import FrontEndWatch
 from holdfast.hosts.vllm.owner.guard import Guard
+from holdfast.hosts.vllm.owner.incidents import InstanceIncidents
 from holdfast.hosts.vllm.process.lifecycle import (
     EXIT_CODE_TIMEOUT_S,
     explain_exit,
@@ -44,13 +45,12 @@ from holdfast.hosts.vllm.process.lifecycle import (
     why_cannot_spawn,
 )
 from holdfast.hosts.vllm.process.limits import make_instance_folder, raise_descriptor_limit, warn_of_shortages
-from holdfast.hosts.vllm.process.logs import write_log_beside
+from holdfast.hosts.vllm.process.logs import write_as, write_log_beside
 from holdfast.hosts.vllm.process.members import end_dead_instances, end_remains, record_owner, remove_folder
 from holdfast.hosts.vllm.process.reserve import Reserve
 from holdfast.progress.processes import oom_kills, ticks_now
 from holdfast.sentinel import ClientSentinel
 from holdfast.sentinel.beside import EventSinks
-from holdfast.sentinel.incident_store import IncidentWriter
 from holdfast.sentinel.thread import client_address
 from holdfast.wire import ZmqStation
 
@@ -89,6 +89,7 @@ class VllmFrontEndHost:
     ) -> None:
         raise_descriptor_limit()
         write_log_beside()  # when the plugin was loaded the host had not set up its log yet
+        write_as(config.log_format)
         self.defeat: str | None = None
         self._at_close: list[Callable[[], None]] = []
         self.serves = False  # whether this process serves requests that can move to another engine core
@@ -106,17 +107,14 @@ class VllmFrontEndHost:
         record_owner(self._folder)
         self._guard = Guard(self._folder)
         self.config = msgspec.structs.replace(config, runtime_dir=self._folder)
+        self.incidents = InstanceIncidents(self.config)
         self.sentinel = ClientSentinel(
             groups,
             self.config,
             self,
             ZmqStation(),
             client_address(self._folder),
-            sinks={
-                **self._events.sinks,
-                "rendezvous": self._rendezvous.close_used,
-                "incidents": IncidentWriter(self.config).take,
-            },
+            sinks={**self._events.sinks, **self.incidents.sinks, "rendezvous": self._rendezvous.close_used},
             notify_address=self._events.address,
         )
         self.sentinel.expect_links(links)
@@ -134,7 +132,9 @@ class VllmFrontEndHost:
     def adopt(self, launch: Any) -> None:
         """Take charge of the engine cores that the host has started; `launch` is the host's own record."""
         manager = launch.engine_manager
-        self._engines.adopt(Launch.of(launch, self._reserve.context), manager.processes)
+        kept = Launch.of(launch, self._reserve.context)
+        self._engines.adopt(kept, manager.processes)
+        self.incidents.adopt(kept.arguments["vllm_config"])
         self._manager = weakref.ref(manager)
         weakref.finalize(manager, self.close)
 

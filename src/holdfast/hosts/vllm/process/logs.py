@@ -16,6 +16,8 @@ from multiprocessing import util
 from queue import SimpleQueue
 from typing import Any
 
+from holdfast.hosts.vllm.process.log_json import JsonLines
+from holdfast.hosts.vllm.process.log_repeats import Repeats
 from holdfast.hosts.vllm.process.log_texts import without_texts
 from holdfast.sentinel.beside import Beside
 
@@ -42,11 +44,28 @@ def write_log_beside(*more: str) -> None:
 
 def divert(log: logging.Logger) -> None:
     """Put a queue in front of every handler of a logger. Idempotent."""
-    log.handlers = [h if isinstance(h, _Queued) else _Queued(h) for h in log.handlers]
+    log.handlers = [h if isinstance(h, _Queued) else _Queued(_formatted(h)) for h in log.handlers]
+
+
+def write_as(log_format: str) -> None:
+    """Write the log as the setting says from now on: `json` is one object per line. Idempotent."""
+    global _writes_json
+    _writes_json = log_format == "json"
+    for name in ("vllm", *SERVER_LOGGERS):
+        for handler in logging.getLogger(name).handlers:
+            if isinstance(handler, _Queued):
+                handler.target = _formatted(handler.target)
+
+
+def _formatted(target: logging.Handler) -> logging.Handler:
+    if not _writes_json or isinstance(target, JsonLines) or not isinstance(target, logging.StreamHandler):
+        return target
+    return JsonLines(target)
 
 
 def flush_log(timeout_s: float = FLUSH_S) -> bool:
     """Wait for at most `timeout_s` until all records are written; return whether they are."""
+    _repeats.flush()
     return _lines.flush(timeout_s)
 
 
@@ -57,9 +76,15 @@ class _Queued(logging.handlers.QueueHandler):
         super().__init__(SimpleQueue())  # unused: `enqueue` is replaced
         self.target = target
 
+    def emit(self, record: logging.LogRecord) -> None:
+        if not _repeats.is_repeated(id(self), record, super().emit):
+            super().emit(record)
+
     def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
         """Return the record to write later: with plain arguments, which some formatters read, else as a text."""
         record = without_texts(record)
+        if isinstance(self.target, JsonLines):
+            return self.target.prepared(record)
         plain = isinstance(record.args, tuple) and all(
             isinstance(a, (str, int, float, type(None))) for a in record.args
         )
@@ -73,6 +98,8 @@ class _Queued(logging.handlers.QueueHandler):
         _lines.put((self.target, record))
 
 
+_writes_json = False
+_repeats = Repeats()
 _told_dropped = 0
 _flushed_by = 0  # the process whose end flushes the log
 
