@@ -46,7 +46,7 @@ LINK_TESTS := $(addprefix tests/contract/,communicators wire progress)
 HOST_TESTS := tests/unit/hosts $(filter-out $(LINK_TESTS) %/__pycache__ %/__init__.py,$(wildcard tests/contract/*))
 FRONT_TESTS := tests/unit/api tests/unit/cli
 OTHER_TESTS := $(filter-out $(CORE_TESTS) $(HOST_TESTS) $(FRONT_TESTS) %/__pycache__,$(wildcard tests/unit/*)) tests/simulation
-SERVER_TESTS := $(wildcard tests/integration tests/e2e)
+SERVER_TESTS := $(wildcard tests/browser tests/integration tests/e2e)
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | column -t -s '|'

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
 from holdfast.core.config import HoldfastConfig
@@ -36,12 +36,17 @@ def some_fault(engine_id: int = 0, fault_class: FaultClass = FaultClass.TRANSIEN
 class MemoryControl:
     """Implements `ControlPlane`; `attach`, `break_down`, `hold`, `recover` and `abort` are the engine cores' part."""
 
-    def __init__(self, groups: Sequence[Sequence[int]] = ((0,),), config: HoldfastConfig | None = None) -> None:
+    def __init__(
+        self,
+        groups: Sequence[Sequence[int]] = ((0,),),
+        config: HoldfastConfig | None = None,
+        wall_clock: Callable[[], float] = lambda: 1_700_000_000.0,
+    ) -> None:
         config = config or HoldfastConfig(fault_policy="external", enable_fault_injection=True)
         self._instance = Instance(
             groups,
             config,
-            wall_clock=lambda: 1_700_000_000.0,
+            wall_clock=wall_clock,
             new_command_id=lambda: uuid.uuid4().hex,
             instance_id=uuid.uuid4().hex,
             notify_address="tcp://127.0.0.1:22867",

@@ -12,7 +12,7 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -97,7 +97,7 @@ class _Engine(SimulatedEngine):
 class LiveInstance(BaseWorld):
     """Implements `ControlPlane` and the world of the simulated engine cores."""
 
-    def __init__(self, options: LiveOptions) -> None:
+    def __init__(self, options: LiveOptions, *sinks: Callable[[Event, InstanceView], None]) -> None:
         sizes = (EngineOptions(ranks=options.ranks, blocks=40),) * options.engines
         super().__init__(_LiveConditions(options.seed, engines=sizes))
         self._options = options
@@ -115,8 +115,7 @@ class LiveInstance(BaseWorld):
         self._events: deque[Event] = deque(maxlen=MAX_HISTORY)
         self._commands: dict[str, Future[None]] = {}
         self._incidents = IncidentAnswers(self.config.incident_dir)
-        writer = IncidentWriter(self.config)
-        self._written: Beside[tuple[Event, InstanceView]] = Beside("incidents", lambda pair: writer.take(*pair))
+        self._sinks = [_beside(take) for take in (IncidentWriter(self.config).take, *sinks)]
         self._ends = threading.Event()
         self._thread = threading.Thread(target=self._live, name="LiveInstance", daemon=True)
         self._names = 0
@@ -125,18 +124,25 @@ class LiveInstance(BaseWorld):
         self.engines = [self._new_engine(i, size) for i, size in enumerate(sizes)]
 
     def start(self) -> None:
+        """Begin to live in real time."""
+        self.begin()
+        self._thread.start()
+
+    def begin(self) -> None:
+        """Schedule engine cores, load and faults."""
         for engine in self.engines:
             self.time.after(self.dice.uniform(0.0, 1.0), engine.start)
         self.time.after(0.0, self._tick)
         self.time.after(1.0, self._request)
         if self._options.fault_every_s > 0:
             self.time.after(self._options.fault_every_s, self._hurt)
-        self._thread.start()
 
     def close(self) -> None:
         self._ends.set()
-        self._thread.join(5.0)
-        self._written.close(1.0)
+        if self._thread.is_alive():
+            self._thread.join(5.0)
+        for sink in self._sinks:
+            sink.close(1.0)
         shutil.rmtree(self.config.incident_dir, ignore_errors=True)
 
     def _live(self) -> None:
@@ -212,7 +218,8 @@ class LiveInstance(BaseWorld):
                 case Publish():
                     self._events.append(effect.event)
                     self._view = effect.view
-                    self._written.put((effect.event, effect.view))
+                    for sink in self._sinks:
+                        sink.put((effect.event, effect.view))
                 case Settle():
                     self._settle(effect)
                 case End():
@@ -274,6 +281,10 @@ class LiveInstance(BaseWorld):
             what = FaultKind.HANG if kind == "hang" else FaultKind.RAISE
             spec = InjectionSpec(phase=Phase.FORWARD, kind=what, engine_id=engine.engine_id, rank=rank, message=text)
             engine.arm(spec)
+
+
+def _beside(take: Callable[[Event, InstanceView], None]) -> Beside[tuple[Event, InstanceView]]:
+    return Beside("simulated", lambda pair: take(*pair))
 
 
 class _FrontEnd:

@@ -31,8 +31,12 @@ export class Dialog extends Component {
     this.box.current.showModal();
   }
 
+  componentWillUnmount() {
+    if (this.box.current.open) this.box.current.close();
+  }
+
   render({ title, children, onClose }) {
-    return html`<dialog ref=${this.box} aria-labelledby="dialog-title" onClose=${onClose} onCancel=${onClose}>
+    return html`<dialog ref=${this.box} aria-labelledby="dialog-title" onClose=${onClose}>
       <form method="dialog" class="dialog-head"><h2 id="dialog-title">${title}</h2><button class="plain" aria-label="Close">✕</button></form>${children}</dialog>`;
   }
 }
