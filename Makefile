@@ -14,7 +14,7 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
-.PHONY: help setup tools demo test test-servers nightly nightly-status check contract-wheels bench features figures settings metrics constraints clean
+.PHONY: help setup tools demo test test-servers nightly nightly-status check contract-wheels host-report bench features figures settings metrics constraints clean
 .PHONY: check-tests check-core check-host check-links check-front check-other check-ruff check-format check-mypy check-imports
 .PHONY: format mutate hops release-check
 
@@ -120,6 +120,11 @@ release-check: setup ## build the wheel, install it into a clean environment, an
 contract-wheels: setup ## check every hook against the sources of each supported release of the host
 	$(BIN)/python scripts/host-sources
 	$(BIN)/python -m pytest -q tests/contract/test_touchpoints_wheels.py $(PYTEST_ARGS)
+
+host-report: ## what a release of the host changes for Holdfast, compared with the newest supported: HOST=0.34.0
+	@[ "$(origin HOST)" = "command line" ] || { echo "host-report: name a release: make host-report HOST=0.34.0" >&2; exit 1; }
+	@$(MAKE) --no-print-directory setup HOST=$(DEFAULT_HOST) >&2
+	@.venv/bin/python scripts/host-report $(HOST) $(addprefix --against ,$(AGAINST))
 
 bench: setup ## measure recovery and overhead into docs/benchmarks
 	@mkdir -p docs/benchmarks .cache

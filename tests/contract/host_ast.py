@@ -45,12 +45,18 @@ def imports_of_the_host(package: Path) -> list[Imported]:
     return sorted(found)
 
 
+@functools.cache
+def sources_in(root: Path) -> HostSources:
+    """Return the sources in a folder, parsed once for all tests of a process."""
+    return HostSources(root)
+
+
 class HostSources:
     """The sources of a release of the host: a folder that holds the package `vllm`."""
 
     def __init__(self, root: Path) -> None:
         self.root = self._root = root
-        self._tree = functools.cache(self._parse)
+        self._tree = self.tree = functools.cache(self._parse)
         self._attributes = functools.cache(self._attributes_of_lineage)
 
     def problem(self, touchpoint: Touchpoint) -> str | None:

@@ -12,6 +12,7 @@ from holdfast.api.metrics.page import metrics_page
 from holdfast.cli.serve_flags import flag_groups
 from holdfast.cli.settings_page import settings_page
 from holdfast.core.config import known_keys
+from holdfast.hosts.vllm.contract.versions import TESTED
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -49,6 +50,14 @@ def anchors(document: Path) -> set[str]:
     """Return the anchors of a document's headings, as GitHub makes them."""
     headings = re.findall(r"^#+ (.+)$", document.read_text(), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_the_table_of_releases_says_what_the_doctor_says() -> None:
+    """The README has a row for each supported release, newest first, that begins with the words of the doctor."""
+    readme = (ROOT / "README.md").read_text()
+    rows = dict(re.findall(r"^\| (\d[\d.]*) \| (.+?) \|$", readme, re.MULTILINE))
+    assert list(rows) == list(reversed(TESTED))
+    assert [release for release, words in TESTED.items() if not rows[release].startswith(words)] == []
 
 
 def test_the_settings_page_is_written_from_the_flags() -> None:

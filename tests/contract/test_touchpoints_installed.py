@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import holdfast
-from contract.host_ast import HostSources, Imported, imports_of_the_host
+from contract.host_ast import HostSources, Imported, imports_of_the_host, sources_in
 from holdfast.hosts.vllm.contract.hooks import is_present
 from holdfast.hosts.vllm.contract.inspection import inspect_touchpoint
 from holdfast.hosts.vllm.contract.registry import TOUCHPOINTS
@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.host, pytest.mark.skipif(_SPEC is None, reason="vLLM i
 @pytest.fixture(scope="module")
 def installed() -> HostSources:
     assert _SPEC is not None
-    return HostSources(Path(str(_SPEC.origin)).parent.parent)
+    return sources_in(Path(str(_SPEC.origin)).parent.parent)
 
 
 @pytest.mark.parametrize("touchpoint", TOUCHPOINTS, ids=lambda t: t.label)

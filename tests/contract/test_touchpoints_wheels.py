@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import holdfast
-from contract.host_ast import HostSources, Imported, imports_of_the_host
+from contract.host_ast import HostSources, Imported, imports_of_the_host, sources_in
 from holdfast.hosts.vllm.contract.registry import TOUCHPOINTS
 from holdfast.hosts.vllm.contract.touchpoint import Touchpoint
 from holdfast.hosts.vllm.contract.versions import SUPPORTED, supported_release
@@ -21,7 +21,7 @@ def release(request: pytest.FixtureRequest) -> HostSources:
     folder = CACHED_SOURCES / request.param
     if not folder.is_dir():
         pytest.skip(f"the sources of vLLM {request.param} are not cached; `make contract-wheels` downloads them")
-    return HostSources(folder)
+    return sources_in(folder)
 
 
 @pytest.fixture
