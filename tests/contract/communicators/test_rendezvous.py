@@ -13,6 +13,10 @@ from typing import Any
 import msgspec
 import psutil
 import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("vllm")
+
 from torch.distributed import TCPStore
 
 from holdfast.core.config import HoldfastConfig, runtime_settings

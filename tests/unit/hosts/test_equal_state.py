@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 
 pytest.importorskip("vllm")
 
+import numpy as np
 import torch
 from vllm.sampling_params import SamplingParams
 from vllm.v1.worker.gpu.sample.states import SamplingStates

@@ -14,6 +14,10 @@ from logging.handlers import QueueHandler
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+pytest.importorskip("vllm")
+
 from starlette.types import Receive, Scope, Send
 from uvicorn.logging import AccessFormatter
 

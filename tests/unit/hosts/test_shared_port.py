@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+pytest.importorskip("vllm")
+
 from holdfast.hosts.vllm.owner.exit import _serve_many_then_exit, refuse_shared_port
 from holdfast.hosts.vllm.process.settings import KEY
 from holdfast.hosts.vllm.serving.serve_command import _in_use
