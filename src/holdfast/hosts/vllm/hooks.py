@@ -28,6 +28,7 @@ from holdfast.hosts.vllm.contract.front_end_touchpoints import (
     CLIENT_INIT,
     GREET,
     HEADLESS_EXECUTOR,
+    IN_PROCESS_INIT,
     LAUNCH_IN_CLIENT,
     LAUNCH_IN_LAUNCHER,
     OFFLINE_CLIENT_INIT,
@@ -45,7 +46,7 @@ from holdfast.hosts.vllm.contract.name_touchpoints import DIRECT_TENSORS, SHARED
 from holdfast.hosts.vllm.contract.topology import (
     UNPROTECTED,
     lockstep_groups,
-    refuse_rust_front_end,
+    refuse_other_front_ends,
     refuse_unprotected,
 )
 from holdfast.hosts.vllm.contract.versions import refuse_unknown_host
@@ -59,7 +60,7 @@ from holdfast.hosts.vllm.process.nodes import refuse_open_wire, resolved, spawn_
 from holdfast.hosts.vllm.process.output import never_block_output
 from holdfast.hosts.vllm.process.settings import asks_for_protection, handed_down, inherited_settings, take_settings
 from holdfast.hosts.vllm.serving.client_hooks import attach_client_hooks, protect_clients, request_router, serve_until
-from holdfast.hosts.vllm.serving.offline import end_with_instance, say_why
+from holdfast.hosts.vllm.serving.offline import end_with_instance, refuse_in_process, say_why
 from holdfast.hosts.vllm.serving.takeover import Takeover, greet_engine_cores
 from holdfast.hosts.vllm.serving.traced_requests import trace_headers
 from holdfast.sentinel import FrontEndLink
@@ -92,6 +93,7 @@ def attach_front_end_hooks(open_sinks: OpenSinks) -> None:
     attach(START_API_SERVERS, save_api_server_arguments)
     attach_request_hooks()
     attach(OFFLINE_CLIENT_INIT, _init_offline_client)
+    attach(IN_PROCESS_INIT, refuse_in_process)
     attach(OFFLINE_OUTPUT, say_why)
     if LAUNCH_IN_LAUNCHER.module in sys.modules:  # the host imports its command before any plugin
         attach(LAUNCH_IN_LAUNCHER, functools.partial(_launch_protected, open_sinks, _one_for_each_input))
@@ -155,7 +157,7 @@ def _prepare(config: HoldfastConfig, launch: dict[str, Any]) -> None:
     vllm_config = launch["vllm_config"]
     refuse_unknown_host(allowed=config.allow_unknown_host)
     refuse_unprotected(vllm_config)
-    refuse_rust_front_end()
+    refuse_other_front_ends()
     if vllm_config.parallel_config.nnodes > 1:
         refuse_open_wire(config, vllm_config.parallel_config.master_addr)
         spawn_processes()

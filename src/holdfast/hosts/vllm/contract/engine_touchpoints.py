@@ -117,7 +117,7 @@ ENGINE_TOUCHPOINTS: tuple[Touchpoint, ...] = (
         "input_socket",
         "ready_payload",
     ),
-    *attributes(_CORE, "EngineCoreProc", "ft_sentinel enable_fault_tolerance", "where a client's greeting arrives"),
+    *attributes(_CORE, "EngineCoreProc", "ft_sentinel", "where a client's greeting arrives"),
     *attributes("vllm.v1.engine", "EngineCoreRequestType", "ABORT", "dropping the requests of a dead API server"),
     *attributes(_CORE, "EngineCoreProc", "has_coordinator last_counts", "telling a new coordinator of the load"),
     call(_SCHEDULER, "Scheduler.has_unfinished_requests", (), "telling a new coordinator the wave that runs"),

@@ -12,6 +12,7 @@ _ENGINES = "vllm.v1.engine.utils"
 _SERVE = "vllm.entrypoints.cli.serve"
 _METRICS = "vllm.v1.metrics.prometheus"
 _TRACED = "incidents are traced where requests are, and linked to them"
+_SCHEDULERS = "another scheduler is refused"
 _LAUNCH = ("vllm_config", "executor_class", "log_stats", "addresses")
 
 # The function is looked up where it was imported to: once for each process that can own the engine cores.
@@ -28,6 +29,12 @@ OFFLINE_CLIENT_INIT = wrap(
     "SyncMPClient.__init__",
     ("vllm_config", "executor_class", "log_stats"),
     "the waits of `vllm.LLM` end with the instance",
+)
+IN_PROCESS_INIT = wrap(
+    _CLIENT,
+    "InprocClient.__init__",
+    ("vllm_config", "executor_class", "log_stats"),
+    "an engine core in the caller's process is refused, not ignored",
 )
 OFFLINE_OUTPUT = wrap(_CLIENT, "SyncMPClient.get_output", (), "`vllm.LLM` is told why its engine core has ended")
 ROUTE = wrap(
@@ -141,6 +148,7 @@ FRONT_END_TOUCHPOINTS: tuple[Touchpoint, ...] = (
     LAUNCH_IN_LAUNCHER,
     CLIENT_INIT,
     OFFLINE_CLIENT_INIT,
+    IN_PROCESS_INIT,
     OFFLINE_OUTPUT,
     ROUTE,
     WATCH_ENGINES,
@@ -268,7 +276,12 @@ FRONT_END_TOUCHPOINTS: tuple[Touchpoint, ...] = (
         "vllm.config.parallel",
         "ParallelConfig",
         "data_parallel_size data_parallel_size_local data_parallel_rank_local data_parallel_backend nnodes "
-        "data_parallel_external_lb data_parallel_hybrid_lb enable_elastic_ep distributed_executor_backend",
+        "data_parallel_external_lb data_parallel_hybrid_lb enable_elastic_ep distributed_executor_backend "
+        "enable_fault_tolerance enable_eplb enable_batch_sharded_sampling tensor_parallel_size "
+        "decode_context_parallel_size prefill_context_parallel_size",
         "which topologies are protected",
     ),
+    *attributes("vllm.config.scheduler", "SchedulerConfig", "scheduler_cls", "which schedulers are protected"),
+    Touchpoint("vllm.v1.core.sched.scheduler", "Scheduler", "class", None, _SCHEDULERS),
+    Touchpoint("vllm.v1.core.sched.async_scheduler", "AsyncScheduler", "class", None, _SCHEDULERS),
 )

@@ -18,6 +18,9 @@ ENGINE_CORE_DEAD = b"ENGINE_CORE_DEAD"
 ONE_CACHE = "processor_only"  # kind of the host's cache of processed multimodal inputs
 DIRECT_TENSORS, SHARED_TENSORS = "direct_rpc", "torch_shm"  # ways of tensors to an engine core
 
+GRPC_SERVER = "vllm.entrypoints.launchers.grpc_server"
+OWN_SCHEDULERS = ("vllm.v1.core.sched.scheduler.Scheduler", "vllm.v1.core.sched.async_scheduler.AsyncScheduler")
+
 # Calls of an engine core, and of the workers by `collective_rpc`, that set state at run time.
 ADD_LORA, REMOVE_LORA, PIN_LORA = "add_lora", "remove_lora", "pin_lora"
 SLEEP, WAKE_UP, PAUSE, RESUME = "sleep", "wake_up", "pause_scheduler", "resume_scheduler"
@@ -135,6 +138,7 @@ NAME_TOUCHPOINTS: tuple[Touchpoint, ...] = (
     *variables("VLLM_CPU_OMP_THREADS_BIND VLLM_CPU_KVCACHE_SPACE VLLM_NO_USAGE_STATS", "servers on small machines"),
     *variables("VLLM_LOGGING_LEVEL", "`holdfast doctor` imports the host silently"),
     # ---- modules
+    module(GRPC_SERVER, "a gRPC server is refused: it has no endpoints for commands"),
     module("vllm.entrypoints.openai.api_server", "the plain host that benchmarks compare with"),
     module("vllm.distributed.elastic_ep.elastic_execute", _IMPORTED_EARLY),
     module("vllm.model_executor.layers.quantization.online.base", _IMPORTED_EARLY),

@@ -1,4 +1,4 @@
-"""Lockstep groups of a topology, and topologies that are not protected.
+"""Lockstep groups of a topology, and what is not protected.
 
 Reads the host's configuration; starts and changes nothing.
 """
@@ -6,10 +6,12 @@ Reads the host's configuration; starts and changes nothing.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 from holdfast.core.errors import BadConfiguration, HookNotAttached
+from holdfast.hosts.vllm.contract.name_touchpoints import GRPC_SERVER, OWN_SCHEDULERS
 
 UNPROTECTED = "--no-enable-fault-tolerance serves it unprotected"
 
@@ -23,9 +25,9 @@ def lockstep_groups(vllm_config: Any) -> tuple[tuple[int, ...], ...]:
 
 
 def refuse_unprotected(vllm_config: Any) -> None:
-    """Raise `BadConfiguration` for an unprotected topology, before any process starts."""
+    """Raise `BadConfiguration` for what this version does not protect, before any process starts."""
     parallel = vllm_config.parallel_config
-    for what in (*_unbuilt(parallel), *_unbuilt_over_nodes(parallel)):
+    for what in (*_unbuilt(parallel), *_unbuilt_over_nodes(parallel), *_unproven(vllm_config)):
         raise BadConfiguration(f"this version does not protect {what}", hint=UNPROTECTED)
     if "holdfast" not in (os.environ.get("VLLM_PLUGINS") or "").split(","):
         raise HookNotAttached(
@@ -53,15 +55,39 @@ def _unbuilt_over_nodes(parallel: Any) -> Iterator[str]:
 
     if parallel.data_parallel_size > 1:
         yield "data parallelism with --nnodes"
-    if parallel.prefill_context_parallel_size > 1 or parallel.decode_context_parallel_size > 1:
-        yield "context parallelism with --nnodes"
     if not current_platform.is_cpu():
         yield "an instance on several nodes on this platform: only CPUs were tried"
 
 
-def refuse_rust_front_end() -> None:
-    """Raise `BadConfiguration` when the host would serve HTTP from a process without plugins."""
+def _unproven(vllm_config: Any) -> Iterator[str]:
+    """Yield what the host can do and no test has shown to be exact through a fault."""
+    parallel = vllm_config.parallel_config
+    if parallel.enable_fault_tolerance:
+        yield "an instance beside the host's own fault tolerance, which would answer the same faults"
+    if parallel.enable_eplb:
+        yield "the balancing of experts (--enable-eplb)"
+    if parallel.enable_batch_sharded_sampling and parallel.tensor_parallel_size > 1:
+        yield "sampling that is split among ranks (--enable-batch-sharded-sampling)"
+    if parallel.decode_context_parallel_size > 1 or parallel.prefill_context_parallel_size > 1:
+        yield "context parallelism"
+    if (scheduler := _name_of(vllm_config.scheduler_config.scheduler_cls)) not in (None, *OWN_SCHEDULERS):
+        yield f"the scheduler {scheduler}"
+
+
+def _name_of(scheduler: str | type | None) -> str | None:
+    return f"{scheduler.__module__}.{scheduler.__qualname__}" if isinstance(scheduler, type) else scheduler
+
+
+def refuse_other_front_ends() -> None:
+    """Raise `BadConfiguration` when the host serves from a program that has no endpoints for commands."""
     from vllm import envs
 
     if envs.VLLM_USE_RUST_FRONTEND and envs.VLLM_RUST_FRONTEND_PATH:
         raise BadConfiguration("this version does not protect the Rust front end", hint=UNPROTECTED)
+    if GRPC_SERVER in sys.modules:
+        refuse_grpc()
+
+
+def refuse_grpc() -> None:
+    """Raise `BadConfiguration`: a gRPC server has no endpoints for status and commands."""
+    raise BadConfiguration("this version does not protect a gRPC server (--grpc)", hint=UNPROTECTED)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import FrameType, SimpleNamespace
 from typing import Any
 
@@ -19,8 +19,6 @@ from vllm.v1.engine import EngineCoreOutputs, EngineCoreRequestType, UtilityOutp
 from holdfast.hosts.vllm.protocol import GREETING
 
 _INPUT_THREAD = "process_input_sockets"
-
-Handle = Callable[[int, int, Any], None]
 
 
 class _RequestsOf:
@@ -43,21 +41,16 @@ def drop_requests(engine: Any, client_index: int) -> None:
 
 def answer_greetings(engine: Any) -> None:
     """Have the input thread answer the greeting of a client with the host's report that the engine core is ready."""
-    sentinel = getattr(engine, "ft_sentinel", None) or SimpleNamespace()
-    host_handles: Handle | None = getattr(sentinel, "handle_command", None)
 
     def handle(client_index: int, call_id: int, what: Any) -> None:
         if what == GREETING:
             drop_requests(engine, client_index)  # of the predecessor: a client greets before its first request
             _report_ready(sys._getframe(1))
-        elif host_handles is not None:
-            host_handles(client_index, call_id, what)
         else:
             refused = UtilityOutput(call_id, failure_message="fault tolerance of the host's own is off")
             engine.output_queue.put_nowait((client_index, EngineCoreOutputs(utility_output=refused)))
 
-    sentinel.handle_command = handle
-    engine.ft_sentinel = sentinel
+    engine.ft_sentinel = SimpleNamespace(handle_command=handle)
 
 
 def _report_ready(frame: FrameType) -> None:

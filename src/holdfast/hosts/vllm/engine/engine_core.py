@@ -88,8 +88,6 @@ def _protect_engine(original: Callable[..., None], engine: Any, *args: Any, **kw
         _watch_nodes(sentinel, parallel)
     answer_greetings(engine)
     original(engine, *args, **kwargs)
-    if engine.enable_fault_tolerance:  # the host has put its own sentinel in the place of ours
-        answer_greetings(engine)
     if not over_nodes:
         sentinel.start()
     host = VllmEngineHost(engine, config, sentinel)

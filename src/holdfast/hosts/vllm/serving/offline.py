@@ -7,11 +7,14 @@ the reason; in plain vLLM the program hangs for ever after its engine core was k
 from __future__ import annotations
 
 import functools
+import inspect
 import weakref
 from collections.abc import Callable
 from typing import Any
 
+from holdfast.core.errors import BadConfiguration
 from holdfast.core.protocol.events import InstanceView
+from holdfast.hosts.vllm.process.settings import asks_for_protection
 
 _WHY = "holdfast_ended"
 
@@ -51,3 +54,14 @@ def _error(reason: str) -> Exception:
     error = EngineDeadError(suppress_context=True)
     error.args = (f"the engine core has ended: {reason}",)
     return error
+
+
+def refuse_in_process(original: Callable[..., None], client: Any, *args: Any, **kwargs: Any) -> None:
+    """Raise `BadConfiguration` when an engine core in the caller's process is to be protected."""
+    bound = inspect.signature(original).bind(client, *args, **kwargs)
+    if asks_for_protection(bound.arguments["vllm_config"]):
+        raise BadConfiguration(
+            "this version does not protect an engine core in the caller's own process",
+            hint="unset VLLM_ENABLE_V1_MULTIPROCESSING, or set enable_fault_tolerance to false",
+        )
+    original(*bound.args, **bound.kwargs)

@@ -20,10 +20,11 @@ from holdfast.hosts.vllm.contract.front_end_touchpoints import (
 )
 from holdfast.hosts.vllm.contract.hooks import attached, look_up, missing
 from holdfast.hosts.vllm.contract.plugin_names import VARIABLE, extended_allow_list
+from holdfast.hosts.vllm.contract.topology import refuse_grpc
 from holdfast.hosts.vllm.contract.versions import OVERRIDE, refuse_unknown_host
 from holdfast.hosts.vllm.cpu.enablement import SWITCH
 from holdfast.hosts.vllm.process.bootstrap import importing
-from holdfast.hosts.vllm.process.settings import KEY, with_files_read
+from holdfast.hosts.vllm.process.settings import KEY, asks_for_protection, with_files_read
 from holdfast.progress.room import ELSEWHERE
 
 
@@ -55,6 +56,8 @@ def serve(arguments: Sequence[str], settings: Mapping[str, Any]) -> None:
     args.additional_config = _merged(args.additional_config, settings)
     _pass_on_switch(args.additional_config[KEY])
     refuse_unhooked()
+    if args.grpc and asks_for_protection(args):
+        refuse_grpc()
     try:
         command.cmd(args)
     except OSError as error:
