@@ -25,6 +25,8 @@ def test_a_trap_skips_its_steps_then_goes_off_so_many_times_in_a_row(after, time
         {"phase": "forward", "times": 0},
         {"phase": "forward", "times": MAX_TIMES + 1},
         {"phase": "forward", "after_steps": -1},
+        {"phase": "forward", "lines": 1},
+        {"phase": "step-start", "kind": "kill", "lines": 1},
         {"phase": "forward", "message": "x" * 201},
         {"phase": "forward", "unknown": 1},
         {"phase": "sample-end", "kind": "nan"},

@@ -17,6 +17,7 @@ from holdfast.core.faults.faults import FaultClass
 from holdfast.hosts.vllm.engine.engine_core import StepOfFailedRank, StepReplies
 from holdfast.hosts.vllm.process.collective_count import CollectiveCount
 from holdfast.hosts.vllm.process.fence_flag import FenceFlag, FenceFlags
+from holdfast.hosts.vllm.worker import finishing
 from holdfast.hosts.vllm.worker.finishing import StepFinisher
 
 pytestmark = pytest.mark.host
@@ -53,6 +54,7 @@ class Model:
 
 PARALLEL = {
     "pipeline_parallel_size": 1,
+    "tensor_parallel_size": 1,
     "data_parallel_size": 1,
     "decode_context_parallel_size": 1,
     "prefill_context_parallel_size": 1,
@@ -98,6 +100,12 @@ def planned(tokens: int = 3, encodes: bool = False) -> Any:
         num_scheduled_tokens=dict.fromkeys("ab", 1),
         scheduled_encoder_inputs={"a": [0]} if encodes else {},
     )
+
+
+@pytest.fixture(autouse=True)
+def one_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(finishing, "get_pp_group", lambda: SimpleNamespace(world_size=1))
+    monkeypatch.setattr(finishing, "get_tp_group", lambda: None)
 
 
 @pytest.mark.parametrize("done", [0, 1])
@@ -152,7 +160,8 @@ UNSHOWN = {
     "model runner V2": {"v2": True},
     "a device other than the CPU": {"device": torch.device("meta")},
     "compiled models": {"model_config": SimpleNamespace(enforce_eager=False)},
-    "pipeline parallelism": {"pipeline_parallel_size": 2},
+    "more than two stages": {"pipeline_parallel_size": 3},
+    "stages of several ranks": {"pipeline_parallel_size": 2, "tensor_parallel_size": 2},
     "data parallelism in lockstep": {"data_parallel_size": 2},
     "context parallelism": {"decode_context_parallel_size": 2},
     "balancing of experts": {"eplb_state": object()},
@@ -178,6 +187,71 @@ def test_steps_with_collectives_of_their_own_are_not_finished() -> None:
     rest = finisher(Model(), num_prompt_logprobs={"a": 1})
     rest.begin(planned())
     assert "logprobs" in str(rest.why_not(FaultClass.TRANSIENT))
+
+
+# ---- stages of a pipeline
+
+
+class Stages:
+    """Stands for the group of two stages: notes transfers. A handle may be waited for once, as with gloo."""
+
+    def __init__(self, count: CollectiveCount, *, is_first: bool) -> None:
+        self.world_size, self.is_first_rank, self.is_last_rank = 2, is_first, not is_first
+        self.did: list[str] = []
+        self._count = count
+
+    def irecv_tensor_dict(self, **_: Any) -> Any:
+        return self._count.receive(lambda: ({}, [self], []))
+
+    def isend_tensor_dict(self, tensors: dict[str, Any], **_: Any) -> Any:
+        self.did.append(f"send {tensors['hidden'].tolist()}")
+        return self._count.send(lambda: [self, self])
+
+    def wait(self) -> None:
+        assert self.did[-1:] != ["wait"]
+        self.did.append("wait")
+
+
+def stage(monkeypatch: pytest.MonkeyPatch, *, is_first: bool) -> tuple[StepFinisher, Stages, Any]:
+    model = Model()
+    rest = finisher(model)
+    stages = Stages(model.count, is_first=is_first)
+    monkeypatch.setattr(finishing, "get_pp_group", lambda: stages)
+    worker = rest._worker
+    worker._pp_send_work, worker.model_runner.model_config = [], SimpleNamespace(dtype=torch.float32)
+    model.make_empty_intermediate_tensors = lambda tokens, dtype, device: SimpleNamespace(  # type: ignore[attr-defined]
+        tensors={"hidden": torch.ones(tokens, dtype=dtype)}
+    )
+    return rest, stages, worker
+
+
+def test_a_first_stage_that_failed_sends_zeros_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    rest, stages, worker = stage(monkeypatch, is_first=True)
+    rest.begin(planned(tokens=2))
+    rest.finish()
+    assert (stages.did, len(worker._pp_send_work)) == (["send [0.0, 0.0]"], 1)
+    rest.join(planned(tokens=1))  # waits for the transfer before
+    assert stages.did == ["send [0.0, 0.0]", "wait", "send [0.0]"]
+
+
+def test_a_stage_that_has_sent_owes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    rest, stages, _ = stage(monkeypatch, is_first=True)
+    rest.begin(planned())
+    stages.isend_tensor_dict({"hidden": torch.ones(1)})
+    rest.finish()
+    assert stages.did == ["send [1.0]"]
+
+
+@pytest.mark.parametrize("done", ["nothing", "begun", "waited"])
+def test_a_last_stage_that_failed_receives_once(monkeypatch: pytest.MonkeyPatch, done: str) -> None:
+    rest, stages, _ = stage(monkeypatch, is_first=False)
+    rest.begin(planned())
+    if done != "nothing":
+        _, handles, _ = stages.irecv_tensor_dict()
+        assert done == "begun" or [handle.wait() for handle in handles]
+    rest.finish()
+    assert stages.did == ["wait"]
+    assert (rest.why_not(FaultClass.TRANSIENT), rest._count.carried_out) == (None, 1)
 
 
 # ---- the flag

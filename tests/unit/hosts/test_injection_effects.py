@@ -12,7 +12,7 @@ import pytest
 from holdfast.core.faults.classification import default_classifier, fault_of
 from holdfast.core.faults.faults import FaultClass, Phase
 from holdfast.core.faults.injection import FaultKind, InjectedFault, InjectionSpec, UncontainedFault
-from holdfast.hosts.vllm.injection import trigger
+from holdfast.hosts.vllm.injection import ArmedFaults, trigger
 from holdfast.progress import look_at
 
 VICTIM = """
@@ -85,3 +85,18 @@ def test_an_out_of_memory_fault_raises_torchs_error_and_is_transient() -> None:
     fault = fault_of(raised.value, default_classifier(), engine_id=0)
     assert (fault.error_type, fault.fault_class) == ("OutOfMemoryError", FaultClass.TRANSIENT)
     assert getattr(raised.value, "phase", None) is Phase.FORWARD
+
+
+def test_a_fault_counts_lines_of_the_hosts_code_and_raises_at_one() -> None:
+    """Lines of other code do not count, and a step without so many lines leaves the rest to the next part."""
+    code = compile("a = 1\nb = 2\nc = 3\n", "/vllm/step.py", "exec")
+    reached: dict[str, int] = {}
+    faults = ArmedFaults()
+    faults.arm(InjectionSpec(phase=Phase.STEP_START, lines=5))
+    faults.reach(Phase.STEP_START)
+    faults.around(lambda: exec(code, reached))
+    assert "c" in reached
+    with pytest.raises(InjectedFault, match="at step.py:2"):
+        faults.around(lambda: exec(code, reached))
+    faults.around(lambda: exec(code, reached))
+    assert sys.gettrace() is None

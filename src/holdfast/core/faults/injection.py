@@ -15,6 +15,7 @@ MAX_TIMES = 1000
 MAX_STEPS = 1_000_000
 MAX_REQUEST_INDEX = 100_000
 MAX_SECONDS = 600
+MAX_LINES = 1_000_000
 MAX_TOGETHER = 16
 
 
@@ -49,7 +50,8 @@ class InjectionSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     `nan` spoils the logits (0: of all), at `forward`;
     `message` is what the exception says; `slow` takes `seconds` longer. With a `request` only those steps count in
     which so many requests (`together`) have it as a part of their ids: the fault is theirs, in every process that
-    takes the rank's place too.
+    takes the rank's place too. With `lines` a `step-start` fault raises later: at that line of the host's own Python
+    code, counted from the begin of the step, wherever the step is then.
     """
 
     phase: Phase
@@ -63,6 +65,7 @@ class InjectionSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     seconds: Annotated[float, msgspec.Meta(gt=0, le=MAX_SECONDS)] = 0.5
     request: Annotated[str, msgspec.Meta(max_length=200)] = ""
     together: Annotated[int, msgspec.Meta(ge=1, le=MAX_TOGETHER)] = 1
+    lines: Annotated[int, msgspec.Meta(ge=0, le=MAX_LINES)] = 0
 
     def __post_init__(self) -> None:
         if self.kind is FaultKind.NAN and self.phase is not Phase.FORWARD:
@@ -71,6 +74,8 @@ class InjectionSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             raise ValueError(f"crash is of an engine core's phase, not of {self.phase}")
         if self.kind is FaultKind.OOM and not self.phase.in_worker:
             raise ValueError(f"oom is of a device, which only workers use; {self.phase} is a phase of an engine core")
+        if self.lines and (self.phase, self.kind) != (Phase.STEP_START, FaultKind.RAISE):
+            raise ValueError(f"lines are counted from {Phase.STEP_START}, and only {FaultKind.RAISE} happens at one")
 
     @property
     def kills_engine_core(self) -> bool:

@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Collection
+from types import FrameType
 from typing import Any, cast
+
+import msgspec
 
 from holdfast.core.faults.faults import Phase
 from holdfast.core.faults.injection import ArmedFault, FaultKind, InjectedFault, InjectionSpec, UncontainedFault
@@ -24,6 +28,7 @@ class ArmedFaults:
     def __init__(self) -> None:
         self._armed: tuple[ArmedFault, ...] = ()
         self.batch: Collection[str] = ()  # the requests of the current step
+        self._at_line: _RaiseAtLine | None = None
 
     def arm(self, spec: InjectionSpec) -> None:
         self._armed = (*(fault for fault in self._armed if not fault.spent), ArmedFault(spec))
@@ -36,12 +41,48 @@ class ArmedFaults:
         """Count a passage of `phase` and trigger every fault that is due, see `trigger`."""
         for fault in self._armed:
             if fault.spec.phase is phase and fault.spec.kind is not FaultKind.NAN and fault.is_due(self.batch):
-                trigger(fault.spec)
+                if fault.spec.lines:
+                    self._at_line = _RaiseAtLine(fault.spec)
+                else:
+                    trigger(fault.spec)
+
+    def around(self, step: Step, *args: Any, **kwargs: Any) -> Any:
+        """Call a part of a step; raise at the line that a fault counts to. Without such a fault nothing is traced."""
+        if self._at_line is None:
+            return step(*args, **kwargs)
+        tracer = self._at_line
+        sys.settrace(tracer.trace)
+        try:
+            return step(*args, **kwargs)
+        finally:
+            sys.settrace(None)
+            if tracer.left == 0:
+                self._at_line = None
 
     def due_for_logits(self) -> list[InjectionSpec]:
         """Count a computation of logits; return the faults that overwrite logits in the computation."""
         return [fault.spec for fault in self._armed if fault.spec.kind is FaultKind.NAN and fault.is_due(self.batch)]
 
+
+class _RaiseAtLine:
+    """Count the lines of the host's Python code that a thread runs, and raise at one."""
+
+    def __init__(self, spec: InjectionSpec) -> None:
+        self.left = spec.lines
+        self._spec = spec
+
+    def trace(self, frame: FrameType, event: str, arg: Any) -> Any:
+        if event == "call":
+            return self.trace if _HOST_FILES in frame.f_code.co_filename else None
+        if event == "line" and self.left:
+            self.left -= 1
+            if not self.left:
+                where = f"{frame.f_code.co_filename.rpartition(_HOST_FILES)[2]}:{frame.f_lineno}"
+                raise InjectedFault(msgspec.structs.replace(self._spec, message=f"{self._spec.message} at {where}"))
+        return self.trace
+
+
+_HOST_FILES = f"{os.sep}vllm{os.sep}"
 
 # Phases before and after each of a worker's step methods.
 _AROUND = {
@@ -63,7 +104,7 @@ def inject_around(faults: ArmedFaults, name: str, step: Step) -> Step:
         # Sampling belongs to the requests of the call before, and has no such argument.
         faults.batch = getattr(planned, "num_scheduled_tokens", faults.batch)
         faults.reach(before)
-        result = step(*args, **kwargs)
+        result = faults.around(step, *args, **kwargs)
         faults.reach(after)
         return result
 

@@ -14,6 +14,8 @@ from holdfast.hosts.vllm.contract.communicator_touchpoints import (
     COUNTED_ALL_GATHER,
     COUNTED_ALL_REDUCE,
     COUNTED_GATHER,
+    STAGE_RECEIVE,
+    STAGE_SEND,
 )
 from holdfast.hosts.vllm.contract.hooks import attach
 from holdfast.hosts.vllm.process.collective_count import COUNT
@@ -24,6 +26,8 @@ def attach_collective_count() -> None:
     attach(COUNTED_ALL_REDUCE, COUNT.counted(lambda communicator, input_: input_))
     attach(COUNTED_ALL_GATHER, COUNT.counted(_gathered_alone))
     attach(COUNTED_GATHER, COUNT.counted_opaque)
+    attach(STAGE_RECEIVE, COUNT.receive)
+    attach(STAGE_SEND, COUNT.send)
 
 
 def _gathered_alone(communicator: Any, input_: Tensor, dim: int = -1) -> Tensor:

@@ -59,6 +59,16 @@ _CPU_COMMUNICATOR, _COUNTED = f"{_DEVICES}.cpu_communicator", "a failed rank owe
 COUNTED_ALL_REDUCE = wrap(_CPU_COMMUNICATOR, "CpuCommunicator.all_reduce", ("input_",), _COUNTED)
 COUNTED_ALL_GATHER = wrap(_CPU_COMMUNICATOR, "CpuCommunicator.all_gather", ("input_", "dim"), _COUNTED)
 COUNTED_GATHER = wrap(_CPU_COMMUNICATOR, "CpuCommunicator.gather", ("input_", "dst", "dim"), _COUNTED)
+_STAGES, _OWED = "vllm.distributed.parallel_state", "a failed stage owes its neighbours a receive and a send"
+STAGE_RECEIVE = wrap(
+    _STAGES, "GroupCoordinator.irecv_tensor_dict", ("src", "all_gather_group", "all_gather_tensors"), _OWED
+)
+STAGE_SEND = wrap(
+    _STAGES,
+    "GroupCoordinator.isend_tensor_dict",
+    ("tensor_dict", "dst", "all_gather_group", "all_gather_tensors"),
+    _OWED,
+)
 
 COMMUNICATOR_TOUCHPOINTS: tuple[Touchpoint, ...] = (
     TORCH_GROUP,
@@ -71,6 +81,8 @@ COMMUNICATOR_TOUCHPOINTS: tuple[Touchpoint, ...] = (
     COUNTED_ALL_REDUCE,
     COUNTED_ALL_GATHER,
     COUNTED_GATHER,
+    STAGE_RECEIVE,
+    STAGE_SEND,
     call(_C10D, "destroy_process_group", ("group",), "old groups go before new ones take their names"),
     call(_C10D, "_update_default_pg", ("pg",), "the new default group"),
     *attributes(

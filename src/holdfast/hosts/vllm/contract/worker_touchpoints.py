@@ -80,7 +80,7 @@ WORKER_TOUCHPOINTS: tuple[Touchpoint, ...] = (
     *attributes(
         "vllm.config.parallel",
         "ParallelConfig",
-        "pipeline_parallel_size decode_context_parallel_size prefill_context_parallel_size",
+        "pipeline_parallel_size tensor_parallel_size decode_context_parallel_size prefill_context_parallel_size",
         _UNSHOWN,
     ),
     *attributes(_QUEUE, "ShmRingBuffer", "is_creator shared_memory", "what a process has made"),

@@ -241,7 +241,7 @@ class Recovery:
         if len(placements := {r.expert_placement for r in replies}) > 1:
             raise RecoveryFailed(EXPERTS_DIFFER)
         parallel = self._engine.vllm_config.parallel_config
-        if rendezvous is None and parallel.pipeline_parallel_size == 1 and len({r.collectives for r in replies}) > 1:
+        if rendezvous is None and parallel.pipeline_parallel_size <= 2 and len({r.collectives for r in replies}) > 1:
             raise RecoveryFailed(_NOT_IN_STEP)  # the next collective of one rank would meet another one of its peer
         if self._ranks_without_requests:
             self._introduce_connectors()

@@ -12,6 +12,7 @@ import logging
 import time
 from typing import Any
 
+from vllm.distributed.parallel_state import get_pp_group, get_tp_group
 from vllm.v1.kv_cache_interface import FullAttentionSpec
 
 from holdfast.core.faults.faults import FaultClass
@@ -75,6 +76,9 @@ class StepFinisher:
         tokens, rows = self._size()
         if not tokens:
             return
+        if get_pp_group().world_size > 1:
+            self._run_stage(tokens)
+            return
         runner, done, began = self._worker.model_runner, self._count.left, time.monotonic()
         with self._count.finishing():
             hidden, _ = runner._dummy_run(tokens, uniform_decode=tokens == rows)
@@ -83,6 +87,28 @@ class StepFinisher:
         joined, elapsed_ms = self._count.left - done, 1e3 * (time.monotonic() - began)
         text = "took part in %d of the %d collectives of a step of %d tokens for the peers, in %.0f ms"
         logger.info(text, joined, self._count.left, tokens, elapsed_ms)
+
+    def _run_stage(self, tokens: int) -> None:
+        """Receive from the stage before and send to the stage behind, unless this was done; the model is not run."""
+        stages, worker, count = get_pp_group(), self._worker, self._count
+        for handle in worker._pp_send_work:
+            handle.wait()
+        worker._pp_send_work = []
+        if not stages.is_first_rank:
+            if count.received is None:
+                stages.irecv_tensor_dict(all_gather_group=get_tp_group())
+            for handle in count.received or ():
+                handle.wait()
+        if not stages.is_last_rank and not count.is_sent:
+            runner = worker.model_runner
+            sent = runner.model.make_empty_intermediate_tensors(
+                tokens, runner.model_config.dtype, runner.device
+            ).tensors
+            for tensor in sent.values():
+                tensor.fill_(count.fill)
+            worker._pp_send_work = stages.isend_tensor_dict(sent, all_gather_group=get_tp_group())[1:]
+        self._has_ended = True
+        logger.info("took part in a step of %d tokens for the neighbouring stages", tokens)
 
     def _size(self) -> tuple[int, int]:
         """Return the tokens and the requests of the step."""
@@ -107,7 +133,8 @@ class StepFinisher:
         unfit = {
             "a device other than the CPU": runner.device.type != "cpu",
             "compiled models": not config.model_config.enforce_eager,
-            "pipeline parallelism": parallel.pipeline_parallel_size > 1,
+            "more than two stages": parallel.pipeline_parallel_size > 2,
+            "stages of several ranks": parallel.pipeline_parallel_size > 1 and parallel.tensor_parallel_size > 1,
             "data parallelism in lockstep": parallel.data_parallel_size > 1,
             "context parallelism": max(parallel.decode_context_parallel_size, parallel.prefill_context_parallel_size)
             > 1,
