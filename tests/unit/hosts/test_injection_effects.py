@@ -96,7 +96,7 @@ def test_a_fault_counts_lines_of_the_hosts_code_and_raises_at_one() -> None:
     faults.reach(Phase.STEP_START)
     faults.around(lambda: exec(code, reached))
     assert "c" in reached
-    with pytest.raises(InjectedFault, match="at step.py:2"):
+    with pytest.raises(InjectedFault, match=r"at step\.py:2"):
         faults.around(lambda: exec(code, reached))
     faults.around(lambda: exec(code, reached))
     assert sys.gettrace() is None
