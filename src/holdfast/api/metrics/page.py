@@ -47,6 +47,18 @@ Names like `replace_s` are figures of the [report](http.md#events) of a recovery
 | `repair` | the loss of an engine core | its replacement; for other faults `replace_s` and `rebuild_s` |
 | `restore` | the drain of late replies | ranks restored: `drain_s`, `rewind_s` and `restore_s` |
 | `first-token` | the news of the recovery | the first token of any interrupted stream |
+
+## Cost
+
+Nothing on the step path. Processor time in the owner, with simulated events, on a shared machine:
+
+| 1,024 ranks as | an event | each second | a scrape |
+|---|---|---|---|
+| 128 engine cores of 8 ranks | 0.07 ms | 0.5 ms | 16 ms |
+| 1,024 engine cores of 1 rank | 0.26 ms | 0.6 ms | 120 ms |
+
+With a fault each second, of about five events, and a scrape each 15 s that is 0.2 % and 1 % of a
+core. An API server spends 0.2 µs for each token of a stream.
 """
 
 
