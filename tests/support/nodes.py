@@ -21,8 +21,10 @@ from typing import IO, Self
 import psutil
 import pytest
 
-NETWORK = "10.83.7"
-UPLINK = "10.83.8"  # between this machine and the first node, for clients; no node reaches the other over it
+# Of this process alone: beds of several test runs may stand side by side.
+NETWORK = f"10.83.{os.getpid() % 250}"
+# Between this machine and the first node, for clients; no node reaches the other over it.
+UPLINK = f"10.84.{os.getpid() % 250}"
 DEVICE = "eth0"
 NOBODY = "02:00:00:00:00:99"  # the hardware address of no device
 CGROUPS = (Path("/sys/fs/cgroup/unified"), Path("/sys/fs/cgroup"))

@@ -32,7 +32,7 @@ from holdfast.sentinel.host_effects import perform_on
 from holdfast.sentinel.incident_files import StallFiles
 from holdfast.sentinel.nodes import NodeWatch
 from holdfast.sentinel.quarantine import make_quarantine
-from holdfast.sentinel.rank_hubs import RankHubs
+from holdfast.sentinel.rank_hubs import RankHubs, await_stopped
 from holdfast.sentinel.refused import RefusedMessages
 from holdfast.sentinel.stall_watch import PERIOD_S, ProgressWatch
 from holdfast.sentinel.standing_watch import StandingWatch
@@ -42,7 +42,6 @@ from holdfast.wire import Delivery, Spoke, Station
 logger = logging.getLogger("holdfast")
 
 _POLL_S = 0.2
-_RETURN_LOOK_S = 0.1
 _SHORTEST_WAIT_S = 0.001
 
 
@@ -127,15 +126,11 @@ class EngineCoreSentinel:
 
     def take_back(self, pids: Mapping[int, int], timeout_s: float) -> set[int]:
         """Let ranks in again that were lost with their node; return those that said in time that they stopped."""
-        deadline = time.monotonic() + timeout_s
-        left = set(pids)
-        while left and time.monotonic() < deadline:
-            # Again and again: the rank's link is made anew after a cut.
-            self._feed(facts.RanksReturned({rank: pids[rank] for rank in left}))
-            with self._changed:
-                self._changed.wait_for(lambda: not self._machine.returning, _RETURN_LOOK_S)
-                left &= self._machine.returning
-        return set(pids) - left
+        ask = functools.partial(self._feed_returned, pids)
+        return await_stopped(pids, ask, self._changed, lambda: self._machine.returning, timeout_s)
+
+    def _feed_returned(self, pids: Mapping[int, int], ranks: set[int]) -> None:
+        self._feed(facts.RanksReturned({rank: pids[rank] for rank in ranks}))
 
     def send_to_agent(self, peer: bytes, data: bytes) -> None:
         """Send a message to the agent of a further node. Any thread; does not wait."""

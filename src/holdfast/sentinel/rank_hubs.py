@@ -1,14 +1,42 @@
 """The sockets of an engine core to its ranks: one for its own node, and one for further nodes and their agents.
 
-The sentinel's thread.
+The sentinel's thread, except for `await_stopped`.
 """
 
 from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable
 
 from holdfast.core.protocol import messages as m
 from holdfast.sentinel.nodes import is_agent
 from holdfast.sentinel.thread import worker_identity
 from holdfast.wire import Delivery, Hub, Station
+
+_LOOK_S = 0.1
+
+
+def await_stopped(
+    ranks: Iterable[int],
+    ask: Callable[[set[int]], None],
+    changed: threading.Condition,
+    not_stopped: Callable[[], frozenset[int]],
+    timeout_s: float,
+) -> set[int]:
+    """Ask ranks to stop, again and again, because a rank's link is made anew after a cut.
+
+    Returns:
+        The ranks that said within `timeout_s` that they stopped.
+    """
+    asked, deadline = set(ranks), time.monotonic() + timeout_s
+    left = set(asked)
+    while left and time.monotonic() < deadline:
+        ask(left)
+        with changed:
+            changed.wait_for(lambda: not not_stopped(), _LOOK_S)
+            left &= not_stopped()
+    return asked - left
 
 
 class RankHubs:

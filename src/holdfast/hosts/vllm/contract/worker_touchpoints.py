@@ -96,6 +96,13 @@ WORKER_TOUCHPOINTS: tuple[Touchpoint, ...] = (
     call(_EXECUTOR, "WorkerProc.wait_for_ready", ("unready_proc_handles",), "attaching to a replacement worker"),
     call(_EXECUTOR, "MultiprocExecutor._init_executor", (), "the configuration that workers were started with"),
     call(_EXECUTOR, "MultiprocExecutor.start_worker_monitor", ("inline",), "a dead worker does not end its siblings"),
+    call(_EXECUTOR, "MultiprocExecutor._get_parallel_sizes", (), "which ranks are on this node"),
+    call(_EXECUTOR, "set_multiprocessing_worker_envs", ("local_world_size",), "a node that waits for its ranks"),
+    *attributes("vllm.config.parallel", "ParallelConfig", "local_world_size nnodes_within_dp", "ranks of each node"),
+    *attributes(
+        "vllm.config.parallel", "ParallelConfig", "node_rank_within_dp node_rank master_addr", "an agent's own place"
+    ),
+    Touchpoint(_EXECUTOR, "WorkerProcHandle", "class", None, "a worker of a further node, as the host has its own"),
     call(_EXECUTOR, "MultiprocExecutor._is_driver_worker", ("rank",), "starting a replacement worker"),
     call(
         "vllm.v1.worker.worker_base",

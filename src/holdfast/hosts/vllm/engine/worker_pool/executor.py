@@ -23,7 +23,8 @@ from holdfast.core.faults.redaction import PublicText
 from holdfast.core.protocol.messages import Standbys
 from holdfast.hosts.vllm.engine.pacing import replace_method
 from holdfast.hosts.vllm.engine.worker_pool.exit_watch import WorkerExitWatch
-from holdfast.hosts.vllm.engine.worker_pool.remote_ranks import RemoteReplacement, node_watch, remote_worker
+from holdfast.hosts.vllm.engine.worker_pool.launchers import Launchers, LocalLauncher
+from holdfast.hosts.vllm.engine.worker_pool.remote_ranks import node_watch
 from holdfast.hosts.vllm.engine.worker_pool.replacement_processes import (
     Replacement,
     ReplacementProcesses,
@@ -67,6 +68,7 @@ class WorkerPoolExecutor(MultiprocExecutor):
     seed: WorkerSeed
     start_calls: StartCalls
     standbys: StandbyPool
+    launchers: Launchers
     standby_parent: StandbyParent
     lost_ranks: frozenset[int] = frozenset()
     _watch: WorkerExitWatch | None = None
@@ -85,6 +87,9 @@ class WorkerPoolExecutor(MultiprocExecutor):
         self.standbys = StandbyPool(
             size, lambda slot: self._start_standby(slot, preload), self._report_standbys, self.standby_parent
         )
+        self._get_parallel_sizes()
+        here = LocalLauncher(lambda: self.workers, self._start_here)
+        self.launchers = Launchers(here, self.local_world_size, node_watch())
         with bootstrapped(get_mp_context(), background=False):
             super()._init_executor()
         for queue in self.response_mqs:
@@ -124,23 +129,11 @@ class WorkerPoolExecutor(MultiprocExecutor):
     # ---- lost workers
 
     def dead_ranks(self) -> set[int]:
-        here = {w.rank for w in self.workers if not w.proc.is_alive()}
-        return here | {rank for rank in self.lost_ranks if not self._is_here(rank)}
+        return {w.rank for w in self.workers if not w.proc.is_alive()} | self.launchers.elsewhere(self.lost_ranks)
 
     def kill_rank(self, rank: int) -> None:
         """Kill the process of a rank. Any thread."""
-        self._worker(rank).proc.kill()
-
-    def _is_here(self, rank: int) -> bool:
-        return rank < self.local_world_size
-
-    def _worker(self, rank: int) -> Any:
-        """Return the host's handle of a worker, on any node."""
-        if self._is_here(rank):
-            return self.workers[rank]
-        watch = node_watch()
-        assert watch is not None
-        return remote_worker(watch, rank)
+        self.launchers.of(rank).worker(rank).proc.kill()
 
     def lose_rank(self, rank: int, pid: int, how: str, exit_code: int | None) -> None:
         """Take a rank for lost; report the rank, and end waits for its replies. Any thread."""
@@ -173,7 +166,7 @@ class WorkerPoolExecutor(MultiprocExecutor):
 
     def await_nodes(self, ranks: set[int], timeout_s: float) -> dict[int, int]:
         """Wait for the nodes of ranks; return the processes that are there again, by rank. Raises `RecoveryFailed`."""
-        watch, far = node_watch(), {rank for rank in ranks if not self._is_here(rank)}
+        watch, far = node_watch(), self.launchers.elsewhere(ranks)
         return watch.await_nodes(far, time.monotonic() + timeout_s) if watch is not None and far else {}
 
     def take_back(self, ranks: set[int]) -> None:
@@ -208,9 +201,9 @@ class WorkerPoolExecutor(MultiprocExecutor):
         replacements = ReplacementProcesses(
             ranks,
             self.standbys,
-            lambda rank: self._start_replacement(rank, handle),
+            lambda rank: self.launchers.of(rank).start(rank, handle),
             lambda standby, rank: standby.assign(rank, is_driver=self._is_driver_worker(rank), queue=handle),
-            self._is_here,
+            self.launchers.is_here,
         )
         try:
             replacements.start()
@@ -224,18 +217,14 @@ class WorkerPoolExecutor(MultiprocExecutor):
             remove_dead_segments(config.runtime_dir)
         return ReplacementResult(replacements.pids, replacements.standbys_used, time.monotonic() - began)
 
-    def _start_replacement(self, rank: int, queue: Any) -> Replacement:
-        if self._is_here(rank):
-            is_driver, server = self._is_driver_worker(rank), self.standby_parent.server
-            return start_replacement(self.seed, rank, is_driver=is_driver, queue=queue, server=server)
-        watch = node_watch()
-        assert watch is not None
-        return RemoteReplacement(watch, rank, queue)
+    def _start_here(self, rank: int, queue: Any) -> Replacement:
+        is_driver, server = self._is_driver_worker(rank), self.standby_parent.server
+        return start_replacement(self.seed, rank, is_driver=is_driver, queue=queue, server=server)
 
     def _end_processes(self, ranks: Sequence[int]) -> None:
         """Kill the processes of the ranks and wait until they end. Raises `RecoveryFailed`."""
         self._stop_watching()
-        workers = [self._worker(rank) for rank in ranks]
+        workers = [self.launchers.of(rank).worker(rank) for rank in ranks]
         for worker in workers:
             worker.proc.kill()
             if worker.death_writer is not None:
@@ -272,8 +261,7 @@ class WorkerPoolExecutor(MultiprocExecutor):
         wait_until_ready(queue, deadline, "a rank does not open the new queue")
         for rank, worker in zip(ranks, workers, strict=True):
             old = self.response_mqs[rank]
-            if self._is_here(rank):
-                self.workers[rank] = worker
+            self.launchers.of(rank).install(rank, worker)
             self.response_mqs[rank] = interruptible(worker.worker_response_mq)
             wait_until_ready(worker.worker_response_mq, deadline, f"rank {rank} does not open its reply queue")
             retire(old)
