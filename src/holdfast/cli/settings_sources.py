@@ -19,6 +19,7 @@ from holdfast.cli.serve_flags import flag_parser
 from holdfast.core.errors import BadConfiguration
 
 PREFIX = "HOLDFAST_"
+NO_SETTINGS = frozenset({"HOLDFAST_NODE_SECRET"})  # variables that resemble a setting
 CONFIG = "--config"
 MAX_FILE_BYTES = 1 << 20
 _WORDS = {"1": True, "true": True, "on": True, "yes": True, "0": False, "false": False, "off": False, "no": False}
@@ -59,7 +60,8 @@ def settings_from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
     parser = _Parser()
     names = {PREFIX + key.upper(): key for key in parser.actions}
     for name in environment:
-        if name.startswith(PREFIX) and name not in names and (near := _similar(name, names)):
+        is_unknown = name.startswith(PREFIX) and name not in names and name not in NO_SETTINGS
+        if is_unknown and (near := _similar(name, names)):
             raise BadConfiguration(f"unknown variable {name}", hint=f"did you mean {near}?")
     settings: dict[str, Any] = {}
     for name, key in names.items():

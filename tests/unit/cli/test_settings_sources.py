@@ -93,3 +93,7 @@ def test_a_wrong_variable_ends_the_start_with_wrong_usage(
     monkeypatch.setenv("HOLDFAST_MAX_RETRIES", "many")
     assert serve(["model"]) == 2
     assert "HOLDFAST_MAX_RETRIES" in capsys.readouterr().err
+
+
+def test_the_secret_of_the_nodes_is_no_setting_although_its_name_resembles_one() -> None:
+    assert settings_from_environment({"HOLDFAST_NODE_SECRET": "a secret of the nodes"}) == {}
