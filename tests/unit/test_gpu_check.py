@@ -1,4 +1,4 @@
-"""`make gpu-check`: what did not run was not seen, and a machine without a GPU says so and has an exit code of its own."""
+"""`make gpu-check`: what did not run was not seen; a machine without a GPU says so, by an exit code of its own too."""
 
 from __future__ import annotations
 
