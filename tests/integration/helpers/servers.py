@@ -276,6 +276,7 @@ BESIDE = (
     "integration/test_exceptions",
     "integration/test_features",
     "integration/test_ladder",
+    "integration/test_metrics",
     "integration/test_numerical",
     "integration/test_pictures",
     "integration/test_prefix_cache_trap",
