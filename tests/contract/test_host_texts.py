@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import vllm
+import pytest
 
 from holdfast.core.faults.redaction import WITHHELD, account_of
+
+vllm = pytest.importorskip("vllm")
 
 HOST = Path(vllm.__path__[0])
 # Where requests pass through: what is raised there may be of a user. The rest of the host would take a minute.

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+pytest.importorskip("vllm")
+
 from holdfast.hosts.vllm.process import forking, priority
 from holdfast.hosts.vllm.process.bootstrap import Bootstrap
 from holdfast.hosts.vllm.process.forking import CannotFork, ForkedProcess, ForkServer

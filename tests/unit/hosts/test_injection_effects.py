@@ -80,6 +80,7 @@ def test_a_slow_step_continues_after_its_time() -> None:
 
 @pytest.mark.host
 def test_an_out_of_memory_fault_raises_torchs_error_and_is_transient() -> None:
+    pytest.importorskip("torch")
     with pytest.raises(RuntimeError) as raised:
         trigger(InjectionSpec(phase=Phase.FORWARD, kind=FaultKind.OOM))
     fault = fault_of(raised.value, default_classifier(), engine_id=0)

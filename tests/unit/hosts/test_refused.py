@@ -88,6 +88,7 @@ def test_split_sampling_on_one_rank_splits_nothing_and_is_protected() -> None:
 
 
 def test_a_grpc_server_is_refused_under_the_host_s_own_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("vllm")
     refuse_other_front_ends()
     monkeypatch.setitem(sys.modules, GRPC_SERVER, ModuleType(GRPC_SERVER))
     with pytest.raises(BadConfiguration, match="--grpc"):
