@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.host, pytest.mark.server]
 LINES = 4000  # of the host's Python code in a step, about
 SHORT, LONG = 8, 50  # places
 FAULTS_IN_A_LOAD = 4
-SERVED = [(TP2, V1_ASYNC), (PP2, V1_SYNC)]
+SERVED = [(TP2, V1_ASYNC)]
 
 
 def load(salt: str) -> list[StreamSpec]:
