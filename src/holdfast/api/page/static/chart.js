@@ -64,7 +64,7 @@ function optionsOf(box) {
     legend: { show: false },
     cursor: { y: false, drag: { x: false, y: false } },
     scales: { x: { time: true, range: padded }, y: { distr: 3, range: (_, low, high) => [10 ** Math.floor(Math.log10(low ?? 0.01) - 0.01), 10 ** Math.ceil(Math.log10(high ?? 1) + 0.01)] } },
-    axes: [{ ...axis, values: (_, at) => at.map(clock), space: 90 }, { ...axis, size: 60, values: (_, s) => s.map((v) => (v === null ? '' : seconds(v))) }],
+    axes: [{ ...axis, values: (_, at) => at.map(clock), space: 90, size: 32 }, { ...axis, size: 60, values: (_, s) => s.map((v) => (v === null ? '' : seconds(v))) }],
     series: [{}, { label: 'interruption', stroke: colour('--accent'), paths: () => null, points: { show: true, size: 9, fill: colour('--accent') } }],
   };
 }

@@ -32,11 +32,14 @@ export class Dialog extends Component {
   }
 
   componentWillUnmount() {
+    this.leaves = true; // another window may be opening: the event of this one's end is not for that one
     if (this.box.current.open) this.box.current.close();
   }
 
-  render({ title, children, onClose }) {
-    return html`<dialog ref=${this.box} aria-labelledby="dialog-title" onClose=${onClose}>
+  closed = () => this.leaves || this.props.onClose();
+
+  render({ title, children }) {
+    return html`<dialog ref=${this.box} aria-labelledby="dialog-title" onClose=${this.closed}>
       <form method="dialog" class="dialog-head"><h2 id="dialog-title">${title}</h2><button class="plain" aria-label="Close">✕</button></form>${children}</dialog>`;
   }
 }

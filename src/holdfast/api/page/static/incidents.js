@@ -14,15 +14,17 @@ export function Fault({ incident, model, now }) {
   }
   const [cause, action, cost, next] = [causeOf(incident), actionOf(incident), costOf(incident, now), nextOf(incident, model)];
   const open = incident.outcome === null;
+  const others = [...model.open.values()].filter((i) => i !== incident && isFault(i));
   return html`<${Card} title=${open ? 'Fault now' : 'Latest fault'} id="fault-title" kind=${open ? 'open' : ''}
     aside=${html`<${Outcome} incident=${incident} /> <${Time} at=${incident.at} now=${now} />`}>
     <dl class="answers">
       <div><dt>Cause</dt><dd><strong>${cause.head}</strong><span>${cause.where}</span><span class="quiet"><${Prose} text=${cause.more} /></span></dd></div>
-      <div><dt>What Holdfast did</dt><dd><strong>${action.head}</strong><span class="quiet">${action.more}</span></dd></div>
+      <div><dt>${open ? 'What Holdfast does' : 'What Holdfast did'}</dt><dd><strong>${action.head}</strong><span class="quiet">${action.more}</span></dd></div>
       <div><dt>Cost</dt><dd><strong>${cost.head}</strong><span class="quiet">${cost.more}</span></dd></div>
       <div class="next"><dt>What you do next <span class=${`urgency ${next.urgency === 'now' ? 'bad' : next.urgency === 'soon' ? 'warn' : ''}`}>${next.urgency}</span></dt><dd><strong>${next.head}</strong><span><${Prose} text=${next.more} /></span></dd></div>
     </dl>
-    <${Phases} incident=${incident} now=${now} words /></${Card}>`;
+    <${Phases} incident=${incident} now=${now} words />
+    ${others.length ? html`<p class="note work">Open as well: ${others.map((i) => `${i.process ?? enginesNamed(i.engines)} (${causeOf(i).head})`).join('; ')}. See the incidents.</p>` : null}</${Card}>`;
 }
 
 function Outcome({ incident }) {

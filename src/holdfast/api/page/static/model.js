@@ -154,7 +154,9 @@ export function isFault(incident) {
 }
 
 export function latestFault(model) {
-  for (const open of model.open.values()) if (isFault(open)) return open;
+  const open = [...model.open.values()].filter(isFault);
+  const waits = open.find((i) => i.decisions.at(-1)?.decision?.action === 'await-instruction');
+  if (open.length) return waits ?? open[0];
   for (let i = model.incidents.length - 1; i >= 0; i--) if (isFault(model.incidents[i])) return model.incidents[i];
   return null;
 }

@@ -1,7 +1,7 @@
 // The topology: lockstep groups, their engines, and in each engine the ranks, one row for each pipeline stage.
 
 import { html, Shape } from './html.js';
-import { groupsOf, latestFault, rootOf } from './model.js';
+import { groupsOf, rootOf } from './model.js';
 import { ago, enginesNamed, plural, seconds, STATES } from './words.js';
 
 const FRESH_S = 20; // a recovery is marked for that long: most take less than a blink
@@ -15,11 +15,10 @@ export function Topology({ model, now, onEngine }) {
   const groups = groupsOf(model);
   const total = model.engines.size;
   const size = isLarge(model) ? 'small' : total > 8 ? 'middle' : 'large';
-  const fault = latestFault(model);
-  const root = fault && fault.outcome === null ? rootOf(fault) : null;
+  const roots = new Map([...model.open.values()].map(rootOf).filter(Boolean).map((root) => [root.engine_id, root.rank ?? -1]));
   const singles = groups.filter((g) => g.length === 1).flat();
   const lockstep = groups.filter((g) => g.length > 1);
-  const draw = (engine) => drawEngine(engine, model, now, root, onEngine);
+  const draw = (engine) => drawEngine(engine, model, now, roots, onEngine);
   return html`<${Legend} model=${model} />
     <div class=${`topology ${size}`}>
       ${lockstep.map((group) => html`<div class="group" key=${group[0].id} role="group" aria-label=${`Lockstep group: ${enginesNamed(group.map((e) => e.id))}`}>
@@ -48,10 +47,10 @@ function Legend({ model }) {
 
 const drawn = new WeakMap(); // an engine that has not changed is drawn once
 
-function drawEngine(engine, model, now, root, onEngine) {
+function drawEngine(engine, model, now, roots, onEngine) {
   const at = recoveredAt(model, engine.id);
   const fresh = engine.state === 'healthy' && at !== null && now - at.at < FRESH_S;
-  const cause = root && root.engine_id === engine.id ? root.rank ?? -1 : null;
+  const cause = roots.get(engine.id) ?? null;
   const key = `${fresh ? ago(at.at, now) : ''}/${cause}/${engine.ranks}`;
   const before = drawn.get(engine);
   if (before?.key === key) return before.view;
@@ -83,14 +82,15 @@ function EngineCard({ engine, fresh, now, cause, onEngine }) {
       ${Array.from({ length: engine.ranks }, (_, rank) => html`<${Rank} key=${rank} engine=${engine} rank=${rank} wide=${wide} cause=${cause} />`)}
     </div>` : html`<p class="quiet gone">no process</p>`}
     ${cause !== null && cause >= 0 ? html`<p class="note bad">rank ${cause}<span class="long"> at fault</span></p>` : null}
-    ${note ? html`<p class="note good"><span class="long">${note}, ${ago(fresh.at, now)}</span><span class="short" title=${note}>✓ ${seconds(fresh.interruption_s)}</span></p>` : null}
+    ${note ? html`<p class="note good"><span class="long">${note}, ${ago(fresh.at, now)}</span><span class="short" title=${note}>${seconds(fresh.interruption_s)}</span></p>` : null}
     ${engine.standbys ? html`<p class="note quiet">standby ${engine.standbys.ready}/${engine.standbys.wanted}</p>` : null}
   </article>`;
 }
 
 function Rank({ engine, rank, wide, cause }) {
   const isCause = cause === rank || engine.sick_ranks.includes(rank);
-  const state = isCause ? STATES.faulted : STATES[engine.state] ?? STATES.starting;
+  const other = engine.state === 'faulted' && cause !== null && cause >= 0 ? 'pausing' : engine.state; // its peers only stop
+  const state = isCause ? STATES.faulted : STATES[other] ?? STATES.starting;
   const place = `rank ${rank}: stage ${Math.floor(rank / wide)}, place ${rank % wide}`;
   return html`<span class="rank" title=${`${place}, ${state.word}`}><${Shape} shape=${state.shape} tone=${state.tone} /></span>`;
 }

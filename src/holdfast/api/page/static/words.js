@@ -24,6 +24,13 @@ const ACTIONS = {
   'restart-process': 'Replaced the process',
 };
 
+const ACTIONS_NOW = {
+  retry: 'Rewinds the requests, then goes on in the same processes',
+  'restart-workers': 'Gives the sick rank a new process, then rewinds the requests',
+  'restart-engine': 'Replaces the engine core and its workers; requests move or wait',
+  'restart-process': 'Replaces the process',
+};
+
 const CLASSES = {
   communicator: 'a collective broke under it',
   transient: 'an exception; the process is intact',
@@ -103,7 +110,7 @@ export function causeOf(incident) {
 
 /** Return the policy's reason without what the cause says already. */
 function reasonOf(incident) {
-  const reason = incident.decisions.at(-1)?.reason ?? incident.reason ?? '';
+  const reason = incident.decisions.at(-1)?.reason ?? '';
   const message = rootOf(incident)?.message ?? '';
   return reason.split('; ').filter((part) => !message || !part.includes(message)).join('; ');
 }
@@ -122,7 +129,7 @@ export function actionOf(incident) {
   if (action === 'restart-workers' && replaced.length) {
     head = `Gave rank ${range(replaced)} a new process, then rewound the requests`;
   }
-  if (!incident.outcome && action && action !== 'await-instruction') head += ' (under way)';
+  if (!incident.outcome && ACTIONS_NOW[action]) head = ACTIONS_NOW[action];
   return { head, more: reasonOf(incident) };
 }
 
@@ -143,8 +150,8 @@ export function costOf(incident, now) {
     const tokens = totalOf(incident, 'tokens_to_recompute');
     if (tokens) parts.push(`${plural(tokens, 'token')} computed again`);
   } else if (incident.process) parts.push('Requests of this process had to be sent again');
+  else if (incident.lost) parts.push(open ? 'Its requests go on in other engines, or wait' : 'Its requests went on in other engines, or waited');
   else if (open) parts.push('Open requests wait; nothing is lost so far');
-  else if (incident.lost) parts.push('Its requests moved to other engines, or waited');
   return { head, more: parts.join(' · ') };
 }
 
@@ -153,7 +160,7 @@ const NEXT = {
   transient: ['Nothing to do', 'If it comes back, report the error with its evidence.'],
   numerical: ['Look at the named requests', 'If it comes back without them, check weights and kernels of this rank.'],
   unknown: ['Read the error', 'It has no rule yet: `holdfast classify` shows how to give it one.'],
-  device: ['Check the device of this rank', '`nvidia-smi -q` and `dmesg -T | grep -i xid`. Drain the machine if it comes back.'],
+  device: ['Check the device of this rank', '`nvidia-smi -q` and `dmesg -T | grep -i xid`. Take the machine out if it comes back.'],
   'worker-lost': ['Find out what ended the process', '`dmesg -T | grep -i -e oom -e xid`; then who else runs on the machine.'],
   unresponsive: ['Look at the stacks of the incident', 'They show what the rank waited for, on the server under `--incident-dir`.'],
 };
@@ -202,9 +209,12 @@ export function verdictOf(model) {
   const waits = fault && fault.outcome === null && fault.decisions.at(-1)?.decision?.action === 'await-instruction';
   if (waits) return { tone: 'warn', shape: 'bars', head: `Waits for you: ${enginesNamed(fault.engines)} paused after a fault`, more: '' };
   const stopped = inState('faulted', 'pausing', 'paused', 'recovering').filter((id) => !byOperator.includes(id));
-  if (stopped.length) return { tone: 'work', shape: 'triangle', head: `Recovers ${enginesNamed(stopped)}`, more: rest(all, stopped) };
   const restarting = inState('restarting');
-  if (restarting.length) return { tone: 'work', shape: 'diamond', head: `Replaces ${enginesNamed(restarting)}`, more: rest(all, restarting) };
+  if (stopped.length + restarting.length) {
+    const parts = [stopped.length && `recovers ${enginesNamed(stopped)}`, restarting.length && `replaces ${enginesNamed(restarting)}`].filter(Boolean);
+    const head = parts.join(', ');
+    return { tone: 'work', shape: stopped.length ? 'triangle' : 'diamond', head: head[0].toUpperCase() + head.slice(1), more: rest(all, [...stopped, ...restarting]) };
+  }
   if (byOperator.length) return { tone: 'warn', shape: 'bars', head: `Paused by an operator: ${enginesNamed(byOperator)}`, more: rest(all, byOperator) };
   const out = inState('left-out', 'dead');
   if (out.length) return { tone: 'bad', shape: 'square', head: `Serves without ${enginesNamed(out)}`, more: rest(all, out) };
