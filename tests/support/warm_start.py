@@ -49,7 +49,7 @@ MODULES = (
     "holdfast.hosts.vllm.hooks",
 )
 SET_AT_START = ("TRITON_INTERPRET", "VLLM_USE_V2_MODEL_RUNNER")  # by the test bench, as an interpreter starts
-_PR_SET_CHILD_SUBREAPER = 36
+_PR_SET_CHILD_SUBREAPER, _PR_GET_CHILD_SUBREAPER = 36, 37
 _TARGET = re.compile(r"spawn_main\(tracker_fd=(\d+), pipe_handle=(\d+)\)")
 _ENGINE_CORE = "EngineCore"  # begins the names of processes that start others
 
@@ -204,15 +204,17 @@ def _request(
 
 @contextlib.contextmanager
 def _adopting() -> Iterator[None]:
-    """Adopt descendants whose parent ends."""
+    """Adopt descendants whose parent ends; afterwards as before."""
+    before = ctypes.c_int()
+    _prctl(_PR_GET_CHILD_SUBREAPER, ctypes.byref(before))
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     try:
         yield
     finally:
-        _prctl(_PR_SET_CHILD_SUBREAPER, 0)
+        _prctl(_PR_SET_CHILD_SUBREAPER, before.value)
 
 
-def _prctl(option: int, value: int) -> None:
+def _prctl(option: int, value: Any) -> None:
     assert ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0) == 0
 
 

@@ -205,6 +205,7 @@ def _add_standbys(add: Add) -> None:
         action=_SWITCH,
         help="be ready (/fault_tolerance/ready) only once the first standby worker of each engine core was",
     )
+    add("--adopt-workers", action=_SWITCH, help="let workers outlive a killed engine core, for its replacement")
 
 
 def _add_detection(add: Add) -> None:

@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -115,3 +116,74 @@ def test_an_exit_is_a_loss_only_once(bench: Bench) -> None:
     assert bench.engines.watched == [0]
     assert [bench.engines.unwatch(0), bench.engines.unwatch(0)] == [True, False]
     assert bench.engines.watched == []
+
+
+# ---- workers that outlive their engine core
+
+
+class Starts:
+    """Recorder of starts; the first ones fail."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, failures: int = 0) -> None:
+        self.adopted: list[tuple[int, ...]] = []
+        self._failures = failures
+        monkeypatch.setattr(module, "start_engine_core", self._start)
+
+    def _start(self, *about: Any, **_: Any) -> None:
+        self.adopted.append(tuple(about[4].adopts))
+        if len(self.adopted) <= self._failures:
+            raise RuntimeError("no")
+
+
+@pytest.fixture
+def worker() -> Iterator[Any]:
+    process = SPAWN.Process(target=time.sleep, args=(60,))
+    process.start()
+    yield process
+    process.kill()
+    process.join(WAIT_S)
+
+
+def lose(bench: Bench, *pids: int, adopt: bool = True, **about: Any) -> None:
+    bench.engines._config = bench.sentinel.config = HoldfastConfig(
+        runtime_dir=bench.sentinel.config.runtime_dir, adopt_workers=adopt
+    )
+    bench.sentinel.await_attached_again = lambda *_: True  # type: ignore[attr-defined]
+    bench.sentinel.view = lambda: SimpleNamespace(engines=(), engine=lambda _: None)  # type: ignore[method-assign]
+    bench.die()
+    bench.engines.replace(ReplaceEngine(0, after_s=0.0, known_at=1, processes=pids, **about))
+
+
+def test_living_workers_are_left_to_the_replacement(bench: Bench, worker: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    starts = Starts(monkeypatch)
+    lose(bench, worker.pid)
+    wait_until(lambda: starts.adopted == [(worker.pid,)])
+    assert worker.is_alive()
+
+
+@pytest.mark.parametrize("about", [{"adopt": False}, {"kill": True}, {"joins_epoch": 1}], ids=str)
+def test_workers_that_cannot_be_adopted_are_ended_first(
+    bench: Bench, worker: Any, monkeypatch: pytest.MonkeyPatch, about: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(lifecycle, "LINGER_S", 0.1)
+    starts = Starts(monkeypatch)
+    lose(bench, worker.pid, **about)
+    wait_until(lambda: starts.adopted == [()])
+    assert not worker.is_alive()
+
+
+def test_a_dead_worker_takes_its_peers_along(bench: Bench, worker: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    starts = Starts(monkeypatch)
+    lose(bench, worker.pid, 2**22 - 1)
+    wait_until(lambda: starts.adopted == [()])
+    assert not worker.is_alive()
+
+
+def test_after_a_failed_adoption_the_workers_are_replaced_too(
+    bench: Bench, worker: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starts = Starts(monkeypatch, failures=1)
+    lose(bench, worker.pid)
+    wait_until(lambda: starts.adopted == [(worker.pid,), ()])
+    assert not worker.is_alive()
+    assert bench.sentinel.lost == []

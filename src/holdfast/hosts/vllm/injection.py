@@ -33,6 +33,10 @@ class ArmedFaults:
     def arm(self, spec: InjectionSpec) -> None:
         self._armed = (*(fault for fault in self._armed if not fault.spent), ArmedFault(spec))
 
+    def disarm(self) -> None:
+        """Forget every fault, as a new process would."""
+        self._armed = ()
+
     def armed(self, phase: Phase) -> InjectionSpec | None:
         """Return the first fault that is armed at `phase`."""
         return next((f.spec for f in self._armed if f.spec.phase is phase and not f.spent), None)

@@ -19,6 +19,10 @@ JOIN = "holdfast_join"
 PREPARE = "holdfast_prepare"
 REPEAT = "holdfast_repeat"
 ADD_REQUESTS = "holdfast_add_requests"
+OUTLIVE = "holdfast_outlive"
+
+ENDS = b"ends"  # last word of an engine core to its workers: it ends in order, and nothing takes its place
+MAX_ADOPTION_BYTES = 1 << 16  # of a message between a worker and the engine core that takes it over
 
 TOLD_TO_STOP = "it was told to stop"  # reason of a worker's fence that its engine core recognises in an error
 
@@ -65,12 +69,39 @@ class JoinCommand(msgspec.Struct, frozen=True):
     timeout_s: float
 
 
+class Adopt(msgspec.Struct, frozen=True):
+    """Serve another engine core, which has taken the place of a dead one: read calls from `queue`.
+
+    Attributes:
+        configuration: fingerprint of the configuration that the engine core was started with.
+        sentinel: address of the sentinel of the engine core.
+        seed: from which every rank draws the same numbers for requests without a seed of their own.
+    """
+
+    engine_id: int
+    configuration: str
+    queue: QueueHandle
+    sentinel: str
+    seed: int
+    timeout_s: float
+
+
+class Adopted(msgspec.Struct, frozen=True):
+    """Answer of a worker to `Adopt`: the rank, and the queue of the replies; `refusal` where it does not serve."""
+
+    rank: int
+    replies: QueueHandle | None = None
+    refusal: str = ""
+
+
 _take_overs = msgspec.msgpack.Decoder(TakeOver)
 _joins = msgspec.msgpack.Decoder(JoinCommand)
+_adopts = msgspec.msgpack.Decoder(Adopt)
+_adopteds = msgspec.msgpack.Decoder(Adopted)
 
 
-def encode(message: TakeOver | JoinCommand) -> bytes:
-    """Encode a command to a worker."""
+def encode(message: TakeOver | JoinCommand | Adopt | Adopted) -> bytes:
+    """Encode a command to a worker, or its answer."""
     return msgspec.msgpack.encode(message)
 
 
@@ -82,6 +113,21 @@ def decode_take_over(data: bytes) -> TakeOver:
 def decode_join(data: bytes) -> JoinCommand:
     """Decode a `JoinCommand`. Raises `msgspec.DecodeError`."""
     return _joins.decode(data)
+
+
+def decode_adopt(data: bytes) -> Adopt:
+    """Decode an `Adopt`. Raises `msgspec.DecodeError`."""
+    return _adopts.decode(data)
+
+
+def decode_adopted(data: bytes) -> Adopted:
+    """Decode an `Adopted`. Raises `msgspec.DecodeError`."""
+    return _adopteds.decode(data)
+
+
+def adoption_path(runtime_dir: str, pid: int) -> str:
+    """Return the path of the socket at which a worker without an engine core waits to be adopted."""
+    return f"{runtime_dir}/adopt-{pid}"
 
 
 def to_handle(queue: QueueHandle) -> Any:

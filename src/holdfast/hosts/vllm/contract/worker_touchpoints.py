@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from holdfast.hosts.vllm.contract.touchpoint import Touchpoint, attributes, call, wrap
+from holdfast.hosts.vllm.contract.touchpoint import Touchpoint, attributes, call, text, wrap
 
 _EXECUTOR = "vllm.v1.executor.multiproc_executor"
 _QUEUE = "vllm.distributed.device_communicators.shm_broadcast"
+_ADOPTED = "an engine core takes over the workers of a dead one"
+
+CANCELLED = "cancelled"
 
 _RUNNER_V1, _FINISHES = "vllm.v1.worker.gpu_model_runner", "a failed rank runs the rest of its step for its peers"
 _UNSHOWN = "steps are not finished where it was never shown to be exact"
@@ -50,6 +53,14 @@ LOAD_ADAPTER = wrap(
     "a step that cannot load an adapter names the adapter",
 )
 
+DEATH_PIPE = wrap(
+    _EXECUTOR,
+    "WorkerProc.monitor_death_pipe",
+    ("death_pipe", "shutdown_requested"),
+    "a worker outlives a killed engine core, and is adopted by the next",
+)
+WORKER_LOOP = wrap(_EXECUTOR, "WorkerProc.worker_busy_loop", (), "a worker outlives a killed engine core")
+
 # Attached only in replacement workers; a contract test checks these like all touchpoints.
 WORKER_TOUCHPOINTS: tuple[Touchpoint, ...] = (
     INIT_GROUPS,
@@ -83,6 +94,8 @@ WORKER_TOUCHPOINTS: tuple[Touchpoint, ...] = (
         "pipeline_parallel_size tensor_parallel_size decode_context_parallel_size prefill_context_parallel_size",
         _UNSHOWN,
     ),
+    DEATH_PIPE,
+    WORKER_LOOP,
     *attributes(_QUEUE, "ShmRingBuffer", "is_creator shared_memory", "what a process has made"),
     *attributes("vllm.distributed.parallel_state", "GroupCoordinator", "mq_broadcaster", "gone after a rebuild"),
     call("vllm.v1.sample.ops.logprobs", "batched_count_greater_than", ("x", "values"), "compiled beforehand"),
@@ -122,4 +135,15 @@ WORKER_TOUCHPOINTS: tuple[Touchpoint, ...] = (
     Touchpoint(_QUEUE, "Handle", "class", None, "survivors read from a new queue"),
     *attributes(_QUEUE, "MessageQueue", "local_socket", "a bounded wait for its readers"),
     *attributes(_QUEUE, "MessageQueue", "remote_socket buffer shutting_down handle", "giving a queue's files back"),
+    *attributes(_QUEUE, "MessageQueue", "current_idx local_reader_rank", "calls that a dead engine core has left"),
+    call(_QUEUE, "ShmRingBuffer.get_metadata", ("current_idx",), "calls that a dead engine core has left"),
+    call(_EXECUTOR, "WorkerProc._execute_worker_rpc", ("rpc_request",), _ADOPTED),
+    call(_EXECUTOR, "MultiprocExecutor._get_output_rank", (), _ADOPTED),
+    call(_EXECUTOR, "MultiprocExecutor._get_parallel_sizes", (), _ADOPTED),
+    call(_EXECUTOR, "MultiprocExecutor._post_init_executor", (), _ADOPTED),
+    call("vllm.utils.torch_utils", "set_torch_threads_for_runtime", (), _ADOPTED),
+    call("vllm.config", "VllmConfig.compute_hash", (), "a worker is adopted under its own configuration only"),
+    Touchpoint(_EXECUTOR, "WorkerProcHandle", "class", None, _ADOPTED),
+    *attributes(_EXECUTOR, "WorkerProc", "worker_response_mq rpc_broadcast_mq async_output_queue", _ADOPTED),
+    text(_QUEUE, CANCELLED, "a reader that is woken by the death of an engine core raises exactly this"),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -29,6 +30,7 @@ from holdfast.hosts.vllm.engine.request_admission import VllmRequestHost
 from holdfast.hosts.vllm.engine.resumed_requests import attach_resumption_hooks, pace_resumed_requests
 from holdfast.hosts.vllm.engine.runtime_state import RuntimeState
 from holdfast.hosts.vllm.engine.streaming_sessions import follow_sessions
+from holdfast.hosts.vllm.engine.worker_pool.adoption import answering_for_workers
 from holdfast.hosts.vllm.engine.worker_pool.remote_ranks import set_node_watch
 from holdfast.hosts.vllm.injection import ArmedFaults, arm_engine
 from holdfast.hosts.vllm.process.device_health import device_health
@@ -95,7 +97,11 @@ def _protect_engine(original: Callable[..., None], engine: Any, *args: Any, **kw
     host.watch_fences({worker.rank: worker.pid for worker in workers})
     engine.holdfast = sentinel
     engine.holdfast_failed_steps = FailedSteps(config, engine_id)
-    host.state.repeat_inherited()
+    executor = engine.model_executor
+    with answering_for_workers(executor) if executor.has_adopted else contextlib.nullcontext():
+        host.state.repeat_inherited()
+    if config.adopt_workers and not why_not_adoptable(engine):
+        executor.let_workers_outlive(config.drain_timeout_s)
     sentinel.announce(host, attached(), workers)
     engine.model_executor.standbys.start()
 
@@ -114,6 +120,17 @@ def _end_start(why: str) -> None:
     """End an engine core whose start cannot succeed: the host would wait for the rank that is gone."""
     logger.error("the start fails: %s", why)
     exit_within(0.0)
+
+
+def why_not_adoptable(engine: Any) -> str:
+    """Return why the workers of an engine core cannot serve another engine core; empty when they can."""
+    if in_lockstep(engine):
+        return "engine cores in lockstep"
+    if engine.vllm_config.parallel_config.nnodes > 1:
+        return "several nodes"
+    if engine.scheduler.get_kv_connector() is not None or engine.scheduler.ec_connector is not None:
+        return "a connector of KV or encoder caches"
+    return str(engine.model_executor.start_calls.unrepeatable)
 
 
 def _run_protected(original: Callable[..., None], engine: Any) -> None:

@@ -23,8 +23,9 @@ from holdfast.hosts.vllm.contract.engine_touchpoints import (
 )
 from holdfast.hosts.vllm.contract.hooks import missing
 from holdfast.hosts.vllm.owner.engine_spawning import Launch, start_engine_core
-from holdfast.hosts.vllm.process.lifecycle import LINGER_S, end_processes, kill_tree
+from holdfast.hosts.vllm.process.lifecycle import LINGER_S, all_live, end_processes, kill_tree
 from holdfast.hosts.vllm.process.reserve import Reserve
+from holdfast.hosts.vllm.process.settings import Heritage
 from holdfast.hosts.vllm.process.shared_memory import remove_dead_segments
 from holdfast.hosts.vllm.process.sockets import remove_sockets
 from holdfast.progress.processes import ticks_now
@@ -35,6 +36,7 @@ logger = logging.getLogger("holdfast")
 ATTACH_TIMEOUT_S = 60.0  # until a ready engine core has reported its hooks
 GONE_TIMEOUT_S = 10.0  # until the system has released the memory of a killed process
 END_GRACE_S = 10.0
+WAITING_LINGER_S = 1.0  # workers of a killed engine core do not follow: they wait for another
 END_TIMEOUT_S = END_GRACE_S + GONE_TIMEOUT_S + 2 * LINGER_S  # however many there are
 LINK_KNOWN_TIMEOUT_S = 10.0  # links report every few seconds what they have seen, if not asked before
 
@@ -109,7 +111,7 @@ class EngineProcesses:
             logger.error("engine core pid %d did not end within %g s; killing it", process.pid, END_GRACE_S)
             kill_tree(process.pid)
         _join_all(self.processes, GONE_TIMEOUT_S)
-        end_processes(effect.processes, began_at_ticks)
+        end_processes(effect.processes, began_at_ticks, WAITING_LINGER_S if self._config.adopt_workers else None)
         remove_dead_segments(self._config.runtime_dir)
 
     def _begin(self, name: str, engine_id: int, work: Callable[..., None], *about: Any) -> None:
@@ -126,23 +128,31 @@ class EngineProcesses:
 
     # ---- threads of their own
 
-    def _clear(self, effect: LeaveOut | ReplaceEngine, lost_at_ticks: int) -> None:
+    def _clear(self, effect: LeaveOut | ReplaceEngine, lost_at_ticks: int, *, keep_workers: bool = False) -> None:
         """Remove all remains of an engine core and the workers: processes, zombies, shared-memory segments."""
         if effect.kill:
             self._kill(effect.engine_id)
         self.processes[effect.engine_id].join(GONE_TIMEOUT_S)
-        end_processes(effect.processes, lost_at_ticks)
+        if not keep_workers:  # workers that wait for an engine core do not follow by themselves
+            end_processes(effect.processes, lost_at_ticks, 0.0 if self._config.adopt_workers else None)
         remove_dead_segments(self._config.runtime_dir)
+
+    def _can_adopt(self, effect: ReplaceEngine, lost_at_ticks: int) -> bool:
+        """Tell whether the workers of a lost engine core may live on: it died alone, and all of them are there."""
+        is_alone = not effect.kill and effect.joins_epoch is None and self._config.adopt_workers
+        return is_alone and all_live(effect.processes, lost_at_ticks)
 
     def _replace(self, effect: ReplaceEngine, lost_at_ticks: int) -> None:
         engine_id, old = effect.engine_id, self.processes[effect.engine_id]
         try:
-            self._clear(effect, lost_at_ticks)
+            adopts = self._can_adopt(effect, lost_at_ticks)
+            self._clear(effect, lost_at_ticks, keep_workers=adopts)
             if not self._sentinel.await_known(effect.known_at, LINK_KNOWN_TIMEOUT_S):
                 logger.warning("an API server does not know yet that engine core %d is lost", engine_id)
             if self._ends_within(effect.after_s) or self._starts.get(engine_id) is not effect:
                 return
-            self._start_replacement(effect)
+            if not (adopts and self._start_over_workers(effect, lost_at_ticks)):
+                self._start_replacement(effect)
         except Exception as error:
             if not self._ends_within(0.0) and self._starts.get(engine_id) is effect:
                 logger.exception("the replacement of engine core %d did not start", engine_id)
@@ -152,7 +162,22 @@ class EngineProcesses:
                 pid = None if started is old else started.pid
                 self._sentinel.engine_lost(engine_id, why, self._unrecoverable_reason(), pid)
 
-    def _start_replacement(self, effect: ReplaceEngine) -> None:
+    def _start_over_workers(self, effect: ReplaceEngine, lost_at_ticks: int) -> bool:
+        """Start a replacement that takes over the living workers; return False when the workers are ended instead."""
+        if all_live(effect.processes, lost_at_ticks):
+            try:
+                self._start_replacement(effect, effect.processes)
+                return True
+            except Exception as error:
+                if self._ends_within(0.0):
+                    raise
+                why = account_of(error).message
+                logger.warning("the workers of engine core %d are replaced too: %s", effect.engine_id, why)
+        self._kill(effect.engine_id)
+        self._clear(effect, lost_at_ticks)
+        return False
+
+    def _start_replacement(self, effect: ReplaceEngine, adopts: Sequence[int] = ()) -> None:
         assert self.launch is not None
         engine_id, joins_epoch = effect.engine_id, effect.joins_epoch
         put_in_place = functools.partial(self._put_in_place, engine_id)
@@ -163,8 +188,7 @@ class EngineProcesses:
             engine_id,
             config,
             put_in_place,
-            joins_epoch,
-            runtime_state=effect.runtime_state,
+            Heritage(joins_epoch, effect.runtime_state, adopts),
             background=background,
         )
         if not self._sentinel.await_attached_again(engine_id, ATTACH_TIMEOUT_S):

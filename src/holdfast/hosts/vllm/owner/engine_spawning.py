@@ -17,7 +17,7 @@ from typing import Any
 from holdfast.core.config import HoldfastConfig
 from holdfast.hosts.vllm.process.bootstrap import bootstrapped
 from holdfast.hosts.vllm.process.lifecycle import hurry_tree, kill_tree, spawning
-from holdfast.hosts.vllm.process.settings import inherited_settings
+from holdfast.hosts.vllm.process.settings import Heritage, inherited_settings
 from holdfast.hosts.vllm.process.sockets import empty_folder
 
 BACKGROUND_S = 60.0  # then the missing capacity costs more than the disturbance of a sibling
@@ -75,17 +75,15 @@ def start_engine_core(
     index: int,
     config: HoldfastConfig,
     on_started: Callable[[Any], None],
-    joins_epoch: int | None = None,
+    heritage: Heritage,
     *,
-    runtime_state: bytes = b"",
     background: bool = False,
 ) -> None:
     """Start the engine core with the given index and wait until the process is ready.
 
     Args:
         on_started: is given the process at once.
-        joins_epoch: epoch of the lockstep group that the engine core joins; until it is admitted it has no peers.
-        runtime_state: calls of the process that is replaced, which the engine core repeats before it serves.
+        heritage: what the engine core takes over from the one that it replaces.
         background: leave the processors to serving siblings, for `BACKGROUND_S` at most.
 
     Raises:
@@ -96,11 +94,11 @@ def start_engine_core(
 
     sockets = empty_folder(config.runtime_dir, index)
     address = f"ipc://{sockets}/handshake"
-    arguments = launch.arguments_for(index, address, alone=joins_epoch is not None)
+    arguments = launch.arguments_for(index, address, alone=heritage.joins_epoch is not None)
     parallel = copy.copy(arguments["vllm_config"].parallel_config)
     parallel.data_parallel_size_local = 1
     with _listening(launch.context, address) as handshake:
-        inherited = spawning(config, joins_epoch, sockets, runtime_state)
+        inherited = spawning(config, heritage, sockets)
         forks = config.standby_workers > 0
         with inherited, bootstrapped(get_mp_context(), background=background, forks=forks):
             manager = CoreEngineProcManager(**arguments)

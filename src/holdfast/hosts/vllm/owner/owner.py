@@ -38,12 +38,8 @@ from holdfast.hosts.vllm.owner.engine_watch import EngineWatch
 from holdfast.hosts.vllm.owner.front_end_watch import FrontEndWatch
 from holdfast.hosts.vllm.owner.guard import Guard
 from holdfast.hosts.vllm.owner.incidents import InstanceIncidents
-from holdfast.hosts.vllm.process.lifecycle import (
-    EXIT_CODE_TIMEOUT_S,
-    explain_exit,
-    kill_tree,
-    why_cannot_spawn,
-)
+from holdfast.hosts.vllm.owner.orphans import Orphans
+from holdfast.hosts.vllm.process.lifecycle import EXIT_CODE_TIMEOUT_S, explain_exit, kill_tree, why_cannot_spawn
 from holdfast.hosts.vllm.process.limits import make_instance_folder, raise_descriptor_limit, warn_of_shortages
 from holdfast.hosts.vllm.process.logs import write_as, write_log_beside
 from holdfast.hosts.vllm.process.members import end_dead_instances, end_remains, record_owner, remove_folder
@@ -106,6 +102,7 @@ class VllmFrontEndHost:
         self._folder = make_instance_folder()
         record_owner(self._folder)
         self._guard = Guard(self._folder)
+        self._orphans = Orphans.adopted(self._folder)
         self.config = msgspec.structs.replace(config, runtime_dir=self._folder)
         self.incidents = InstanceIncidents(self.config)
         self.sentinel = ClientSentinel(
@@ -349,6 +346,7 @@ class VllmFrontEndHost:
         self._events.close()
         self._rendezvous.close_all()
         self._engines.remove_sockets()
+        self._orphans.close()
         self._reserve.close()
         remove_folder(self._folder)
         self._guard.close()  # last: were this process killed before, the guard would remove what is left

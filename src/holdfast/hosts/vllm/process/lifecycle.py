@@ -15,7 +15,7 @@ import psutil
 from holdfast.core.config import HoldfastConfig
 from holdfast.hosts.vllm.process.logs import flush_log
 from holdfast.hosts.vllm.process.priority import hurry
-from holdfast.hosts.vllm.process.settings import handed_down
+from holdfast.hosts.vllm.process.settings import NOTHING, Heritage, handed_down
 from holdfast.progress.processes import GONE, ZOMBIE, look_at, oom_kills, start_ticks, why_killed
 
 logger = logging.getLogger("holdfast")
@@ -30,14 +30,12 @@ _spawning = threading.Lock()  # the settings travel in the environment, which al
 
 
 @contextlib.contextmanager
-def spawning(
-    config: HoldfastConfig, joins_epoch: int | None = None, sockets: str | None = None, runtime_state: bytes = b""
-) -> Iterator[None]:
+def spawning(config: HoldfastConfig, heritage: Heritage = NOTHING, sockets: str | None = None) -> Iterator[None]:
     """Let processes that are started inside inherit the settings of the instance. Threads take turns.
 
     The arguments are passed on as by `handed_down`.
     """
-    with _spawning, handed_down(config, joins_epoch, sockets, runtime_state):
+    with _spawning, handed_down(config, heritage, sockets):
         yield
 
 
@@ -99,20 +97,28 @@ def _exit_after(seconds: float) -> None:
 # ---- process trees
 
 
-def end_processes(pids: Sequence[int], lost_at_ticks: int) -> None:
+def end_processes(pids: Sequence[int], lost_at_ticks: int, linger_s: float | None = None) -> None:
     """Wait until the workers of a dead engine core have ended, and kill the rest.
 
     Args:
         pids: the workers' process ids.
         lost_at_ticks: of `ticks_now`; younger processes are not workers of the dead engine core.
+        linger_s: how long they are waited for; `LINGER_S` where not given.
     """
-    for pid in _left_after(LINGER_S, pids, lost_at_ticks):
+    linger_s = LINGER_S if linger_s is None else linger_s
+    for pid in _left_after(linger_s, pids, lost_at_ticks):
         if start_ticks(pid) is None:
             logger.error("process %d cannot be identified and is not killed; kill the process by hand", pid)
             continue
-        logger.warning("process %d did not follow its engine core within %g s; killing it", pid, LINGER_S)
+        if linger_s:
+            logger.warning("process %d did not follow its engine core within %g s; killing it", pid, linger_s)
         kill_tree(pid)
     _left_after(LINGER_S, pids, lost_at_ticks)  # the system releases their memory
+
+
+def all_live(pids: Sequence[int], lost_at_ticks: int) -> bool:
+    """Return whether every worker of a dead engine core lives for certain; False without any."""
+    return bool(pids) and all(start_ticks(pid) is not None and _is_left(pid, lost_at_ticks) for pid in pids)
 
 
 def _left_after(seconds: float, pids: Sequence[int], lost_at_ticks: int) -> list[int]:

@@ -44,12 +44,31 @@ def join_members(folder: str) -> None:
         make_in(folder, lambda place: _write(place / f"{_MEMBER}{os.getpid()}"))
 
 
+def member_pids(folder: str) -> list[int]:
+    """Return the process ids of the recorded members, also of ended ones."""
+    names = [path.name.removeprefix(_MEMBER) for place in places(folder) for path in place.glob(f"{_MEMBER}*")]
+    return [int(name) for name in names if name.isdecimal()]
+
+
+def forget_member(folder: str, pid: int) -> None:
+    """Remove the record of a member that has ended."""
+    for place in places(folder):
+        with contextlib.suppress(OSError):
+            (place / f"{_MEMBER}{pid}").unlink(missing_ok=True)
+
+
 def record_owner(folder: str) -> None:
     """Record the current process as the owner of the instance, in the instance's folder and in the reserve."""
     for place in (Path(folder), ready_reserve(folder)):
         with contextlib.suppress(OSError):
             if place is not None:
                 _write(place / _OWNER)
+
+
+def owner_of(folder: str) -> Identity | None:
+    """Return the identity of the process that owns the instance with the given folder; None when it is unknown."""
+    found = (_read(place / _OWNER) for place in places(folder))
+    return next((owner for owner in found if owner is not None), None)
 
 
 def remove_folder(folder: str) -> None:

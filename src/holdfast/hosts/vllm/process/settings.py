@@ -11,8 +11,9 @@ import base64
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ MAX_FILE_CHARS = 1 << 18
 JOINS_EPOCH = "HOLDFAST_JOINS_EPOCH"
 RUNTIME_STATE = "HOLDFAST_RUNTIME_STATE"  # of the process in whose place a process starts, in base 64
 PLACE = "HOLDFAST_PLACE"
+ADOPTS = "HOLDFAST_ADOPTS"  # process ids of the workers that an engine core takes over, with commas
 
 
 def take_settings(vllm_config: Any) -> HoldfastConfig | None:
@@ -86,11 +88,43 @@ def joins_epoch() -> int | None:
     return int(epoch) if epoch else None
 
 
+def adopted_workers() -> tuple[int, ...]:
+    """Return the process ids of the workers that this engine core takes over; empty where it starts its own."""
+    return tuple(int(pid) for pid in os.environ.get(ADOPTS, "").split(",") if pid)
+
+
+@dataclass(frozen=True)
+class Heritage:
+    """What a process takes over from the process in whose place it starts.
+
+    Attributes:
+        joins_epoch: epoch of the lockstep group that an engine core joins; until it is admitted it has no peers.
+        runtime_state: calls that set state, which an engine core repeats before it serves.
+        adopts: process ids of the living workers that an engine core takes over; without any it starts workers.
+    """
+
+    joins_epoch: int | None = None
+    runtime_state: bytes = b""
+    adopts: Sequence[int] = ()
+
+    def variables(self) -> dict[str, str]:
+        """Return the environment variables that carry this to the process."""
+        carried = {}
+        if self.joins_epoch is not None:
+            carried[JOINS_EPOCH] = str(self.joins_epoch)
+        if self.runtime_state:
+            carried[RUNTIME_STATE] = base64.b64encode(self.runtime_state).decode()
+        if self.adopts:
+            carried[ADOPTS] = ",".join(map(str, self.adopts))
+        return carried
+
+
+NOTHING = Heritage()
+
+
 @contextmanager
-def handed_down(
-    config: HoldfastConfig, joins_epoch: int | None = None, sockets: str | None = None, runtime_state: bytes = b""
-) -> Iterator[None]:
-    """Let processes started inside inherit `config`, the epoch to join, the folder for `sockets`, and run-time state.
+def handed_down(config: HoldfastConfig, heritage: Heritage = NOTHING, sockets: str | None = None) -> Iterator[None]:
+    """Let processes started inside inherit `config`, the folder for `sockets`, and what they take over.
 
     The folder is the instance's own unless `sockets` names another.
     """
@@ -98,10 +132,7 @@ def handed_down(
     inherited = {ENVIRONMENT: json.dumps(dump_config(config)), **_place_of_sockets(place), **_temporary(config)}
     if place:
         inherited[PLACE] = place
-    if joins_epoch is not None:
-        inherited[JOINS_EPOCH] = str(joins_epoch)
-    if runtime_state:
-        inherited[RUNTIME_STATE] = base64.b64encode(runtime_state).decode()
+    inherited |= heritage.variables()
     os.environ.update(inherited)
     try:
         yield

@@ -217,6 +217,15 @@ class StepFence:
                 if self._flag is not None:
                     self._flag.put(raised=False)
 
+    def begin_anew(self) -> None:
+        """Count epochs from the first again, for another engine core. Raises `RankFenced` for a fenced rank."""
+        with self._lock:
+            if self._fenced_by is not None:
+                raise self._refusal()
+            self._epoch = self._restore_epoch = self._fenced_in = 0
+            self._reported_in = -1
+            self._takes_part = False
+
     def _fault(self, error: Exception, phase: Phase) -> Fault:
         return fault_of(
             error,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -45,20 +46,44 @@ def open_queues_alone(proc: Any, handle: Any) -> None:
     proc.peer_response_handles = []
 
 
-def prepare(proc: Any, nonce: str, ranks: tuple[int, ...], calls: Sequence[WorkerCall]) -> bytes:
+def prepare(
+    proc: Any,
+    nonce: str,
+    ranks: tuple[int, ...],
+    calls: Sequence[WorkerCall],
+    measured: Sequence[tuple[WorkerCall, Sequence[Any]]] = (),
+) -> bytes:
     """Make a replacement ready by the calls of the host's start; do nothing on further ranks. Never raises.
 
     Args:
         ranks: the ranks that were replaced.
         calls: as the first workers of the engine core were given them; one makes the KV cache.
+        measured: calls that are not repeated, with the answers of all ranks.
     """
+    link = _link_of(proc)
 
     def act() -> None:
+        if link is not None:
+            for call, answers in measured:
+                link.answers.note(*call, answers[proc.rank])
         for method, args, kwargs in calls:
             with FreshZeros() if method == INITIALIZE_CACHE else contextlib.nullcontext():
-                getattr(proc.worker, method)(*args, **kwargs)
+                asked = copy.deepcopy((args, kwargs))
+                answer = getattr(proc.worker, method)(*args, **kwargs)
+            if link is not None:
+                link.answers.note(method, *asked, answer)
 
     return _answer(nonce, act if proc.rank in ranks else lambda: None)
+
+
+def outlive(proc: Any, nonce: str, configuration: str) -> bytes:
+    """Outlive the engine core from now on, which has the configuration with this fingerprint. Never raises."""
+
+    def act() -> None:
+        if (link := _link_of(proc)) is not None:
+            link.outlive(configuration)
+
+    return _answer(nonce, act)
 
 
 def repeat(proc: Any, nonce: str, ranks: tuple[int, ...], calls: Sequence[WorkerCall]) -> bytes:
@@ -77,6 +102,11 @@ def repeat(proc: Any, nonce: str, ranks: tuple[int, ...], calls: Sequence[Worker
                 logger.exception("rank %d cannot load an adapter; requests for it will end with that error", proc.rank)
 
     return _answer(nonce, act if proc.rank in ranks else lambda: None)
+
+
+def _link_of(proc: Any) -> Any:
+    """Return the tie of a worker to its engine core; None where the worker ends with the engine core."""
+    return getattr(getattr(proc, "holdfast", None), "link", None)
 
 
 def _answer(nonce: str, act: Callable[[], object]) -> bytes:

@@ -159,6 +159,15 @@ class RankRestore:
             )
         )
 
+    def forget(self, seed: int) -> None:
+        """Know no request any more; every rank with the same `seed` draws the same numbers."""
+        worker = self._proc.worker.worker
+        if getattr(worker, "_pp_send_work", None):
+            worker._pp_send_work = []
+        restore_runner(self._runner, ())
+        make_equal(self._runner, seed)
+        self.is_replacement = False
+
     def add_requests(self, data: bytes) -> None:
         """Add requests that another engine core began, before they are scheduled."""
         add_requests(self._runner, decode_histories(data))

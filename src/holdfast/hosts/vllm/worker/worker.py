@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from holdfast.core.faults.classification import Classifier
@@ -17,6 +18,7 @@ from holdfast.hosts.vllm.communicators.gloo import collective_under_way
 from holdfast.hosts.vllm.communicators.placeholder_groups import use_real_groups, uses_placeholder_groups
 from holdfast.hosts.vllm.contract.engine_touchpoints import WORKER_QUEUES
 from holdfast.hosts.vllm.contract.hooks import attach, attached
+from holdfast.hosts.vllm.contract.worker_touchpoints import DEATH_PIPE, WORKER_LOOP
 from holdfast.hosts.vllm.injection import ArmedFaults, arm_logits, arm_model, inject_around
 from holdfast.hosts.vllm.process.collective_count import COUNT
 from holdfast.hosts.vllm.process.fence_flag import FenceFlag
@@ -25,13 +27,14 @@ from holdfast.hosts.vllm.process.queues import attach_socket_paths
 from holdfast.hosts.vllm.process.settings import inherited_settings, place_of_files
 from holdfast.hosts.vllm.process.shared_memory import attach_segment_records
 from holdfast.hosts.vllm.process.step_progress import WorkerProgress, worker_progress
-from holdfast.hosts.vllm.protocol import ADD_REQUESTS, JOIN, PREPARE, REPEAT
+from holdfast.hosts.vllm.protocol import ADD_REQUESTS, JOIN, OUTLIVE, PREPARE, REPEAT, Adopt
 from holdfast.hosts.vllm.worker.adapters import attach_adapter_hook
 from holdfast.hosts.vllm.worker.encoder_misses import naming_encoder_misses
 from holdfast.hosts.vllm.worker.fence import Step, StepFence
 from holdfast.hosts.vllm.worker.finishing import StepFinisher
-from holdfast.hosts.vllm.worker.handlers import join, open_queues_alone, prepare, repeat
+from holdfast.hosts.vllm.worker.handlers import join, open_queues_alone, outlive, prepare, repeat
 from holdfast.hosts.vllm.worker.logits_check import NonFiniteLogitsDetector
+from holdfast.hosts.vllm.worker.orphan import EngineLink
 from holdfast.hosts.vllm.worker.restore import RESTORE, RankRestore
 from holdfast.hosts.vllm.worker.standby import assigned_queue
 from holdfast.sentinel import WorkerSentinel
@@ -55,6 +58,8 @@ def attach_worker_hooks() -> None:
     attach_segment_records()
     attach_socket_paths()
     attach(WORKER_QUEUES, _protect_worker)
+    attach(DEATH_PIPE, _watch_engine_core)
+    attach(WORKER_LOOP, _run_under_engine_cores)
 
 
 def _protect_worker(original: Step, proc: Any, input_shm_handle: Any, vllm_config: Any) -> None:
@@ -94,12 +99,36 @@ def _protect_worker(original: Step, proc: Any, input_shm_handle: Any, vllm_confi
         check_logits=config.check_logits,
         progress=worker_progress(config),
     )
-    address = engine_address_elsewhere() or engine_address(place_of_files(config.runtime_dir), engine_id)
-    sentinel = WorkerSentinel(host, proc.rank, open_station(config), address, node=node_number())
-    fence.reporter = sentinel
     proc.holdfast = host
     host.restores.is_replacement = is_replacement
-    sentinel.start(attached(), unrebuildable)
+    host.unrebuildable = unrebuildable
+    host.make_sentinel = lambda address: WorkerSentinel(
+        host, proc.rank, open_station(config), address, node=node_number()
+    )
+    host.report_to(engine_address_elsewhere() or engine_address(place_of_files(config.runtime_dir), engine_id))
+
+
+def _watch_engine_core(
+    original: Callable[..., None], proc: Any, death_pipe: Any, shutdown_requested: threading.Event
+) -> None:
+    """Watch for the end of the engine core, around the host's thread that does."""
+    host, config = getattr(proc, "holdfast", None), inherited_settings()
+    if host is None or config is None or death_pipe is None or not config.adopt_workers:
+        original(proc, death_pipe, shutdown_requested)
+        return
+    host.link = EngineLink(
+        proc, shutdown_requested, config.runtime_dir, config.engine_start_timeout_s, host.serve_another
+    )
+    host.link.watch(death_pipe)
+
+
+def _run_under_engine_cores(original: Callable[[Any], None], proc: Any) -> None:
+    """Run the host's busy loop under one engine core after the other."""
+    link = getattr(getattr(proc, "holdfast", None), "link", None)
+    if link is None:
+        original(proc)
+    else:
+        link.run(functools.partial(original, proc))
 
 
 class VllmWorkerHost:
@@ -119,6 +148,10 @@ class VllmWorkerHost:
         self._fence = fence
         self._faults = ArmedFaults()
         self.restores = RankRestore(proc, fence, communicators, self._faults)
+        self.link: EngineLink | None = None  # where the worker may outlive its engine core
+        self.unrebuildable: tuple[str, ...] = ()
+        self.make_sentinel: Callable[[str], WorkerSentinel]
+        self._sentinel: WorkerSentinel | None = None
         if injection:
             arm_model(self._faults, self._runner)
             arm_logits(self._faults, self._runner)
@@ -130,6 +163,7 @@ class VllmWorkerHost:
         setattr(wrapper, JOIN, functools.partial(join, proc))
         setattr(wrapper, PREPARE, functools.partial(prepare, proc))
         setattr(wrapper, REPEAT, functools.partial(repeat, proc))
+        setattr(wrapper, OUTLIVE, functools.partial(outlive, proc))
 
     def _wrap_steps(
         self, detector: NonFiniteLogitsDetector | None, injection: bool, progress: WorkerProgress | None
@@ -158,6 +192,25 @@ class VllmWorkerHost:
             enqueue(self._fence.complete(output, finished) if hasattr(output, "get_output") else output)
 
         return run
+
+    def report_to(self, address: str) -> None:
+        """Have a sentinel report to the engine core at `address`, and no sentinel to another one."""
+        before = self._sentinel
+        self._sentinel = self._fence.reporter = self.make_sentinel(address)
+        if before is not None:
+            before.close()
+        self._sentinel.start(attached(), self.unrebuildable)
+
+    def serve_another(self, order: Adopt) -> None:
+        """Forget everything of a dead engine core, and report to another. Main thread, between two steps.
+
+        Raises:
+            RankFenced: the rank has failed, and cannot take a step.
+        """
+        self._fence.begin_anew()
+        self._faults.disarm()
+        self.restores.forget(order.seed)
+        self.report_to(order.sentinel)
 
     @property
     def _runner(self) -> Any:

@@ -22,6 +22,7 @@ from holdfast.core.errors import PeerSilent, RecoveryFailed
 from holdfast.core.faults.redaction import PublicText
 from holdfast.core.protocol.messages import Standbys
 from holdfast.hosts.vllm.engine.pacing import replace_method
+from holdfast.hosts.vllm.engine.worker_pool.adoption import say_end, take_over_workers
 from holdfast.hosts.vllm.engine.worker_pool.exit_watch import WorkerExitWatch
 from holdfast.hosts.vllm.engine.worker_pool.launchers import Launchers, LocalLauncher
 from holdfast.hosts.vllm.engine.worker_pool.remote_ranks import node_watch
@@ -46,9 +47,9 @@ from holdfast.hosts.vllm.process import priority
 from holdfast.hosts.vllm.process.bootstrap import bootstrapped
 from holdfast.hosts.vllm.process.forking import first_fork_server
 from holdfast.hosts.vllm.process.queues import bounded, interruptible, retire, wait_until_ready
-from holdfast.hosts.vllm.process.settings import inherited_settings
+from holdfast.hosts.vllm.process.settings import adopted_workers, inherited_settings
 from holdfast.hosts.vllm.process.shared_memory import remove_dead_segments
-from holdfast.hosts.vllm.protocol import JOIN, PREPARE, REPEAT, JoinCommand, WorkerCall, encode, of_handle
+from holdfast.hosts.vllm.protocol import JOIN, OUTLIVE, PREPARE, REPEAT, JoinCommand, WorkerCall, encode, of_handle
 from holdfast.hosts.vllm.worker.restore import RESTORE, RestoreCommand, RestoreReply, decode_reply, encode_command
 
 
@@ -71,6 +72,8 @@ class WorkerPoolExecutor(MultiprocExecutor):
     launchers: Launchers
     standby_parent: StandbyParent
     lost_ranks: frozenset[int] = frozenset()
+    has_adopted: bool = False  # whether the workers are those of a dead engine core
+    _configuration: str
     _watch: WorkerExitWatch | None = None
     _stop_noting: Callable[[], None]
 
@@ -90,12 +93,23 @@ class WorkerPoolExecutor(MultiprocExecutor):
         self._get_parallel_sizes()
         here = LocalLauncher(lambda: self.workers, self._start_here)
         self.launchers = Launchers(here, self.local_world_size, node_watch())
-        with bootstrapped(get_mp_context(), background=False):
-            super()._init_executor()
+        self._configuration = self.vllm_config.compute_hash()
+        self.has_adopted = bool(config and (pids := adopted_workers()))
+        if config and self.has_adopted:
+            take_over_workers(self, pids, config, self._configuration)
+        else:
+            with bootstrapped(get_mp_context(), background=False):
+                super()._init_executor()
         for queue in self.response_mqs:
             interruptible(queue)
         self._call_over(self.rpc_broadcast_mq)
         self.note_start_calls()
+
+    def let_workers_outlive(self, timeout_s: float) -> None:
+        """Tell the workers that they are ready, and may outlive this engine core. Raises as `repeat_calls`."""
+        nonce = uuid.uuid4().hex
+        self._enqueue((OUTLIVE, (nonce, self._configuration), {}, None), timeout_s)
+        self._await_replies(nonce, range(self.world_size), time.monotonic() + timeout_s)
 
     def note_start_calls(self) -> None:
         """Note the calls that make the workers ready, until `start_ended`."""
@@ -106,7 +120,7 @@ class WorkerPoolExecutor(MultiprocExecutor):
             method: Any, timeout: float | None = None, args: Any = (), kwargs: Any = None, *more: Any, **options: Any
         ) -> Any:
             result = call_workers(method, timeout, args, kwargs, *more, **options)
-            self.start_calls.note(method, tuple(args), dict(kwargs or {}))
+            self.start_calls.note(method, tuple(args), dict(kwargs or {}), result)
             return result
 
         self._stop_noting = replace_method(self, "collective_rpc", call)
@@ -124,6 +138,8 @@ class WorkerPoolExecutor(MultiprocExecutor):
     def shutdown(self) -> None:
         self._stop_watching()
         self.standbys.close()
+        if not getattr(self, "shutting_down", False):
+            say_end(getattr(self, "workers", None) or ())
         super().shutdown()
 
     # ---- lost workers
@@ -276,7 +292,7 @@ class WorkerPoolExecutor(MultiprocExecutor):
     def _prepare(self, ranks: Sequence[int], deadline: float) -> None:
         """Make the replaced ranks ready by the calls of the host's own start, without measuring memory again."""
         nonce = uuid.uuid4().hex
-        arguments = (nonce, tuple(ranks), self.start_calls.calls())
+        arguments = (nonce, tuple(ranks), self.start_calls.calls(), self.start_calls.measured())
         self._enqueue((PREPARE, arguments, {}, None), deadline - time.monotonic())
         self._await_replies(nonce, range(self.world_size), deadline)
 

@@ -7,7 +7,7 @@ host's own start is therefore noted as it happens, and nothing is chosen but wha
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from holdfast.hosts.vllm.contract.name_touchpoints import MEASURE_ENCODER, MEASURE_MEMORY, READING_CALLS
@@ -23,11 +23,19 @@ class StartCalls:
 
     def __init__(self) -> None:
         self._calls: list[WorkerCall] = []
+        self._measured: list[tuple[WorkerCall, Sequence[Any]]] = []
         self.unrepeatable: str = ""  # names a function that was carried out in the workers
 
-    def note(self, method: str | Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Note a call; the arguments are copied, because the engine core may change them later."""
+    def note(
+        self, method: str | Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], answers: Any = None
+    ) -> None:
+        """Note a call; the arguments are copied, because the engine core may change them later.
+
+        `answers` of all ranks are kept for a call that measures: a replacement is to give the same one when asked.
+        """
         name = method if isinstance(method, str) else getattr(method, "__name__", "a function")
+        if name == MEASURE_MEMORY and isinstance(answers, list):
+            self._measured.append(((name, copy.deepcopy(args), copy.deepcopy(kwargs)), list(answers)))
         if name in MEASURING or name in READING_CALLS:
             return
         if isinstance(method, str):
@@ -38,3 +46,7 @@ class StartCalls:
     def calls(self) -> tuple[WorkerCall, ...]:
         """Return the calls that a replacement carries out, in order."""
         return tuple(self._calls)
+
+    def measured(self) -> tuple[tuple[WorkerCall, Sequence[Any]], ...]:
+        """Return the calls that are not repeated and measured something, with the answers of all ranks."""
+        return tuple(self._measured)
