@@ -36,6 +36,7 @@ NOT_OF_THE_HOST = {
     "phase": "InjectedFault",
     "rank": "PeerSilent",
     "holdfast": "the sentinel of an engine core",
+    "link": "the tie of a worker to its engine core",
     "holdfast_failed_steps": "the writer of failed steps of an engine core",
     "ipv4_mapped": "Python",
     "stream": "logging.StreamHandler",
