@@ -33,7 +33,7 @@ def orphans(tmp_path: Path) -> Iterator[Orphans]:
 
 def orphan(folder: Path) -> int:
     """Return a process whose parent has ended, recorded as a member."""
-    parent = subprocess.run(["sh", "-c", "sleep 60 >/dev/null & echo $!"], capture_output=True, check=True)
+    parent = subprocess.run(["sh", "-c", "sleep 60 >/dev/null 2>&1 & echo $!"], capture_output=True, check=True)
     pid = int(parent.stdout)
     (folder / f"member-{pid}").touch()
     return pid
