@@ -7,15 +7,12 @@ from typing import Annotated
 
 import typer
 
-from holdfast.api.formats import Executed
-from holdfast.api.requests import MAX_TIMEOUT_S, AwaitedRequest, Changes, CommandName, Params, PauseMode
+from holdfast.api.requests import MAX_TIMEOUT_S, CommandName
 from holdfast.cli.client import ControlClient, reporting
 from holdfast.cli.options import DEFAULT_URL, SHORTEST_S, ApiKey, Url
 from holdfast.core.config import SettingValue
 from holdfast.core.faults.injection import MAX_ID
 
-# The server ends the wait; the client only gives its answer time to arrive.
-_ANSWER_MARGIN_S = 5.0
 _LARGEST = 2**53  # every larger number is out of the range of every setting
 
 
@@ -49,19 +46,9 @@ def apply(  # noqa: PLR0913, PLR0917 - one parameter per option
     changes = _read_settings(settings or ())
     if (command is CommandName.CONFIGURE) != bool(changes) or (changes and (engine or rank or soft)):
         raise typer.BadParameter("configure takes --set NAME=VALUE and nothing else; other commands take no --set")
-    params = Params(
-        engine_ids=tuple(engine) if engine else None,
-        mode=PauseMode.SOFT if soft else None,
-        ranks=tuple(rank) if rank else None,
-    )
-    timeout_s = command.wait_s if timeout is None else timeout
-    request = AwaitedRequest[Params | Changes](
-        fault_tolerance_instruction=command,
-        fault_tolerance_timeout=timeout_s,
-        fault_tolerance_params=changes or params,
-    )
+    about = {"engines": engine or (), "ranks": rank or (), "soft": soft, "settings": changes, "timeout_s": timeout}
     with reporting():
-        answer = ControlClient(url, api_key).post("apply", request, Executed, timeout_s + _ANSWER_MARGIN_S)
+        answer = ControlClient(url, api_key).apply(command, **about)  # type: ignore[arg-type]
     typer.echo(answer.message)
 
 

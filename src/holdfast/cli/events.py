@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated
 
@@ -16,21 +14,8 @@ from holdfast.api.formats import EventsPage, describe_event
 from holdfast.api.requests import MAX_SEQUENCE
 from holdfast.cli.client import ClientFailure, ControlClient, printable, reporting
 from holdfast.cli.options import DEFAULT_URL, ApiKey, AsJson, Url
+from holdfast.client.following import Place, follow_events
 from holdfast.core.protocol.events import Event
-
-POLL_INTERVAL_S = 0.5
-MAX_PAUSE_S = 10.0
-
-
-@dataclass(frozen=True)
-class Place:
-    """Place in the events of an instance: after a sequence number. Without an instance, of the one that answers."""
-
-    after: int = 0
-    instance_id: str = ""
-
-
-Fetch = Callable[[Place], EventsPage]
 
 
 def events(
@@ -51,8 +36,7 @@ def events(
         client = ControlClient(url, api_key)
 
         def fetch(place: Place) -> EventsPage:
-            named = {"instance_id": place.instance_id} if place.instance_id else {}
-            page = client.get("events", EventsPage, after=place.after, **named)
+            page = client.events(place)
             if page.restarted:
                 typer.echo("holdfast: the server was restarted; its events count from 1 again", err=True)
             return page
@@ -61,32 +45,6 @@ def events(
         found = follow_events(fetch, place, time.sleep, _say_lost) if follow else fetch(place).events
         for event in found:
             show(event)
-
-
-def follow_events(
-    fetch: Fetch, place: Place, pause: Callable[[float], None], say_lost: Callable[[ClientFailure], None]
-) -> Iterator[Event]:
-    """Yield all events after a place as they happen, of a restarted server from the first.
-
-    Retry a lost server with growing pauses. Raises `ClientFailure` when a retry cannot help, or when the server was
-    never reached.
-    """
-    page = fetch(place)
-    pause_s = POLL_INTERVAL_S
-    while True:
-        yield from page.events
-        place = Place(page.next, page.instance_id)
-        pause(pause_s)
-        try:
-            page = fetch(place)
-            pause_s = POLL_INTERVAL_S
-        except ClientFailure as failure:
-            if not failure.passing:
-                raise
-            if pause_s == POLL_INTERVAL_S:
-                say_lost(failure)
-            page = EventsPage(instance_id=place.instance_id, events=(), next=place.after)
-            pause_s = min(pause_s * 2, MAX_PAUSE_S)
 
 
 def _show_json(event: Event) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from holdfast.api.formats import EventsPage
 from holdfast.cli.client import REFUSED, UNREACHABLE, ClientFailure, ControlClient
-from holdfast.cli.events import MAX_PAUSE_S, POLL_INTERVAL_S, Place, follow_events
+from holdfast.client.following import MAX_PAUSE_S, POLL_INTERVAL_S, Place, follow_events
 from holdfast.core.protocol.events import Event
 from support.control_plane import MemoryControl
 from support.live_server import LiveServer
