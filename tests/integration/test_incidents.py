@@ -21,7 +21,7 @@ from holdfast.core.faults.injection import FaultKind, InjectionSpec
 from integration.helpers.servers import Servers, run
 from integration.helpers.streams import faulted
 
-pytestmark = [pytest.mark.host, pytest.mark.server]
+pytestmark = [pytest.mark.host, pytest.mark.server, pytest.mark.matrix]
 
 
 def incidents(server: Server, number: int = 0) -> list[dict[str, Any]]:
@@ -59,8 +59,6 @@ def test_an_exception_and_a_stopped_rank_each_leave_one_incident_and_the_log_no_
                 names = {Path(name).name for name in files.getnames()}
             assert {"incident.json", "machine.json", "configuration.txt", "stall.json"} <= names
             assert any(name.startswith("stacks-1-") for name in names), names
-        [step] = (folder / raised["incident_id"]).glob("engine0-failed-step-*/step.json")
-        assert json.loads(step.read_text())["requests"] > 0
         record = json.loads((folder / raised["incident_id"] / "incident.json").read_text())
         assert record["faults"][0]["stack"] and record["phases"]["restore"] is not None
     log = server.spec.log.read_text()
