@@ -89,8 +89,14 @@ class Node:
             self._init.kill()  # its child ends with it, and all processes of the node
             self._init.wait(_WAIT_S)
         if self._cgroup is not None:
-            _await(lambda: not self._members.read_text())
+            _await(self._is_cgroup_gone)
+
+    def _is_cgroup_gone(self) -> bool:
+        """Remove the control group; return false while processes are still ending."""
+        assert self._cgroup is not None
+        with contextlib.suppress(OSError):
             self._cgroup.rmdir()
+        return not self._cgroup.exists()
 
     def _first_process(self) -> int:
         assert self._init is not None
