@@ -13,6 +13,7 @@ import os
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ NETWORK = f"10.83.{os.getpid() % 250}"
 # Between this machine and the first node, for clients; no node reaches the other over it.
 UPLINK = f"10.84.{os.getpid() % 250}"
 DEVICE = "eth0"
+COMPILED = f"{tempfile.gettempdir()}/torchinductor_nodes"
 NOBODY = "02:00:00:00:00:99"  # the hardware address of no device
 CGROUPS = (Path("/sys/fs/cgroup/unified"), Path("/sys/fs/cgroup"))
 _NAMESPACES = ("--net", "--mount", "--ipc", "--uts", "--pid")
@@ -71,12 +73,14 @@ class Node:
         self.pid = 0
         self.hardware_address = ""
         self._cgroup: Path | None = None
+        self._temporary = ""
 
     def __enter__(self) -> Self:
         root = _cgroups()
         if root is not None:
             self._cgroup = root / f"holdfast-{os.getpid()}-{next(_numbers)}"
             self._cgroup.mkdir()
+        self._temporary = tempfile.mkdtemp(prefix="hfn")
         command = ["setpriv", "--pdeathsig", "KILL", "unshare", *_NAMESPACES, "--fork", "--mount-proc", "--kill-child"]
         self._init = subprocess.Popen([*command, "bash", "-c", _INIT.format(name=self.name)])
         self.pid = self._first_process()
@@ -90,6 +94,7 @@ class Node:
             self._init.wait(_WAIT_S)
         if self._cgroup is not None:
             _await(self._is_cgroup_gone)
+        shutil.rmtree(self._temporary, ignore_errors=True)
 
     def _is_cgroup_gone(self) -> bool:
         """Remove the control group; return false while processes are still ending."""
@@ -139,8 +144,18 @@ class Node:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The variables of a server over nodes: the node's address, and the device that leads to the others."""
-        return {"VLLM_HOST_IP": self.address, "GLOO_SOCKET_IFNAME": DEVICE, "TP_SOCKET_IFNAME": DEVICE}
+        """The variables of a server over nodes: the node's address, its device, and a temporary folder of its own.
+
+        Nodes that share a temporary folder would take each other's instance for a dead one: a process id of one node
+        means nothing on the other. Only compiled code is shared.
+        """
+        return {
+            "VLLM_HOST_IP": self.address,
+            "GLOO_SOCKET_IFNAME": DEVICE,
+            "TP_SOCKET_IFNAME": DEVICE,
+            "TMPDIR": self._temporary,
+            "TORCHINDUCTOR_CACHE_DIR": os.environ.get("TORCHINDUCTOR_CACHE_DIR", COMPILED),
+        }
 
     @property
     def _members(self) -> Path:
