@@ -100,6 +100,10 @@ class CommandName(enum.StrEnum):
         return 300.0 if self.is_for_one_engine else 30.0
 
 
+# Words of other servers that speak the same wire format.
+OTHER_WORDS = {"continue": CommandName.RESUME}
+
+
 class PauseMode(enum.StrEnum):
     """Mode of a pause."""
 
@@ -117,7 +121,7 @@ Ranks = Annotated[
     tuple[Rank, ...], msgspec.Meta(min_length=1, max_length=MAX_RANKS, extra_json_schema={"uniqueItems": True})
 ]
 # Texts, not enums: an unknown name is answered with the known names, and never repeated in full.
-InstructionName = Annotated[str, msgspec.Meta(extra_json_schema={"enum": list(CommandName)})]
+InstructionName = Annotated[str, msgspec.Meta(extra_json_schema={"enum": [*CommandName, *OTHER_WORDS]})]
 ModeName = Annotated[str, msgspec.Meta(extra_json_schema={"enum": list(PauseMode)})]
 Changes = Annotated[
     dict[str, SettingValue],
@@ -190,7 +194,7 @@ def _parse_awaited(fields: dict[str, Any], command_id: str) -> AppliedCommand:
         request = _convert(fields, AwaitedRequest[Changes])
     else:
         request = _convert(fields, AwaitedRequest[Params])
-    name = _known(request.fault_tolerance_instruction, CommandName, "instruction")
+    name = _instruction(request.fault_tolerance_instruction)
     given_s = request.fault_tolerance_timeout
     timeout_s = name.wait_s if given_s is msgspec.UNSET else given_s
     return AppliedCommand(_command(command_id, name, request.fault_tolerance_params), timeout_s)
@@ -202,8 +206,12 @@ def _parse_accepted(fields: dict[str, Any], command_id: str) -> AppliedCommand:
         request = _convert(fields, AcceptedRequest[Changes])
     else:
         request = _convert(fields, AcceptedRequest[Params])
-    name = _known(request.instruction, CommandName, "instruction")
+    name = _instruction(request.instruction)
     return AppliedCommand(_command(command_id, name, request.params))
+
+
+def _instruction(name: str) -> CommandName:
+    return OTHER_WORDS.get(name) or _known(name, CommandName, "instruction")
 
 
 def parse_injection(body: bytes, giver: Giver, keys: Sequence[str] = ()) -> InjectFault:

@@ -31,12 +31,12 @@ CHILDREN_GRACE_S = 5.0
 ABANDON_TIMEOUT_S = 3.0  # for a server that never served: no client waits, and the host ignores SIGTERM at its start
 
 # Lets the host's CPU build run on a small machine; the caller's environment has precedence.
+WITHOUT_NETWORK = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
 CPU_ENVIRONMENT = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "OMP_NUM_THREADS": "1",
     "VLLM_CPU_KVCACHE_SPACE": "1",
-    "HF_HUB_OFFLINE": "1",
-    "VLLM_NO_USAGE_STATS": "1",
+    **WITHOUT_NETWORK,
 }
 # bfloat16 fails on virtual CPUs without usable AMX; compiling the small model takes longer than serving it.
 _HOLDFAST = "from holdfast.cli.main import main; main()"  # the command of this interpreter, whatever the PATH says
@@ -57,11 +57,13 @@ class ServerSpec:
     holdfast: bool = True
     arguments: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
+    on_cpu: bool = True  # with the flags and the environment that the host's CPU build needs
     ready_timeout_s: float = 240.0
     stop_timeout_s: float = 30.0
 
     def command(self, port: int) -> list[str]:
-        common = ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", MODEL_NAME, *CPU_ARGUMENTS]
+        common = ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", MODEL_NAME]
+        common += CPU_ARGUMENTS if self.on_cpu else ()
         if self.holdfast:
             front = [sys.executable, "-c", _HOLDFAST, "serve", str(self.model)]
         else:
@@ -108,7 +110,8 @@ class Server:
         return self
 
     def _spawn(self) -> None:
-        environment = {**CPU_ENVIRONMENT, **os.environ, **self.spec.environment}
+        usual = CPU_ENVIRONMENT if self.spec.on_cpu else WITHOUT_NETWORK
+        environment = {**usual, **os.environ, **self.spec.environment}
         self.spec.log.parent.mkdir(parents=True, exist_ok=True)
         with self.spec.log.open("ab") as log:
             self._process = subprocess.Popen(

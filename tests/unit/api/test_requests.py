@@ -19,6 +19,7 @@ from holdfast.core.protocol.commands import (
     Pause,
     RestartEngine,
     RestartWorkers,
+    Resume,
     Retry,
 )
 
@@ -334,3 +335,8 @@ def test_two_different_keys_are_refused(name: str, fields: bytes, keys: list[str
 def test_a_key_in_the_body_that_is_no_key_is_refused(name: str, key: str) -> None:
     with pytest.raises(BadCommand, match="key"):
         command_of(name, f', "idempotency_key": {key}'.encode())
+
+
+@pytest.mark.parametrize("key", ["instruction", "fault_tolerance_instruction"])
+def test_continue_is_another_word_for_resume(key: str) -> None:
+    assert isinstance(parse_apply(f'{{"{key}": "continue"}}'.encode()).command, Resume)

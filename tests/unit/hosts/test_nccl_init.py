@@ -19,7 +19,7 @@ from holdfast.core.errors import RecoveryFailed
 from holdfast.hosts.vllm.communicators import nccl_init, placeholder_groups
 from holdfast.hosts.vllm.communicators.limits import limits_of
 from holdfast.hosts.vllm.communicators.nccl import rebuild_nccl
-from holdfast.hosts.vllm.communicators.nccl_init import IN_PROGRESS, SUCCESS
+from holdfast.hosts.vllm.process.nccl_config import IN_PROGRESS, SUCCESS, Config
 
 UNHANDLED = 1
 
@@ -73,7 +73,7 @@ def test_a_communicator_is_asked_until_it_is_ready() -> None:
     with nccl_init.bounded_init(time.monotonic() + 10):
         comm = library(nccl).ncclCommInitRank(2, object(), 1)
     assert comm is not None
-    assert nccl.asked_for == [(ctypes.sizeof(nccl_init.Config), 0xCAFEBEEF, 0, 2, 1)]
+    assert nccl.asked_for == [(ctypes.sizeof(Config), 0xCAFEBEEF, 0, 2, 1)]
     assert nccl.turns < 0
 
 

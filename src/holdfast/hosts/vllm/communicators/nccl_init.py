@@ -19,37 +19,12 @@ from typing import Any
 from holdfast.core.errors import RecoveryFailed
 from holdfast.hosts.vllm.contract.communicator_touchpoints import NCCL_INIT_RANK
 from holdfast.hosts.vllm.contract.hooks import attach
+from holdfast.hosts.vllm.process.nccl_config import IN_PROGRESS, SUCCESS, nonblocking_config
 
-SUCCESS, IN_PROGRESS = 0, 7  # of ncclResult_t
 ASK_S = 0.005
 CALL_TIMEOUT_S = 10.0  # of a later call that is in progress: it connects to peers that have met just before
 
-_UNDEFINED = -(2**31)  # NCCL_CONFIG_UNDEF_INT
-_MAGIC = 0xCAFEBEEF
-_CONFIG_VERSION = 21800  # of the layout below; NCCL takes the layout of an older release
-
 _deadline: float | None = None
-
-
-class Config(ctypes.Structure):
-    """`ncclConfig_t` as of NCCL 2.18."""
-
-    _fields_ = (
-        ("size", ctypes.c_size_t),
-        ("magic", ctypes.c_uint),
-        ("version", ctypes.c_uint),
-        ("blocking", ctypes.c_int),
-        ("cgaClusterSize", ctypes.c_int),
-        ("minCTAs", ctypes.c_int),
-        ("maxCTAs", ctypes.c_int),
-        ("netName", ctypes.c_char_p),
-        ("splitShare", ctypes.c_int),
-    )
-
-
-def nonblocking_config() -> Config:
-    undefined = (_UNDEFINED,) * 3
-    return Config(ctypes.sizeof(Config), _MAGIC, _CONFIG_VERSION, 0, *undefined, None, _UNDEFINED)
 
 
 @contextlib.contextmanager
