@@ -13,7 +13,7 @@ import typer
 from holdfast.api.formats import EventsPage, describe_event
 from holdfast.api.requests import MAX_SEQUENCE
 from holdfast.cli.client import ClientFailure, ControlClient, printable, reporting
-from holdfast.cli.options import DEFAULT_URL, ApiKey, AsJson, Url
+from holdfast.cli.options import DEFAULT_URL, ApiKey, AsJson, EnginesShown, Url
 from holdfast.client.following import Place, follow_events
 from holdfast.core.protocol.events import Event
 
@@ -26,6 +26,7 @@ def events(
         str, typer.Option(help="Instance of the sequence number; the events of another one are shown from the first.")
     ] = "",
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Continue until interrupted.")] = False,
+    engine: EnginesShown = None,
     url: Url = DEFAULT_URL,
     api_key: ApiKey = "",
     as_json: AsJson = False,
@@ -44,7 +45,8 @@ def events(
         place = Place(after, instance_id)
         found = follow_events(fetch, place, time.sleep, _say_lost) if follow else fetch(place).events
         for event in found:
-            show(event)
+            if not engine or event.engine_id in engine:
+                show(event)
 
 
 def _show_json(event: Event) -> None:

@@ -51,7 +51,7 @@ app = typer.Typer(
     name="holdfast",
     help="Keep a vLLM server serving through faults.",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
 )
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Iterator
-from typing import Annotated
+from collections.abc import Callable, Iterator
+from typing import Annotated, NoReturn
 
 import msgspec
 import typer
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from holdfast.api.formats import Status
-from holdfast.cli.client import ControlClient, printable, reporting
-from holdfast.cli.options import DEFAULT_URL, ApiKey, AsJson, Url
+from holdfast.cli.client import REFUSED, ClientFailure, ControlClient, printable, reporting
+from holdfast.cli.options import DEFAULT_URL, ApiKey, AsJson, EnginesShown, Urls
 from holdfast.core.protocol.events import EngineStatus
 from holdfast.core.states import EngineState
 
@@ -26,21 +28,78 @@ FullTexts = Annotated[
 ]
 
 
+Watch = Annotated[bool, typer.Option("--watch", "-w", help="Show the state anew every second, until interrupted.")]
+WATCH_S = 1.0
+
+
 def status(
-    url: Url = DEFAULT_URL, api_key: ApiKey = "", as_json: AsJson = False, full_texts: FullTexts = False
+    urls: Urls = None,
+    api_key: ApiKey = "",
+    as_json: AsJson = False,
+    full_texts: FullTexts = False,
+    engine: EnginesShown = None,
+    watch: Watch = False,
 ) -> None:
-    """Show the state of a running server's engines."""
+    """Show the state of the engines of one or several running servers."""
     asked = {"full_texts": "true"} if full_texts else {}
     with reporting():
-        found = ControlClient(url, api_key).get("status", Status, **asked)
-    if as_json:
-        typer.echo(msgspec.json.encode(found))
-        return
-    console = Console()
-    console.print(_table(found))
+        clients = {url: ControlClient(url, api_key) for url in urls or [DEFAULT_URL]}
+
+    def look() -> dict[str, Status]:
+        return {url: _only(client.get("status", Status, **asked), engine) for url, client in clients.items()}
+
+    with contextlib.suppress(KeyboardInterrupt), reporting():
+        if watch and not as_json:
+            _show_anew(look)
+        while watch and as_json:
+            _print_json(look())
+            time.sleep(WATCH_S)
+        found = look()
+        if as_json:
+            _print_json(found)
+        else:
+            Console().print(_picture(found))
+
+
+def _only(found: Status, engines: list[int] | None) -> Status:
+    """Return a status with some engines only. Raises `ClientFailure` for an engine that the server does not have."""
+    known = {each.engine_id for each in found.engines}
+    if missing := sorted(set(engines or ()) - known):
+        named = ", ".join(map(str, sorted(known)))
+        raise ClientFailure(f"there is no engine {missing[0]}; `holdfast status` shows all: {named}", REFUSED)
+    shown = tuple(e for e in found.engines if not engines or e.engine_id in engines)
+    return msgspec.structs.replace(found, engines=shown)
+
+
+def _print_json(found: dict[str, Status]) -> None:
+    """Print the status object of one server, an object by URL of several."""
+    typer.echo(msgspec.json.encode(next(iter(found.values())) if len(found) == 1 else found))
+
+
+def _show_anew(look: Callable[[], dict[str, Status]]) -> NoReturn:
+    """Show the state every second; a server that cannot be reached for a moment is told and asked again."""
+    with Live(console=Console(), auto_refresh=False) as live:
+        while True:
+            try:
+                picture = _picture(look())
+            except ClientFailure as failure:
+                if not failure.passing:
+                    raise
+                picture = Group(Text(f"{printable(str(failure))}; trying again"))
+            live.update(picture, refresh=True)
+            time.sleep(WATCH_S)
+
+
+def _picture(found: dict[str, Status]) -> Group:
+    """Return tables and lines of servers, each under its URL where there are several."""
+    parts: list[Table | Text] = []
     more = (_limits, _standbys, _suspicions, _guilty, _processes, _texts)
-    for line in (*(line for lines in more for line in lines(found)), _summary(found)):
-        console.print(Text(line))
+    for url, each in found.items():
+        if len(found) > 1:
+            parts.append(Text(printable(url), style="bold"))
+        lines = (*(line for describe in more for line in describe(each)), _summary(each))
+        parts += [_table(each), *map(Text, lines)]
+    return Group(*parts)
 
 
 def _table(found: Status) -> Table:

@@ -69,7 +69,7 @@ EVERY_NUMBER = pytest.mark.parametrize("option", OPTIONS, ids=str)
 
 def test_the_numbers_of_every_command_are_found() -> None:
     commands = {option.line[0] for option in OPTIONS}
-    assert commands == {"apply", "bench", "chaos", "classify", "demo", "doctor", "events", "inject"}
+    assert commands == {"apply", "bench", "chaos", "classify", "demo", "doctor", "events", "inject", "status"}
     assert "apply --engine" in {str(option) for option in OPTIONS}
 
 

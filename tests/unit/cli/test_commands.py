@@ -300,3 +300,38 @@ def test_status_shows_worker_restarts_and_standbys(run: Run, control: MemoryCont
     shown = run("status").stdout
     assert "restarts" in shown
     assert "standby workers of engine 0: 1 of 2 ready, 3 MiB" in shown
+
+
+def test_status_of_several_servers_and_of_some_engines(run: Run, server: LiveServer) -> None:
+    server.control = MemoryControl(((0,), (1,))).attach()
+    both = ["--url", server.open_url, "--url", server.open_url + "/"]
+    shown = run("status", *both).stdout
+    assert shown.count("ready · policy external") == 2 and f"{server.open_url}\n" in shown
+    assert set(json.loads(run("status", "--json", *both).stdout)) == {both[1], both[3]}
+    assert [e["id"] for e in json.loads(run("status", "--json", "--engine", "1").stdout)["engines"]] == [1]
+    unknown = run("status", "--engine", "7")
+    assert unknown.exit_code == 1 and "`holdfast status` shows all: 0, 1" in unknown.stderr
+
+
+def test_status_is_shown_anew_until_interrupted(
+    run: Run, control: MemoryControl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rounds = iter([None, None])
+
+    def pause(seconds: float) -> None:
+        control.break_down()
+        if next(rounds, KeyboardInterrupt) is KeyboardInterrupt:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("holdfast.cli.status.time.sleep", pause)
+    shown = run("status", "--watch")
+    assert shown.exit_code == 0 and "paused" in shown.stdout
+    rounds = iter([None])
+    assert len(run("status", "--watch", "--json").stdout.splitlines()) == 2
+
+
+def test_events_of_some_engines(run: Run, server: LiveServer) -> None:
+    server.control = MemoryControl(((0,), (1,))).attach()
+    server.control.break_down(1)
+    lines = run("events", "--engine", "0").stdout.splitlines()
+    assert len(lines) == 1 and "engine 0 is protected" in lines[0]
