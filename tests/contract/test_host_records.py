@@ -24,7 +24,7 @@ from holdfast.hosts.vllm.contract.touchpoint import Touchpoint
 from holdfast.hosts.vllm.contract.versions import SUPPORTED, host_version, supported_release
 
 CACHED_SOURCES = Path(__file__).resolve().parents[2] / ".cache" / "host-sources"
-RECORDS = json.loads(Path(__file__).with_name("host-records.json").read_text())
+RECORDS = json.loads(Path(__file__).with_name("hosts").joinpath("host-records.json").read_text())
 LEAST_FOUND = 0.95  # of the planted changes
 _SPEC = importlib.util.find_spec("vllm")
 needs_host = pytest.mark.skipif(_SPEC is None, reason="vLLM is not installed here")
