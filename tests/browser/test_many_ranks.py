@@ -53,7 +53,7 @@ def test_a_thousand_ranks_are_followed_once_a_second_for_little(
 ) -> None:
     pid, url = simulated
     seen = open_page().open(url)
-    seen.page.wait_for_function("document.querySelectorAll('.rank').length === 1024")
+    seen.page.locator(".rank").nth(900).wait_for(state="attached")  # a lost engine core has no ranks for a while
     updates, began_s, began = set[str](), spent_s(pid), time.monotonic()
     while time.monotonic() - began < FOLLOWED_S:
         updates.add(seen.page.locator(".instance").inner_text())
