@@ -60,6 +60,9 @@ def test_the_wheel_carries_the_version_of_the_project_and_every_module(wheel: Pa
     sources = {str(path.relative_to(ROOT / "src")) for path in (ROOT / "src" / "holdfast").rglob("*.py")}
     assert {name for name in names if name.endswith(".py")} == sources
     assert "holdfast/py.typed" in names
+    static = ROOT / "src" / "holdfast" / "api" / "page" / "static"
+    of_the_page = {str(path.relative_to(ROOT / "src")) for path in static.rglob("*") if path.is_file()}
+    assert of_the_page - names == set()
     assert not [name for name in names if name.startswith("tests")]
 
 
