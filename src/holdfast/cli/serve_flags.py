@@ -205,6 +205,12 @@ def _add_standbys(add: Add) -> None:
         action=_SWITCH,
         help="be ready (/fault_tolerance/ready) only once the first standby worker of each engine core was",
     )
+    add(
+        "--standby-engines",
+        type=int,
+        metavar="N",
+        help="standby engine cores that the instance keeps ready; so far with a single engine core",
+    )
     add("--adopt-workers", action=_SWITCH, help="let workers outlive a killed engine core, for its replacement")
 
 

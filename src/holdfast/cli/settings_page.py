@@ -39,6 +39,7 @@ _SECTIONS = {
     "max_worker_restarts": "worker-restarts",
     "standby_workers": "worker-restarts",
     "wait_for_standby": "standby-workers",
+    "standby_engines": "workers-that-outlive-their-engine-core",
     "adopt_workers": "workers-that-outlive-their-engine-core",
     "max_engine_restarts": "a-lost-engine-core",
     "min_engines": "an-engine-core-that-is-left-out",

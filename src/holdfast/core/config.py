@@ -94,6 +94,7 @@ class HoldfastConfig(RuntimeSettings, frozen=True, kw_only=True, forbid_unknown_
     standby_workers: Annotated[int, msgspec.Meta(ge=0, le=64)] = 0  # of each engine core
     standby_preload: bool = False
     wait_for_standby: bool = False  # before the instance is ready for the first time
+    standby_engines: Annotated[int, msgspec.Meta(ge=0, le=8)] = 0  # of the instance
     adopt_workers: bool = False  # of an engine core that dies, by its replacement
     stall_detection: bool = True
     check_logits: bool = False

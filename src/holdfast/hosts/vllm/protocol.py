@@ -94,13 +94,21 @@ class Adopted(msgspec.Struct, frozen=True):
     refusal: str = ""
 
 
+class EngineOrder(msgspec.Struct, frozen=True):
+    """Become an engine core, with these variables in the environment, that reports at `handshake_address`."""
+
+    environment: dict[str, str]
+    handshake_address: str
+
+
+_engine_orders = msgspec.msgpack.Decoder(EngineOrder)
 _take_overs = msgspec.msgpack.Decoder(TakeOver)
 _joins = msgspec.msgpack.Decoder(JoinCommand)
 _adopts = msgspec.msgpack.Decoder(Adopt)
 _adopteds = msgspec.msgpack.Decoder(Adopted)
 
 
-def encode(message: TakeOver | JoinCommand | Adopt | Adopted) -> bytes:
+def encode(message: TakeOver | JoinCommand | Adopt | Adopted | EngineOrder) -> bytes:
     """Encode a command to a worker, or its answer."""
     return msgspec.msgpack.encode(message)
 
@@ -123,6 +131,11 @@ def decode_adopt(data: bytes) -> Adopt:
 def decode_adopted(data: bytes) -> Adopted:
     """Decode an `Adopted`. Raises `msgspec.DecodeError`."""
     return _adopteds.decode(data)
+
+
+def decode_engine_order(data: bytes) -> EngineOrder:
+    """Decode an `EngineOrder`. Raises `msgspec.DecodeError`."""
+    return _engine_orders.decode(data)
 
 
 def adoption_path(runtime_dir: str, pid: int) -> str:

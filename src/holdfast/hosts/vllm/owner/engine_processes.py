@@ -22,7 +22,13 @@ from holdfast.hosts.vllm.contract.engine_touchpoints import (
     WORKER_QUEUES,
 )
 from holdfast.hosts.vllm.contract.hooks import missing
-from holdfast.hosts.vllm.owner.engine_spawning import Launch, start_engine_core
+from holdfast.hosts.vllm.owner.engine_spawning import (
+    Launch,
+    start_engine_core,
+    start_standby_engine,
+    takes_standby_engines,
+)
+from holdfast.hosts.vllm.owner.standby_engines import StandbyEngine, StandbyEngines
 from holdfast.hosts.vllm.process.lifecycle import LINGER_S, all_live, end_processes, kill_tree
 from holdfast.hosts.vllm.process.reserve import Reserve
 from holdfast.hosts.vllm.process.settings import Heritage
@@ -67,11 +73,28 @@ class EngineProcesses:
         self._reserve = reserve
         self._unwatched: set[int] = set()  # engine cores whose exit is expected
         self._unwatching = threading.Lock()
+        self._standbys = StandbyEngines(config.standby_engines, self._start_standby)
         self._starts: dict[int, ReplaceEngine] = {}  # the latest order for each engine core; older ones are void
 
     def adopt(self, launch: Launch, processes: Sequence[Any]) -> None:
         """Take charge of started engine cores; `processes` is the host's list, by engine id."""
         self.launch, self.processes = launch, processes
+
+    def keep_standbys(self) -> None:
+        """Keep standby engine cores ready from now on, where one can take the place of an engine core."""
+        assert self.launch is not None
+        if takes_standby_engines(self.launch) and not self._unrecoverable_reason():
+            self._standbys.start()
+        elif self._config.standby_engines:
+            logger.warning("no standby engine cores: they are for instances with a single engine core on one node")
+
+    def close_standbys(self) -> None:
+        """End every standby engine core. Idempotent."""
+        self._standbys.close()
+
+    def _start_standby(self) -> StandbyEngine:
+        assert self.launch is not None
+        return start_standby_engine(self.launch, self._sentinel.config)
 
     @property
     def watched(self) -> list[int]:
@@ -190,6 +213,7 @@ class EngineProcesses:
             put_in_place,
             Heritage(joins_epoch, effect.runtime_state, adopts),
             background=background,
+            standby=self._standbys.take(),
         )
         if not self._sentinel.await_attached_again(engine_id, ATTACH_TIMEOUT_S):
             raise HookNotAttached(f"engine core {engine_id} did not report its hooks within {ATTACH_TIMEOUT_S:g} s")

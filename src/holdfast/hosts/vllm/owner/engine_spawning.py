@@ -12,12 +12,15 @@ import inspect
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 from holdfast.core.config import HoldfastConfig
-from holdfast.hosts.vllm.process.bootstrap import bootstrapped
+from holdfast.hosts.vllm.engine.standby_main import standby_engine_main
+from holdfast.hosts.vllm.owner.standby_engines import StandbyEngine
+from holdfast.hosts.vllm.process.bootstrap import Bootstrap, bootstrapped
 from holdfast.hosts.vllm.process.lifecycle import hurry_tree, kill_tree, spawning
-from holdfast.hosts.vllm.process.settings import Heritage, inherited_settings
+from holdfast.hosts.vllm.process.settings import Heritage, inherited_settings, inherited_variables
 from holdfast.hosts.vllm.process.sockets import empty_folder
 
 BACKGROUND_S = 60.0  # then the missing capacity costs more than the disturbance of a sibling
@@ -78,12 +81,14 @@ def start_engine_core(
     heritage: Heritage,
     *,
     background: bool = False,
+    standby: StandbyEngine | None = None,
 ) -> None:
     """Start the engine core with the given index and wait until the process is ready.
 
     Args:
         on_started: is given the process at once.
         heritage: what the engine core takes over from the one that it replaces.
+        standby: becomes the engine core; without one a process is started.
         background: leave the processors to serving siblings, for `BACKGROUND_S` at most.
 
     Raises:
@@ -98,11 +103,15 @@ def start_engine_core(
     parallel = copy.copy(arguments["vllm_config"].parallel_config)
     parallel.data_parallel_size_local = 1
     with _listening(launch.context, address) as handshake:
-        inherited = spawning(config, heritage, sockets)
-        forks = config.standby_workers > 0
-        with inherited, bootstrapped(get_mp_context(), background=background, forks=forks):
-            manager = CoreEngineProcManager(**arguments)
-        manager._finalizer.detach()  # the process belongs to the first manager from now on
+        if standby is not None:
+            standby.replace(inherited_variables(config, heritage, sockets), address)
+            manager = SimpleNamespace(processes=[standby.process], sentinels=lambda: [standby.process.sentinel])
+        else:
+            inherited = spawning(config, heritage, sockets)
+            forks = config.standby_workers > 0
+            with inherited, bootstrapped(get_mp_context(), background=background, forks=forks):
+                manager = CoreEngineProcManager(**arguments)
+            manager._finalizer.detach()  # the process belongs to the first manager from now on
         # Looking at an exit code takes it out of the process table, where the host's own shutdown fails without it.
         manager.finished_procs = lambda: {"the replacement": "ended"}
         on_started(manager.processes[0])
@@ -114,6 +123,29 @@ def start_engine_core(
             wait_for_engine_startup(
                 handshake, [CoreEngine(index=arguments["start_index"], local=True)], parallel, False, cache, one
             )
+
+
+def start_standby_engine(launch: Launch, config: HoldfastConfig) -> StandbyEngine:
+    """Start a process that waits until it replaces the only engine core of an instance."""
+    from vllm.utils.system_utils import get_mp_context
+
+    kept = ("vllm_config", "local_client", "executor_class", "log_stats", "tensor_queue")
+    arguments = {name: value for name, value in launch.arguments_for(0, "", alone=False).items() if name in kept}
+    context = get_mp_context()
+    ours, theirs = context.Pipe()
+    main = Bootstrap(standby_engine_main, background=True, paced=True, forks=config.standby_workers > 0)
+    with spawning(config):
+        process = context.Process(target=main, name="EngineCore", kwargs={**arguments, "orders": theirs})
+        process.start()
+    theirs.close()
+    return StandbyEngine(process, ours)
+
+
+def takes_standby_engines(launch: Launch) -> bool:
+    """Return whether a standby can take the place of an engine core: there is one, and it is bound to no node."""
+    parallel = launch.arguments["vllm_config"].parallel_config
+    is_alone = parallel.data_parallel_size == 1 and parallel.nnodes == 1
+    return is_alone and not parallel.numa_bind and launch.arguments.get("client_handshake_address") is None
 
 
 @contextlib.contextmanager

@@ -153,6 +153,7 @@ class VllmFrontEndHost:
         if self.config.stall_detection:
             self._watch.start()
         self._front_end.start(self._coordinators())
+        self._engines.keep_standbys()
         _current = self
 
     def _coordinators(self) -> list[CoordinatorProcess]:
@@ -345,6 +346,7 @@ class VllmFrontEndHost:
         self.sentinel.close()
         self._events.close()
         self._rendezvous.close_all()
+        self._engines.close_standbys()
         self._engines.remove_sockets()
         self._orphans.close()
         self._reserve.close()

@@ -122,17 +122,22 @@ class Heritage:
 NOTHING = Heritage()
 
 
+def inherited_variables(config: HoldfastConfig, heritage: Heritage, sockets: str | None) -> dict[str, str]:
+    """Return the environment variables that a process of the instance inherits, see `handed_down`."""
+    place = sockets or config.runtime_dir
+    inherited = {ENVIRONMENT: json.dumps(dump_config(config)), **_place_of_sockets(place), **_temporary(config)}
+    if place:
+        inherited[PLACE] = place
+    return inherited | heritage.variables()
+
+
 @contextmanager
 def handed_down(config: HoldfastConfig, heritage: Heritage = NOTHING, sockets: str | None = None) -> Iterator[None]:
     """Let processes started inside inherit `config`, the folder for `sockets`, and what they take over.
 
     The folder is the instance's own unless `sockets` names another.
     """
-    place = sockets or config.runtime_dir
-    inherited = {ENVIRONMENT: json.dumps(dump_config(config)), **_place_of_sockets(place), **_temporary(config)}
-    if place:
-        inherited[PLACE] = place
-    inherited |= heritage.variables()
+    inherited = inherited_variables(config, heritage, sockets)
     os.environ.update(inherited)
     try:
         yield
