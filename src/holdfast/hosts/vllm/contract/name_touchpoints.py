@@ -143,6 +143,8 @@ NAME_TOUCHPOINTS: tuple[Touchpoint, ...] = (
     module("vllm.distributed.elastic_ep.elastic_execute", _IMPORTED_EARLY),
     module("vllm.model_executor.layers.quantization.online.base", _IMPORTED_EARLY),
     module("vllm.utils.cpu_triton_utils", _IMPORTED_EARLY),
+    module("vllm.tokenizers", _IMPORTED_EARLY),
+    call(_CORE, "EngineCoreProc.run_engine_core", None, "a standby engine core becomes an engine core"),
     module("vllm.v1.attention.backends.cpu_attn", _IMPORTED_EARLY),
     module("vllm.distributed.parallel_state", "frames of collectives are known by the file; live coordinators"),
     Touchpoint("vllm.distributed.parallel_state", "_groups", "name", None, "the live coordinators of a process"),
