@@ -91,7 +91,7 @@ WORKER_TOUCHPOINTS: tuple[Touchpoint, ...] = (
     *attributes(
         "vllm.config.parallel",
         "ParallelConfig",
-        "pipeline_parallel_size tensor_parallel_size decode_context_parallel_size prefill_context_parallel_size",
+        "pipeline_parallel_size",
         _UNSHOWN,
     ),
     DEATH_PIPE,
@@ -139,11 +139,9 @@ WORKER_TOUCHPOINTS: tuple[Touchpoint, ...] = (
     call(_QUEUE, "ShmRingBuffer.get_metadata", ("current_idx",), "calls that a dead engine core has left"),
     call(_EXECUTOR, "WorkerProc._execute_worker_rpc", ("rpc_request",), _ADOPTED),
     call(_EXECUTOR, "MultiprocExecutor._get_output_rank", (), _ADOPTED),
-    call(_EXECUTOR, "MultiprocExecutor._get_parallel_sizes", (), _ADOPTED),
     call(_EXECUTOR, "MultiprocExecutor._post_init_executor", (), _ADOPTED),
     call("vllm.utils.torch_utils", "set_torch_threads_for_runtime", (), _ADOPTED),
     call("vllm.config", "VllmConfig.compute_hash", (), "a worker is adopted under its own configuration only"),
-    Touchpoint(_EXECUTOR, "WorkerProcHandle", "class", None, _ADOPTED),
     *attributes(_EXECUTOR, "WorkerProc", "worker_response_mq rpc_broadcast_mq async_output_queue", _ADOPTED),
     text(_QUEUE, CANCELLED, "a reader that is woken by the death of an engine core raises exactly this"),
 )
