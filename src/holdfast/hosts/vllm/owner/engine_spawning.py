@@ -16,12 +16,12 @@ from types import SimpleNamespace
 from typing import Any
 
 from holdfast.core.config import HoldfastConfig
-from holdfast.hosts.vllm.engine.standby_main import standby_engine_main
 from holdfast.hosts.vllm.owner.standby_engines import StandbyEngine
 from holdfast.hosts.vllm.process.bootstrap import Bootstrap, bootstrapped
 from holdfast.hosts.vllm.process.lifecycle import hurry_tree, kill_tree, spawning
 from holdfast.hosts.vllm.process.settings import Heritage, inherited_settings, inherited_variables
 from holdfast.hosts.vllm.process.sockets import empty_folder
+from holdfast.hosts.vllm.process.standby_engine_main import standby_engine_main
 
 BACKGROUND_S = 60.0  # then the missing capacity costs more than the disturbance of a sibling
 

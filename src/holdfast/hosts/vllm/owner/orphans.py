@@ -15,6 +15,7 @@ import signal
 import time
 
 from holdfast.hosts.vllm.process.members import forget_member, member_pids
+from holdfast.hosts.vllm.process.shared_memory import remove_dead_segments
 from holdfast.sentinel.watching import WatchThread
 
 logger = logging.getLogger("holdfast")
@@ -54,6 +55,7 @@ class Orphans:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             time.sleep(0.01)
+        remove_dead_segments(self._folder)  # those of killed workers, and of the engine core that they waited for
 
     def reap(self) -> None:
         """Reap every orphan that has ended."""
