@@ -186,8 +186,10 @@ def test_the_rank_that_raised_reports_it_once_and_its_peers_stay_silent():
         phase="forward",
         class_reason=default_classifier().of_error("InjectedFault", "").reason,
         place=driver.reports[0][0].place,
+        stack=driver.reports[0][0].stack,
     )
     assert fault.place.startswith("hosts/fake/worker.py:")
+    assert fault.stack[-1].startswith(fault.place)
     assert driver.reports == [(fault, 0)]
 
 

@@ -139,7 +139,9 @@ def test_events_are_numbered_and_dated_and_name_the_epoch():
         m.EnginePaused(engine_id=0, pid=7, epoch=0, fault=a_fault(), unfinished_requests=0),
     ]
     told = [e.event for report in reports for e in instance.observe(report, 1.0) if isinstance(e, Publish)]
-    assert [(event.sequence, event.at) for event in told] == [(n, 499.0 + n) for n in range(1, 6)]
+    assert [(event.sequence, event.at) for event in told] == [(n, 500.0 + n) for n in range(1, 6)], (
+        "the first reading dates the start"
+    )
     assert [event.epoch for event in told] == [0, 0, 0, 0, 1]
     assert {event.instance_id for event in told} == {instance.view().instance_id} == {"this-life"}
     assert instance.view().sequence == 5
