@@ -29,7 +29,7 @@ from holdfast.hosts.vllm.owner.engine_spawning import (
     takes_standby_engines,
 )
 from holdfast.hosts.vllm.owner.standby_engines import StandbyEngine, StandbyEngines
-from holdfast.hosts.vllm.process.lifecycle import LINGER_S, all_live, end_processes, kill_tree
+from holdfast.hosts.vllm.process.lifecycle import LINGER_S, all_live, end_processes, kill_tree, why_cannot_spawn
 from holdfast.hosts.vllm.process.reserve import Reserve
 from holdfast.hosts.vllm.process.settings import Heritage
 from holdfast.hosts.vllm.process.shared_memory import remove_dead_segments
@@ -83,7 +83,7 @@ class EngineProcesses:
     def keep_standbys(self) -> None:
         """Keep standby engine cores ready from now on, where one can take the place of an engine core."""
         assert self.launch is not None
-        if takes_standby_engines(self.launch) and not self._unrecoverable_reason():
+        if self._config.standby_engines and takes_standby_engines(self.launch) and not why_cannot_spawn():
             self._standbys.start()
         elif self._config.standby_engines:
             logger.warning("no standby engine cores: they are for instances with a single engine core on one node")
