@@ -127,7 +127,6 @@ def test_a_node_that_was_frozen_or_cut_off_goes_on_with_its_processes(servers: S
         assert server.worker(1).pid == before
 
 
-@pytest.mark.xfail(reason="in one try the streams stood still after the recovery", strict=False)
 def test_a_node_that_is_started_again_gets_its_rank(servers: Servers, two: Nodes) -> None:
     with over_nodes(servers, two, TP2) as server:
         assert_exact_through(server, restarting, cutting_power)
