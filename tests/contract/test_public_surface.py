@@ -19,7 +19,7 @@ README = ROOT / "README.md"
 DOCUMENTS = [README, *sorted((ROOT / "docs").rglob("*.md"))]
 
 # Flags of other programs that the documents mention.
-FOREIGN_FLAGS = frozenset({"--help"})
+FOREIGN_FLAGS = frozenset({"--help", "--install-completion"})  # of Typer
 
 pytestmark = pytest.mark.skipif(not README.exists(), reason="there is no README yet")
 

@@ -353,9 +353,13 @@ class PretendSentinel:
 
     def __init__(self) -> None:
         self.lost: list[int] = []
+        self.nodes = None  # one machine
 
     def rank_lost(self, rank: int, pid: int, how: str, exit_code: int | None = None) -> None:
         self.lost.append(rank)
+
+    def take_back(self, *_: object) -> None:
+        """Ignore workers of a lost engine core: there are none."""
 
     def report_standbys(self, *_: object) -> None:
         """Ignore the pool: there is none."""

@@ -28,6 +28,7 @@ from holdfast.hosts.fake.model import KVMemory
 from holdfast.hosts.vllm.communicators import WorkerCommunicators
 from holdfast.hosts.vllm.communicators.tracking import TrackedGroups
 from holdfast.hosts.vllm.engine.engine_core import VllmEngineHost
+from holdfast.hosts.vllm.engine.worker_pool.launchers import Launchers, LocalLauncher
 from holdfast.hosts.vllm.worker.fence import StepFence
 from holdfast.hosts.vllm.worker.worker import VllmWorkerHost
 
@@ -65,13 +66,18 @@ def _as_a_library() -> Iterator[None]:
         yield
 
 
+HERE = Launchers(LocalLauncher(list, lambda rank, queue: None), RANKS, None)  # type: ignore[arg-type, return-value]
+
+
 class VllmRig(Rig):
     """A `VllmEngineHost` over the host's engine core."""
 
     def __init__(self) -> None:
         super().__init__()
         self.network = FakeNetwork(RANKS)
-        executor = type("RigExecutor", (ThreadExecutor,), {"network": self.network, "reports": self.faults})
+        executor = type(
+            "RigExecutor", (ThreadExecutor,), {"network": self.network, "reports": self.faults, "launchers": HERE}
+        )
         with _as_a_library():
             self._core = InProcessCore(vllm_config(), True, "", executor, False)
         config = HoldfastConfig(enable_fault_injection=True, stall_detection=False)
