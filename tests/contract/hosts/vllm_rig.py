@@ -66,7 +66,10 @@ def _as_a_library() -> Iterator[None]:
         yield
 
 
-HERE = Launchers(LocalLauncher(list, lambda rank, queue: None), RANKS, None)  # type: ignore[arg-type, return-value]
+@property
+def ranks_here(executor: Any) -> Launchers:
+    """All ranks are started by the executor itself, as on one node."""
+    return Launchers(LocalLauncher(lambda: executor.workers, executor._start_here), RANKS, None)
 
 
 class VllmRig(Rig):
@@ -76,7 +79,7 @@ class VllmRig(Rig):
         super().__init__()
         self.network = FakeNetwork(RANKS)
         executor = type(
-            "RigExecutor", (ThreadExecutor,), {"network": self.network, "reports": self.faults, "launchers": HERE}
+            "RigExecutor", (ThreadExecutor,), {"network": self.network, "reports": self.faults, "launchers": ranks_here}
         )
         with _as_a_library():
             self._core = InProcessCore(vllm_config(), True, "", executor, False)
