@@ -62,8 +62,9 @@ def served() -> Iterator[PageServer]:
     server.stop()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
+    """A browser for one module: as long as there is one, this thread has an event loop, and others cannot be run."""
     api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: run `make setup`")
     path = needed_tool("chromium")
     with api.sync_playwright() as playwright:

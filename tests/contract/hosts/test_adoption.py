@@ -22,10 +22,11 @@ import pytest
 pytest.importorskip("vllm")
 
 from vllm.distributed.device_communicators.shm_broadcast import MessageQueue
-from vllm.v1.executor.multiproc_executor import WorkerProc
+from vllm.v1.executor.multiproc_executor import MultiprocExecutor, WorkerProc
 
 from holdfast.core.errors import RecoveryFailed
 from holdfast.hosts.vllm.engine.worker_pool import adoption
+from holdfast.hosts.vllm.engine.worker_pool.executor import WorkerPoolExecutor
 from holdfast.hosts.vllm.process.members import record_owner
 from holdfast.hosts.vllm.protocol import ENDS, Adopt, of_handle
 from holdfast.hosts.vllm.worker.orphan import EngineLink
@@ -276,3 +277,18 @@ def test_answers_are_those_of_equal_calls() -> None:
     for method, args in (("make", (2,)), ("list_loras", ()), ("other", ())):
         with pytest.raises(RecoveryFailed, match=method):
             answers.answer(method, args, {})
+
+
+@pytest.mark.parametrize("may_outlive", [False, True])
+def test_only_workers_that_may_outlive_an_engine_core_hear_that_the_engine_core_ends_in_order(
+    monkeypatch: pytest.MonkeyPatch, may_outlive: bool
+) -> None:
+    """Other workers have the host's watch: a word would end the watch, and the worker would outlive its engine core."""
+    monkeypatch.setattr(MultiprocExecutor, "shutdown", lambda executor: None)
+    reader, writer = multiprocessing.Pipe(duplex=False)
+    executor = object.__new__(WorkerPoolExecutor)
+    executor.workers = [SimpleNamespace(death_writer=writer)]
+    executor.standbys = SimpleNamespace(close=lambda: None)
+    executor._may_be_outlived = may_outlive
+    executor.shutdown()
+    assert reader.poll() is may_outlive

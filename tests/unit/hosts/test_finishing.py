@@ -268,6 +268,11 @@ def test_an_engine_core_sees_the_flag_of_a_rank(tmp_path: Any) -> None:
     assert not flags.any_raised
 
 
+def test_a_rank_without_a_flag_is_no_reason_for_a_warning(tmp_path: Any, caplog: pytest.LogCaptureFixture) -> None:
+    FenceFlags(str(tmp_path)).watch({0: 1 << 30})
+    assert caplog.messages == []
+
+
 def test_no_reply_is_taken_while_a_flag_is_raised(tmp_path: Any) -> None:
     """The reply of a healthy peer, of a step in which another rank failed, is wrong."""
     taken: list[Any] = []

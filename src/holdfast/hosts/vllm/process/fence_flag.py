@@ -59,6 +59,8 @@ class FenceFlags:
             try:
                 with find(self._folder, f"{FENCE_PREFIX}{pid}").open("r+b") as file:
                     self._memories[rank] = mmap.mmap(file.fileno(), _BYTES)
+            except FileNotFoundError:  # a rank without peers, or whose groups cannot be made again, has no flag
+                continue
             except (OSError, ValueError) as error:
                 logger.warning("the flag of rank %d cannot be seen, so its steps are not finished: %s", rank, error)
         self._read = tuple(self._memories.values())

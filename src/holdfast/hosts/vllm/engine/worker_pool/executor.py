@@ -75,6 +75,7 @@ class WorkerPoolExecutor(MultiprocExecutor):
     has_adopted: bool = False  # whether the workers are those of a dead engine core
     _configuration: str
     _watch: WorkerExitWatch | None = None
+    _may_be_outlived = False
     _stop_noting: Callable[[], None]
 
     # ---- the host's methods
@@ -110,6 +111,7 @@ class WorkerPoolExecutor(MultiprocExecutor):
         nonce = uuid.uuid4().hex
         self._enqueue((OUTLIVE, (nonce, self._configuration), {}, None), timeout_s)
         self._await_replies(nonce, range(self.world_size), time.monotonic() + timeout_s)
+        self._may_be_outlived = True
 
     def note_start_calls(self) -> None:
         """Note the calls that make the workers ready, until `start_ended`."""
@@ -138,8 +140,8 @@ class WorkerPoolExecutor(MultiprocExecutor):
     def shutdown(self) -> None:
         self._stop_watching()
         self.standbys.close()
-        if not getattr(self, "shutting_down", False):
-            say_end(getattr(self, "workers", None) or ())
+        if self._may_be_outlived and not getattr(self, "shutting_down", False):
+            say_end(getattr(self, "workers", None) or ())  # other workers have the host's watch, which expects no word
         super().shutdown()
 
     # ---- lost workers
