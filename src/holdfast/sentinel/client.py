@@ -27,6 +27,7 @@ from holdfast.core.instance.processes import index_of_api_server
 from holdfast.core.ports import FrontEndHost
 from holdfast.core.protocol import messages as m
 from holdfast.core.protocol.commands import Command
+from holdfast.core.protocol.decoding import Undecodable
 from holdfast.core.protocol.effects import (
     BeginRecovery,
     CloseRendezvous,
@@ -252,7 +253,7 @@ class ClientSentinel:
                 self._links.deliver(delivery.peer, delivery.data)
             else:
                 self._observe(delivery.peer, m.decode_from_engine(delivery.data))
-        except m.Undecodable as error:
+        except Undecodable as error:
             self._refused.note(error)
 
     def _observe(self, peer: bytes, report: m.FromEngine) -> None:

@@ -27,6 +27,7 @@ from holdfast.core.faults.injection import UncontainedFault
 from holdfast.core.faults.redaction import PublicText
 from holdfast.core.ports import EngineHost
 from holdfast.core.protocol import messages as m
+from holdfast.core.protocol.decoding import Undecodable
 from holdfast.core.stalls.step_deadlines import Limits
 from holdfast.sentinel.host_effects import perform_on
 from holdfast.sentinel.incident_files import StallFiles
@@ -256,7 +257,7 @@ class EngineCoreSentinel:
                 self.nodes.deliver(delivery.peer, delivery.data)
             else:
                 self._take_report(delivery, m.decode_from_worker(delivery.data))
-        except m.Undecodable as error:
+        except Undecodable as error:
             self._refused.note(error)
 
     def _take_report(self, delivery: Delivery, report: m.FromWorker) -> None:

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from holdfast.core.config import HoldfastConfig, adopt_settings, runtime_settings
 from holdfast.core.errors import HoldfastError, HookNotAttached, PeerSilent
 from holdfast.core.protocol import link_messages as lm
-from holdfast.core.protocol import messages as m
 from holdfast.core.protocol.commands import Command
+from holdfast.core.protocol.decoding import Undecodable
 from holdfast.core.protocol.events import Event, EventKind, InstanceView
 from holdfast.sentinel.client import MAX_HISTORY
 from holdfast.sentinel.forwarded_incidents import IncidentsFromOwner
@@ -144,7 +144,7 @@ class FrontEndLink:
     def _deliver(self, delivery: Delivery) -> None:
         try:
             message = lm.decode_to_link(delivery.data)
-        except m.Undecodable as error:
+        except Undecodable as error:
             self._refused.note(error)
             return
         self._unanswered = 0

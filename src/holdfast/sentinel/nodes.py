@@ -15,7 +15,7 @@ from holdfast.core.engine_core.membership import HEARTBEAT_S, LOST_AFTER_S, Memb
 from holdfast.core.errors import RecoveryFailed
 from holdfast.core.faults.redaction import PublicText
 from holdfast.core.protocol import node_messages as nm
-from holdfast.core.protocol.messages import Undecodable
+from holdfast.core.protocol.decoding import Undecodable
 from holdfast.sentinel.refused import RefusedMessages
 
 logger = logging.getLogger("holdfast")

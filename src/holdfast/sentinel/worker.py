@@ -11,6 +11,7 @@ import msgspec
 from holdfast.core.faults.faults import Fault
 from holdfast.core.ports import WorkerHost
 from holdfast.core.protocol import messages as m
+from holdfast.core.protocol.decoding import Undecodable
 from holdfast.sentinel.refused import RefusedMessages
 from holdfast.sentinel.thread import IDLE_S, SentinelThread, worker_identity
 from holdfast.wire import Delivery, Station
@@ -56,7 +57,7 @@ class WorkerSentinel:
     def _deliver(self, delivery: Delivery) -> None:
         try:
             command = m.decode_to_worker(delivery.data)
-        except m.Undecodable as error:
+        except Undecodable as error:
             self._refused.note(error)
             return
         match command:

@@ -13,6 +13,7 @@ from holdfast.core.faults.faults import Fault, FaultClass, Phase
 from holdfast.core.faults.injection import InjectionSpec
 from holdfast.core.protocol import messages as m
 from holdfast.core.protocol import node_messages as nm
+from holdfast.core.protocol.decoding import MAX_MESSAGE_BYTES, Undecodable
 from holdfast.core.protocol.messages import Rendezvous
 
 LINKS = {
@@ -92,14 +93,14 @@ def test_a_message_that_was_cut_or_changed_is_a_message_or_undecodable(message_t
         sent[data.draw(st.integers(0, len(sent) - 1))] = data.draw(st.integers(0, 255))
     cut = bytes(sent[: data.draw(st.integers(0, len(sent)))])
     for received in (bytes(sent), cut):
-        with contextlib.suppress(m.Undecodable):
+        with contextlib.suppress(Undecodable):
             assert isinstance(decode(received), msgspec.Struct)
 
 
 @pytest.mark.parametrize("decode", DECODERS)
 @given(garbage=st.binary(max_size=200))
 def test_garbage_raises_nothing_but_undecodable(decode, garbage):
-    with pytest.raises(m.Undecodable):
+    with pytest.raises(Undecodable):
         decode(garbage)
 
 
@@ -112,14 +113,14 @@ def text(value):
 @pytest.mark.parametrize("hostile", [b"\x91" * 100_000, b"\xdd\xff\xff\xff\xff", b"\xdf\xff\xff\xff\xff", b"\xc1"])
 def test_hostile_nesting_and_sizes_are_undecodable(decode, tag, hostile):
     for field in (text("hooks") + hostile, text("fault") + b"\x81" + text("later") + hostile):
-        with pytest.raises(m.Undecodable):
+        with pytest.raises(Undecodable):
             decode(b"\x82" + text("type") + text(tag) + field)
 
 
 @pytest.mark.parametrize("decode", DECODERS)
 def test_more_bytes_than_the_bound_are_not_even_looked_at(decode):
-    with pytest.raises(m.Undecodable, match="bytes are more than"):
-        decode(bytes(m.MAX_MESSAGE_BYTES + 1))
+    with pytest.raises(Undecodable, match="bytes are more than"):
+        decode(bytes(MAX_MESSAGE_BYTES + 1))
 
 
 @pytest.mark.parametrize("link", LINKS)
@@ -128,7 +129,7 @@ def test_a_link_refuses_the_messages_of_the_others(link):
     for other, _ in EVERY:
         if other not in members(union):
             sent = m.encode(msgspec.convert(_plain(other), other))
-            with pytest.raises(m.Undecodable):
+            with pytest.raises(Undecodable):
                 decode(sent)
 
 

@@ -6,6 +6,7 @@ from holdfast.core.config import HoldfastConfig
 from holdfast.core.errors import RecoveryFailed
 from holdfast.core.faults.redaction import WITHHELD
 from holdfast.core.protocol import messages as m
+from holdfast.core.protocol.decoding import MAX_MESSAGE_BYTES, Undecodable
 from holdfast.core.protocol.events import DecisionRecord
 from holdfast.core.protocol.link_messages import CommandError, ErrorKind, describe
 from support.instance_bench import Bench
@@ -22,12 +23,12 @@ def test_an_error_of_a_recovery_keeps_its_hint():
 
 
 def test_a_message_of_the_largest_size_is_looked_at_and_a_larger_one_is_not():
-    with pytest.raises(m.Undecodable) as looked_at:
-        m.decode_from_worker(bytes(m.MAX_MESSAGE_BYTES))
-    with pytest.raises(m.Undecodable) as too_large:
-        m.decode_from_worker(bytes(m.MAX_MESSAGE_BYTES + 1))
+    with pytest.raises(Undecodable) as looked_at:
+        m.decode_from_worker(bytes(MAX_MESSAGE_BYTES))
+    with pytest.raises(Undecodable) as too_large:
+        m.decode_from_worker(bytes(MAX_MESSAGE_BYTES + 1))
     assert str(looked_at.value) == "Expected `object`, got `int`"
-    assert str(too_large.value) == f"{m.MAX_MESSAGE_BYTES + 1} bytes are more than {m.MAX_MESSAGE_BYTES}"
+    assert str(too_large.value) == f"{MAX_MESSAGE_BYTES + 1} bytes are more than {MAX_MESSAGE_BYTES}"
 
 
 def test_a_decision_is_told_in_a_log_line_by_its_figures():

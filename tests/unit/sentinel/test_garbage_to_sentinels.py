@@ -16,6 +16,7 @@ from holdfast.core.faults.faults import Fault, FaultClass, Phase
 from holdfast.core.faults.injection import InjectionSpec
 from holdfast.core.protocol import link_messages as lm
 from holdfast.core.protocol import messages as m
+from holdfast.core.protocol.decoding import MAX_MESSAGE_BYTES, Undecodable
 from holdfast.core.protocol.events import InstanceView
 from holdfast.sentinel import refused
 from holdfast.sentinel.beside import dropped_items
@@ -65,7 +66,7 @@ def bytes_like(messages: list[Any], encode: Callable[[Any], bytes]) -> st.Search
             st.binary(min_size=1, max_size=20).map(lambda tail: data + tail),
         )
 
-    too_long = [bytes(m.MAX_MESSAGE_BYTES + 1), b"\x91" * 5000, b"\xdf" + b"\xff" * 4, b"\xdd" + b"\xff" * 4]
+    too_long = [bytes(MAX_MESSAGE_BYTES + 1), b"\x91" * 5000, b"\xdf" + b"\xff" * 4, b"\xdd" + b"\xff" * 4]
     return st.one_of(st.binary(max_size=80), st.sampled_from(known).flatmap(changed), st.sampled_from(other + too_long))
 
 
@@ -150,7 +151,7 @@ def test_an_api_servers_link_survives_every_message(messages: list[bytes]) -> No
 def _is_whole(decode: Callable[[bytes], object], data: bytes) -> bool:
     try:
         decode(data)
-    except m.Undecodable:
+    except Undecodable:
         return False
     return True
 

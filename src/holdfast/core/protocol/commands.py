@@ -12,7 +12,7 @@ import msgspec
 
 from holdfast.core.config import RuntimeSettings, SettingValue
 from holdfast.core.faults.injection import InjectionSpec
-from holdfast.core.protocol.messages import Message
+from holdfast.core.protocol.decoding import Message
 
 
 class Credential(enum.StrEnum):

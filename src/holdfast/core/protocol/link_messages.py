@@ -20,8 +20,8 @@ from holdfast.core.errors import (
 )
 from holdfast.core.faults.redaction import account_of
 from holdfast.core.poison.memory import FoundGuilty
-from holdfast.core.protocol import messages as m
 from holdfast.core.protocol.commands import Command
+from holdfast.core.protocol.decoding import Message, decode_with
 from holdfast.core.protocol.events import Event, InstanceView
 
 
@@ -47,7 +47,7 @@ class CommandError(msgspec.Struct, frozen=True, kw_only=True):
 # ---- link -> owner
 
 
-class LinkReported(m.Message, frozen=True, tag="link-reported"):
+class LinkReported(Message, frozen=True, tag="link-reported"):
     """Sign of life of a link, which has seen the events up to `sequence`. Repeated every few seconds."""
 
     link_id: int
@@ -56,7 +56,7 @@ class LinkReported(m.Message, frozen=True, tag="link-reported"):
     sequence: int = 0
 
 
-class PoisonRequestEnded(m.Message, frozen=True, tag="request-blamed"):
+class PoisonRequestEnded(Message, frozen=True, tag="request-blamed"):
     """Report of an API server that ended a poison request; `engine_id` is the engine core lost last."""
 
     engine_id: int
@@ -65,27 +65,27 @@ class PoisonRequestEnded(m.Message, frozen=True, tag="request-blamed"):
     reason: str
 
 
-class GuiltReported(m.Message, frozen=True, tag="guilt-reported"):
+class GuiltReported(Message, frozen=True, tag="guilt-reported"):
     """Verdict on a request of an API server: repetitions are to be refused."""
 
     guilty: FoundGuilty
 
 
-class RequestsRefused(m.Message, frozen=True, tag="requests-refused"):
+class RequestsRefused(Message, frozen=True, tag="requests-refused"):
     """Refusals of repetitions by an API server, since the last report about the fingerprint."""
 
     fingerprint: str
     count: int
 
 
-class Submitted(m.Message, frozen=True, tag="submitted"):
+class Submitted(Message, frozen=True, tag="submitted"):
     """Command of a caller. `submission` is the link's own id: a caller may send the same command again, on any link."""
 
     submission: str
     command: Command
 
 
-class IncidentsAsked(m.Message, frozen=True, tag="incidents-asked"):
+class IncidentsAsked(Message, frozen=True, tag="incidents-asked"):
     """Question about incidents, as `ControlPlane.incidents` takes it: the part of the answer from `offset`."""
 
     question: str
@@ -99,34 +99,34 @@ FromLink = LinkReported | PoisonRequestEnded | GuiltReported | RequestsRefused |
 # ---- owner -> link
 
 
-class Past(m.Message, frozen=True, tag="past"):
+class Past(Message, frozen=True, tag="past"):
     """Events that a link has not seen, oldest first: all that the owner still knows after the event `after`."""
 
     events: tuple[Event, ...]
     after: int = 0
 
 
-class Present(m.Message, frozen=True, tag="present"):
+class Present(Message, frozen=True, tag="present"):
     """Present view of the instance. Answers every `LinkReported`, which also shows that the owner lives."""
 
     view: InstanceView
 
 
-class Published(m.Message, frozen=True, tag="published"):
+class Published(Message, frozen=True, tag="published"):
     """Event, and the instance after the event."""
 
     event: Event
     view: InstanceView
 
 
-class Settled(m.Message, frozen=True, tag="settled"):
+class Settled(Message, frozen=True, tag="settled"):
     """End of the command of a submission."""
 
     submission: str
     error: CommandError | None = None
 
 
-class IncidentsAnswered(m.Message, frozen=True, tag="incidents-answered"):
+class IncidentsAnswered(Message, frozen=True, tag="incidents-answered"):
     """Part of an answer about incidents, of `total` bytes."""
 
     question: str
@@ -151,11 +151,11 @@ def encode(message: FromLink | ToLink) -> bytes:
 
 
 def decode_from_link(data: bytes) -> FromLink:
-    return m.decode_with(_from_link, data)
+    return decode_with(_from_link, data)
 
 
 def decode_to_link(data: bytes) -> ToLink:
-    return m.decode_with(_to_link, data)
+    return decode_with(_to_link, data)
 
 
 # ---- errors

@@ -7,14 +7,12 @@ changes nothing.
 
 from __future__ import annotations
 
-from typing import TypeVar
-
 import msgspec
 
 from holdfast.core.config import RuntimeSettings
-from holdfast.core.errors import BadConfiguration
 from holdfast.core.faults.faults import Fault
 from holdfast.core.faults.injection import InjectionSpec
+from holdfast.core.protocol.decoding import Message, decode_with
 
 
 class Rendezvous(msgspec.Struct, frozen=True):
@@ -32,13 +30,6 @@ class Rendezvous(msgspec.Struct, frozen=True):
 
     def __repr__(self) -> str:
         return f"Rendezvous({self.host}:{self.port}, epoch {self.epoch})"
-
-
-MAX_MESSAGE_BYTES = 1 << 20
-
-
-class Message(msgspec.Struct, frozen=True, kw_only=True):
-    """Base of the messages; messages with events are in `link_messages`."""
 
 
 # ---- worker -> engine core
@@ -323,13 +314,6 @@ class ClientLost(Message, frozen=True, tag="client-lost"):
 ToEngine = RecoverEngine | PauseEngine | EndEngine | ArmFault | ChangeSettings | CoordinatorReplaced | ClientLost
 
 
-M = TypeVar("M")
-
-
-class Undecodable(Exception):
-    """Bytes that no message of the union decodes."""
-
-
 _encoder = msgspec.msgpack.Encoder()
 _from_worker: msgspec.msgpack.Decoder[FromWorker] = msgspec.msgpack.Decoder(FromWorker)
 _to_worker: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)
@@ -339,16 +323,6 @@ _to_engine: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine
 
 def encode(message: FromWorker | ToWorker | FromEngine | ToEngine) -> bytes:
     return _encoder.encode(message)
-
-
-def decode_with(decoder: msgspec.msgpack.Decoder[M], data: bytes) -> M:
-    """Return the decoded message. Raises `Undecodable`, and no other error, for foreign bytes."""
-    if len(data) > MAX_MESSAGE_BYTES:
-        raise Undecodable(f"{len(data)} bytes are more than {MAX_MESSAGE_BYTES}")
-    try:
-        return decoder.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, BadConfiguration) as error:
-        raise Undecodable(str(error)) from None
 
 
 def decode_from_worker(data: bytes) -> FromWorker:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import msgspec
 
-from holdfast.core.protocol.messages import Message, decode_with
+from holdfast.core.protocol.decoding import Message, decode_with
 
 # ---- agent -> engine core
 

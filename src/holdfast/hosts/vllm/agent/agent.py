@@ -23,7 +23,7 @@ from holdfast.core.engine_core.membership import HEARTBEAT_S, LOOK_S, Membership
 from holdfast.core.errors import BadConfiguration, WorldError
 from holdfast.core.faults.redaction import account_of
 from holdfast.core.protocol import node_messages as nm
-from holdfast.core.protocol.messages import Undecodable
+from holdfast.core.protocol.decoding import Undecodable
 from holdfast.hosts.vllm.engine.worker_pool.exit_watch import WorkerExitWatch
 from holdfast.hosts.vllm.engine.worker_pool.spawning import (
     KILL_TIMEOUT_S,
