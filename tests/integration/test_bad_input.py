@@ -218,7 +218,7 @@ SENSELESS: dict[str, tuple[str, ...]] = {
     "max_retries": ("--max-retries", "-1"),
     "did you mean 'retry_window'?": ("--additional-config", '{"holdfast": {"retry_windw": 3}}'),
     "it needs enable_fault_injection": ("--unsafe-keep-suspect-blocks",),
-    "does not protect an instance on several": ("--data-parallel-size", "2", "--data-parallel-size-local", "1"),
+    "does not protect data-parallel ranks on several": ("--data-parallel-size", "2", "--data-parallel-size-local", "1"),
 }
 
 

@@ -323,12 +323,8 @@ class EngineCoreSentinel:
             case fx.RelearnDeadlines():
                 self._thread.post(self._relearn_deadlines)
             case fx.Log():
-                logger.log(
-                    logging.ERROR if effect.is_error else logging.WARNING,
-                    "EngineCoreSentinel-%d: %s",
-                    self._engine_id,
-                    effect.text,
-                )
+                level = logging.ERROR if effect.is_error else logging.WARNING
+                logger.log(level, "EngineCoreSentinel-%d: %s", self._engine_id, effect.text)
             case _ if self._host is not None:
                 perform_on(self._host, effect)
 

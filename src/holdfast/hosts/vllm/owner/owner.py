@@ -116,9 +116,8 @@ class VllmFrontEndHost:
         )
         self.sentinel.expect_links(links)
         self._reserve = reserve = Reserve()
-        self._engines = EngineProcesses(
-            self.sentinel, self.config, self._ends_within, self.unrecoverable_reason, reserve
-        )
+        why_not = self.unrecoverable_reason
+        self._engines = EngineProcesses(self.sentinel, self.config, self._ends_within, why_not, reserve)
         self._watch = EngineWatch(self.config, self._engine_pids, self._kill_stalled, self._report_killed)
         self._stall_reasons: dict[int, str] = {}
         self._oom_kills = oom_kills()

@@ -22,6 +22,21 @@ from holdfast.progress.places import ready_reserve
 LOOK_S = 0.1  # interval at which a writer that waits for room looks whether a reader has failed
 
 
+def calls_queue(executor: Any) -> Any:
+    """Make a queue for the calls of an executor to its workers, as the host does."""
+    from vllm import envs
+    from vllm.distributed.device_communicators.shm_broadcast import MessageQueue
+    from vllm.utils.network_utils import get_ip
+
+    return MessageQueue(
+        executor.world_size,
+        executor.local_world_size,
+        max_chunk_bytes=envs.VLLM_MQ_MAX_CHUNK_BYTES_MB * 1024 * 1024,
+        connect_ip=get_ip(),
+        enable_shm_tensor_arena=executor.parallel_config.enable_shm_tensor_arena,
+    )
+
+
 def retire(queue: Any) -> None:
     """Release the sockets and the memory of a queue without readers. On the thread that used the queue.
 

@@ -23,7 +23,7 @@ from holdfast.core.config import HoldfastConfig
 from holdfast.core.errors import RecoveryFailed
 from holdfast.core.faults.redaction import PublicText
 from holdfast.hosts.vllm.engine.pacing import replace_method
-from holdfast.hosts.vllm.process.queues import wait_until_ready
+from holdfast.hosts.vllm.process.queues import calls_queue, wait_until_ready
 from holdfast.hosts.vllm.process.settings import place_of_files
 from holdfast.hosts.vllm.protocol import (
     ENDS,
@@ -96,7 +96,7 @@ def take_over_workers(executor: Any, pids: Sequence[int], config: HoldfastConfig
     executor._get_parallel_sizes()
     if len(pids) != executor.world_size:
         raise RecoveryFailed(PublicText(f"{len(pids)} workers are left, and {executor.world_size} are needed"))
-    executor.rpc_broadcast_mq = queue = executor._new_queue()
+    executor.rpc_broadcast_mq = queue = calls_queue(executor)
     engine_id = executor.parallel_config.data_parallel_index
     order = Adopt(
         engine_id=engine_id,

@@ -7,14 +7,12 @@ surviving workers are told over the old queue to read from the new one, once eve
 
 from __future__ import annotations
 
+import functools
 import time
 import uuid
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from vllm import envs
-from vllm.distributed.device_communicators.shm_broadcast import MessageQueue
-from vllm.utils.network_utils import get_ip
 from vllm.utils.system_utils import get_mp_context
 from vllm.v1.executor.multiproc_executor import MultiprocExecutor, WorkerProc
 
@@ -46,7 +44,7 @@ from holdfast.hosts.vllm.engine.worker_pool.start_calls import StartCalls
 from holdfast.hosts.vllm.process import priority
 from holdfast.hosts.vllm.process.bootstrap import bootstrapped
 from holdfast.hosts.vllm.process.forking import first_fork_server
-from holdfast.hosts.vllm.process.queues import bounded, interruptible, retire, wait_until_ready
+from holdfast.hosts.vllm.process.queues import bounded, calls_queue, interruptible, retire, wait_until_ready
 from holdfast.hosts.vllm.process.settings import adopted_workers, inherited_settings
 from holdfast.hosts.vllm.process.shared_memory import remove_dead_segments
 from holdfast.hosts.vllm.protocol import JOIN, OUTLIVE, PREPARE, REPEAT, JoinCommand, WorkerCall, encode, of_handle
@@ -88,9 +86,8 @@ class WorkerPoolExecutor(MultiprocExecutor):
         self.standby_parent = StandbyParent(
             lambda requests: start_standby_parent(self.seed, requests, first_fork_server())
         )
-        self.standbys = StandbyPool(
-            size, lambda slot: self._start_standby(slot, preload), self._report_standbys, self.standby_parent
-        )
+        start = functools.partial(self._start_standby, preload)
+        self.standbys = StandbyPool(size, start, self._report_standbys, self.standby_parent)
         self._get_parallel_sizes()
         here = LocalLauncher(lambda: self.workers, self._start_here)
         self.launchers = Launchers(here, self.local_world_size, node_watch())
@@ -116,16 +113,7 @@ class WorkerPoolExecutor(MultiprocExecutor):
     def note_start_calls(self) -> None:
         """Note the calls that make the workers ready, until `start_ended`."""
         self.start_calls = StartCalls()
-        call_workers = super().collective_rpc
-
-        def call(
-            method: Any, timeout: float | None = None, args: Any = (), kwargs: Any = None, *more: Any, **options: Any
-        ) -> Any:
-            result = call_workers(method, timeout, args, kwargs, *more, **options)
-            self.start_calls.note(method, tuple(args), dict(kwargs or {}), result)
-            return result
-
-        self._stop_noting = replace_method(self, "collective_rpc", call)
+        self._stop_noting = replace_method(self, "collective_rpc", self.start_calls.noting(super().collective_rpc))
 
     def start_ended(self) -> None:
         """End the notes: the workers are ready. Calls that set state later are kept by `RuntimeState`."""
@@ -170,7 +158,7 @@ class WorkerPoolExecutor(MultiprocExecutor):
 
     # ---- standbys
 
-    def _start_standby(self, slot: int, preload: bool) -> ReplacementProcess:
+    def _start_standby(self, preload: bool, slot: int) -> ReplacementProcess:
         rank = slot % self.local_world_size
         is_driver, server = self._is_driver_worker(rank), self.standby_parent.server
         return start_standby(
@@ -178,7 +166,7 @@ class WorkerPoolExecutor(MultiprocExecutor):
         )
 
     def _report_standbys(self, state: Standbys) -> None:
-        self.on_standbys(state)
+        self.on_standbys(state)  # which is set after the pool was made
 
     # ---- replacing workers
 
@@ -214,7 +202,7 @@ class WorkerPoolExecutor(MultiprocExecutor):
             raise RecoveryFailed(PublicText(f"no worker can be replaced: {what} was carried out in the first ones"))
         began = time.monotonic()
         self._end_processes(ranks)
-        queue = self._new_queue()
+        queue = calls_queue(self)
         handle = queue.export_handle()
         replacements = ReplacementProcesses(
             ranks,
@@ -252,16 +240,6 @@ class WorkerPoolExecutor(MultiprocExecutor):
             worker.proc.join(KILL_TIMEOUT_S)
             if worker.proc.is_alive():
                 raise RecoveryFailed(f"the old process of rank {rank} does not end after SIGKILL")
-
-    def _new_queue(self) -> Any:
-        """Make a queue for calls to the workers, as the host does."""
-        return MessageQueue(
-            self.world_size,
-            self.local_world_size,
-            max_chunk_bytes=envs.VLLM_MQ_MAX_CHUNK_BYTES_MB * 1024 * 1024,
-            connect_ip=get_ip(),
-            enable_shm_tensor_arena=self.parallel_config.enable_shm_tensor_arena,
-        )
 
     def _change_queue(self, queue: Any, ranks: Sequence[int], workers: Sequence[Any], deadline: float) -> None:
         """Have all ranks read from `queue`, retire the old queues and watch the new processes.

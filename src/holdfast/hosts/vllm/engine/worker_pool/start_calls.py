@@ -43,6 +43,18 @@ class StartCalls:
         else:
             self.unrepeatable = name
 
+    def noting(self, call_workers: Callable[..., Any]) -> Callable[..., Any]:
+        """Return `call_workers`, the host's call of all workers, with a note of each call."""
+
+        def call(
+            method: Any, timeout: float | None = None, args: Any = (), kwargs: Any = None, *more: Any, **options: Any
+        ) -> Any:
+            result = call_workers(method, timeout, args, kwargs, *more, **options)
+            self.note(method, tuple(args), dict(kwargs or {}), result)
+            return result
+
+        return call
+
     def calls(self) -> tuple[WorkerCall, ...]:
         """Return the calls that a replacement carries out, in order."""
         return tuple(self._calls)
