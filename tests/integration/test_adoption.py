@@ -19,11 +19,21 @@ from integration.helpers.servers import V1_ASYNC, V1_SYNC, V2_SYNC, Kind, Server
 
 pytestmark = [pytest.mark.host, pytest.mark.server]
 
+WAITS = "the engine core has died; waiting for the next one"
+WAIT_S = 10.0
 ARGUMENTS = ("--adopt-workers", "--max-engine-restarts", "100")
 
 
 def workers(server: Server) -> list[int]:
     return [victim.pid for victim in find_victims(server.pid) if victim.kind is ProcessKind.WORKER]
+
+
+def await_waiting(server: Server, count: int) -> None:
+    """Wait until workers have said so many times that they wait for an engine core."""
+    deadline = time.monotonic() + WAIT_S
+    while server.spec.log.read_text(errors="replace").count(WAITS) < count:
+        assert time.monotonic() < deadline, "no worker waits for an engine core"
+        time.sleep(0.01)
 
 
 async def killed_run(server: Server, *, with_worker: bool = False) -> Load:
@@ -60,8 +70,9 @@ def test_workers_outlive_engine_cores(servers: Servers, topology: Topology, kind
             assert verdict.exact, verdict.reasons
             assert workers(server) == before
         [engine] = run(engines_of(server))
+        deaths = server.spec.log.read_text(errors="replace").count(WAITS)
         os.kill(engine["pid"], signal.SIGKILL)
-        time.sleep(0.5)
+        await_waiting(server, deaths + topology.ranks)
         assert server.stop() == 0
         assert left_behind(server) == []
 
