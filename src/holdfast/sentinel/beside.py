@@ -8,7 +8,7 @@ import threading
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any, Generic, TypeVar
 
 from holdfast.core.protocol.events import Event, InstanceView
@@ -39,12 +39,25 @@ class Beside(Generic[T]):
 
     An item is dropped and counted when `capacity` items wait, or when no thread can be started. Taking an item needs
     no lock, so that a signal handler may do it. A forked child begins with an empty queue and no thread.
+
+    Args:
+        due_in_s: seconds until `when_due` is to be called in the thread; None for not before `wake` or the next item.
     """
 
-    def __init__(self, name: str, consume: Callable[[T], None], capacity: int = CAPACITY) -> None:
+    def __init__(
+        self,
+        name: str,
+        consume: Callable[[T], None],
+        capacity: int = CAPACITY,
+        *,
+        due_in_s: Callable[[], float | None] = lambda: None,
+        when_due: Callable[[], None] = lambda: None,
+    ) -> None:
         self.name = name
         self._consume = consume
         self._capacity = capacity
+        self._due_in_s = due_in_s
+        self._when_due = when_due
         self.begin_anew()
         _all.append(weakref.ref(self, _all.remove))
 
@@ -62,6 +75,11 @@ class Beside(Generic[T]):
             self.dropped += 1
         else:
             self._waiting.put(item)
+
+    def wake(self) -> None:
+        """Have the thread look anew at `due_in_s`. Never waits; any thread."""
+        if self._start():
+            self._waiting.put(_Mark())
 
     def flush(self, timeout_s: float) -> bool:
         """Wait until all items handed over so far are consumed; return whether they are."""
@@ -91,7 +109,11 @@ class Beside(Generic[T]):
 
     def _run(self) -> None:
         while True:
-            item = self._waiting.get()
+            try:
+                item = self._waiting.get(timeout=self._due_in_s())
+            except Empty:
+                self._when_due()
+                continue
             if isinstance(item, _Mark):
                 item.reached.set()
                 if item.is_last:

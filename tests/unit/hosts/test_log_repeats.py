@@ -5,12 +5,19 @@ from __future__ import annotations
 import io
 import json
 import logging
+import threading
+import time
+import weakref
 
 import pytest
 
 from holdfast.hosts.vllm.process import log_repeats, logs
 from holdfast.hosts.vllm.process.log_json import JsonLines
 from holdfast.hosts.vllm.process.log_repeats import Repeats
+
+
+class Boom(Exception):
+    """An exception that can be referred to weakly."""
 
 
 class PrefixedStream(io.StringIO):
@@ -26,7 +33,7 @@ def log(monkeypatch: pytest.MonkeyPatch) -> tuple[logging.Logger, io.StringIO]:
     stream = PrefixedStream()
     logger = logging.Logger("host-of-a-test")
     logger.addHandler(logging.StreamHandler(stream))
-    monkeypatch.setattr(logs, "_repeats", Repeats())
+    monkeypatch.setattr(logs, "_repeats", Repeats(logs._lines.wake))
     monkeypatch.setattr(logs, "_writes_json", False)
     logs.divert(logger)
     return logger, stream
@@ -63,6 +70,33 @@ def test_the_count_is_shown_after_the_window_and_the_next_error_in_full(
     fail(logger, 3)
     assert logs.flush_log(10.0)
     assert stream.getvalue().count("Traceback") == 3
+
+
+def test_the_count_is_shown_once_the_window_has_ended_and_by_no_thread_of_its_own(
+    log: tuple[logging.Logger, io.StringIO], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logger, stream = log
+    monkeypatch.setattr(log_repeats, "WINDOW_S", 0.02)
+    fail(logger, 1, "the first starts the thread of the log")
+    threads = threading.active_count()
+    fail(logger, 3, "one reason")
+    fail(logger, 3, "another reason")
+    assert threading.active_count() == threads
+    deadline = time.monotonic() + 10.0
+    while stream.getvalue().count("2 more errors") < 2:
+        assert time.monotonic() < deadline, stream.getvalue()
+        time.sleep(0.002)
+
+
+def test_no_exception_is_kept_for_the_count(log: tuple[logging.Logger, io.StringIO]) -> None:
+    logger, _ = log
+    error = Boom("boom")
+    kept = weakref.ref(error)
+    logger.error("failed", exc_info=error)
+    logger.error("failed", exc_info=error)
+    assert logs._lines.flush(10.0)
+    del error
+    assert kept() is None
 
 
 def test_kinds_of_errors_are_bounded(log: tuple[logging.Logger, io.StringIO], monkeypatch: pytest.MonkeyPatch) -> None:

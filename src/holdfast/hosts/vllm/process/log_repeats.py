@@ -1,16 +1,14 @@
 """The root cause once: of exceptions that are alike, the log shows the first with its stack, and then a count.
 
 A thousand requests that fail for the same reason are one line and a count. Takes no lock, so that a signal handler may
-log.
+log. Keeps no exception, whose frames would hold the tensors of a failed step.
 """
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import logging
 import re
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -30,18 +28,25 @@ _Key = tuple[int, str, str, str]
 class _Alike:
     """Exceptions of one kind since the first, which was shown."""
 
-    first: logging.LogRecord
+    name: str
+    level: int
+    place: tuple[str, int]
     show: Show
+    said: str = ""
     counter: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
     count: int = 0
     ends_at: float = field(default_factory=lambda: time.monotonic() + WINDOW_S)
 
 
 class Repeats:
-    """Exceptions that were logged within the last seconds. Any thread."""
+    """Exceptions that were logged within the last seconds. Any thread.
 
-    def __init__(self) -> None:
+    `wake` is called when a count is to be shown later: `due_in_s` and `show_ended` are for the thread that does.
+    """
+
+    def __init__(self, wake: Callable[[], None]) -> None:
         self._alike: dict[_Key, _Alike] = {}
+        self._wake = wake
 
     def is_repeated(self, destination: int, record: logging.LogRecord, show: Show) -> bool:
         """Return whether a record only repeats another; the count is shown by `show` after the window."""
@@ -54,33 +59,36 @@ class Repeats:
         if known is not None and time.monotonic() < known.ends_at:
             known.count = next(known.counter)
             if known.count == 1:
-                self._show_later(key)
+                known.said = str(account_of(error))
+                self._wake()
             return True
+        if known is not None:
+            self._show_count(key)
         if len(self._alike) < MAX_KINDS or self._forget_ended():
-            self._alike[key] = _Alike(record, show)
+            self._alike[key] = _Alike(record.name, record.levelno, (record.pathname, record.lineno), show)
         return False
+
+    def due_in_s(self) -> float | None:
+        """Return in how many seconds a count is to be shown; None without any."""
+        ends = [alike.ends_at for alike in list(self._alike.values()) if alike.count]
+        return max(0.0, min(ends) - time.monotonic()) if ends else None
+
+    def show_ended(self) -> None:
+        """Show the counts of windows that have ended."""
+        now = time.monotonic()
+        for key in [k for k, alike in list(self._alike.items()) if alike.count and now >= alike.ends_at]:
+            self._show_count(key)
 
     def flush(self) -> None:
         """Show all counts now."""
         for key in list(self._alike):
             self._show_count(key)
 
-    def _show_later(self, key: _Key) -> None:
-        with contextlib.suppress(RuntimeError):  # no thread is left: the count is shown at the end
-            timer = threading.Timer(WINDOW_S, self._show_count, (key,))
-            timer.daemon = True
-            timer.start()
-
     def _show_count(self, key: _Key) -> None:
         alike = self._alike.pop(key, None)
-        if alike is None or not alike.count or not alike.first.exc_info:
-            return
-        error = alike.first.exc_info[1]
-        told = logging.LogRecord(
-            alike.first.name, alike.first.levelno, alike.first.pathname, alike.first.lineno, _COUNTED, None, None
-        )
-        told.args = (alike.count, str(account_of(error)) if error is not None else "")
-        alike.show(told)
+        if alike is not None and alike.count:
+            said = (alike.count, alike.said)
+            alike.show(logging.LogRecord(alike.name, alike.level, *alike.place, _COUNTED, said, None))
 
     def _forget_ended(self) -> bool:
         now = time.monotonic()

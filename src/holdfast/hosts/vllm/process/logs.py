@@ -99,7 +99,6 @@ class _Queued(logging.handlers.QueueHandler):
 
 
 _writes_json = False
-_repeats = Repeats()
 _told_dropped = 0
 _flushed_by = 0  # the process whose end flushes the log
 
@@ -140,4 +139,15 @@ def await_writable(stream: Any, timeout_s: float | None = None) -> bool:
     return True
 
 
-_lines: Beside[tuple[logging.Handler, logging.LogRecord]] = Beside("log lines", _write)
+def _due_in_s() -> float | None:
+    return _repeats.due_in_s()
+
+
+def _show_counts() -> None:
+    _repeats.show_ended()
+
+
+_lines: Beside[tuple[logging.Handler, logging.LogRecord]] = Beside(
+    "log lines", _write, due_in_s=_due_in_s, when_due=_show_counts
+)
+_repeats: Repeats = Repeats(_lines.wake)
