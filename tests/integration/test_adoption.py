@@ -15,7 +15,7 @@ from holdfast.chaos.server import Server
 from holdfast.chaos.streams import Load
 from holdfast.chaos.victims import ProcessKind, find_victims
 from integration.helpers.engines import engines_of, for_one, kill_in_mid_stream, load, wait_replaced
-from integration.helpers.servers import V1_ASYNC, V1_SYNC, V2_SYNC, Kind, Servers, in_matrix, left_behind, run
+from integration.helpers.servers import V1_ASYNC, V1_SYNC, Kind, Servers, in_matrix, left_behind, run
 
 pytestmark = [pytest.mark.host, pytest.mark.server]
 
@@ -54,7 +54,6 @@ async def killed_run(server: Server, *, with_worker: bool = False) -> Load:
     [
         (ONE, V1_SYNC),
         in_matrix(ONE, V1_ASYNC),
-        in_matrix(ONE, V2_SYNC),
         in_matrix(TP2, V1_SYNC),
         in_matrix(TP2, V1_ASYNC),
     ],

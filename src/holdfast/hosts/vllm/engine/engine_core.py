@@ -128,6 +128,8 @@ def why_not_adoptable(engine: Any) -> str:
         return "engine cores in lockstep"
     if engine.vllm_config.parallel_config.nnodes > 1:
         return "several nodes"
+    if engine.scheduler.use_v2_model_runner:
+        return "model runner V2"  # never shown to be exact
     if engine.scheduler.get_kv_connector() is not None or engine.scheduler.ec_connector is not None:
         return "a connector of KV or encoder caches"
     return str(engine.model_executor.start_calls.unrepeatable)
