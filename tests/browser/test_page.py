@@ -33,6 +33,7 @@ def test_a_fault_is_seen_and_an_instruction_ends_it(served: PageServer, open_pag
     served.control.break_down(2)
     seen.reads(".verdict", "Waits for you: engine 2")
     seen.reads(".answers", "InjectedFault: injected fault")
+    seen.reads(".answers", "injected on purpose")
     seen.reads(".answers .next", "Press Retry")
     served.control.obedient = True
     seen.page.get_by_role("button", name="Retry…").click()
@@ -43,6 +44,12 @@ def test_a_fault_is_seen_and_an_instruction_ends_it(served: PageServer, open_pag
     seen.reads(".answers", "8 requests went on")
     seen.reads(".outcome", "recovered")
     assert [s.engine_id for s in served.control.sent if isinstance(s.message, m.RecoverEngine)] == [2]
+
+
+def test_the_chart_of_a_single_recovery_spans_seconds(served: PageServer, open_page: Open) -> None:
+    seen = open_page().open(served.url)
+    module = "await import('/fault_tolerance/page/chart.js')"
+    assert seen.page.evaluate(f"async () => ({module}).padded({{ data: [[1000]] }})") == [995, 1005]
 
 
 def test_a_command_says_which_engines_it_takes_along_and_why_it_is_not_possible(

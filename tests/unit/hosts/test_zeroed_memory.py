@@ -24,7 +24,7 @@ def test_a_large_tensor_of_zeros_takes_no_memory_until_it_is_written() -> None:
         zeros = torch.zeros(size, dtype=torch.int8, device=torch.device("cpu"))
     assert resident_bytes() - before < LARGE_BYTES
     zeros.fill_(1)
-    assert resident_bytes() - before >= size
+    assert resident_bytes() - before > size - LARGE_BYTES  # other threads may release memory meanwhile
     del zeros
     assert resident_bytes() - before < LARGE_BYTES
 

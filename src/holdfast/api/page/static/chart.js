@@ -69,7 +69,9 @@ function optionsOf(box) {
   };
 }
 
-function padded(_, from, to) {
+/** Pad the range of the points themselves: uPlot makes a range of a day around a single one. */
+export function padded(plot) {
+  const [from, to] = [plot.data[0][0], plot.data[0].at(-1)];
   const margin = Math.max(5, (to - from) * 0.05);
   return [from - margin, to + margin];
 }

@@ -49,7 +49,7 @@ function Phases({ incident, now, words }) {
   const label = phases.map((p) => `${p.name} ${seconds(p.seconds)}`).join(', ');
   return html`<div class="phases"><div class="bar" role="img" aria-label=${`Phases: ${label}`}>
       ${phases.map((p) => html`<span key=${p.name} class=${`phase ${p.name}`} title=${PHASES[p.name]} style=${{ flexGrow: Math.max(0.03, p.seconds / (total || 1)) }}></span>`)}</div>
-    ${words ? html`<ul>${phases.map((p) => html`<li key=${p.name}><i class=${`phase ${p.name}`}></i>${PHASES[p.name]} <b>${seconds(p.seconds)}</b></li>`)}</ul>` : null}</div>`;
+    ${words && phases.length ? html`<ul><li title="From the report of the fault to the end of the repair. The interruption ends with the next token of an answer.">Recovery <b>${seconds(total)}</b></li>${phases.map((p) => html`<li key=${p.name}><i class=${`phase ${p.name}`}></i>${PHASES[p.name]} <b>${seconds(p.seconds)}</b></li>`)}</ul>` : null}</div>`;
 }
 
 export class Incidents extends Component {

@@ -103,7 +103,7 @@ export function causeOf(incident) {
   return {
     head: withheld ? `${fault.error_type}: ${CLASSES[fault.fault_class] ?? fault.fault_class}` : `${fault.error_type}: ${fault.message}`,
     where: `engine ${fault.engine_id}${rank}${phase}`,
-    more: [`class ${fault.fault_class}${withheld ? '' : `: ${CLASSES[fault.fault_class] ?? ''}`}`, fault.place, withheld ? '`holdfast status --full-texts` shows the text' : '']
+    more: [fault.error_type.startsWith('Injected') ? 'injected on purpose' : '', `class ${fault.fault_class}${withheld ? '' : `: ${CLASSES[fault.fault_class] ?? ''}`}`, fault.place, withheld ? '`holdfast status --full-texts` shows the text' : '']
       .filter(Boolean).join(' · '),
   };
 }
